@@ -1,0 +1,3 @@
+//! control-plane
+
+fn main() {}
