@@ -1,0 +1,418 @@
+//! What callers of the runtime pass in and get back: plain data, no containerd types.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::error::Result;
+
+/// Id of a container: 64 hex digits, derived from pod uid, container name and attempt.
+pub type ContainerId = String;
+
+/// How to reach containerd and where to keep what belongs to this node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// containerd's gRPC socket.
+    pub socket: PathBuf,
+    /// containerd namespace that this runtime owns.
+    pub namespace: String,
+    /// Kept over reboots: records of exits.
+    pub state_dir: PathBuf,
+    /// Belongs to one boot (on a tmpfs in production): pinned namespaces, /dev/shm mounts, FIFOs,
+    /// runc's state. Visible at the same path in containerd's mount namespace.
+    pub run_dir: PathBuf,
+    /// `None`: overlayfs where it works, else native.
+    pub snapshotter: Option<String>,
+    /// Program (with leading arguments) that [`crate::logger::run`] was built into. The runtime appends
+    /// one argument, so with `program: node-agent, mode: "log-writer"` the shim runs
+    /// `node-agent log-writer <file>`.
+    pub log_writer: LogWriter,
+    pub registries: Registries,
+    /// How often everything is listed again although no event asked for it.
+    pub relist_interval: Duration,
+}
+
+/// Program that the shim starts to write a container's log.
+#[derive(Debug, Clone)]
+pub struct LogWriter {
+    /// Absolute path of the binary.
+    pub program: PathBuf,
+    /// Its first argument; the second is the path of the writer's configuration.
+    pub mode: String,
+    /// A log file is rotated when it reaches this size.
+    pub max_size_bytes: u64,
+    /// Number of files kept of one container, the current one included.
+    pub max_files: u32,
+}
+
+/// How registries are reached: one entry a registry host (`docker.io`, `127.0.0.1:5000`, ...).
+///
+/// Registries without an entry are reached over HTTPS at their own name.
+#[derive(Debug, Clone, Default)]
+pub struct Registries {
+    pub hosts: BTreeMap<String, RegistryHost>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct RegistryHost {
+    /// Tried in order before the registry itself; each `host[:port]`, with an entry of its own for
+    /// plain HTTP, CA or credentials.
+    pub mirrors: Vec<String>,
+    /// Plain HTTP only where it is configured so.
+    pub plain_http: bool,
+    /// Additional trusted CA certificates, PEM.
+    pub ca_pem: Option<String>,
+    pub auth: Option<RegistryAuth>,
+}
+
+/// Credentials for a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RegistryAuth {
+    Basic { username: String, password: String },
+    Bearer { token: String },
+}
+
+impl fmt::Debug for RegistryAuth {
+    /// Never shows the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Basic { username, .. } => write!(f, "Basic({username}, ...)"),
+            Self::Bearer { .. } => write!(f, "Bearer(...)"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeVersion {
+    /// `containerd`
+    pub name: String,
+    /// `1.6.20`
+    pub version: String,
+}
+
+/// An image on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Digest of the image's configuration, `sha256:...`.
+    pub id: String,
+    /// `docker.io/library/busybox:latest`, ...
+    pub repo_tags: Vec<String>,
+    /// `docker.io/library/busybox@sha256:...`, ...; the first is what `imageID` of a container status shows.
+    pub repo_digests: Vec<String>,
+    /// Compressed size of its layers and configuration.
+    pub size_bytes: u64,
+    /// `User` of the image's configuration: name or uid, optionally `:group`; empty means root.
+    pub user: String,
+}
+
+/// Bounded; a full channel drops the message: progress is only ever shown.
+pub type ProgressSender = mpsc::Sender<PullProgress>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullProgress {
+    Resolved { digest: String, total_bytes: u64 },
+    Layer { digest: String, fetched_bytes: u64, total_bytes: u64 },
+    Unpacking { digest: String },
+}
+
+/// What the containers of a pod share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodSandboxConfig {
+    pub pod_uid: String,
+    pub pod_name: String,
+    pub pod_namespace: String,
+    /// Set in the pod's own UTS namespace.
+    pub hostname: String,
+    pub network: PodNetwork,
+    /// Share the node's IPC namespace and /dev/shm.
+    pub host_ipc: bool,
+    /// Share the node's process namespace.
+    pub host_pid: bool,
+    /// Size of the pod's /dev/shm; `None`: 64 MiB.
+    pub shm_size_bytes: Option<u64>,
+    /// Path of the pod's cgroup below the cgroup roots (`/hawser/<node>/kubepods/.../pod<uid>`).
+    pub cgroup_parent: String,
+    /// Limits of the pod's cgroup as a whole.
+    pub resources: Resources,
+    pub sysctls: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodNetwork {
+    /// The network namespace in which this agent runs.
+    Host,
+    /// A pinned network namespace, made by the network crate.
+    Path(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodSandbox {
+    pub config: PodSandboxConfig,
+    pub created_at: Timestamp,
+    /// False when a pinned namespace or mount is gone (the machine was started again): the pod's
+    /// containers cannot be started in it; create the sandbox again.
+    pub ready: bool,
+}
+
+/// One container to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerConfig {
+    /// The pod's sandbox must exist.
+    pub pod_uid: String,
+    pub name: String,
+    /// Counts restarts of this container in this pod, from 0.
+    pub attempt: u32,
+    /// Reference or id of an image that was pulled.
+    pub image: String,
+    /// Replaces the image's entrypoint (and drops its command), unless empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command, unless empty.
+    pub args: Vec<String>,
+    /// Wins over the image's environment, later entries over earlier ones.
+    pub env: Vec<(String, String)>,
+    /// `None`: the image's, else `/`.
+    pub working_dir: Option<String>,
+    pub mounts: Vec<Mount>,
+    pub security: Security,
+    pub resources: Resources,
+    /// The shim writes stdout and stderr there in CRI log format; parent directories are made.
+    pub log_path: PathBuf,
+    pub tty: bool,
+    pub stdin: bool,
+    /// Close stdin when the first attached client leaves.
+    pub stdin_once: bool,
+    /// `None`: the image's, else SIGTERM. `SIGUSR1`, `USR1` or a number.
+    pub stop_signal: Option<String>,
+    /// Kept with the container and given back by `list_containers`.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    pub container_path: PathBuf,
+    pub host_path: PathBuf,
+    pub read_only: bool,
+    pub propagation: MountPropagation,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MountPropagation {
+    #[default]
+    Private,
+    HostToContainer,
+    Bidirectional,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Security {
+    /// `None`: the image's user (by name or number), else root.
+    pub run_as_user: Option<u32>,
+    pub run_as_group: Option<u32>,
+    pub supplemental_groups: Vec<u32>,
+    /// Add the groups that the image's /etc/group gives the user.
+    pub merge_image_groups: bool,
+    /// Fail when the user turns out to be root.
+    pub run_as_non_root: bool,
+    pub privileged: bool,
+    pub read_only_root: bool,
+    pub no_new_privileges: bool,
+    /// Names with or without `CAP_`; `ALL`.
+    pub add_capabilities: Vec<String>,
+    pub drop_capabilities: Vec<String>,
+    pub seccomp: Seccomp,
+    /// `procMount: Unmasked`
+    pub unmasked_proc: bool,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Self {
+            run_as_user: None,
+            run_as_group: None,
+            supplemental_groups: Vec::new(),
+            merge_image_groups: true,
+            run_as_non_root: false,
+            privileged: false,
+            read_only_root: false,
+            no_new_privileges: false,
+            add_capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            seccomp: Seccomp::default(),
+            unmasked_proc: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    /// Absolute path of a profile in the format of the OCI runtime specification.
+    Localhost(PathBuf),
+}
+
+/// Limits of a cgroup; `None` leaves the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpu_shares: Option<u64>,
+    pub cpu_quota_us: Option<i64>,
+    pub cpu_period_us: Option<u64>,
+    pub memory_limit_bytes: Option<i64>,
+    pub pids_limit: Option<i64>,
+    pub cpuset_cpus: Option<String>,
+    pub cpuset_mems: Option<String>,
+    /// Of containers only.
+    pub oom_score_adj: Option<i32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Made, its process not started.
+    Created,
+    Running,
+    Exited,
+    /// Half-made, or its record survived its process without saying how it ended; remove it.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerStatus {
+    pub id: ContainerId,
+    pub pod_uid: String,
+    pub pod_name: String,
+    pub pod_namespace: String,
+    pub name: String,
+    pub attempt: u32,
+    /// The reference that the container was made with.
+    pub image: String,
+    /// What `imageID` shows: repository@digest, else the image id.
+    pub image_ref: String,
+    pub state: ContainerState,
+    pub pid: Option<u32>,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub exit: Option<ContainerExit>,
+    pub log_path: PathBuf,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerExit {
+    /// 128 + n when killed by signal n.
+    pub exit_code: i32,
+    pub finished_at: Timestamp,
+    pub oom_killed: bool,
+    /// Set when the end was not seen (its shim died): the exit code is made up (137).
+    pub unobserved: bool,
+}
+
+impl ContainerExit {
+    /// `terminated.reason` as upstream words it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self { oom_killed: true, .. } => "OOMKilled",
+            Self { unobserved: true, .. } => "ContainerStatusUnknown",
+            Self { exit_code: 0, .. } => "Completed",
+            _ => "Error",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum RuntimeEvent {
+    Started { id: ContainerId, pod_uid: String },
+    /// The container's own process ended; its status is recorded before this is sent.
+    Exited { id: ContainerId, pod_uid: String, exit: ContainerExit },
+    /// The kernel killed some process in the container for memory.
+    Oom { id: ContainerId, pod_uid: String },
+    /// Events may have been missed (containerd was away, or this reader was slow): list again.
+    Resync,
+}
+
+/// Events in order, from the moment of subscription on. Never ends while the runtime lives.
+pub struct EventStream {
+    pub(crate) receiver: broadcast::Receiver<RuntimeEvent>,
+}
+
+impl EventStream {
+    /// The next event; `None` when the runtime was shut down. Cancel-safe.
+    ///
+    /// A reader that falls behind the bounded queue gets one [`RuntimeEvent::Resync`] in place of what
+    /// it missed.
+    pub async fn next(&mut self) -> Option<RuntimeEvent> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(RuntimeEvent::Resync),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    /// Ignored with a terminal, which has one output.
+    pub stderr: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AttachRequest {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub exit_code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub width: u16,
+    pub height: u16,
+}
+
+pub type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
+pub type BoxWrite = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Streams of a process. Dropping `stdin` closes the process's standard input.
+pub struct Session {
+    pub stdin: Option<BoxWrite>,
+    pub stdout: Option<BoxRead>,
+    pub stderr: Option<BoxRead>,
+    /// Sizes of the terminal, the latest counts; `None` without a terminal.
+    pub resize: Option<mpsc::Sender<TerminalSize>>,
+    /// The exit code, once the process has ended. Dropping it (and so the session) kills a process
+    /// that exec started, and leaves a container that was attached to alone.
+    pub exit: BoxFuture<'static, Result<i32>>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerStats {
+    /// CPU time used since the start.
+    pub cpu_usage_ns: u64,
+    pub memory_usage_bytes: u64,
+    /// Usage without inactive page cache, as evictions count it.
+    pub memory_working_set_bytes: u64,
+    pub memory_rss_bytes: u64,
+    pub memory_limit_bytes: Option<u64>,
+    pub pids: u64,
+}
