@@ -1,1 +1,29 @@
-//! hawser-api
+//! Hawser's resource model, shared by every component.
+//!
+//! Here live what the API server and its clients agree on: names of kinds ([`resource`]), errors as
+//! `metav1.Status` ([`error`]), the schema of every built-in type ([`schema`]), patches, selectors and
+//! quantities, the [`Client`] trait through which components reach the API, the typed layer and the
+//! watch-fed caches over it ([`Api`], [`informer`]), and the gRPC protocol with its client ([`grpc`]).
+//! No I/O happens here but in the gRPC client.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod error;
+pub mod informer;
+pub mod resource;
+pub mod typed;
+
+pub use client::Client;
+pub use error::{Error, FieldError};
+pub use resource::GroupVersionResource;
+pub use typed::Api;
+
+/// The generated code of the gRPC protocol, package `hawser.v1`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("hawser.v1");
+
+    /// The protocol's descriptors, for server reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hawser.v1.bin"));
+}
