@@ -10,6 +10,9 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod ids;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod types;
 
 use std::time::Duration;
@@ -17,6 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use error::{Error, PullErrorKind, Result};
+pub use ids::container_id;
 pub use types::*;
 
 /// What the kubelet asks of a container runtime.
