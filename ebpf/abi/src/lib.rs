@@ -1,1 +1,75 @@
-//! hawser-ebpf-abi
+//! What the kernel programs, the node agent and the tests share: map layouts, counters by reason, and the decisions
+//! that both sides must take alike.
+//!
+//! Everything here is plain data of fixed layout: `repr(C)`, integers, explicit zeroed padding, a size assertion.
+//! Addresses are 128 bits in network order, IPv4 as `::ffff:a.b.c.d`, so that there is one code path for both
+//! families. Fields whose name ends in `_be` are in network order, all others in the machine's.
+//!
+//! Pinned maps outlive the process that made them. A change of any layout raises [`LAYOUT_VERSION`]; the agent
+//! compares it before it adopts what it finds.
+#![no_std]
+
+pub mod checksum;
+pub mod flow;
+pub mod reason;
+pub mod service;
+pub mod socket;
+
+pub use flow::{Flow, FlowKey, FlowRef, Rewrite};
+pub use reason::Reason;
+pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
+pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
+
+/// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
+pub const LAYOUT_VERSION: u32 = 1;
+
+pub const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
+
+/// An address of either family, network order, IPv4 as `::ffff:a.b.c.d`.
+pub type Addr = [u8; 16];
+
+/// Settings of the node, the one entry of `SETTINGS`. The agent writes, the programs read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub layout_version: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// Cookie of the node's own network namespace. Node ports on loopback are served in it alone.
+    pub node_netns_cookie: u64,
+    /// Source of packets that the node sends on to backends of other nodes. All zero: none of that family.
+    pub snat_v4: Addr,
+    pub snat_v6: Addr,
+}
+const _: () = assert!(size_of::<Settings>() == 48);
+
+/// First port that the packet path uses as a source. Linux leaves 61000 and up to nobody by default
+/// (`ip_local_port_range` ends at 60999).
+pub const SNAT_PORT_FIRST: u16 = 61_000;
+/// Number of ports from [`SNAT_PORT_FIRST`] on: to 65535.
+pub const SNAT_PORT_COUNT: u16 = 4_536;
+
+/// Maps an IPv4 address in network order (as the kernel's context fields have it) into [`Addr`].
+#[inline(always)]
+pub const fn v4_mapped(octets: [u8; 4]) -> Addr {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, octets[0], octets[1], octets[2], octets[3]]
+}
+
+/// Tells whether `addr` is an IPv4 address in its mapped form.
+#[inline(always)]
+pub const fn is_v4(addr: &Addr) -> bool {
+    let mut zero = 0;
+    let mut index = 0;
+    while index < 10 {
+        zero |= addr[index];
+        index += 1;
+    }
+    zero == 0 && addr[10] == 0xff && addr[11] == 0xff
+}
+
+/// Returns the four octets of a mapped IPv4 address.
+#[inline(always)]
+pub const fn v4_octets(addr: &Addr) -> [u8; 4] {
+    [addr[12], addr[13], addr[14], addr[15]]
+}

@@ -1,1 +1,3 @@
-//! hawser-proxy
+//! The service proxy of a node: Services and EndpointSlices become entries of the eBPF datapath's maps.
+
+pub mod object;

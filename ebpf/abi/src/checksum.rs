@@ -1,0 +1,33 @@
+//! Internet checksums (RFC 1071), as differences (RFC 1624).
+
+/// Folds a 32-bit sum of 16-bit words into 16 bits.
+#[inline(always)]
+pub const fn fold(mut sum: u32) -> u16 {
+    // Two folds are enough: the first leaves at most 0x1fffe, the second at most 0xffff.
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// Adds with end-around carry, the addition of one's complement.
+#[inline(always)]
+pub const fn add(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum.wrapping_add(carry as u32)
+}
+
+/// Returns the difference that replacing `from` with `to` makes, for the kernel's checksum helpers.
+///
+/// Both are read as 32-bit words in memory order, which is what `bpf_l4_csum_replace` adds up.
+#[inline(always)]
+pub fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
+    let mut sum = 0;
+    let mut index = 0;
+    while index < 16 {
+        let old = u32::from_ne_bytes([from[index], from[index + 1], from[index + 2], from[index + 3]]);
+        let new = u32::from_ne_bytes([to[index], to[index + 1], to[index + 2], to[index + 3]]);
+        sum = add(add(sum, !old), new);
+        index += 4;
+    }
+    sum
+}

@@ -1,0 +1,157 @@
+//! Flows of the packet path: one object per flow, reached through two indexes, one per direction.
+//!
+//! Objects live in the array `FLOWS`; `FLOW_INDEX` maps the tuple of each direction to a slot and a generation. Taking
+//! a slot for another flow raises its generation, which makes both indexes stale at the same moment: there is never
+//! half a flow. A slot is found by probing a few places that the tuple's hash chooses.
+
+use crate::{Addr, service::Endpoint};
+
+/// Key of `FLOW_INDEX`: a packet's tuple as it arrives, in either direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    pub source: Addr,
+    pub destination: Addr,
+    pub source_port_be: u16,
+    pub destination_port_be: u16,
+    /// `IPPROTO_*`.
+    pub protocol: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// Value of `FLOW_INDEX`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowRef {
+    pub slot: u32,
+    pub generation: u32,
+    /// [`DIRECTION_FORWARD`] or [`DIRECTION_REPLY`].
+    pub direction: u32,
+}
+const _: () = assert!(size_of::<FlowRef>() == 12);
+
+pub const DIRECTION_FORWARD: u32 = 0;
+pub const DIRECTION_REPLY: u32 = 1;
+
+/// One flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Raised by whoever takes the slot; index entries of an older generation are misses.
+    pub generation: u32,
+    /// `FLOW_*`.
+    pub flags: u32,
+    pub last_seen_ns: u64,
+    /// The tuple of packets from the client, as they arrive.
+    pub forward: FlowKey,
+    /// The tuple of packets from the backend, as they arrive.
+    pub reply: FlowKey,
+    pub service_id: u32,
+    /// The frontend's generation when the backend was last seen to be a member.
+    pub frontend_generation: u32,
+}
+const _: () = assert!(size_of::<Flow>() == 104);
+
+/// The backend has answered.
+pub const FLOW_CONFIRMED: u32 = 1 << 0;
+/// A FIN or RST was seen in either direction.
+pub const FLOW_CLOSING: u32 = 1 << 1;
+/// The source was replaced: packets leave the node for another one.
+pub const FLOW_SNAT: u32 = 1 << 2;
+
+/// Places that are tried for a new flow. Bounds the verifier's work too.
+pub const FLOW_PROBES: u32 = 8;
+
+const SECOND_NS: u64 = 1_000_000_000;
+/// An unanswered flow. TCP's own third SYN comes after 3 s, its fourth after 7 s.
+pub const UNCONFIRMED_NS: u64 = 30 * SECOND_NS;
+/// UDP after its last packet; Linux's conntrack keeps an answered stream as long.
+pub const UDP_IDLE_NS: u64 = 120 * SECOND_NS;
+/// TCP after its last packet: twice the default keep-alive time.
+pub const TCP_IDLE_NS: u64 = 4 * 3600 * SECOND_NS;
+/// TCP after FIN or RST: as long as TIME_WAIT.
+pub const TCP_CLOSING_NS: u64 = 60 * SECOND_NS;
+
+/// Tells whether a flow has been idle for so long that its slot may be taken.
+#[inline(always)]
+pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
+    let limit = if flow.flags & FLOW_CONFIRMED == 0 {
+        UNCONFIRMED_NS
+    } else if flow.forward.protocol != crate::IPPROTO_TCP {
+        UDP_IDLE_NS
+    } else if flow.flags & FLOW_CLOSING != 0 {
+        TCP_CLOSING_NS
+    } else {
+        TCP_IDLE_NS
+    };
+    now_ns.saturating_sub(flow.last_seen_ns) > limit
+}
+
+/// What a packet's source and destination become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    pub source: Endpoint,
+    pub destination: Endpoint,
+}
+
+impl FlowKey {
+    #[inline(always)]
+    pub const fn new(source: Endpoint, destination: Endpoint, protocol: u8) -> Self {
+        Self {
+            source: source.addr,
+            destination: destination.addr,
+            source_port_be: source.port_be,
+            destination_port_be: destination.port_be,
+            protocol,
+            pad: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    pub const fn source_endpoint(&self) -> Endpoint {
+        Endpoint::new(self.source, self.source_port_be)
+    }
+
+    #[inline(always)]
+    pub const fn destination_endpoint(&self) -> Endpoint {
+        Endpoint::new(self.destination, self.destination_port_be)
+    }
+
+    /// Mixes the tuple into 32 bits. Spreads flows over slots; not a defence against chosen tuples by itself, which
+    /// is why an established flow never gives way.
+    #[inline(always)]
+    pub const fn hash(&self) -> u32 {
+        let mut hash = 0x9e37_79b9u32 ^ self.protocol as u32;
+        hash = mix(hash, (self.source_port_be as u32) << 16 | self.destination_port_be as u32);
+        let mut index = 0;
+        while index < 16 {
+            hash = mix(hash, word(&self.source, index));
+            hash = mix(hash, word(&self.destination, index));
+            index += 4;
+        }
+        hash ^= hash >> 16;
+        hash = hash.wrapping_mul(0x85eb_ca6b);
+        hash ^ (hash >> 13)
+    }
+}
+
+impl Flow {
+    /// Returns what packets of `direction` are rewritten to: the other direction's tuple, turned round.
+    #[inline(always)]
+    pub const fn rewrite(&self, direction: u32) -> Rewrite {
+        let other = if direction == DIRECTION_FORWARD { &self.reply } else { &self.forward };
+        Rewrite { source: other.destination_endpoint(), destination: other.source_endpoint() }
+    }
+}
+
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    (hash ^ word).wrapping_mul(0xcc9e_2d51).rotate_left(15)
+}
+
+#[inline(always)]
+const fn word(addr: &Addr, index: usize) -> u32 {
+    u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]])
+}

@@ -1,0 +1,73 @@
+//! What is counted: one number per event, per CPU, in `COUNTERS`. Reasons are only appended.
+
+/// Index into `COUNTERS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A socket was connected to a backend.
+    SocketConnected = 0,
+    /// A datagram of an unconnected socket was sent to a backend.
+    SocketSent = 1,
+    /// A socket was refused, because the service has no backend.
+    SocketRefusedNoBackend = 2,
+    /// A UDP socket chose another backend, because the one it had is gone.
+    SocketBackendReplaced = 3,
+    /// A datagram was refused, because what the socket remembers is full.
+    SocketPeersFull = 4,
+    /// A packet of a known flow was translated.
+    PacketForwarded = 5,
+    /// A packet started a new flow.
+    PacketNewFlow = 6,
+    /// A reply was translated back.
+    PacketReplied = 7,
+    /// A packet was for a service without backend, and was left to the host, which answers it.
+    PacketNoBackend = 8,
+    /// Dropped: every flow that could have made room is established.
+    DropFlowTableFull = 9,
+    /// Dropped: no free source port towards this backend was found.
+    DropNoSourcePort = 10,
+    /// Dropped: the node has no address of the packet's family to send from.
+    DropNoSourceAddress = 11,
+    /// Dropped: no route, or no neighbour, towards the backend or client.
+    DropNoRoute = 12,
+    /// Dropped: the packet could not be rewritten.
+    DropRewrite = 13,
+    /// Dropped: the hop limit ran out.
+    DropHopLimit = 14,
+    /// Passed on: a header was cut short or malformed.
+    PassMalformed = 15,
+    /// Passed on: a fragment without ports.
+    PassFragment = 16,
+    /// An unconfirmed flow gave way to a new one.
+    FlowEvicted = 17,
+    /// Dropped: `externalTrafficPolicy: Local`, and no backend on this node.
+    DropNoLocalBackend = 18,
+}
+
+/// Number of reasons, and size of `COUNTERS` (with room to append).
+pub const REASONS: usize = 19;
+pub const COUNTERS: u32 = 64;
+const _: () = assert!(REASONS <= COUNTERS as usize);
+
+/// Name of each reason as metrics and commands show it, in order.
+pub const NAMES: [&str; REASONS] = [
+    "socket_connected",
+    "socket_sent",
+    "socket_refused_no_backend",
+    "socket_backend_replaced",
+    "socket_peers_full",
+    "packet_forwarded",
+    "packet_new_flow",
+    "packet_replied",
+    "packet_no_backend",
+    "drop_flow_table_full",
+    "drop_no_source_port",
+    "drop_no_source_address",
+    "drop_no_route",
+    "drop_rewrite",
+    "drop_hop_limit",
+    "pass_malformed",
+    "pass_fragment",
+    "flow_evicted",
+    "drop_no_local_backend",
+];

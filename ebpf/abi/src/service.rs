@@ -1,0 +1,129 @@
+//! Services: one hash from frontend to a range of slots, and the slots.
+//!
+//! An update writes a fresh range of slots and then replaces the one frontend entry, so a reader sees the old range
+//! or the new one and never a mixture. The old range is reused only after a grace period, longer than any program
+//! runs.
+
+use crate::Addr;
+
+/// Key of `FRONTENDS`: an address, port and protocol that clients connect to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendKey {
+    pub addr: Addr,
+    pub port_be: u16,
+    /// `IPPROTO_*`.
+    pub protocol: u8,
+    /// Always 0: the kernel hashes every byte of a key.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+
+/// Value of `FRONTENDS`.
+///
+/// There are two ranges, because `internalTrafficPolicy` and `externalTrafficPolicy` may differ: `base`/`count` for
+/// clients inside the cluster (sockets of this node, packets of its pods), `wire_base`/`wire_count` for packets that
+/// come from outside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frontend {
+    /// Names the service port; all frontends of one service port share it.
+    pub service_id: u32,
+    /// Grows with every replacement, so that a socket notices that its backend may have gone.
+    pub generation: u32,
+    pub base: u32,
+    pub count: u32,
+    pub wire_base: u32,
+    pub wire_count: u32,
+    /// `FRONTEND_*`.
+    pub flags: u32,
+    /// Client affinity in seconds; 0 for none.
+    pub affinity_seconds: u32,
+}
+const _: () = assert!(size_of::<Frontend>() == 32);
+
+/// Served to packets that come from outside the node (node ports, external addresses); cluster IPs are not.
+pub const FRONTEND_WIRE: u32 = 1 << 0;
+/// Served at sockets of the node's own network namespace alone (node ports on loopback).
+pub const FRONTEND_NODE_ONLY: u32 = 1 << 1;
+/// Served to packets alone: the address of a departed UDP backend, kept for clients that are still connected to it.
+pub const FRONTEND_DEPARTED: u32 = 1 << 2;
+/// Only backends of this node are used for traffic from outside (`externalTrafficPolicy: Local`).
+pub const FRONTEND_WIRE_LOCAL: u32 = 1 << 3;
+
+/// One slot of `BACKENDS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    pub addr: Addr,
+    pub port_be: u16,
+    /// `BACKEND_*`.
+    pub flags: u8,
+    /// Always 0.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<Backend>() == 20);
+
+/// The backend runs on this node: packets from outside keep their source, replies pass the node anyway.
+pub const BACKEND_LOCAL: u8 = 1 << 0;
+
+/// Key of `MEMBERS`: "this backend belongs to this UDP service port". The value is unused.
+///
+/// A socket or flow that remembers a backend of an older generation asks here whether it is still there, which
+/// costs one lookup whatever the number of backends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MemberKey {
+    pub service_id: u32,
+    pub addr: Addr,
+    pub port_be: u16,
+    /// Always 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<MemberKey>() == 24);
+
+/// An address and port, as sockets and flows remember them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub addr: Addr,
+    pub port_be: u16,
+    /// Always 0.
+    pub pad: u16,
+}
+const _: () = assert!(size_of::<Endpoint>() == 20);
+
+impl Endpoint {
+    #[inline(always)]
+    pub const fn new(addr: Addr, port_be: u16) -> Self {
+        Self { addr, port_be, pad: 0 }
+    }
+}
+
+impl Backend {
+    #[inline(always)]
+    pub const fn endpoint(&self) -> Endpoint {
+        Endpoint::new(self.addr, self.port_be)
+    }
+}
+
+/// Who asks for a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A socket of this node, or a packet of one of its pods.
+    Inside,
+    /// A packet from outside.
+    Wire,
+}
+
+/// Returns the slot that `random` chooses for `client`, or `None` when the frontend has no backend for it.
+///
+/// The remainder favours low slots by less than one part in `u32::MAX / count`: nothing at any real count.
+#[inline(always)]
+pub const fn choose_slot(frontend: &Frontend, client: Client, random: u32) -> Option<u32> {
+    let (base, count) = match client {
+        Client::Inside => (frontend.base, frontend.count),
+        Client::Wire => (frontend.wire_base, frontend.wire_count),
+    };
+    if count == 0 { None } else { Some(base.wrapping_add(random % count)) }
+}
