@@ -104,7 +104,7 @@ impl<K: Kind> Informer<K> {
         self.len() == 0
     }
 
-    /// True once the first list is in the cache.
+    /// True once the first list is in the cache and every handler has heard of it.
     pub fn is_synced(&self) -> bool {
         self.shared.synced.load(Ordering::Acquire)
     }
@@ -208,8 +208,6 @@ impl<K: Kind> Informer<K> {
         let fresh: HashMap<ObjectKey, Arc<K>> =
             objects.into_iter().map(|object| (ObjectKey::of(&object), Arc::new(object))).collect();
         let stale = std::mem::replace(&mut *self.shared.objects.write(), fresh.clone());
-        self.shared.synced.store(true, Ordering::Release);
-        self.shared.on_sync.notify_waiters();
         for (key, old) in &stale {
             if !fresh.contains_key(key) {
                 self.tell(&Change { key, old: Some(old), new: None });
@@ -222,6 +220,9 @@ impl<K: Kind> Informer<K> {
                 self.tell(&Change { key, old, new: Some(new) });
             }
         }
+        // Last: who waits for the first list may rely on indexes that handlers keep.
+        self.shared.synced.store(true, Ordering::Release);
+        self.shared.on_sync.notify_waiters();
     }
 
     fn tell(&self, change: &Change<'_, K>) {
