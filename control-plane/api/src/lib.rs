@@ -11,6 +11,7 @@
 pub mod client;
 pub mod error;
 pub mod informer;
+pub mod kinds;
 pub mod resource;
 pub mod typed;
 

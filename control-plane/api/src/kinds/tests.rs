@@ -1,0 +1,152 @@
+use std::{collections::BTreeSet, path::Path};
+
+use serde_json::Value;
+
+use super::*;
+
+/// What upstream serves and this table does not, with the reason.
+const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "v1/componentstatuses",
+        "deprecated upstream since v1.19; answers about components that do not exist here",
+    ),
+    ("v1/replicationcontrollers", "superseded by ReplicaSets; its controller does not exist yet"),
+    ("v1/nodes/proxy", "streams to arbitrary ports of nodes do not pass yet"),
+    ("v1/pods/proxy", "streams to arbitrary ports of pods do not pass yet"),
+    ("v1/services/proxy", "streams to arbitrary ports of services do not pass yet"),
+    ("v1/pods/ephemeralcontainers", "the node agent does not start ephemeral containers yet"),
+    ("v1/pods/resize", "the node agent does not resize in place yet"),
+    ("autoscaling/v1", "the older view of the same objects; needs conversion"),
+    ("admissionregistration.k8s.io", "webhooks and policies are not called yet"),
+    ("apiextensions.k8s.io", "custom resources are not served yet"),
+    ("apiregistration.k8s.io", "aggregated APIs are not served yet"),
+    ("certificates.k8s.io", "nothing signs yet"),
+    ("coordination.k8s.io/v1alpha2", "off by default upstream"),
+    ("coordination.k8s.io/v1beta1", "off by default upstream"),
+    ("flowcontrol.apiserver.k8s.io", "flow control is not configurable yet"),
+    ("internal.apiserver.k8s.io", "off by default upstream"),
+    ("networking.k8s.io/v1/ipaddresses", "addresses are allocated without objects"),
+    ("networking.k8s.io/v1/servicecidrs", "the range is a flag"),
+    ("networking.k8s.io/v1beta1", "off by default upstream"),
+    ("resource.k8s.io", "dynamic resource allocation does not exist yet"),
+    ("scheduling.k8s.io/v1alpha2", "pod groups do not exist yet"),
+    ("storage.k8s.io/v1/volumeattributesclasses", "nothing changes volumes in place yet"),
+    ("storage.k8s.io/v1beta1", "off by default upstream"),
+    ("storagemigration.k8s.io", "objects have one stored version"),
+];
+
+/// `v1/pods`, `v1/pods/status create,get ...`: one line for each resource and subresource.
+fn served() -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    for kind in KINDS {
+        for version in kind.versions {
+            let prefix = format!("{}/{}", kind.api_version(version.name), kind.plural);
+            lines.insert(format!(
+                "{prefix} {} {} {} {} {} {}",
+                kind.kind,
+                kind.singular,
+                kind.namespaced,
+                kind.verbs.join(","),
+                kind.short_names.join(","),
+                kind.categories.join(",")
+            ));
+            for sub in kind.subresources {
+                let (group, group_version) = sub.group_version.unwrap_or_default();
+                lines.insert(format!(
+                    "{prefix}/{} {} {} {} {group} {group_version}",
+                    sub.name,
+                    sub.kind,
+                    kind.namespaced,
+                    sub.verbs.join(",")
+                ));
+            }
+        }
+    }
+    lines
+}
+
+fn upstream(folder: &Path) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let list: Value = serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap();
+        if list["kind"] != "APIResourceList" {
+            continue;
+        }
+        for resource in list["resources"].as_array().unwrap() {
+            let text = |name: &str| resource[name].as_str().unwrap_or_default().to_owned();
+            let words = |name: &str| {
+                let all = resource[name].as_array().cloned().unwrap_or_default();
+                all.iter().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>().join(",")
+            };
+            let path = format!("{}/{}", list["groupVersion"].as_str().unwrap(), text("name"));
+            let common = format!("{path} {}", text("kind"));
+            let verbs = words("verbs");
+            lines.insert(if text("name").contains('/') {
+                format!("{common} {} {verbs} {} {}", resource["namespaced"], text("group"), text("version"))
+            } else {
+                format!(
+                    "{common} {} {} {verbs} {} {}",
+                    text("singularName"),
+                    resource["namespaced"],
+                    words("shortNames"),
+                    words("categories")
+                )
+            });
+        }
+    }
+    lines
+}
+
+#[test]
+fn table_agrees_with_upstream_but_for_what_is_listed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/kubernetes-v1.36/discovery");
+    if !folder.exists() {
+        println!("skipped: {} is absent", folder.display());
+        return;
+    }
+    let (served, upstream) = (served(), upstream(&folder));
+    let extra: Vec<_> = served.difference(&upstream).collect();
+    assert!(extra.is_empty(), "not as upstream serves it: {extra:#?}");
+    let left_out = |line: &str| {
+        let path = line.split(' ').next().unwrap();
+        LEFT_OUT.iter().any(|(prefix, _)| path == *prefix || path.starts_with(&format!("{prefix}/")))
+    };
+    let missing: Vec<_> = upstream.difference(&served).filter(|line| !left_out(line)).collect();
+    assert!(missing.is_empty(), "upstream serves it, and no reason is given: {missing:#?}");
+    let stale: Vec<_> = served.iter().filter(|line| left_out(line)).collect();
+    assert!(stale.is_empty(), "listed as left out, but served: {stale:#?}");
+}
+
+#[test]
+fn each_kind_is_stored_in_exactly_one_version() {
+    for kind in KINDS {
+        let stored: Vec<_> = kind.versions.iter().filter(|version| version.storage).collect();
+        assert_eq!(stored.len(), 1, "{}", kind.qualified());
+        if let (Some(storage), false) = (kind.storage, kind.is_view()) {
+            assert_eq!(storage.version, stored[0].name, "{}", kind.qualified());
+            assert_eq!(storage.kind, kind.kind, "{}", kind.qualified());
+        }
+        if kind.storage.is_some() {
+            assert_eq!(kind.list_kind, format!("{}List", kind.kind));
+        }
+    }
+}
+
+#[test]
+fn lookups_find_the_same_row() {
+    let by_plural = Kind::find("apps", "v1", "deployments").unwrap();
+    let by_kind = Kind::by_kind("apps", "v1", "Deployment").unwrap();
+    assert!(std::ptr::eq(by_plural, by_kind));
+    assert!(Kind::find("apps", "v1beta1", "deployments").is_none());
+    assert!(Kind::find("", "v1", "deployments").is_none());
+    assert_eq!(by_plural.qualified(), "deployments.apps");
+    assert!(by_plural.has_status() && by_plural.subresource("scale").is_some());
+    assert!(Kind::by_kind("events.k8s.io", "v1", "Event").unwrap().is_view());
+}
+
+#[test]
+fn groups_start_with_core() {
+    let groups = groups();
+    assert_eq!(groups[0], Group { name: "", versions: vec!["v1"] });
+    assert_eq!(groups.iter().filter(|group| group.name == "apps").count(), 1);
+}

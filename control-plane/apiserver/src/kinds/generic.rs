@@ -1,0 +1,175 @@
+//! What all kinds share around their hooks.
+
+use hawser_api::{FieldError, kinds::Kind};
+use serde_json::{Map, Value, json};
+
+use super::{Hooks, hooks, meta, selector, value::Fields};
+
+/// Fields of `metadata` that only the server writes.
+const SERVERS: [&str; 3] = ["uid", "creationTimestamp", "generation"];
+
+fn hooks_of(kind: &Kind) -> &'static Hooks {
+    hooks(kind.group, kind.plural)
+}
+
+/// Fills in upstream's defaults. Applied to what clients send and to what the store holds; idempotent.
+pub fn default(kind: &Kind, object: &mut Value) {
+    (hooks_of(kind).default)(object);
+}
+
+/// Makes a client's object a new one: status as at birth, generation 1.
+pub fn prepare_create(kind: &Kind, object: &mut Value) {
+    let hooks = hooks_of(kind);
+    if kind.has_status() && !hooks.status_at_create {
+        object.drop_field("status");
+    }
+    (hooks.prepare_create)(object);
+    if kind.has_generation {
+        object.ensure("metadata").set("generation", 1);
+    }
+}
+
+/// Keeps what an update may not touch: the status, and the server's metadata. Counts the generation.
+pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
+    if kind.has_status() {
+        new.copy_field("status", old);
+    }
+    keep_servers_metadata(new, old);
+    (hooks_of(kind).prepare_update)(new, old);
+    // Upstream counts a Deployment's annotations as desired too.
+    let annotated = kind.plural == "deployments" && new.at("metadata.annotations") != old.at("metadata.annotations");
+    if kind.has_generation && (annotated || !same_desire(new, old)) {
+        let generation = old.int("metadata.generation").unwrap_or_default();
+        new.ensure("metadata").set("generation", generation + 1);
+    }
+}
+
+/// Keeps everything but the status, and where upstream allows it labels and annotations.
+pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
+    let status = new.drop_field("status");
+    let metadata = new.drop_field("metadata").unwrap_or_else(|| Value::Object(Map::new()));
+    let mut kept = old.clone();
+    kept.drop_field("status");
+    if let Some(status) = status {
+        kept.set("status", status);
+    }
+    // Node agents label nodes and annotate pods with the status they report; a Deployment's revision is an
+    // annotation that its controller writes so.
+    let from_new: &[&str] = match (kind.group, kind.plural) {
+        ("", _) | ("apps", "replicasets") => &["labels", "annotations", "resourceVersion", "managedFields"],
+        ("apps", "deployments") => &["annotations", "resourceVersion", "managedFields"],
+        _ => &["resourceVersion", "managedFields"],
+    };
+    let kept_metadata = kept.ensure("metadata");
+    for field in from_new {
+        kept_metadata.copy_field(field, &metadata);
+    }
+    // A uid or a name that is not the object's is the client's mistake; validation tells.
+    for field in ["uid", "name", "namespace"] {
+        if metadata.has(field) {
+            kept_metadata.copy_field(field, &metadata);
+        }
+    }
+    *new = kept;
+}
+
+pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
+    let hooks = hooks_of(kind);
+    let mut errors = meta::validate(kind, hooks.name, object);
+    errors.extend((hooks.validate_create)(object));
+    errors
+}
+
+/// Rules for the new object, and rules about the change.
+pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let hooks = hooks_of(kind);
+    let mut errors = meta::validate(kind, hooks.name, new);
+    errors.extend(meta::validate_update(new, old));
+    errors.extend((hooks.validate_create)(new));
+    errors.extend((hooks.validate_update)(new, old));
+    errors
+}
+
+/// Rules about a change of the status.
+pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let hooks = hooks_of(kind);
+    let mut errors = meta::validate(kind, hooks.name, new);
+    errors.extend(meta::validate_update(new, old));
+    errors.extend((hooks.validate_status)(new, old));
+    errors
+}
+
+/// Seconds that the object has left when its deletion is asked for; 0 means it goes at once.
+pub fn deletion_grace_seconds(kind: &Kind, object: &Value, requested: Option<i64>) -> i64 {
+    hooks_of(kind).deletion_grace.map_or(0, |grace| grace(object, requested))
+}
+
+/// The object as `autoscaling/v1` Scale; `None` for kinds without one.
+pub fn scale_of(kind: &Kind, object: &Value) -> Option<Value> {
+    let paths = hooks_of(kind).scale?;
+    let meta = object.at("metadata");
+    let mut scale_meta = Map::new();
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if meta.has(field) {
+            scale_meta.insert(field.to_owned(), meta.at(field).clone());
+        }
+    }
+    let mut status = json!({ "replicas": object.int(paths.status_replicas).unwrap_or_default() });
+    let selector = selector::to_text(object.at(paths.selector));
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
+    let mut spec = Map::new();
+    let replicas = object.int(paths.spec_replicas).unwrap_or_default();
+    if replicas != 0 {
+        spec.insert("replicas".to_owned(), replicas.into());
+    }
+    Some(json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": scale_meta, "spec": spec, "status": status,
+    }))
+}
+
+/// The object with the replicas that a Scale asks for, or what is wrong with the Scale.
+pub fn scaled(kind: &Kind, object: &Value, scale: &Value) -> Result<Value, Vec<FieldError>> {
+    let Some(paths) = hooks_of(kind).scale else {
+        return Ok(object.clone());
+    };
+    let replicas = scale.int("spec.replicas").unwrap_or_default();
+    if replicas < 0 {
+        return Err(vec![FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0")]);
+    }
+    let mut scaled = object.clone();
+    let (parent, field) = paths.spec_replicas.rsplit_once('.').unwrap_or(("", paths.spec_replicas));
+    scaled.ensure(parent).set(field, replicas);
+    if scale.has("metadata.resourceVersion") {
+        scaled.ensure("metadata").copy_field("resourceVersion", scale.at("metadata"));
+    }
+    Ok(scaled)
+}
+
+fn keep_servers_metadata(new: &mut Value, old: &Value) {
+    let before = old.at("metadata");
+    let meta = new.ensure("metadata");
+    for field in SERVERS {
+        // A client that names another uid means another object; validation says so.
+        if field != "uid" || !meta.has("uid") {
+            meta.copy_field(field, before);
+        }
+    }
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if before.has(field) {
+            meta.copy_field(field, before);
+        }
+    }
+}
+
+/// Whether two versions differ in nothing but metadata and status.
+fn same_desire(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else {
+        return new == old;
+    };
+    let apart = |name: &str| matches!(name, "metadata" | "status" | "kind" | "apiVersion");
+    let desired = |object: &Map<String, Value>| object.keys().filter(|name| !apart(name)).count();
+    desired(new) == desired(old) && new.iter().all(|(name, value)| apart(name) || old.get(name) == Some(value))
+}

@@ -1,0 +1,181 @@
+//! What kinds do beyond being stored: defaults, preparation, validation, printing.
+//!
+//! The registry is generic over [`Kind`] and calls the functions of this module in this order: create is
+//! [`default`], [`prepare_create`], admission, [`validate_create`]; update is [`default`], [`prepare_update`] (or
+//! [`prepare_status`]), admission, [`validate_update`] (or [`validate_status`]). They do what all kinds share
+//! (object metadata, generation, status apart from spec) and then ask the kind's [`Hooks`]. Objects are JSON
+//! in canonical form, already checked against the schema: a field that is there has the right JSON type.
+//! Everything here is pure; names that must exist and numbers that must be free are admission's matter.
+
+mod apps;
+mod autoscaling;
+mod batch;
+mod config;
+mod endpoints;
+mod event;
+mod generic;
+pub mod human;
+mod lease;
+mod meta;
+mod names;
+mod namespace;
+mod networking;
+mod node;
+mod pod;
+mod policy;
+mod quantity;
+mod rbac;
+mod selector;
+mod service;
+mod storage;
+mod value;
+
+pub use generic::{
+    default, deletion_grace_seconds, prepare_create, prepare_status, prepare_update, scale_of,
+    scaled, validate_create, validate_status, validate_update,
+};
+pub use names::NameRule;
+
+use hawser_api::FieldError;
+use jiff::Timestamp;
+use serde_json::Value;
+
+/// What one kind does. The plain one, for kinds that are data only, does nothing.
+pub struct Hooks {
+    /// Fills in what upstream fills in; changes nothing the second time.
+    pub default: fn(&mut Value),
+    /// After the status was dropped (see `status_at_create`).
+    pub prepare_create: fn(&mut Value),
+    /// After the old status was put back.
+    pub prepare_update: fn(&mut Value, &Value),
+    pub validate_create: fn(&Value) -> Vec<FieldError>,
+    /// Rules about the change only; the rules of `validate_create` hold for the new object too.
+    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Rules about a change of the status.
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
+    /// All columns, `Name` and `Age` included, as `kubectl get` shows them.
+    pub columns: &'static [Column],
+    /// One cell for each column.
+    pub cells: fn(&Value, Timestamp) -> Vec<Value>,
+    /// Field selectors beside `metadata.name` and `metadata.namespace`.
+    pub selectable: &'static [Selectable],
+    /// Seconds between the request to delete and the end; `None` where objects go at once.
+    pub deletion_grace: Option<fn(&Value, Option<i64>) -> i64>,
+    pub scale: Option<ScalePaths>,
+    /// Translation for kinds whose objects are stored as another kind: `(to storage, from storage)`.
+    pub view: Option<(fn(&mut Value), fn(&mut Value))>,
+    pub name: NameRule,
+    /// Whether a client may say the status when it creates the object (nodes do).
+    pub status_at_create: bool,
+    /// PUT of a name that does not exist creates it.
+    pub create_on_update: bool,
+}
+
+/// A column of `kubectl get`.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `date`: OpenAPI's names.
+    pub kind: &'static str,
+    pub format: &'static str,
+    /// 0 is always shown, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+/// A field that selectors can name, and how to read it.
+pub type Selectable = (&'static str, fn(&Value) -> String);
+
+/// Where a kind keeps what its `scale` subresource shows.
+#[derive(Clone, Copy, Debug)]
+pub struct ScalePaths {
+    pub spec_replicas: &'static str,
+    pub status_replicas: &'static str,
+    /// A `LabelSelector`.
+    pub selector: &'static str,
+}
+
+const fn column(name: &'static str, kind: &'static str) -> Column {
+    Column { name, kind, format: "", priority: 0 }
+}
+
+const fn text(name: &'static str) -> Column {
+    column(name, "string")
+}
+
+const fn wide(name: &'static str) -> Column {
+    Column { priority: 1, ..column(name, "string") }
+}
+
+const NAME: Column = Column { name: "Name", kind: "string", format: "name", priority: 0 };
+const AGE: Column = text("Age");
+
+/// The hooks of a kind without behaviour.
+pub static PLAIN: Hooks = Hooks {
+    default: |_| (),
+    prepare_create: |_| (),
+    prepare_update: |_, _| (),
+    validate_create: |_| Vec::new(),
+    validate_update: |_, _| Vec::new(),
+    validate_status: |_, _| Vec::new(),
+    columns: &[NAME, Column { name: "Created At", kind: "date", format: "", priority: 0 }],
+    cells: |object, _| {
+        let meta = &object["metadata"];
+        vec![meta["name"].clone(), meta["creationTimestamp"].clone()]
+    },
+    selectable: &[],
+    deletion_grace: None,
+    scale: None,
+    view: None,
+    name: NameRule::Subdomain,
+    status_at_create: false,
+    create_on_update: false,
+};
+
+/// The hooks of a kind; [`PLAIN`] for those that are data only.
+pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
+    match (group, plural) {
+        ("", "configmaps") => &config::CONFIG_MAP,
+        ("", "endpoints") => &endpoints::ENDPOINTS,
+        ("", "events") => &event::CORE,
+        ("", "limitranges") => &policy::LIMIT_RANGE,
+        ("", "namespaces") => &namespace::NAMESPACE,
+        ("", "nodes") => &node::NODE,
+        ("", "persistentvolumeclaims") => &storage::CLAIM,
+        ("", "persistentvolumes") => &storage::VOLUME,
+        ("", "pods") => &pod::POD,
+        ("", "podtemplates") => &pod::POD_TEMPLATE,
+        ("", "resourcequotas") => &policy::RESOURCE_QUOTA,
+        ("", "secrets") => &config::SECRET,
+        ("", "serviceaccounts") => &config::SERVICE_ACCOUNT,
+        ("", "services") => &service::SERVICE,
+        ("apps", "controllerrevisions") => &apps::CONTROLLER_REVISION,
+        ("apps", "daemonsets") => &apps::DAEMON_SET,
+        ("apps", "deployments") => &apps::DEPLOYMENT,
+        ("apps", "replicasets") => &apps::REPLICA_SET,
+        ("apps", "statefulsets") => &apps::STATEFUL_SET,
+        ("autoscaling", "horizontalpodautoscalers") => &autoscaling::AUTOSCALER,
+        ("batch", "cronjobs") => &batch::CRON_JOB,
+        ("batch", "jobs") => &batch::JOB,
+        ("coordination.k8s.io", "leases") => &lease::LEASE,
+        ("discovery.k8s.io", "endpointslices") => &endpoints::ENDPOINT_SLICE,
+        ("events.k8s.io", "events") => &event::EVENTS,
+        ("networking.k8s.io", "ingressclasses") => &networking::INGRESS_CLASS,
+        ("networking.k8s.io", "ingresses") => &networking::INGRESS,
+        ("networking.k8s.io", "networkpolicies") => &networking::NETWORK_POLICY,
+        ("node.k8s.io", "runtimeclasses") => &policy::RUNTIME_CLASS,
+        ("policy", "poddisruptionbudgets") => &policy::DISRUPTION_BUDGET,
+        ("rbac.authorization.k8s.io", "clusterrolebindings" | "rolebindings") => &rbac::BINDING,
+        ("rbac.authorization.k8s.io", "clusterroles") => &rbac::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "roles") => &rbac::ROLE,
+        ("scheduling.k8s.io", "priorityclasses") => &policy::PRIORITY_CLASS,
+        ("storage.k8s.io", "csidrivers") => &storage::CSI_DRIVER,
+        ("storage.k8s.io", "csinodes") => &storage::CSI_NODE,
+        ("storage.k8s.io", "csistoragecapacities") => &storage::CSI_CAPACITY,
+        ("storage.k8s.io", "storageclasses") => &storage::STORAGE_CLASS,
+        ("storage.k8s.io", "volumeattachments") => &storage::ATTACHMENT,
+        _ => &PLAIN,
+    }
+}
+
+#[cfg(test)]
+mod tests;
