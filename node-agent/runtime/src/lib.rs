@@ -11,6 +11,8 @@
 
 mod error;
 mod ids;
+pub mod logger;
+pub mod logs;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;

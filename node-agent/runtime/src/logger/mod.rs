@@ -1,0 +1,173 @@
+//! The process that writes one container's log, started by its shim as `binary://<program>?<mode>=<file>`.
+//!
+//! It outlives the agent: lines go from the container's pipes to the CRI log file, rotated by size,
+//! whether or not an agent runs. What arrives is also handed live to clients of a unix socket, for
+//! attach. It never holds the container back: what cannot be written (a full disk) or handed on (a slow
+//! client) is dropped, and the log says how much. Single-threaded, no async runtime: there is one such
+//! process for every container.
+
+mod clients;
+mod file;
+mod lines;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use clients::Clients;
+use file::LogFile;
+use lines::LineEncoder;
+
+pub(crate) use clients::{FRAME_HEADER, decode_header};
+pub(crate) use file::rotated_files;
+
+/// Name of the attach socket beside the configuration file.
+pub(crate) const ATTACH_SOCKET: &str = "attach.sock";
+
+/// Bytes taken from a pipe at once: a whole pipe buffer.
+const READ_BYTES: usize = 64 << 10;
+
+/// How often a writer that reads FIFOs looks whether its container still exists.
+const ORPHAN_CHECK_MS: u16 = 10_000;
+
+/// What a writer is told, as JSON in the file that its command line names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WriterConfig {
+    pub(crate) log_path: PathBuf,
+    pub(crate) max_size_bytes: u64,
+    pub(crate) max_files: u32,
+    pub(crate) source: Source,
+}
+
+/// Where the output comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Source {
+    /// The shim's pipes: stdout is fd 3, stderr fd 4; closing fd 5 says that the writer is ready.
+    Pipes,
+    /// The same, but a terminal has only one stream, and the shim never closes the other one.
+    Terminal,
+    /// FIFOs, for containers with stdin: the shim gives a logging program no stdin (containerd 1.6).
+    Fifos { stdout: PathBuf, stderr: PathBuf },
+}
+
+/// One of a container's output streams, as CRI log lines name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Runs a log writer until its container's output ends. Call it first thing in `main`, when the program
+/// was started in the mode that [`crate::LogWriter::mode`] names.
+pub fn run(config_path: &Path) -> ExitCode {
+    match write_log(config_path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The shim passes its own stderr on; there is nobody else to tell.
+            eprintln!("log writer for {}: {error}", config_path.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Input {
+    stream: Stream,
+    pipe: File,
+    encoder: LineEncoder,
+    ended: bool,
+}
+
+fn write_log(config_path: &Path) -> std::io::Result<()> {
+    let config: WriterConfig = serde_json::from_slice(&fs::read(config_path)?)?;
+    let is_fifo = matches!(config.source, Source::Fifos { .. });
+    let mut inputs = open_inputs(&config.source)?;
+    let mut log = LogFile::new(config.log_path, config.max_size_bytes, config.max_files);
+    let mut clients = Clients::listen(config_path.parent().unwrap_or(Path::new("/")));
+    if !is_fifo {
+        // Fails when there is no such descriptor, which then means that nobody waits for it.
+        let _ = nix::unistd::close(5);
+    }
+
+    let mut chunk = vec![0; READ_BYTES];
+    let mut encoded = Vec::with_capacity(2 * READ_BYTES);
+    while inputs.iter().any(|input| !input.ended) {
+        let timeout = if is_fifo { PollTimeout::from(ORPHAN_CHECK_MS) } else { PollTimeout::NONE };
+        let readable = wait(&inputs, &mut clients, timeout)?;
+        if readable.is_empty() && is_fifo && !config_path.exists() {
+            return Ok(());
+        }
+        for index in readable {
+            let input = &mut inputs[index];
+            let count = match input.pipe.read(&mut chunk) {
+                Ok(count) => count,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+                Err(e) => return Err(e),
+            };
+            let now = Timestamp::now();
+            encoded.clear();
+            if count == 0 {
+                input.ended = true;
+                input.encoder.finish(now, &mut encoded);
+            } else {
+                input.encoder.feed(&chunk[..count], now, &mut encoded);
+                clients.send(input.stream, &chunk[..count]);
+            }
+            log.append(&encoded);
+        }
+    }
+    Ok(())
+}
+
+fn open_inputs(source: &Source) -> std::io::Result<Vec<Input>> {
+    let input = |stream, path: &Path| -> std::io::Result<Input> {
+        let pipe = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+        Ok(Input { stream, pipe, encoder: LineEncoder::new(stream), ended: false })
+    };
+    // Opening through /proc gives descriptors of our own, non-blocking and owned.
+    let (stdout, stderr) = (Path::new("/proc/self/fd/3"), Path::new("/proc/self/fd/4"));
+    match source {
+        Source::Pipes => Ok(vec![input(Stream::Stdout, stdout)?, input(Stream::Stderr, stderr)?]),
+        Source::Terminal => Ok(vec![input(Stream::Stdout, stdout)?]),
+        Source::Fifos { stdout, stderr } => {
+            Ok(vec![input(Stream::Stdout, stdout)?, input(Stream::Stderr, stderr)?])
+        }
+    }
+}
+
+/// Waits until something happens; serves the clients; returns the inputs that can be read.
+fn wait(inputs: &[Input], clients: &mut Clients, timeout: PollTimeout) -> std::io::Result<Vec<usize>> {
+    let open: Vec<usize> = (0..inputs.len()).filter(|i| !inputs[*i].ended).collect();
+    let (readable, ready) = {
+        let mut fds: Vec<PollFd> =
+            open.iter().map(|i| PollFd::new(inputs[*i].pipe.as_fd(), PollFlags::POLLIN)).collect();
+        clients.add_poll_fds(&mut fds);
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        }
+        let any = |fd: &PollFd| fd.any().unwrap_or(true);
+        let readable = open.iter().zip(&fds).filter(|(_, fd)| any(fd)).map(|(i, _)| *i).collect();
+        let ready: Vec<bool> = fds[open.len()..].iter().map(any).collect();
+        (readable, ready)
+    };
+    clients.serve(&ready);
+    Ok(readable)
+}
