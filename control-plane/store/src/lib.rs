@@ -10,11 +10,13 @@
 
 #![deny(unsafe_code)]
 
+mod embedded;
 mod error;
 mod model;
 mod pages;
 mod watch;
 
+pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use error::{Error, Source};
 pub use model::{
     Event, EventKind, Expect, Key, KeyValue, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, RangeRequest,

@@ -21,10 +21,9 @@ pub const MAX_OPERATIONS: usize = 128;
 /// Keys and values of one write or transaction together (etcd's `--max-request-bytes`).
 pub const MAX_REQUEST_BYTES: usize = 1536 * 1024;
 
-/// Length of a key: what LMDB takes (511) less what a later layout might add. The longest key Kubernetes makes
-/// is shorter: group 253, resource 63 and name 253 never come together with a long namespace in practice, and a
-/// key that does not fit is refused with [`Error::InvalidKey`], never cut.
-pub const MAX_KEY_BYTES: usize = 500;
+/// Length of a key. The longest that Kubernetes makes has a group and plural of 253 bytes together, a namespace of 63
+/// and a name of 253; LMDB takes 1,982. A key that does not fit is refused, never cut.
+pub const MAX_KEY_BYTES: usize = 1024;
 
 /// A key with its value, as it was at some revision.
 #[derive(Clone, PartialEq, Eq)]
@@ -286,7 +285,7 @@ pub(crate) fn check_key(key: &Key) -> Result<(), Error> {
     let reason = if key.is_empty() {
         "it is empty"
     } else if key.len() > MAX_KEY_BYTES {
-        "it is longer than 500 bytes"
+        "it is longer than 1024 bytes"
     } else if key.contains('\0') {
         "it holds a NUL"
     } else {
