@@ -57,7 +57,8 @@ pub(crate) fn ensure(workspace: &Path, log: &dyn Fn(&str)) -> Result<Toolchain> 
         None => {
             log(&format!("installing the eBPF compiler: apt-get install {}", DEBIAN_PACKAGES.join(" ")));
             install_debian_compiler()?;
-            find_compiler().context("rustc-web and rust-web-src are installed, yet unusable: do their versions match?")?
+            find_compiler()
+                .context("rustc-web and rust-web-src are installed, yet unusable: do their versions match?")?
         }
     };
     let linker = linker_path(workspace, compiler.llvm);
@@ -78,7 +79,12 @@ impl Toolchain {
     ///
     /// `scratch` is a directory of the caller's own: bpf-linker loads the first libLLVM of its library path, so
     /// that path holds exactly one link to the right one.
-    pub(crate) fn cargo_build(&self, manifest_dir: &Path, target_dir: &Path, scratch: &Path) -> Result<Command> {
+    pub(crate) fn cargo_build(
+        &self,
+        manifest_dir: &Path,
+        target_dir: &Path,
+        scratch: &Path,
+    ) -> Result<Command> {
         let library_path = scratch.join("llvm");
         fs::create_dir_all(&library_path).with_context(|| format!("create {}", library_path.display()))?;
         let link = library_path.join("libLLVM.so");
@@ -90,7 +96,9 @@ impl Toolchain {
         // Settings of the outer cargo are for another compiler and target.
         for (name, _) in env::vars_os() {
             let name_text = name.to_string_lossy();
-            if (name_text.starts_with("CARGO_") && name_text != "CARGO_HOME" && name_text != "CARGO_MAKEFLAGS")
+            if (name_text.starts_with("CARGO_")
+                && name_text != "CARGO_HOME"
+                && name_text != "CARGO_MAKEFLAGS")
                 || name_text.starts_with("RUST")
                 || name_text.starts_with("DEP_")
             {
@@ -109,7 +117,15 @@ impl Toolchain {
         .join("\x1f");
         cargo
             .current_dir(manifest_dir)
-            .args(["build", "--release", "--locked", "--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--target",
+                "bpfel-unknown-none",
+                "-Z",
+                "build-std=core",
+            ])
             .arg("--target-dir")
             .arg(target_dir)
             .env("RUSTC", &self.compiler.rustc)
@@ -129,8 +145,9 @@ fn linker_path(workspace: &Path, llvm: u32) -> PathBuf {
 }
 
 fn find_compiler() -> Option<Compiler> {
-    let rustup_home =
-        env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".rustup")));
+    let rustup_home = env::var_os("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".rustup")));
     let mut toolchains: Vec<PathBuf> = rustup_home
         .and_then(|home| fs::read_dir(home.join("toolchains")).ok())
         .into_iter()
@@ -166,9 +183,10 @@ fn probe_compiler(rustc: &Path) -> Option<Compiler> {
     }
     let host = version.lines().find_map(|line| line.strip_prefix("host: "))?;
     let multiarch = host.replace("-unknown-", "-");
-    let libllvm = [sysroot.join("lib"), sysroot.join("lib").join(&multiarch), Path::new("/usr/lib").join(&multiarch)]
-        .iter()
-        .find_map(|dir| find_libllvm(dir, llvm))?;
+    let libllvm =
+        [sysroot.join("lib"), sysroot.join("lib").join(&multiarch), Path::new("/usr/lib").join(&multiarch)]
+            .iter()
+            .find_map(|dir| find_libllvm(dir, llvm))?;
     Some(Compiler { rustc: rustc.to_owned(), llvm, libllvm })
 }
 
@@ -199,7 +217,15 @@ fn install_debian_compiler() -> Result<()> {
 fn install_linker(linker: &Path, llvm: u32) -> Result<()> {
     let root = linker.parent().and_then(Path::parent).context("the linker's path has a root")?;
     run(Command::new("cargo")
-        .args(["install", "bpf-linker", "--quiet", "--locked", "--version", BPF_LINKER, "--no-default-features"])
+        .args([
+            "install",
+            "bpf-linker",
+            "--quiet",
+            "--locked",
+            "--version",
+            BPF_LINKER,
+            "--no-default-features",
+        ])
         .args(["--features", &format!("rust-llvm-{llvm}"), "--root"])
         .arg(root)
         // A target directory or compiler set for the caller is none of the linker's.

@@ -1,0 +1,205 @@
+//! The program of the demo image: a small server over TCP (HTTP/1.1) and UDP, and a client for it.
+//!
+//!     demo serve [port]             answers GET /, /hostname, /version, /clientip, /healthz; echoes UDP
+//!     demo get <address:port> [n]   n requests, one connection each; prints how many came from whom
+//!     demo ask <address:port> [n]   the same over UDP, from one unconnected socket
+//!
+//! On SIGTERM the server goes on for a second, as programs behind a load balancer should, and ends.
+//! Compiled alone, with the standard library only, into a static binary.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        [] | ["serve"] => serve(8080),
+        ["serve", port] => port.parse().map_err(|_| format!("{port:?} is not a port")).and_then(serve),
+        ["get", to] => ask_many(to, "1", get),
+        ["get", to, count] => ask_many(to, count, get),
+        ["ask", to] => ask_many(to, "1", ask),
+        ["ask", to, count] => ask_many(to, count, ask),
+        _ => Err("usage: demo serve [port] | get <address:port> [n] | ask <address:port> [n]".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn hostname() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn version() -> String {
+    env::var("VERSION").unwrap_or_else(|_| "unknown".into())
+}
+
+fn serve(port: u16) -> Result<(), String> {
+    end_on_sigterm();
+    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(|error| format!("port {port}: {error}"))?;
+    let udp = UdpSocket::bind(("0.0.0.0", port)).map_err(|error| format!("port {port}/udp: {error}"))?;
+    println!("{} version {} listens on port {port}", hostname(), version());
+    thread::spawn(move || echo(&udp));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                // The client is told by the broken connection; there is nobody else to tell.
+                let _ = answer(stream);
+            });
+        }
+    });
+    while !STOPPING.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!("asked to stop");
+    thread::sleep(Duration::from_secs(1));
+    Ok(())
+}
+
+fn end_on_sigterm() {
+    extern "C" fn on_signal(_: i32) {
+        STOPPING.store(true, Ordering::Relaxed);
+    }
+    unsafe extern "C" {
+        fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+    }
+    const SIGTERM: i32 = 15;
+    const SIGINT: i32 = 2;
+    for number in [SIGTERM, SIGINT] {
+        // SAFETY: the handler only stores to an atomic, which is allowed in a signal handler.
+        unsafe { signal(number, on_signal) };
+    }
+}
+
+fn echo(udp: &UdpSocket) {
+    let mut buffer = [0; 2048];
+    while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+        let mut reply = format!("{} {} ", hostname(), version()).into_bytes();
+        reply.extend_from_slice(&buffer[..length]);
+        // A lost answer is what UDP clients expect now and then.
+        let _ = udp.send_to(&reply, from);
+    }
+}
+
+/// Serves requests of one connection until the client closes it or asks to.
+fn answer(stream: TcpStream) -> std::io::Result<()> {
+    let client = stream.peer_addr()?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    loop {
+        let mut request = String::new();
+        if reader.read_line(&mut request)? == 0 {
+            return Ok(());
+        }
+        let mut keep_alive = request.contains("HTTP/1.1");
+        let mut body_length = 0;
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
+                break;
+            }
+            let header = header.to_ascii_lowercase();
+            keep_alive &= !(header.starts_with("connection:") && header.contains("close"));
+            if let Some(length) = header.strip_prefix("content-length:") {
+                body_length = length.trim().parse().unwrap_or(0);
+            }
+        }
+        std::io::copy(&mut (&mut reader).take(body_length), &mut std::io::sink())?;
+        let path = request.split_whitespace().nth(1).unwrap_or("/");
+        let (status, text) = page(path, client);
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{text}",
+            text.len()
+        )?;
+        if !keep_alive {
+            return Ok(());
+        }
+    }
+}
+
+fn page(path: &str, client: SocketAddr) -> (&'static str, String) {
+    let text = match path {
+        "/" => format!("{} {}\n", hostname(), version()),
+        "/hostname" => hostname(),
+        "/version" => version(),
+        "/clientip" => client.ip().to_string(),
+        "/healthz" => "ok".to_owned(),
+        // A file in the pod's own file system decides, so that a test can turn readiness off.
+        "/readyz" if fs::exists("/tmp/unready").unwrap_or(false) => {
+            return ("503 Service Unavailable", "not ready".to_owned());
+        }
+        "/readyz" => "ok".to_owned(),
+        _ => return ("404 Not Found", "not found".to_owned()),
+    };
+    ("200 OK", text)
+}
+
+type Ask = fn(&str) -> Result<String, String>;
+
+/// Asks `count` times and prints each distinct answer with its number; fails where one request failed.
+fn ask_many(to: &str, count: &str, ask: Ask) -> Result<(), String> {
+    let count: u32 = count.parse().map_err(|_| format!("{count:?} is not a number"))?;
+    let mut answers: BTreeMap<String, u32> = BTreeMap::new();
+    let mut failed = 0;
+    for _ in 0..count {
+        match ask(to) {
+            Ok(answer) => *answers.entry(answer.trim().to_owned()).or_default() += 1,
+            Err(error) => {
+                failed += 1;
+                eprintln!("{error}");
+            }
+        }
+    }
+    for (answer, times) in answers {
+        println!("{times} {answer}");
+    }
+    if failed > 0 { Err(format!("{failed} of {count} failed")) } else { Ok(()) }
+}
+
+fn get(to: &str) -> Result<String, String> {
+    let exchange = || -> std::io::Result<String> {
+        let address = to.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = exchange().map_err(|error| format!("{to}: {error}"))?;
+    match text.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.to_owned()),
+        _ => Err(format!("{to}: {:?}", text.lines().next().unwrap_or_default())),
+    }
+}
+
+fn ask(to: &str) -> Result<String, String> {
+    let exchange = || -> std::io::Result<String> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.send_to(b"hello", to)?;
+        let mut buffer = [0; 2048];
+        let (length, _) = socket.recv_from(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    exchange().map_err(|error| format!("{to}: {error}"))
+}

@@ -1,0 +1,60 @@
+//! Builds the two binaries.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    command::{run as run_command, say},
+    setup,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Optimise fully, as for production (slow)
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+/// Where the workspace's Cargo.toml lives.
+pub(crate) fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().expect("xtask lies in the workspace").to_owned()
+}
+
+pub(crate) fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
+}
+
+/// `cargo`, as it was called, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace_root());
+    command
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    setup::run(setup::Need::BUILD)?;
+    binaries(args)?;
+    Ok(())
+}
+
+pub(crate) struct Binaries {
+    pub(crate) control_plane: PathBuf,
+    pub(crate) node_agent: PathBuf,
+}
+
+/// Builds both and returns where they are.
+pub(crate) fn binaries(args: &Args) -> anyhow::Result<Binaries> {
+    say("building control-plane and node-agent");
+    let mut build = cargo();
+    build.args(["build", "--package", "control-plane", "--package", "node-agent"]);
+    if args.release {
+        build.arg("--release");
+    }
+    run_command(&mut build)?;
+    let folder = target_dir().join(if args.release { "release" } else { "debug" });
+    Ok(Binaries { control_plane: folder.join("control-plane"), node_agent: folder.join("node-agent") })
+}

@@ -1,0 +1,108 @@
+//! The network that nodes share: a bridge, a veth pair and a network namespace for each node, and the routes
+//! that keep cluster addresses from leaving.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::bail;
+
+use super::{Cluster, Settings};
+use crate::command::{ip, output, run, succeeds};
+
+/// Makes what is missing of the network; what is there stays as it is.
+pub(crate) fn ensure(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
+    let bridge = cluster.bridge();
+    if !succeeds(&mut ip(&format!("link show {bridge}"))) {
+        refuse_overlap(&settings.lan)?;
+        run(&mut ip(&format!("link add {bridge} type bridge stp_state 0 forward_delay 0")))?;
+    }
+    run(&mut ip(&format!("address replace {}/24 dev {bridge}", settings.host_address())))?;
+    run(&mut ip(&format!("link set {bridge} up")))?;
+    for range in [&settings.pod_cidr, &settings.service_cidr] {
+        run(&mut ip(&format!("route replace unreachable {range} metric 4278198272")))?;
+    }
+    for (number, node) in settings.node_names() {
+        ensure_node(cluster, settings, number, &node)?;
+    }
+    Ok(())
+}
+
+fn ensure_node(cluster: &Cluster, settings: &Settings, number: u8, node: &str) -> anyhow::Result<()> {
+    let netns = cluster.netns(node);
+    if !netns_path(cluster, node).exists() {
+        run(&mut ip(&format!("netns add {netns}")))?;
+    }
+    let port = port(cluster, number);
+    let inside = |arguments: &str| ip(&format!("-n {netns} {arguments}"));
+    if !succeeds(&mut inside("link show eth0")) {
+        // A port without its peer is what an interrupted start leaves.
+        succeeds(&mut ip(&format!("link delete {port}")));
+        run(&mut ip(&format!("link add {port} type veth peer name eth0 netns {netns}")))?;
+    }
+    run(&mut ip(&format!("link set {port} master {} up", cluster.bridge())))?;
+    run(&mut inside("link set lo up"))?;
+    run(&mut inside(&format!("address replace {}/24 dev eth0", settings.node_address(number))))?;
+    run(&mut inside("link set eth0 up"))?;
+    for range in [&settings.pod_cidr, &settings.service_cidr] {
+        // Before anything on the node can use such an address; the agent's own routes are preferred to it.
+        run(&mut inside(&format!("route replace unreachable {range} metric 4278198272")))?;
+    }
+    run(&mut inside(&format!("route replace default via {}", settings.host_address())))
+}
+
+/// Removes it all.
+pub(crate) fn remove(cluster: &Cluster, settings: Option<&Settings>) -> anyhow::Result<()> {
+    for netns in namespaces(cluster) {
+        run(&mut ip(&format!("netns delete {netns}")))?;
+    }
+    let bridge = cluster.bridge();
+    for link in links_of(&bridge)? {
+        // Its peer's namespace may be taking it down already.
+        succeeds(&mut ip(&format!("link delete {link}")));
+    }
+    if succeeds(&mut ip(&format!("link show {bridge}"))) {
+        run(&mut ip(&format!("link delete {bridge}")))?;
+    }
+    if let Some(settings) = settings {
+        for range in [&settings.pod_cidr, &settings.service_cidr] {
+            succeeds(&mut ip(&format!("route delete unreachable {range} metric 4278198272")));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn netns_path(cluster: &Cluster, node: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(cluster.netns(node))
+}
+
+/// The bridge's end of a node's link.
+fn port(cluster: &Cluster, number: u8) -> String {
+    format!("{}p{number}", cluster.name)
+}
+
+fn namespaces(cluster: &Cluster) -> Vec<String> {
+    let prefix = format!("{}-", cluster.name);
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with("node"))).collect()
+}
+
+fn links_of(bridge: &str) -> anyhow::Result<Vec<String>> {
+    if !succeeds(&mut ip(&format!("link show {bridge}"))) {
+        return Ok(Vec::new());
+    }
+    let mut command = Command::new("ip");
+    command.args(["-json", "link", "show", "master", bridge]);
+    let text = output(&mut command)?;
+    let links: serde_json::Value = serde_json::from_str(if text.trim().is_empty() { "[]" } else { &text })?;
+    let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// The nodes' network must not hide one that the machine uses.
+fn refuse_overlap(lan: &str) -> anyhow::Result<()> {
+    let routes = output(Command::new("ip").args(["-4", "route", "show", "table", "all"]))?;
+    if let Some(route) = routes.lines().find(|route| route.contains(&format!("{lan}."))) {
+        bail!("this machine already uses {lan}.0/24 ({}); choose another with --lan", route.trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! The processes of one node: its containerd and its agent.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::Context;
+
+use super::{Cluster, NetworkMode, Settings, cgroup, daemon::Daemon, lan};
+use crate::{build::Binaries, command::run};
+
+/// A node and its places.
+pub(crate) struct Node<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) settings: &'a Settings,
+    pub(crate) number: u8,
+    pub(crate) name: String,
+}
+
+impl Node<'_> {
+    fn data_dir(&self) -> PathBuf {
+        self.cluster.data_dir().join(&self.name)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.cluster.run_dir().join(&self.name)
+    }
+
+    fn credentials(&self) -> PathBuf {
+        self.data_dir().join("pki")
+    }
+
+    /// Below which its processes and pods run; the socket programs of its agent serve this tree.
+    fn cgroup(&self) -> String {
+        format!("{}/{}", self.cluster.cgroup(), self.name)
+    }
+
+    /// The folder for processes that are not pods, in the cgroup2 hierarchy.
+    pub(crate) fn system_cgroup(&self) -> anyhow::Result<PathBuf> {
+        Ok(cgroup::unified_root()?.join(self.cgroup().trim_start_matches('/')).join("system"))
+    }
+
+    fn daemon(&self, part: &str, program: PathBuf, args: Vec<String>) -> anyhow::Result<Daemon> {
+        Ok(Daemon {
+            name: format!("{}.{part}", self.name),
+            program,
+            args,
+            netns: Some(lan::netns_path(self.cluster, &self.name)),
+            cgroup: self.system_cgroup()?,
+        })
+    }
+
+    /// Certificates by the cluster's authority, made once.
+    pub(crate) fn ensure_credentials(&self, binaries: &Binaries) -> anyhow::Result<()> {
+        let folder = self.credentials();
+        if folder.join("kubelet.key").exists() {
+            return Ok(());
+        }
+        let mut command = Command::new(&binaries.control_plane);
+        command.arg("node-credentials");
+        command.arg("--data-dir").arg(self.cluster.data_dir().join("control-plane"));
+        command.args(["--name", &self.name, "--node-ip", &self.settings.node_address(self.number)]);
+        command.arg("--out").arg(&folder);
+        run(&mut command)
+    }
+
+    pub(crate) fn containerd(&self) -> anyhow::Result<Daemon> {
+        let (data, state) = (self.data_dir().join("containerd"), self.run_dir().join("containerd"));
+        fs::create_dir_all(&data)?;
+        fs::create_dir_all(&state)?;
+        let file = data.join("config.toml");
+        let config = format!(
+            r#"version = 2
+root = {root:?}
+state = {state:?}
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.restart",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+]
+
+[grpc]
+  address = {socket:?}
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = {opt:?}
+"#,
+            root = data.join("root"),
+            socket = state.join("containerd.sock"),
+            opt = data.join("opt"),
+        );
+        fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+        let args = vec!["--config".to_owned(), file.display().to_string()];
+        self.daemon("containerd", "/usr/bin/containerd".into(), args)
+    }
+
+    pub(crate) fn agent(&self, binaries: &Binaries) -> anyhow::Result<Daemon> {
+        let settings = self.settings;
+        let registries = self.data_dir().join("registries");
+        self.trust_registry(&registries)?;
+        // Nodes answer for the cluster's names only: what the machine resolves stays the machine's.
+        let resolv_conf = self.data_dir().join("resolv.conf");
+        fs::write(&resolv_conf, "")?;
+        let pki = self.credentials();
+        let path = |path: PathBuf| path.display().to_string();
+        let mode = match settings.network_mode {
+            NetworkMode::Vxlan => "vxlan",
+            NetworkMode::Routes => "routes",
+        };
+        let flags = [
+            ("node-name", self.name.clone()),
+            ("node-ip", settings.node_address(self.number)),
+            ("api-server", format!("https://{}:{}", settings.host_address(), settings.port)),
+            ("ca-file", path(pki.join("ca.crt"))),
+            ("client-cert-file", path(pki.join("node.crt"))),
+            ("client-key-file", path(pki.join("node.key"))),
+            ("tls-cert-file", path(pki.join("kubelet.crt"))),
+            ("tls-private-key-file", path(pki.join("kubelet.key"))),
+            ("root-dir", path(self.data_dir().join("agent"))),
+            ("state-dir", path(self.run_dir().join("agent"))),
+            ("container-runtime-endpoint", path(self.run_dir().join("containerd/containerd.sock"))),
+            ("registry-config-dir", path(registries)),
+            ("cgroup-root", self.cgroup()),
+            ("cluster-cidr", settings.pod_cidr.clone()),
+            ("service-cluster-ip-range", settings.service_cidr.clone()),
+            ("cluster-dns", settings.dns_address()?),
+            ("resolv-conf", path(resolv_conf)),
+            ("network-mode", mode.to_owned()),
+            ("uplink", "eth0".to_owned()),
+        ];
+        let args = std::iter::once("run".to_owned())
+            .chain(flags.into_iter().map(|(name, value)| format!("--{name}={value}")))
+            .collect();
+        self.daemon("agent", binaries.node_agent.clone(), args)
+    }
+
+    /// The cluster's registry speaks plain HTTP, on the nodes' network only; nodes are told so.
+    fn trust_registry(&self, registries: &std::path::Path) -> anyhow::Result<()> {
+        let registry = self.settings.registry();
+        let folder = registries.join(&registry);
+        fs::create_dir_all(&folder)?;
+        let hosts = format!(
+            "server = \"http://{registry}\"\n\n[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        );
+        Ok(fs::write(folder.join("hosts.toml"), hosts)?)
+    }
+}
