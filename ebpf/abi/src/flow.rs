@@ -25,12 +25,12 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowRef {
+    pub generation: u64,
     pub slot: u32,
-    pub generation: u32,
     /// [`DIRECTION_FORWARD`] or [`DIRECTION_REPLY`].
     pub direction: u32,
 }
-const _: () = assert!(size_of::<FlowRef>() == 12);
+const _: () = assert!(size_of::<FlowRef>() == 16);
 
 pub const DIRECTION_FORWARD: u32 = 0;
 pub const DIRECTION_REPLY: u32 = 1;
@@ -40,19 +40,23 @@ pub const DIRECTION_REPLY: u32 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Raised by whoever takes the slot; index entries of an older generation are misses.
-    pub generation: u32,
-    /// `FLOW_*`.
-    pub flags: u32,
+    ///
+    /// 64 bits: it never comes round.
+    pub generation: u64,
     pub last_seen_ns: u64,
     /// The tuple of packets from the client, as they arrive.
     pub forward: FlowKey,
     /// The tuple of packets from the backend, as they arrive.
     pub reply: FlowKey,
+    /// `FLOW_*`.
+    pub flags: u32,
     pub service_id: u32,
     /// The frontend's generation when the backend was last seen to be a member.
     pub frontend_generation: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(size_of::<Flow>() == 112);
 
 /// The backend has answered.
 pub const FLOW_CONFIRMED: u32 = 1 << 0;
@@ -60,6 +64,10 @@ pub const FLOW_CONFIRMED: u32 = 1 << 0;
 pub const FLOW_CLOSING: u32 = 1 << 1;
 /// The source was replaced: packets leave the node for another one.
 pub const FLOW_SNAT: u32 = 1 << 2;
+
+/// Size of `FLOWS`, a power of two.
+pub const FLOW_SLOTS: u32 = 1 << 16;
+const _: () = assert!(FLOW_SLOTS.is_power_of_two());
 
 /// Places that are tried for a new flow. Bounds the verifier's work too.
 pub const FLOW_PROBES: u32 = 8;
@@ -87,13 +95,6 @@ pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
         TCP_IDLE_NS
     };
     now_ns.saturating_sub(flow.last_seen_ns) > limit
-}
-
-/// What a packet's source and destination become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rewrite {
-    pub source: Endpoint,
-    pub destination: Endpoint,
 }
 
 impl FlowKey {
@@ -138,11 +139,10 @@ impl FlowKey {
 }
 
 impl Flow {
-    /// Returns what packets of `direction` are rewritten to: the other direction's tuple, turned round.
+    /// Returns the tuple that packets of `direction` become when it is turned round: the other direction's.
     #[inline(always)]
-    pub const fn rewrite(&self, direction: u32) -> Rewrite {
-        let other = if direction == DIRECTION_FORWARD { &self.reply } else { &self.forward };
-        Rewrite { source: other.destination_endpoint(), destination: other.source_endpoint() }
+    pub const fn opposite(&self, direction: u32) -> &FlowKey {
+        if direction == DIRECTION_FORWARD { &self.reply } else { &self.forward }
     }
 }
 

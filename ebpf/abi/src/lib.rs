@@ -15,7 +15,7 @@ pub mod reason;
 pub mod service;
 pub mod socket;
 
-pub use flow::{Flow, FlowKey, FlowRef, Rewrite};
+pub use flow::{Flow, FlowKey, FlowRef};
 pub use reason::Reason;
 pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
 pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};

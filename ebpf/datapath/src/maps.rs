@@ -1,0 +1,61 @@
+//! All maps. Each but the scratch is pinned in the node's bpffs; sizes given here are defaults that the agent may change when it
+//! makes them.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use hawser_ebpf_abi::{
+    Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MemberKey, Settings, UdpPeer, UdpPeers,
+    flow, reason, socket::OverflowKey,
+};
+
+/// Entries are allocated when they are written: a small cluster does not pay for a large one's table.
+const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+
+/// Settings of the node. Written by the agent, 1 entry.
+#[btf_map]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Frontends. Written by the agent, which reports an error when it is full. 52 bytes and the hash's own 48 each.
+#[btf_map]
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, 131_072, NO_PREALLOC> = HashMap::new();
+
+/// Backend slots. Written by the agent, which reports an error when no range is free. 24 bytes each (padded).
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, 524_288> = Array::new();
+
+/// Backends of UDP services. Written by the agent.
+#[btf_map]
+pub(crate) static MEMBERS: HashMap<MemberKey, u32, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// What connected sockets asked for. Written by `connect`, read by `getpeername` and `recvmsg`; ends with the socket.
+#[btf_map]
+pub(crate) static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
+
+/// What unconnected UDP sockets send to. Written by `sendmsg`, read by `recvmsg`; ends with the socket.
+#[btf_map]
+pub(crate) static UDP_SOCKETS: SkStorage<UdpPeers> = SkStorage::new();
+
+/// Peers of UDP sockets that talk to many services. Written by `sendmsg`, emptied by `sock_release`; when it is full
+/// the datagram is refused and counted.
+#[btf_map]
+pub(crate) static UDP_OVERFLOW: HashMap<OverflowKey, UdpPeer, 65_536, NO_PREALLOC> = HashMap::new();
+
+/// Flows of the packet path, 112 bytes each. Written by the packet programs.
+#[btf_map]
+pub(crate) static FLOWS: Array<Flow, { flow::FLOW_SLOTS as usize }> = Array::new();
+
+/// Tuples of both directions of each flow. Twice the flows, and as much again for entries that are stale: those are
+/// removed when their slot is taken.
+#[btf_map]
+pub(crate) static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 3 * flow::FLOW_SLOTS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// Counters per CPU, by reason.
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, { reason::COUNTERS as usize }> = PerCpuArray::new();
+
+/// The packet that a tc program works on. Not pinned.
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<crate::packet::Packet, 1> = PerCpuArray::new();

@@ -1,0 +1,239 @@
+//! Service addresses at the socket.
+//!
+//! A process that connects, or sends, to a service is given a backend before the kernel looks up a route. Contexts of
+//! the v6 hooks may carry IPv4-mapped addresses; both hooks share this code, because all addresses are 128 bits here.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval},
+    programs::{SockAddrContext, SockContext},
+};
+use hawser_ebpf_abi::{
+    Addr, Backend, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MemberKey, Reason,
+    service::{Client, FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, choose_slot},
+    v4_mapped, v4_octets,
+};
+
+use crate::{
+    count::count,
+    maps::{BACKENDS, CONNECTED, FRONTENDS, MEMBERS, SETTINGS},
+    udp_peers,
+};
+
+/// Verdicts of the cgroup hooks.
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+const ECONNREFUSED: i32 = 111;
+const ENOBUFS: i32 = 105;
+const IPPROTO_MPTCP: u32 = 262;
+
+/// Set by the loader where the kernel has `bpf_set_retval` in these hooks. Without it a refusal is EPERM.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u32 = 0;
+
+/// Which hook is running, and so which address fields of the context hold the address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+#[inline(always)]
+pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some(protocol) = protocol(ctx) else { return ALLOW };
+    let service = user_endpoint(ctx, family);
+    let Some(frontend) = find_frontend(ctx, &service, protocol) else {
+        if protocol == IPPROTO_UDP {
+            forget_connected(ctx);
+        }
+        return ALLOW;
+    };
+    let Some(backend) = choose_backend(frontend) else {
+        count(Reason::SocketRefusedNoBackend);
+        return refuse(ECONNREFUSED);
+    };
+    let mut peer = ConnectedPeer { service, backend: backend.endpoint() };
+    // SAFETY: the context's socket is valid for the length of the call, and the storage as long as the socket.
+    unsafe {
+        let stored = CONNECTED.get_or_insert_ptr_mut(ctx, Some(&mut peer));
+        // Null when memory ran out: the connection works, getpeername shows the backend.
+        if let Some(stored) = stored.as_mut() {
+            *stored = peer;
+        }
+    }
+    set_user_endpoint(ctx, family, &peer.backend);
+    count(Reason::SocketConnected);
+    ALLOW
+}
+
+#[inline(always)]
+pub(crate) fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
+    let service = user_endpoint(ctx, family);
+    let Some(frontend) = find_frontend(ctx, &service, IPPROTO_UDP) else { return ALLOW };
+    let peer = match udp_peers::find_or_choose(ctx, &service, frontend) {
+        Ok(backend) => backend,
+        Err(reason) => {
+            count(reason);
+            let errno = if matches!(reason, Reason::SocketRefusedNoBackend) { ECONNREFUSED } else { ENOBUFS };
+            return refuse(errno);
+        }
+    };
+    set_user_endpoint(ctx, family, &peer);
+    count(Reason::SocketSent);
+    ALLOW
+}
+
+/// Shows the service's address as the source of a datagram that one of its backends sent.
+#[inline(always)]
+pub(crate) fn recvmsg(ctx: &SockAddrContext, family: Family) -> i32 {
+    let source = user_endpoint(ctx, family);
+    if let Some(service) = connected_service(ctx, &source) {
+        set_user_endpoint(ctx, family, &service);
+    } else if let Some(service) = udp_peers::service_of(ctx, &source) {
+        set_user_endpoint(ctx, family, &service);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+pub(crate) fn getpeername(ctx: &SockAddrContext, family: Family) -> i32 {
+    let peer = user_endpoint(ctx, family);
+    if let Some(service) = connected_service(ctx, &peer) {
+        set_user_endpoint(ctx, family, &service);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+pub(crate) fn release(ctx: &SockContext) -> i32 {
+    // SAFETY: the verifier checks accesses to the context.
+    let protocol = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() };
+    if protocol == u32::from(IPPROTO_UDP) {
+        // SAFETY: the helper takes the context of this program type.
+        udp_peers::empty_overflow(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    }
+    ALLOW
+}
+
+/// Returns a backend of `frontend` for a client inside the cluster.
+#[inline(always)]
+pub(crate) fn choose_backend(frontend: &Frontend) -> Option<&'static Backend> {
+    // SAFETY: the helper has no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    BACKENDS.get(choose_slot(frontend, Client::Inside, random)?)
+}
+
+/// Tells whether `backend` still belongs to the UDP service port.
+#[inline(always)]
+pub(crate) fn is_member(service_id: u32, backend: &Endpoint) -> bool {
+    let key = MemberKey { service_id, addr: backend.addr, port_be: backend.port_be, pad: 0 };
+    MEMBERS.get_ptr(&key).is_some()
+}
+
+#[inline(always)]
+fn find_frontend(ctx: &SockAddrContext, service: &Endpoint, protocol: u8) -> Option<&'static Frontend> {
+    let key = FrontendKey { addr: service.addr, port_be: service.port_be, protocol, pad: 0 };
+    // SAFETY: an entry that is replaced meanwhile is freed after this program has ended (RCU).
+    let frontend = unsafe { &*FRONTENDS.get_ptr(&key)? };
+    if frontend.flags & FRONTEND_DEPARTED != 0 {
+        return None;
+    }
+    if frontend.flags & FRONTEND_NODE_ONLY != 0 {
+        // SAFETY: the helper takes the context of this program type.
+        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+        if netns != SETTINGS.get(0)?.node_netns_cookie {
+            return None;
+        }
+    }
+    Some(frontend)
+}
+
+/// Returns the service that the socket asked for when it was connected, if `peer` is the backend it was given.
+#[inline(always)]
+fn connected_service(ctx: &SockAddrContext, peer: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: the storage is valid as long as the context's socket.
+    let connected = unsafe { CONNECTED.get_ptr_mut(ctx).as_ref()? };
+    (connected.backend == *peer).then_some(connected.service)
+}
+
+/// A UDP socket may be connected again, this time not to a service.
+#[inline(always)]
+fn forget_connected(ctx: &SockAddrContext) {
+    // SAFETY: as in `connected_service`. Emptied rather than deleted: no allocation if it comes back.
+    if let Some(connected) = unsafe { CONNECTED.get_ptr_mut(ctx).as_mut() } {
+        *connected = ConnectedPeer::default();
+    }
+}
+
+#[inline(always)]
+fn refuse(errno: i32) -> i32 {
+    // SAFETY: a volatile read, because the loader changes the value after compilation; the helper sets the error that
+    // the system call returns.
+    unsafe {
+        if (&raw const HAS_SET_RETVAL).read_volatile() != 0 {
+            bpf_set_retval(-errno);
+        }
+    }
+    REFUSE
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> Option<u8> {
+    // SAFETY: the verifier checks accesses to the context.
+    match unsafe { (&raw const (*ctx.sock_addr).protocol).read_volatile() } {
+        6 | IPPROTO_MPTCP => Some(IPPROTO_TCP),
+        17 => Some(IPPROTO_UDP),
+        _ => None,
+    }
+}
+
+/// Reads the address that the system call names. All accesses are volatile and of full fields: the verifier allows
+/// nothing else at the context, and a compiler that merged them would be refused.
+#[inline(always)]
+fn user_endpoint(ctx: &SockAddrContext, family: Family) -> Endpoint {
+    let context = ctx.sock_addr;
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe {
+        let port_be = (&raw const (*context).user_port).read_volatile() as u16;
+        Endpoint::new(user_addr(context, family), port_be)
+    }
+}
+
+/// # Safety
+/// `context` is the context of a running program.
+#[inline(always)]
+unsafe fn user_addr(context: *mut bpf_sock_addr, family: Family) -> Addr {
+    // SAFETY: the caller passes the context; the verifier checks accesses.
+    unsafe {
+        if family == Family::V4 {
+            return v4_mapped((&raw const (*context).user_ip4).read_volatile().to_ne_bytes());
+        }
+        let words = [
+            (&raw const (*context).user_ip6[0]).read_volatile(),
+            (&raw const (*context).user_ip6[1]).read_volatile(),
+            (&raw const (*context).user_ip6[2]).read_volatile(),
+            (&raw const (*context).user_ip6[3]).read_volatile(),
+        ];
+        core::mem::transmute(words)
+    }
+}
+
+#[inline(always)]
+fn set_user_endpoint(ctx: &SockAddrContext, family: Family, endpoint: &Endpoint) {
+    let context = ctx.sock_addr;
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe {
+        if family == Family::V4 {
+            (&raw mut (*context).user_ip4).write_volatile(u32::from_ne_bytes(v4_octets(&endpoint.addr)));
+        } else {
+            let words: [u32; 4] = core::mem::transmute(endpoint.addr);
+            (&raw mut (*context).user_ip6[0]).write_volatile(words[0]);
+            (&raw mut (*context).user_ip6[1]).write_volatile(words[1]);
+            (&raw mut (*context).user_ip6[2]).write_volatile(words[2]);
+            (&raw mut (*context).user_ip6[3]).write_volatile(words[3]);
+        }
+        (&raw mut (*context).user_port).write_volatile(u32::from(endpoint.port_be));
+    }
+}
