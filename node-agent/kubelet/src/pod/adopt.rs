@@ -1,0 +1,48 @@
+//! Finding a pod again: its state from what the runtime lists and what the API remembers.
+
+use std::time::Duration;
+
+use hawser_runtime::ContainerStatus;
+use k8s_openapi::api::core::v1;
+
+use super::desired::DesiredPod;
+use super::state::{PodState, TerminalPhase};
+
+impl PodState {
+    /// State of a pod that this agent has not worked on yet: new ones, and those that an earlier agent left.
+    ///
+    /// `containers` are all that the runtime has of the pod, in any order. A container that the API knows as
+    /// ready stays ready until a probe says otherwise.
+    pub fn adopt(pod: &DesiredPod, containers: Vec<ContainerStatus>, now: Duration) -> Self {
+        let mut state = Self::default();
+        let mut containers = containers;
+        containers.sort_by_key(|c| c.attempt);
+        for status in containers {
+            state.containers.entry(status.name.clone()).or_default().observe(status, now);
+        }
+        let Some(known) = &pod.object.status else { return state };
+        state.start_time = known.start_time.as_ref().map(|t| t.0);
+        state.terminal = match pod.terminal_phase() {
+            Some("Succeeded") => Some(TerminalPhase::Succeeded),
+            Some(_) => Some(TerminalPhase::Failed),
+            None => None,
+        };
+        if state.any_running() {
+            state.ips = known.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+        }
+        for reported in [&known.init_container_statuses, &known.container_statuses].into_iter().flatten().flatten() {
+            state.adopt_readiness(reported);
+        }
+        state
+    }
+
+    fn adopt_readiness(&mut self, reported: &v1::ContainerStatus) {
+        let instance = self.containers.get_mut(&reported.name).and_then(|t| t.current.as_mut());
+        let Some(instance) = instance else { return };
+        let id = reported.container_id.as_deref().and_then(|uri| uri.split_once("://")).map(|(_, id)| id);
+        if id == Some(instance.status.id.as_str()) && instance.is_running() {
+            instance.started = reported.started == Some(true);
+            instance.ready = reported.ready;
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The pod's conditions: PodReadyToStartContainers, Initialized, Ready, ContainersReady, PodScheduled.
+//!
+//! Conditions of other owners (readiness gates, disruption) are carried over as they are. A transition time
+//! changes only with the condition's status.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
+
+use super::decide::{init_step_done, mains_seen};
+use super::desired::{ContainerKind, DesiredPod};
+use super::state::{Clock, PodState};
+use super::status::time;
+
+const OWNED: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+struct Verdict {
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn yes() -> Self {
+        Self { holds: true, reason: None, message: None }
+    }
+
+    fn yes_because(reason: &'static str) -> Self {
+        Self { holds: true, reason: Some(reason), message: None }
+    }
+
+    fn no(reason: &'static str, message: Option<String>) -> Self {
+        Self { holds: false, reason: Some(reason), message }
+    }
+}
+
+pub(crate) fn conditions(
+    pod: &DesiredPod,
+    state: &PodState,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+    known: &PodStatus,
+    clock: Clock,
+) -> Vec<PodCondition> {
+    let containers = containers_ready(pod, phase, init, main);
+    let ready = pod_ready(pod, known, &containers);
+    let verdicts = [
+        sandbox_ready(state),
+        initialized(pod, state, phase, init),
+        ready,
+        containers,
+        Verdict::yes(),
+    ];
+    let known = known.conditions.as_deref().unwrap_or_default();
+    let mut all: Vec<PodCondition> = OWNED
+        .into_iter()
+        .zip(verdicts)
+        .map(|(type_, verdict)| condition(pod, type_, verdict, known, clock))
+        .collect();
+    all.extend(known.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
+    all
+}
+
+fn condition(
+    pod: &DesiredPod,
+    type_: &str,
+    verdict: Verdict,
+    known: &[PodCondition],
+    clock: Clock,
+) -> PodCondition {
+    let status = if verdict.holds { "True" } else { "False" };
+    let before = known.iter().find(|c| c.type_ == type_ && c.status == status);
+    let since = before.and_then(|c| c.last_transition_time.clone());
+    PodCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason.map(str::to_owned),
+        message: verdict.message,
+        last_transition_time: Some(since.unwrap_or_else(|| time(clock.wall))),
+        last_probe_time: None,
+        observed_generation: pod.object.metadata.generation,
+    }
+}
+
+fn sandbox_ready(state: &PodState) -> Verdict {
+    let holds = state.sandbox.is_done() && !state.released && !state.torn_down;
+    Verdict { holds, reason: None, message: None }
+}
+
+fn initialized(pod: &DesiredPod, state: &PodState, phase: &str, init: &[ContainerStatus]) -> Verdict {
+    if phase == "Succeeded" && pod.has_init_containers() {
+        return Verdict::yes_because("PodCompleted");
+    }
+    if mains_seen(pod, state) {
+        return Verdict::yes();
+    }
+    let incomplete: Vec<&str> = pod
+        .init_sequence()
+        .zip(init)
+        .filter(|(container, _)| !init_step_done(state, container))
+        .map(|(_, status)| status.name.as_str())
+        .collect();
+    if incomplete.is_empty() {
+        return Verdict::yes();
+    }
+    let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+    Verdict::no("ContainersNotInitialized", Some(message))
+}
+
+fn containers_ready(pod: &DesiredPod, phase: &str, init: &[ContainerStatus], main: &[ContainerStatus]) -> Verdict {
+    match phase {
+        "Succeeded" => return Verdict::no("PodCompleted", None),
+        "Failed" => return Verdict::no("PodFailed", None),
+        _ => {}
+    }
+    let sidecars = pod.init_sequence().zip(init).filter(|(c, _)| c.kind == ContainerKind::Sidecar);
+    let unready: Vec<&str> = sidecars
+        .map(|(_, status)| status)
+        .chain(main)
+        .filter(|status| !status.ready)
+        .map(|status| status.name.as_str())
+        .collect();
+    if unready.is_empty() {
+        return Verdict::yes();
+    }
+    let message = format!("containers with unready status: [{}]", unready.join(" "));
+    Verdict::no("ContainersNotReady", Some(message))
+}
+
+fn pod_ready(pod: &DesiredPod, known: &PodStatus, containers: &Verdict) -> Verdict {
+    if !containers.holds {
+        return Verdict { holds: false, reason: containers.reason, message: containers.message.clone() };
+    }
+    for gate in pod.spec().readiness_gates.iter().flatten() {
+        let found = known.conditions.iter().flatten().find(|c| c.type_ == gate.condition_type);
+        let message = match found {
+            None => format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type),
+            Some(c) if c.status != "True" => format!(
+                "the status of pod readiness gate {:?} is not \"True\", but {}",
+                gate.condition_type, c.status
+            ),
+            Some(_) => continue,
+        };
+        return Verdict::no("ReadinessGatesNotReady", Some(message));
+    }
+    Verdict::yes()
+}

@@ -1,0 +1,338 @@
+//! Generated histories: random containers, failures, exits, deletions and agent restarts, with what must hold
+//! after every step. A failing history prints its seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_runtime::{ContainerState, ContainerStatus, container_id};
+use k8s_openapi::api::core::v1::PodStatus;
+
+use super::decide::{Action, decide};
+use super::desired::{ContainerKind, DesiredPod, RestartPolicy};
+use super::restart::restarts;
+use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
+use super::status::status;
+use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec};
+
+/// SplitMix64: small, seeded, good enough to choose by.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// The node as it really is, beside the kubelet's view of it.
+struct World {
+    random: Random,
+    pod: DesiredPod,
+    state: PodState,
+    clock: Clock,
+    containers: BTreeMap<String, ContainerStatus>,
+    under_way: Vec<Action>,
+    /// Main containers and init containers that ran to an end once.
+    ended: BTreeMap<String, i32>,
+    phases: Vec<String>,
+    failures_allowed: bool,
+    torn_down: bool,
+    deleted: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let policy = ["Always", "OnFailure", "Never"][random.below(3)];
+        let mut init = Vec::new();
+        for n in 0..random.below(3) {
+            let name = format!("init-{n}");
+            init.push(if random.one_in(3) { sidecar(&name) } else { container(&name) });
+        }
+        let main = (0..=random.below(3)).map(|n| container(&format!("main-{n}"))).collect();
+        let pod = pod(spec(policy, init, main));
+        let clock = at(0);
+        let state = PodState::adopt(&pod, Vec::new(), clock.now);
+        Self {
+            random,
+            pod,
+            state,
+            clock,
+            containers: BTreeMap::new(),
+            under_way: Vec::new(),
+            ended: BTreeMap::new(),
+            phases: Vec::new(),
+            failures_allowed: true,
+            torn_down: false,
+            deleted: false,
+        }
+    }
+
+    fn decide(&mut self) {
+        let decision = decide(&self.pod, &self.state, self.clock);
+        self.state.verdict = self.state.verdict.take().or(decision.verdict);
+        self.state.terminal = self.state.terminal.or(decision.terminal);
+        for action in decision.actions {
+            self.check_action(&action);
+            self.state.begin(&self.pod, &action, self.clock);
+            self.under_way.push(action);
+        }
+        let again = decide(&self.pod, &self.state, self.clock);
+        assert_eq!(again.actions, [], "what is under way is not issued again");
+        self.report();
+    }
+
+    fn check_action(&self, action: &Action) {
+        let running: BTreeSet<&str> =
+            self.containers.values().filter(|c| c.state == ContainerState::Running).map(|c| c.name.as_str()).collect();
+        match action {
+            Action::Start { container, attempt } => {
+                assert!(!running.contains(container.as_str()), "{container} runs already");
+                assert!(!self.pod.is_deleted(), "nothing starts in a deleted pod");
+                let desired = self.pod.container(container).expect("part of the pod");
+                let id = container_id(UID, container, *attempt);
+                let made = self.containers.get(&id);
+                assert!(made.is_none_or(|c| c.state == ContainerState::Created), "attempt {attempt} was used up");
+                if let Some(code) = self.ended.get(container) {
+                    assert!(restarts(self.pod.restart_policy(), desired, *code), "{container} was done");
+                }
+                if desired.kind == ContainerKind::Main && *attempt == 0 {
+                    for init in self.pod.of_kind(ContainerKind::Init) {
+                        assert_eq!(self.ended.get(init.name()), Some(&0), "{} comes first", init.name());
+                    }
+                }
+            }
+            Action::Release | Action::TearDown => {
+                assert!(running.is_empty(), "{running:?} still run");
+                assert!(!self.under_way.iter().any(|a| matches!(a, Action::Start { .. })), "a start is under way");
+            }
+            Action::Delete => assert!(self.torn_down, "the API forgets a pod after the node has"),
+            Action::Stop { container, .. } => {
+                let is_sidecar = self.pod.container(container).expect("part").kind == ContainerKind::Sidecar;
+                if is_sidecar && self.pod.is_deleted() {
+                    let mains = self.pod.of_kind(ContainerKind::Main);
+                    assert!(!mains.into_iter().any(|m| running.contains(m.name())), "sidecars stop last");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The status reaches the API, as the agent would write it.
+    fn report(&mut self) {
+        let reported = status(&self.pod, &self.state, &["10.0.0.1".into()], self.clock);
+        let phase = reported.phase.clone().expect("a phase");
+        if self.phases.last() != Some(&phase) {
+            if let Some(last) = self.phases.last() {
+                assert!(!matches!(last.as_str(), "Succeeded" | "Failed"), "{last} was left for {phase}");
+            }
+            self.phases.push(phase);
+        }
+        for c in reported.container_statuses.iter().flatten() {
+            let really = self.containers.values().any(|i| i.name == c.name && i.state == ContainerState::Running);
+            assert!(!c.ready || really || self.unseen_exit(&c.name), "{} is ready without running", c.name);
+        }
+        let mut object = (*self.pod.object).clone();
+        object.status = Some(PodStatus { ..reported });
+        self.pod = DesiredPod::new(Arc::new(object));
+    }
+
+    fn unseen_exit(&self, name: &str) -> bool {
+        self.state.track(name).and_then(|t| t.current.as_ref()).is_some_and(Instance::is_running)
+    }
+
+    fn step(&mut self) {
+        match self.random.below(10) {
+            0..=4 => self.complete_one(),
+            5 => self.exit_one(),
+            6 | 7 => {
+                let seconds = self.random.below(60) as u64;
+                self.advance(seconds);
+            }
+            8 if self.random.one_in(8) => self.restart_agent(),
+            9 if self.random.one_in(30) && !self.pod.is_deleted() => {
+                self.pod = deleted(&self.pod, self.clock, 30);
+            }
+            _ => self.complete_one(),
+        }
+        self.decide();
+    }
+
+    fn advance(&mut self, seconds: u64) {
+        let elapsed = Duration::from_secs(seconds);
+        self.clock = Clock { wall: self.clock.wall + elapsed, now: self.clock.now + elapsed };
+    }
+
+    fn exit_one(&mut self) {
+        let running: Vec<String> =
+            self.containers.values().filter(|c| c.state == ContainerState::Running).map(|c| c.id.clone()).collect();
+        if running.is_empty() {
+            return;
+        }
+        let id = running[self.random.below(running.len())].clone();
+        let code = if self.random.one_in(2) { 0 } else { 1 };
+        self.end(&id, code);
+    }
+
+    fn end(&mut self, id: &str, code: i32) {
+        let c = self.containers.get_mut(id).expect("known");
+        *c = record(&c.name, c.attempt, ContainerState::Exited, Some(code));
+        self.ended.insert(c.name.clone(), code);
+        let seen = c.clone();
+        let known = self.state.containers.get_mut(&seen.name);
+        // An agent that has not heard of the start yet hears of both at once.
+        if let Some(track) = known.filter(|t| t.current.as_ref().is_some_and(|i| i.status.id == id)) {
+            track.observe(seen, self.clock.now);
+        }
+    }
+
+    fn complete_one(&mut self) {
+        if self.under_way.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.under_way.len());
+        let action = self.under_way.swap_remove(index);
+        let fails = self.failures_allowed && self.random.one_in(4);
+        let outcome = self.carry_out(action, fails);
+        self.state.finish(outcome, self.clock);
+    }
+
+    fn carry_out(&mut self, action: Action, fails: bool) -> Outcome {
+        match action {
+            Action::PrepareSandbox if fails => Outcome::SandboxFailed("no address".into()),
+            Action::PrepareSandbox => {
+                Outcome::SandboxReady { ips: vec![IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7))], recreated: false }
+            }
+            Action::MountVolumes if fails => Outcome::VolumesFailed("no such secret".into()),
+            Action::MountVolumes => Outcome::VolumesReady,
+            Action::Start { container, attempt } => self.start(container, attempt, fails),
+            Action::Stop { container, id, .. } => {
+                if self.containers.get(&id).is_some_and(|c| c.state == ContainerState::Running) {
+                    self.end(&id, 143);
+                }
+                Outcome::Stopped { container, status: self.containers.get(&id).cloned() }
+            }
+            Action::Remove { id, .. } if fails => Outcome::RemoveFailed { id },
+            Action::Remove { id, container } => {
+                self.containers.remove(&id);
+                Outcome::Removed { id, container }
+            }
+            Action::Release | Action::TearDown | Action::Delete if fails => Outcome::CleanupFailed,
+            Action::Release => Outcome::Released,
+            Action::TearDown => {
+                self.containers.clear();
+                self.torn_down = true;
+                Outcome::TornDown
+            }
+            Action::Delete => {
+                self.deleted = true;
+                Outcome::Deleted
+            }
+        }
+    }
+
+    fn start(&mut self, container: String, attempt: u32, fails: bool) -> Outcome {
+        let id = container_id(UID, &container, attempt);
+        if fails {
+            let kinds = [
+                FailureKind::ErrImagePull,
+                FailureKind::CreateContainerConfigError,
+                FailureKind::CreateContainerError,
+                FailureKind::RunContainerError,
+            ];
+            let failure = kinds[self.random.below(kinds.len())];
+            let made = (failure == FailureKind::RunContainerError)
+                .then(|| record(&container, attempt, ContainerState::Created, None));
+            if let Some(made) = &made {
+                self.containers.insert(id, made.clone());
+                self.ended.insert(container.clone(), 128);
+            }
+            return Outcome::StartFailed { container, failure, message: "failed".into(), status: made };
+        }
+        let status = record(&container, attempt, ContainerState::Running, None);
+        self.containers.insert(id, status.clone());
+        Outcome::Started { container, status }
+    }
+
+    /// The agent dies in the middle of everything; what it had begun may have happened or not.
+    fn restart_agent(&mut self) {
+        for action in std::mem::take(&mut self.under_way) {
+            if self.random.one_in(2) && !matches!(action, Action::Delete) {
+                self.carry_out(action, false);
+            }
+        }
+        let found = self.containers.values().cloned().collect();
+        self.state = PodState::adopt(&self.pod, found, self.clock.now);
+        self.torn_down = false;
+        // Only the kubelet's memory knew that these could not be started.
+        let unstarted: Vec<String> = self
+            .containers
+            .values()
+            .filter(|c| c.state == ContainerState::Created)
+            .map(|c| c.name.clone())
+            .collect();
+        for name in unstarted {
+            self.ended.remove(&name);
+        }
+    }
+
+    /// Lets everything that is under way succeed until nothing more happens.
+    fn settle(&mut self) {
+        self.failures_allowed = false;
+        for _ in 0..400 {
+            self.decide();
+            if self.under_way.is_empty() {
+                self.advance(301);
+            }
+            self.complete_one();
+        }
+        self.decide();
+    }
+}
+
+#[track_caller]
+fn run_history(seed: u64) {
+    let mut world = World::new(seed);
+    let steps = 20 + world.random.below(150);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.settle();
+    if world.pod.is_deleted() {
+        assert!(world.deleted, "a deleted pod goes away");
+        assert!(world.containers.is_empty(), "nothing of it stays");
+        return;
+    }
+    let policy = world.pod.restart_policy();
+    if world.state.terminal.is_some() {
+        assert!(policy != RestartPolicy::Always, "with Always a pod never ends by itself");
+        assert!(world.state.released);
+        return;
+    }
+    for c in world.pod.of_kind(ContainerKind::Main) {
+        let progress = world.state.track(c.name()).and_then(|t| t.progress());
+        let done = matches!(progress, Some(Progress::Exited(code)) if !restarts(policy, c, code));
+        assert!(progress == Some(Progress::Running) || done, "{} is {progress:?}: {:#?}", c.name(), world.state);
+    }
+}
+
+#[test]
+fn generated_histories_keep_the_rules() {
+    for seed in 0..3000 {
+        let outcome = std::panic::catch_unwind(|| run_history(seed));
+        assert!(outcome.is_ok(), "history of seed {seed} broke a rule (above)");
+    }
+}

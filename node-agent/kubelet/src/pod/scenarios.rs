@@ -1,0 +1,317 @@
+//! The machine's rules one by one, each a short history.
+
+use hawser_runtime::ContainerState;
+use k8s_openapi::api::core::v1::{Lifecycle, LifecycleHandler, PodStatus, Probe};
+
+use super::decide::{Action, Decision, decide};
+use super::desired::DesiredPod;
+use super::state::{FailureKind, Kill, Outcome, PodState, Step, TerminalPhase};
+use super::status::{phase, status};
+use super::testing::{at, container, deleted, pod, record, sidecar, spec};
+use crate::pod::state::Clock;
+use std::time::Duration;
+
+/// A pod whose sandbox and volumes are there.
+fn prepared() -> PodState {
+    PodState { sandbox: Step::Done, volumes: Step::Done, ..PodState::default() }
+}
+
+fn with(state: &mut PodState, name: &str, attempt: u32, container_state: ContainerState, code: Option<i32>, clock: Clock) {
+    let status = record(name, attempt, container_state, code);
+    state.containers.entry(name.into()).or_default().observe(status, clock.now);
+}
+
+fn starts(decision: &Decision) -> Vec<(&str, u32)> {
+    let started = decision.actions.iter().filter_map(|action| match action {
+        Action::Start { container, attempt } => Some((container.as_str(), *attempt)),
+        _ => None,
+    });
+    started.collect()
+}
+
+fn stops(decision: &Decision) -> Vec<(&str, u64)> {
+    let stopped = decision.actions.iter().filter_map(|action| match action {
+        Action::Stop { container, grace, .. } => Some((container.as_str(), grace.as_secs())),
+        _ => None,
+    });
+    stopped.collect()
+}
+
+fn status_of(pod: &DesiredPod, state: &PodState, clock: Clock) -> PodStatus {
+    status(pod, state, &["10.0.0.1".into()], clock)
+}
+
+fn waiting_reason(status: &PodStatus, index: usize) -> Option<(String, String)> {
+    let waiting = status.container_statuses.as_ref()?[index].state.as_ref()?.waiting.as_ref()?;
+    Some((waiting.reason.clone()?, waiting.message.clone().unwrap_or_default()))
+}
+
+fn condition<'a>(status: &'a PodStatus, type_: &str) -> (&'a str, &'a str, &'a str) {
+    let found = status.conditions.iter().flatten().find(|c| c.type_ == type_).expect("condition");
+    (&found.status, found.reason.as_deref().unwrap_or(""), found.message.as_deref().unwrap_or(""))
+}
+
+#[test]
+fn new_pod_gets_sandbox_and_volumes_first() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let decision = decide(&pod, &PodState::default(), at(0));
+    assert_eq!(decision.actions, [Action::PrepareSandbox, Action::MountVolumes]);
+    let status = status_of(&pod, &PodState::default(), at(0));
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    assert_eq!(waiting_reason(&status, 0), Some(("ContainerCreating".into(), String::new())));
+    assert_eq!(condition(&status, "PodReadyToStartContainers").0, "False");
+    assert_eq!(condition(&status, "PodScheduled").0, "True");
+    let message = "containers with unready status: [web]";
+    assert_eq!(condition(&status, "Ready"), ("False", "ContainersNotReady", message));
+}
+
+#[test]
+fn init_containers_run_one_by_one() {
+    let pod = pod(spec("Always", vec![container("a"), container("b")], vec![container("web")]));
+    let mut state = prepared();
+    assert_eq!(starts(&decide(&pod, &state, at(0))), [("a", 0)]);
+    let status = status_of(&pod, &state, at(0));
+    assert_eq!(waiting_reason(&status, 0).map(|w| w.0), Some("PodInitializing".into()));
+    let message = "containers with incomplete status: [a b]";
+    assert_eq!(condition(&status, "Initialized"), ("False", "ContainersNotInitialized", message));
+    with(&mut state, "a", 0, ContainerState::Running, None, at(1));
+    assert_eq!(starts(&decide(&pod, &state, at(1))), []);
+    with(&mut state, "a", 0, ContainerState::Exited, Some(0), at(2));
+    assert_eq!(starts(&decide(&pod, &state, at(2))), [("b", 0)]);
+    with(&mut state, "b", 0, ContainerState::Exited, Some(0), at(3));
+    assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 0)]);
+    assert_eq!(condition(&status_of(&pod, &state, at(3)), "Initialized").0, "True");
+}
+
+#[test]
+fn failed_init_container_fails_a_pod_that_never_restarts() {
+    let pod = pod(spec("Never", vec![container("a")], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "a", 0, ContainerState::Exited, Some(3), at(1));
+    let decision = decide(&pod, &state, at(1));
+    assert_eq!(decision.terminal, Some(TerminalPhase::Failed));
+    assert_eq!(decision.actions, [Action::Release]);
+}
+
+#[test]
+fn sidecar_starts_before_and_stops_after_the_rest() {
+    let pod = pod(spec("Never", vec![sidecar("proxy")], vec![container("job")]));
+    let mut state = prepared();
+    assert_eq!(starts(&decide(&pod, &state, at(0))), [("proxy", 0)]);
+    with(&mut state, "proxy", 0, ContainerState::Running, None, at(1));
+    assert_eq!(starts(&decide(&pod, &state, at(1))), [("job", 0)]);
+    with(&mut state, "job", 0, ContainerState::Running, None, at(2));
+    assert_eq!(stops(&decide(&deleted(&pod, at(2), 30), &state, at(2))), [("job", 30)]);
+    with(&mut state, "job", 0, ContainerState::Exited, Some(0), at(3));
+    assert_eq!(phase(&pod, &state), "Running", "while the sidecar runs");
+    let decision = decide(&pod, &state, at(3));
+    assert_eq!(stops(&decision), [("proxy", 30)]);
+    assert_eq!(decision.terminal, None);
+    with(&mut state, "proxy", 0, ContainerState::Exited, Some(143), at(4));
+    assert_eq!(decide(&pod, &state, at(4)).terminal, Some(TerminalPhase::Succeeded));
+}
+
+#[test]
+fn sidecar_holds_back_the_rest_until_its_startup_probe_passes() {
+    let mut proxy = sidecar("proxy");
+    proxy.startup_probe = Some(Probe::default());
+    let pod = pod(spec("Always", vec![proxy], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "proxy", 0, ContainerState::Running, None, at(1));
+    assert_eq!(starts(&decide(&pod, &state, at(1))), []);
+    state.containers.get_mut("proxy").and_then(|t| t.current.as_mut()).expect("runs").started = true;
+    assert_eq!(starts(&decide(&pod, &state, at(2))), [("web", 0)]);
+}
+
+#[test]
+fn crashing_container_restarts_at_once_and_then_backs_off() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Exited, Some(1), at(1));
+    let decision = decide(&pod, &state, at(1));
+    assert_eq!(starts(&decision), [("web", 1)]);
+    state.begin(&pod, &decision.actions[0], at(1));
+    let status = record("web", 1, ContainerState::Running, None);
+    state.finish(Outcome::Started { container: "web".into(), status }, at(1));
+    with(&mut state, "web", 1, ContainerState::Exited, Some(1), at(2));
+
+    let decision = decide(&pod, &state, at(2));
+    assert_eq!(starts(&decision), []);
+    assert_eq!(decision.wake_at, Some(at(12).now));
+    let shown = status_of(&pod, &state, at(3));
+    let message = format!("back-off 10s restarting failed container=web pod={}", pod.full_name());
+    assert_eq!(waiting_reason(&shown, 0), Some(("CrashLoopBackOff".into(), message)));
+    let web = &shown.container_statuses.as_ref().expect("statuses")[0];
+    assert_eq!(web.restart_count, 1);
+    let last = web.last_state.as_ref().and_then(|s| s.terminated.as_ref()).expect("the end it waits for");
+    assert_eq!((last.exit_code, last.reason.as_deref()), (1, Some("Error")));
+    assert_eq!(shown.phase.as_deref(), Some("Running"));
+    assert_eq!(starts(&decide(&pod, &state, at(12))), [("web", 2)]);
+}
+
+#[test]
+fn only_two_instances_of_a_container_are_kept() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    for attempt in 0..3 {
+        with(&mut state, "web", attempt, ContainerState::Exited, Some(1), at(1));
+    }
+    with(&mut state, "web", 3, ContainerState::Running, None, at(2));
+    let removed: Vec<_> =
+        decide(&pod, &state, at(2)).actions.into_iter().filter(|a| matches!(a, Action::Remove { .. })).collect();
+    assert_eq!(removed.len(), 2);
+}
+
+#[test]
+fn failed_pull_is_shown_then_backs_off() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    let fail = |state: &mut PodState, clock: Clock| {
+        let action = Action::Start { container: "web".into(), attempt: 0 };
+        state.begin(&pod, &action, clock);
+        let outcome = Outcome::StartFailed {
+            container: "web".into(),
+            failure: FailureKind::ErrImagePull,
+            message: "not found".into(),
+            status: None,
+        };
+        state.finish(outcome, clock);
+    };
+    fail(&mut state, at(1));
+    assert_eq!(waiting_reason(&status_of(&pod, &state, at(1)), 0), Some(("ErrImagePull".into(), "not found".into())));
+    assert_eq!(decide(&pod, &state, at(1)).wake_at, Some(at(4).now));
+    let message = "Back-off pulling image \"registry.test/web:1\": ErrImagePull: not found".to_owned();
+    let shown = waiting_reason(&status_of(&pod, &state, at(4)), 0);
+    assert_eq!(shown, Some(("ImagePullBackOff".into(), message)));
+    assert_eq!(starts(&decide(&pod, &state, at(10))), []);
+    assert_eq!(starts(&decide(&pod, &state, at(11))), [("web", 0)]);
+    fail(&mut state, at(11));
+    assert_eq!(starts(&decide(&pod, &state, at(30))), [], "the second delay is 20 seconds");
+    assert_eq!(starts(&decide(&pod, &state, at(31))), [("web", 0)]);
+}
+
+#[test]
+fn command_that_cannot_start_counts_as_an_end_with_128() {
+    let pod = pod(spec("Never", vec![], vec![container("web")]));
+    let mut state = prepared();
+    state.begin(&pod, &Action::Start { container: "web".into(), attempt: 0 }, at(1));
+    let outcome = Outcome::StartFailed {
+        container: "web".into(),
+        failure: FailureKind::RunContainerError,
+        message: "no such file".into(),
+        status: Some(record("web", 0, ContainerState::Created, None)),
+    };
+    state.finish(outcome, at(1));
+    assert_eq!(decide(&pod, &state, at(1)).terminal, Some(TerminalPhase::Failed));
+    let shown = status_of(&pod, &state, at(1));
+    let web = &shown.container_statuses.as_ref().expect("statuses")[0];
+    let ended = web.state.as_ref().and_then(|s| s.terminated.as_ref()).expect("terminated");
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (128, Some("StartError")));
+}
+
+#[test]
+fn deleted_pod_stops_is_torn_down_and_then_forgotten() {
+    let pod = deleted(&pod(spec("Always", vec![], vec![container("web")])), at(10), 30);
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    let decision = decide(&pod, &state, at(12));
+    assert_eq!(stops(&decision), [("web", 28)], "what is left of the grace");
+    state.begin(&pod, &decision.actions[0], at(12));
+    assert_eq!(decide(&pod, &state, at(20)).actions, []);
+    let status = Some(record("web", 0, ContainerState::Exited, Some(143)));
+    state.finish(Outcome::Stopped { container: "web".into(), status }, at(21));
+    assert_eq!(decide(&pod, &state, at(21)).actions, [Action::TearDown]);
+    assert_eq!(phase(&pod, &state), "Failed");
+    state.finish(Outcome::TornDown, at(22));
+    assert_eq!(decide(&pod, &state, at(22)).actions, [Action::Delete]);
+    state.finish(Outcome::Deleted, at(23));
+    assert_eq!(decide(&pod, &state, at(23)), Decision::default());
+}
+
+#[test]
+fn second_stricter_delete_shortens_the_stop() {
+    let running = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    let first = deleted(&running, at(10), 30);
+    let decision = decide(&first, &state, at(10));
+    state.begin(&first, &decision.actions[0], at(10));
+    assert_eq!(stops(&decide(&deleted(&running, at(11), 0), &state, at(11))), [("web", 2)]);
+}
+
+#[test]
+fn unhealthy_container_is_stopped_and_made_again() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    let kill = Kill { message: "failed liveness probe".into(), grace: Duration::from_secs(5) };
+    state.containers.get_mut("web").and_then(|t| t.current.as_mut()).expect("runs").kill = Some(kill);
+    let decision = decide(&pod, &state, at(2));
+    assert_eq!(stops(&decision), [("web", 5)]);
+    state.begin(&pod, &decision.actions[0], at(2));
+    let status = Some(record("web", 0, ContainerState::Exited, Some(143)));
+    state.finish(Outcome::Stopped { container: "web".into(), status }, at(3));
+    assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 1)]);
+}
+
+#[test]
+fn deadline_fails_the_pod() {
+    let mut spec = spec("Always", vec![], vec![container("web")]);
+    spec.active_deadline_seconds = Some(60);
+    let pod = pod(spec);
+    let mut state = prepared();
+    state.start_time = Some(at(0).wall);
+    with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    let early = decide(&pod, &state, at(50));
+    assert_eq!((early.verdict, early.wake_at), (None, Some(at(60).now)));
+    let decision = decide(&pod, &state, at(60));
+    assert_eq!(stops(&decision), [("web", 30)]);
+    state.verdict = decision.verdict;
+    with(&mut state, "web", 0, ContainerState::Exited, Some(143), at(61));
+    let shown = status_of(&pod, &state, at(61));
+    assert_eq!((shown.phase.as_deref(), shown.reason.as_deref()), (Some("Failed"), Some("DeadlineExceeded")));
+}
+
+#[test]
+fn post_start_hook_holds_back_the_next_container() {
+    let mut first = container("first");
+    let handler = LifecycleHandler::default();
+    first.lifecycle = Some(Lifecycle { post_start: Some(handler), ..Lifecycle::default() });
+    let pod = pod(spec("Always", vec![], vec![first, container("second")]));
+    let mut state = prepared();
+    let decision = decide(&pod, &state, at(0));
+    assert_eq!(starts(&decision), [("first", 0)]);
+    state.begin(&pod, &decision.actions[0], at(0));
+    assert_eq!(starts(&decide(&pod, &state, at(1))), []);
+    let status = record("first", 0, ContainerState::Running, None);
+    state.finish(Outcome::Started { container: "first".into(), status }, at(2));
+    assert_eq!(starts(&decide(&pod, &state, at(2))), [("second", 0)]);
+}
+
+#[test]
+fn lost_sandbox_runs_init_containers_again() {
+    let pod = pod(spec("Always", vec![container("a")], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "a", 0, ContainerState::Exited, Some(0), at(1));
+    with(&mut state, "web", 0, ContainerState::Exited, Some(137), at(1));
+    state.finish(Outcome::SandboxReady { ips: vec![], recreated: true }, at(2));
+    assert_eq!(starts(&decide(&pod, &state, at(2))), [("a", 1)]);
+    with(&mut state, "a", 1, ContainerState::Exited, Some(0), at(3));
+    assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 1)]);
+}
+
+#[test]
+fn adopted_container_keeps_its_readiness() {
+    let mut web = container("web");
+    web.readiness_probe = Some(Probe::default());
+    let before = pod(spec("Always", vec![], vec![web]));
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    state.containers.get_mut("web").and_then(|t| t.current.as_mut()).expect("runs").ready = true;
+    let mut object = (*before.object).clone();
+    object.status = Some(status_of(&before, &state, at(2)));
+    let after = DesiredPod::new(object.into());
+    let found = vec![record("web", 0, ContainerState::Running, None)];
+    let adopted = PodState { sandbox: Step::Done, ..PodState::adopt(&after, found, at(3).now) };
+    assert_eq!(condition(&status_of(&after, &adopted, at(3)), "Ready").0, "True");
+}

@@ -1,0 +1,526 @@
+//! What the node knows of one pod, and how actions and their outcomes change it.
+//!
+//! The state is rebuilt after a restart of the agent from the runtime's list and the pod's status in the API;
+//! only back-off delays start afresh. [`PodState::begin`] marks an action as under way, so that it is never
+//! issued twice; [`PodState::finish`] takes its outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus};
+use jiff::Timestamp;
+
+use super::back_off::BackOff;
+use super::decide::Action;
+use super::desired::DesiredPod;
+
+/// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub wall: Timestamp,
+    /// Since the agent started.
+    pub now: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct PodState {
+    pub sandbox: Step,
+    pub volumes: Step,
+    /// Pod addresses, primary first; the node's own for pods on the host's network.
+    pub ips: Vec<IpAddr>,
+    pub containers: BTreeMap<String, ContainerTrack>,
+    pub busy: Busy,
+    /// Set once the pod has failed as a whole (deadline, eviction, refusal); never unset.
+    pub verdict: Option<Verdict>,
+    /// Set once the pod has succeeded or failed; never unset.
+    pub terminal: Option<TerminalPhase>,
+    /// The object left the API; what runs is unwanted.
+    pub gone_since: Option<Duration>,
+    /// Network and volumes of a finished pod were given back; its containers remain for their logs.
+    pub released: bool,
+    /// Nothing of the pod is left on the node.
+    pub torn_down: bool,
+    /// The API was told to forget the pod.
+    pub deleted: bool,
+    /// Try again not before.
+    pub cleanup_retry: Option<Duration>,
+    pub start_time: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TerminalPhase {
+    Succeeded,
+    Failed,
+}
+
+impl TerminalPhase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub reason: String,
+    pub message: String,
+}
+
+/// One of the steps before any container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Step {
+    #[default]
+    Pending,
+    Done,
+    Failed {
+        message: String,
+        attempts: u32,
+        retry_at: Duration,
+    },
+}
+
+impl Step {
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    /// True when it may be tried now; otherwise the time of the next try, if there is one.
+    pub fn due(&self, now: Duration) -> Result<bool, Duration> {
+        match self {
+            Self::Pending => Ok(true),
+            Self::Done => Ok(false),
+            Self::Failed { retry_at, .. } if *retry_at <= now => Ok(true),
+            Self::Failed { retry_at, .. } => Err(*retry_at),
+        }
+    }
+
+    fn failed(&mut self, message: String, now: Duration) {
+        let attempts = match self {
+            Self::Failed { attempts, .. } => *attempts + 1,
+            _ => 1,
+        };
+        let delay = Duration::from_millis(500) * 2u32.pow((attempts - 1).min(8));
+        *self = Self::Failed { message, attempts, retry_at: now + delay.min(Duration::from_secs(122)) };
+    }
+}
+
+/// Actions under way.
+#[derive(Clone, Debug, Default)]
+pub struct Busy {
+    pub sandbox: bool,
+    pub volumes: bool,
+    pub starting: BTreeSet<String>,
+    /// By container, with the time at which it is killed.
+    pub stopping: BTreeMap<String, Duration>,
+    pub removing: BTreeSet<ContainerId>,
+    /// Release, teardown or deletion.
+    pub cleanup: bool,
+}
+
+impl Busy {
+    pub fn is_preparing(&self) -> bool {
+        self.sandbox || self.volumes || !self.starting.is_empty()
+    }
+}
+
+/// Everything about one container of the pod, over its restarts.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerTrack {
+    /// The newest instance.
+    pub current: Option<Instance>,
+    /// The one before, which `lastState` and `logs --previous` show.
+    pub previous: Option<Instance>,
+    /// Older ones, to be removed.
+    pub outdated: Vec<ContainerId>,
+    pub failure: Option<StartFailure>,
+    pub restarts: BackOff,
+    pub pulls: BackOff,
+    /// Lowest attempt for the next instance; what the API remembers of earlier ones.
+    pub attempt_floor: u32,
+}
+
+/// One made container.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    pub status: ContainerStatus,
+    /// When this agent saw that it had ended.
+    pub exit_noticed: Option<Duration>,
+    /// Set when its process could not be started: it counts as ended with code 128.
+    pub start_error: Option<StartError>,
+    /// What the container left in its termination message file, or the end of its log.
+    pub termination_message: Option<String>,
+    /// The startup probe, where there is one, has passed.
+    pub started: bool,
+    /// The readiness probe, where there is one, passes.
+    pub ready: bool,
+    /// Why it must stop although the pod goes on.
+    pub kill: Option<Kill>,
+    /// Belongs to an earlier sandbox: an init container runs again.
+    pub stale: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartError {
+    pub reason: &'static str,
+    pub message: String,
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kill {
+    pub message: String,
+    pub grace: Duration,
+}
+
+/// How far an instance has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Created,
+    Running,
+    Exited(i32),
+}
+
+impl Instance {
+    pub fn new(status: ContainerStatus, now: Duration) -> Self {
+        let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);
+        Self {
+            status,
+            exit_noticed: ended.then_some(now),
+            start_error: None,
+            termination_message: None,
+            started: false,
+            ready: false,
+            kill: None,
+            stale: false,
+        }
+    }
+
+    pub fn progress(&self) -> Progress {
+        if self.start_error.is_some() {
+            return Progress::Exited(128);
+        }
+        match self.status.state {
+            ContainerState::Created => Progress::Created,
+            ContainerState::Running => Progress::Running,
+            ContainerState::Exited | ContainerState::Unknown => {
+                Progress::Exited(self.status.exit.as_ref().map_or(137, |e| e.exit_code))
+            }
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.progress() == Progress::Running
+    }
+}
+
+/// The newest try to make an instance failed before there was one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    pub kind: FailureKind,
+    pub message: String,
+    pub since: Duration,
+    pub retry_at: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    ErrImagePull,
+    InvalidImageName,
+    ErrImageNeverPull,
+    CreateContainerConfigError,
+    CreateContainerError,
+    /// The instance exists; see [`Instance::start_error`].
+    RunContainerError,
+    PostStartHookError,
+}
+
+impl FailureKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ErrImagePull => "ErrImagePull",
+            Self::InvalidImageName => "InvalidImageName",
+            Self::ErrImageNeverPull => "ErrImageNeverPull",
+            Self::CreateContainerConfigError => "CreateContainerConfigError",
+            Self::CreateContainerError => "CreateContainerError",
+            Self::RunContainerError => "RunContainerError",
+            Self::PostStartHookError => "PostStartHookError",
+        }
+    }
+}
+
+/// Time between two tries that no back-off governs.
+const RETRY_CONFIG: Duration = Duration::from_secs(10);
+
+impl ContainerTrack {
+    pub fn progress(&self) -> Option<Progress> {
+        self.current.as_ref().map(Instance::progress)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.progress() == Some(Progress::Running)
+    }
+
+    /// Number of the instance that a start would make or finish.
+    pub fn next_attempt(&self) -> u32 {
+        match &self.current {
+            Some(instance) if instance.progress() == Progress::Created => instance.status.attempt,
+            Some(instance) => instance.status.attempt + 1,
+            None => self.attempt_floor,
+        }
+    }
+
+    /// Takes what the runtime says of one instance; older news than what is known is ignored.
+    pub fn observe(&mut self, status: ContainerStatus, now: Duration) {
+        match &mut self.current {
+            Some(current) if current.status.id == status.id => {
+                let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);
+                if ended && current.exit_noticed.is_none() {
+                    current.exit_noticed = Some(now);
+                }
+                current.status = status;
+            }
+            Some(current) if current.status.attempt < status.attempt => {
+                let older = self.current.replace(Instance::new(status, now));
+                self.retire(older);
+            }
+            Some(_) => self.observe_older(status, now),
+            None => self.current = Some(Instance::new(status, now)),
+        }
+    }
+
+    fn observe_older(&mut self, status: ContainerStatus, now: Duration) {
+        match &mut self.previous {
+            Some(previous) if previous.status.id == status.id => previous.status = status,
+            Some(previous) if previous.status.attempt < status.attempt => {
+                let older = self.previous.replace(Instance::new(status, now));
+                self.outdated.extend(older.map(|i| i.status.id));
+            }
+            Some(_) if self.outdated.contains(&status.id) => {}
+            Some(_) => self.outdated.push(status.id),
+            None => self.previous = Some(Instance::new(status, now)),
+        }
+    }
+
+    fn retire(&mut self, instance: Option<Instance>) {
+        let older = std::mem::replace(&mut self.previous, instance);
+        self.outdated.extend(older.map(|i| i.status.id));
+    }
+}
+
+/// How an action ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    SandboxReady { ips: Vec<IpAddr>, recreated: bool },
+    SandboxFailed(String),
+    VolumesReady,
+    VolumesFailed(String),
+    /// The container runs and its postStart hook is through.
+    Started { container: String, status: ContainerStatus },
+    StartFailed { container: String, failure: FailureKind, message: String, status: Option<ContainerStatus> },
+    /// The start was called off because the pod stops.
+    StartCancelled { container: String, status: Option<ContainerStatus> },
+    /// The stop ended, or failed and is tried again.
+    Stopped { container: String, status: Option<ContainerStatus> },
+    Removed { id: ContainerId, container: String },
+    RemoveFailed { id: ContainerId },
+    Released,
+    TornDown,
+    Deleted,
+    CleanupFailed,
+}
+
+impl PodState {
+    pub fn track(&self, container: &str) -> Option<&ContainerTrack> {
+        self.containers.get(container)
+    }
+
+    pub fn any_running(&self) -> bool {
+        self.containers.values().any(|t| t.is_running())
+    }
+
+    /// Finds the instance of a container id, current ones only.
+    pub fn instance_mut(&mut self, id: &str) -> Option<(&String, &mut Instance)> {
+        self.containers.iter_mut().find_map(|(name, track)| {
+            let instance = track.current.as_mut().filter(|i| i.status.id == id)?;
+            Some((name, instance))
+        })
+    }
+
+    pub fn begin(&mut self, pod: &DesiredPod, action: &Action, clock: Clock) {
+        match action {
+            Action::PrepareSandbox => self.busy.sandbox = true,
+            Action::MountVolumes => self.busy.volumes = true,
+            Action::Start { container, .. } => self.begin_start(pod, container, clock),
+            Action::Stop { container, grace, .. } => {
+                self.busy.stopping.insert(container.clone(), clock.now + *grace);
+            }
+            Action::Remove { id, .. } => {
+                self.busy.removing.insert(id.clone());
+            }
+            Action::Release | Action::TearDown | Action::Delete => self.busy.cleanup = true,
+        }
+    }
+
+    fn begin_start(&mut self, pod: &DesiredPod, container: &str, clock: Clock) {
+        self.busy.starting.insert(container.to_owned());
+        let known = pod.object.status.as_ref();
+        let track = self.containers.entry(container.to_owned()).or_insert_with(|| ContainerTrack {
+            attempt_floor: known.map_or(0, |_| attempt_floor(pod, container)),
+            ..ContainerTrack::default()
+        });
+        // The failure stays, so that the status keeps showing it while the next try is under way.
+        if let Some(failure) = &track.failure
+            && failure.kind == FailureKind::ErrImagePull
+        {
+            track.pulls.next(failure.since, clock.now);
+        }
+        let ended = track.current.as_ref().filter(|i| matches!(i.progress(), Progress::Exited(_)));
+        if let Some(since) = ended.map(|i| i.exit_noticed.unwrap_or(clock.now)) {
+            track.restarts.next(since, clock.now);
+        }
+    }
+
+    pub fn finish(&mut self, outcome: Outcome, clock: Clock) {
+        let now = clock.now;
+        match outcome {
+            Outcome::SandboxReady { ips, recreated } => {
+                self.busy.sandbox = false;
+                self.sandbox = Step::Done;
+                self.ips = ips;
+                if recreated {
+                    self.mark_stale();
+                }
+            }
+            Outcome::SandboxFailed(message) => {
+                self.busy.sandbox = false;
+                self.sandbox.failed(message, now);
+            }
+            Outcome::VolumesReady => {
+                self.busy.volumes = false;
+                self.volumes = Step::Done;
+            }
+            Outcome::VolumesFailed(message) => {
+                self.busy.volumes = false;
+                self.volumes.failed(message, now);
+            }
+            Outcome::Started { container, status } => {
+                self.busy.starting.remove(&container);
+                let track = self.containers.entry(container).or_default();
+                track.pulls.reset();
+                track.failure = None;
+                track.observe(status, now);
+            }
+            Outcome::StartFailed { container, failure, message, status } => {
+                self.busy.starting.remove(&container);
+                self.start_failed(container, failure, message, status, clock);
+            }
+            Outcome::StartCancelled { container, status } => {
+                self.busy.starting.remove(&container);
+                self.observe(container, status, now);
+            }
+            Outcome::Stopped { container, status } => {
+                self.busy.stopping.remove(&container);
+                self.observe(container, status, now);
+            }
+            Outcome::Removed { id, container } => {
+                self.busy.removing.remove(&id);
+                if let Some(track) = self.containers.get_mut(&container) {
+                    track.outdated.retain(|old| *old != id);
+                }
+            }
+            Outcome::RemoveFailed { id } => {
+                self.busy.removing.remove(&id);
+                self.cleanup_retry = Some(now + RETRY_CONFIG);
+            }
+            Outcome::Released => {
+                self.busy.cleanup = false;
+                self.released = true;
+            }
+            Outcome::TornDown => {
+                self.busy.cleanup = false;
+                self.torn_down = true;
+            }
+            Outcome::Deleted => {
+                self.busy.cleanup = false;
+                self.deleted = true;
+            }
+            Outcome::CleanupFailed => {
+                self.busy.cleanup = false;
+                self.cleanup_retry = Some(now + Duration::from_secs(2));
+            }
+        }
+    }
+
+    fn observe(&mut self, container: String, status: Option<ContainerStatus>, now: Duration) {
+        if let Some(status) = status {
+            self.containers.entry(container).or_default().observe(status, now);
+        }
+    }
+
+    fn start_failed(
+        &mut self,
+        container: String,
+        kind: FailureKind,
+        message: String,
+        status: Option<ContainerStatus>,
+        clock: Clock,
+    ) {
+        let now = clock.now;
+        let track = self.containers.entry(container).or_default();
+        if let Some(status) = status {
+            track.observe(status, now);
+        }
+        let retry_at = match kind {
+            FailureKind::ErrImagePull => {
+                let mut next = track.pulls;
+                next.next(now, now);
+                now + next.remaining(now, now).map_or(RETRY_CONFIG, |(_, left)| left)
+            }
+            // The instance's end governs the restart.
+            FailureKind::RunContainerError | FailureKind::PostStartHookError => now,
+            _ => now + RETRY_CONFIG,
+        };
+        if kind == FailureKind::RunContainerError
+            && let Some(instance) = track.current.as_mut().filter(|i| i.progress() != Progress::Running)
+        {
+            instance.exit_noticed.get_or_insert(now);
+            instance.start_error =
+                Some(StartError { reason: "StartError", message: message.clone(), at: clock.wall });
+        }
+        track.failure = Some(StartFailure { kind, message, since: now, retry_at });
+    }
+
+    /// Instances of an earlier sandbox that no longer run: init containers have to run again.
+    fn mark_stale(&mut self) {
+        let ended = self.containers.values_mut().filter_map(|t| t.current.as_mut());
+        for instance in ended.filter(|i| !i.is_running()) {
+            instance.stale = true;
+        }
+    }
+
+    /// Lets starts that failed for a missing object try again: one of them has changed.
+    pub fn retry_config_errors(&mut self, now: Duration) {
+        for failure in self.containers.values_mut().filter_map(|t| t.failure.as_mut()) {
+            if failure.kind == FailureKind::CreateContainerConfigError {
+                failure.retry_at = now;
+            }
+        }
+        if let Step::Failed { retry_at, .. } = &mut self.volumes {
+            *retry_at = now;
+        }
+    }
+}
+
+/// Restarts that only the API remembers count on (records on the node were lost).
+fn attempt_floor(pod: &DesiredPod, container: &str) -> u32 {
+    let Some(status) = &pod.object.status else { return 0 };
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let found = lists.into_iter().flatten().flatten().find(|c| c.name == container);
+    match found {
+        Some(c) if c.container_id.is_some() => c.restart_count.max(0).unsigned_abs() + 1,
+        _ => 0,
+    }
+}
