@@ -12,6 +12,7 @@ use crate::{
 };
 
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Args {
     /// Optimise fully, as for production (slow)
     #[arg(long)]

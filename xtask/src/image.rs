@@ -61,7 +61,7 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Vec<Image>> {
 }
 
 /// One static file, by the compiler alone; compiled anew where its source is newer.
-fn compile_demo() -> anyhow::Result<PathBuf> {
+pub(crate) fn compile_demo() -> anyhow::Result<PathBuf> {
     let source = build::workspace_root().join("tests/images/demo.rs");
     let binary = build::target_dir().join("images/demo");
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();

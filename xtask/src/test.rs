@@ -9,9 +9,9 @@ use anyhow::bail;
 
 use crate::{
     build::{cargo, target_dir},
-    cluster,
+    cluster::{self, Cluster, Selector},
     command::{run as run_command, say, succeeds},
-    setup,
+    image, setup,
 };
 
 #[derive(clap::Args)]
@@ -108,13 +108,14 @@ fn lint(_: &Args) -> anyhow::Result<()> {
 /// Runs the tests that `filter` selects. All are built with one set of features, so that no suite builds anew
 /// what another one has built.
 fn nextest(filter: &str, args: &Args) -> anyhow::Result<()> {
-    run_nextest(&format!("({filter}) & not package(hawser-tests)"), args, &[])
+    run_nextest(&format!("({filter}) & not package(hawser-tests)"), args, &[], &[])
 }
 
-fn run_nextest(filter: &str, args: &Args, env: &[(&str, String)]) -> anyhow::Result<()> {
+fn run_nextest(filter: &str, args: &Args, flags: &[&str], env: &[(&str, String)]) -> anyhow::Result<()> {
     let mut command = nextest_command();
     command.args(["run", "--workspace", "--cargo-quiet", "--no-tests=warn", "-E", filter]);
     command.args(["--status-level", "fail", "--final-status-level", "fail", "--no-fail-fast"]);
+    command.args(flags);
     if args.all {
         command.args(["--run-ignored", "all"]);
     }
@@ -122,11 +123,40 @@ fn run_nextest(filter: &str, args: &Args, env: &[(&str, String)]) -> anyhow::Res
     run_command(&mut command)
 }
 
-/// Tests of whole clusters; each test file starts its own by the same commands as a user.
+/// Tests of whole clusters, started by the same commands as a user's.
 fn end_to_end(args: &Args) -> anyhow::Result<()> {
-    cluster::up::check_machine()?;
+    let shared = Selector { name: "hwtest".into() };
+    cluster::down::run(&shared)?;
+    let outcome = test_shared_cluster(args, &shared);
+    if outcome.is_err() {
+        // They go with the cluster.
+        cluster::status::print_logs(&shared)?;
+    }
+    cluster::down::run(&shared)?;
+    outcome?;
+    // Each of these starts and ends its own cluster, and compares the machine before and after.
+    run_nextest("binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
+}
+
+/// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
+fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
+    let mut up = Command::new(std::env::current_exe()?);
+    up.args(["up", "--name", &shared.name, "--nodes=3", "--lan=10.204.0", "--port=7443"]);
+    up.args(["--pod-cidr=10.245.0.0/16", "--service-cidr=10.97.0.0/16"]);
+    run_command(up.stdout(std::io::stderr()))?;
+    let cluster = Cluster::new(shared)?;
+    let mut env = environment()?;
+    env.push(("HAWSER_TEST_CLUSTER", shared.name.clone()));
+    env.push(("HAWSER_TEST_KUBECONFIG", cluster.kubeconfig().display().to_string()));
+    env.push(("HAWSER_TEST_REGISTRY", "10.204.0.1:5000".into()));
+    run_nextest("binary(cluster)", args, &["--test-threads=4"], &env)
+}
+
+/// What the tests need of this program: itself, and the demo program to run on nodes.
+fn environment() -> anyhow::Result<Vec<(&'static str, String)>> {
     let xtask = std::env::current_exe()?.display().to_string();
-    run_nextest("package(hawser-tests)", args, &[("HAWSER_XTASK", xtask)])
+    let demo = image::compile_demo()?.display().to_string();
+    Ok(vec![("HAWSER_XTASK", xtask), ("HAWSER_TEST_DEMO", demo)])
 }
 
 /// The test runner: a process a test, so that a test may enter a network namespace.

@@ -50,3 +50,17 @@ fn resident_kib(pid: i32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
+
+/// The ends of all logs, on stderr.
+pub(crate) fn print_logs(selector: &Selector) -> anyhow::Result<()> {
+    const LINES: usize = 60;
+    let cluster = Cluster::new(selector)?;
+    let Some(settings) = cluster.settings()? else { return Ok(()) };
+    for name in processes(&settings) {
+        let text = std::fs::read_to_string(cluster.log(&name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!("==> {name}: the last of {} lines", lines.len());
+        eprintln!("{}", lines[lines.len().saturating_sub(LINES)..].join("\n"));
+    }
+    Ok(())
+}

@@ -100,7 +100,7 @@ fn settle(args: &Args, before: Option<Settings>) -> anyhow::Result<Settings> {
 }
 
 /// What the cluster cannot do without; the agent probes the rest, and falls back.
-pub(crate) fn check_machine() -> anyhow::Result<()> {
+fn check_machine() -> anyhow::Result<()> {
     cgroup::unified_root()?;
     let known = fs::read_to_string("/proc/filesystems").context("cannot read /proc/filesystems")?;
     for name in ["overlay", "bpf"] {

@@ -1,0 +1,208 @@
+//! Services: every address of one reaches all its ready backends, and only those.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use hawser_tests::{cluster::Namespace, eventually};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A deployment of three, one a node where they fit, with a Service over TCP and UDP.
+fn serve(ns: &Namespace, service_type: &str) {
+    ns.apply(
+        &r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web }
+spec:
+  replicas: 3
+  selector: { matchLabels: { app: web } }
+  template:
+    metadata: { labels: { app: web } }
+    spec:
+      containers:
+      - name: web
+        image: DEMO
+        ports: [{ name: http, containerPort: 8080 }]
+        readinessProbe: { httpGet: { path: /readyz, port: http }, periodSeconds: 1 }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web }
+spec:
+  type: TYPE
+  selector: { app: web }
+  ports:
+  - { name: http, port: 80, targetPort: http }
+  - { name: echo, port: 80, targetPort: 8080, protocol: UDP }
+"#
+        .replace("TYPE", service_type),
+    )
+    .expect("applied");
+    ns.wait_for_rollout("web");
+}
+
+fn client_pod(ns: &Namespace) {
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: client }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: main, image: DEMO, args: [serve, "9090"] }]
+"#,
+    )
+    .expect("applied");
+    ns.wait_for_pod("client");
+}
+
+fn backends(answers: &str) -> usize {
+    answers.lines().count()
+}
+
+#[test]
+fn cluster_ip_reaches_all_backends_from_pods_and_nodes_over_tcp_and_udp() {
+    let Some(ns) = Namespace::of_shared_cluster("clusterip") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    for verb in ["get", "ask"] {
+        eventually(SOON, "a pod reaches three backends", || {
+            let answers = ns.exec("client", &["/demo", verb, &address, "100"])?;
+            anyhow::ensure!(backends(&answers) == 3, "{verb}: {answers}");
+            Ok(())
+        });
+    }
+    let demo = std::env::var("HAWSER_TEST_DEMO").expect("the path of the demo program");
+    for node in ns.cluster.nodes().expect("nodes") {
+        for verb in ["get", "ask"] {
+            let answers = ns.cluster.on_node(&node, &[&demo, verb, &address, "100"]).expect("all answered");
+            assert_eq!(backends(&answers), 3, "{verb} from {node}: {answers}");
+        }
+    }
+}
+
+#[test]
+fn node_port_answers_on_every_node_from_outside() {
+    let Some(ns) = Namespace::of_shared_cluster("nodeport") else { return };
+    serve(&ns, "NodePort");
+    let port = |number: u8| -> u16 {
+        let text = ns.field("service/web", &format!("/spec/ports/{number}/nodePort")).expect("a node port");
+        text.parse().expect("a number")
+    };
+    for node in ns.cluster.nodes().expect("nodes") {
+        let address = ns.cluster.node_address(&node).expect("an address");
+        eventually(SOON, "HTTP through the node port", || {
+            let mut stream = TcpStream::connect((address.as_str(), port(0)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(b"GET /clientip HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            anyhow::ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+            Ok(())
+        });
+        eventually(SOON, "UDP through the node port", || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.connect((address.as_str(), port(1)))?;
+            socket.send(b"hello")?;
+            let mut buffer = [0; 512];
+            let length = socket.recv(&mut buffer)?;
+            anyhow::ensure!(buffer[..length].ends_with(b"hello"), "{:?}", &buffer[..length]);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn service_without_ready_backends_refuses_at_once_and_comes_back() {
+    let Some(ns) = Namespace::of_shared_cluster("refuse") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    eventually(SOON, "the service answers", || ns.exec("client", &["/demo", "get", &address, "10"]));
+    ns.kubectl("scale deployment web --replicas=0").expect("scaled");
+    eventually(SOON, "connections are refused", || match ns.exec("client", &["/demo", "get", &address]) {
+        Err(error) if format!("{error:#}").contains("refused") => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    });
+    ns.kubectl("scale deployment web --replicas=1").expect("scaled");
+    eventually(SOON, "the service answers again", || ns.exec("client", &["/demo", "get", &address, "10"]));
+}
+
+#[test]
+fn unready_backend_gets_no_new_connection() {
+    let Some(ns) = Namespace::of_shared_cluster("unready") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    let pods = ns.kubectl("get pods -l app=web -o jsonpath={.items[*].metadata.name}").expect("pods");
+    let victim = pods.split_whitespace().next().expect("a pod").to_owned();
+    ns.exec(&victim, &["touch", "/tmp/unready"]).expect("made unready");
+    eventually(SOON, "two backends are left", || {
+        let answers = ns.exec("client", &["/demo", "get", &address, "100"])?;
+        anyhow::ensure!(backends(&answers) == 2 && !answers.contains(&victim), "{answers}");
+        Ok(())
+    });
+    ns.exec(&victim, &["rm", "/tmp/unready"]).expect("made ready");
+    eventually(SOON, "three backends again", || {
+        let answers = ns.exec("client", &["/demo", "get", &address, "100"])?;
+        anyhow::ensure!(backends(&answers) == 3, "{answers}");
+        Ok(())
+    });
+}
+
+#[test]
+fn names_of_services_resolve_in_pods() {
+    let Some(ns) = Namespace::of_shared_cluster("dns") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: { name: headless }
+spec: { clusterIP: None, selector: { app: web }, ports: [{ name: http, port: 8080 }] }
+"#,
+    )
+    .expect("applied");
+    let address = ns.field("service/web", "/spec/clusterIP").expect("an address");
+    let full = format!("web.{}.svc.cluster.local", ns.name);
+    for name in ["web".to_owned(), format!("web.{}", ns.name), full.clone()] {
+        eventually(SOON, "the name resolves", || {
+            let answer = ns.exec("client", &["nslookup", "-type=a", &name])?;
+            anyhow::ensure!(answer.contains(&address), "{name}: {answer}");
+            Ok(())
+        });
+    }
+    eventually(SOON, "a headless name has all pods", || {
+        let answer =
+            ns.exec("client", &["nslookup", "-type=a", &format!("headless.{}.svc.cluster.local", ns.name)])?;
+        let ips = ns.kubectl("get pods -l app=web -o jsonpath={.items[*].status.podIP}")?;
+        anyhow::ensure!(ips.split_whitespace().all(|ip| answer.contains(ip)), "{ips} in {answer}");
+        Ok(())
+    });
+    let unknown =
+        ns.exec("client", &["nslookup", "-type=a", &format!("nothing.{}.svc.cluster.local", ns.name)]);
+    assert!(format!("{:#}", unknown.expect_err("there is no such name")).contains("NXDOMAIN"));
+}
+
+#[test]
+fn api_is_reached_through_its_service_with_the_pods_token() {
+    let Some(ns) = Namespace::of_shared_cluster("inapi") else { return };
+    client_pod(&ns);
+    let folder = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let listed = ns.exec("client", &["ls", folder]).expect("the token is mounted");
+    for file in ["ca.crt", "namespace", "token"] {
+        assert!(listed.contains(file), "{listed}");
+    }
+    let environment = ns.exec("client", &["env"]).expect("its environment");
+    assert!(environment.contains("KUBERNETES_SERVICE_HOST="), "{environment}");
+    // TCP is enough here: what the token may do is the API's own suite.
+    let script = "nc -z -w 2 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT";
+    ns.exec("client", &["sh", "-c", script]).expect("the API's address answers");
+}
