@@ -12,7 +12,10 @@ pub mod client;
 pub mod error;
 pub mod informer;
 pub mod kinds;
+pub mod quantity;
 pub mod resource;
+pub mod schema;
+pub mod time;
 pub mod typed;
 
 pub use client::Client;
