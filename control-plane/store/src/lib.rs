@@ -12,15 +12,17 @@
 
 mod embedded;
 mod error;
+mod etcd;
 mod model;
 mod pages;
 mod watch;
 
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use error::{Error, Source};
 pub use model::{
     Event, EventKind, Expect, Key, KeyValue, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, RangeRequest,
-    RangeResponse, Revision, Select, Status, WatchProgress, Write, Written,
+    RangeResponse, Revision, Select, Status, WRITE_OVERHEAD_BYTES, WatchProgress, Write, Written,
 };
 pub use pages::pages;
 pub use watch::{WatchBatch, WatchStream};

@@ -18,8 +18,11 @@ pub type Key = Arc<str>;
 /// Writes in one transaction (etcd's `--max-txn-ops`).
 pub const MAX_OPERATIONS: usize = 128;
 
-/// Keys and values of one write or transaction together (etcd's `--max-request-bytes`).
+/// [`Write::size`] of all writes of a transaction together (etcd's `--max-request-bytes`).
 pub const MAX_REQUEST_BYTES: usize = 1536 * 1024;
+
+/// What a write adds to a request besides its key and value.
+pub const WRITE_OVERHEAD_BYTES: usize = 64;
 
 /// Length of a key. The longest that Kubernetes makes has a group and plural of 253 bytes together, a namespace of 63
 /// and a name of 253; LMDB takes 1,982. A key that does not fit is refused, never cut.
@@ -190,9 +193,11 @@ impl Write {
         Self { key: key.into(), expect, op: Op::Delete }
     }
 
-    /// Bytes that count towards [`MAX_REQUEST_BYTES`].
+    /// Bytes that count towards [`MAX_REQUEST_BYTES`]: what etcd counts, rounded up.
     pub fn size(&self) -> usize {
-        self.key.len()
+        // The key is in the comparison, the write, and the read that follows a conflict; the rest is framing.
+        3 * self.key.len()
+            + WRITE_OVERHEAD_BYTES
             + match &self.op {
                 Op::Put(value) => value.len(),
                 Op::Delete => 0,
@@ -329,8 +334,8 @@ mod tests {
     #[test]
     fn writes_beyond_the_limits_are_refused() {
         let put = |key: &str, size: usize| Write::put(key, vec![0; size], Expect::Any);
-        assert!(check_writes(&[put("a", MAX_REQUEST_BYTES - 1)]).is_ok());
-        assert!(matches!(check_writes(&[put("a", MAX_REQUEST_BYTES)]), Err(Error::TooLarge { .. })));
+        assert!(check_writes(&[put("a", MAX_REQUEST_BYTES - 67)]).is_ok());
+        assert!(matches!(check_writes(&[put("a", MAX_REQUEST_BYTES - 66)]), Err(Error::TooLarge { .. })));
         assert!(matches!(check_writes(&[put("a", 1), put("a", 1)]), Err(Error::DuplicateKey { .. })));
         let many: Vec<_> = (0..=MAX_OPERATIONS).map(|n| put(&n.to_string(), 1)).collect();
         assert!(matches!(check_writes(&many), Err(Error::TooManyOperations { count: 129, limit: 128 })));

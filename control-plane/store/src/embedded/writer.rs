@@ -56,6 +56,8 @@ pub(super) struct Writer {
     published: watch::Sender<State>,
     state: State,
     is_sweeping: bool,
+    /// Records of the next sweep: fewer after one that failed for want of space.
+    sweep_records: usize,
     buffer: Vec<u8>,
 }
 
@@ -82,7 +84,7 @@ impl Writer {
     ) -> Self {
         let state = *published.borrow();
         let is_sweeping = state.swept < state.compacted;
-        Self { disk, ring, commands, published, state, is_sweeping, buffer: Vec::new() }
+        Self { disk, ring, commands, published, state, is_sweeping, sweep_records: SWEEP_RECORDS, buffer: Vec::new() }
     }
 
     /// Works until the store is closed or dropped.
@@ -227,6 +229,8 @@ impl Writer {
         if revision > self.state.revision {
             return Err(Error::FutureRevision { requested: revision, current: self.state.revision });
         }
+        // A sweep that failed is taken up again, whatever this call adds.
+        self.is_sweeping |= self.state.swept < self.state.compacted;
         if revision <= self.state.compacted {
             return Ok(());
         }
@@ -238,22 +242,40 @@ impl Writer {
         Ok(())
     }
 
-    /// Does a bounded part of the sweep that is due, if any. What fails is tried again after the next compaction.
+    /// Does a bounded part of the sweep that is due, if any.
     fn sweep_some(&mut self) {
         if !self.is_sweeping {
             return;
         }
-        let (disk, state) = (self.disk.clone(), self.state);
-        match self.commit_with(|txn| sweep(&disk, txn, state, SWEEP_RECORDS)) {
+        match self.try_sweep() {
             Ok(swept) => {
                 self.state = swept;
                 self.is_sweeping = swept.swept < swept.compacted;
+                self.sweep_records = SWEEP_RECORDS;
+            }
+            // Less needs fewer spare pages.
+            Err(error) if self.sweep_records > 1 => {
+                debug!(%error, records = self.sweep_records, "sweep failed, trying a smaller one");
+                self.sweep_records /= 8;
+                self.sweep_records = self.sweep_records.max(1);
             }
             Err(error) => {
-                warn!(%error, "sweeping after compaction failed; space is not freed");
+                warn!(%error, "sweep failed; space is not freed until the next compaction");
                 self.is_sweeping = false;
+                self.sweep_records = SWEEP_RECORDS;
             }
         }
+    }
+
+    fn try_sweep(&self) -> Result<State, Error> {
+        let (disk, state, records) = (&self.disk, self.state, self.sweep_records);
+        let swept = self.commit_with(|txn| sweep(disk, txn, state, records))?;
+        if swept.swept == swept.compacted {
+            // LMDB reuses pages from the second commit after the one that freed them. A full store would never
+            // see that one, because its writes fail.
+            self.commit_with(|txn| disk.put_state(txn, &swept).map_err(|error| disk.write_error(error)))?;
+        }
+        Ok(swept)
     }
 
     fn commit_with<T>(&self, change: impl FnOnce(&mut RwTxn<'_>) -> Result<T, Error>) -> Result<T, Error> {

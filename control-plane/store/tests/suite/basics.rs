@@ -2,7 +2,7 @@
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use hawser_store::{
-    Error, Expect, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, RangeRequest, Select, Store, Write, pages,
+    Error, Expect, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, RangeRequest, Select, Write, pages,
 };
 
 use crate::{engines::Engine, for_both_engines};
@@ -225,10 +225,10 @@ async fn limits_are_clear_errors(Engine { store, .. }: Engine) {
     assert!(matches!(error, Error::TooManyOperations { count: 129, limit: 128 }), "{error}");
 
     // The largest value there can be comes back whole.
-    let largest = vec![7; MAX_REQUEST_BYTES - "/large".len()];
+    let largest = vec![7; MAX_REQUEST_BYTES - Write::create("/large", "").size()];
     store.write(Write::create("/large", largest.clone())).await.unwrap();
     assert_eq!(store.get("/large").await.unwrap().unwrap().value, largest);
-    let error = store.write(Write::create("/larger", largest)).await.unwrap_err();
+    let error = store.write(Write::create("/larges", largest)).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { limit: MAX_REQUEST_BYTES, .. }), "{error}");
 
     let long = format!("/{}", "k".repeat(1023));

@@ -20,22 +20,22 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) server: Option<EtcdServer>,
-    // Dropped last.
-    pub(crate) directory: TestDirectory,
+    /// Dropped last.
+    _directory: TestDirectory,
 }
 
 impl Engine {
     pub(crate) async fn embedded() -> Self {
         let directory = TestDirectory::new();
         let store = Arc::new(open_embedded(directory.path()).await);
-        Self { store, server: None, directory }
+        Self { store, server: None, _directory: directory }
     }
 
     pub(crate) async fn etcd() -> Option<Self> {
         let directory = TestDirectory::new();
         let server = EtcdServer::start(directory.path())?;
         let store = connect_etcd(&server).await;
-        Some(Self { store: Arc::new(store), server: Some(server), directory })
+        Some(Self { store: Arc::new(store), server: Some(server), _directory: directory })
     }
 }
 
