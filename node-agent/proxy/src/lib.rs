@@ -1,3 +1,28 @@
-//! The service proxy of a node: Services and EndpointSlices become entries of the eBPF datapath's maps.
+//! The service proxy of a node: Services, EndpointSlices and host ports become entries of the datapath's maps.
+//!
+//! [`Proxy::start`] loads the eBPF programs, or adopts what an earlier agent left in the kernel, and attaches them to
+//! the node's cgroup, uplinks and pod interfaces. [`Proxy::sync`] takes all objects and writes the difference. Maps
+//! and links are pinned below one directory; dropping the proxy leaves them at work.
+//!
+//! Decisions are made in pure modules (`desired`, `endpoints`, `table`, `slots`); `kernel` is the thin shell. The
+//! proxy belongs to one thread at a time and never blocks on anything but the kernel.
 
+mod desired;
+mod endpoints;
+mod error;
+mod kernel;
 pub mod object;
+mod proxy;
+mod services;
+mod slots;
+mod table;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use desired::{HostPort, Kind, ServicePortName, Skipped};
+pub use error::Error;
+pub use kernel::sys::TestRun;
+pub use proxy::{Config, Proxy, SyncReport};
+pub use view::{Counter, FrontendView, dump_services};

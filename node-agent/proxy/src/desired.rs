@@ -1,0 +1,324 @@
+//! What the node should serve, computed from Services, EndpointSlices and host ports. Pure: objects in, values out.
+//!
+//! A service port of one address family becomes one [`ServicePort`]: its backends, once for the cluster and once for
+//! this node alone, and its frontends, each of which names the set it uses. Traffic policies follow kube-proxy:
+//! `internalTrafficPolicy` rules the cluster IP, `externalTrafficPolicy` rules what comes from outside, and clients
+//! inside the cluster always reach all backends of an external address.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use hawser_ebpf_abi::{
+    Addr, Backend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, is_v4,
+    service::{BACKEND_LOCAL, FRONTEND_NODE_ONLY, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL},
+    v4_mapped, v4_octets,
+};
+use k8s_openapi::api::{
+    core::v1::{Service, ServicePort as ApiServicePort, ServiceSpec},
+    discovery::v1::EndpointSlice,
+};
+
+use crate::endpoints::{self, Overrides};
+
+/// Services with this label are another proxy's.
+const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Names a service port of one family, or a host port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    pub namespace: String,
+    pub name: String,
+    /// The port's name, empty when it has none; for a host port its number.
+    pub port: String,
+    pub protocol: u8,
+    pub is_v6: bool,
+    pub kind: Kind,
+}
+
+/// What a [`ServicePortName`] comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Service,
+    HostPort,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = if self.protocol == IPPROTO_UDP { "UDP" } else { "TCP" };
+        let Self { namespace, name, port, .. } = self;
+        match self.kind {
+            Kind::Service => write!(f, "{namespace}/{name}:{port}/{protocol}"),
+            Kind::HostPort => write!(f, "host port {port}/{protocol} of pod {namespace}/{name}"),
+        }
+    }
+}
+
+/// Which of a service port's backends a client gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Set {
+    Cluster,
+    Local,
+}
+
+/// One address that clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DesiredFrontend {
+    pub(crate) inside: Set,
+    pub(crate) wire: Set,
+    /// `FRONTEND_*`.
+    pub(crate) flags: u32,
+}
+
+/// One service port of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) frontends: BTreeMap<FrontendKey, DesiredFrontend>,
+    /// In the order of their addresses, so that equal sets are equal lists.
+    pub(crate) cluster: Vec<Backend>,
+    /// Backends of this node; filled when a frontend uses them.
+    pub(crate) local: Vec<Backend>,
+}
+
+/// Something that the API asks for and the node does not do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Skipped {
+    /// `namespace/name` and the port.
+    pub what: String,
+    pub reason: &'static str,
+}
+
+/// A port of the node that leads to a pod of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub pod_namespace: String,
+    pub pod_name: String,
+    pub pod_ip: IpAddr,
+    pub container_port: u16,
+    /// `None` (or the unspecified address): all addresses of the node.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+}
+
+/// What the node itself contributes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Returns the ports of `service`, with backends from `slices`, which are the service's own.
+pub(crate) fn service_ports(
+    service: &Service,
+    slices: &[&EndpointSlice],
+    node: &Node,
+    overrides: &Overrides,
+    skipped: &mut Vec<Skipped>,
+) -> Vec<(ServicePortName, ServicePort)> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let cluster_ips = cluster_ips(spec);
+    if cluster_ips.is_empty() || is_left_alone(service) {
+        return Vec::new();
+    }
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let mut ports = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let port_name = port.name.as_deref().unwrap_or_default();
+        let what = || format!("{namespace}/{name}:{port_name}");
+        let Some(protocol) = protocol_number(port.protocol.as_deref()) else {
+            skipped.push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
+            continue;
+        };
+        if spec.session_affinity.as_deref() == Some("ClientIP") {
+            skipped.push(Skipped { what: what(), reason: "sessionAffinity ClientIP is not honoured yet" });
+        }
+        for is_v6 in [false, true] {
+            let frontends = frontends(service, spec, port, protocol, is_v6, &cluster_ips, node);
+            if frontends.is_empty() {
+                continue;
+            }
+            let backends = endpoints::collect(slices, port, is_v6, node, overrides);
+            let uses_local = frontends.values().any(|f| f.inside == Set::Local || f.wire == Set::Local);
+            let local = if uses_local { backends.local } else { Vec::new() };
+            let name = ServicePortName {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                port: port_name.to_owned(),
+                protocol,
+                is_v6,
+                kind: Kind::Service,
+            };
+            ports.push((name, ServicePort { frontends, cluster: backends.cluster, local }));
+        }
+        if has_source_ranges(spec) {
+            skipped.push(Skipped {
+                what: what(),
+                reason: "loadBalancerSourceRanges are not enforced yet: its load balancer addresses are served to \
+                         this node and its pods alone",
+            });
+        }
+    }
+    ports
+}
+
+/// Returns the ports that a pod's host port becomes: one per family that the node and the pod share.
+pub(crate) fn host_port(
+    host_port: &HostPort,
+    node: &Node,
+    skipped: &mut Vec<Skipped>,
+) -> Option<(ServicePortName, ServicePort)> {
+    let what =
+        || format!("host port {} of pod {}/{}", host_port.host_port, host_port.pod_namespace, host_port.pod_name);
+    let Some(protocol) = protocol_number(Some(&host_port.protocol)) else {
+        skipped.push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
+        return None;
+    };
+    let is_v6 = host_port.pod_ip.is_ipv6();
+    let addresses: Vec<IpAddr> = match host_port.host_ip.filter(|ip| !ip.is_unspecified()) {
+        Some(ip) => vec![ip],
+        None => node.addresses.clone(),
+    };
+    let mut frontends = BTreeMap::new();
+    for address in addresses.into_iter().filter(|address| address.is_ipv6() == is_v6) {
+        let flags = if address.is_loopback() { FRONTEND_NODE_ONLY } else { FRONTEND_WIRE };
+        let frontend = DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags };
+        frontends.insert(frontend_key(address, host_port.host_port, protocol), frontend);
+    }
+    if host_port.host_ip.is_none_or(|ip| ip.is_unspecified()) {
+        frontends.insert(frontend_key(loopback(is_v6), host_port.host_port, protocol), NODE_ONLY);
+    }
+    let backend = Backend {
+        addr: addr(host_port.pod_ip),
+        port_be: host_port.container_port.to_be(),
+        flags: BACKEND_LOCAL,
+        pad: 0,
+    };
+    let name = ServicePortName {
+        namespace: host_port.pod_namespace.clone(),
+        name: host_port.pod_name.clone(),
+        port: host_port.host_port.to_string(),
+        protocol,
+        is_v6,
+        kind: Kind::HostPort,
+    };
+    Some((name, ServicePort { frontends, cluster: vec![backend], local: Vec::new() }))
+}
+
+const NODE_ONLY: DesiredFrontend =
+    DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags: FRONTEND_NODE_ONLY };
+
+fn frontends(
+    service: &Service,
+    spec: &ServiceSpec,
+    port: &ApiServicePort,
+    protocol: u8,
+    is_v6: bool,
+    cluster_ips: &[IpAddr],
+    node: &Node,
+) -> BTreeMap<FrontendKey, DesiredFrontend> {
+    let internal = policy(spec.internal_traffic_policy.as_deref());
+    let external = policy(spec.external_traffic_policy.as_deref());
+    let wire_flags = if external == Set::Local { FRONTEND_WIRE | FRONTEND_WIRE_LOCAL } else { FRONTEND_WIRE };
+    let from_outside = DesiredFrontend { inside: Set::Cluster, wire: external, flags: wire_flags };
+    let mut frontends = BTreeMap::new();
+    let mut add = |address: IpAddr, port: i32, frontend| {
+        if let Ok(port) = u16::try_from(port)
+            && port != 0
+            && address.is_ipv6() == is_v6
+        {
+            frontends.insert(frontend_key(address, port, protocol), frontend);
+        }
+    };
+    let serves_family = cluster_ips.iter().any(|address| address.is_ipv6() == is_v6);
+    if serves_family
+        && let Some(node_port) = port.node_port
+        && matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+    {
+        for address in &node.addresses {
+            add(*address, node_port, from_outside);
+        }
+        add(loopback(is_v6), node_port, NODE_ONLY);
+    }
+    for address in spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok()) {
+        add(address, port.port, from_outside);
+    }
+    // Where source ranges would have to be enforced, nothing from outside is let in.
+    let balanced = if has_source_ranges(spec) { DesiredFrontend { flags: 0, ..from_outside } } else { from_outside };
+    for address in load_balancer_addresses(service) {
+        add(address, port.port, balanced);
+    }
+    for address in cluster_ips {
+        add(*address, port.port, DesiredFrontend { inside: internal, wire: internal, flags: 0 });
+    }
+    frontends
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut addresses: Vec<IpAddr> = listed.filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Headless services have no address to serve, external names are DNS's, and labelled ones another proxy's.
+fn is_left_alone(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
+        || spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
+        || service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME))
+}
+
+/// Addresses that a load balancer announces for this cluster to answer; with `ipMode: Proxy` it answers itself.
+fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status
+        .and_then(|status| status.ingress.as_ref())
+        .into_iter()
+        .flatten()
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+}
+
+fn has_source_ranges(spec: &ServiceSpec) -> bool {
+    spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
+}
+
+fn policy(policy: Option<&str>) -> Set {
+    if policy == Some("Local") { Set::Local } else { Set::Cluster }
+}
+
+/// `None` for a protocol that is not served.
+pub(crate) fn protocol_number(protocol: Option<&str>) -> Option<u8> {
+    match protocol.unwrap_or("TCP") {
+        "TCP" => Some(IPPROTO_TCP),
+        "UDP" => Some(IPPROTO_UDP),
+        _ => None,
+    }
+}
+
+fn loopback(is_v6: bool) -> IpAddr {
+    if is_v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+pub(crate) fn frontend_key(address: IpAddr, port: u16, protocol: u8) -> FrontendKey {
+    FrontendKey { addr: addr(address), port_be: port.to_be(), protocol, pad: 0 }
+}
+
+/// An address as the maps have it.
+pub(crate) fn addr(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(address) => v4_mapped(address.octets()),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The address that the maps' form stands for.
+pub(crate) fn ip(addr: &Addr) -> IpAddr {
+    if is_v4(addr) { Ipv4Addr::from(v4_octets(addr)).into() } else { Ipv6Addr::from(*addr).into() }
+}

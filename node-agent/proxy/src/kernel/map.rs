@@ -1,0 +1,182 @@
+//! Typed access to pinned maps.
+
+use std::{
+    fs, io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use hawser_ebpf_abi::{Backend, Frontend, FrontendKey, MemberKey, Settings};
+
+use super::sys::{self, MapInfo};
+
+/// A type whose every byte is part of a field, so that it may be passed to the kernel as bytes.
+///
+/// # Safety
+/// No padding, and every bit pattern is a value.
+pub(crate) unsafe trait Plain: Copy + Default {}
+
+// SAFETY: integers and arrays of them; the abi crate asserts sizes that leave no room for padding.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for Backend {}
+// SAFETY: as above.
+unsafe impl Plain for Frontend {}
+// SAFETY: as above.
+unsafe impl Plain for FrontendKey {}
+// SAFETY: as above.
+unsafe impl Plain for MemberKey {}
+// SAFETY: as above.
+unsafe impl Plain for Settings {}
+
+/// A map with keys `K` and values `V`.
+#[derive(Debug)]
+pub(crate) struct Map<K, V> {
+    fd: OwnedFd,
+    info: MapInfo,
+    types: PhantomData<fn(K) -> V>,
+}
+
+/// Entries in one batch: bounds the memory that the kernel copies at a time.
+const BATCH: usize = 4096;
+
+impl<K: Plain, V: Plain> Map<K, V> {
+    /// Takes a map, and checks that its entries have the sizes of `K` and `V`.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let info = sys::map_info(fd.as_fd())?;
+        if info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "entries of {} and {} bytes, not {} and {}",
+                    info.key_size,
+                    info.value_size,
+                    size_of::<K>(),
+                    size_of::<V>()
+                ),
+            ));
+        }
+        Ok(Self { fd, info, types: PhantomData })
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        self.info.max_entries
+    }
+
+    pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::default();
+        // SAFETY: `new` checked the sizes.
+        let found = unsafe { sys::map_lookup(self.fd.as_fd(), bytes(key), bytes_mut(&mut value)) }?;
+        Ok(found.map(|()| value))
+    }
+
+    pub(crate) fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        // SAFETY: `new` checked the sizes.
+        unsafe { sys::map_update(self.fd.as_fd(), bytes(key), bytes(value)) }
+    }
+
+    pub(crate) fn remove(&self, key: &K) -> io::Result<()> {
+        // SAFETY: `new` checked the size.
+        unsafe { sys::map_delete(self.fd.as_fd(), bytes(key)) }
+    }
+
+    /// Writes many entries, a batch at a time.
+    pub(crate) fn set_all(&self, entries: &[(K, V)]) -> io::Result<()> {
+        for chunk in entries.chunks(BATCH) {
+            if let [(key, value)] = chunk {
+                return self.set(key, value);
+            }
+            let keys: Vec<K> = chunk.iter().map(|(key, _)| *key).collect();
+            let values: Vec<V> = chunk.iter().map(|(_, value)| *value).collect();
+            // SAFETY: `new` checked the sizes; both hold one element per entry.
+            unsafe {
+                sys::map_update_batch(
+                    self.fd.as_fd(),
+                    slice_bytes(&keys),
+                    slice_bytes(&values),
+                    chunk.len() as u32,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all entries of a hash map. Entries that are written meanwhile may be in it or not.
+    pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut keys = vec![K::default(); BATCH];
+        let mut values = vec![V::default(); BATCH];
+        let mut cursor = None;
+        loop {
+            // SAFETY: `new` checked the sizes; both have room for a batch.
+            let (count, more) = unsafe {
+                sys::map_lookup_batch(
+                    self.fd.as_fd(),
+                    &mut cursor,
+                    slice_bytes_mut(&mut keys),
+                    slice_bytes_mut(&mut values),
+                    BATCH as u32,
+                )
+            }?;
+            let count = count as usize;
+            entries.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+            if !more {
+                return Ok(entries);
+            }
+        }
+    }
+}
+
+/// A per-CPU array of counters.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    fd: OwnedFd,
+    cpus: usize,
+}
+
+impl Counters {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let info = sys::map_info(fd.as_fd())?;
+        if info.key_size != 4 || info.value_size != 8 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "counters of another layout"));
+        }
+        Ok(Self { fd, cpus: possible_cpus()? })
+    }
+
+    /// Returns the sum over all CPUs.
+    pub(crate) fn get(&self, index: u32) -> io::Result<u64> {
+        let mut values = vec![0u64; self.cpus];
+        // SAFETY: a value of 8 bytes for each possible CPU.
+        unsafe { sys::map_lookup(self.fd.as_fd(), bytes(&index), slice_bytes_mut(&mut values)) }?;
+        Ok(values.iter().sum())
+    }
+}
+
+/// Reads the number of CPUs that per-CPU maps have room for, from a list such as `0-3` or `0,2-5`.
+fn possible_cpus() -> io::Result<usize> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = list.trim().rsplit([',', '-']).next().unwrap_or_default();
+    let last: usize =
+        last.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("CPU list {list:?}")))?;
+    Ok(last + 1)
+}
+
+fn bytes<T: Plain>(value: &T) -> &[u8] {
+    slice_bytes(std::slice::from_ref(value))
+}
+
+fn bytes_mut<T: Plain>(value: &mut T) -> &mut [u8] {
+    slice_bytes_mut(std::slice::from_mut(value))
+}
+
+fn slice_bytes<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: plain types have no padding, so all bytes are initialised.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn slice_bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and every bit pattern that is written is a value.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}

@@ -1,0 +1,362 @@
+//! The proxy itself: what is attached where, and the way from objects to map entries.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use hawser_ebpf_abi::{Addr, Frontend, FrontendKey, LAYOUT_VERSION, Settings};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use tracing::{debug, info, warn};
+
+use crate::{
+    desired::{HostPort, Node, Skipped, addr},
+    error::Error,
+    kernel::{
+        link,
+        loader::{self, Loaded, Maps, Programs, Sizes},
+        mount, sys,
+    },
+    services::{Services, Wanted},
+    table::{Changes, KernelState, Table},
+    view::{self, Counter, FrontendView},
+};
+
+/// What the proxy needs to know of its node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory for pins, the node's own. A bpffs is mounted on it when it is not inside of one.
+    pub bpffs_dir: PathBuf,
+    /// The node's cgroup2 directory: processes in it and below are served at their sockets.
+    pub cgroup_dir: PathBuf,
+    /// Interfaces by which packets from outside, and replies of other nodes, arrive: the uplink, and the tunnel
+    /// device where one carries the replies.
+    pub uplinks: Vec<String>,
+    /// Addresses of the node. Node ports and host ports are served on each; the first of a family is the source of
+    /// packets that the node sends on to backends of other nodes.
+    pub node_addresses: Vec<IpAddr>,
+    pub node_name: String,
+    /// Bound of the table of frontends: an address, port and protocol each.
+    pub max_frontends: u32,
+    /// Bound of backend slots, over all service ports. Half of it should stay free for updates.
+    pub max_backends: u32,
+    /// Bound of backends of UDP service ports.
+    pub max_udp_backends: u32,
+}
+
+impl Config {
+    /// A configuration with the default bounds: about 40,000 services with three frontends each.
+    pub fn new(bpffs_dir: PathBuf, cgroup_dir: PathBuf, node_name: String) -> Self {
+        Self {
+            bpffs_dir,
+            cgroup_dir,
+            uplinks: Vec::new(),
+            node_addresses: Vec::new(),
+            node_name,
+            max_frontends: 131_072,
+            max_backends: 524_288,
+            max_udp_backends: 262_144,
+        }
+    }
+}
+
+/// What a sync did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncReport {
+    /// Frontends in the kernel after the sync.
+    pub frontends: usize,
+    pub frontends_written: usize,
+    pub frontends_removed: usize,
+    pub backends_written: usize,
+    /// What the API asks for and the node does not do, in full, not only what is new.
+    pub skipped: Vec<Skipped>,
+}
+
+/// The service proxy of a node. Dropping it leaves the datapath at work.
+#[derive(Debug)]
+pub struct Proxy {
+    config: Config,
+    maps: Maps,
+    programs: Programs,
+    services: Services,
+    /// `None` after a failed write: the next sync reads the maps again and repairs the difference.
+    table: Option<Table>,
+}
+
+/// Programs at the sockets, by the hook they attach to.
+const CGROUP_PROGRAMS: [(&str, u32); 9] = [
+    ("connect4", link::CGROUP_INET4_CONNECT),
+    ("connect6", link::CGROUP_INET6_CONNECT),
+    ("sendmsg4", link::CGROUP_UDP4_SENDMSG),
+    ("sendmsg6", link::CGROUP_UDP6_SENDMSG),
+    ("recvmsg4", link::CGROUP_UDP4_RECVMSG),
+    ("recvmsg6", link::CGROUP_UDP6_RECVMSG),
+    ("getpeername4", link::CGROUP_INET4_GETPEERNAME),
+    ("getpeername6", link::CGROUP_INET6_GETPEERNAME),
+    ("sock_release", link::CGROUP_INET_SOCK_RELEASE),
+];
+const UPLINK_PROGRAMS: [(&str, u32); 2] = [("from_wire", link::TCX_INGRESS), ("to_wire", link::TCX_EGRESS)];
+const POD_PROGRAMS: [(&str, u32); 2] = [("from_pod", link::TCX_INGRESS), ("to_pod", link::TCX_EGRESS)];
+
+impl Proxy {
+    /// Loads the programs and attaches them, or takes over what an earlier agent left and replaces its programs in
+    /// place. Call it in the node's network namespace.
+    ///
+    /// Services keep being served as they were until the first [`Proxy::sync`], which repairs what changed meanwhile.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        mount::ensure_bpffs(&config.bpffs_dir)?;
+        for dir in [maps_dir(&config.bpffs_dir), links_dir(&config.bpffs_dir)] {
+            fs::create_dir_all(&dir).map_err(|source| Error::Prepare { path: dir, source })?;
+        }
+        let sizes = Sizes {
+            frontends: config.max_frontends,
+            backends: config.max_backends,
+            udp_members: config.max_udp_backends,
+        };
+        let Loaded { maps, programs, adopted, has_set_retval } = loader::load(&maps_dir(&config.bpffs_dir), sizes)?;
+        let node = Node { name: config.node_name.clone(), addresses: config.node_addresses.clone() };
+        let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
+        proxy.write_settings()?;
+        proxy.attach_all()?;
+        info!(
+            adopted,
+            refusal = if has_set_retval { "ECONNREFUSED" } else { "EPERM" },
+            uplinks = ?proxy.config.uplinks,
+            "service datapath is attached"
+        );
+        Ok(proxy)
+    }
+
+    /// Brings the kernel to what the objects say. Takes all objects each time; unchanged ones (the same `Arc`) cost
+    /// next to nothing. Returns an error when the kernel refused a write: the next call starts from what it holds.
+    pub fn sync(
+        &mut self,
+        services: &[Arc<Service>],
+        slices: &[Arc<EndpointSlice>],
+        host_ports: &[HostPort],
+    ) -> Result<SyncReport, Error> {
+        let wanted = self.services.replace(services, slices, host_ports);
+        self.apply(wanted)
+    }
+
+    /// Makes readiness of one of this node's pods take effect before the API hears of it.
+    ///
+    /// Holds until an EndpointSlice says the same.
+    pub fn local_endpoint_changed(&mut self, pod_ip: IpAddr, ready: bool) -> Result<(), Error> {
+        let wanted = self.services.set_local_readiness(pod_ip, ready);
+        // Before the first sync there is nothing to change; that sync takes the news into account.
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.apply(wanted).map(drop)
+    }
+
+    /// Attaches the packet path to the host's side of a pod's interface: for traffic that no socket program sees.
+    pub fn attach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
+        self.attach_interface(ifindex, &format!("pod-{ifindex}"), &POD_PROGRAMS)
+    }
+
+    /// Detaches the packet path from a pod's interface. One that is not attached, or gone, is no error.
+    pub fn detach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
+        for (program, _) in POD_PROGRAMS {
+            remove_pin(&self.link_pin(&format!("pod-{ifindex}-{program}")))?;
+        }
+        Ok(())
+    }
+
+    /// Returns what the kernel's maps say, for people.
+    pub fn dump_services(&self) -> Result<Vec<FrontendView>, Error> {
+        view::frontends(&self.maps)
+    }
+
+    /// Returns all counters, summed over the CPUs.
+    pub fn counters(&self) -> Result<Vec<Counter>, Error> {
+        view::counters(&self.maps)
+    }
+
+    /// Runs a packet program over a packet, for tests and benchmarks. No interface sees the packet.
+    pub fn test_run(&self, program: &'static str, packet: &[u8], repeat: u32) -> Result<sys::TestRun, Error> {
+        let program = self.programs.get(program)?;
+        sys::test_run(program, packet, repeat).map_err(|source| Error::Kernel { what: "run a program", source })
+    }
+
+    /// Detaches all programs and removes all maps below `bpffs_dir`. Nothing there is no error.
+    pub fn remove_all(bpffs_dir: &Path) -> Result<(), Error> {
+        // Links first: while one is attached its program may still write to the maps.
+        for dir in [links_dir(bpffs_dir), maps_dir(bpffs_dir)] {
+            let failed = |source| Error::Prepare { path: dir.clone(), source };
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(failed)?,
+            };
+            for entry in entries {
+                remove_pin(&entry.map_err(failed)?.path())?;
+            }
+            fs::remove_dir(&dir).map_err(failed)?;
+        }
+        mount::remove_bpffs(bpffs_dir)
+    }
+
+    fn apply(&mut self, wanted: Wanted) -> Result<SyncReport, Error> {
+        // Taken out: an error below leaves `None`, and the next call reads the maps again.
+        let (mut table, wanted) = match self.table.take() {
+            Some(table) => (table, wanted),
+            None => {
+                let kernel = read_kernel(&self.maps)?;
+                let (slots, frontends) = (self.maps.backends.capacity(), self.maps.frontends.capacity());
+                (Table::new(kernel, slots, frontends), self.services.everything())
+            }
+        };
+        let mut skipped: Vec<Skipped> = Vec::new();
+        let services = &self.services;
+        let live = std::cell::OnceCell::<HashSet<Addr>>::new();
+        let is_live = |address: &Addr| live.get_or_init(|| services.live_addresses()).contains(address);
+        let changes = table.apply(wanted, &is_live, Instant::now(), &mut skipped);
+        self.write(&changes)?;
+        skipped.extend(self.services.skipped().cloned());
+        skipped.sort();
+        skipped.dedup();
+        let report = SyncReport {
+            frontends: table.frontends(),
+            frontends_written: changes.frontends.len(),
+            frontends_removed: changes.old_frontends.len(),
+            backends_written: changes.slots.len(),
+            skipped,
+        };
+        self.table = Some(table);
+        debug!(?report, "services are in the kernel");
+        Ok(report)
+    }
+
+    fn write(&self, changes: &Changes) -> Result<(), Error> {
+        let failed = |name| move |source| Error::Map { name, source };
+        let new_members: Vec<_> = changes.new_members.iter().map(|member| (*member, 1)).collect();
+        self.maps.backends.set_all(&changes.slots).map_err(failed("BACKENDS"))?;
+        self.maps.members.set_all(&new_members).map_err(failed("MEMBERS"))?;
+        self.maps.frontends.set_all(&changes.frontends).map_err(failed("FRONTENDS"))?;
+        for key in &changes.old_frontends {
+            self.maps.frontends.remove(key).map_err(failed("FRONTENDS"))?;
+        }
+        for key in &changes.old_members {
+            self.maps.members.remove(key).map_err(failed("MEMBERS"))?;
+        }
+        Ok(())
+    }
+
+    fn write_settings(&self) -> Result<(), Error> {
+        let node_netns_cookie =
+            sys::netns_cookie().map_err(|source| Error::Kernel { what: "read the network namespace's cookie", source })?;
+        let first = |v6: bool| {
+            self.config.node_addresses.iter().find(|address| address.is_ipv6() == v6).map(|address| addr(*address))
+        };
+        let settings = Settings {
+            layout_version: LAYOUT_VERSION,
+            pad: 0,
+            node_netns_cookie,
+            snat_v4: first(false).unwrap_or_default(),
+            snat_v6: first(true).unwrap_or_default(),
+        };
+        self.maps.settings.set(&0, &settings).map_err(|source| Error::Map { name: "SETTINGS", source })
+    }
+
+    fn attach_all(&self) -> Result<(), Error> {
+        for (program, attach_type) in CGROUP_PROGRAMS {
+            let fd = self.programs.get(program)?;
+            link::attach_cgroup(fd, &self.config.cgroup_dir, attach_type, &self.link_pin(program)).map_err(
+                |source| Error::Attach { program, target: self.config.cgroup_dir.display().to_string(), source },
+            )?;
+        }
+        for uplink in &self.config.uplinks {
+            let ifindex = sys::interface_index(uplink).map_err(|source| Error::Attach {
+                program: "from_wire",
+                target: uplink.clone(),
+                source,
+            })?;
+            self.attach_interface(ifindex, &format!("uplink-{uplink}"), &UPLINK_PROGRAMS)?;
+        }
+        self.adopt_pod_interfaces()
+    }
+
+    /// Replaces the programs of pod interfaces that are attached already; pins of interfaces that are gone go.
+    fn adopt_pod_interfaces(&self) -> Result<(), Error> {
+        let dir = links_dir(&self.config.bpffs_dir);
+        let failed = |source| Error::Prepare { path: dir.clone(), source };
+        let mut interfaces = HashSet::new();
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let ifindex = name.strip_prefix("pod-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            let Some(ifindex) = ifindex else { continue };
+            if link::is_defunct(&path).map_err(failed)? {
+                remove_pin(&path)?;
+            } else {
+                interfaces.insert(ifindex);
+            }
+        }
+        for ifindex in interfaces {
+            if let Err(error) = self.attach_pod_interface(ifindex) {
+                // The interface went between the look and the attachment.
+                warn!(ifindex, %error, "cannot take over a pod interface");
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_interface(&self, ifindex: u32, prefix: &str, programs: &[(&'static str, u32)]) -> Result<(), Error> {
+        for (program, attach_type) in programs.iter().copied() {
+            let fd = self.programs.get(program)?;
+            let pin = self.link_pin(&format!("{prefix}-{program}"));
+            link::attach_interface(fd, ifindex, attach_type, &pin).map_err(|source| Error::Attach {
+                program,
+                target: format!("interface {ifindex}"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn link_pin(&self, name: &str) -> PathBuf {
+        links_dir(&self.config.bpffs_dir).join(name)
+    }
+}
+
+pub(crate) fn maps_dir(bpffs_dir: &Path) -> PathBuf {
+    bpffs_dir.join("maps")
+}
+
+fn links_dir(bpffs_dir: &Path) -> PathBuf {
+    bpffs_dir.join("links")
+}
+
+fn remove_pin(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Prepare { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
+    let failed = |name| move |source| Error::Map { name, source };
+    let frontends: HashMap<FrontendKey, Frontend> =
+        maps.frontends.entries().map_err(failed("FRONTENDS"))?.into_iter().collect();
+    let members = maps.members.entries().map_err(failed("MEMBERS"))?.into_iter().map(|(key, _)| key).collect();
+    let mut slots = HashMap::new();
+    for frontend in frontends.values() {
+        for (base, count) in [(frontend.base, frontend.count), (frontend.wire_base, frontend.wire_count)] {
+            for slot in base..base.saturating_add(count) {
+                if let std::collections::hash_map::Entry::Vacant(entry) = slots.entry(slot)
+                    && let Some(backend) = maps.backends.get(&slot).map_err(failed("BACKENDS"))?
+                {
+                    entry.insert(backend);
+                }
+            }
+        }
+    }
+    Ok(KernelState { frontends, slots, members })
+}

@@ -1,0 +1,98 @@
+//! What the kernel holds, for people: the services and the counters, read from the pinned maps.
+
+use std::{fmt, net::SocketAddr, path::Path};
+
+use hawser_ebpf_abi::{
+    IPPROTO_UDP, reason,
+    service::{FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL},
+};
+
+use crate::{desired::ip, error::Error, kernel::loader::Maps};
+
+/// One frontend and its backends, as the programs see them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendView {
+    pub address: SocketAddr,
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    pub service_id: u32,
+    pub generation: u32,
+    /// For clients inside the cluster.
+    pub backends: Vec<SocketAddr>,
+    /// For clients outside; empty when the frontend is not served to them.
+    pub wire_backends: Vec<SocketAddr>,
+    /// Served to the node's own processes alone (loopback node ports).
+    pub node_only: bool,
+    /// The address of a UDP backend that is gone, kept for its connected clients.
+    pub departed: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub wire_local: bool,
+}
+
+impl fmt::Display for FrontendView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} ->", self.address, self.protocol)?;
+        for backend in &self.backends {
+            write!(f, " {backend}")?;
+        }
+        if self.backends.is_empty() {
+            f.write_str(" refused")?;
+        }
+        if self.departed {
+            f.write_str(" (departed backend)")?;
+        }
+        Ok(())
+    }
+}
+
+/// A counter and its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    pub name: &'static str,
+    pub value: u64,
+}
+
+/// Returns all frontends below `bpffs_dir`, in the order of their addresses. Works without a running proxy.
+pub fn dump_services(bpffs_dir: &Path) -> Result<Vec<FrontendView>, Error> {
+    frontends(&crate::kernel::loader::open_maps(&crate::proxy::maps_dir(bpffs_dir))?)
+}
+
+pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
+    let entries = maps.frontends.entries().map_err(|source| Error::Map { name: "FRONTENDS", source })?;
+    let backends = |base: u32, count: u32| -> Result<Vec<SocketAddr>, Error> {
+        (base..base.saturating_add(count))
+            .map(|slot| {
+                let backend = maps.backends.get(&slot).map_err(|source| Error::Map { name: "BACKENDS", source })?;
+                let backend = backend.unwrap_or_default();
+                Ok(SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be)))
+            })
+            .collect()
+    };
+    let mut views = Vec::with_capacity(entries.len());
+    for (key, frontend) in entries {
+        let served_to_wire = frontend.flags & FRONTEND_WIRE != 0;
+        views.push(FrontendView {
+            address: SocketAddr::new(ip(&key.addr), u16::from_be(key.port_be)),
+            protocol: if key.protocol == IPPROTO_UDP { "UDP" } else { "TCP" },
+            service_id: frontend.service_id,
+            generation: frontend.generation,
+            backends: backends(frontend.base, frontend.count)?,
+            wire_backends: backends(frontend.wire_base, if served_to_wire { frontend.wire_count } else { 0 })?,
+            node_only: frontend.flags & FRONTEND_NODE_ONLY != 0,
+            departed: frontend.flags & FRONTEND_DEPARTED != 0,
+            wire_local: frontend.flags & FRONTEND_WIRE_LOCAL != 0,
+        });
+    }
+    views.sort_by_key(|view| (view.address, view.protocol));
+    Ok(views)
+}
+
+pub(crate) fn counters(maps: &Maps) -> Result<Vec<Counter>, Error> {
+    (0u32..)
+        .zip(reason::NAMES)
+        .map(|(index, name)| {
+            let value = maps.counters.get(index).map_err(|source| Error::Map { name: "COUNTERS", source })?;
+            Ok(Counter { name, value })
+        })
+        .collect()
+}
