@@ -1,1 +1,132 @@
-//! hawser-controllers
+//! The controllers: loops that move the cluster towards what its objects ask for.
+//!
+//! One module each, one shape: watch-fed caches shared by all ([`caches`]), a work queue keyed by object
+//! ([`queue`]), a reconcile function that is run again until nothing is left to do ([`worker`]). What to do
+//! is decided by pure functions over cached objects (`plan`, `rolling`, `rank`, ...); the code around them
+//! only reads caches and writes through the API. Every controller can be killed between any two writes.
+//!
+//! Knows [`hawser_api`] only: in-process or over gRPC makes no difference here.
+
+#![forbid(unsafe_code)]
+
+mod caches;
+mod config;
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod events;
+mod expectations;
+mod garbage_collector;
+mod meta;
+mod namespace;
+mod node;
+mod ownership;
+mod podgc;
+mod queue;
+mod replicaset;
+mod root_ca;
+mod selector;
+mod serviceaccount;
+#[cfg(test)]
+mod testing;
+mod worker;
+
+use std::sync::Arc;
+
+use hawser_api::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use config::Config;
+
+/// What every controller works with.
+pub(crate) struct Context {
+    pub(crate) client: Arc<dyn Client>,
+    pub(crate) config: Config,
+    pub(crate) caches: caches::Caches,
+    pub(crate) recorder: events::Recorder,
+}
+
+/// Runs all controllers that `config` enables, until `shutdown`; then finishes what is in hand.
+///
+/// Fails only where the configuration cannot work; errors of single objects are logged and retried.
+pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    config.check()?;
+    let (recorder, writer) = events::channel(client.clone());
+    let context = Arc::new(Context { client, config, caches: caches::Caches::new(), recorder });
+
+    // Handlers first: an informer tells its first list to those that are registered when it starts.
+    let mut controllers = JoinSet::new();
+    let mut starts = Starts { context: &context, shutdown: &shutdown, pending: Vec::new() };
+    deployment::register(&mut starts);
+    replicaset::register(&mut starts);
+    endpointslice::register(&mut starts);
+    endpoints::register(&mut starts);
+    node::register(&mut starts);
+    podgc::register(&mut starts);
+    namespace::register(&mut starts);
+    serviceaccount::register(&mut starts);
+    root_ca::register(&mut starts);
+    garbage_collector::register(&mut starts);
+    let pending = starts.pending;
+
+    let mut informers = JoinSet::new();
+    context.caches.start(&context.client, &mut informers);
+    tokio::select! {
+        () = context.caches.synced() => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    info!(controllers = pending.len(), "caches are filled, controllers start");
+    for future in pending {
+        controllers.spawn(future);
+    }
+    // Events outlive the controllers, which tell some while they drain.
+    let events_end = CancellationToken::new();
+    let writer = tokio::spawn(writer.run(events_end.clone()));
+    let mut outcome = Ok(());
+    while let Some(ended) = controllers.join_next().await {
+        if let Err(error) = ended {
+            shutdown.cancel();
+            outcome = Err(anyhow::Error::new(error).context("a controller ended early"));
+        }
+    }
+    events_end.cancel();
+    writer.await?;
+    outcome
+}
+
+type Pending = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Collects what starts once the caches are filled.
+pub(crate) struct Starts<'a> {
+    pub(crate) context: &'a Arc<Context>,
+    shutdown: &'a CancellationToken,
+    pending: Vec<Pending>,
+}
+
+impl Starts<'_> {
+    /// True where the controller of this name is wanted.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.context.config.enables(name)
+    }
+
+    /// Adds a controller with `workers` loops over `queue`.
+    pub(crate) fn add<R: worker::Reconciler>(
+        &mut self,
+        reconciler: R,
+        queue: queue::Queue<R::Key>,
+        workers: usize,
+    ) {
+        let shutdown = self.shutdown.clone();
+        self.pending.push(Box::pin(worker::run(Arc::new(reconciler), queue, workers, shutdown)));
+    }
+
+    /// Adds a loop of another shape, which ends when its token is cancelled.
+    pub(crate) fn add_loop<F>(&mut self, start: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.pending.push(Box::pin(start(self.shutdown.clone())));
+    }
+}

@@ -1,0 +1,244 @@
+//! The watch-fed caches that all controllers share, with their indexes.
+//!
+//! One informer per kind, however many controllers read it. Indexes are kept by the informers' first
+//! handlers, so a controller that hears of a change finds it in every index. Lookups by owner, node or
+//! selector cost what they return, not what the cluster holds.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use hawser_api::{
+    Client,
+    client::ListOptions,
+    informer::{Change, Informer},
+    resource::ObjectKey,
+    typed::Kind,
+};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+};
+use parking_lot::RwLock;
+use tokio::task::JoinSet;
+
+use crate::{
+    meta::{MetaExt, pod_node},
+    selector::Labels,
+};
+
+/// Where the nodes' Leases are.
+pub(crate) const NODE_LEASES: &str = "kube-node-lease";
+/// The ConfigMap with the cluster's CA, in every namespace.
+pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+
+pub(crate) struct Caches {
+    pub(crate) pods: Informer<Pod>,
+    /// By the controller's uid, or [`orphans_of`] a namespace.
+    pub(crate) pods_by_controller: Index<Pod>,
+    pub(crate) pods_by_node: Index<Pod>,
+    /// By [`pair_term`] of each label.
+    pub(crate) pods_by_label: Index<Pod>,
+    pub(crate) replica_sets: Informer<ReplicaSet>,
+    pub(crate) replica_sets_by_controller: Index<ReplicaSet>,
+    pub(crate) replica_sets_by_namespace: Index<ReplicaSet>,
+    pub(crate) deployments: Informer<Deployment>,
+    pub(crate) deployments_by_namespace: Index<Deployment>,
+    pub(crate) services: Informer<Service>,
+    /// By [`pair_term`] of one pair of the selector.
+    pub(crate) services_by_selector: Index<Service>,
+    pub(crate) endpoint_slices: Informer<EndpointSlice>,
+    /// By `namespace/service`.
+    pub(crate) endpoint_slices_by_service: Index<EndpointSlice>,
+    pub(crate) endpoints: Informer<Endpoints>,
+    pub(crate) nodes: Informer<Node>,
+    pub(crate) leases: Informer<Lease>,
+    pub(crate) namespaces: Informer<Namespace>,
+    pub(crate) service_accounts: Informer<ServiceAccount>,
+    pub(crate) root_ca: Informer<ConfigMap>,
+}
+
+impl Caches {
+    pub(crate) fn new() -> Self {
+        let (pods, replica_sets, deployments) = (Informer::new(), Informer::new(), Informer::new());
+        let (services, endpoint_slices) = (Informer::new(), Informer::new());
+        Self {
+            pods_by_controller: Index::new(&pods, controller_terms),
+            pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
+            pods_by_label: Index::new(&pods, |pod: &Pod| {
+                let pairs = pod.labels().iter();
+                pairs.map(|(key, value)| pair_term(pod.namespace(), key, value)).collect()
+            }),
+            pods,
+            replica_sets_by_controller: Index::new(&replica_sets, controller_terms),
+            replica_sets_by_namespace: Index::new(&replica_sets, |set: &ReplicaSet| {
+                vec![set.namespace().to_owned()]
+            }),
+            replica_sets,
+            deployments_by_namespace: Index::new(&deployments, |deployment: &Deployment| {
+                vec![deployment.namespace().to_owned()]
+            }),
+            deployments,
+            services_by_selector: Index::new(&services, selector_terms),
+            services,
+            endpoint_slices_by_service: Index::new(&endpoint_slices, |slice: &EndpointSlice| {
+                service_of(slice).map(|key| key.to_string()).into_iter().collect()
+            }),
+            endpoint_slices,
+            endpoints: Informer::new(),
+            nodes: Informer::new(),
+            leases: Informer::new(),
+            namespaces: Informer::new(),
+            service_accounts: Informer::new(),
+            root_ca: Informer::new(),
+        }
+    }
+
+    /// Starts every informer in `tasks`; they follow the API until they are dropped.
+    pub(crate) fn start(&self, client: &Arc<dyn Client>, tasks: &mut JoinSet<()>) {
+        start(&self.pods, client, tasks);
+        start(&self.replica_sets, client, tasks);
+        start(&self.deployments, client, tasks);
+        start(&self.services, client, tasks);
+        start(&self.endpoint_slices, client, tasks);
+        start(&self.endpoints, client, tasks);
+        start(&self.nodes, client, tasks);
+        start(&self.namespaces, client, tasks);
+        start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
+        start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
+        start_some(&self.root_ca, client, tasks, None, format!("metadata.name={ROOT_CA}"));
+    }
+
+    /// Waits until every cache and index holds its first list.
+    pub(crate) async fn synced(&self) {
+        self.pods.synced().await;
+        self.replica_sets.synced().await;
+        self.deployments.synced().await;
+        self.services.synced().await;
+        self.endpoint_slices.synced().await;
+        self.endpoints.synced().await;
+        self.nodes.synced().await;
+        self.namespaces.synced().await;
+        self.leases.synced().await;
+        self.service_accounts.synced().await;
+        self.root_ca.synced().await;
+    }
+
+    /// The pods that have every pair of `wanted`, which is not empty.
+    pub(crate) fn pods_for(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<Pod>> {
+        let terms = wanted.iter().map(|(key, value)| pair_term(namespace, key, value));
+        // The rarest pair has the fewest pods to look through.
+        let rarest = terms.min_by_key(|term| self.pods_by_label.len(term));
+        let mut pods = rarest.map(|term| self.pods_by_label.get(&term)).unwrap_or_default();
+        pods.retain(|pod| crate::selector::contains(pod.labels(), wanted));
+        pods
+    }
+
+    /// The services whose selector matches `labels`.
+    pub(crate) fn services_for(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+        let mut keys = Vec::new();
+        for (key, value) in labels {
+            for service in self.services_by_selector.get(&pair_term(namespace, key, value)) {
+                let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+                if selector.is_some_and(|selector| crate::selector::contains(labels, selector)) {
+                    keys.push(ObjectKey::of(&*service));
+                }
+            }
+        }
+        keys
+    }
+}
+
+fn start<K: Kind>(informer: &Informer<K>, client: &Arc<dyn Client>, tasks: &mut JoinSet<()>) {
+    start_some(informer, client, tasks, None, String::new());
+}
+
+fn start_some<K: Kind>(
+    informer: &Informer<K>,
+    client: &Arc<dyn Client>,
+    tasks: &mut JoinSet<()>,
+    namespace: Option<&str>,
+    field_selector: String,
+) {
+    let (informer, client, namespace) = (informer.clone(), client.clone(), namespace.map(str::to_owned));
+    let options = ListOptions { field_selector, ..ListOptions::default() };
+    tasks.spawn(async move { informer.run(client, namespace, options).await });
+}
+
+/// The index term of objects in `namespace` that nobody controls.
+pub(crate) fn orphans_of(namespace: &str) -> String {
+    format!("orphan/{namespace}")
+}
+
+fn controller_terms<K: Kind>(object: &K) -> Vec<String> {
+    vec![match object.controller() {
+        Some(owner) => owner.uid.clone(),
+        None => orphans_of(object.namespace()),
+    }]
+}
+
+/// The index term of a label pair.
+pub(crate) fn pair_term(namespace: &str, key: &str, value: &str) -> String {
+    format!("{namespace}/{key}={value}")
+}
+
+/// One pair is enough to find a service from a pod's labels; it is matched in full afterwards.
+fn selector_terms(service: &Service) -> Vec<String> {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let pair = selector.and_then(BTreeMap::first_key_value);
+    pair.map(|(key, value)| pair_term(service.namespace(), key, value)).into_iter().collect()
+}
+
+/// The service that a slice belongs to.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+    let name = slice.labels().get("kubernetes.io/service-name")?;
+    Some(ObjectKey::new(slice.namespace(), name.as_str()))
+}
+
+/// Objects of one kind by terms that a function reads out of them. Bounded by the informer it follows.
+pub(crate) struct Index<K> {
+    terms: Arc<RwLock<HashMap<String, Bucket<K>>>>,
+}
+
+type Bucket<K> = HashMap<ObjectKey, Arc<K>>;
+
+impl<K: Kind> Index<K> {
+    /// Follows `informer`, which must not run yet.
+    fn new(informer: &Informer<K>, terms_of: fn(&K) -> Vec<String>) -> Self {
+        let terms: Arc<RwLock<HashMap<String, Bucket<K>>>> = Arc::default();
+        let shared = terms.clone();
+        informer.on_change(move |change| shift(&mut shared.write(), change, terms_of));
+        Self { terms }
+    }
+
+    /// The objects with `term`, in no order.
+    pub(crate) fn get(&self, term: &str) -> Vec<Arc<K>> {
+        self.terms.read().get(term).map(|bucket| bucket.values().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self, term: &str) -> usize {
+        self.terms.read().get(term).map_or(0, HashMap::len)
+    }
+}
+
+fn shift<K: Kind>(
+    terms: &mut HashMap<String, Bucket<K>>,
+    change: &Change<'_, K>,
+    terms_of: fn(&K) -> Vec<String>,
+) {
+    for term in change.old.map(|old| terms_of(old)).unwrap_or_default() {
+        if let Some(bucket) = terms.get_mut(&term) {
+            bucket.remove(change.key);
+            if bucket.is_empty() {
+                terms.remove(&term);
+            }
+        }
+    }
+    let Some(new) = change.new else { return };
+    for term in terms_of(new) {
+        terms.entry(term).or_default().insert(change.key.clone(), new.clone());
+    }
+}

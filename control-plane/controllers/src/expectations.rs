@@ -1,0 +1,111 @@
+//! What a controller has written and its cache does not show yet.
+//!
+//! A controller that creates pods and then looks at a cache that is behind would create them again. So it
+//! notes how many creations and which deletions it is about to make, watch events tick them off, and until
+//! all are seen the owner's pods are not counted again. An event that never comes (created and deleted
+//! during a break of the watch) is waited for five minutes, as upstream does. Keyed by the owner's uid.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+#[derive(Default)]
+pub(crate) struct Expectations {
+    owners: Mutex<HashMap<String, Expected>>,
+}
+
+struct Expected {
+    creations: usize,
+    /// Uids of what is to go.
+    deletions: HashSet<String>,
+    since: Instant,
+}
+
+impl Expectations {
+    /// Call before the first of `creations` requests.
+    pub(crate) fn expect_creations(&self, owner: &str, creations: usize) {
+        self.put(owner, creations, HashSet::new());
+    }
+
+    /// Call before the first request that deletes one of `uids`.
+    pub(crate) fn expect_deletions(&self, owner: &str, uids: impl IntoIterator<Item = String>) {
+        self.put(owner, 0, uids.into_iter().collect());
+    }
+
+    fn put(&self, owner: &str, creations: usize, deletions: HashSet<String>) {
+        let expected = Expected { creations, deletions, since: Instant::now() };
+        self.owners.lock().insert(owner.to_owned(), expected);
+    }
+
+    /// A created object appeared, or `count` requests came to nothing.
+    pub(crate) fn creations_observed(&self, owner: &str, count: usize) {
+        if let Some(expected) = self.owners.lock().get_mut(owner) {
+            expected.creations = expected.creations.saturating_sub(count);
+        }
+    }
+
+    /// A deletion appeared, or the request failed.
+    pub(crate) fn deletion_observed(&self, owner: &str, uid: &str) {
+        if let Some(expected) = self.owners.lock().get_mut(owner) {
+            expected.deletions.remove(uid);
+        }
+    }
+
+    /// True where the cache shows all that was written, or has had time enough.
+    pub(crate) fn are_met(&self, owner: &str) -> bool {
+        let mut owners = self.owners.lock();
+        let Some(expected) = owners.get(owner) else { return true };
+        let met = expected.creations == 0 && expected.deletions.is_empty();
+        if met || expected.since.elapsed() > TIMEOUT {
+            owners.remove(owner);
+            return true;
+        }
+        false
+    }
+
+    pub(crate) fn forget(&self, owner: &str) {
+        self.owners.lock().remove(owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn expectations_are_met_when_every_event_came() {
+        let expectations = Expectations::default();
+        assert!(expectations.are_met("rs"));
+        expectations.expect_creations("rs", 2);
+        expectations.creations_observed("rs", 1);
+        assert!(!expectations.are_met("rs"));
+        expectations.creations_observed("rs", 1);
+        assert!(expectations.are_met("rs"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deletions_are_told_apart_by_uid() {
+        let expectations = Expectations::default();
+        expectations.expect_deletions("rs", ["a".to_owned()]);
+        expectations.deletion_observed("rs", "b");
+        assert!(!expectations.are_met("rs"));
+        expectations.deletion_observed("rs", "a");
+        assert!(expectations.are_met("rs"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lost_events_are_waited_for_five_minutes() {
+        let expectations = Expectations::default();
+        expectations.expect_creations("rs", 1);
+        tokio::time::advance(TIMEOUT).await;
+        assert!(!expectations.are_met("rs"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(expectations.are_met("rs"));
+    }
+}

@@ -1,0 +1,1 @@
+//! An API in memory for the controllers' tests.
