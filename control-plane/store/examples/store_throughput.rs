@@ -31,18 +31,19 @@ async fn main() -> anyhow::Result<()> {
     let mut watch = store.watch("/bench/", 0).await?;
     let watcher = tokio::spawn(async move {
         let mut events = 0_usize;
-        while let Some(Ok(batch)) = watch.next().await {
+        while events < 2 * (writes / CLIENTS) * CLIENTS {
+            let batch = watch.next().await.context("watch ended")??;
             events += batch.events.len();
         }
-        events
+        anyhow::Ok(events)
     });
     let run = format!("{:x}", std::process::id());
     let mut revisions = vec![None; CLIENTS];
     for phase in ["create", "update"] {
         revisions = measure(&store, phase, &run, writes / CLIENTS, revisions).await?;
     }
+    println!("watch saw {} events", watcher.await??);
     store.close().await?;
-    println!("watch saw {} events", watcher.await?);
     Ok(())
 }
 

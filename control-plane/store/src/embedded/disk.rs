@@ -247,3 +247,39 @@ fn available_bytes(path: &std::ffi::CStr) -> Option<u64> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn other_format_is_refused_and_left_alone() {
+        let path = std::env::temp_dir().join(format!("hawser-store-format-{}", std::process::id()));
+        let scratch = Scratch(path);
+        let (disk, _) = Disk::open(&scratch.0, 1 << 20).unwrap();
+        let put_format = |disk: &Disk, format: u32| {
+            let mut txn = disk.env.write_txn().unwrap();
+            disk.meta.put(&mut txn, FORMAT_KEY, &format.to_le_bytes()).unwrap();
+            txn.commit().unwrap();
+        };
+        put_format(&disk, FORMAT + 1);
+        drop(disk);
+        let before = fs::read(scratch.0.join("data.mdb")).unwrap();
+        for _ in 0..2 {
+            let error = Disk::open(&scratch.0, 1 << 20).err().unwrap();
+            assert!(
+                matches!(error, Error::UnsupportedFormat { found, supported: FORMAT, .. } if found == FORMAT + 1),
+                "{error}"
+            );
+        }
+        assert_eq!(fs::read(scratch.0.join("data.mdb")).unwrap(), before);
+    }
+}

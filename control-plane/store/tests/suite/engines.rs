@@ -34,7 +34,7 @@ impl Engine {
     pub(crate) async fn etcd() -> Option<Self> {
         let directory = TestDirectory::new();
         let server = EtcdServer::start(directory.path())?;
-        let store = connect_etcd(&server).await;
+        let store = connect_etcd(EtcdOptions::new([server.endpoint()])).await;
         Some(Self { store: Arc::new(store), server: Some(server), _directory: directory })
     }
 }
@@ -44,8 +44,7 @@ pub(crate) async fn open_embedded(path: &Path) -> EmbeddedStore {
 }
 
 /// Connects, waiting until the server serves.
-pub(crate) async fn connect_etcd(server: &EtcdServer) -> EtcdStore {
-    let options = EtcdOptions::new([server.endpoint()]);
+pub(crate) async fn connect_etcd(options: EtcdOptions) -> EtcdStore {
     eventually("etcd serves", || async { EtcdStore::connect(options.clone()).await.ok() }).await
 }
 
@@ -117,34 +116,55 @@ impl Drop for TestDirectory {
     }
 }
 
-/// An etcd of the test's own on loopback, killed by its process id on drop.
+/// An etcd member of the test's own on loopback, killed by its process id on drop.
 pub(crate) struct EtcdServer {
     child: Child,
-    directory: PathBuf,
-    client_port: u16,
-    peer_port: u16,
     arguments: Vec<String>,
+    endpoint: String,
 }
 
 impl EtcdServer {
     /// Starts etcd with its data under `directory`; `None`, with a message, where it is not installed.
     pub(crate) fn start(directory: &Path) -> Option<Self> {
-        Self::start_with(directory, &[])
+        Self::start_cluster(directory, 1, "http", &[]).map(|mut members| members.remove(0))
     }
 
-    pub(crate) fn start_with(directory: &Path, arguments: &[&str]) -> Option<Self> {
+    /// Starts `members` of one cluster, which serve clients by `scheme`, with more `arguments`.
+    pub(crate) fn start_cluster(
+        directory: &Path,
+        members: usize,
+        scheme: &str,
+        arguments: &[String],
+    ) -> Option<Vec<Self>> {
         if !Path::new(ETCD).exists() {
             println!("skipped: {ETCD} is not installed");
             return None;
         }
-        let (client_port, peer_port) = (free_port(), free_port());
-        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let child = spawn_etcd(directory, client_port, peer_port, &arguments);
-        Some(Self { child, directory: directory.to_owned(), client_port, peer_port, arguments })
+        let ports = free_ports(2 * members);
+        let (client_ports, peer_ports) = ports.split_at(members);
+        let peer = |n: usize| format!("http://127.0.0.1:{}", peer_ports[n]);
+        let cluster: Vec<_> = (0..members).map(|n| format!("m{n}={}", peer(n))).collect();
+        let start = |n: usize| {
+            let endpoint = format!("{scheme}://127.0.0.1:{}", client_ports[n]);
+            let mut own: Vec<String> = vec![];
+            let mut add = |name: &str, value: String| own.extend([name.to_owned(), value]);
+            add("--name", format!("m{n}"));
+            add("--data-dir", directory.join(format!("etcd-{n}")).display().to_string());
+            add("--listen-client-urls", endpoint.clone());
+            add("--advertise-client-urls", endpoint.clone());
+            add("--listen-peer-urls", peer(n));
+            add("--initial-advertise-peer-urls", peer(n));
+            add("--initial-cluster", cluster.join(","));
+            add("--logger", "zap".into());
+            add("--log-level", "error".into());
+            own.extend_from_slice(arguments);
+            Self { child: spawn_etcd(&own), arguments: own, endpoint }
+        };
+        Some((0..members).map(start).collect())
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        self.endpoint.clone()
     }
 
     /// `kill -9`.
@@ -155,7 +175,7 @@ impl EtcdServer {
 
     /// Starts it again on the same data and ports.
     pub(crate) fn start_again(&mut self) {
-        self.child = spawn_etcd(&self.directory, self.client_port, self.peer_port, &self.arguments);
+        self.child = spawn_etcd(&self.arguments);
     }
 }
 
@@ -167,15 +187,8 @@ impl Drop for EtcdServer {
 
 const ETCD: &str = "/usr/bin/etcd";
 
-fn spawn_etcd(directory: &Path, client_port: u16, peer_port: u16, arguments: &[String]) -> Child {
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
+fn spawn_etcd(arguments: &[String]) -> Child {
     Command::new(ETCD)
-        .arg("--data-dir")
-        .arg(directory.join("etcd"))
-        .args(["--name", "test", "--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("test={peer}"), "--logger", "zap", "--log-level", "error"])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -184,8 +197,10 @@ fn spawn_etcd(directory: &Path, client_port: u16, peer_port: u16, arguments: &[S
         .expect("etcd can be started")
 }
 
-/// A port that was free a moment ago. Another process may take it; etcd then does not come up and the test fails.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+/// Ports that were free a moment ago. Another process may take one; etcd then does not come up and the test fails.
+fn free_ports(count: usize) -> Vec<u16> {
+    let bind = |_| TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+    // Held until all are known, so that they differ.
+    let listeners: Vec<TcpListener> = (0..count).map(bind).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
 }

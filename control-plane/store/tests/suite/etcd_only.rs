@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use hawser_store::{Error, EtcdOptions, EtcdStore, Expect, RangeRequest, Revision, Store, Write};
+use hawser_store::{Error, EtcdOptions, EtcdStore, EtcdTls, Expect, RangeRequest, Revision, Store, Write};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::task::JoinSet;
 
-use crate::engines::{DEADLINE, Engine, eventually, events_until};
+use crate::engines::{DEADLINE, Engine, EtcdServer, TestDirectory, connect_etcd, eventually, events_until};
 
 /// Writes unique values to a key by compare-and-put until told to stop; returns the values acknowledged.
 ///
@@ -36,11 +37,8 @@ async fn write_unique(store: Arc<dyn Store>, writer: usize, writes: usize) -> Ve
     acknowledged
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_etcd_loses_no_write_and_watches_go_on_without_gap_or_repeat() {
-    let Some(mut engine) = Engine::etcd().await else { return };
-    let store = engine.store.clone();
-    let server = engine.server.as_mut().unwrap();
+/// Runs writers and a watch while `disturb` is called three times, and checks that nothing is lost or doubled.
+async fn check_survives(store: Arc<dyn Store>, mut disturb: impl FnMut()) {
     let mut watch = store.watch("/", 2).await.unwrap();
     let (finish, finished) = tokio::sync::oneshot::channel::<Revision>();
     let watcher = tokio::spawn(async move {
@@ -64,15 +62,14 @@ async fn killed_etcd_loses_no_write_and_watches_go_on_without_gap_or_repeat() {
     for writer in 0..8 {
         writers.spawn(write_unique(store.clone(), writer, 300));
     }
-    let progress = async |least: Revision| {
-        eventually("writes go on", || async { (store.current_revision().await.ok()? > least).then_some(()) }).await;
-        store.current_revision().await.unwrap_or(least)
-    };
     let mut reached = 1;
     for _ in 0..3 {
-        reached = progress(reached + 150).await;
-        server.kill();
-        server.start_again();
+        let least = reached + 150;
+        reached = eventually("writes go on", || async {
+            store.current_revision().await.ok().filter(|current| *current > least)
+        })
+        .await;
+        disturb();
     }
     let acknowledged: Vec<String> =
         tokio::time::timeout(DEADLINE, writers.join_all()).await.unwrap().into_iter().flatten().collect();
@@ -90,6 +87,80 @@ async fn killed_etcd_loses_no_write_and_watches_go_on_without_gap_or_repeat() {
         assert!(written.binary_search(value).is_ok(), "{value} was acknowledged and is lost");
     }
     assert_eq!(acknowledged.len(), 8 * 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_etcd_loses_no_write_and_watches_go_on_without_gap_or_repeat() {
+    let Some(mut engine) = Engine::etcd().await else { return };
+    let store = engine.store.clone();
+    let server = engine.server.as_mut().unwrap();
+    check_survives(store, || {
+        server.kill();
+        server.start_again();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_serves_on_while_its_members_die_one_by_one() {
+    let directory = TestDirectory::new();
+    let Some(mut members) = EtcdServer::start_cluster(directory.path(), 3, "http", &[]) else { return };
+    let store = connect_etcd(EtcdOptions::new(members.iter().map(EtcdServer::endpoint))).await;
+    let mut next = 0;
+    check_survives(Arc::new(store), || {
+        // Each is killed once, the leader among them. The one killed before has been back for a while.
+        members[next].kill();
+        members[next].start_again();
+        next += 1;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_checks_both_sides() {
+    let directory = TestDirectory::new();
+    let new_key = || KeyPair::generate().unwrap();
+    let mut ca_params = CertificateParams::default();
+    ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = new_key();
+    let ca_pem = ca_params.self_signed(&ca_key).unwrap().pem();
+    let ca = Issuer::new(ca_params, ca_key);
+    let issue = || {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = new_key();
+        (params.signed_by(&key, &ca).unwrap().pem(), key.serialize_pem())
+    };
+    let (server_pem, server_key) = issue();
+    let mut arguments = vec!["--client-cert-auth".to_owned()];
+    let files = [("trusted-ca-file", &ca_pem), ("cert-file", &server_pem), ("key-file", &server_key)];
+    for (name, pem) in files {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        arguments.extend([format!("--{name}"), path.display().to_string()]);
+    }
+    let Some(members) = EtcdServer::start_cluster(directory.path(), 1, "https", &arguments) else { return };
+    let (client_pem, client_key) = issue();
+    let tls = EtcdTls {
+        ca_pem: ca_pem.into(),
+        identity_pem: Some((client_pem.into(), client_key.into())),
+        server_name: None,
+    };
+    let options = EtcdOptions { tls: Some(tls.clone()), ..EtcdOptions::new([members[0].endpoint()]) };
+    let store = connect_etcd(options.clone()).await;
+    assert_eq!(store.write(Write::create("/a", "x")).await.unwrap().revision, 2);
+
+    let stranger = CertificateParams::default().self_signed(&new_key()).unwrap().pem();
+    let strangers = [
+        ("no client certificate", EtcdTls { identity_pem: None, ..tls.clone() }),
+        ("a server of another CA", EtcdTls { ca_pem: stranger.into(), ..tls.clone() }),
+        ("a server of another name", EtcdTls { server_name: Some("etcd.example".into()), ..tls }),
+    ];
+    for (name, tls) in strangers {
+        let deadline = std::time::Duration::from_secs(1);
+        let outcome = EtcdStore::connect(EtcdOptions { tls: Some(tls), deadline, ..options.clone() }).await;
+        assert!(matches!(&outcome, Err(Error::Unavailable { .. })), "{name}: {:?}", outcome.err());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
