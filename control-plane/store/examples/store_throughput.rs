@@ -65,7 +65,8 @@ async fn measure(
             let mut after = Vec::with_capacity(writes_each);
             for n in 0..writes_each {
                 let expect = before.as_ref().map_or(Expect::Absent, |before| Expect::Revision(before[n]));
-                let write = Write::put(format!("/bench/{run}/{client:02}/{n:05}"), vec![b'x'; VALUE_BYTES], expect);
+                let write =
+                    Write::put(format!("/bench/{run}/{client:02}/{n:05}"), vec![b'x'; VALUE_BYTES], expect);
                 let started = Instant::now();
                 after.push(store.write(write).await?.revision);
                 latencies.push(started.elapsed());

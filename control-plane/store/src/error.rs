@@ -17,7 +17,7 @@ pub enum Error {
     #[error("{key} is {}, not {expected}", describe(current.as_deref()))]
     Conflict { key: Key, expected: Expect, current: Option<Box<KeyValue>> },
 
-    /// History before `compacted` is gone: list again and watch from there.
+    /// History before `compacted` (0 where the engine does not know) is gone: list again and watch from there.
     #[error("revision {requested} has been compacted, history starts at {compacted}")]
     Compacted { requested: Revision, compacted: Revision },
 

@@ -18,11 +18,12 @@ mod pages;
 mod watch;
 
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
-pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use error::{Error, Source};
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use model::{
-    Event, EventKind, Expect, Key, KeyValue, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, RangeRequest,
-    RangeResponse, Revision, Select, Status, WRITE_OVERHEAD_BYTES, WatchProgress, Write, Written,
+    Event, EventKind, Expect, Key, KeyValue, MAX_KEY_BYTES, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op,
+    RangeRequest, RangeResponse, Revision, Select, Status, WRITE_OVERHEAD_BYTES, WatchProgress, Write,
+    Written,
 };
 pub use pages::pages;
 pub use watch::{WatchBatch, WatchStream};

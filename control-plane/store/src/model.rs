@@ -260,6 +260,7 @@ pub struct Status {
     pub size_bytes: u64,
     /// Bound of `size_bytes`, where the engine knows.
     pub max_size_bytes: Option<u64>,
+    /// Asked anew with each status: etcd's members may be replaced. `EventsOnly` while one of them does not answer.
     pub watch_progress: WatchProgress,
 }
 
@@ -273,7 +274,8 @@ pub(crate) fn check_writes(writes: &[Write]) -> Result<(), Error> {
     }
     let size: usize = writes.iter().map(Write::size).sum();
     if size > MAX_REQUEST_BYTES {
-        let key = writes.iter().max_by_key(|write| write.size()).map(|write| write.key.clone()).unwrap_or_default();
+        let key =
+            writes.iter().max_by_key(|write| write.size()).map(|write| write.key.clone()).unwrap_or_default();
         return Err(Error::TooLarge { key, size, limit: MAX_REQUEST_BYTES });
     }
     if writes.len() > 1 {

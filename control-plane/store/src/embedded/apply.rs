@@ -57,7 +57,8 @@ pub(super) fn apply(
             continue;
         }
         let index = u16::try_from(applied.events.len()).expect("a transaction has at most 128 writes");
-        let event = put(disk, txn, Position { revision, index }, write, found, buffer).map_err(Failure::Spoilt)?;
+        let event =
+            put(disk, txn, Position { revision, index }, write, found, buffer).map_err(Failure::Spoilt)?;
         applied.events.push(event);
         applied.revision = revision;
     }

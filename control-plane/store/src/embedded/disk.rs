@@ -222,7 +222,9 @@ impl From<OpenError> for Error {
 
 pub(super) fn read_error(error: heed::Error) -> Error {
     match error {
-        heed::Error::Mdb(MdbError::Corrupted | MdbError::PageNotFound) => Error::Corrupt { what: error.to_string() },
+        heed::Error::Mdb(MdbError::Corrupted | MdbError::PageNotFound) => {
+            Error::Corrupt { what: error.to_string() }
+        }
         other => Error::Unavailable { attempted: "reading from disk", source: Arc::new(other) },
     }
 }

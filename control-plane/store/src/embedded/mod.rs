@@ -24,7 +24,7 @@ use self::{
     read::Snapshot,
     record::State,
     ring::Ring,
-    writer::{Command, Pending, QUEUE, Reply, Writer},
+    writer::{Command, Pending, QUEUE, QUEUE_BYTES, Reply, Writer},
 };
 use crate::{
     Error, KeyValue, RangeRequest, RangeResponse, Revision, Status, Store, WatchProgress, WatchStream, Write,
@@ -61,6 +61,8 @@ impl EmbeddedOptions {
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    /// One permit a byte of what is queued.
+    room: Arc<Semaphore>,
     /// Ends when the directory can be opened again.
     closed: published::Receiver<()>,
 }
@@ -99,14 +101,21 @@ impl EmbeddedStore {
             .map_err(|source| Error::io("start the writer of", &options.path, source))?;
         let readers = Arc::new(Semaphore::new(MAX_READERS));
         let shared = Arc::new(Shared { disk: Mutex::new(Some(disk)), ring, published, readers });
-        Ok(Self { shared, commands, closed })
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+        Ok(Self { shared, commands, room, closed })
     }
 
     async fn submit(&self, writes: Vec<Write>) -> Result<Reply, Error> {
         model::check_writes(&writes)?;
         let key = writes.first().map(|write| write.key.clone()).unwrap_or_default();
+        let size = u32::try_from(writes.iter().map(Write::size).sum::<usize>())
+            .expect("checked to be below 1.5 MiB");
+        let room = self.room.clone().acquire_many_owned(size).await.map_err(|_| Error::Closed)?;
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Write(Pending { writes, reply })).await.map_err(|_| Error::Closed)?;
+        self.commands
+            .send(Command::Write(Pending { writes, reply, _room: room }))
+            .await
+            .map_err(|_| Error::Closed)?;
         // The writer answers everything it takes, unless it panics.
         answer.await.map_err(|source| Error::Ambiguous { key, source: Arc::new(source) })?
     }

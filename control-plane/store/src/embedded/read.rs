@@ -48,7 +48,9 @@ impl<'d> Snapshot<'d> {
 
     pub(super) fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         match head(self.disk, &self.txn, key)? {
-            Some(head) if !head.deleted => key_value_at(self.disk, &self.txn, key.into(), head.position).map(Some),
+            Some(head) if !head.deleted => {
+                key_value_at(self.disk, &self.txn, key.into(), head.position).map(Some)
+            }
             _ => Ok(None),
         }
     }
@@ -108,7 +110,8 @@ impl<'d> Snapshot<'d> {
         for entry in self.disk.log.range(&self.txn, &range).map_err(read_error)? {
             let (position, record) = entry.map_err(read_error)?;
             let position = Position::decode(position)?;
-            let is_full = history.events.len() >= limits.events || bytes >= limits.bytes || records >= limits.records;
+            let is_full =
+                history.events.len() >= limits.events || bytes >= limits.bytes || records >= limits.records;
             if is_full && position.revision > last {
                 history.through = last;
                 break;
@@ -174,7 +177,12 @@ pub(super) fn head(disk: &Disk, txn: &RoTxn<'_>, key: &str) -> Result<Option<Hea
 }
 
 /// Reads the value at a position that must exist.
-pub(super) fn key_value_at(disk: &Disk, txn: &RoTxn<'_>, key: Key, position: Position) -> Result<KeyValue, Error> {
+pub(super) fn key_value_at(
+    disk: &Disk,
+    txn: &RoTxn<'_>,
+    key: Key,
+    position: Position,
+) -> Result<KeyValue, Error> {
     let record = disk.log.get(txn, &position.encode()).map_err(read_error)?;
     let record = Record::decode(record.ok_or_else(|| missing(position))?)?;
     Ok(record.to_key_value(key, position.revision))
@@ -202,5 +210,7 @@ fn swept(position: Position, compacted: Revision) -> Result<(), Error> {
 }
 
 fn missing(position: Position) -> Error {
-    Error::Corrupt { what: format!("revision {}.{} is missing from the log", position.revision, position.index) }
+    Error::Corrupt {
+        what: format!("revision {}.{} is missing from the log", position.revision, position.index),
+    }
 }

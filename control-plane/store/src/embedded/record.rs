@@ -97,7 +97,8 @@ impl<'a> Record<'a> {
 
     pub(super) fn encode(&self, buffer: &mut Vec<u8>) {
         let previous = self.previous.unwrap_or(Position { revision: 0, index: 0 });
-        let key_length = u16::try_from(self.key.len()).expect("keys are checked to be short before they get here");
+        let key_length =
+            u16::try_from(self.key.len()).expect("keys are checked to be short before they get here");
         buffer.clear();
         buffer.reserve(Self::HEADER_BYTES + self.key.len() + self.value.len());
         buffer.push(u8::from(self.deleted));
@@ -110,7 +111,8 @@ impl<'a> Record<'a> {
     }
 
     pub(super) fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
-        let (header, rest) = bytes.split_at_checked(Self::HEADER_BYTES).ok_or_else(|| corrupt("log record"))?;
+        let (header, rest) =
+            bytes.split_at_checked(Self::HEADER_BYTES).ok_or_else(|| corrupt("log record"))?;
         let previous_revision = u64::from_le_bytes(array(&header[9..17], "log record")?);
         let previous_index = u16::from_le_bytes(array(&header[17..19], "log record")?);
         let key_length = u16::from_le_bytes(array(&header[19..21], "log record")?);
@@ -213,7 +215,8 @@ mod tests {
     #[test]
     fn truncated_bytes_are_corrupt_and_never_panic() {
         let mut buffer = Vec::new();
-        Record { deleted: false, create_revision: 1, previous: None, key: "/key", value: b"" }.encode(&mut buffer);
+        Record { deleted: false, create_revision: 1, previous: None, key: "/key", value: b"" }
+            .encode(&mut buffer);
         for length in 0..buffer.len() {
             assert!(matches!(Record::decode(&buffer[..length]), Err(Error::Corrupt { .. })), "{length}");
         }

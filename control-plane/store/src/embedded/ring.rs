@@ -94,7 +94,10 @@ mod tests {
 
     fn revisions(ring: &Ring, next: Revision, max_events: usize) -> Option<(Vec<Revision>, Revision)> {
         let (groups, through) = ring.since(next, max_events)?;
-        Some((groups.iter().flat_map(|group| group.events.iter().map(|e| e.kv.mod_revision)).collect(), through))
+        Some((
+            groups.iter().flat_map(|group| group.events.iter().map(|e| e.kv.mod_revision)).collect(),
+            through,
+        ))
     }
 
     #[test]

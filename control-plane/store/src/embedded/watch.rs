@@ -67,8 +67,11 @@ impl Watcher {
 
     async fn read(&self) -> Result<History, Error> {
         if let Some((groups, through)) = self.shared.ring.since(self.next, BATCH_EVENTS) {
-            let matches = |event: &&Event| event.kv.mod_revision >= self.next && event.kv.key.starts_with(&*self.prefix);
-            let events = groups.iter().flat_map(|group| group.events.iter().filter(matches)).cloned().collect();
+            let matches = |event: &&Event| {
+                event.kv.mod_revision >= self.next && event.kv.key.starts_with(&*self.prefix)
+            };
+            let events =
+                groups.iter().flat_map(|group| group.events.iter().filter(matches)).cloned().collect();
             return Ok(History { events, through });
         }
         let (from, prefix) = (self.next, self.prefix.clone());

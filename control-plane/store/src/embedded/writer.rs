@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use heed::RwTxn;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -22,6 +22,9 @@ use crate::{Error, Event, KeyValue, Revision, Source, Write};
 /// Commands that wait for the writer. One group's worth: more would only add to the time a write waits.
 pub(super) const QUEUE: usize = 1024;
 
+/// Bytes of writes that wait or are being committed; callers wait for room, as they do for a place in the queue.
+pub(super) const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
 /// Bounds of a group: how long the writes in it wait for each other, and the memory of its dirty pages.
 const GROUP_WRITES: usize = 1024;
 const GROUP_BYTES: usize = 8 * 1024 * 1024;
@@ -31,15 +34,22 @@ const SWEEP_RECORDS: usize = 2000;
 
 pub(super) enum Command {
     Write(Pending),
-    Compact { revision: Revision, reply: oneshot::Sender<Result<(), Error>> },
+    Compact {
+        revision: Revision,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
     /// Finishes what came before, refuses the rest.
-    Close { reply: oneshot::Sender<()> },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// A transaction that waits for its turn.
 pub(super) struct Pending {
     pub(super) writes: Vec<Write>,
     pub(super) reply: oneshot::Sender<Result<Reply, Error>>,
+    /// Its share of [`QUEUE_BYTES`].
+    pub(super) _room: OwnedSemaphorePermit,
 }
 
 pub(super) struct Reply {
@@ -84,7 +94,16 @@ impl Writer {
     ) -> Self {
         let state = *published.borrow();
         let is_sweeping = state.swept < state.compacted;
-        Self { disk, ring, commands, published, state, is_sweeping, sweep_records: SWEEP_RECORDS, buffer: Vec::new() }
+        Self {
+            disk,
+            ring,
+            commands,
+            published,
+            state,
+            is_sweeping,
+            sweep_records: SWEEP_RECORDS,
+            buffer: Vec::new(),
+        }
     }
 
     /// Works until the store is closed or dropped.

@@ -127,7 +127,9 @@ impl Backoff {
 fn classify(error: &EtcdError) -> Class {
     match error {
         EtcdError::GRpcStatus(status) => classify_status(status),
-        EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) | EtcdError::InvalidMetadataValue(_) => Class::Rejected,
+        EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) | EtcdError::InvalidMetadataValue(_) => {
+            Class::Rejected
+        }
         _ => Class::Unknown,
     }
 }
@@ -193,9 +195,17 @@ mod tests {
     #[test]
     fn etcd_errors_keep_their_meaning() {
         check(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Class::Compacted);
-        check(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", Class::FutureRevision);
+        check(
+            Code::OutOfRange,
+            "etcdserver: mvcc: required revision is a future revision",
+            Class::FutureRevision,
+        );
         check(Code::InvalidArgument, "etcdserver: request is too large", Class::TooLarge);
-        check(Code::InvalidArgument, "etcdserver: too many operations in txn request", Class::TooManyOperations);
+        check(
+            Code::InvalidArgument,
+            "etcdserver: too many operations in txn request",
+            Class::TooManyOperations,
+        );
         check(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Class::Full);
         check(Code::PermissionDenied, "etcdserver: permission denied", Class::Rejected);
     }
@@ -204,11 +214,12 @@ mod tests {
     async fn reads_are_tried_again_until_the_deadline() {
         let started = Instant::now();
         let mut calls = 0;
-        let outcome: Result<(), _> = attempt_until(started + Duration::from_secs(10), Duration::from_secs(1), || {
-            calls += 1;
-            std::future::pending()
-        })
-        .await;
+        let outcome: Result<(), _> =
+            attempt_until(started + Duration::from_secs(10), Duration::from_secs(1), || {
+                calls += 1;
+                std::future::pending()
+            })
+            .await;
         assert_eq!(outcome.unwrap_err().class, Class::Unknown);
         assert!((3..=10).contains(&calls), "{calls}");
         assert!(started.elapsed() <= Duration::from_secs(11));

@@ -23,8 +23,8 @@ use self::{
     convert::{into_key_value, revision, wire_revision},
 };
 use crate::{
-    Error, Key, KeyValue, RangeRequest, RangeResponse, Revision, Select, Status, Store, WatchProgress, WatchStream,
-    Write, Written, model,
+    Error, Key, KeyValue, RangeRequest, RangeResponse, Revision, Select, Status, Store, WatchProgress,
+    WatchStream, Write, Written, model,
 };
 
 /// Largest page that is taken; pages that are larger are asked for again in smaller pieces.
@@ -57,7 +57,9 @@ impl EtcdStore {
     /// Fails with [`Error::Configuration`] or [`Error::Unavailable`]; the latter may be tried again.
     pub async fn connect(options: EtcdOptions) -> Result<Self, Error> {
         if options.endpoints.is_empty() || options.page_size == 0 {
-            return Err(Error::Configuration { reason: "etcd needs endpoints and a page size above 0".into() });
+            return Err(Error::Configuration {
+                reason: "etcd needs endpoints and a page size above 0".into(),
+            });
         }
         let client = connect::client(&options, &options.endpoints).await?;
         let mut members = Vec::with_capacity(options.endpoints.len());
@@ -126,13 +128,19 @@ impl Shared {
             };
             let is_full = request.limit != 0 && whole.kvs.len() >= request.limit;
             match whole.kvs.last() {
-                Some(last) if whole.more && !is_full => rest = request.clone().after(&last.key).at(whole.revision),
+                Some(last) if whole.more && !is_full => {
+                    rest = request.clone().after(&last.key).at(whole.revision)
+                }
                 _ => return Ok(answer.expect("at least one page was read")),
             }
         }
     }
 
-    async fn page(&self, request: &RangeRequest, limit: usize) -> Result<Result<RangeResponse, Error>, CallError> {
+    async fn page(
+        &self,
+        request: &RangeRequest,
+        limit: usize,
+    ) -> Result<Result<RangeResponse, Error>, CallError> {
         let (key, end) = range_bounds(&request.start, &request.end);
         let mut options = GetOptions::new().with_range(end);
         options = match request.select {

@@ -102,8 +102,10 @@ impl Watcher {
     async fn open(&mut self) -> Result<(), Error> {
         loop {
             let (key, end) = range_bounds(&self.prefix, &prefix_end(&self.prefix));
-            let options =
-                WatchOptions::new().with_range(end).with_start_revision(wire_revision(self.next)).with_prev_key();
+            let options = WatchOptions::new()
+                .with_range(end)
+                .with_start_revision(wire_revision(self.next))
+                .with_prev_key();
             let mut client = self.shared.watch.clone();
             match attempt(self.shared.options.attempt_timeout, client.watch(key, Some(options))).await {
                 Ok(stream) => {

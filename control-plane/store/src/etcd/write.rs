@@ -17,7 +17,8 @@ use super::{
     convert::{event, key_value, revision, wire_revision},
 };
 use crate::{
-    Error, Event, EventKind, Expect, KeyValue, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, Revision, Write, Written,
+    Error, Event, EventKind, Expect, KeyValue, MAX_OPERATIONS, MAX_REQUEST_BYTES, Op, Revision, Write,
+    Written,
 };
 
 /// Time to read back the change that followed; etcd answers from memory.
@@ -51,7 +52,9 @@ pub(super) async fn write(shared: &Shared, writes: &[Write]) -> Result<Written, 
             _ => return Err(lost.map_or_else(|| refused(writes, error), |lost| ambiguous(writes, lost))),
         }
         if !backoff.wait_before(deadline).await {
-            return Err(lost.map_or_else(|| error.into_error("writing to etcd"), |lost| ambiguous(writes, lost)));
+            return Err(
+                lost.map_or_else(|| error.into_error("writing to etcd"), |lost| ambiguous(writes, lost))
+            );
         }
     }
 }
@@ -172,7 +175,11 @@ mod tests {
 
     fn change(kind: EventKind, value: &str) -> Event {
         let value = value.to_owned().into();
-        Event { kind, kv: KeyValue { key: "/a".into(), value, create_revision: 1, mod_revision: 9 }, previous: None }
+        Event {
+            kind,
+            kv: KeyValue { key: "/a".into(), value, create_revision: 1, mod_revision: 9 },
+            previous: None,
+        }
     }
 
     #[test]

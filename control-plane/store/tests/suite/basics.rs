@@ -143,7 +143,11 @@ async fn range_at_an_old_revision_shows_that_revision(Engine { store, .. }: Engi
     let at = async |revision| {
         let response = store.range(RangeRequest::prefix("/k/").at(revision)).await.unwrap();
         assert_eq!(response.revision, revision);
-        response.kvs.iter().map(|kv| format!("{}={}", &kv.key[3..], str::from_utf8(&kv.value).unwrap())).collect::<Vec<_>>()
+        response
+            .kvs
+            .iter()
+            .map(|kv| format!("{}={}", &kv.key[3..], str::from_utf8(&kv.value).unwrap()))
+            .collect::<Vec<_>>()
     };
     assert_eq!(at(1).await, Vec::<String>::new());
     assert_eq!(at(4).await, ["0=old", "1=old", "2=old"]);
@@ -216,7 +220,8 @@ async fn transaction_is_all_or_nothing_at_one_revision(Engine { store, .. }: Eng
 async fn limits_are_clear_errors(Engine { store, .. }: Engine) {
     let full: Vec<Write> = (0..MAX_OPERATIONS).map(|n| Write::create(format!("/n/{n:03}"), "x")).collect();
     assert_eq!(store.transaction(full.clone()).await.unwrap(), 2);
-    let deletions = full.iter().map(|write| Write { op: Op::Delete, expect: Expect::Revision(2), ..write.clone() });
+    let deletions =
+        full.iter().map(|write| Write { op: Op::Delete, expect: Expect::Revision(2), ..write.clone() });
     assert_eq!(store.transaction(deletions.collect()).await.unwrap(), 3);
 
     let mut many = full;

@@ -64,7 +64,8 @@ async fn concurrent_writers_lose_no_update_and_watchers_see_one_order(Engine { s
     assert_eq!(revisions, (2..=last).collect::<Vec<_>>(), "one revision a write, none twice, none left out");
 
     let all = store.range(RangeRequest::prefix("/counter/")).await.unwrap();
-    let sum: usize = all.kvs.iter().map(|kv| str::from_utf8(&kv.value).unwrap().parse::<usize>().unwrap()).sum();
+    let sum: usize =
+        all.kvs.iter().map(|kv| str::from_utf8(&kv.value).unwrap().parse::<usize>().unwrap()).sum();
     assert_eq!(sum, total, "no update is lost");
 
     let histories = watchers.join_all().await;
@@ -89,7 +90,8 @@ fn check_chain(events: &[Event]) {
         let before = newest.insert(&event.kv.key, event);
         assert_eq!(event.previous.as_ref(), before.map(|event| &event.kv));
         let count: u64 = str::from_utf8(&event.kv.value).unwrap().parse().unwrap();
-        let count_before = before.map_or(0, |event| str::from_utf8(&event.kv.value).unwrap().parse().unwrap());
+        let count_before =
+            before.map_or(0, |event| str::from_utf8(&event.kv.value).unwrap().parse().unwrap());
         assert_eq!(count, count_before + 1);
     }
 }
@@ -155,7 +157,8 @@ async fn transactions_move_amounts_without_making_any(Engine { store, .. }: Engi
     let last = store.current_revision().await.unwrap();
     assert_eq!(last, 1 + ACCOUNTS + 160);
     let mut amounts: HashMap<String, i64> = HashMap::new();
-    for events in events_until(&mut watch, last).await.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision) {
+    for events in events_until(&mut watch, last).await.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision)
+    {
         for event in events {
             assert_eq!(event.kind, EventKind::Put);
             let amount = str::from_utf8(&event.kv.value).unwrap().parse().unwrap();

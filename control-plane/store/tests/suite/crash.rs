@@ -102,7 +102,13 @@ async fn killed_store_has_every_acknowledged_write() {
             // One more may have been written and not acknowledged.
             let is_it = count == ack.count && kv.mod_revision == ack.revision;
             let is_next = count == ack.count + KEYS_EACH && kv.mod_revision > ack.revision;
-            assert!(is_it || is_next, "{key}: {count}@{} is not {}@{}", kv.mod_revision, ack.count, ack.revision);
+            assert!(
+                is_it || is_next,
+                "{key}: {count}@{} is not {}@{}",
+                kv.mod_revision,
+                ack.count,
+                ack.revision
+            );
         }
         // What is left is whole: every key and every revision of the history can be read.
         let status = store.status().await.unwrap();

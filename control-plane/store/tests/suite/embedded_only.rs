@@ -59,7 +59,8 @@ async fn revisions_never_go_back() {
 async fn directory_is_open_once() {
     let directory = TestDirectory::new();
     let store = open_embedded(directory.path()).await;
-    let error = EmbeddedStore::open(EmbeddedOptions::new(directory.path().join("store"))).await.err().unwrap();
+    let error =
+        EmbeddedStore::open(EmbeddedOptions::new(directory.path().join("store"))).await.err().unwrap();
     assert!(matches!(&error, Error::Locked { .. }), "{error}");
     // Another process is refused too: it finds the file locked.
     let lock = directory.path().join("store/LOCK");

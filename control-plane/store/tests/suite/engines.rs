@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use hawser_store::{EmbeddedOptions, EmbeddedStore, Error, Event, EtcdOptions, EtcdStore, Revision, Store, WatchStream};
+use hawser_store::{
+    EmbeddedOptions, EmbeddedStore, Error, EtcdOptions, EtcdStore, Event, Revision, Store, WatchStream,
+};
 
 /// Time in which anything here happens, on a slow machine too. Reaching it is a failure.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -49,7 +51,10 @@ pub(crate) async fn connect_etcd(options: EtcdOptions) -> EtcdStore {
 }
 
 /// Asks again until there is an answer.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let started = tokio::time::Instant::now();
     loop {
         if let Some(answer) = ask().await {
@@ -67,7 +72,9 @@ pub(crate) async fn events_until(watch: &mut WatchStream, revision: Revision) ->
     while announced < revision {
         let batch = tokio::time::timeout(DEADLINE, watch.next())
             .await
-            .unwrap_or_else(|_| panic!("watch stuck at {announced}, before {revision}, with {} events", events.len()))
+            .unwrap_or_else(|_| {
+                panic!("watch stuck at {announced}, before {revision}, with {} events", events.len())
+            })
             .expect("watch goes on")
             .expect("watch has no error");
         assert!(batch.revision >= announced, "progress went from {announced} back to {}", batch.revision);
@@ -202,5 +209,8 @@ fn free_ports(count: usize) -> Vec<u16> {
     let bind = |_| TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
     // Held until all are known, so that they differ.
     let listeners: Vec<TcpListener> = (0..count).map(bind).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address").port()).collect()
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("a bound socket has an address").port())
+        .collect()
 }

@@ -6,7 +6,7 @@ use hawser_store::{Error, EtcdOptions, EtcdStore, EtcdTls, Expect, RangeRequest,
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::task::JoinSet;
 
-use crate::engines::{DEADLINE, Engine, EtcdServer, TestDirectory, connect_etcd, eventually, events_until};
+use crate::engines::{DEADLINE, Engine, EtcdServer, TestDirectory, connect_etcd, events_until, eventually};
 
 /// Writes unique values to a key by compare-and-put until told to stop; returns the values acknowledged.
 ///
@@ -127,7 +127,8 @@ async fn tls_checks_both_sides() {
     let ca = Issuer::new(ca_params, ca_key);
     let issue = || {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = new_key();
         (params.signed_by(&key, &ca).unwrap().pem(), key.serialize_pem())
     };
@@ -166,7 +167,8 @@ async fn tls_checks_both_sides() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_ranges_are_read_in_pages_of_one_revision() {
     let Some(engine) = Engine::etcd().await else { return };
-    let options = EtcdOptions { page_size: 7, ..EtcdOptions::new([engine.server.as_ref().unwrap().endpoint()]) };
+    let options =
+        EtcdOptions { page_size: 7, ..EtcdOptions::new([engine.server.as_ref().unwrap().endpoint()]) };
     let store = EtcdStore::connect(options).await.unwrap();
     let writes: Vec<Write> = (0..100).map(|n| Write::create(format!("/k/{n:03}"), format!("{n}"))).collect();
     store.transaction(writes).await.unwrap();

@@ -27,7 +27,13 @@ fn summary(event: &Event) -> String {
     let kv = &event.kv;
     match event.kind {
         EventKind::Put => {
-            format!("put {}={}@{}/{} was {previous}", kv.key, text(&kv.value), kv.create_revision, kv.mod_revision)
+            format!(
+                "put {}={}@{}/{} was {previous}",
+                kv.key,
+                text(&kv.value),
+                kv.create_revision,
+                kv.mod_revision
+            )
         }
         EventKind::Delete => format!("delete {}@{} was {previous}", kv.key, kv.mod_revision),
     }
@@ -69,7 +75,10 @@ async fn watch_from_an_old_revision_delivers_history_then_goes_on(Engine { store
     }
     let mut watch = store.watch("/", 12).await.unwrap();
     let events = events_until(&mut watch, 21).await;
-    assert_eq!(events.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(), (12..=21).collect::<Vec<_>>());
+    assert_eq!(
+        events.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(),
+        (12..=21).collect::<Vec<_>>()
+    );
     assert_eq!(summary(&events[0]), "put /a=10@2/12 was 9@11");
     store.write(Write::put("/a", "live", Expect::Any)).await.unwrap();
     let events = events_until(&mut watch, 22).await;
@@ -83,7 +92,10 @@ async fn watch_delivers_its_prefix_only(Engine { store, .. }: Engine) {
     }
     let last = store.write(Write::create("/pods/z", "x")).await.unwrap().revision;
     let events = events_until(&mut watch, last).await;
-    assert_eq!(events.iter().map(|event| &*event.kv.key).collect::<Vec<_>>(), ["/pods/a", "/pods/b/c", "/pods/z"]);
+    assert_eq!(
+        events.iter().map(|event| &*event.kv.key).collect::<Vec<_>>(),
+        ["/pods/a", "/pods/b/c", "/pods/z"]
+    );
     let mut all = store.watch("", 2).await.unwrap();
     assert_eq!(events_until(&mut all, last).await.len(), 7);
 }
@@ -137,7 +149,10 @@ async fn dropped_wait_loses_no_event(Engine { store, .. }: Engine) {
         store.write(Write::create(format!("/k/{n:02}"), "x")).await.unwrap();
     }
     seen.extend(events_until(&mut watch, 51).await);
-    assert_eq!(seen.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(), (2..=51).collect::<Vec<_>>());
+    assert_eq!(
+        seen.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(),
+        (2..=51).collect::<Vec<_>>()
+    );
 }
 
 async fn slow_watch_holds_nobody_back(Engine { store, .. }: Engine) {
@@ -151,7 +166,10 @@ async fn slow_watch_holds_nobody_back(Engine { store, .. }: Engine) {
     }
     assert_eq!(events_until(&mut fast, 301).await.len(), 300);
     let events = events_until(&mut slow, 301).await;
-    assert_eq!(events.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(), (2..=301).collect::<Vec<_>>());
+    assert_eq!(
+        events.iter().map(|event| event.kv.mod_revision).collect::<Vec<_>>(),
+        (2..=301).collect::<Vec<_>>()
+    );
 }
 
 async fn progress_without_events_is_announced(Engine { store, .. }: Engine) {
