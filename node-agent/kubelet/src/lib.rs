@@ -1,6 +1,23 @@
 //! The kubelet: makes the pods that the API binds to this node run, and says how they are.
+//!
+//! [`pod`] decides, purely; everything else carries out. What is running outlives the agent: at start, pods are
+//! found again in the runtime, and nothing restarts. The network, the service path and the API are reached
+//! through the traits in [`interfaces`], which the node agent's binary implements.
 
 #![forbid(unsafe_code)]
 
+pub mod clock;
+pub mod config;
+pub mod container;
+pub mod events;
+pub mod images;
+pub mod interfaces;
 pub mod pod;
 pub mod quantity;
+pub mod volumes;
+
+pub use config::Config;
+pub use interfaces::{
+    ClientStatusWriter, HostPort, LocalEndpoints, LocalPod, NetworkError, Objects, PodNetwork, PodNetworkRequest,
+    PodNetworkStatus, StatusWriter,
+};

@@ -19,6 +19,9 @@ use super::state::{
     Clock, ContainerTrack, FailureKind, Instance, PodState, Progress, StartFailure, TerminalPhase,
 };
 
+/// Annotation of a container with its image as the pod spells it.
+pub const ANNOTATION_IMAGE: &str = "hawser.dev/image";
+
 /// Status of the pod. `node_ips` are the host's addresses, primary first.
 pub fn status(pod: &DesiredPod, state: &PodState, node_ips: &[String], clock: Clock) -> PodStatus {
     let statuses_of = |kinds: &[ContainerKind]| -> Vec<ContainerStatus> {
@@ -122,7 +125,7 @@ fn container_status(pod: &DesiredPod, state: &PodState, container: &DesiredConta
         ContainerKind::Main | ContainerKind::Sidecar => started && instance.is_some_and(|i| container.is_ready(i)),
     };
     let (image, image_id, container_id) = match instance {
-        Some(i) => (i.status.image.clone(), i.status.image_ref.clone(), Some(container_uri(&i.status.id))),
+        Some(i) => (shown_image(i), i.status.image_ref.clone(), Some(container_uri(&i.status.id))),
         None => known
             .filter(|k| k.container_id.is_some())
             .map(|k| (k.image.clone(), k.image_id.clone(), k.container_id.clone()))
@@ -146,6 +149,11 @@ fn container_status(pod: &DesiredPod, state: &PodState, container: &DesiredConta
         resources: container.spec.resources.clone(),
         ..ContainerStatus::default()
     }
+}
+
+/// The reference as the pod spelled it when the instance was made; the runtime itself goes by id.
+fn shown_image(instance: &Instance) -> String {
+    instance.status.annotations.get(ANNOTATION_IMAGE).unwrap_or(&instance.status.image).clone()
 }
 
 fn container_uri(id: &str) -> String {

@@ -1,0 +1,112 @@
+//! What the kubelet asks of the rest of the node agent, as traits that the binary implements.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hawser_api::client::{Client, Patch, WriteOptions};
+use hawser_api::informer::Informer;
+use hawser_api::resource::Target;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+use serde_json::Value;
+
+/// Network namespaces and addresses of pods.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Makes, or finds again, the pod's network namespace and its addresses. Idempotent per pod uid.
+    async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError>;
+
+    /// Removes the namespace and gives the addresses back. Absent is success.
+    async fn teardown(&self, pod_uid: &str) -> Result<(), NetworkError>;
+
+    /// Uids of the pods that have a namespace here, wanted or not.
+    async fn list(&self) -> Result<Vec<String>, NetworkError>;
+
+    /// Why pods cannot have a network yet; `Ok` when they can.
+    fn ready(&self) -> Result<(), String>;
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodNetworkRequest {
+    pub pod_uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub hostname: String,
+    pub host_ports: Vec<HostPort>,
+    /// From `kubernetes.io/ingress-bandwidth`, bits per second.
+    pub ingress_bits_per_second: Option<u64>,
+    /// From `kubernetes.io/egress-bandwidth`, bits per second.
+    pub egress_bits_per_second: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// `None`: all addresses of the node.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNetworkStatus {
+    pub netns: PathBuf,
+    /// Primary address first.
+    pub ips: Vec<IpAddr>,
+}
+
+/// The network could not do it; the kubelet tries again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NetworkError(pub String);
+
+/// Hears what this node knows first, before it is reported to the API. Calls must not block.
+pub trait LocalEndpoints: Send + Sync + 'static {
+    fn pod_ready(&self, pod: &LocalPod, ready: bool);
+
+    /// The pod begins to stop: no new connections.
+    fn pod_terminating(&self, pod: &LocalPod);
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub ips: Vec<IpAddr>,
+}
+
+/// Writes statuses, over the node stream or otherwise.
+#[async_trait]
+pub trait StatusWriter: Send + Sync + 'static {
+    /// Applies a merge patch (RFC 7386) to the object's status, if it is still the object with `uid`.
+    async fn patch_status(&self, target: &Target, uid: &str, patch: Value) -> Result<(), hawser_api::Error>;
+}
+
+/// Writes statuses as plain patches through a [`Client`].
+pub struct ClientStatusWriter(pub Arc<dyn Client>);
+
+#[async_trait]
+impl StatusWriter for ClientStatusWriter {
+    async fn patch_status(&self, target: &Target, uid: &str, mut patch: Value) -> Result<(), hawser_api::Error> {
+        // A uid in the patch makes the server refuse it for another object of that name.
+        patch["metadata"]["uid"] = uid.into();
+        let target = target.clone().with_subresource("status");
+        let patch = Patch::Merge(patch.to_string().into());
+        self.0.patch(&target, patch, &WriteOptions::default()).await.map(drop)
+    }
+}
+
+/// Caches of what concerns this node, fed by the node stream.
+#[derive(Clone, Default)]
+pub struct Objects {
+    /// The pods bound to this node.
+    pub pods: Informer<Pod>,
+    /// The ConfigMaps and Secrets that they name.
+    pub config_maps: Informer<ConfigMap>,
+    pub secrets: Informer<Secret>,
+    pub services: Informer<Service>,
+    pub nodes: Informer<Node>,
+}

@@ -1,0 +1,336 @@
+//! The volumes of pods: made before their containers, kept up to date, and taken away after them.
+//!
+//! Each volume is a directory below the pod's own, named as upstream names it
+//! (`<root>/pods/<uid>/volumes/kubernetes.io~configmap/<name>`). All steps can be repeated: what is there is
+//! found, not made again, so that an agent that starts adopts the volumes of running pods.
+
+pub mod atomic_writer;
+mod host_path;
+pub mod mounts;
+pub mod payload;
+mod sub_path;
+pub mod token;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_api::Api;
+use hawser_api::client::Client;
+use hawser_runtime::{Mount, MountPropagation};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume, VolumeMount,
+};
+
+use crate::config::Config;
+use crate::container::ConfigError;
+use crate::container::downward::Fields;
+use crate::container::expand::expand;
+use crate::container::resources::NodeCapacity;
+use crate::interfaces::Objects;
+use crate::pod::{DesiredContainer, DesiredPod};
+use crate::quantity::value;
+
+use payload::{Tokens, payload, tokens_of};
+use token::TokenManager;
+
+/// Why a volume could not be made; the kubelet tries again with back-off.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("{kind} {name:?} not found")]
+    ObjectMissing { kind: &'static str, name: String },
+    #[error("references non-existent key: {key} in {kind} {name:?}")]
+    KeyMissing { kind: &'static str, name: String, key: String },
+    #[error("hostPath type check failed: {path} is not a {expected}")]
+    HostPath { path: PathBuf, expected: String },
+    #[error("persistentvolumeclaim {claim:?}: {message}")]
+    Claim { claim: String, message: String },
+    #[error("failed to fetch token: {0}")]
+    Token(#[source] hawser_api::Error),
+    #[error("token was not fetched")]
+    NoToken,
+    #[error(transparent)]
+    Field(ConfigError),
+    #[error("{0} is not supported on this node")]
+    Unsupported(&'static str),
+    #[error("failed to set up {path}: {source}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A volume that failed, for the event.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+pub struct MountError {
+    pub volume: String,
+    #[source]
+    pub source: VolumeError,
+}
+
+/// Where a volume is, once mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    pub path: PathBuf,
+    /// Volumes made of objects are read-only for containers.
+    pub read_only: bool,
+}
+
+/// A pod's volumes by name.
+pub type MountedVolumes = BTreeMap<String, Mounted>;
+
+/// What mounting gave: the volumes, and when their tokens have to be written anew.
+#[derive(Clone, Debug, Default)]
+pub struct MountOutcome {
+    pub volumes: MountedVolumes,
+    pub refresh_after: Option<Duration>,
+}
+
+pub struct Volumes {
+    config: Arc<Config>,
+    objects: Objects,
+    client: Arc<dyn Client>,
+    tokens: TokenManager,
+    capacity: NodeCapacity,
+}
+
+impl Volumes {
+    pub fn new(config: Arc<Config>, objects: Objects, client: Arc<dyn Client>, capacity: NodeCapacity) -> Self {
+        let tokens = TokenManager::new(client.clone());
+        Self { config, objects, client, tokens, capacity }
+    }
+
+    /// Makes all volumes of the pod, or brings them up to date. Idempotent.
+    pub async fn mount(&self, pod: &DesiredPod, ips: &[std::net::IpAddr]) -> Result<MountOutcome, MountError> {
+        let mut outcome = MountOutcome::default();
+        for volume in pod.spec().volumes.iter().flatten() {
+            let in_volume = |source| MountError { volume: volume.name.clone(), source };
+            let (tokens, renew_at) = self.tokens_for(pod, volume).await.map_err(in_volume)?;
+            if let Some(renew_at) = renew_at {
+                let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
+                let left = left.max(Duration::from_secs(10));
+                outcome.refresh_after = Some(outcome.refresh_after.map_or(left, |known| known.min(left)));
+            }
+            let mounted = self.mount_one(pod, ips, volume, &tokens).await.map_err(in_volume)?;
+            outcome.volumes.insert(volume.name.clone(), mounted);
+        }
+        Ok(outcome)
+    }
+
+    async fn tokens_for(&self, pod: &DesiredPod, volume: &Volume) -> Result<(Tokens, Option<Timestamp>), VolumeError> {
+        let mut tokens = Tokens::new();
+        let mut first: Option<Timestamp> = None;
+        for key in tokens_of(volume) {
+            let (token, renew_at) = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
+            first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
+            tokens.insert(key, token);
+        }
+        Ok((tokens, first))
+    }
+
+    async fn mount_one(
+        &self,
+        pod: &DesiredPod,
+        ips: &[std::net::IpAddr],
+        volume: &Volume,
+        tokens: &Tokens,
+    ) -> Result<Mounted, VolumeError> {
+        let group = pod.spec().security_context.as_ref().and_then(|c| c.fs_group);
+        let group = group.and_then(|g| u32::try_from(g).ok());
+        let fields = Fields {
+            pod,
+            pod_ips: ips,
+            node_name: &self.config.node_name,
+            node_ips: &self.config.node_ips,
+            capacity: self.capacity,
+        };
+        let dir = self.volume_dir(pod.uid(), volume);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VolumeError::Io { path, source }
+        };
+        if let Some(files) = payload(volume, &fields, &self.objects, tokens)? {
+            if is_secret(volume) {
+                // Secrets never reach a disk.
+                mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
+            }
+            atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
+            return Ok(Mounted { path: dir, read_only: true });
+        }
+        if let Some(source) = &volume.empty_dir {
+            empty_dir(&dir, source, group).map_err(io(&dir))?;
+            return Ok(Mounted { path: dir, read_only: false });
+        }
+        if let Some(source) = &volume.host_path {
+            return Ok(Mounted { path: host_path::prepare(source)?, read_only: false });
+        }
+        if let Some(source) = &volume.persistent_volume_claim {
+            let path = self.claimed_path(pod, &source.claim_name).await?;
+            return Ok(Mounted { path, read_only: source.read_only == Some(true) });
+        }
+        Err(VolumeError::Unsupported("this kind of volume"))
+    }
+
+    /// The directory behind a claim that is bound to a `local` or `hostPath` volume.
+    async fn claimed_path(&self, pod: &DesiredPod, name: &str) -> Result<PathBuf, VolumeError> {
+        let failed = |message: String| VolumeError::Claim { claim: name.to_owned(), message };
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), pod.namespace());
+        let claim = claims.get(name).await.map_err(|e| failed(e.to_string()))?;
+        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+        let volume = claim.spec.and_then(|s| s.volume_name).filter(|_| bound);
+        let volume = volume.ok_or_else(|| failed("is not bound yet".into()))?;
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let spec = volumes.get(&volume).await.map_err(|e| failed(e.to_string()))?.spec.unwrap_or_default();
+        if let Some(local) = spec.local {
+            return Ok(local.path.into());
+        }
+        match spec.host_path {
+            Some(source) => host_path::prepare(&source),
+            None => Err(VolumeError::Unsupported("this kind of persistent volume")),
+        }
+    }
+
+    fn volume_dir(&self, uid: &str, volume: &Volume) -> PathBuf {
+        let plugin = match volume {
+            Volume { config_map: Some(_), .. } => "kubernetes.io~configmap",
+            Volume { secret: Some(_), .. } => "kubernetes.io~secret",
+            Volume { projected: Some(_), .. } => "kubernetes.io~projected",
+            Volume { downward_api: Some(_), .. } => "kubernetes.io~downward-api",
+            _ => "kubernetes.io~empty-dir",
+        };
+        self.config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
+    }
+
+    /// A container's mounts, subPaths prepared. `env` is for `subPathExpr`.
+    pub fn container_mounts(
+        &self,
+        pod: &DesiredPod,
+        container: &DesiredContainer,
+        attempt: u32,
+        volumes: &MountedVolumes,
+        env: &[(String, String)],
+    ) -> Result<Vec<Mount>, ConfigError> {
+        let mounts = container.spec.volume_mounts.iter().flatten().enumerate();
+        mounts
+            .map(|(index, mount)| {
+                let volume = volumes.get(&mount.name).ok_or_else(|| ConfigError::ObjectMissing {
+                    kind: "volume",
+                    name: mount.name.clone(),
+                })?;
+                let place = self
+                    .config
+                    .pod_dir(pod.uid())
+                    .join("volume-subpaths")
+                    .join(&mount.name)
+                    .join(container.name())
+                    .join(format!("{attempt}-{index}"));
+                let host_path = host_path_of(container, mount, volume, &place, env)?;
+                Ok(Mount {
+                    container_path: PathBuf::from(&mount.mount_path),
+                    host_path,
+                    read_only: volume.read_only || mount.read_only == Some(true),
+                    propagation: match mount.mount_propagation.as_deref() {
+                        Some("HostToContainer") => MountPropagation::HostToContainer,
+                        Some("Bidirectional") => MountPropagation::Bidirectional,
+                        _ => MountPropagation::Private,
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// Unmounts and removes all volumes of a finished pod; other files of the pod stay. Absent is success.
+    pub fn unmount(&self, uid: &str) -> io::Result<()> {
+        self.tokens.forget(uid);
+        let dir = self.config.pod_dir(uid);
+        for part in ["volume-subpaths", "volumes"] {
+            remove_tree(&dir.join(part))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything of the pod from the disk, but its logs.
+    pub fn remove_pod_dir(&self, uid: &str) -> io::Result<()> {
+        self.unmount(uid)?;
+        remove_tree(&self.config.pod_dir(uid))
+    }
+
+    /// Uids of pods that have a directory here, wanted or not.
+    pub fn list(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.config.root_dir.join("pods")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+}
+
+fn is_secret(volume: &Volume) -> bool {
+    volume.secret.is_some() || volume.projected.is_some()
+}
+
+fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
+    let is_new = !dir.exists();
+    match source.medium.as_deref() {
+        Some("Memory") => {
+            let is_mounted = dir.exists() && mounts::is_mount_point(dir)?;
+            mounts::mount_tmpfs(dir, source.size_limit.as_ref().map(value))?;
+            if is_mounted {
+                return Ok(());
+            }
+        }
+        _ if !is_new => return Ok(()),
+        _ => fs::create_dir_all(dir)?,
+    }
+    // Any user may write; a group that owns it passes itself on to new files.
+    let mode = if group.is_some() { 0o2777 } else { 0o777 };
+    if group.is_some() {
+        chown(dir, None, group)?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+}
+
+fn host_path_of(
+    container: &DesiredContainer,
+    mount: &VolumeMount,
+    volume: &Mounted,
+    place: &Path,
+    env: &[(String, String)],
+) -> Result<PathBuf, ConfigError> {
+    let failed = |message: String| ConfigError::SubPath {
+        container: container.name().to_owned(),
+        mount: mount.name.clone(),
+        message,
+    };
+    let plain = mount.sub_path.clone().filter(|p| !p.is_empty());
+    let expression = mount.sub_path_expr.as_ref().filter(|p| !p.is_empty());
+    let sub_path = match expression {
+        Some(expression) => {
+            let lookup = |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, value)| value.clone());
+            Some(expand(expression, lookup))
+        }
+        None => plain,
+    };
+    let Some(sub_path) = sub_path else { return Ok(volume.path.clone()) };
+    sub_path::bind(&volume.path, &sub_path, place).map_err(|error| failed(error.to_string()))?;
+    Ok(place.to_owned())
+}
+
+/// Unmounts what is mounted below `dir`, then removes it. Never deletes through a mount.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    mounts::unmount_below(dir)?;
+    if !mounts::mounts_below(dir)?.is_empty() {
+        return Err(io::Error::other(format!("something is still mounted below {}", dir.display())));
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,110 @@
+//! Service account tokens for projected volumes: requested through TokenRequest, kept, renewed in time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_api::GroupVersionResource;
+use hawser_api::client::{Client, WriteOptions};
+use hawser_api::resource::Target;
+use hawser_api::typed::{decode, encode};
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use parking_lot::Mutex;
+
+use super::payload::TokenKey;
+use crate::pod::DesiredPod;
+
+/// A token is renewed after this share of its life...
+const RENEW_PERCENT: u32 = 80;
+/// ...and after a day at the latest.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Clone)]
+struct Kept {
+    token: String,
+    renew_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// Tokens by pod uid; a pod's are forgotten with it.
+pub struct TokenManager {
+    client: Arc<dyn Client>,
+    kept: Mutex<HashMap<String, HashMap<TokenKey, Kept>>>,
+}
+
+impl TokenManager {
+    pub fn new(client: Arc<dyn Client>) -> Self {
+        Self { client, kept: Mutex::default() }
+    }
+
+    /// A valid token, and when to ask again. An old one is good while the API is away and it has not expired.
+    pub async fn get(&self, pod: &DesiredPod, key: &TokenKey) -> Result<(String, Timestamp), hawser_api::Error> {
+        let known = self.kept.lock().get(pod.uid()).and_then(|tokens| tokens.get(key)).cloned();
+        let now = Timestamp::now();
+        if let Some(kept) = known.as_ref().filter(|k| k.renew_at > now) {
+            return Ok((kept.token.clone(), kept.renew_at));
+        }
+        match self.request(pod, key).await {
+            Ok(fresh) => {
+                let answer = (fresh.token.clone(), fresh.renew_at);
+                self.kept.lock().entry(pod.uid().to_owned()).or_default().insert(key.clone(), fresh);
+                Ok(answer)
+            }
+            Err(error) => match known.filter(|k| k.expires_at > now) {
+                Some(kept) => Ok((kept.token, now + Duration::from_secs(60))),
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Kept, hawser_api::Error> {
+        let account = pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: key.audience.clone().map(|audience| vec![audience]),
+                expiration_seconds: Some(key.expiration_seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: Some(pod.name().to_owned()),
+                    uid: Some(pod.uid().to_owned()),
+                }),
+            },
+            ..TokenRequest::default()
+        };
+        let resource = GroupVersionResource::of::<ServiceAccount>();
+        let target = Target::object(resource, Some(pod.namespace()), account).with_subresource("token");
+        let answer = self.client.create(&target, encode(&request)?, &WriteOptions::default()).await?;
+        let status = decode::<TokenRequest>(&answer)?.status.unwrap_or_default();
+        let missing = || hawser_api::Error::internal("the answer to the token request has no token");
+        let token = status.token.filter(|t| !t.is_empty()).ok_or_else(missing)?;
+        let now = Timestamp::now();
+        let lifetime = Duration::from_secs(key.expiration_seconds.max(0).unsigned_abs());
+        let expires_at = status.expiration_timestamp.map_or(now + lifetime, |t| t.0);
+        Ok(Kept { token, renew_at: renew_at(now, expires_at), expires_at })
+    }
+
+    pub fn forget(&self, pod_uid: &str) {
+        self.kept.lock().remove(pod_uid);
+    }
+}
+
+fn renew_at(now: Timestamp, expires_at: Timestamp) -> Timestamp {
+    let life = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
+    now + (life * RENEW_PERCENT / 100).min(RENEW_AFTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_renewed_at_80_percent_of_their_life() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(renew_at(now, now + Duration::from_secs(1000)), now + Duration::from_secs(800));
+        let year = Duration::from_secs(365 * 24 * 3600);
+        assert_eq!(renew_at(now, now + year), now + Duration::from_secs(24 * 3600));
+    }
+}
