@@ -1,0 +1,311 @@
+//! The pod network with real packets: two nodes and an outside host, each a network namespace.
+//!
+//! Every call starts the network anew from what is on disk and in the kernel, as an agent that restarts does.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use hawser_network::{Config, Error, Mode, Network, NodeRoute, PodId, PodInterface};
+use nix::sched::{CloneFlags, setns};
+
+const VXLAN: Mode = Mode::Vxlan { vni: 1, port: 8472 };
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Two nodes on a bridge in a namespace of its own, which also is the outside. Removed on drop.
+struct Lan {
+    prefix: String,
+    state: PathBuf,
+    mode: Mode,
+}
+
+impl Lan {
+    /// `None`, with a message, without root.
+    fn new(mode: Mode) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return None;
+        }
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let prefix = format!("hnt{}x{number}", std::process::id());
+        let state = std::env::temp_dir().join(&prefix);
+        let lan = Self { prefix, state, mode };
+        let outside = lan.netns("out");
+        ip(&format!("netns add {outside}"));
+        ip(&format!("-n {outside} link set lo up"));
+        ip(&format!("-n {outside} link add name lan type bridge"));
+        ip(&format!("-n {outside} address add 172.29.0.1/24 dev lan"));
+        ip(&format!("-n {outside} link set lan up"));
+        for node in [1, 2] {
+            let netns = lan.netns(&format!("n{node}"));
+            ip(&format!("netns add {netns}"));
+            ip(&format!("-n {netns} link set lo up"));
+            ip(&format!("-n {outside} link add p{node} type veth peer name eth0 netns {netns}"));
+            ip(&format!("-n {outside} link set p{node} master lan up"));
+            ip(&format!("-n {netns} address add 172.29.0.1{node}/24 dev eth0"));
+            ip(&format!("-n {netns} link set eth0 up"));
+        }
+        Some(lan)
+    }
+
+    fn netns(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn outside(&self) -> PathBuf {
+        Path::new("/run/netns").join(self.netns("out"))
+    }
+
+    fn node(&self, node: u8) -> PathBuf {
+        Path::new("/run/netns").join(self.netns(&format!("n{node}")))
+    }
+
+    fn node_ip(node: u8) -> IpAddr {
+        IpAddr::from([172, 29, 0, 10 + node])
+    }
+
+    fn config(&self, node: u8) -> Config {
+        Config {
+            node_ip: Self::node_ip(node),
+            uplink: None,
+            pod_cidrs: vec![format!("10.250.{node}.0/24").parse().unwrap()],
+            cluster_cidrs: vec!["10.250.0.0/16".parse().unwrap()],
+            service_cidrs: vec!["10.251.0.0/16".parse().unwrap()],
+            mode: self.mode,
+            masquerade: true,
+            dns_addresses: vec!["10.251.0.10".parse().unwrap()],
+            state_dir: self.state.join(node.to_string()),
+        }
+    }
+
+    /// Starts the network of a node, in its namespace, and works with it.
+    fn with<T: Send>(
+        &self,
+        node: u8,
+        work: impl AsyncFnOnce(Network) -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
+        let config = self.config(node);
+        inside(&self.node(node), move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { work(Network::start(config).await?).await })
+        })
+    }
+
+    fn join(&self) {
+        for (node, other) in [(1, 2), (2, 1)] {
+            let route = NodeRoute {
+                name: format!("n{other}"),
+                node_ip: Self::node_ip(other),
+                pod_cidrs: vec![format!("10.250.{other}.0/24").parse().unwrap()],
+            };
+            self.with(node, async |network| network.set_nodes(&[route]).await).unwrap();
+        }
+    }
+
+    fn attach(&self, node: u8, uid: &str) -> PodInterface {
+        self.with(node, async |network| network.attach_pod(&pod(uid)).await).unwrap()
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        // Pinned namespaces are mounts below `state`; the rest goes with the nodes' namespaces.
+        for node in [1, 2].into_iter().filter(|node| self.node(*node).exists()) {
+            if let Err(error) = self.with(node, async |network| network.remove_all().await) {
+                eprintln!("node {node} is not clean: {error}");
+            }
+        }
+        for name in ["n1", "n2", "out"] {
+            let deleted = Command::new("ip").args(["netns", "delete", &self.netns(name)]).status();
+            if !deleted.is_ok_and(|status| status.success()) {
+                eprintln!("namespace {name} stays");
+            }
+        }
+        if let Err(error) = fs::remove_dir_all(&self.state) {
+            eprintln!("{} stays: {error}", self.state.display());
+        }
+    }
+}
+
+fn pod(uid: &str) -> PodId {
+    PodId { uid: uid.into(), namespace: "default".into(), name: format!("pod-{uid}") }
+}
+
+fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split_whitespace()).output().expect("ip runs");
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs `work` on a thread in a network namespace.
+fn inside<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let file = File::open(netns).unwrap();
+    thread::scope(|scope| {
+        let run = || {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        scope.spawn(run).join().unwrap()
+    })
+}
+
+fn listen(netns: &Path) -> TcpListener {
+    inside(netns, || TcpListener::bind("0.0.0.0:0").unwrap())
+}
+
+fn connect(netns: &Path, to: IpAddr, port: u16) -> io::Result<TcpStream> {
+    inside(netns, || TcpStream::connect_timeout(&SocketAddr::new(to, port), TIMEOUT))
+}
+
+/// The address from which `to`'s side sees a connection of `from`.
+#[track_caller]
+fn seen_from(from: &Path, to_netns: &Path, to: IpAddr) -> IpAddr {
+    let listener = listen(to_netns);
+    let _stream = connect(from, to, listener.local_addr().unwrap().port()).unwrap();
+    listener.accept().unwrap().1.ip()
+}
+
+fn check_mesh(mode: Mode) {
+    let Some(lan) = Lan::new(mode) else { return };
+    let pods = [(1, "a"), (1, "b"), (2, "c")].map(|(node, uid)| (node, lan.attach(node, uid)));
+    lan.join();
+    for (_, from) in &pods {
+        for (_, to) in &pods {
+            let seen = seen_from(&from.netns_path, &to.netns_path, to.ips[0]);
+            assert_eq!(seen, from.ips[0], "pods see each other's own addresses");
+        }
+    }
+    for node in [1, 2] {
+        for (_, to) in &pods {
+            seen_from(&lan.node(node), &to.netns_path, to.ips[0]);
+        }
+    }
+    for (node, from) in &pods {
+        seen_from(&from.netns_path, &lan.node(*node), Lan::node_ip(*node));
+        let seen = seen_from(&from.netns_path, &lan.outside(), "172.29.0.1".parse().unwrap());
+        assert_eq!(seen, Lan::node_ip(*node), "the outside sees the node");
+    }
+}
+
+#[test]
+fn pods_nodes_and_outside_reach_each_other_over_vxlan() {
+    check_mesh(VXLAN);
+}
+
+#[test]
+fn pods_nodes_and_outside_reach_each_other_over_plain_routes() {
+    check_mesh(Mode::Routes);
+}
+
+#[test]
+fn addresses_that_nobody_serves_leave_no_node() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let pod = lan.attach(1, "a");
+    for netns in [lan.node(1), pod.netns_path] {
+        for address in ["10.251.7.7", "10.250.77.7"] {
+            let error = connect(&netns, address.parse().unwrap(), 80).unwrap_err();
+            let kind = error.kind();
+            assert!(
+                matches!(kind, io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable),
+                "{address} from {}: {error}",
+                netns.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn connections_outlive_a_restart_and_pods_keep_their_addresses() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let (from, to) = (lan.attach(1, "a"), lan.attach(2, "b"));
+    lan.join();
+    let listener = listen(&to.netns_path);
+    let mut stream = connect(&from.netns_path, to.ips[0], listener.local_addr().unwrap().port()).unwrap();
+    let (mut peer, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(lan.attach(1, "a"), from);
+        assert_eq!(lan.attach(2, "b"), to);
+        lan.join();
+        peer.write_all(b"still here").unwrap();
+        let mut buffer = [0; 10];
+        stream.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"still here");
+    }
+    let other = lan.attach(1, "c");
+    assert_ne!(other.ips, from.ips);
+}
+
+#[test]
+fn node_that_left_is_reached_no_more() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let (from, to) = (lan.attach(1, "a"), lan.attach(2, "b"));
+    lan.join();
+    seen_from(&from.netns_path, &to.netns_path, to.ips[0]);
+    lan.with(1, async |network| network.set_nodes(&[]).await).unwrap();
+    let error = connect(&from.netns_path, to.ips[0], 80).unwrap_err();
+    assert!(
+        matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable),
+        "{error}"
+    );
+}
+
+#[test]
+fn pods_that_come_and_go_leave_nothing() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let links = || {
+        inside(&lan.node(1), || {
+            let output = Command::new("ip").args(["-o", "link"]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().lines().count()
+        })
+    };
+    lan.with(1, async |network| network.set_nodes(&[]).await).unwrap();
+    let before = links();
+    lan.with(1, async |network| {
+        for round in 0..40 {
+            network.attach_pod(&pod(&format!("pod{round}"))).await?;
+            if round >= 4 {
+                network.detach_pod(&format!("pod{}", round - 4)).await?;
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(links(), before + 4);
+    let live: HashSet<String> = ["pod39".to_owned()].into();
+    let gone = lan.with(1, async |network| network.reconcile(&live).await).unwrap();
+    assert_eq!(gone, ["pod36", "pod37", "pod38"]);
+    lan.with(1, async |network| network.detach_pod("pod39").await).unwrap();
+    assert_eq!(links(), before);
+    for folder in ["netns", "pods"] {
+        assert_eq!(fs::read_dir(lan.state.join("1").join(folder)).unwrap().count(), 0, "{folder} is empty");
+    }
+}
+
+#[test]
+fn full_block_is_a_clear_error_and_takes_nothing() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let config = Config { pod_cidrs: vec!["10.250.9.0/30".parse().unwrap()], ..lan.config(1) };
+    inside(&lan.node(1), || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let network = Network::start(config).await.unwrap();
+            network.attach_pod(&pod("a")).await.unwrap();
+            network.attach_pod(&pod("b")).await.unwrap();
+            let error = network.attach_pod(&pod("c")).await.unwrap_err();
+            assert_eq!(error.to_string(), "the node's pod range 10.250.9.0/30 has no address left");
+            assert_eq!(network.list().await.len(), 2);
+            network.detach_pod("a").await.unwrap();
+            network.attach_pod(&pod("c")).await.unwrap();
+            network.reconcile(&HashSet::new()).await.unwrap();
+        });
+    });
+}
