@@ -12,11 +12,14 @@ pub mod client;
 pub mod error;
 pub mod informer;
 pub mod kinds;
+pub mod patch;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
+pub mod selector;
 pub mod time;
 pub mod typed;
+pub mod validation;
 
 pub use client::Client;
 pub use error::{Error, FieldError};
