@@ -1,0 +1,185 @@
+//! The kernel outlives the agent: what a restart keeps, and what it repairs.
+
+mod support;
+
+use std::{
+    io::Write as _,
+    net::UdpSocket,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
+
+use hawser_proxy::{Error, Proxy};
+use support::{CLIENT, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice};
+
+#[test]
+fn agent_restart_interrupts_nothing() {
+    run("agent_restart_interrupts_nothing", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        lab.tcp_server(OTHER, "10.93.0.2:8080");
+        let services = [service(&Spec { node_port: Some(30080), ..Spec::default() })];
+        let slices =
+            [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.93.0.2", "node-b", true)])];
+        let mut proxy = lab.proxy();
+        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        proxy.sync(&services, &slices, &[]).unwrap();
+
+        let (mut through_socket, _) = connect("10.96.0.10:80").unwrap();
+        let mut through_packets: Vec<_> =
+            (0..8).map(|_| lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap().0)).collect();
+        let stop = AtomicBool::new(false);
+        let (connections, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let load = |ns: &'static str, address: &'static str| {
+                let (stop, connections, failures) = (&stop, &connections, &failures);
+                scope.spawn(move || {
+                    lab.inside(ns, || {
+                        // Bounded: the test ends long before a client's ports do.
+                        for _ in 0..20_000 {
+                            if stop.load(Ordering::Relaxed) {
+                                return;
+                            }
+                            match connect(address) {
+                                Ok(_) => connections.fetch_add(1, Ordering::Relaxed),
+                                Err(error) => {
+                                    eprintln!("{ns} to {address}: {error}");
+                                    failures.fetch_add(1, Ordering::Relaxed)
+                                }
+                            };
+                        }
+                    });
+                })
+            };
+            load(POD, "10.96.0.10:80");
+            load(CLIENT, "10.90.0.1:30080");
+            for _ in 0..5 {
+                let before = connections.load(Ordering::Relaxed);
+                drop(proxy);
+                eventually("connections without an agent", || connections.load(Ordering::Relaxed) > before + 20);
+                proxy = lab.proxy();
+                let report = proxy.sync(&services, &slices, &[]).unwrap();
+                assert_eq!((report.frontends_written, report.frontends_removed, report.backends_written), (0, 0, 0));
+                let before = connections.load(Ordering::Relaxed);
+                eventually("connections after a restart", || connections.load(Ordering::Relaxed) > before + 20);
+                echo(&mut through_socket);
+                through_packets.iter_mut().for_each(echo);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(failures.load(Ordering::Relaxed), 0);
+        assert!(counter(&proxy, "packet_forwarded") > 0, "the pod interface was taken over");
+    });
+}
+
+#[test]
+fn restart_repairs_what_changed_while_no_agent_ran() {
+    run("restart_repairs_what_changed_while_no_agent_ran", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        lab.tcp_server(POD, "10.91.0.2:8081");
+        let web = service(&Spec::default());
+        let gone = service(&Spec { name: "gone", cluster_ips: &["10.96.0.20"], ..Spec::default() });
+        let dns = Spec { name: "dns", protocol: "UDP", port: 53, cluster_ips: &["10.96.0.53"], ..Spec::default() };
+        let old = [
+            slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
+            slice("gone", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
+            slice("dns", "UDP", 5353, &[("10.91.0.2", "node-a", true)]),
+        ];
+        let mut proxy = lab.proxy();
+        proxy.sync(&[web.clone(), gone, service(&dns)], &old, &[]).unwrap();
+        drop(proxy);
+
+        let mut proxy = lab.proxy();
+        assert!(connect("10.96.0.20:80").is_ok(), "served as it was until the first sync");
+        let new = [slice("web", "TCP", 8081, &[("10.91.0.2", "node-a", true)])];
+        let report = proxy.sync(&[web], &new, &[]).unwrap();
+        assert_eq!((report.frontends, report.frontends_written, report.frontends_removed), (1, 1, 2));
+        let (_, line) = connect("10.96.0.10:80").unwrap();
+        assert!(line.starts_with("10.91.0.2:8081"), "{line}");
+        assert!(connect("10.96.0.20:80").is_err());
+        let services = proxy.dump_services().unwrap();
+        assert_eq!(services.len(), 1);
+        assert_eq!(services[0].to_string(), "10.96.0.10:80/TCP -> 10.91.0.2:8081");
+    });
+}
+
+#[test]
+fn udp_conversation_survives_a_restart() {
+    run("udp_conversation_survives_a_restart", |lab| {
+        let servers: Vec<_> = (1..=4).map(|port| lab.udp_server(POD, &format!("10.91.0.2:530{port}"))).collect();
+        let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
+        let slices: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                let port = server.address.port();
+                let mut slice = (*slice("web", "UDP", port, &[("10.91.0.2", "node-a", true)])).clone();
+                slice.metadata.name = Some(format!("web-{port}"));
+                std::sync::Arc::new(slice)
+            })
+            .collect();
+        let mut proxy = lab.proxy();
+        proxy.sync(&services, &slices, &[]).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ask = || {
+            socket.send_to(b"?", "10.96.0.10:53").unwrap();
+            let mut buffer = [0; 64];
+            let (len, source) = socket.recv_from(&mut buffer).unwrap();
+            (String::from_utf8(buffer[..len].to_vec()).unwrap(), source.to_string())
+        };
+        let before = ask();
+        for _ in 0..3 {
+            drop(proxy);
+            assert_eq!(ask(), before);
+            proxy = lab.proxy();
+            assert_eq!(ask(), before);
+            proxy.sync(&services, &slices, &[]).unwrap();
+            assert_eq!(ask(), before);
+        }
+    });
+}
+
+#[test]
+fn maps_of_another_layout_are_refused_and_left_alone() {
+    run("maps_of_another_layout_are_refused_and_left_alone", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        let mut proxy = lab.proxy();
+        let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
+        proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
+        drop(proxy);
+        let settings = lab.bpffs().join("maps/SETTINGS");
+        let status = std::process::Command::new("bpftool")
+            .args(["map", "update", "pinned"])
+            .arg(settings)
+            .args(["key", "0", "0", "0", "0", "value"])
+            .args(std::iter::once("99").chain(std::iter::repeat_n("0", 47)))
+            .status()
+            .unwrap();
+        assert!(status.success());
+        match Proxy::start(lab.config()) {
+            Err(Error::Layout { found: 99, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let (mut stream, _) = connect("10.96.0.10:80").unwrap();
+        stream.write_all(b"still served").unwrap();
+    });
+}
+
+#[test]
+fn removal_leaves_nothing_behind() {
+    run("removal_leaves_nothing_behind", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        let mut proxy = lab.proxy();
+        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
+        proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
+        drop(proxy);
+        Proxy::remove_all(&lab.bpffs()).unwrap();
+        assert!(connect("10.96.0.10:80").is_err());
+        assert_eq!(std::fs::read_dir(lab.bpffs()).unwrap().count(), 0);
+        Proxy::remove_all(&lab.bpffs()).unwrap();
+        // And it starts again from nothing.
+        let mut proxy = lab.proxy();
+        proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
+        assert!(connect("10.96.0.10:80").is_ok());
+    });
+}

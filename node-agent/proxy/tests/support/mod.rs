@@ -1,0 +1,395 @@
+//! A laboratory of network namespaces: a client outside, a node, a pod on it, and a second node with a pod of its own.
+//!
+//! ```text
+//!  client 10.90.0.2 ──── up0 10.90.0.1  node  veth ──── pod 10.91.0.2
+//!                                       up1 10.92.0.1 ──── 10.92.0.2 other node, pod 10.93.0.2 on its loopback
+//! ```
+//! (and the same with fd90::/64 ...). No namespace has a way out; service addresses are unreachable where no program
+//! translates them. The test process joins a cgroup of the laboratory's own, so its sockets are the node's.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use hawser_proxy::{Config, Proxy};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+
+/// How long anything may take that should happen at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The process joins one cgroup at a time, so laboratories take turns.
+static TURN: Mutex<()> = Mutex::new(());
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) const CLIENT: &str = "client";
+pub(crate) const NODE: &str = "node";
+pub(crate) const POD: &str = "pod";
+pub(crate) const OTHER: &str = "other";
+
+pub(crate) struct Lab {
+    prefix: String,
+    root: PathBuf,
+    cgroup: PathBuf,
+    cgroup_before: PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Runs a test in a laboratory, on a thread in the node's namespace. Skips, and says so, without root.
+pub(crate) fn run(name: &str, test: impl FnOnce(&Lab) + Send) {
+    // SAFETY: no arguments, cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped {name}: needs root for network namespaces and eBPF");
+        return;
+    }
+    let lab = Lab::new();
+    lab.inside(NODE, || test(&lab));
+}
+
+impl Lab {
+    fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let prefix = format!("hwp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let root = std::env::temp_dir().join(&prefix);
+        fs::create_dir_all(root.join("bpffs")).unwrap();
+        let cgroup_mount = cgroup2_mount();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
+        let cgroup = cgroup_mount.join(&prefix);
+        fs::create_dir(&cgroup).unwrap();
+        fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        let lab = Self { prefix, root, cgroup, cgroup_before: cgroup_mount.join(own), _turn: turn };
+        for ns in [CLIENT, NODE, POD, OTHER] {
+            ip(&["netns", "add", &lab.ns(ns)]);
+            lab.ip(ns, &["link", "set", "lo", "up"]);
+        }
+        lab.veth((NODE, "up0"), (CLIENT, "eth0"));
+        lab.veth((NODE, "pod0"), (POD, "eth0"));
+        lab.veth((NODE, "up1"), (OTHER, "eth0"));
+        lab.address(NODE, "up0", "10.90.0.1/24", "fd90::1/64");
+        lab.address(CLIENT, "eth0", "10.90.0.2/24", "fd90::2/64");
+        lab.address(NODE, "up1", "10.92.0.1/24", "fd92::1/64");
+        lab.address(OTHER, "eth0", "10.92.0.2/24", "fd92::2/64");
+        lab.address(OTHER, "lo", "10.93.0.2/32", "fd93::2/128");
+        lab.address(POD, "eth0", "10.91.0.2/32", "fd91::2/128");
+        // The node's end of a pod's interface has an address of link scope: the pod's way out.
+        lab.address(NODE, "pod0", "169.254.1.1/32", "fe80::1/64");
+        for (net, gateway) in [("-4", "169.254.1.1"), ("-6", "fe80::1")] {
+            if net == "-4" {
+                lab.ip(POD, &[net, "route", "add", gateway, "dev", "eth0", "scope", "link"]);
+            }
+            lab.ip(POD, &[net, "route", "add", "default", "via", gateway, "dev", "eth0"]);
+        }
+        lab.ip(NODE, &["route", "add", "10.91.0.2", "dev", "pod0", "src", "10.90.0.1"]);
+        lab.ip(NODE, &["-6", "route", "add", "fd91::2", "dev", "pod0", "src", "fd90::1"]);
+        lab.ip(NODE, &["route", "add", "10.93.0.0/24", "via", "10.92.0.2"]);
+        lab.ip(NODE, &["-6", "route", "add", "fd93::/64", "via", "fd92::2"]);
+        lab.ip(OTHER, &["route", "add", "10.90.0.0/23", "via", "10.92.0.1"]);
+        lab.ip(OTHER, &["-6", "route", "add", "fd90::/63", "via", "fd92::1"]);
+        for services in ["10.96.0.0/16", "fd96::/64"] {
+            for ns in [NODE, CLIENT, OTHER] {
+                let family = if services.contains(':') { "-6" } else { "-4" };
+                lab.ip(ns, &[family, "route", "add", "unreachable", services]);
+            }
+        }
+        lab.inside(NODE, || {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        });
+        lab
+    }
+
+    pub(crate) fn bpffs(&self) -> PathBuf {
+        self.root.join("bpffs")
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::new(self.bpffs(), self.cgroup.clone(), "node-a".to_owned());
+        config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
+        config.node_addresses = vec!["10.90.0.1".parse().unwrap(), "fd90::1".parse().unwrap()];
+        config.max_frontends = 1024;
+        config.max_backends = 4096;
+        config.max_udp_backends = 1024;
+        config
+    }
+
+    /// Starts a proxy in the node's namespace (call it from there).
+    pub(crate) fn proxy(&self) -> Proxy {
+        Proxy::start(self.config()).unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub(crate) fn pod_ifindex(&self) -> u32 {
+        let index = fs::read_to_string("/sys/class/net/pod0/ifindex");
+        // sysfs shows the namespace that mounted it; ask ip otherwise.
+        index.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_else(|| {
+            let output = Command::new("ip").args(["-n", &self.ns(NODE), "-o", "link", "show", "pod0"]).output();
+            let text = String::from_utf8(output.unwrap().stdout).unwrap();
+            text.split(':').next().unwrap().trim().parse().unwrap()
+        })
+    }
+
+    /// Runs `work` on a thread in a namespace.
+    pub(crate) fn inside<T: Send>(&self, ns: &str, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/run/netns/{}", self.ns(ns));
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let file = fs::File::open(path).unwrap();
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs `work` while the test process is back in the cgroup that it came from, which is not the node's.
+    pub(crate) fn outside_of_the_nodes_cgroup<T>(&self, work: impl FnOnce() -> T) -> T {
+        let own = std::process::id().to_string();
+        fs::write(self.cgroup_before.join("cgroup.procs"), &own).unwrap();
+        let result = work();
+        fs::write(self.cgroup.join("cgroup.procs"), &own).unwrap();
+        result
+    }
+
+    /// Runs `ip` with a namespace.
+    pub(crate) fn ip(&self, ns: &str, args: &[&str]) {
+        let ns = self.ns(ns);
+        let mut all = vec!["-n", ns.as_str()];
+        all.extend(args);
+        ip(&all);
+    }
+
+    fn ns(&self, ns: &str) -> String {
+        format!("{}-{ns}", self.prefix)
+    }
+
+    fn veth(&self, (left_ns, left): (&str, &str), (right_ns, right): (&str, &str)) {
+        let (left_ns_full, right_ns_full) = (self.ns(left_ns), self.ns(right_ns));
+        ip(&[
+            "link", "add", left, "netns", &left_ns_full, "type", "veth", "peer", "name", right, "netns",
+            &right_ns_full,
+        ]);
+        self.ip(left_ns, &["link", "set", left, "up"]);
+        self.ip(right_ns, &["link", "set", right, "up"]);
+    }
+
+    fn address(&self, ns: &str, device: &str, v4: &str, v6: &str) {
+        self.ip(ns, &["address", "add", v4, "dev", device]);
+        self.ip(ns, &["-6", "address", "add", v6, "dev", device, "nodad"]);
+    }
+
+    /// Starts a TCP server in a namespace that answers each connection with the client's address as it sees it, and
+    /// then echoes.
+    pub(crate) fn tcp_server(&self, ns: &str, address: &str) -> SocketAddr {
+        let listener = self.inside(ns, || TcpListener::bind(address).unwrap());
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                thread::spawn(move || {
+                    let peer = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
+                    let _ = stream.write_all(format!("{address} sees {peer}\n").as_bytes());
+                    let mut buffer = [0; 1024];
+                    while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                        let _ = stream.write_all(&buffer[..len]);
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    /// Starts a UDP server in a namespace that answers each datagram with its own address, until the guard goes.
+    pub(crate) fn udp_server(&self, ns: &str, address: &str) -> UdpServer {
+        let socket = self.inside(ns, || UdpSocket::bind(address).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = Arc::new(AtomicU32::new(0));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while stopped.load(Ordering::Relaxed) == 0 {
+                if let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(address.to_string().as_bytes(), from);
+                }
+            }
+        });
+        UdpServer { address, stop, thread: Some(thread) }
+    }
+}
+
+pub(crate) struct UdpServer {
+    pub(crate) address: SocketAddr,
+    stop: Arc<AtomicU32>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for UdpServer {
+    fn drop(&mut self) {
+        self.stop.store(1, Ordering::Relaxed);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = Proxy::remove_all(&self.bpffs()) {
+            eprintln!("cannot remove the datapath: {error}");
+        }
+        let _ = fs::write(self.cgroup_before.join("cgroup.procs"), std::process::id().to_string());
+        for ns in [CLIENT, NODE, POD, OTHER] {
+            let _ = Command::new("ip").args(["netns", "del", &self.ns(ns)]).status();
+        }
+        // A cgroup is busy until the last task has left it.
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn cgroup2_mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
+    Path::new(mount.split(' ').nth(1).unwrap()).to_owned()
+}
+
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Connects, and returns the stream with the server's first line.
+pub(crate) fn connect(address: &str) -> std::io::Result<(TcpStream, String)> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok((stream, String::from_utf8(line).unwrap()))
+}
+
+/// Sends a line and expects it back.
+pub(crate) fn echo(stream: &mut TcpStream) {
+    stream.write_all(b"hello").unwrap();
+    let mut buffer = [0; 5];
+    stream.read_exact(&mut buffer).unwrap();
+    assert_eq!(&buffer, b"hello");
+}
+
+/// Waits until `check` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Builds a service from a few words.
+pub(crate) struct Spec<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) cluster_ips: &'a [&'a str],
+    pub(crate) port: i32,
+    pub(crate) protocol: &'a str,
+    pub(crate) node_port: Option<i32>,
+    pub(crate) external_policy: &'a str,
+}
+
+impl Default for Spec<'_> {
+    fn default() -> Self {
+        Self {
+            name: "web",
+            cluster_ips: &["10.96.0.10"],
+            port: 80,
+            protocol: "TCP",
+            node_port: None,
+            external_policy: "Cluster",
+        }
+    }
+}
+
+pub(crate) fn service(spec: &Spec<'_>) -> Arc<Service> {
+    let mut port = serde_json::json!({ "port": spec.port, "protocol": spec.protocol });
+    if let Some(node_port) = spec.node_port {
+        port["nodePort"] = node_port.into();
+    }
+    let object = serde_json::json!({
+        "metadata": { "name": spec.name, "namespace": "default" },
+        "spec": {
+            "type": if spec.node_port.is_some() { "NodePort" } else { "ClusterIP" },
+            "clusterIP": spec.cluster_ips[0],
+            "clusterIPs": spec.cluster_ips,
+            "externalTrafficPolicy": spec.external_policy,
+            "ports": [port],
+        },
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+/// Builds a slice of endpoints: `(address, node, ready)`.
+pub(crate) fn slice(
+    service: &str,
+    protocol: &str,
+    port: u16,
+    endpoints: &[(&str, &str, bool)],
+) -> Arc<EndpointSlice> {
+    let is_v6 = endpoints.first().is_some_and(|(address, ..)| address.parse::<Ipv6Addr>().is_ok());
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|(address, node, ready)| {
+            serde_json::json!({
+                "addresses": [address],
+                "nodeName": node,
+                "conditions": { "ready": ready, "serving": ready, "terminating": false },
+            })
+        })
+        .collect();
+    let object = serde_json::json!({
+        "metadata": {
+            "name": format!("{service}-{is_v6}"),
+            "namespace": "default",
+            "labels": { "kubernetes.io/service-name": service },
+        },
+        "addressType": if is_v6 { "IPv6" } else { "IPv4" },
+        "endpoints": endpoints,
+        "ports": [{ "port": port, "protocol": protocol }],
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+pub(crate) fn counter(proxy: &Proxy, name: &str) -> u64 {
+    let counters = proxy.counters().unwrap();
+    counters.iter().find(|counter| counter.name == name).unwrap_or_else(|| panic!("no counter {name}")).value
+}
+
+pub(crate) fn mapped(address: &str) -> String {
+    let address: SocketAddr = address.parse().unwrap();
+    match address.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()).to_string(),
+        IpAddr::V6(_) => address.to_string(),
+    }
+}
