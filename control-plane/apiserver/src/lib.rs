@@ -1,1 +1,4 @@
 //! hawser-apiserver
+pub mod discovery;
+pub mod kinds;
+pub mod table;

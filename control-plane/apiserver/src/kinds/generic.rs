@@ -73,6 +73,14 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
     *new = kept;
 }
 
+/// The `finalize` subresource of namespaces: nothing but `spec.finalizers` changes.
+pub fn prepare_finalize(new: &mut Value, old: &Value) {
+    let mut kept = old.clone();
+    kept.ensure("spec").copy_field("finalizers", new.at("spec"));
+    kept.ensure("metadata").copy_field("resourceVersion", new.at("metadata"));
+    *new = kept;
+}
+
 pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let hooks = hooks_of(kind);
     let mut errors = meta::validate(kind, hooks.name, object);

@@ -31,7 +31,7 @@ mod storage;
 mod value;
 
 pub use generic::{
-    default, deletion_grace_seconds, prepare_create, prepare_status, prepare_update, scale_of,
+    default, deletion_grace_seconds, prepare_create, prepare_finalize, prepare_status, prepare_update, scale_of,
     scaled, validate_create, validate_status, validate_update,
 };
 pub use names::NameRule;
@@ -61,6 +61,10 @@ pub struct Hooks {
     pub selectable: &'static [Selectable],
     /// Seconds between the request to delete and the end; `None` where objects go at once.
     pub deletion_grace: Option<fn(&Value, Option<i64>) -> i64>,
+    /// Marks an object whose deletion has begun and is not done.
+    pub on_deletion: fn(&mut Value),
+    /// Whether something other than `metadata.finalizers` keeps a deleted object.
+    pub is_held_back: fn(&Value) -> bool,
     pub scale: Option<ScalePaths>,
     /// Translation for kinds whose objects are stored as another kind: `(to storage, from storage)`.
     pub view: Option<(fn(&mut Value), fn(&mut Value))>,
@@ -124,6 +128,8 @@ pub static PLAIN: Hooks = Hooks {
     },
     selectable: &[],
     deletion_grace: None,
+    on_deletion: |_| (),
+    is_held_back: |_| false,
     scale: None,
     view: None,
     name: NameRule::Subdomain,

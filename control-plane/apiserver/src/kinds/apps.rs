@@ -1,0 +1,382 @@
+//! Workloads of `apps`: Deployments, ReplicaSets, StatefulSets, DaemonSets and their revisions.
+
+use hawser_api::FieldError;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    AGE, Column, Hooks, NAME, PLAIN, ScalePaths, column, human,
+    pod::{container_cells, default_template, or_none, validate_template},
+    selector, text,
+    value::{Fields, Path},
+    wide,
+};
+
+const SPEC: Path<'static> = Path::Root("spec");
+
+const SCALE: ScalePaths =
+    ScalePaths { spec_replicas: "spec.replicas", status_replicas: "status.replicas", selector: "spec.selector" };
+
+const fn number(name: &'static str) -> Column {
+    column(name, "integer")
+}
+
+pub(crate) static DEPLOYMENT: Hooks = Hooks {
+    default: default_deployment,
+    validate_create: validate_deployment,
+    validate_update: immutable_selector,
+    columns: &[
+        NAME,
+        text("Ready"),
+        text("Up-to-date"),
+        text("Available"),
+        AGE,
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ],
+    cells: |object, now| {
+        let (names, images) = container_cells(object.at("spec.template.spec"));
+        vec![
+            object.at("metadata.name").clone(),
+            format!("{}/{}", count(object, "status.readyReplicas"), count(object, "spec.replicas")).into(),
+            count(object, "status.updatedReplicas").into(),
+            count(object, "status.availableReplicas").into(),
+            age(object, now),
+            names.into(),
+            images.into(),
+            selector_cell(object),
+        ]
+    },
+    scale: Some(SCALE),
+    ..PLAIN
+};
+
+pub(crate) static REPLICA_SET: Hooks = Hooks {
+    default: |object| {
+        let spec = object.ensure("spec");
+        spec.set_default("replicas", 1);
+        default_template(spec.ensure("template"));
+    },
+    validate_create: |object| {
+        let mut errors = Vec::new();
+        workload(&mut errors, object, "replica set");
+        not_negative(&mut errors, object.at("spec"), &["replicas", "minReadySeconds"]);
+        errors
+    },
+    validate_update: immutable_selector,
+    columns: &[
+        NAME,
+        number("Desired"),
+        number("Current"),
+        number("Ready"),
+        AGE,
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ],
+    cells: |object, now| {
+        let (names, images) = container_cells(object.at("spec.template.spec"));
+        vec![
+            object.at("metadata.name").clone(),
+            count(object, "spec.replicas").into(),
+            count(object, "status.replicas").into(),
+            count(object, "status.readyReplicas").into(),
+            age(object, now),
+            names.into(),
+            images.into(),
+            selector_cell(object),
+        ]
+    },
+    selectable: &[("status.replicas", |object| count(object, "status.replicas").to_string())],
+    scale: Some(SCALE),
+    ..PLAIN
+};
+
+pub(crate) static STATEFUL_SET: Hooks = Hooks {
+    default: default_stateful_set,
+    validate_create: |object| {
+        let mut errors = Vec::new();
+        workload(&mut errors, object, "statefulset");
+        not_negative(&mut errors, object.at("spec"), &["replicas", "minReadySeconds"]);
+        errors
+    },
+    validate_update: update_stateful_set,
+    columns: &[NAME, text("Ready"), AGE, wide("Containers"), wide("Images")],
+    cells: |object, now| {
+        let (names, images) = container_cells(object.at("spec.template.spec"));
+        vec![
+            object.at("metadata.name").clone(),
+            format!("{}/{}", count(object, "status.readyReplicas"), count(object, "spec.replicas")).into(),
+            age(object, now),
+            names.into(),
+            images.into(),
+        ]
+    },
+    scale: Some(SCALE),
+    ..PLAIN
+};
+
+pub(crate) static DAEMON_SET: Hooks = Hooks {
+    default: |object| {
+        let spec = object.ensure("spec");
+        spec.set_default("revisionHistoryLimit", 10);
+        let strategy = spec.ensure("updateStrategy");
+        strategy.set_default("type", "RollingUpdate");
+        if strategy.text("type") == "RollingUpdate" {
+            let rolling = strategy.ensure("rollingUpdate");
+            rolling.set_default("maxUnavailable", 1);
+            rolling.set_default("maxSurge", 0);
+        }
+        default_template(spec.ensure("template"));
+    },
+    validate_create: |object| {
+        let mut errors = Vec::new();
+        workload(&mut errors, object, "daemonset");
+        not_negative(&mut errors, object.at("spec"), &["minReadySeconds"]);
+        errors
+    },
+    validate_update: immutable_selector,
+    columns: &[
+        NAME,
+        number("Desired"),
+        number("Current"),
+        number("Ready"),
+        number("Up-to-date"),
+        number("Available"),
+        text("Node Selector"),
+        AGE,
+        wide("Containers"),
+        wide("Images"),
+        wide("Selector"),
+    ],
+    cells: |object, now| {
+        let (names, images) = container_cells(object.at("spec.template.spec"));
+        vec![
+            object.at("metadata.name").clone(),
+            count(object, "status.desiredNumberScheduled").into(),
+            count(object, "status.currentNumberScheduled").into(),
+            count(object, "status.numberReady").into(),
+            count(object, "status.updatedNumberScheduled").into(),
+            count(object, "status.numberAvailable").into(),
+            or_none(selector::map_to_text(object.at("spec.template.spec.nodeSelector"))).into(),
+            age(object, now),
+            names.into(),
+            images.into(),
+            selector_cell(object),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static CONTROLLER_REVISION: Hooks = Hooks {
+    validate_update: |new, old| {
+        let mut errors = Vec::new();
+        if new.at("data") != old.at("data") {
+            errors.push(FieldError::invalid("data", new.at("data").clone(), "field is immutable"));
+        }
+        errors
+    },
+    columns: &[NAME, text("Controller"), number("Revision"), AGE],
+    cells: |object, now| {
+        let owners = object.list("metadata.ownerReferences");
+        let controller = owners.iter().find(|owner| owner.flag("controller")).map(|owner| {
+            let group = owner.text("apiVersion").split_once('/').map_or(String::new(), |(group, _)| format!(".{group}"));
+            format!("{}{group}/{}", owner.text("kind").to_lowercase(), owner.text("name"))
+        });
+        vec![
+            object.at("metadata.name").clone(),
+            controller.unwrap_or_else(|| "<none>".to_owned()).into(),
+            count(object, "revision").into(),
+            age(object, now),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) fn count(object: &Value, path: &str) -> i64 {
+    object.int(path).unwrap_or_default()
+}
+
+pub(crate) fn age(object: &Value, now: Timestamp) -> Value {
+    human::age(object.at("metadata.creationTimestamp"), now).into()
+}
+
+fn selector_cell(object: &Value) -> Value {
+    or_none(selector::to_text(object.at("spec.selector"))).into()
+}
+
+fn default_deployment(object: &mut Value) {
+    let spec = object.ensure("spec");
+    spec.set_default("replicas", 1);
+    spec.set_default("revisionHistoryLimit", 10);
+    spec.set_default("progressDeadlineSeconds", 600);
+    let strategy = spec.ensure("strategy");
+    strategy.set_default("type", "RollingUpdate");
+    if strategy.text("type") == "RollingUpdate" {
+        let rolling = strategy.ensure("rollingUpdate");
+        rolling.set_default("maxUnavailable", "25%");
+        rolling.set_default("maxSurge", "25%");
+    }
+    default_template(spec.ensure("template"));
+}
+
+fn default_stateful_set(object: &mut Value) {
+    let spec = object.ensure("spec");
+    spec.set_default("replicas", 1);
+    spec.set_default("revisionHistoryLimit", 10);
+    spec.set_default("podManagementPolicy", "OrderedReady");
+    let strategy = spec.ensure("updateStrategy");
+    strategy.set_default("type", "RollingUpdate");
+    if strategy.text("type") == "RollingUpdate" {
+        strategy.ensure("rollingUpdate").set_default("partition", 0);
+    }
+    let retention = spec.ensure("persistentVolumeClaimRetentionPolicy");
+    retention.set_default("whenDeleted", "Retain");
+    retention.set_default("whenScaled", "Retain");
+    for claim in spec.list_mut("volumeClaimTemplates") {
+        claim.set_default("apiVersion", "v1");
+        claim.set_default("kind", "PersistentVolumeClaim");
+        claim.ensure("spec").set_default("volumeMode", "Filesystem");
+        claim.ensure("status").set_default("phase", "Pending");
+    }
+    default_template(spec.ensure("template"));
+}
+
+/// Selector and template, which all workloads have.
+fn workload(errors: &mut Vec<FieldError>, object: &Value, what: &str) {
+    let spec = object.at("spec");
+    let own = spec.at("selector");
+    let path = SPEC.field("selector");
+    if !own.is_object() {
+        errors.push(FieldError::required(path, ""));
+    } else {
+        selector::validate(errors, &path, own);
+        if selector::is_empty(own) {
+            let detail = format!("empty selector is invalid for {what}");
+            errors.push(FieldError::invalid(path, own.clone(), detail));
+        }
+    }
+    let path = SPEC.field("template");
+    let labels = spec.at("template.metadata.labels");
+    if own.is_object() && !selector::is_empty(own) && !selector::matches(own, labels) {
+        let shown = if labels.is_null() { json!({}) } else { labels.clone() };
+        let detail = "`selector` does not match template `labels`";
+        errors.push(FieldError::invalid(path.field("metadata.labels"), shown, detail));
+    }
+    validate_template(errors, &path, spec.at("template"));
+    let policy = spec.text("template.spec.restartPolicy");
+    if policy != "Always" {
+        errors.push(FieldError::not_supported(path.field("spec.restartPolicy"), policy, &["Always"]));
+    }
+    if spec.has("template.spec.activeDeadlineSeconds") {
+        let kind = match what {
+            "deployment" | "replica set" => "ReplicaSet",
+            "statefulset" => "StatefulSet",
+            _ => "DaemonSet",
+        };
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(FieldError::forbidden(path.field("spec.activeDeadlineSeconds"), detail));
+    }
+}
+
+pub(crate) fn not_negative(errors: &mut Vec<FieldError>, spec: &Value, fields: &[&str]) {
+    for field in fields {
+        if let Some(number) = spec.int(field).filter(|number| *number < 0) {
+            errors.push(FieldError::invalid(SPEC.field(field), number, "must be greater than or equal to 0"));
+        }
+    }
+}
+
+fn validate_deployment(object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    workload(&mut errors, object, "deployment");
+    let spec = object.at("spec");
+    not_negative(&mut errors, spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"]);
+    let ready = spec.int("minReadySeconds").unwrap_or_default();
+    if let Some(deadline) = spec.int("progressDeadlineSeconds").filter(|deadline| *deadline >= 0 && *deadline <= ready) {
+        let detail = "must be greater than minReadySeconds";
+        errors.push(FieldError::invalid(SPEC.field("progressDeadlineSeconds"), deadline, detail));
+    }
+    let strategy = SPEC.field("strategy");
+    match spec.text("strategy.type") {
+        "Recreate" if spec.has("strategy.rollingUpdate") => {
+            let detail = "may not be specified when strategy `type` is 'Recreate'";
+            errors.push(FieldError::forbidden(strategy.field("rollingUpdate"), detail));
+        }
+        "RollingUpdate" => {
+            rolling_update(&mut errors, &strategy.field("rollingUpdate"), spec.at("strategy.rollingUpdate"));
+        }
+        "Recreate" => (),
+        other => {
+            errors.push(FieldError::not_supported(strategy.field("type"), other, &["Recreate", "RollingUpdate"]));
+        }
+    }
+    errors
+}
+
+fn rolling_update(errors: &mut Vec<FieldError>, path: &Path<'_>, rolling: &Value) {
+    let is_zero = |value: &Value| value == 0 || value == "0%";
+    for field in ["maxUnavailable", "maxSurge"] {
+        int_or_percent(errors, &path.field(field), rolling.at(field));
+    }
+    let percent = |value: &Value| value.as_str().and_then(|text| text.strip_suffix('%')?.parse::<i64>().ok());
+    if percent(rolling.at("maxUnavailable")).is_some_and(|percent| percent > 100) {
+        let value = rolling.at("maxUnavailable").clone();
+        errors.push(FieldError::invalid(path.field("maxUnavailable"), value, "must not be greater than 100%"));
+    }
+    if is_zero(rolling.at("maxUnavailable")) && is_zero(rolling.at("maxSurge")) {
+        let value = rolling.at("maxUnavailable").clone();
+        let detail = "may not be 0 when `maxSurge` is 0";
+        errors.push(FieldError::invalid(path.field("maxUnavailable"), value, detail));
+    }
+}
+
+/// A number from 0 on, or a percentage.
+pub(crate) fn int_or_percent(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Value) {
+    match value {
+        Value::String(text) => {
+            let digits = text.strip_suffix('%').unwrap_or_default();
+            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or \
+                              '93%', regex used for validation is '[0-9]+%')";
+                errors.push(FieldError::invalid(path, text.as_str(), detail));
+            }
+        }
+        other => {
+            if let Some(number) = other.as_i64().filter(|number| *number < 0) {
+                errors.push(FieldError::invalid(path, number, "must be greater than or equal to 0"));
+            }
+        }
+    }
+}
+
+fn immutable_selector(new: &Value, old: &Value) -> Vec<FieldError> {
+    if new.at("spec.selector") == old.at("spec.selector") {
+        return Vec::new();
+    }
+    vec![FieldError::invalid(SPEC.field("selector"), new.at("spec.selector").clone(), "field is immutable")]
+}
+
+fn update_stateful_set(new: &Value, old: &Value) -> Vec<FieldError> {
+    let changeable = [
+        "replicas",
+        "template",
+        "updateStrategy",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "ordinals",
+        "revisionHistoryLimit",
+    ];
+    let mut allowed = new.at("spec").clone();
+    for field in changeable {
+        allowed.copy_field(field, old.at("spec"));
+    }
+    if &allowed == old.at("spec") {
+        return Vec::new();
+    }
+    let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
+                  'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
+                  'minReadySeconds' are forbidden";
+    vec![FieldError::forbidden(SPEC, detail)]
+}

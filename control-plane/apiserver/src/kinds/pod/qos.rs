@@ -1,0 +1,44 @@
+//! The quality-of-service class of a pod.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::kinds::{quantity, value::Fields};
+
+const COMPUTE: [&str; 2] = ["cpu", "memory"];
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, from requests and limits of cpu and memory.
+pub(crate) fn class(spec: &Value) -> &'static str {
+    // What the pod as a whole asks for stands above what its containers ask for.
+    let parts: Vec<&Value> = if COMPUTE.iter().any(|name| asks(spec, name)) {
+        vec![spec]
+    } else {
+        spec.list("containers").iter().chain(spec.list("initContainers")).collect()
+    };
+    let (mut requests, mut limits) = (BTreeMap::new(), BTreeMap::new());
+    let mut all_limited = true;
+    for part in parts {
+        for name in COMPUTE {
+            let request = quantity::nanos(part.at("resources.requests").at(name)).unwrap_or_default();
+            if request > 0 {
+                *requests.entry(name).or_insert(0_i128) += request;
+            }
+            let limit = quantity::nanos(part.at("resources.limits").at(name)).unwrap_or_default();
+            if limit > 0 {
+                *limits.entry(name).or_insert(0_i128) += limit;
+            } else {
+                all_limited = false;
+            }
+        }
+    }
+    if requests.is_empty() && limits.is_empty() {
+        return "BestEffort";
+    }
+    if all_limited && requests == limits { "Guaranteed" } else { "Burstable" }
+}
+
+fn asks(spec: &Value, name: &str) -> bool {
+    quantity::is_positive(spec.at("resources.requests").at(name))
+        || quantity::is_positive(spec.at("resources.limits").at(name))
+}

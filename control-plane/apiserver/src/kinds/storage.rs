@@ -1,0 +1,414 @@
+//! Volumes, claims, and the kinds of `storage.k8s.io`.
+
+use hawser_api::FieldError;
+use serde_json::{Value, json};
+
+use super::{
+    AGE, Column, Hooks, NAME, PLAIN,
+    apps::age,
+    column,
+    quantity, text,
+    value::{Fields, Path},
+    wide,
+};
+
+const SPEC: Path<'static> = Path::Root("spec");
+const ACCESS_MODES: [(&str, &str); 4] =
+    [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
+const DEFAULT_CLASS: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+
+const fn flag(name: &'static str) -> Column {
+    column(name, "boolean")
+}
+
+pub(crate) static VOLUME: Hooks = Hooks {
+    default: |volume| {
+        let spec = volume.ensure("spec");
+        spec.set_default("persistentVolumeReclaimPolicy", "Retain");
+        spec.set_default("volumeMode", "Filesystem");
+        if let Some(path) = spec.part_mut("hostPath")
+            && !path.has("type")
+        {
+            path.set("type", "");
+        }
+    },
+    prepare_create: |volume| volume.set("status", json!({ "phase": "Pending" })),
+    validate_create: validate_volume,
+    validate_update: |new, old| {
+        let source = |volume: &Value| {
+            let mut spec = volume.at("spec").clone();
+            for field in [
+                "accessModes",
+                "capacity",
+                "claimRef",
+                "mountOptions",
+                "nodeAffinity",
+                "persistentVolumeReclaimPolicy",
+                "storageClassName",
+                "volumeAttributesClassName",
+                "volumeMode",
+            ] {
+                spec.drop_field(field);
+            }
+            spec
+        };
+        let mut errors = Vec::new();
+        if source(new) != source(old) {
+            let detail = "spec.persistentvolumesource is immutable after creation";
+            errors.push(FieldError::forbidden("spec.persistentvolumesource", detail));
+        }
+        if new.at("spec.volumeMode") != old.at("spec.volumeMode") {
+            let mode = new.at("spec.volumeMode").clone();
+            errors.push(FieldError::invalid("volumeMode", mode, "field is immutable"));
+        }
+        errors
+    },
+    columns: &[
+        NAME,
+        text("Capacity"),
+        text("Access Modes"),
+        text("Reclaim Policy"),
+        text("Status"),
+        text("Claim"),
+        text("StorageClass"),
+        text("VolumeAttributesClass"),
+        text("Reason"),
+        AGE,
+        wide("VolumeMode"),
+    ],
+    cells: |volume, now| {
+        let claim = volume.at("spec.claimRef");
+        let claim =
+            if claim.is_object() { format!("{}/{}", claim.text("namespace"), claim.text("name")) } else { String::new() };
+        let phase = if volume.has("metadata.deletionTimestamp") { "Terminating" } else { volume.text("status.phase") };
+        vec![
+            volume.at("metadata.name").clone(),
+            volume.text("spec.capacity.storage").into(),
+            access_modes(volume.list("spec.accessModes")).into(),
+            volume.at("spec.persistentVolumeReclaimPolicy").clone(),
+            phase.into(),
+            claim.into(),
+            class(volume, "volume.beta.kubernetes.io/storage-class").into(),
+            unset(volume.text("spec.volumeAttributesClassName")).into(),
+            volume.text("status.reason").into(),
+            age(volume, now),
+            unset(volume.text("spec.volumeMode")).into(),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static CLAIM: Hooks = Hooks {
+    default: |claim| claim.ensure("spec").set_default("volumeMode", "Filesystem"),
+    prepare_create: |claim| claim.set("status", json!({ "phase": "Pending" })),
+    validate_create: validate_claim,
+    validate_update: update_claim,
+    columns: &[
+        NAME,
+        text("Status"),
+        text("Volume"),
+        text("Capacity"),
+        text("Access Modes"),
+        text("StorageClass"),
+        text("VolumeAttributesClass"),
+        AGE,
+        wide("VolumeMode"),
+    ],
+    cells: |claim, now| {
+        let phase = if claim.has("metadata.deletionTimestamp") { "Terminating" } else { claim.text("status.phase") };
+        let bound = !claim.text("spec.volumeName").is_empty();
+        let capacity = if bound { claim.text("status.capacity.storage") } else { "" };
+        let modes = if bound { access_modes(claim.list("status.accessModes")) } else { String::new() };
+        vec![
+            claim.at("metadata.name").clone(),
+            phase.into(),
+            claim.text("spec.volumeName").into(),
+            capacity.into(),
+            modes.into(),
+            class(claim, "volume.beta.kubernetes.io/storage-class").into(),
+            unset(claim.text("spec.volumeAttributesClassName")).into(),
+            age(claim, now),
+            unset(claim.text("spec.volumeMode")).into(),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static STORAGE_CLASS: Hooks = Hooks {
+    default: |class| {
+        class.set_default("reclaimPolicy", "Delete");
+        class.set_default("volumeBindingMode", "Immediate");
+    },
+    validate_create: |class| {
+        let mut errors = Vec::new();
+        if class.text("provisioner").is_empty() {
+            errors.push(FieldError::required("provisioner", ""));
+        }
+        for (field, known) in [
+            ("reclaimPolicy", ["Delete", "Retain"]),
+            ("volumeBindingMode", ["Immediate", "WaitForFirstConsumer"]),
+        ] {
+            if !known.contains(&class.text(field)) {
+                errors.push(FieldError::not_supported(field, class.text(field), &known));
+            }
+        }
+        errors
+    },
+    validate_update: |new, old| {
+        let mut errors = Vec::new();
+        if new.map("parameters") != old.map("parameters") {
+            errors.push(FieldError::forbidden("parameters", "updates to parameters are forbidden."));
+        }
+        for field in ["provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            if new.at(field) != old.at(field) {
+                errors.push(FieldError::forbidden(field, format!("updates to {field} are forbidden.")));
+            }
+        }
+        errors
+    },
+    columns: &[
+        NAME,
+        text("Provisioner"),
+        text("ReclaimPolicy"),
+        text("VolumeBindingMode"),
+        flag("AllowVolumeExpansion"),
+        AGE,
+    ],
+    cells: |class, now| {
+        let annotations = class.map("metadata.annotations");
+        let default = DEFAULT_CLASS.iter().any(|key| annotations.get(*key).is_some_and(|value| value == "true"));
+        let name = class.text("metadata.name");
+        let name = if default { format!("{name} (default)") } else { name.to_owned() };
+        vec![
+            name.into(),
+            class.at("provisioner").clone(),
+            class.at("reclaimPolicy").clone(),
+            class.at("volumeBindingMode").clone(),
+            class.flag("allowVolumeExpansion").into(),
+            age(class, now),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static CSI_DRIVER: Hooks = Hooks {
+    default: |driver| {
+        let spec = driver.ensure("spec");
+        spec.set_default("attachRequired", true);
+        spec.set_default("podInfoOnMount", false);
+        spec.set_default("storageCapacity", false);
+        spec.set_default("fsGroupPolicy", "ReadWriteOnceWithFSType");
+        spec.set_default("requiresRepublish", false);
+        spec.set_default("seLinuxMount", false);
+        if spec.list("volumeLifecycleModes").is_empty() {
+            spec.set("volumeLifecycleModes", json!(["Persistent"]));
+        }
+    },
+    columns: &[
+        NAME,
+        flag("AttachRequired"),
+        flag("PodInfoOnMount"),
+        flag("StorageCapacity"),
+        text("TokenRequests"),
+        flag("RequiresRepublish"),
+        text("Modes"),
+        AGE,
+    ],
+    cells: |driver, now| {
+        let spec = driver.at("spec");
+        let join = |list: &[Value], field: &str| {
+            let words = list.iter().map(|item| item.as_str().unwrap_or_else(|| item.text(field)).to_owned());
+            words.collect::<Vec<_>>().join(",")
+        };
+        let audiences = join(spec.list("tokenRequests"), "audience");
+        vec![
+            driver.at("metadata.name").clone(),
+            spec.flag("attachRequired").into(),
+            spec.flag("podInfoOnMount").into(),
+            spec.flag("storageCapacity").into(),
+            unset(&audiences).into(),
+            spec.flag("requiresRepublish").into(),
+            join(spec.list("volumeLifecycleModes"), "").into(),
+            age(driver, now),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static CSI_NODE: Hooks = Hooks {
+    columns: &[NAME, column("Drivers", "integer"), AGE],
+    cells: |node, now| {
+        vec![node.at("metadata.name").clone(), node.list("spec.drivers").len().into(), age(node, now)]
+    },
+    ..PLAIN
+};
+
+pub(crate) static CSI_CAPACITY: Hooks = Hooks {
+    columns: &[NAME, text("StorageClassName"), text("Capacity")],
+    cells: |capacity, _| {
+        vec![
+            capacity.at("metadata.name").clone(),
+            capacity.text("storageClassName").into(),
+            capacity.text("capacity").into(),
+        ]
+    },
+    ..PLAIN
+};
+
+pub(crate) static ATTACHMENT: Hooks = Hooks {
+    validate_create: |attachment| {
+        let mut errors = Vec::new();
+        for field in ["attacher", "nodeName"] {
+            if attachment.at("spec").text(field).is_empty() {
+                errors.push(FieldError::required(SPEC.field(field), ""));
+            }
+        }
+        errors
+    },
+    validate_update: |new, old| {
+        if new.at("spec") == old.at("spec") {
+            return Vec::new();
+        }
+        vec![FieldError::invalid("spec", new.at("spec").clone(), "field is immutable")]
+    },
+    columns: &[NAME, text("Attacher"), text("PV"), text("Node"), flag("Attached"), AGE],
+    cells: |attachment, now| {
+        vec![
+            attachment.at("metadata.name").clone(),
+            attachment.at("spec.attacher").clone(),
+            attachment.text("spec.source.persistentVolumeName").into(),
+            attachment.at("spec.nodeName").clone(),
+            attachment.flag("status.attached").into(),
+            age(attachment, now),
+        ]
+    },
+    ..PLAIN
+};
+
+fn unset(text: &str) -> String {
+    if text.is_empty() { "<unset>".to_owned() } else { text.to_owned() }
+}
+
+fn access_modes(modes: &[Value]) -> String {
+    let has = |long: &str| modes.iter().any(|mode| mode == long);
+    let short: Vec<&str> = ACCESS_MODES.iter().filter(|(long, _)| has(long)).map(|(_, short)| *short).collect();
+    short.join(",")
+}
+
+/// The older annotation stands above the field.
+fn class(object: &Value, annotation: &str) -> String {
+    match object.map("metadata.annotations").get(annotation).and_then(Value::as_str) {
+        Some(class) => class.to_owned(),
+        None => object.text("spec.storageClassName").to_owned(),
+    }
+}
+
+fn modes(errors: &mut Vec<FieldError>, spec: &Value) {
+    let path = SPEC.field("accessModes");
+    let all = spec.list("accessModes");
+    if all.is_empty() {
+        errors.push(FieldError::required(path, "at least 1 access mode is required"));
+    }
+    for mode in all.iter().filter_map(Value::as_str) {
+        if !ACCESS_MODES.iter().any(|(long, _)| *long == mode) {
+            let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+            errors.push(FieldError::not_supported(path, mode, &known));
+        }
+    }
+}
+
+fn validate_volume(volume: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let spec = volume.at("spec");
+    modes(&mut errors, spec);
+    if spec.map("capacity").is_empty() {
+        errors.push(FieldError::required(SPEC.field("capacity"), ""));
+    } else if !quantity::is_positive(spec.at("capacity.storage")) {
+        let value = spec.at("capacity.storage").clone();
+        errors.push(FieldError::invalid(SPEC.field("capacity").key("storage"), value, "must be greater than zero"));
+    }
+    let policy = spec.text("persistentVolumeReclaimPolicy");
+    if !matches!(policy, "Delete" | "Recycle" | "Retain") {
+        let known = ["Delete", "Recycle", "Retain"];
+        errors.push(FieldError::not_supported(SPEC.field("persistentVolumeReclaimPolicy"), policy, &known));
+    }
+    let plain = [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ];
+    let sources = spec.as_object().into_iter().flatten().filter(|(name, _)| !plain.contains(&name.as_str()));
+    for (index, (name, _)) in sources.clone().enumerate() {
+        if index > 0 {
+            errors.push(FieldError::forbidden(SPEC.field(name), "may not specify more than 1 volume type"));
+        }
+    }
+    if sources.count() == 0 {
+        errors.push(FieldError::required(SPEC, "must specify a volume type"));
+    }
+    if spec.has("local") && !spec.has("nodeAffinity") {
+        errors.push(FieldError::required("metadata.annotations", "Local volume requires node affinity"));
+    }
+    errors
+}
+
+fn validate_claim(claim: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let spec = claim.at("spec");
+    modes(&mut errors, spec);
+    let path = SPEC.field("resources");
+    match spec.at("resources.requests.storage") {
+        Value::Null => errors.push(FieldError::required(path.key("storage"), "")),
+        amount if !quantity::is_positive(amount) => {
+            let path = path.field("requests");
+            errors.push(FieldError::invalid(path.key("storage"), amount.clone(), "must be greater than zero"));
+        }
+        _ => (),
+    }
+    let mode = spec.text("volumeMode");
+    if !matches!(mode, "" | "Block" | "Filesystem") {
+        errors.push(FieldError::not_supported(SPEC.field("volumeMode"), mode, &["Block", "Filesystem"]));
+    }
+    errors
+}
+
+/// A claim's spec stands, but that it may be bound, and grow once it is.
+fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let (spec, before) = (new.at("spec"), old.at("spec"));
+    let mut allowed = spec.clone();
+    if before.text("volumeName").is_empty() {
+        allowed.copy_field("volumeName", before);
+    }
+    let class_was_open = !before.has("storageClassName");
+    if class_was_open {
+        allowed.copy_field("storageClassName", before);
+    }
+    allowed.copy_field("volumeAttributesClassName", before);
+    let (size, earlier) = (spec.at("resources.requests.storage"), before.at("resources.requests.storage"));
+    if old.text("status.phase") == "Bound" {
+        allowed.ensure("resources").copy_field("requests", before.at("resources"));
+        if quantity::nanos(size) < quantity::nanos(earlier) {
+            let detail = "field can not be less than status.capacity";
+            errors.push(FieldError::forbidden(SPEC.field("resources.requests.storage"), detail));
+        }
+    }
+    if &allowed != before {
+        let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
+                      claims";
+        errors.push(FieldError::forbidden(SPEC, detail));
+    }
+    if spec.at("volumeMode") != before.at("volumeMode") {
+        let mode = spec.at("volumeMode").clone();
+        errors.push(FieldError::invalid(SPEC.field("volumeMode"), mode, "field is immutable"));
+    }
+    errors
+}
+
