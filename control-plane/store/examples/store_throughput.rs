@@ -1,7 +1,8 @@
 //! Measures durable writes of 64 clients: `store_throughput embedded <directory>` or `store_throughput etcd <url>`.
 //!
 //! Creates, then compare-and-puts, of 2 kB under `/bench/`, with one watch reading along. Bounded by `--writes`
-//! (default 20000 a phase). Prints one line a phase: writes per second, and latency p50, p99 and the highest.
+//! (default 20000 a phase). Prints one line a phase: writes per second, and latency p50, p99 and the highest; then
+//! the time of a list of everything.
 
 use std::{
     sync::Arc,
@@ -9,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use hawser_store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Expect, Revision, Store, Write};
+use hawser_store::{
+    EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Expect, RangeRequest, Revision, Store, Write,
+};
 use tokio::task::JoinSet;
 
 const CLIENTS: usize = 64;
@@ -42,6 +45,9 @@ async fn main() -> anyhow::Result<()> {
     for phase in ["create", "update"] {
         revisions = measure(&store, phase, &run, writes / CLIENTS, revisions).await?;
     }
+    let started = Instant::now();
+    let all = store.range(RangeRequest::prefix("/bench/")).await?;
+    println!("list of {} keys: {:?}", all.kvs.len(), started.elapsed());
     println!("watch saw {} events", watcher.await??);
     store.close().await?;
     Ok(())

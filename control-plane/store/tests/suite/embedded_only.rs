@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use hawser_store::{EmbeddedOptions, EmbeddedStore, Error, Expect, RangeRequest, Store, Write};
 
-use crate::engines::{TestDirectory, end_of, events_until, open_embedded};
+use crate::engines::{TestDirectory, end_of, events_until, eventually, open_embedded};
 
 #[tokio::test]
 async fn reopened_store_goes_on_with_its_history() {
@@ -71,6 +71,20 @@ async fn directory_is_open_once() {
 }
 
 #[tokio::test]
+async fn dropped_store_frees_its_directory_though_watches_are_open() {
+    let directory = TestDirectory::new();
+    let store = open_embedded(directory.path()).await;
+    store.write(Write::create("/a", "x")).await.unwrap();
+    let mut watch = store.watch("/", 0).await.unwrap();
+    drop(store);
+    assert!(matches!(end_of(&mut watch).await, Error::Closed));
+    let options = EmbeddedOptions::new(directory.path().join("store"));
+    let store =
+        eventually("the writer is gone", || async { EmbeddedStore::open(options.clone()).await.ok() }).await;
+    assert_eq!(store.current_revision().await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn what_is_no_store_is_refused_and_left_alone() {
     let directory = TestDirectory::new();
     let path = directory.path().join("store");
@@ -130,7 +144,7 @@ async fn full_store_says_so_and_goes_on_after_compaction() {
     for n in 0..200_u8 {
         let current = store.current_revision().await.unwrap();
         store.compact(current).await.unwrap();
-        crate::engines::eventually("the sweep makes room", || async {
+        eventually("the sweep makes room", || async {
             store.write(Write::put("/a", vec![n; 100_000], Expect::Any)).await.ok()
         })
         .await;
