@@ -15,6 +15,8 @@ mod special;
 mod table;
 #[cfg(test)]
 mod testdata;
+#[cfg(test)]
+mod tests;
 
 pub use decode::{Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, peek_type_meta};
 pub use table::{
