@@ -1,0 +1,114 @@
+//! Admission: what the cluster has to say about a write that its author may do.
+//!
+//! Plugins run in one order, upstream's, twice: to change the object before validation, and to refuse it after. Webhooks
+//! and policies are further plugins, after the built-in ones of their phase.
+
+mod lifecycle;
+mod node_restriction;
+mod priority;
+mod service_account;
+mod tolerations;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hawser_api::Error;
+use serde_json::Value;
+
+use crate::{
+    auth::User,
+    cache::Cache,
+    resources::{Resource, Resources},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    /// A stream or another action on an object (exec, eviction, token).
+    Connect,
+}
+
+/// A write on its way, as plugins see it.
+pub struct Request<'a> {
+    pub user: &'a Arc<User>,
+    pub operation: Operation,
+    pub resource: &'a Resource,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    /// Empty where the server makes the name.
+    pub name: &'a str,
+    pub dry_run: bool,
+    /// In the storage version; for a deletion the object as it is.
+    pub object: &'a mut Value,
+    pub old: Option<&'a Value>,
+}
+
+impl Request<'_> {
+    /// Whether this creates an object of that core kind.
+    fn creates(&self, plural: &str) -> bool {
+        self.operation == Operation::Create && self.is("", plural) && self.subresource.is_empty()
+    }
+
+    fn is(&self, group: &str, plural: &str) -> bool {
+        self.resource.row.group == group && self.resource.row.plural == plural
+    }
+
+    fn forbidden(&self, why: &str) -> Error {
+        Error::forbidden(&self.resource.gvr, self.name, why)
+    }
+}
+
+#[async_trait]
+pub trait Plugin: Send + Sync {
+    /// Upstream's name of the plugin.
+    fn name(&self) -> &'static str;
+
+    /// Changes the object. Must come to the same when called again on its own result.
+    async fn mutate(&self, _request: &mut Request<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Refuses, or not.
+    async fn validate(&self, _request: &Request<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// The plugins, in order.
+pub struct Admission {
+    plugins: Vec<Arc<dyn Plugin>>,
+}
+
+impl Admission {
+    /// What every cluster runs.
+    pub fn builtin(cache: &Arc<Cache>, resources: &Resources) -> Self {
+        Self::new(vec![
+            Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
+            Arc::new(service_account::ServiceAccount::new(cache, resources)),
+            Arc::new(node_restriction::NodeRestriction),
+            Arc::new(priority::Priority::new(cache, resources)),
+            Arc::new(tolerations::DefaultTolerationSeconds),
+        ])
+    }
+
+    pub fn new(plugins: Vec<Arc<dyn Plugin>>) -> Self {
+        Self { plugins }
+    }
+
+    pub async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
+        for plugin in &self.plugins {
+            plugin.mutate(request).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn validate(&self, request: &Request<'_>) -> Result<(), Error> {
+        for plugin in &self.plugins {
+            plugin.validate(request).await?;
+        }
+        Ok(())
+    }
+}

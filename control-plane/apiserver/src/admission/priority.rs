@@ -1,0 +1,92 @@
+//! Priority: a pod's priority class becomes its priority.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hawser_api::Error;
+use serde_json::{Value, json};
+
+use super::{Plugin, Request};
+use crate::{
+    cache::{Cache, KindCache, Selection},
+    resources::Resources,
+};
+
+const PREEMPTING: &str = "PreemptLowerPriority";
+
+pub(super) struct Priority {
+    cache: Arc<Cache>,
+    classes: Arc<KindCache>,
+}
+
+impl Priority {
+    pub(super) fn new(cache: &Arc<Cache>, resources: &Resources) -> Self {
+        let classes = resources.builtin("scheduling.k8s.io", "v1", "priorityclasses");
+        Self { cache: cache.clone(), classes: classes.cache().expect("a kind that is stored").clone() }
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<Value>, Error> {
+        if self.classes.get("", name).is_none() {
+            self.cache.consistent().await?;
+        }
+        Ok(self.classes.get("", name).map(|class| class.value()))
+    }
+
+    /// The class for pods that name none: of several, the lowest.
+    fn default_class(&self) -> Option<Value> {
+        Selection::default()
+            .select(&self.classes, &self.classes.snapshot().state, "")
+            .map(|class| class.value())
+            .filter(|class| class["globalDefault"] == true)
+            .min_by_key(|class| class["value"].as_i64())
+    }
+}
+
+#[async_trait]
+impl Plugin for Priority {
+    fn name(&self) -> &'static str {
+        "Priority"
+    }
+
+    async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
+        if !request.creates("pods") {
+            return Ok(());
+        }
+        let named = request.object["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let class =
+            if named.is_empty() {
+                self.default_class()
+            } else {
+                let found = self.find(&named).await?;
+                Some(found.ok_or_else(|| {
+                    request.forbidden(&format!("no PriorityClass with name {named} was found"))
+                })?)
+            };
+        let value = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
+        let policy =
+            class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or(PREEMPTING);
+        let policy = policy.to_owned();
+        let spec = &request.object["spec"];
+        if spec["priority"].as_i64().is_some_and(|given| given != value) {
+            return Err(request.forbidden(&format!(
+                "the integer value of priority ({}) must not be provided in pod spec; priority admission controller \
+                 computed {value} from the given PriorityClass name",
+                spec["priority"]
+            )));
+        }
+        if spec["preemptionPolicy"].as_str().is_some_and(|given| given != policy) {
+            return Err(request.forbidden(
+                "the string value of PreemptionPolicy must not be provided in pod spec; priority admission controller \
+                 computed another one from the given PriorityClass name",
+            ));
+        }
+        if named.is_empty()
+            && let Some(class) = &class
+        {
+            request.object["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
+        }
+        request.object["spec"]["priority"] = json!(value);
+        request.object["spec"]["preemptionPolicy"] = json!(policy);
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! Signed tokens: JWS compact serialization (RFC 7515) with ES256, and the key that signs them.
+//!
+//! Knows bytes and claims as JSON, not what they mean ([`super::tokens`] does). The algorithm is fixed by the key, never
+//! taken from a token's header.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::{
+    digest,
+    rand::SystemRandom,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+    },
+};
+use serde_json::{Value, json};
+
+/// Bound of what is looked at: a token longer than a header line of 16 kB is not one of ours.
+const MAX_TOKEN_BYTES: usize = 16 << 10;
+
+/// An ECDSA P-256 key pair.
+pub struct SigningKey {
+    pair: EcdsaKeyPair,
+    id: String,
+    random: SystemRandom,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error("service account key is not an ECDSA P-256 key in PKCS #8: {0}")]
+    Rejected(ring::error::KeyRejected),
+    #[error("service account key is not PEM")]
+    Pem,
+}
+
+impl SigningKey {
+    /// Reads a PEM file with one `PRIVATE KEY`.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        let body: String = pem
+            .lines()
+            .skip_while(|line| !line.starts_with("-----BEGIN PRIVATE KEY"))
+            .skip(1)
+            .take_while(|line| !line.starts_with("-----"))
+            .map(str::trim)
+            .collect();
+        let der = base64::engine::general_purpose::STANDARD.decode(body).map_err(|_| KeyError::Pem)?;
+        Self::from_pkcs8(&der)
+    }
+
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+        let random = SystemRandom::new();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random)
+            .map_err(KeyError::Rejected)?;
+        let id = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, pair.public_key().as_ref()));
+        Ok(Self { pair, id, random })
+    }
+
+    /// A key that lives as long as the process: for tests.
+    pub fn ephemeral() -> Self {
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+            .expect("the system has randomness");
+        Self::from_pkcs8(document.as_ref()).expect("a key that was just made")
+    }
+
+    pub fn sign(&self, claims: &Value) -> String {
+        let header = json!({ "alg": "ES256", "kid": self.id, "typ": "JWT" });
+        let mut text = URL_SAFE_NO_PAD.encode(header.to_string());
+        text.push('.');
+        text += &URL_SAFE_NO_PAD.encode(claims.to_string());
+        let signature = self.pair.sign(&self.random, text.as_bytes()).expect("the system has randomness");
+        text.push('.');
+        text += &URL_SAFE_NO_PAD.encode(signature.as_ref());
+        text
+    }
+
+    /// The claims of a token that this key signed; `None` for every other text.
+    pub fn verify(&self, token: &str) -> Option<Value> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return None;
+        }
+        let (signed, signature) = token.rsplit_once('.')?;
+        let (header, claims) = signed.split_once('.')?;
+        let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+        if header["alg"] != "ES256" {
+            return None;
+        }
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref())
+            .verify(signed.as_bytes(), &signature)
+            .ok()?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+    }
+
+    /// The public key as a JSON Web Key Set (RFC 7517), for `/openid/v1/jwks`.
+    pub fn jwks(&self) -> Value {
+        // An uncompressed point: 0x04, then both coordinates.
+        let point = self.pair.public_key().as_ref();
+        let (x, y) = point[1..].split_at(32);
+        json!({ "keys": [{
+            "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256",
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        }] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_key_signed_is_accepted() {
+        let (ours, theirs) = (SigningKey::ephemeral(), SigningKey::ephemeral());
+        let claims = json!({ "sub": "system:serviceaccount:default:default" });
+        let token = ours.sign(&claims);
+        assert_eq!(ours.verify(&token), Some(claims.clone()));
+        assert_eq!(theirs.verify(&token), None);
+        assert_eq!(ours.verify(""), None);
+        assert_eq!(ours.verify("a.b.c"), None);
+        let (signed, signature) = token.rsplit_once('.').expect("three parts");
+        let other = URL_SAFE_NO_PAD.encode(json!({ "sub": "system:admin" }).to_string());
+        let header = signed.split_once('.').expect("two parts").0;
+        assert_eq!(ours.verify(&format!("{header}.{other}.{signature}")), None);
+        let none = URL_SAFE_NO_PAD.encode(json!({ "alg": "none" }).to_string());
+        assert_eq!(ours.verify(&format!("{none}.{other}.")), None);
+    }
+
+    #[test]
+    fn the_key_set_names_the_key_of_the_tokens() {
+        let key = SigningKey::ephemeral();
+        let keys = key.jwks();
+        assert_eq!(keys["keys"][0]["kid"], key.id);
+        assert_eq!(keys["keys"][0]["x"].as_str().map(str::len), Some(43));
+    }
+}

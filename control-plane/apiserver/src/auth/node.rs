@@ -1,0 +1,253 @@
+//! The node authorizer: a node sees and writes what concerns it, and nothing else (KEP-279).
+//!
+//! What concerns a node follows from the pods bound to it: the Secrets, ConfigMaps, ServiceAccounts and claims that they
+//! name. It is computed from the watch cache's index of pods by node at each request; a node has about a hundred pods.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde_json::Value;
+
+use super::{Attributes, Authorizer, Decision, User};
+use crate::{
+    cache::{CachedObject, KindCache, Selection},
+    resources::Resources,
+};
+
+/// Where a node's Lease lives.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+pub struct NodeAuthorizer {
+    pods: Arc<KindCache>,
+    volumes: Arc<KindCache>,
+    claims: Arc<KindCache>,
+}
+
+/// An object that a pod needs on its node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    /// Plural: `configmaps`, `secrets`, `serviceaccounts`, `persistentvolumeclaims`.
+    pub resource: &'static str,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// The objects that a pod names.
+pub fn references(pod: &Value) -> BTreeSet<Reference> {
+    let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+    let spec = &pod["spec"];
+    let mut found = BTreeSet::new();
+    let mut add = |resource, name: &Value| {
+        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+            found.insert(Reference { resource, namespace: namespace.to_owned(), name: name.to_owned() });
+        }
+    };
+    add("serviceaccounts", &spec["serviceAccountName"]);
+    for secret in list(&spec["imagePullSecrets"]) {
+        add("secrets", &secret["name"]);
+    }
+    for containers in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in list(&spec[containers]) {
+            for source in list(&container["envFrom"]) {
+                add("configmaps", &source["configMapRef"]["name"]);
+                add("secrets", &source["secretRef"]["name"]);
+            }
+            for variable in list(&container["env"]) {
+                add("configmaps", &variable["valueFrom"]["configMapKeyRef"]["name"]);
+                add("secrets", &variable["valueFrom"]["secretKeyRef"]["name"]);
+            }
+        }
+    }
+    for volume in list(&spec["volumes"]) {
+        add("configmaps", &volume["configMap"]["name"]);
+        add("secrets", &volume["secret"]["secretName"]);
+        add("persistentvolumeclaims", &volume["persistentVolumeClaim"]["claimName"]);
+        if volume["ephemeral"].is_object()
+            && let (Some(pod), Some(name)) = (pod["metadata"]["name"].as_str(), volume["name"].as_str())
+        {
+            add("persistentvolumeclaims", &Value::String(format!("{pod}-{name}")));
+        }
+        for source in list(&volume["projected"]["sources"]) {
+            add("configmaps", &source["configMap"]["name"]);
+            add("secrets", &source["secret"]["name"]);
+        }
+        for kind in ["csi", "flexVolume", "cephfs", "rbd", "iscsi", "scaleIO", "storageos"] {
+            for field in ["nodePublishSecretRef", "secretRef"] {
+                add("secrets", &volume[kind][field]["name"]);
+            }
+        }
+    }
+    found
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+impl NodeAuthorizer {
+    pub fn new(resources: &Resources) -> Self {
+        let cache =
+            |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
+        Self {
+            pods: cache("pods"),
+            volumes: cache("persistentvolumes"),
+            claims: cache("persistentvolumeclaims"),
+        }
+    }
+
+    fn pods_on(&self, node: &str, namespace: Option<&str>) -> impl Iterator<Item = Arc<CachedObject>> {
+        let selection = Selection {
+            node: Some(node.to_owned()),
+            namespace: namespace.map(str::to_owned),
+            ..Selection::default()
+        };
+        selection.select(&self.pods, &self.pods.snapshot().state, "")
+    }
+
+    fn is_referenced(&self, node: &str, resource: &str, namespace: &str, name: &str) -> bool {
+        self.pods_on(node, Some(namespace)).any(|pod| {
+            references(&pod.value()).iter().any(|known| known.resource == resource && known.name == name)
+        })
+    }
+
+    fn owns_pod(&self, node: &str, namespace: &str, name: &str) -> bool {
+        self.pods.get(namespace, name).is_some_and(|pod| pod.node() == node)
+    }
+
+    /// A volume is a node's when a claim of one of its pods is bound to it.
+    fn uses_volume(&self, node: &str, name: &str) -> bool {
+        let Some(volume) = self.volumes.get("", name) else { return false };
+        let claim = &volume.value()["spec"]["claimRef"];
+        let text = |field: &str| claim[field].as_str().unwrap_or_default().to_owned();
+        let (namespace, claim) = (text("namespace"), text("name"));
+        self.claims.get(&namespace, &claim).is_some()
+            && self.is_referenced(node, "persistentvolumeclaims", &namespace, &claim)
+    }
+
+    fn decide(&self, node: &str, attributes: &Attributes) -> bool {
+        let Attributes { group, resource, subresource, namespace, name, .. } = attributes;
+        let verb = &*attributes.verb;
+        let read = attributes.is_read();
+        let write = matches!(verb, "create" | "update" | "patch" | "delete");
+        match (group.as_str(), resource.as_str(), subresource.as_str()) {
+            // Its own Node; others are read for addresses and pod ranges.
+            ("", "nodes", "") => read || (verb == "create") || (write && verb != "delete" && name == node),
+            ("", "nodes", "status") => name == node && matches!(verb, "update" | "patch"),
+            ("", "pods", "") if matches!(verb, "list" | "watch") => {
+                selects_node(&attributes.field_selector, node)
+                    || (!name.is_empty() && self.owns_pod(node, namespace, name))
+            }
+            // A mirror pod is created for the node itself; admission holds it to that.
+            ("", "pods", "") if verb == "create" => true,
+            ("", "pods", "" | "status") => {
+                matches!(verb, "get" | "delete" | "update" | "patch") && self.owns_pod(node, namespace, name)
+            }
+            ("", "pods", "eviction") => verb == "create" && self.owns_pod(node, namespace, name),
+            ("", "configmaps" | "secrets" | "persistentvolumeclaims", "") => {
+                let single = !name.is_empty() && read;
+                single && self.is_referenced(node, resource, namespace, name)
+            }
+            ("", "persistentvolumeclaims", "status") => {
+                matches!(verb, "update" | "patch") && self.is_referenced(node, resource, namespace, name)
+            }
+            ("", "persistentvolumes", "") => verb == "get" && self.uses_volume(node, name),
+            ("", "serviceaccounts", "") => {
+                verb == "get" && self.is_referenced(node, resource, namespace, name)
+            }
+            ("", "serviceaccounts", "token") => {
+                verb == "create" && self.is_referenced(node, "serviceaccounts", namespace, name)
+            }
+            ("", "services", "") | ("discovery.k8s.io", "endpointslices", "") => read,
+            ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => read,
+            ("networking.k8s.io", "networkpolicies", "") => read,
+            ("coordination.k8s.io", "leases", "") => {
+                namespace == LEASE_NAMESPACE
+                    && (verb == "create" || ((write || verb == "get") && name == node))
+            }
+            ("storage.k8s.io", "csinodes", "") => {
+                verb == "create" || ((write || verb == "get") && name == node)
+            }
+            ("" | "events.k8s.io", "events", "") => matches!(verb, "create" | "update" | "patch"),
+            ("authentication.k8s.io", "tokenreviews", "") => verb == "create",
+            ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
+                verb == "create"
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a field selector restricts a list of pods to the node's.
+fn selects_node(selector: &str, node: &str) -> bool {
+    selector.split(',').any(|term| {
+        let value = term.strip_prefix("spec.nodeName").map(|rest| rest.trim_start_matches('='));
+        !term.contains("!=") && value == Some(node)
+    })
+}
+
+impl Authorizer for NodeAuthorizer {
+    fn authorize(&self, user: &User, attributes: &Attributes) -> Decision {
+        let Some(node) = user.node() else { return Decision::NoOpinion(String::new()) };
+        if !attributes.is_resource() {
+            return Decision::NoOpinion(String::new());
+        }
+        if self.decide(node, attributes) {
+            return Decision::Allow("the node's own objects".to_owned());
+        }
+        Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_that_a_pod_names_is_referenced() {
+        let pod = json!({
+            "metadata": { "name": "web", "namespace": "shop" },
+            "spec": {
+                "serviceAccountName": "runner",
+                "imagePullSecrets": [{ "name": "pull" }],
+                "containers": [{
+                    "envFrom": [{ "configMapRef": { "name": "env" } }],
+                    "env": [{ "name": "A", "valueFrom": { "secretKeyRef": { "name": "key", "key": "a" } } }],
+                }],
+                "volumes": [
+                    { "name": "a", "configMap": { "name": "files" } },
+                    { "name": "b", "secret": { "secretName": "tls" } },
+                    { "name": "c", "projected": { "sources": [{ "configMap": { "name": "root" } }] } },
+                    { "name": "d", "persistentVolumeClaim": { "claimName": "disk" } },
+                    { "name": "e", "ephemeral": {} },
+                ],
+            },
+        });
+        let found: Vec<_> =
+            references(&pod).into_iter().map(|found| format!("{}/{}", found.resource, found.name)).collect();
+        assert_eq!(
+            found,
+            [
+                "configmaps/env",
+                "configmaps/files",
+                "configmaps/root",
+                "persistentvolumeclaims/disk",
+                "persistentvolumeclaims/web-e",
+                "secrets/key",
+                "secrets/pull",
+                "secrets/tls",
+                "serviceaccounts/runner",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_a_selector_for_the_node_itself_counts() {
+        assert!(selects_node("spec.nodeName=n1", "n1"));
+        assert!(selects_node("status.phase=Running,spec.nodeName==n1", "n1"));
+        for selector in ["", "spec.nodeName!=n1", "spec.nodeName=n2", "spec.nodeName=n11", "metadata.name=n1"]
+        {
+            assert!(!selects_node(selector, "n1"), "{selector}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Service account tokens: issued by TokenRequest, bound to objects, expiring.
+//!
+//! Claims are upstream's (KEP-1205), so that other programs can read them. A token is good while its signature, audience
+//! and times are, and while its service account, and the pod, node or secret it is bound to, exist under the same uid:
+//! deleting the pod ends its tokens at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::RwLock;
+use ring::digest;
+use serde_json::{Value, json};
+
+use super::{AUTHENTICATED, User, jwt::SigningKey};
+use crate::{cache::KindCache, resources::Resources};
+
+/// Verified tokens that are remembered, so that each costs one signature check. When full, all are forgotten.
+const REMEMBERED: usize = 8_192;
+
+/// Tokens for pods are served for a year when asked for an hour, as upstream does (`--service-account-extend-token-expiration`):
+/// clients that never read the file again go on working. `warnafter` says when they should have.
+const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+const EXTENDED_REQUEST_SECONDS: i64 = 3607;
+
+/// Clocks of issuer and server may differ by this much.
+const LEEWAY_SECONDS: i64 = 10;
+
+/// What a token is asked for.
+pub struct TokenRequest<'a> {
+    pub namespace: &'a str,
+    pub account: &'a str,
+    pub account_uid: &'a str,
+    /// Empty for the API server's own.
+    pub audiences: Vec<String>,
+    pub seconds: i64,
+    /// Kind (`Pod`, `Secret`, `Node`), name and uid.
+    pub bound: Option<(String, String, String)>,
+    /// The node of the pod it is bound to: name and uid.
+    pub node: Option<(String, String)>,
+}
+
+pub struct Tokens {
+    key: SigningKey,
+    issuer: String,
+    verified: RwLock<HashMap<[u8; 32], Arc<Value>>>,
+    accounts: Arc<KindCache>,
+    pods: Arc<KindCache>,
+    secrets: Arc<KindCache>,
+    nodes: Arc<KindCache>,
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+impl Tokens {
+    pub fn new(key: SigningKey, issuer: String, resources: &Resources) -> Self {
+        let cache =
+            |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
+        Self {
+            key,
+            issuer,
+            verified: RwLock::default(),
+            accounts: cache("serviceaccounts"),
+            pods: cache("pods"),
+            secrets: cache("secrets"),
+            nodes: cache("nodes"),
+        }
+    }
+
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    pub fn jwks(&self) -> Value {
+        self.key.jwks()
+    }
+
+    /// A token, and when it expires (seconds since 1970).
+    pub fn issue(&self, request: TokenRequest<'_>, now: i64) -> (String, i64) {
+        let own_audience = request.audiences.is_empty() || request.audiences == [self.issuer.as_str()];
+        let audiences =
+            if request.audiences.is_empty() { vec![self.issuer.clone()] } else { request.audiences };
+        let mut kubernetes = json!({
+            "namespace": request.namespace,
+            "serviceaccount": { "name": request.account, "uid": request.account_uid },
+        });
+        let mut seconds = request.seconds;
+        if let Some((kind, name, uid)) = &request.bound {
+            kubernetes[kind.to_lowercase()] = json!({ "name": name, "uid": uid });
+            if kind == "Pod" && own_audience && seconds == EXTENDED_REQUEST_SECONDS {
+                kubernetes["warnafter"] = json!(now + seconds);
+                seconds = EXTENDED_SECONDS;
+            }
+        }
+        if let Some((name, uid)) = request.node {
+            kubernetes["node"] = json!({ "name": name, "uid": uid });
+        }
+        let expires = now + seconds;
+        let claims = json!({
+            "iss": self.issuer,
+            "sub": format!("system:serviceaccount:{}:{}", request.namespace, request.account),
+            "aud": audiences,
+            "exp": expires, "iat": now, "nbf": now,
+            "jti": uuid::Uuid::new_v4().to_string(),
+            "kubernetes.io": kubernetes,
+        });
+        (self.key.sign(&claims), expires)
+    }
+
+    /// Whom a token speaks for, and the audiences of `accepted` that it is for; `None` for a token that is not good.
+    ///
+    /// With no `accepted` audiences the API server's own is meant.
+    pub fn authenticate(
+        &self,
+        token: &str,
+        accepted: &[String],
+        now: i64,
+    ) -> Option<(Arc<User>, Vec<String>)> {
+        let claims = self.verify(token)?;
+        let own = [self.issuer.clone()];
+        let accepted = if accepted.is_empty() { &own[..] } else { accepted };
+        let seconds = |name: &str| claims[name].as_i64();
+        let good = claims["iss"] == self.issuer.as_str()
+            && seconds("exp").is_some_and(|expires| now < expires + LEEWAY_SECONDS)
+            && seconds("nbf").is_none_or(|begins| now >= begins - LEEWAY_SECONDS);
+        if !good {
+            return None;
+        }
+        let audiences: Vec<String> = claims["aud"]
+            .as_array()?
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|audience| accepted.iter().any(|known| known == audience))
+            .map(str::to_owned)
+            .collect();
+        if audiences.is_empty() {
+            return None;
+        }
+        Some((self.user_of(&claims)?, audiences))
+    }
+
+    fn verify(&self, token: &str) -> Option<Arc<Value>> {
+        let hash: [u8; 32] = digest::digest(&digest::SHA256, token.as_bytes()).as_ref().try_into().ok()?;
+        if let Some(claims) = self.verified.read().get(&hash) {
+            return Some(claims.clone());
+        }
+        let claims = Arc::new(self.key.verify(token)?);
+        let mut verified = self.verified.write();
+        if verified.len() >= REMEMBERED {
+            verified.clear();
+        }
+        verified.insert(hash, claims.clone());
+        Some(claims)
+    }
+
+    /// The user, if everything the token hangs on still exists.
+    fn user_of(&self, claims: &Value) -> Option<Arc<User>> {
+        let bound = &claims["kubernetes.io"];
+        let namespace = bound["namespace"].as_str()?;
+        let account = bound["serviceaccount"]["name"].as_str()?;
+        exists(&self.accounts, namespace, &bound["serviceaccount"])?;
+        let mut extra = BTreeMap::new();
+        if let Some(id) = claims["jti"].as_str() {
+            extra.insert("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={id}")]);
+        }
+        for (claim, cache, namespace) in
+            [("pod", &self.pods, namespace), ("secret", &self.secrets, namespace), ("node", &self.nodes, "")]
+        {
+            let Some(name) = bound[claim]["name"].as_str() else { continue };
+            // A node beside a pod is a note of where the pod was, not what the token is bound to.
+            if claim != "node" || bound["pod"].is_null() {
+                exists(cache, namespace, &bound[claim])?;
+            }
+            if claim != "secret" {
+                let uid = bound[claim]["uid"].as_str().unwrap_or_default();
+                extra.insert(format!("authentication.kubernetes.io/{claim}-name"), vec![name.to_owned()]);
+                extra.insert(format!("authentication.kubernetes.io/{claim}-uid"), vec![uid.to_owned()]);
+            }
+        }
+        Some(Arc::new(User {
+            name: format!("system:serviceaccount:{namespace}:{account}"),
+            uid: bound["serviceaccount"]["uid"].as_str().unwrap_or_default().to_owned(),
+            groups: vec![
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{namespace}"),
+                AUTHENTICATED.to_owned(),
+            ],
+            extra,
+        }))
+    }
+}
+
+/// Whether the object that a claim names is there, under the same uid.
+fn exists(cache: &KindCache, namespace: &str, claim: &Value) -> Option<()> {
+    let object = cache.get(namespace, claim["name"].as_str()?)?;
+    let value = object.value();
+    (value["metadata"]["uid"] == claim["uid"]).then_some(())
+}

@@ -1,0 +1,136 @@
+//! What every cluster has at birth: namespaces, system priority classes, the `kubernetes` service and its endpoints.
+//!
+//! Written through the chain under the server's own identity, at every start; what is there already stays as it is,
+//! but the endpoints follow the advertised address.
+
+use std::sync::Arc;
+
+use hawser_api::{Error, GroupVersionResource, resource::Target};
+use serde_json::{Value, json};
+
+use crate::{
+    ApiServer,
+    auth::{APISERVER, SYSTEM_MASTERS, User},
+    ops::WriteOptions,
+};
+
+const NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "default"];
+
+/// System priority classes: name, value, description.
+const PRIORITIES: [(&str, i64, &str); 2] = [
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+];
+
+pub async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
+    let birth = Birth { server: server.clone(), user: User::named(APISERVER, &[SYSTEM_MASTERS]) };
+    for name in NAMESPACES {
+        birth
+            .ensure(
+                "",
+                "namespaces",
+                None,
+                json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name } }),
+            )
+            .await?;
+    }
+    for (name, value, description) in PRIORITIES {
+        let class = json!({
+            "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": { "name": name },
+            "value": value, "description": description,
+        });
+        birth.ensure("scheduling.k8s.io", "priorityclasses", None, class).await?;
+    }
+    birth.kubernetes_service().await
+}
+
+struct Birth {
+    server: Arc<ApiServer>,
+    user: Arc<User>,
+}
+
+impl Birth {
+    /// Creates an object that is not there.
+    async fn ensure(
+        &self,
+        group: &'static str,
+        plural: &'static str,
+        namespace: Option<&str>,
+        object: Value,
+    ) -> Result<(), Error> {
+        let resource = GroupVersionResource::fixed(group, "v1", plural);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let known = self.server.registry().resources().of(&resource)?.cache()?;
+        if known.get(namespace.unwrap_or_default(), name).is_some() {
+            return Ok(());
+        }
+        let call = self.server.enter(&self.user, "create", Target::collection(resource, namespace), "")?;
+        match self.server.create(&call, object, &WriteOptions::default()).await {
+            Err(error) if !error.is_already_exists() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates an object, or replaces it where it differs.
+    async fn put(
+        &self,
+        group: &'static str,
+        plural: &'static str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<(), Error> {
+        self.ensure(group, plural, Some(namespace), object.clone()).await?;
+        let resource = GroupVersionResource::fixed(group, "v1", plural);
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let call =
+            self.server.enter(&self.user, "update", Target::object(resource, Some(namespace), name), "")?;
+        self.server.update(&call, object, &WriteOptions::default()).await.map(drop)
+    }
+
+    async fn kubernetes_service(&self) -> Result<(), Error> {
+        let (address, port) = self.server.advertised();
+        let range = self.server.registry().allocators().ranges().first();
+        let cluster_ip = range.ok_or_else(|| Error::internal("no service range"))?.first();
+        let labels = json!({ "component": "apiserver", "provider": "kubernetes" });
+        let service = json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": { "name": "kubernetes", "namespace": "default", "labels": labels },
+            "spec": {
+                "type": "ClusterIP", "clusterIP": cluster_ip.to_string(), "sessionAffinity": "None",
+                "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": port }],
+            },
+        });
+        self.ensure("", "services", Some("default"), service).await?;
+        let endpoints = json!({
+            "kind": "Endpoints", "apiVersion": "v1",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" },
+            },
+            "subsets": [{
+                "addresses": [{ "ip": address.to_string() }],
+                "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+            }],
+        });
+        self.put("", "endpoints", "default", endpoints).await?;
+        let slice = json!({
+            "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": { "kubernetes.io/service-name": "kubernetes" },
+            },
+            "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
+            "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+        });
+        self.put("discovery.k8s.io", "endpointslices", "default", slice).await
+    }
+}

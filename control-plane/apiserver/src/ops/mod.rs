@@ -1,0 +1,329 @@
+//! What can be done to resources, whoever asks: HTTP, gRPC and the components in this process all call this.
+//!
+//! Each call is one request: [`ApiServer::enter`] takes it through the chain, and the operation gets the pass. Here verbs
+//! meet subresources; what an object is like afterwards is the registry's matter.
+
+mod connect;
+mod reviews;
+mod subresources;
+
+pub use connect::{KubeletEndpoint, StreamKind};
+
+use std::sync::Arc;
+
+use hawser_api::{Error, resource::Target};
+use serde_json::{Value, json};
+
+use crate::{
+    ApiServer,
+    auth::{Attributes, User},
+    cache::{CachedObject, Encoded, Selected, Selection, Watcher},
+    chain::Pass,
+    codec, kinds,
+    registry::{
+        Change, CreateOptions, DeleteRequest, Deleted, ListRequest, Listed, Part, UpdateOptions,
+        VersionMatch, WatchStart, version,
+    },
+    resources::{Resource, method_not_allowed},
+};
+
+/// A request that passed the chain, and what it is about.
+pub struct Call {
+    pub pass: Pass,
+    pub resource: Arc<Resource>,
+    pub target: Target,
+}
+
+impl Call {
+    fn subresource(&self) -> &str {
+        self.target.subresource.as_deref().unwrap_or_default()
+    }
+
+    /// Namespace and name of the object.
+    fn place(&self) -> Result<(&str, &str), Error> {
+        let name = self.target.name.as_deref().ok_or_else(method_not_allowed)?;
+        Ok((self.namespace(), name))
+    }
+
+    fn namespace(&self) -> &str {
+        self.target.namespace.as_deref().unwrap_or_default()
+    }
+}
+
+/// What an operation returns.
+pub enum Reply {
+    /// An object of the resource, in any encoding.
+    Object(Arc<CachedObject>),
+    /// Something that is not stored: a Status, a Scale, a review.
+    Value(Value),
+}
+
+/// The answer to a write.
+pub struct Written {
+    pub reply: Reply,
+    pub created: bool,
+    pub warnings: Vec<String>,
+}
+
+impl From<Reply> for Written {
+    fn from(reply: Reply) -> Self {
+        Self { reply, created: false, warnings: Vec::new() }
+    }
+}
+
+/// Options of creates, updates and patches.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    pub dry_run: bool,
+    pub field_manager: String,
+    /// Only an object with this uid is changed.
+    pub uid: Option<String>,
+}
+
+impl WriteOptions {
+    fn for_update(&self) -> UpdateOptions {
+        UpdateOptions {
+            dry_run: self.dry_run,
+            field_manager: self.field_manager.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+}
+
+/// Parameters of a watch.
+#[derive(Clone, Debug, Default)]
+pub struct WatchRequest {
+    pub label_selector: String,
+    pub field_selector: String,
+    pub resource_version: String,
+    /// `None` leaves it to the resource version: unset and 0 begin with what exists.
+    pub send_initial_events: Option<bool>,
+    pub version_match: VersionMatch,
+}
+
+/// A watch that was opened.
+pub struct Watched {
+    /// What exists, and as of which revision.
+    pub existing: Option<(Selected, u64)>,
+    pub watcher: Watcher,
+    /// The end of what exists is to be marked by a bookmark (KEP-3157).
+    pub mark_initial_end: bool,
+}
+
+impl ApiServer {
+    /// Takes a request through the chain.
+    pub fn enter(
+        &self,
+        user: &Arc<User>,
+        verb: &'static str,
+        target: Target,
+        field_selector: &str,
+    ) -> Result<Call, Error> {
+        let attributes = Attributes {
+            verb: verb.into(),
+            resource: target.resource.resource.to_string(),
+            group: target.resource.group.to_string(),
+            version: target.resource.version.to_string(),
+            subresource: target.subresource.as_deref().unwrap_or_default().to_owned(),
+            namespace: target.namespace.clone().unwrap_or_default(),
+            name: target.name.clone().unwrap_or_default(),
+            field_selector: field_selector.to_owned(),
+            path: String::new(),
+        };
+        // What is not served is 404 only for those who may ask: so the chain comes first.
+        let pass = self.chain().enter(user, attributes)?;
+        let resource = self.registry().resources().of(&target.resource)?.clone();
+        if resource.row.namespaced && target.name.is_some() && target.namespace.is_none() {
+            return Err(Error::new(
+                hawser_api::error::Reason::NotFound,
+                "the server could not find the requested resource",
+            ));
+        }
+        check_verb(&resource, &target, verb)?;
+        Ok(Call { pass, resource, target })
+    }
+
+    pub async fn get(&self, call: &Call, resource_version: &str) -> Result<Reply, Error> {
+        let place = call.place()?;
+        let object = self.registry().get(&call.pass, &call.resource, place, resource_version).await?;
+        match call.subresource() {
+            "" | "status" => Ok(Reply::Object(object)),
+            "scale" => scale_of(&call.resource, &object),
+            _ => Err(method_not_allowed()),
+        }
+    }
+
+    pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
+        self.registry().list(&call.pass, &call.resource, request).await
+    }
+
+    pub async fn watch(&self, call: &Call, request: &WatchRequest) -> Result<Watched, Error> {
+        let cache = call.resource.cache()?;
+        let namespace = Some(call.namespace()).filter(|namespace| !namespace.is_empty());
+        let mut selection =
+            Selection::parse(cache, namespace, &request.label_selector, &request.field_selector)?;
+        if let Some(name) = &call.target.name {
+            selection.narrow_name(name);
+        }
+        check_initial_events(request)?;
+        let asked = version(&request.resource_version)?;
+        let existing = match request.send_initial_events {
+            Some(send) => send,
+            None => matches!(asked, None | Some(0)),
+        };
+        let start = match (existing, asked) {
+            (true, _) => WatchStart::Existing,
+            (false, Some(revision)) if revision > 0 => WatchStart::After(revision),
+            (false, _) => WatchStart::After(self.registry().cache().consistent().await?),
+        };
+        let (existing, watcher) = self.registry().watch(&call.pass, &call.resource, selection, start).await?;
+        Ok(Watched { existing, watcher, mark_initial_end: request.send_initial_events == Some(true) })
+    }
+
+    /// Creates an object, or hands it to a subresource or a kind that only answers.
+    pub async fn create(&self, call: &Call, object: Value, options: &WriteOptions) -> Result<Written, Error> {
+        if let Some(answer) = self.review(call, &object)? {
+            return Ok(Written { reply: Reply::Value(answer), created: true, warnings: Vec::new() });
+        }
+        if !call.subresource().is_empty() || call.resource.storage().is_none() {
+            return self.create_subresource(call, object, options).await;
+        }
+        let create = CreateOptions { dry_run: options.dry_run, field_manager: options.field_manager.clone() };
+        let object =
+            self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create).await?;
+        Ok(Written { reply: Reply::Object(object), created: true, warnings: Vec::new() })
+    }
+
+    pub async fn update(&self, call: &Call, object: Value, options: &WriteOptions) -> Result<Written, Error> {
+        self.change(call, Change::Replace(object), options).await
+    }
+
+    pub async fn patch(
+        &self,
+        call: &Call,
+        patch: codec::Patch,
+        options: &WriteOptions,
+    ) -> Result<Written, Error> {
+        self.change(call, Change::Patch(patch), options).await
+    }
+
+    async fn change(&self, call: &Call, change: Change, options: &WriteOptions) -> Result<Written, Error> {
+        let part = match call.subresource() {
+            "" => Part::Main,
+            "status" => Part::Status,
+            "scale" => Part::Scale,
+            "finalize" => Part::Finalize,
+            _ => return Err(method_not_allowed()),
+        };
+        let updated = self
+            .registry()
+            .update(&call.pass, &call.resource, call.place()?, part, change, &options.for_update())
+            .await?;
+        let reply = match part {
+            Part::Scale => scale_of(&call.resource, &updated.object)?,
+            _ => Reply::Object(updated.object),
+        };
+        Ok(Written { reply, created: updated.created, warnings: updated.warnings })
+    }
+
+    pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
+        let deleted = self.registry().delete(&call.pass, &call.resource, call.place()?, request).await?;
+        Ok(match deleted {
+            Deleted::Going(object) => Reply::Object(object),
+            Deleted::Gone(object) if returns_deleted(&call.resource) => Reply::Object(object),
+            Deleted::Gone(object) => Reply::Value(success(&call.resource, &object)),
+        })
+    }
+
+    pub async fn delete_collection(
+        &self,
+        call: &Call,
+        list: &ListRequest,
+        request: &DeleteRequest,
+    ) -> Result<Vec<Arc<CachedObject>>, Error> {
+        self.registry().delete_collection(&call.pass, &call.resource, list, request).await
+    }
+}
+
+/// 405 for what the table of kinds does not list.
+fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Error> {
+    let served = match target.subresource.as_deref() {
+        None | Some("") => resource.row.has_verb(verb),
+        Some(subresource) => {
+            let found = resource.row.subresource(subresource).ok_or_else(|| {
+                Error::new(
+                    hawser_api::error::Reason::NotFound,
+                    "the server could not find the requested resource",
+                )
+            })?;
+            found.verbs.contains(&verb)
+        }
+    };
+    if served { Ok(()) } else { Err(method_not_allowed()) }
+}
+
+fn check_initial_events(request: &WatchRequest) -> Result<(), Error> {
+    use hawser_api::FieldError;
+    let refuse = |error: FieldError| Err(Error::invalid("meta.k8s.io", "ListOptions", "", &[error]));
+    match (request.send_initial_events, request.version_match) {
+        (Some(_), VersionMatch::NotOlderThan) | (None, VersionMatch::Unset) => Ok(()),
+        (Some(_), _) => refuse(FieldError::forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        )),
+        (None, _) => refuse(FieldError::forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )),
+    }
+}
+
+fn scale_of(resource: &Resource, object: &CachedObject) -> Result<Reply, Error> {
+    kinds::scale_of(resource.stored, &object.value()).map(Reply::Value).ok_or_else(method_not_allowed)
+}
+
+/// Kinds whose deletion answers with the object; the others with a Status, as upstream.
+fn returns_deleted(resource: &Resource) -> bool {
+    resource.row.group.is_empty()
+        && matches!(
+            resource.row.plural,
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "resourcequotas"
+                | "podtemplates"
+                | "replicationcontrollers"
+        )
+}
+
+fn success(resource: &Resource, object: &CachedObject) -> Value {
+    let mut details = json!({ "name": object.name(), "kind": resource.row.plural });
+    if !resource.row.group.is_empty() {
+        details["group"] = json!(resource.row.group);
+    }
+    if let Some(uid) = object.value()["metadata"]["uid"].as_str() {
+        details["uid"] = json!(uid);
+    }
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details })
+}
+
+impl Resource {
+    /// The bytes of an object under this resource: the stored ones, or those of the view.
+    pub fn encoded<'a>(&self, object: &'a CachedObject) -> Result<&'a Encoded, Error> {
+        if !self.is_view() {
+            return Ok(object.encoded());
+        }
+        let convert = |mut value: Value| {
+            self.from_storage(&mut value);
+            codec::canonical_json(&value).ok()
+        };
+        object.view(convert).ok_or_else(|| Error::internal("the object cannot be converted"))
+    }
+
+    /// The object as a tree under this resource.
+    pub fn value(&self, object: &CachedObject) -> Result<Value, Error> {
+        serde_json::from_slice(self.encoded(object)?.json()).map_err(Error::internal)
+    }
+}

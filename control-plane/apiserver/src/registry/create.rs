@@ -1,0 +1,139 @@
+//! Creating objects.
+
+use std::sync::Arc;
+
+use hawser_api::Error;
+use hawser_store::{Key, Write};
+use serde_json::Value;
+
+use super::{Registry, check_pass, metadata, store_error};
+use crate::{
+    admission::{Operation, Request},
+    cache::CachedObject,
+    chain::Pass,
+    kinds,
+    resources::Resource,
+};
+
+/// Attempts to find a free name for `generateName`, as upstream.
+const NAME_ATTEMPTS: usize = 8;
+
+/// Attempts to find free addresses and ports that another server has not taken meanwhile.
+const ALLOCATION_ATTEMPTS: usize = 16;
+
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    pub dry_run: bool,
+    pub field_manager: String,
+}
+
+impl Registry {
+    /// Creates an object of a client; `object` is decoded, in the resource's version.
+    pub async fn create(
+        &self,
+        pass: &Pass,
+        resource: &Resource,
+        namespace: &str,
+        mut object: Value,
+        options: &CreateOptions,
+    ) -> Result<Arc<CachedObject>, Error> {
+        check_pass(pass, resource)?;
+        resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
+        resource.to_storage(&mut object);
+        metadata::settle_namespace(resource, &mut object, namespace)?;
+        let base = metadata::text(&object, "generateName").to_owned();
+        if !metadata::text(&object, "name").is_empty() || base.is_empty() {
+            return self.create_named(pass, resource, namespace, object, options).await;
+        }
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut named = object.clone();
+            metadata::of(&mut named)?.insert("name".to_owned(), metadata::generate_name(&base).into());
+            match self.create_named(pass, resource, namespace, named, options).await {
+                Err(error) if error.is_already_exists() && attempt < NAME_ATTEMPTS => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn create_named(
+        &self,
+        pass: &Pass,
+        resource: &Resource,
+        namespace: &str,
+        mut object: Value,
+        options: &CreateOptions,
+    ) -> Result<Arc<CachedObject>, Error> {
+        metadata::begin(&mut object)?;
+        kinds::default(resource.stored, &mut object);
+        kinds::prepare_create(resource.stored, &mut object);
+        let name = metadata::text(&object, "name").to_owned();
+        let mut request = Request {
+            user: pass.user(),
+            operation: Operation::Create,
+            resource,
+            subresource: "",
+            namespace,
+            name: &name,
+            dry_run: options.dry_run,
+            object: &mut object,
+            old: None,
+        };
+        self.admission.mutate(&mut request).await?;
+        // What admission put in gets its defaults too.
+        kinds::default(resource.stored, request.object);
+        let errors = kinds::validate_create(resource.stored, request.object);
+        if !errors.is_empty() {
+            return Err(Error::invalid(resource.row.group, resource.row.kind, &name, &errors));
+        }
+        self.admission.validate(&request).await?;
+        self.store_new(resource, namespace, &name, object, options.dry_run).await
+    }
+
+    async fn store_new(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        object: Value,
+        dry_run: bool,
+    ) -> Result<Arc<CachedObject>, Error> {
+        let key: Key = resource.cache()?.key(namespace, name).into();
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut object = object.clone();
+            let allocations = self.allocators.allocate(resource, &mut object, None)?;
+            let json = resource.stored_json(&object)?;
+            if dry_run {
+                if self.store.get(&key).await.map_err(store_error)?.is_some() {
+                    return Err(Error::already_exists(&resource.gvr, name));
+                }
+                return CachedObject::parse(key, &json.into(), 0).map(Arc::new).map_err(Error::internal);
+            }
+            let json: bytes::Bytes = json.into();
+            let write = Write::create(key.clone(), json.clone());
+            let written = if allocations.is_empty() {
+                self.store.write(write).await.map(|written| written.revision)
+            } else {
+                let mut writes = vec![write];
+                writes.extend(allocations.writes());
+                self.store.transaction(writes).await
+            };
+            match written {
+                Ok(revision) => {
+                    return CachedObject::parse(key, &json, revision).map(Arc::new).map_err(Error::internal);
+                }
+                Err(hawser_store::Error::Conflict { key: taken, .. }) if taken == key => {
+                    return Err(Error::already_exists(&resource.gvr, name));
+                }
+                // Somebody else was faster with an address or port: others are tried, or it is said which is taken.
+                Err(hawser_store::Error::Conflict { key: taken, .. }) if attempt < ALLOCATION_ATTEMPTS => {
+                    allocations.lost(resource, &object, &taken)?;
+                }
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The API server as a whole: its parts, put together in order, and the tasks that keep it going.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use hawser_api::Error;
+use hawser_store::Store;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::Admission,
+    allocator::{Allocators, IpRange, PortRange},
+    auth::{
+        Authorizer, Union, authn::Authenticator, authz::SimpleAuthorizer, jwt::SigningKey,
+        node::NodeAuthorizer, tokens::Tokens,
+    },
+    bootstrap,
+    cache::{self, Cache},
+    chain::{Chain, Limits},
+    grpc::NodeSessions,
+    maintenance,
+    metrics::Metrics,
+    registry::Registry,
+    resources::{Resources, kind_specs},
+};
+
+/// What an API server needs to know. See [`Config::new`] for the defaults.
+pub struct Config {
+    /// `--service-cluster-ip-range`: one, or one of each family, the primary first.
+    pub service_ranges: Vec<IpRange>,
+    /// `--service-node-port-range`.
+    pub node_ports: PortRange,
+    /// Where pods and other machines reach this server; the endpoint of the `kubernetes` service.
+    pub advertise_address: IpAddr,
+    /// Its port.
+    pub secure_port: u16,
+    /// Signs service account tokens.
+    pub signing_key: SigningKey,
+    /// `--service-account-issuer`.
+    pub issuer: String,
+    pub limits: Limits,
+    /// `--event-ttl`.
+    pub event_ttl: Duration,
+    /// `--etcd-compaction-interval`; zero for never.
+    pub compaction_interval: Duration,
+    /// Presented to kubelets, and what their certificates are checked against; without it there are no streams.
+    pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Config {
+    pub fn new(advertise_address: IpAddr, secure_port: u16, signing_key: SigningKey) -> Self {
+        Self {
+            service_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
+            node_ports: PortRange::default(),
+            advertise_address,
+            secure_port,
+            signing_key,
+            issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+            limits: Limits::default(),
+            event_ttl: Duration::from_secs(3600),
+            compaction_interval: Duration::from_secs(300),
+            kubelet_tls: None,
+        }
+    }
+}
+
+/// A running API server, without its listeners ([`crate::http::serve`]).
+pub struct ApiServer {
+    registry: Arc<Registry>,
+    chain: Chain,
+    authenticator: Authenticator,
+    metrics: Metrics,
+    nodes: NodeSessions,
+    advertise: (IpAddr, u16),
+    kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+    /// Cancelled when the server is to end: streams end then.
+    shutdown: CancellationToken,
+}
+
+impl ApiServer {
+    /// Starts the cache and waits until it holds what the store does, then makes sure that what every cluster has at birth is
+    /// there. Tasks run in `tasks` until `shutdown`.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        config: Config,
+        tasks: &mut JoinSet<()>,
+        shutdown: CancellationToken,
+    ) -> Result<Arc<Self>, Error> {
+        let allocators = Arc::new(Allocators::new(config.service_ranges, config.node_ports));
+        let cache = Arc::new(Cache::new(store.clone(), kind_specs(), allocators.sinks()));
+        let resources = Arc::new(Resources::new(&cache));
+        let admission = Admission::builtin(&cache, &resources);
+        let registry =
+            Arc::new(Registry::new(store, cache.clone(), resources.clone(), admission, allocators));
+        let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));
+        let authorizers: Vec<Arc<dyn Authorizer>> =
+            vec![Arc::new(SimpleAuthorizer), Arc::new(NodeAuthorizer::new(&resources))];
+        let server = Arc::new(Self {
+            registry: registry.clone(),
+            chain: Chain::new(Arc::new(Union(authorizers)), config.limits),
+            authenticator: Authenticator::new(tokens),
+            metrics: Metrics::default(),
+            nodes: NodeSessions::default(),
+            advertise: (config.advertise_address, config.secure_port),
+            kubelet_tls: config.kubelet_tls,
+            shutdown: shutdown.clone(),
+        });
+        tasks.spawn(cache::run(cache.clone(), shutdown.clone()));
+        cache.synced().await;
+        maintenance::repair_allocations(&registry).await?;
+        bootstrap::run(&server).await?;
+        tasks.spawn(maintenance::expire_events(registry.clone(), config.event_ttl, shutdown.clone()));
+        if !config.compaction_interval.is_zero() {
+            tasks.spawn(maintenance::compact(registry, config.compaction_interval, shutdown.clone()));
+        }
+        tasks.spawn(crate::grpc::renew_leases(server.clone(), shutdown));
+        Ok(server)
+    }
+
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    pub fn authenticator(&self) -> &Authenticator {
+        &self.authenticator
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn nodes(&self) -> &NodeSessions {
+        &self.nodes
+    }
+
+    /// Where others reach this server.
+    pub fn advertised(&self) -> (IpAddr, u16) {
+        self.advertise
+    }
+
+    pub(crate) fn kubelet_tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
+        self.kubelet_tls.as_ref()
+    }
+
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+}
