@@ -184,20 +184,18 @@ fn pod_without_socket_programs_reaches_cluster_ips_by_packet() {
         ];
         proxy.sync(&services, &slices, &[]).unwrap();
         proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
-        lab.outside_of_the_nodes_cgroup(|| {
-            lab.inside(POD, || {
-                let (mut stream, line) = connect("10.96.0.10:80").unwrap();
-                assert_eq!(line, "10.93.0.2:8080 sees 10.91.0.2");
-                echo(&mut stream);
-                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket.connect("10.96.0.53:53").unwrap();
-                assert_eq!(ask_udp(&socket), "10.93.0.2:5353");
-            });
+        lab.inside_unserved(POD, || {
+            let (mut stream, line) = connect("10.96.0.10:80").unwrap();
+            assert_eq!(line, "10.93.0.2:8080 sees 10.91.0.2");
+            echo(&mut stream);
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("10.96.0.53:53").unwrap();
+            assert_eq!(ask_udp(&socket), "10.93.0.2:5353");
         });
         assert_eq!(counter(&proxy, "socket_connected"), 0);
         assert_eq!(counter(&proxy, "packet_new_flow"), 2);
         proxy.detach_pod_interface(lab.pod_ifindex()).unwrap();
-        let unserved = lab.outside_of_the_nodes_cgroup(|| lab.inside(POD, || connect("10.96.0.10:80").map(drop)));
+        let unserved = lab.inside_unserved(POD, || connect("10.96.0.10:80").map(drop));
         assert!(unserved.is_err());
     });
 }

@@ -29,7 +29,7 @@ fn agent_restart_interrupts_nothing() {
             (0..8).map(|_| lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap().0)).collect();
         let stop = AtomicBool::new(false);
         let (connections, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        thread::scope(|scope| {
+        let proxy = thread::scope(|scope| {
             let load = |ns: &'static str, address: &'static str| {
                 let (stop, connections, failures) = (&stop, &connections, &failures);
                 scope.spawn(move || {
@@ -65,6 +65,7 @@ fn agent_restart_interrupts_nothing() {
                 through_packets.iter_mut().for_each(echo);
             }
             stop.store(true, Ordering::Relaxed);
+            proxy
         });
         assert_eq!(failures.load(Ordering::Relaxed), 0);
         assert!(counter(&proxy, "packet_forwarded") > 0, "the pod interface was taken over");

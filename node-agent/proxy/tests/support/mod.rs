@@ -5,12 +5,13 @@
 //!                                       up1 10.92.0.1 ──── 10.92.0.2 other node, pod 10.93.0.2 on its loopback
 //! ```
 //! (and the same with fd90::/64 ...). No namespace has a way out; service addresses are unreachable where no program
-//! translates them. The test process joins a cgroup of the laboratory's own, so its sockets are the node's.
+//! translates them. The test process joins a cgroup of the laboratory's own; below it lies the node's, a threaded one,
+//! which the threads of the node and of its pod join, and those of other machines do not.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
@@ -66,7 +67,8 @@ impl Lab {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
         let cgroup = cgroup_mount.join(&prefix);
-        fs::create_dir(&cgroup).unwrap();
+        fs::create_dir_all(cgroup.join("node")).unwrap();
+        fs::write(cgroup.join("node/cgroup.type"), "threaded").unwrap();
         fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
         let lab = Self { prefix, root, cgroup, cgroup_before: cgroup_mount.join(own), _turn: turn };
         for ns in [CLIENT, NODE, POD, OTHER] {
@@ -94,8 +96,10 @@ impl Lab {
         lab.ip(NODE, &["-6", "route", "add", "fd91::2", "dev", "pod0", "src", "fd90::1"]);
         lab.ip(NODE, &["route", "add", "10.93.0.0/24", "via", "10.92.0.2"]);
         lab.ip(NODE, &["-6", "route", "add", "fd93::/64", "via", "fd92::2"]);
-        lab.ip(OTHER, &["route", "add", "10.90.0.0/23", "via", "10.92.0.1"]);
-        lab.ip(OTHER, &["-6", "route", "add", "fd90::/63", "via", "fd92::1"]);
+        for (v4, v6) in [("10.90.0.0/24", "fd90::/64"), ("10.91.0.0/24", "fd91::/64")] {
+            lab.ip(OTHER, &["route", "add", v4, "via", "10.92.0.1"]);
+            lab.ip(OTHER, &["-6", "route", "add", v6, "via", "fd92::1"]);
+        }
         for services in ["10.96.0.0/16", "fd96::/64"] {
             for ns in [NODE, CLIENT, OTHER] {
                 let family = if services.contains(':') { "-6" } else { "-4" };
@@ -114,7 +118,7 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> Config {
-        let mut config = Config::new(self.bpffs(), self.cgroup.clone(), "node-a".to_owned());
+        let mut config = Config::new(self.bpffs(), self.cgroup.join("node"), "node-a".to_owned());
         config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
         config.node_addresses = vec!["10.90.0.1".parse().unwrap(), "fd90::1".parse().unwrap()];
         config.max_frontends = 1024;
@@ -138,26 +142,30 @@ impl Lab {
         })
     }
 
-    /// Runs `work` on a thread in a namespace.
+    /// Runs `work` on a thread in a namespace, and in the node's cgroup if the namespace is the node's or its pod's.
     pub(crate) fn inside<T: Send>(&self, ns: &str, work: impl FnOnce() -> T + Send) -> T {
+        let cgroup = matches!(ns, NODE | POD).then(|| self.cgroup.join("node"));
+        self.on_thread(ns, cgroup, work)
+    }
+
+    /// Runs `work` in a namespace, outside of the node's cgroup: no socket program sees it.
+    pub(crate) fn inside_unserved<T: Send>(&self, ns: &str, work: impl FnOnce() -> T + Send) -> T {
+        self.on_thread(ns, Some(self.cgroup.clone()), work)
+    }
+
+    fn on_thread<T: Send>(&self, ns: &str, cgroup: Option<PathBuf>, work: impl FnOnce() -> T + Send) -> T {
         let path = format!("/run/netns/{}", self.ns(ns));
+        // A thread starts in the cgroup of the one that makes it.
+        let cgroup = cgroup.unwrap_or_else(|| self.cgroup.clone());
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
+                fs::write(cgroup.join("cgroup.threads"), nix::unistd::gettid().to_string()).unwrap();
                 let file = fs::File::open(path).unwrap();
                 nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
                 work()
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-    }
-
-    /// Runs `work` while the test process is back in the cgroup that it came from, which is not the node's.
-    pub(crate) fn outside_of_the_nodes_cgroup<T>(&self, work: impl FnOnce() -> T) -> T {
-        let own = std::process::id().to_string();
-        fs::write(self.cgroup_before.join("cgroup.procs"), &own).unwrap();
-        let result = work();
-        fs::write(self.cgroup.join("cgroup.procs"), &own).unwrap();
-        result
     }
 
     /// Runs `ip` with a namespace.
@@ -251,7 +259,10 @@ impl Drop for Lab {
         }
         // A cgroup is busy until the last task has left it.
         let deadline = Instant::now() + PATIENCE;
-        while fs::remove_dir(&self.cgroup).is_err() && Instant::now() < deadline {
+        while (fs::remove_dir(self.cgroup.join("node")).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+            || fs::remove_dir(&self.cgroup).is_err())
+            && Instant::now() < deadline
+        {
             thread::yield_now();
         }
         let _ = fs::remove_dir_all(&self.root);
