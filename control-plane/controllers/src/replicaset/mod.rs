@@ -7,6 +7,8 @@
 
 mod rank;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
