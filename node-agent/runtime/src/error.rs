@@ -12,6 +12,9 @@ pub enum Error {
     /// The container, image, sandbox or process is not there.
     #[error("{kind} {id} not found")]
     NotFound { kind: &'static str, id: String },
+    /// Somebody else made it in the meantime.
+    #[error("already exists: {message}")]
+    AlreadyExists { message: String },
     /// The request cannot succeed however often it is repeated.
     #[error("invalid {field}: {message}")]
     Invalid { field: &'static str, message: String },

@@ -9,10 +9,17 @@
 
 #![forbid(unsafe_code)]
 
+mod cgroup;
+mod containerd;
 mod error;
 mod ids;
+mod image;
+mod keyed_lock;
 pub mod logger;
 pub mod logs;
+mod paths;
+mod sandbox;
+mod spec;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;
@@ -21,13 +28,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use containerd::Containerd;
 pub use error::{Error, PullErrorKind, Result};
 pub use ids::container_id;
 pub use types::*;
 
 /// What the kubelet asks of a container runtime.
 ///
-/// `Containerd` is the real one; `testing::FakeRuntime` keeps everything in memory.
+/// [`Containerd`] is the real one; `testing::FakeRuntime` keeps everything in memory.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// The runtime's name and version, as `status.nodeInfo.containerRuntimeVersion` shows it.

@@ -332,11 +332,21 @@ impl ContainerExit {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeEvent {
-    Started { id: ContainerId, pod_uid: String },
+    Started {
+        id: ContainerId,
+        pod_uid: String,
+    },
     /// The container's own process ended; its status is recorded before this is sent.
-    Exited { id: ContainerId, pod_uid: String, exit: ContainerExit },
+    Exited {
+        id: ContainerId,
+        pod_uid: String,
+        exit: ContainerExit,
+    },
     /// The kernel killed some process in the container for memory.
-    Oom { id: ContainerId, pod_uid: String },
+    Oom {
+        id: ContainerId,
+        pod_uid: String,
+    },
     /// Events may have been missed (containerd was away, or this reader was slow): list again.
     Resync,
 }

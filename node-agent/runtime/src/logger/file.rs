@@ -134,8 +134,7 @@ mod tests {
         }
         let rotated = rotated_files(&path).unwrap();
         assert_eq!(rotated.len(), 2);
-        let all: String =
-            rotated.iter().chain([&path]).map(|p| fs::read_to_string(p).unwrap()).collect();
+        let all: String = rotated.iter().chain([&path]).map(|p| fs::read_to_string(p).unwrap()).collect();
         let numbers: Vec<u32> = all.lines().map(|l| l[12..14].parse().unwrap()).collect();
         let first = numbers[0];
         assert!(numbers.len() >= 7 && numbers.iter().copied().eq(first..40), "{numbers:?}");

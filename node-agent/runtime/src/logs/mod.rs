@@ -73,11 +73,7 @@ struct OpenFile {
 
 impl LogReader {
     /// Prepares to read the log at `path`. A log that does not exist (yet) is an empty one.
-    pub async fn open(
-        path: PathBuf,
-        options: LogOptions,
-        ended: BoxFuture<'static, ()>,
-    ) -> io::Result<Self> {
+    pub async fn open(path: PathBuf, options: LogOptions, ended: BoxFuture<'static, ()>) -> io::Result<Self> {
         let lines = options.tail_lines;
         let tail_of = path.clone();
         let start = tokio::task::spawn_blocking(move || tail::find_start(&log_files(&tail_of)?, lines))

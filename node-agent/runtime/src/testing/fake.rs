@@ -132,7 +132,8 @@ impl FakeRuntime {
     /// The newest attempt of a pod's container.
     pub fn find(&self, pod_uid: &str, name: &str) -> Option<ContainerStatus> {
         let state = self.state.lock();
-        let of_name = state.containers.values().filter(|c| c.status.pod_uid == pod_uid && c.status.name == name);
+        let of_name =
+            state.containers.values().filter(|c| c.status.pod_uid == pod_uid && c.status.name == name);
         of_name.max_by_key(|c| c.status.attempt).map(|c| c.status.clone())
     }
 
@@ -259,8 +260,11 @@ impl Runtime for FakeRuntime {
             state.sandboxes.get(&config.pod_uid).ok_or_else(|| not_found("pod sandbox", &config.pod_uid))?;
         let pod = sandbox.config.clone();
         let by_id = || state.pulled.values().find(|i| i.id == config.image);
-        let image =
-            state.pulled.get(&config.image).or_else(by_id).ok_or_else(|| not_found("image", &config.image))?;
+        let image = state
+            .pulled
+            .get(&config.image)
+            .or_else(by_id)
+            .ok_or_else(|| not_found("image", &config.image))?;
         let id = container_id(&config.pod_uid, &config.name, config.attempt);
         let status = ContainerStatus {
             id: id.clone(),
@@ -414,7 +418,11 @@ impl FakeRuntime {
             (container.status.state == ContainerState::Running, state.exec.clone())
         };
         if !running {
-            return Err(Error::WrongState { id: id.to_owned(), state: "not running".into(), attempted: "exec" });
+            return Err(Error::WrongState {
+                id: id.to_owned(),
+                state: "not running".into(),
+                attempted: "exec",
+            });
         }
         match handler {
             Some(handler) => handler(id, command),

@@ -1,5 +1,10 @@
-//! What tests need: a runtime in memory, and images packed from files of this machine.
+//! What tests need: a runtime in memory, a containerd with a registry of a test's own, and images packed
+//! from files of this machine.
 
 mod fake;
+mod node;
+mod pack;
 
 pub use fake::{ExecHandler, FakeRuntime};
+pub use node::TestNode;
+pub use pack::ImagePack;

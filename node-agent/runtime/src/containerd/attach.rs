@@ -1,0 +1,111 @@
+//! Attaching to a container's own process: live output from its log writer, input through its FIFO.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use containerd_client::services::v1::WaitRequest;
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::UnixStream;
+
+use super::fifo::{self, NotifyingWriter};
+use super::task_io::STDIN_FIFO;
+use super::{Inner, rpc};
+use crate::logger::{ATTACH_SOCKET, FRAME_HEADER, Stream, decode_header};
+use crate::paths::io_error;
+use crate::{AttachRequest, BoxRead, BoxWrite, ContainerState, Error, Result, Session};
+
+/// Output kept for a client that is behind; beyond it the log writer buffers, and then cuts it off.
+const BUFFER_BYTES: usize = 64 << 10;
+
+impl Inner {
+    pub(super) async fn attach(self: &Arc<Self>, id: &str, request: &AttachRequest) -> Result<Session> {
+        let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
+        let status = self.status(id).await?.ok_or_else(absent)?;
+        if status.state != ContainerState::Running {
+            let state = format!("{:?}", status.state).to_lowercase();
+            return Err(Error::WrongState { id: id.to_owned(), state, attempted: "attach" });
+        }
+        let stored = self.stored(id).await?.ok_or_else(absent)?;
+        let directory = self.paths.container(id);
+
+        let (mut stdout, mut stderr) = (None, None);
+        if request.stdout || request.stderr {
+            let output = connect(&directory).await?;
+            let (out_writer, out) = tokio::io::duplex(BUFFER_BYTES);
+            let (err_writer, err) = tokio::io::duplex(BUFFER_BYTES);
+            stdout = request.stdout.then(|| Box::new(out) as BoxRead);
+            stderr = (request.stderr && !stored.tty).then(|| Box::new(err) as BoxRead);
+            let writers = (stdout.is_some().then_some(out_writer), stderr.is_some().then_some(err_writer));
+            self.background.spawn(distribute(output, writers.0, writers.1));
+        }
+        let stdin = match request.stdin && stored.stdin {
+            true => Some(self.attach_stdin(id, &directory, stored.stdin_once)?),
+            false => None,
+        };
+        Ok(Session {
+            stdin,
+            stdout,
+            stderr,
+            resize: stored.tty.then(|| self.resizer(id, "")),
+            exit: Arc::clone(self).exit_code(id.to_owned()).boxed(),
+        })
+    }
+
+    fn attach_stdin(self: &Arc<Self>, id: &str, directory: &Path, once: bool) -> Result<BoxWrite> {
+        let pipe = fifo::open_writer(&directory.join(STDIN_FIFO))?;
+        if !once {
+            return Ok(Box::new(pipe));
+        }
+        let (owner, id) = (Arc::clone(self), id.to_owned());
+        let on_close = move || owner.close_stdin_later(id, String::new());
+        Ok(Box::new(NotifyingWriter::new(pipe, on_close)))
+    }
+
+    /// Waits for the container's own end, however long.
+    async fn exit_code(self: Arc<Self>, id: String) -> Result<i32> {
+        let request = WaitRequest { container_id: id.clone(), exec_id: String::new() };
+        match self.rpc.tasks().wait(request).await {
+            Ok(answer) => Ok(answer.into_inner().exit_status as i32),
+            // Ended, and its task is deleted: its record knows.
+            Err(status) => match self.records.get(&id).exit {
+                Some(exit) => Ok(exit.exit_code),
+                None => Err(rpc::error("wait for the end of a task", status)),
+            },
+        }
+    }
+}
+
+async fn connect(directory: &Path) -> Result<UnixStream> {
+    // Through the directory's descriptor, because the whole path may be too long for a socket address.
+    let opened = std::fs::File::open(directory).map_err(io_error("open", directory))?;
+    let path = format!("/proc/self/fd/{}/{ATTACH_SOCKET}", opened.as_raw_fd());
+    UnixStream::connect(path).await.map_err(io_error("connect to the log writer in", directory))
+}
+
+/// Splits the log writer's frames by stream. A reader that went away is no reason to stop for the other.
+async fn distribute(
+    mut frames: UnixStream,
+    mut stdout: Option<DuplexStream>,
+    mut stderr: Option<DuplexStream>,
+) {
+    let mut header = [0; FRAME_HEADER];
+    let mut bytes = Vec::new();
+    while (stdout.is_some() || stderr.is_some()) && frames.read_exact(&mut header).await.is_ok() {
+        let Some((stream, length)) = decode_header(header) else { return };
+        bytes.resize(length, 0);
+        if frames.read_exact(&mut bytes).await.is_err() {
+            return;
+        }
+        let writer = match stream {
+            Stream::Stdout => &mut stdout,
+            Stream::Stderr => &mut stderr,
+        };
+        if let Some(open) = writer
+            && open.write_all(&bytes).await.is_err()
+        {
+            *writer = None;
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Life of a container: create, start, stop, remove.
+//!
+//! Creating goes record, snapshot, task. The record names the snapshot, so at whatever step the agent
+//! dies, listing the records finds everything, and removing a record's container removes all of it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use containerd_client::services::v1::container::Runtime as ContainerRuntime;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, KillRequest, StartRequest,
+    WaitRequest,
+};
+use containerd_client::types::v1::Status as TaskStatus;
+use jiff::Timestamp;
+use nix::libc::{SIGKILL, SIGTERM};
+
+use super::status::task_status;
+use super::stored::{Stored, signal_number};
+use super::{Inner, blocking, rpc, task_io};
+use crate::paths::{check_name, remove_dir_all};
+use crate::spec::{self, devices, seccomp, user};
+use crate::{ContainerConfig, ContainerId, ContainerState, Error, Result, RuntimeEvent, container_id};
+
+const SHIM: &str = "io.containerd.runc.v2";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// How long a killed process may take to be gone; the kernel may first have to write its memory out.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The options of runc's shim that are used: `containerd.runc.v1.Options`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    /// Where runc keeps its state. A directory of this node, because several nodes on one machine would
+    /// share runc's usual one.
+    #[prost(string, tag = "7")]
+    root: String,
+}
+
+impl Inner {
+    pub(super) async fn create_container(&self, config: &ContainerConfig) -> Result<ContainerId> {
+        check_name("name", &config.name)?;
+        let id = container_id(&config.pod_uid, &config.name, config.attempt);
+        if let Some(status) = self.status(&id).await? {
+            match status.state {
+                ContainerState::Unknown => self.remove_container(&id).await?,
+                _ => return Ok(id),
+            }
+        }
+        let _alone = self.pod_locks.lock(&config.pod_uid).await;
+        match self.create_parts(&id, config).await {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                if let Err(also) = self.remove_parts(&id).await {
+                    tracing::warn!(error = %also, id, "half-made container could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_parts(&self, id: &str, config: &ContainerConfig) -> Result<()> {
+        let (sandboxes, pod_uid) = (self.sandboxes.clone(), config.pod_uid.clone());
+        let sandbox = blocking(move || sandboxes.load(&pod_uid)).await?;
+        let absent = || Error::NotFound { kind: "pod sandbox", id: config.pod_uid.clone() };
+        let pod = sandbox.filter(|sandbox| sandbox.ready).ok_or_else(absent)?.config;
+        let image = self.images.usable(&config.image).await?;
+        let process = &image.resolved.process;
+        let stop_signal = stop_signal(config, process.stop_signal.as_deref())?;
+        let accounts = self.images.accounts(&image.resolved).await?;
+        let host_devices = if config.security.privileged { devices::host_devices() } else { Vec::new() };
+        let spec = spec::build(&spec::SpecInput {
+            id,
+            pod: &pod,
+            container: config,
+            image: process,
+            user: user::resolve(&config.security, &process.user, accounts)?,
+            namespaces: &self.sandboxes.shared(&pod),
+            host_devices: &host_devices,
+            seccomp: seccomp::profile(&config.security)?,
+            unified_cgroup: self.cgroups.is_unified(),
+        })?;
+
+        let stored = Stored::new(id, &pod, config, image.image_ref.clone(), stop_signal);
+        let options = self.runc_options();
+        let container = Container {
+            id: id.to_owned(),
+            labels: stored.labels(),
+            image: config.image.clone(),
+            runtime: Some(ContainerRuntime { name: SHIM.to_owned(), options: Some(options.clone()) }),
+            spec: Some(prost_types::Any {
+                type_url: SPEC_TYPE.to_owned(),
+                value: serde_json::to_vec(&spec).expect("a specification is plain data"),
+            }),
+            snapshotter: self.snapshotter.clone(),
+            snapshot_key: id.to_owned(),
+            extensions: stored.extensions(),
+            ..Default::default()
+        };
+        let request = CreateContainerRequest { container: Some(container) };
+        rpc::call("create container", self.rpc.containers().create(request)).await?;
+
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: id.to_owned(),
+            parent: image.resolved.chain_id.clone(),
+            labels: HashMap::new(),
+        };
+        let rootfs = rpc::call("prepare snapshot", self.rpc.snapshots().prepare(prepare)).await?.mounts;
+
+        let (directory, container, writer) =
+            (self.paths.container(id), config.clone(), self.config.log_writer.clone());
+        let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
+        let request = CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdin: io.stdin,
+            stdout: io.stdout,
+            stderr: io.stderr,
+            terminal: config.tty,
+            options: Some(options),
+            ..Default::default()
+        };
+        let created = rpc::call("create task", self.rpc.tasks().create(request)).await;
+        created.map(|_| ()).map_err(|error| start_error(id, "create", error))
+    }
+
+    pub(super) async fn start_container(&self, id: &str) -> Result<()> {
+        let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
+        let status = self.status(id).await?.ok_or_else(absent)?;
+        match status.state {
+            ContainerState::Created => {}
+            ContainerState::Running => return Ok(()),
+            state => {
+                let state = format!("{state:?}").to_lowercase();
+                return Err(Error::WrongState { id: id.to_owned(), state, attempted: "start" });
+            }
+        }
+        // Before the start: a process that ends at once must find that it was started.
+        self.records.started(id, Timestamp::now())?;
+        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+        if let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await {
+            // An earlier call that was given up may have started it.
+            if !self.task(id).await?.is_some_and(|task| task_status(&task) == TaskStatus::Running) {
+                self.records.forget(id)?;
+                return Err(start_error(id, "start", error));
+            }
+        }
+        // Fails when nobody listens.
+        let _ = self.events.send(RuntimeEvent::Started { id: id.to_owned(), pod_uid: status.pod_uid });
+        Ok(())
+    }
+
+    pub(super) async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
+        let Some(found) = self.find(id).await? else { return Ok(()) };
+        let signal = match found.task.as_ref().map(task_status) {
+            None | Some(TaskStatus::Stopped) => return self.settle(&found).await,
+            // A process that was never started cannot handle a signal.
+            Some(TaskStatus::Created) => SIGKILL,
+            Some(_) => found.stored.stop_signal,
+        };
+        if signal != SIGKILL && !timeout.is_zero() {
+            self.kill(id, signal, false).await?;
+            if self.wait_for_exit(id, timeout).await? {
+                return self.status(id).await.map(|_| ());
+            }
+        }
+        self.kill_all(id).await
+    }
+
+    /// SIGKILL to every process; returns when the container has ended.
+    async fn kill_all(&self, id: &str) -> Result<()> {
+        self.kill(id, SIGKILL, true).await?;
+        if !self.wait_for_exit(id, KILL_TIMEOUT).await? {
+            let what = format!("the end of killed container {id}");
+            return Err(Error::Timeout { what, timeout: KILL_TIMEOUT });
+        }
+        self.status(id).await.map(|_| ())
+    }
+
+    async fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
+        let request =
+            KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: signal as u32, all };
+        // Not found: it has ended by itself.
+        rpc::remove("signal task", self.rpc.tasks().kill(request)).await
+    }
+
+    /// Waits at most `timeout` for the container's process to end; true when it has.
+    async fn wait_for_exit(&self, id: &str, timeout: Duration) -> Result<bool> {
+        let request = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let mut tasks = self.rpc.tasks();
+        match rpc::call_within(timeout, "wait for the end of a task", tasks.wait(request)).await {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(true),
+            Err(Error::Timeout { .. }) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(super) async fn remove_container(&self, id: &str) -> Result<()> {
+        check_name("id", id)?;
+        let Some(container) = self.container(id).await? else {
+            // What is kept outside of containerd may be left over from a removal that was cut short.
+            return self.remove_files(id).await;
+        };
+        if Stored::of(&container).is_none() {
+            return Err(Error::NotFound { kind: "container", id: id.to_owned() });
+        }
+        let Some(found) = self.find(id).await? else { return self.remove_files(id).await };
+        if found.task.as_ref().is_some_and(|task| task_status(task) != TaskStatus::Stopped) {
+            self.kill_all(id).await?;
+        }
+        self.settle(&found).await?;
+        let _alone = self.pod_locks.lock(&found.stored.pod_uid).await;
+        self.remove_parts(id).await
+    }
+
+    /// Everything of a container that has no running process. The record goes last.
+    async fn remove_parts(&self, id: &str) -> Result<()> {
+        if let Some(stored) = self.stored(id).await? {
+            self.delete_task_locked(id, &stored).await?;
+        }
+        let snapshot = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: id.to_owned() };
+        rpc::remove("remove snapshot", self.rpc.snapshots().remove(snapshot)).await?;
+        self.remove_files(id).await?;
+        let request = DeleteContainerRequest { id: id.to_owned() };
+        rpc::remove("delete container", self.rpc.containers().delete(request)).await?;
+        self.known.lock().remove(id);
+        Ok(())
+    }
+
+    async fn remove_files(&self, id: &str) -> Result<()> {
+        self.records.forget(id)?;
+        let directory = self.paths.container(id);
+        blocking(move || remove_dir_all(&directory)).await
+    }
+
+    fn runc_options(&self) -> prost_types::Any {
+        let options = RuncOptions { root: self.paths.runc_root().to_string_lossy().into_owned() };
+        let value = prost::Message::encode_to_vec(&options);
+        prost_types::Any { type_url: "containerd.runc.v1.Options".to_owned(), value }
+    }
+}
+
+fn stop_signal(config: &ContainerConfig, of_image: Option<&str>) -> Result<i32> {
+    let Some(name) = config.stop_signal.as_deref().or(of_image) else { return Ok(SIGTERM) };
+    signal_number(name)
+        .ok_or_else(|| Error::Invalid { field: "stopSignal", message: format!("unknown signal {name:?}") })
+}
+
+/// containerd's answer to a failed start holds runc's own words.
+fn start_error(id: &str, attempted: &'static str, error: Error) -> Error {
+    match error {
+        Error::Containerd { message, .. } | Error::NotFound { id: message, .. } => {
+            Error::Start { id: id.to_owned(), attempted, message }
+        }
+        other => other,
+    }
+}

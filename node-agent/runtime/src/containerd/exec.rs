@@ -1,0 +1,307 @@
+//! Further processes in a running container.
+//!
+//! Streams go through FIFOs, which are unlinked as soon as both sides have opened them. A task of the
+//! runtime watches each process to its end and deletes it, so that giving up on a session leaves nothing
+//! behind.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use containerd_client::services::v1::{
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
+    WaitRequest,
+};
+use futures::FutureExt;
+use nix::libc::SIGKILL;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::fifo::{self, NotifyingWriter};
+use super::{Inner, rpc};
+use crate::paths::{io_error, remove_file};
+use crate::spec::exec_process;
+use crate::{BoxRead, Error, ExecOutput, ExecRequest, Result, Session, TerminalSize};
+
+const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// How long output is waited for after the process has ended: children that it left behind may hold its
+/// pipes open for ever.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Only the latest size counts; some may wait while one is set.
+const RESIZE_QUEUE: usize = 8;
+
+/// Tells apart processes of one agent that start at the same moment.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl Inner {
+    pub(super) async fn exec(self: &Arc<Self>, id: &str, request: &ExecRequest) -> Result<Session> {
+        let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
+        let container = self.container(id).await?.ok_or_else(absent)?;
+        // Ours, or none of our business.
+        super::stored::Stored::of(&container).ok_or_else(absent)?;
+        let spec: Value =
+            container.spec.and_then(|spec| serde_json::from_slice(&spec.value).ok()).ok_or_else(|| {
+                Error::Containerd { attempted: "exec", message: "container has no specification".into() }
+            })?;
+        let process = exec_process(&spec, &request.command, request.tty)?;
+        let exec_id = format!(
+            "exec-{}-{}",
+            jiff::Timestamp::now().as_nanosecond(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let streams = ExecStreams::make(self.paths.container(id), &exec_id, request)?;
+        let request = ExecProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.clone(),
+            stdin: streams.path(&streams.stdin),
+            stdout: streams.path(&streams.stdout),
+            stderr: streams.path(&streams.stderr),
+            terminal: request.tty,
+            spec: Some(prost_types::Any {
+                type_url: PROCESS_TYPE.to_owned(),
+                value: serde_json::to_vec(&process).expect("a process is plain data"),
+            }),
+        };
+        let tty = request.terminal;
+        rpc::call("exec", self.rpc.tasks().exec(request)).await.map_err(|e| exec_error(id, e))?;
+        match self.start_exec(id, &exec_id, &streams).await {
+            Ok(stdin) => Ok(self.session(id, &exec_id, tty, stdin, streams)),
+            Err(error) => {
+                self.delete_exec(id, &exec_id).await;
+                Err(exec_error(id, error))
+            }
+        }
+    }
+
+    /// Starts the process; returns the writing end of its stdin.
+    async fn start_exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        streams: &ExecStreams,
+    ) -> Result<Option<pipe::Sender>> {
+        let request = StartRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
+        rpc::call("start exec", self.rpc.tasks().start(request)).await?;
+        // The shim has it open for reading once the process is started.
+        streams.stdin.as_deref().map(fifo::open_writer).transpose()
+    }
+
+    fn session(
+        self: &Arc<Self>,
+        id: &str,
+        exec_id: &str,
+        tty: bool,
+        stdin: Option<pipe::Sender>,
+        mut streams: ExecStreams,
+    ) -> Session {
+        let exit = self.watch_exec(id, exec_id);
+        let stdin = stdin.map(|pipe| {
+            let (owner, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
+            let on_close = move || owner.close_stdin_later(id, exec_id);
+            Box::new(NotifyingWriter::new(pipe, on_close)) as crate::BoxWrite
+        });
+        let boxed = |pipe: Option<pipe::Receiver>| pipe.map(|pipe| Box::new(pipe) as BoxRead);
+        Session {
+            stdin,
+            stdout: boxed(streams.stdout_reader.take()),
+            stderr: boxed(streams.stderr_reader.take()),
+            resize: tty.then(|| self.resizer(id, exec_id)),
+            exit: async move {
+                exit.await.unwrap_or_else(|_| {
+                    Err(Error::Unavailable {
+                        attempted: "wait for exec",
+                        message: "runtime is shut down".into(),
+                    })
+                })
+            }
+            .boxed(),
+        }
+    }
+
+    /// Waits for the process, kills it when the receiver is dropped, and deletes it.
+    fn watch_exec(self: &Arc<Self>, id: &str, exec_id: &str) -> oneshot::Receiver<Result<i32>> {
+        let (mut sender, receiver) = oneshot::channel();
+        let (owner, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
+        self.background.spawn(async move {
+            let request = WaitRequest { container_id: id.clone(), exec_id: exec_id.clone() };
+            let mut tasks = owner.rpc.tasks();
+            let mut wait = std::pin::pin!(tasks.wait(request));
+            let ended = tokio::select! {
+                ended = &mut wait => ended,
+                () = sender.closed() => {
+                    owner.kill_exec(&id, &exec_id).await;
+                    wait.await
+                }
+            };
+            owner.delete_exec(&id, &exec_id).await;
+            let exit = ended.map(|answer| answer.into_inner().exit_status as i32);
+            // Fails when nobody wants to know any more.
+            let _ = sender.send(exit.map_err(|status| rpc::error("wait for exec", status)));
+        });
+        receiver
+    }
+
+    async fn kill_exec(&self, id: &str, exec_id: &str) {
+        let request = KillRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            signal: SIGKILL as u32,
+            all: false,
+        };
+        if let Err(error) = rpc::remove("kill exec", self.rpc.tasks().kill(request)).await {
+            tracing::debug!(%error, id, exec_id, "abandoned process could not be killed");
+        }
+    }
+
+    async fn delete_exec(&self, id: &str, exec_id: &str) {
+        let request = DeleteProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
+        if let Err(error) = rpc::remove("delete exec", self.rpc.tasks().delete_process(request)).await {
+            tracing::debug!(%error, id, exec_id, "ended process could not be deleted");
+        }
+    }
+
+    /// Closes the shim's side of a process's stdin; an empty `exec_id` means the container's own process.
+    pub(super) fn close_stdin_later(self: &Arc<Self>, id: String, exec_id: String) {
+        let owner = Arc::clone(self);
+        self.background.spawn(async move {
+            let request = CloseIoRequest { container_id: id.clone(), exec_id, stdin: true };
+            if let Err(error) = rpc::remove("close stdin", owner.rpc.tasks().close_io(request)).await {
+                tracing::debug!(%error, id, "stdin of a process could not be closed");
+            }
+        });
+    }
+
+    /// Sets terminal sizes until the sender is dropped.
+    pub(super) fn resizer(self: &Arc<Self>, id: &str, exec_id: &str) -> mpsc::Sender<TerminalSize> {
+        let (sender, mut sizes) = mpsc::channel::<TerminalSize>(RESIZE_QUEUE);
+        let (owner, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
+        self.background.spawn(async move {
+            while let Some(size) = sizes.recv().await {
+                let request = ResizePtyRequest {
+                    container_id: id.clone(),
+                    exec_id: exec_id.clone(),
+                    width: size.width.into(),
+                    height: size.height.into(),
+                };
+                if let Err(error) = rpc::call("resize terminal", owner.rpc.tasks().resize_pty(request)).await
+                {
+                    tracing::debug!(%error, id, "terminal could not be resized");
+                }
+            }
+        });
+        sender
+    }
+
+    pub(super) async fn exec_sync(
+        self: &Arc<Self>,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+        limit_bytes: usize,
+    ) -> Result<ExecOutput> {
+        let request =
+            ExecRequest { command: command.to_vec(), stdout: true, stderr: true, ..Default::default() };
+        let run = async {
+            let session = self.exec(id, &request).await?;
+            let stdout = tokio::spawn(read_limited(session.stdout, limit_bytes));
+            let stderr = tokio::spawn(read_limited(session.stderr, limit_bytes));
+            let exit_code = session.exit.await?;
+            let (stdout, stderr) = tokio::join!(drain(stdout), drain(stderr));
+            Ok(ExecOutput { exit_code, stdout, stderr })
+        };
+        match tokio::time::timeout(timeout, run).await {
+            Ok(result) => result,
+            // Dropping the session kills the process.
+            Err(_) => Err(Error::Timeout { what: format!("command {:?}", command.join(" ")), timeout }),
+        }
+    }
+}
+
+/// The process has ended; what holds its output open is not waited for.
+async fn drain(output: JoinHandle<Vec<u8>>) -> Vec<u8> {
+    let abort = output.abort_handle();
+    match tokio::time::timeout(DRAIN_TIMEOUT, output).await {
+        Ok(Ok(output)) => output,
+        _ => {
+            abort.abort();
+            Vec::new()
+        }
+    }
+}
+
+async fn read_limited(stream: Option<impl AsyncRead + Unpin>, limit_bytes: usize) -> Vec<u8> {
+    let Some(mut stream) = stream else { return Vec::new() };
+    let mut output = Vec::new();
+    let mut chunk = vec![0; 8 << 10];
+    while let Ok(count) = stream.read(&mut chunk).await {
+        if count == 0 {
+            break;
+        }
+        let room = limit_bytes.saturating_sub(output.len()).min(count);
+        output.extend_from_slice(&chunk[..room]);
+    }
+    output
+}
+
+/// FIFOs of one process; unlinked when dropped.
+struct ExecStreams {
+    stdin: Option<PathBuf>,
+    stdout: Option<PathBuf>,
+    stderr: Option<PathBuf>,
+    stdout_reader: Option<pipe::Receiver>,
+    stderr_reader: Option<pipe::Receiver>,
+}
+
+impl ExecStreams {
+    fn make(directory: PathBuf, exec_id: &str, request: &ExecRequest) -> Result<Self> {
+        std::fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
+        let fifo = |wanted: bool, name: &str| {
+            wanted.then(|| fifo::make(directory.join(format!("{exec_id}-{name}")))).transpose()
+        };
+        let mut streams = Self {
+            stdin: fifo(request.stdin, "in")?,
+            stdout: None,
+            stderr: None,
+            stdout_reader: None,
+            stderr_reader: None,
+        };
+        streams.stdout = fifo(request.stdout, "out")?;
+        streams.stderr = fifo(request.stderr && !request.tty, "err")?;
+        // Before the shim opens them: it waits for a reader.
+        streams.stdout_reader = streams.stdout.as_deref().map(fifo::open_reader).transpose()?;
+        streams.stderr_reader = streams.stderr.as_deref().map(fifo::open_reader).transpose()?;
+        Ok(streams)
+    }
+
+    fn path(&self, fifo: &Option<PathBuf>) -> String {
+        fifo.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+impl Drop for ExecStreams {
+    fn drop(&mut self) {
+        for path in [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten() {
+            if let Err(error) = remove_file(path) {
+                tracing::debug!(%error, "FIFO of a process could not be removed");
+            }
+        }
+    }
+}
+
+fn exec_error(id: &str, error: Error) -> Error {
+    match error {
+        Error::NotFound { .. } => {
+            Error::WrongState { id: id.to_owned(), state: "not running".into(), attempted: "exec" }
+        }
+        Error::Containerd { message, .. } => {
+            Error::Start { id: id.to_owned(), attempted: "exec in", message }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,244 @@
+//! The runtime on containerd: connects, and puts the parts together behind [`Runtime`].
+
+mod attach;
+mod container;
+mod events;
+mod exec;
+mod exit;
+mod fifo;
+mod record;
+pub(crate) mod rpc;
+mod status;
+mod stored;
+mod task_io;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_client::services::v1::{CreateNamespaceRequest, Namespace, PluginsRequest};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cgroup::Cgroups;
+use crate::image::Images;
+use crate::keyed_lock::KeyedLock;
+use crate::paths::Paths;
+use crate::sandbox::Sandboxes;
+use crate::{
+    AttachRequest, Config, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, Error, EventStream,
+    ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, RegistryAuth, Result,
+    Runtime, RuntimeEvent, RuntimeVersion, Session,
+};
+use record::Records;
+use rpc::Rpc;
+use stored::Stored;
+
+/// Events kept for a reader that is behind; one that falls further behind is told to list again.
+const EVENT_QUEUE: usize = 1024;
+
+/// containerd, driven natively. Dropping it ends its own tasks and leaves containers alone.
+pub struct Containerd {
+    inner: Arc<Inner>,
+    stop: CancellationToken,
+}
+
+struct Inner {
+    config: Config,
+    rpc: Rpc,
+    snapshotter: String,
+    images: Images,
+    sandboxes: Sandboxes,
+    cgroups: Cgroups,
+    paths: Paths,
+    records: Records,
+    /// What is stored with each container, so that its exit is reported without asking containerd.
+    known: Mutex<HashMap<ContainerId, Arc<Stored>>>,
+    /// By pod uid: making and deleting tasks of one pod. Its shim starts with the first and ends with the
+    /// last of them, and must not be asked for a task while it goes.
+    pod_locks: KeyedLock,
+    events: broadcast::Sender<RuntimeEvent>,
+    /// Work that outlives the call that caused it (deleting an exited task, ending an exec).
+    background: TaskTracker,
+}
+
+impl Containerd {
+    /// Connects, makes the namespace if it is new, records what ended while no agent ran, and begins to
+    /// listen for events.
+    pub async fn connect(config: Config) -> Result<Self> {
+        let rpc = Rpc::connect(&config.socket, &config.namespace).await?;
+        let namespace = Namespace { name: config.namespace.clone(), ..Default::default() };
+        let create = CreateNamespaceRequest { namespace: Some(namespace) };
+        rpc::create("create namespace", rpc.namespaces().create(create)).await?;
+        let snapshotter = match &config.snapshotter {
+            Some(name) => name.clone(),
+            None => choose_snapshotter(&rpc).await?,
+        };
+        let paths = Paths::new(&config);
+        let cgroups = Cgroups::find()?;
+        let (events, _) = broadcast::channel(EVENT_QUEUE);
+        let inner = Arc::new(Inner {
+            images: Images::new(rpc.clone(), snapshotter.clone(), config.registries.clone()),
+            sandboxes: Sandboxes::new(paths.clone(), cgroups.clone()),
+            records: Records::load(paths.clone())?,
+            known: Mutex::default(),
+            pod_locks: KeyedLock::default(),
+            background: TaskTracker::new(),
+            events,
+            snapshotter,
+            cgroups,
+            paths,
+            rpc,
+            config,
+        });
+        inner.relist().await?;
+        inner.forget_strangers().await?;
+        let stop = CancellationToken::new();
+        inner.background.spawn(events::run(Arc::clone(&inner), stop.clone()));
+        Ok(Self { inner, stop })
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// overlayfs where containerd could load it (the file system below it has to play along), else native.
+async fn choose_snapshotter(rpc: &Rpc) -> Result<String> {
+    let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
+    let answer = rpc::call("list plugins", rpc.introspection().plugins(PluginsRequest { filters })).await?;
+    let works = |name: &&str| answer.plugins.iter().any(|p| p.id == *name && p.init_err.is_none());
+    match ["overlayfs", "native"].into_iter().find(|name| works(name)) {
+        Some(name) => {
+            tracing::info!(snapshotter = name, "snapshotter chosen");
+            Ok(name.to_owned())
+        }
+        None => Err(Error::Containerd {
+            attempted: "choose a snapshotter",
+            message: "neither overlayfs nor native was loaded".into(),
+        }),
+    }
+}
+
+/// Runs what blocks (mounts, namespaces, cgroups) where blocking is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[async_trait]
+impl Runtime for Containerd {
+    async fn version(&self) -> Result<RuntimeVersion> {
+        let answer = rpc::call("ask for the version", self.inner.rpc.version().version(())).await?;
+        // Debian says `1.6.20~ds1`.
+        let version = answer.version.split('~').next().unwrap_or("").trim_start_matches('v').to_owned();
+        Ok(RuntimeVersion { name: "containerd".into(), version })
+    }
+
+    async fn pull_image(
+        &self,
+        image: &str,
+        auth: &[RegistryAuth],
+        progress: Option<ProgressSender>,
+    ) -> Result<Image> {
+        self.inner.images.pull(image, auth, progress).await
+    }
+
+    async fn image_status(&self, image: &str) -> Result<Option<Image>> {
+        self.inner.images.status(image).await
+    }
+
+    async fn list_images(&self) -> Result<Vec<Image>> {
+        self.inner.images.list().await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<()> {
+        self.inner.images.remove(image).await
+    }
+
+    async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
+        let (sandboxes, config) = (self.inner.sandboxes.clone(), config.clone());
+        let _alone = self.inner.pod_locks.lock(&config.pod_uid).await;
+        blocking(move || sandboxes.create(&config)).await
+    }
+
+    async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandbox>> {
+        let sandboxes = self.inner.sandboxes.clone();
+        blocking(move || sandboxes.list()).await
+    }
+
+    async fn remove_pod_sandbox(&self, pod_uid: &str) -> Result<()> {
+        for container in self.inner.list_statuses().await? {
+            if container.pod_uid == pod_uid {
+                self.inner.remove_container(&container.id).await?;
+            }
+        }
+        let _alone = self.inner.pod_locks.lock(pod_uid).await;
+        let (sandboxes, pod_uid) = (self.inner.sandboxes.clone(), pod_uid.to_owned());
+        blocking(move || sandboxes.remove(&pod_uid)).await
+    }
+
+    async fn create_container(&self, config: &ContainerConfig) -> Result<ContainerId> {
+        self.inner.create_container(config).await
+    }
+
+    async fn start_container(&self, id: &str) -> Result<()> {
+        self.inner.start_container(id).await
+    }
+
+    async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
+        self.inner.stop_container(id, timeout).await
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<()> {
+        self.inner.remove_container(id).await
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>> {
+        self.inner.list_statuses().await
+    }
+
+    async fn container_status(&self, id: &str) -> Result<Option<ContainerStatus>> {
+        self.inner.status(id).await
+    }
+
+    fn events(&self) -> EventStream {
+        EventStream { receiver: self.inner.events.subscribe() }
+    }
+
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Session> {
+        self.inner.exec(id, request).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+        limit_bytes: usize,
+    ) -> Result<ExecOutput> {
+        self.inner.exec_sync(id, command, timeout, limit_bytes).await
+    }
+
+    async fn attach(&self, id: &str, request: &AttachRequest) -> Result<Session> {
+        self.inner.attach(id, request).await
+    }
+
+    async fn stats(&self, id: &str) -> Result<Option<ContainerStats>> {
+        let Some(stored) = self.inner.stored(id).await? else { return Ok(None) };
+        Ok(self.inner.cgroups.stats(&stored.cgroup))
+    }
+
+    async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>> {
+        let (sandboxes, pod_uid) = (self.inner.sandboxes.clone(), pod_uid.to_owned());
+        let sandbox = blocking(move || sandboxes.load(&pod_uid)).await?;
+        Ok(sandbox.and_then(|sandbox| self.inner.cgroups.stats(&sandbox.config.cgroup_parent)))
+    }
+}

@@ -1,0 +1,154 @@
+//! What the containers of a pod share, without a process that holds it: namespaces pinned as files, one
+//! tmpfs as everybody's /dev/shm, the pod's cgroup.
+//!
+//! All of it lies in one directory a pod, with the configuration it was made from. The configuration is
+//! written first: whatever a crash leaves behind can be listed and removed by the pod's uid. The network
+//! namespace is made and pinned by the network crate; here it is only a path.
+
+mod namespaces;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use crate::cgroup::Cgroups;
+use crate::paths::{Paths, check_name, io_error, remove_dir_all, write_atomically};
+use crate::{Error, PodNetwork, PodSandbox, PodSandboxConfig, Result};
+
+const CONFIG_FILE: &str = "sandbox.json";
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+
+/// Paths of the namespaces that a pod's containers join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SharedNamespaces {
+    pub(crate) network: PathBuf,
+    pub(crate) uts: PathBuf,
+    /// `None`: the node's.
+    pub(crate) ipc: Option<PathBuf>,
+    pub(crate) shm: PathBuf,
+}
+
+/// The pod sandboxes of one node. Calls block; run them where that is allowed.
+#[derive(Clone)]
+pub(crate) struct Sandboxes {
+    paths: Paths,
+    cgroups: Cgroups,
+}
+
+impl Sandboxes {
+    pub(crate) fn new(paths: Paths, cgroups: Cgroups) -> Self {
+        Self { paths, cgroups }
+    }
+
+    pub(crate) fn create(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
+        check_name("podUid", &config.pod_uid)?;
+        let directory = self.paths.sandbox(&config.pod_uid);
+        fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
+        let text = serde_json::to_vec(config).expect("a sandbox's configuration is plain data");
+        write_atomically(&directory.join(CONFIG_FILE), &text)?;
+
+        self.cgroups.create(&config.cgroup_parent, &config.resources)?;
+        let shared = self.shared(config);
+        if !config.host_ipc && !is_tmpfs(&shared.shm) {
+            mount_shm(&shared.shm, config.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES))?;
+        }
+        namespaces::pin(&shared.uts, shared.ipc.as_deref(), &config.hostname)?;
+        self.load(&config.pod_uid)?
+            .ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: config.pod_uid.clone() })
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<PodSandbox>> {
+        let directory = self.paths.sandboxes();
+        let entries = match fs::read_dir(&directory) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io_error("list", &directory))?,
+        };
+        let mut sandboxes = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(io_error("list", &directory))?;
+            sandboxes.extend(self.load(&entry.file_name().to_string_lossy())?);
+        }
+        Ok(sandboxes)
+    }
+
+    /// `None` when there is none, or not enough of it to know what it was.
+    pub(crate) fn load(&self, pod_uid: &str) -> Result<Option<PodSandbox>> {
+        let path = self.paths.sandbox(pod_uid).join(CONFIG_FILE);
+        let text = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(io_error("read", &path))?,
+        };
+        let Ok(config) = serde_json::from_slice::<PodSandboxConfig>(&text) else { return Ok(None) };
+        let made = fs::metadata(&path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let created_at = Timestamp::try_from(made).unwrap_or(Timestamp::UNIX_EPOCH);
+        let ready = self.is_ready(&config);
+        Ok(Some(PodSandbox { config, created_at, ready }))
+    }
+
+    /// Undoes `create`, in the opposite order; the containers are gone already.
+    pub(crate) fn remove(&self, pod_uid: &str) -> Result<()> {
+        check_name("podUid", pod_uid)?;
+        let directory = self.paths.sandbox(pod_uid);
+        let cgroup = self.load(pod_uid)?.map(|sandbox| sandbox.config.cgroup_parent);
+        for name in ["uts", "ipc", "shm"] {
+            unmount(&directory.join(name))?;
+        }
+        if let Some(cgroup) = cgroup {
+            self.cgroups.remove(&cgroup)?;
+        }
+        remove_dir_all(&directory)
+    }
+
+    pub(crate) fn shared(&self, config: &PodSandboxConfig) -> SharedNamespaces {
+        let directory = self.paths.sandbox(&config.pod_uid);
+        let network = match &config.network {
+            PodNetwork::Path(path) => path.clone(),
+            // The agent's own network namespace is the node's, whichever one containerd runs in. runc
+            // opens the path while a call of this process waits for it.
+            PodNetwork::Host => format!("/proc/{}/ns/net", std::process::id()).into(),
+        };
+        SharedNamespaces {
+            network,
+            uts: directory.join("uts"),
+            ipc: (!config.host_ipc).then(|| directory.join("ipc")),
+            shm: if config.host_ipc { "/dev/shm".into() } else { directory.join("shm") },
+        }
+    }
+
+    fn is_ready(&self, config: &PodSandboxConfig) -> bool {
+        let shared = self.shared(config);
+        let ipc = shared.ipc.as_deref().is_none_or(namespaces::is_pinned);
+        ipc && namespaces::is_pinned(&shared.uts) && (config.host_ipc || is_tmpfs(&shared.shm))
+    }
+}
+
+fn mount_shm(path: &Path, size_bytes: u64) -> Result<()> {
+    fs::create_dir_all(path).map_err(io_error("create", path))?;
+    let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("mode=1777,size={size_bytes}");
+    mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|e| io_error("mount a tmpfs at", path)(e.into()))
+}
+
+fn is_tmpfs(path: &Path) -> bool {
+    // A plain directory on a run directory that is a tmpfs itself is not the mount.
+    let device = |path: &Path| fs::metadata(path).map(|m| std::os::unix::fs::MetadataExt::dev(&m)).ok();
+    let is_mount = path.parent().is_some_and(|parent| device(parent) != device(path));
+    is_mount && statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// Absent and not mounted are success.
+fn unmount(path: &Path) -> Result<()> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // What was mounted twice, by calls that a crash cut short, is unmounted twice.
+            Ok(()) => {}
+            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => return Ok(()),
+            Err(e) => return Err(io_error("unmount", path)(e.into())),
+        }
+    }
+}

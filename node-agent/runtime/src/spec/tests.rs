@@ -1,0 +1,174 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::*;
+use crate::{PodNetwork, Security};
+
+fn pod() -> PodSandboxConfig {
+    PodSandboxConfig {
+        pod_uid: "uid-1".into(),
+        pod_name: "web".into(),
+        pod_namespace: "default".into(),
+        hostname: "web-host".into(),
+        network: PodNetwork::Host,
+        host_ipc: false,
+        host_pid: false,
+        shm_size_bytes: None,
+        cgroup_parent: "/hawser/n1/pod-1".into(),
+        resources: Resources::default(),
+        sysctls: BTreeMap::from([("net.core.somaxconn".into(), "1024".into())]),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+fn container() -> ContainerConfig {
+    ContainerConfig {
+        pod_uid: "uid-1".into(),
+        name: "main".into(),
+        attempt: 0,
+        image: "img".into(),
+        command: vec![],
+        args: vec![],
+        env: vec![],
+        working_dir: None,
+        mounts: vec![],
+        security: Security::default(),
+        resources: Resources::default(),
+        log_path: "/l/0.log".into(),
+        tty: false,
+        stdin: false,
+        stdin_once: false,
+        stop_signal: None,
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}
+
+fn image() -> ProcessConfig {
+    ProcessConfig {
+        entrypoint: vec!["/entry".into()],
+        cmd: vec!["serve".into()],
+        env: vec!["A=image".into(), "PATH=/bin".into()],
+        working_dir: Some("/srv".into()),
+        ..Default::default()
+    }
+}
+
+fn shared() -> SharedNamespaces {
+    SharedNamespaces {
+        network: "/ns/net".into(),
+        uts: "/ns/uts".into(),
+        ipc: Some(PathBuf::from("/ns/ipc")),
+        shm: "/shm".into(),
+    }
+}
+
+fn build_for(pod: &PodSandboxConfig, container: &ContainerConfig, unified_cgroup: bool) -> Value {
+    let input = SpecInput {
+        id: "cid",
+        pod,
+        container,
+        image: &image(),
+        user: user::User { uid: 1, gid: 2, groups: vec![2, 3] },
+        namespaces: &shared(),
+        host_devices: &[],
+        seccomp: None,
+        unified_cgroup,
+    };
+    build(&input).unwrap()
+}
+
+#[test]
+fn command_and_args_follow_the_table_of_kubernetes() {
+    #[track_caller]
+    fn check(name: &str, command: &[&str], args: &[&str], expected: &[&str]) {
+        let own = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+        let container = ContainerConfig { command: own(command), args: own(args), ..container() };
+        assert_eq!(arguments(&container, &image()).unwrap(), own(expected), "{name}");
+    }
+    check("neither", &[], &[], &["/entry", "serve"]);
+    check("args only", &[], &["-v"], &["/entry", "-v"]);
+    check("command only", &["/bin/sh"], &[], &["/bin/sh"]);
+    check("both", &["/bin/sh"], &["-c", "x"], &["/bin/sh", "-c", "x"]);
+    let nothing = arguments(&container(), &ProcessConfig::default());
+    assert!(nothing.unwrap_err().to_string().contains("no command specified"));
+}
+
+#[test]
+fn own_environment_wins_over_the_image() {
+    let env = vec![("A".to_owned(), "pod".to_owned()), ("B".to_owned(), "x=y".to_owned())];
+    let spec = build_for(&pod(), &ContainerConfig { env, ..container() }, false);
+    assert_eq!(spec["process"]["env"], json!(["PATH=/bin", "HOSTNAME=web-host", "A=pod", "B=x=y"]));
+}
+
+#[test]
+fn working_directory_is_the_pods_then_the_images_then_root() {
+    let dir = |own: Option<&str>, image: &ProcessConfig| {
+        working_dir(&ContainerConfig { working_dir: own.map(Into::into), ..container() }, image)
+    };
+    assert_eq!(dir(Some("/own"), &image()), "/own");
+    assert_eq!(dir(None, &image()), "/srv");
+    assert_eq!(dir(Some(""), &ProcessConfig::default()), "/");
+}
+
+#[test]
+fn containers_join_the_pods_namespaces() {
+    let spec = build_for(&pod(), &container(), false);
+    let expected = json!([
+        { "type": "mount" },
+        { "type": "pid" },
+        { "type": "network", "path": "/ns/net" },
+        { "type": "uts", "path": "/ns/uts" },
+        { "type": "ipc", "path": "/ns/ipc" },
+    ]);
+    assert_eq!(spec["linux"]["namespaces"], expected);
+    assert_eq!(spec["annotations"]["io.containerd.runc.v2.group"], "uid-1");
+    let host_pid = build_for(&PodSandboxConfig { host_pid: true, ..pod() }, &container(), true);
+    let types: Vec<_> =
+        host_pid["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].clone()).collect();
+    assert_eq!(types, ["mount", "network", "uts", "ipc", "cgroup"]);
+}
+
+#[test]
+fn limits_are_written_as_asked() {
+    let resources = Resources {
+        cpu_shares: Some(512),
+        cpu_quota_us: Some(50_000),
+        memory_limit_bytes: Some(64 << 20),
+        pids_limit: Some(100),
+        oom_score_adj: Some(-5),
+        ..Default::default()
+    };
+    let limited = ContainerConfig { resources, ..container() };
+    let spec = build_for(&pod(), &limited, false);
+    let written = &spec["linux"]["resources"];
+    assert_eq!(written["cpu"], json!({ "shares": 512, "quota": 50_000, "period": 100_000 }));
+    assert_eq!(written["memory"], json!({ "limit": 64 << 20 }));
+    assert_eq!(written["pids"], json!({ "limit": 100 }));
+    assert_eq!(spec["process"]["oomScoreAdj"], -5);
+    assert_eq!(spec["linux"]["cgroupsPath"], "/hawser/n1/pod-1/cid");
+    let unified = build_for(&pod(), &limited, true);
+    assert_eq!(unified["linux"]["resources"]["memory"]["swap"], json!(64 << 20));
+    assert_eq!(build_for(&pod(), &container(), false)["linux"]["resources"].get("cpu"), None);
+}
+
+#[test]
+fn privileged_container_sees_everything() {
+    let security = Security { privileged: true, ..Default::default() };
+    let spec = build_for(&pod(), &ContainerConfig { security, ..container() }, false);
+    assert_eq!(spec["linux"]["maskedPaths"], json!([]));
+    assert_eq!(spec["linux"]["resources"]["devices"], json!([{ "allow": true, "access": "rwm" }]));
+    assert_eq!(spec["process"]["capabilities"]["bounding"].as_array().unwrap().len(), 41);
+}
+
+#[test]
+fn exec_keeps_user_and_environment() {
+    let spec = build_for(&pod(), &container(), false);
+    let process = exec_process(&spec, &["ls".into(), "-l".into()], true).unwrap();
+    assert_eq!(process["args"], json!(["ls", "-l"]));
+    assert_eq!(process["terminal"], true);
+    assert_eq!(process["user"], spec["process"]["user"]);
+    assert!(process["env"].as_array().unwrap().contains(&json!("TERM=xterm")));
+    assert!(exec_process(&spec, &[], false).is_err());
+}

@@ -1,0 +1,303 @@
+//! A containerd and an image registry of a test's own, in a temporary directory, gone with the test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, umount2};
+
+use super::pack::ImagePack;
+use crate::cgroup::Cgroups;
+use crate::{
+    Config, ContainerConfig, Containerd, LogWriter, Mount, PodNetwork, PodSandboxConfig, Registries,
+    RegistryHost, Resources, Runtime, Security,
+};
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// See the module. Everything that runs in it is killed and removed when it is dropped.
+pub struct TestNode {
+    dir: PathBuf,
+    containerd: Child,
+    registry: Child,
+    registry_port: u16,
+    log_writer: PathBuf,
+    cgroup: String,
+}
+
+impl TestNode {
+    /// Starts both. `None`, with the reason printed, where the machine cannot: not root, or a program is
+    /// missing. `log_writer` is a program that calls [`crate::logger::run`] with its second argument.
+    pub fn start(log_writer: PathBuf) -> Result<Option<Self>> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: containers need root");
+            return Ok(None);
+        }
+        for program in ["containerd", "runc", "docker-registry", "skopeo"] {
+            if which(program).is_none() {
+                println!("skipped: {program} is not installed");
+                return Ok(None);
+            }
+        }
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("hawser-rt-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(&name);
+        fs::create_dir_all(&dir)?;
+        let registry_port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let registry = start_registry(&dir, registry_port)?;
+        let containerd = start_containerd(&dir)?;
+        Ok(Some(Self { dir, containerd, registry, registry_port, log_writer, cgroup: format!("/{name}") }))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    pub fn config(&self) -> Config {
+        let plain = RegistryHost { plain_http: true, ..Default::default() };
+        Config {
+            socket: self.dir.join("containerd.sock"),
+            namespace: "hawser".into(),
+            state_dir: self.dir.join("state"),
+            run_dir: self.dir.join("run"),
+            snapshotter: None,
+            log_writer: LogWriter {
+                program: self.log_writer.clone(),
+                mode: "log-writer".into(),
+                max_size_bytes: 10 << 20,
+                max_files: 5,
+            },
+            registries: Registries { hosts: BTreeMap::from([(self.registry(), plain)]) },
+            relist_interval: Duration::from_secs(60),
+        }
+    }
+
+    pub async fn connect(&self) -> Result<Containerd> {
+        Ok(Containerd::connect(self.config()).await?)
+    }
+
+    /// `host:port` of the registry.
+    pub fn registry(&self) -> String {
+        format!("127.0.0.1:{}", self.registry_port)
+    }
+
+    /// Where the registry keeps its blobs.
+    pub fn registry_blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        let blobs = self.dir.join("registry/docker/registry/v2/blobs/sha256");
+        blobs.join(&hex[..2]).join(hex).join("data")
+    }
+
+    /// Puts an image into the registry. Returns its reference and the digest of its layer.
+    pub fn push(&self, image: &ImagePack, name: &str) -> Result<(String, String)> {
+        let layout = self.dir.join("layout").join(name.replace([':', '/'], "-"));
+        let layer = image.write_layout(&layout, "it")?;
+        let reference = format!("{}/{name}", self.registry());
+        let status = Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}:it", layout.display()))
+            .arg(format!("docker://{reference}"))
+            .status()?;
+        ensure!(status.success(), "skopeo failed");
+        Ok((reference, layer))
+    }
+
+    /// A pod on the node's own network.
+    pub fn pod(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            pod_uid: format!("uid-{name}"),
+            pod_name: name.into(),
+            pod_namespace: "default".into(),
+            hostname: name.into(),
+            network: PodNetwork::Host,
+            host_ipc: false,
+            host_pid: false,
+            shm_size_bytes: None,
+            cgroup_parent: format!("{}/pod-{name}", self.cgroup),
+            resources: Resources::default(),
+            sysctls: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// A container of that pod that runs a shell script.
+    pub fn container(&self, pod: &str, name: &str, image: &str, script: &str) -> ContainerConfig {
+        ContainerConfig {
+            pod_uid: format!("uid-{pod}"),
+            name: name.into(),
+            attempt: 0,
+            image: image.into(),
+            command: vec!["sh".into(), "-c".into(), script.into()],
+            args: vec![],
+            env: vec![],
+            working_dir: None,
+            mounts: Vec::<Mount>::new(),
+            security: Security::default(),
+            resources: Resources::default(),
+            log_path: self.dir.join("logs").join(pod).join(name).join("0.log"),
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            stop_signal: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// Kills containerd; its shims and containers go on.
+    pub fn kill_containerd(&mut self) -> Result<()> {
+        self.containerd.kill()?;
+        self.containerd.wait()?;
+        Ok(())
+    }
+
+    pub fn start_containerd(&mut self) -> Result<()> {
+        self.containerd = start_containerd(&self.dir)?;
+        Ok(())
+    }
+
+    /// Mounts below this node's directory, those of containerd itself left out.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let prefix = format!("{}/", self.dir.display());
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        Ok(points.filter(|point| point.starts_with(&prefix)).map(str::to_owned).collect())
+    }
+
+    /// Directories of this node's cgroups, in all hierarchies, below its own.
+    pub fn cgroups(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for root in Cgroups::find()?.directories(&self.cgroup) {
+            let Ok(entries) = fs::read_dir(&root) else { continue };
+            found.extend(entries.flatten().filter(|e| e.path().is_dir()).map(|e| e.path()));
+        }
+        Ok(found)
+    }
+
+    async fn remove_everything(&self) -> Result<()> {
+        let runtime = self.connect().await?;
+        for container in runtime.list_containers().await? {
+            runtime.remove_container(&container.id).await?;
+        }
+        for sandbox in runtime.list_pod_sandboxes().await? {
+            runtime.remove_pod_sandbox(&sandbox.config.pod_uid).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        // On a thread of its own, because a runtime must not be started within another one.
+        let cleaned = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(async {
+                    tokio::time::timeout(Duration::from_secs(30), self.remove_everything()).await?
+                })
+            });
+            worker.join().unwrap_or_else(|_| bail!("panicked"))
+        });
+        if let Err(error) = cleaned {
+            println!("clean-up of {}: {error:#}", self.dir.display());
+        }
+        for child in [&mut self.containerd, &mut self.registry] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for mount in self.mounts().unwrap_or_default().iter().rev() {
+            let _ = umount2(mount.as_str(), MntFlags::MNT_DETACH);
+        }
+        if let Ok(cgroups) = Cgroups::find() {
+            let _ = cgroups.remove(&self.cgroup);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let sbin = ["/usr/sbin".into(), "/sbin".into()];
+    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+fn start_containerd(dir: &Path) -> Result<Child> {
+    let config = format!(
+        r#"version = 2
+root = "{0}/containerd/root"
+state = "{0}/containerd/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+  address = "{0}/containerd.sock"
+[ttrpc]
+  address = "{0}/containerd.sock.ttrpc"
+"#,
+        dir.display()
+    );
+    let path = dir.join("containerd.toml");
+    fs::write(&path, config)?;
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("containerd.log"))?;
+    let socket = dir.join("containerd.sock");
+    let mut child = Command::new("containerd")
+        .arg("--config")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("run containerd")?;
+    wait_until("containerd listens", &mut child, || UnixStream::connect(&socket).is_ok())?;
+    Ok(child)
+}
+
+fn start_registry(dir: &Path, port: u16) -> Result<Child> {
+    let config = format!(
+        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}/registry\nhttp:\n  addr: 127.0.0.1:{port}\n",
+        dir.display()
+    );
+    let path = dir.join("registry.yml");
+    fs::write(&path, config)?;
+    let log = fs::File::create(dir.join("registry.log"))?;
+    let mut child = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("run docker-registry")?;
+    let address = ("127.0.0.1", port);
+    wait_until("the registry listens", &mut child, || std::net::TcpStream::connect(address).is_ok())?;
+    Ok(child)
+}
+
+fn wait_until(what: &str, child: &mut Child, condition: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !condition() {
+        if let Some(status) = child.try_wait()? {
+            bail!("{what}: it ended with {status}");
+        }
+        ensure!(Instant::now() < deadline, "{what}: not within {START_TIMEOUT:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
