@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod error;
+pub mod grpc;
 pub mod informer;
 pub mod kinds;
 pub mod patch;
@@ -27,7 +28,14 @@ pub use resource::GroupVersionResource;
 pub use typed::Api;
 
 /// The generated code of the gRPC protocol, package `hawser.v1`.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod v1 {
     tonic::include_proto!("hawser.v1");
 
