@@ -21,6 +21,7 @@ pub mod kinds;
 pub mod local;
 mod maintenance;
 mod metrics;
+pub mod openapi;
 pub mod ops;
 pub mod registry;
 pub mod resources;

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use hawser_api::Error;
+use hawser_api::{Error, kinds::KINDS};
 use hawser_store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::{
     grpc::NodeSessions,
     maintenance,
     metrics::Metrics,
+    openapi::OpenApi,
     registry::Registry,
     resources::{Resources, kind_specs},
 };
@@ -71,6 +72,7 @@ pub struct ApiServer {
     authenticator: Authenticator,
     metrics: Metrics,
     nodes: NodeSessions,
+    openapi: OpenApi,
     advertise: (IpAddr, u16),
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     /// Cancelled when the server is to end: streams end then.
@@ -101,6 +103,7 @@ impl ApiServer {
             authenticator: Authenticator::new(tokens),
             metrics: Metrics::default(),
             nodes: NodeSessions::default(),
+            openapi: OpenApi::new(KINDS),
             advertise: (config.advertise_address, config.secure_port),
             kubelet_tls: config.kubelet_tls,
             shutdown: shutdown.clone(),
@@ -135,6 +138,10 @@ impl ApiServer {
 
     pub(crate) fn nodes(&self) -> &NodeSessions {
         &self.nodes
+    }
+
+    pub(crate) fn openapi(&self) -> &OpenApi {
+        &self.openapi
     }
 
     /// Where others reach this server.

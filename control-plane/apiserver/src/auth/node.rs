@@ -95,11 +95,7 @@ impl NodeAuthorizer {
     }
 
     fn pods_on(&self, node: &str, namespace: Option<&str>) -> impl Iterator<Item = Arc<CachedObject>> {
-        let selection = Selection {
-            node: Some(node.to_owned()),
-            namespace: namespace.map(str::to_owned),
-            ..Selection::default()
-        };
+        let selection = Selection::on_node(node, namespace);
         selection.select(&self.pods, &self.pods.snapshot().state, "")
     }
 

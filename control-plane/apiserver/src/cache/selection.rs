@@ -87,6 +87,16 @@ impl Selection {
         Ok(())
     }
 
+    /// Everything of a namespace, or of all.
+    pub fn within(namespace: Option<&str>) -> Self {
+        Self { namespace: namespace.map(str::to_owned), ..Self::default() }
+    }
+
+    /// The pods of a node, of one namespace or of all.
+    pub fn on_node(node: &str, namespace: Option<&str>) -> Self {
+        Self { node: Some(node.to_owned()), ..Self::within(namespace) }
+    }
+
     /// Restricts to one object.
     pub fn narrow_name(&mut self, name: &str) {
         self.nothing |= self.name.as_deref().is_some_and(|known| known != name);

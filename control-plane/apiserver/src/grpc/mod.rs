@@ -8,3 +8,11 @@ use tokio_util::sync::CancellationToken;
 pub struct NodeSessions {}
 
 pub async fn renew_leases(_server: Arc<ApiServer>, _shutdown: CancellationToken) {}
+
+pub fn routes(_server: Arc<ApiServer>) -> tonic::service::Routes {
+    tonic::service::Routes::default()
+}
+
+pub fn status_of(error: &hawser_api::Error) -> tonic::Status {
+    tonic::Status::unknown(error.message())
+}

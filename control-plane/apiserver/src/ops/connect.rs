@@ -157,7 +157,7 @@ fn kubelet_path(
     Ok(if query.is_empty() { path } else { format!("{path}?{query}") })
 }
 
-pub(crate) fn is_true(value: &str) -> bool {
+pub fn is_true(value: &str) -> bool {
     // `?watch` without a value counts as true, as upstream's conversion of query parameters has it.
     !matches!(value, "false" | "0" | "False" | "FALSE" | "f" | "F")
 }

@@ -7,7 +7,7 @@ mod connect;
 mod reviews;
 mod subresources;
 
-pub use connect::{KubeletEndpoint, StreamKind};
+pub use connect::{KubeletEndpoint, StreamKind, is_true};
 
 use std::sync::Arc;
 

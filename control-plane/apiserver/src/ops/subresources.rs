@@ -134,7 +134,7 @@ impl ApiServer {
             return Ok(());
         };
         let cache = budgets.cache()?;
-        let selection = Selection { namespace: Some(namespace.to_owned()), ..Selection::default() };
+        let selection = Selection::within(Some(namespace));
         for budget in selection.select(cache, &cache.snapshot().state, "") {
             let value = budget.value();
             let selector = hawser_api::selector::LabelSelector::from_value(value["spec"].get("selector"))

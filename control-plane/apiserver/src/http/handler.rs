@@ -1,0 +1,214 @@
+//! One request: who asks, what for, and the answer, whatever goes wrong on the way.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hawser_api::{Error, error::Reason};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::time::timeout;
+use tower::Service as _;
+use tracing::{debug, error};
+
+use super::{
+    Peer,
+    body::{self, Body},
+    encode, info,
+    negotiate::{self, Output},
+    objects,
+    path::{Query, Route, route},
+};
+use crate::{ApiServer, auth::{Attributes, User}, metrics::Labels};
+
+/// What a request may take that is no watch or stream (upstream's `--request-timeout`).
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub struct Service {
+    server: Arc<ApiServer>,
+    grpc: tonic::service::Routes,
+    peer: Option<Arc<Peer>>,
+}
+
+impl Service {
+    pub fn new(server: Arc<ApiServer>, grpc: tonic::service::Routes) -> Self {
+        Self { server, grpc, peer: None }
+    }
+
+    pub fn for_peer(self, peer: Peer) -> Self {
+        Self { peer: Some(Arc::new(peer)), ..self }
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let (server, mut grpc, peer) = (self.server.clone(), self.grpc.clone(), self.peer.clone());
+        Box::pin(async move {
+            if is_grpc(request.headers()) {
+                return Ok(grpc_call(&server, &mut grpc, peer.as_deref(), request).await);
+            }
+            Ok(answer(&server, peer.as_deref(), request).await)
+        })
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn authenticate(server: &ApiServer, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Arc<User>, Error> {
+    let certificate = peer.and_then(|peer| peer.user.as_ref());
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    server.authenticator().authenticate(certificate, authorization)
+}
+
+async fn grpc_call(
+    server: &Arc<ApiServer>,
+    grpc: &mut tonic::service::Routes,
+    peer: Option<&Peer>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    match authenticate(server, peer, request.headers()) {
+        Ok(user) => {
+            request.extensions_mut().insert(user);
+        }
+        Err(error) => {
+            let response = crate::grpc::status_of(&error).into_http::<tonic::body::Body>();
+            return response.map(|body| body.map_err(Into::into).boxed_unsync());
+        }
+    }
+    match grpc.call(request).await {
+        Ok(response) => response.map(|body| body.map_err(Into::into).boxed_unsync()),
+        Err(never) => match never {},
+    }
+}
+
+async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<Incoming>) -> Response<Body> {
+    let began = Instant::now();
+    let query = Query::parse(request.uri().query());
+    let path = request.uri().path().to_owned();
+    let found = route(request.method(), &path, &query);
+    let mut labels = Labels {
+        verb: "",
+        group: String::new(),
+        resource: String::new(),
+        subresource: String::new(),
+        code: 0,
+    };
+    if let Route::Resource { verb, target } = &found
+        && let Ok(resource) = server.registry().resources().of(&target.resource)
+    {
+        labels.verb = metric_verb(verb);
+        labels.group = resource.row.group.to_owned();
+        labels.resource = resource.row.plural.to_owned();
+        let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
+        labels.subresource = subresource.map_or_else(String::new, |subresource| subresource.name.to_owned());
+    }
+    let output = negotiate::output(request.headers(), wants_pretty(&query));
+    let shown = *output.as_ref().unwrap_or(&Output::JSON);
+    let head = request.method() == http::Method::HEAD;
+    let outcome = async {
+        let user = authenticate(server, peer, request.headers())?;
+        match found {
+            Route::Resource { verb, target } => {
+                let call = objects::Request { user, verb, target, query, output };
+                objects::answer(server, call, request).await
+            }
+            Route::Path => {
+                let verb = match request.method().as_str() {
+                    "GET" => "get",
+                    "HEAD" => "head",
+                    "POST" => "post",
+                    "PUT" => "put",
+                    "DELETE" => "delete",
+                    _ => "patch",
+                };
+                server.chain().enter(&user, Attributes::path(verb, &path))?;
+                if !matches!(verb, "get" | "head") {
+                    return Err(crate::resources::method_not_allowed());
+                }
+                info::answer(server, &path, &query, request.headers()).await
+            }
+        }
+    };
+    // Watches and streams return at once with a body that goes on; the deadline is for getting there.
+    let response = match timeout(DEADLINE, outcome).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(failure)) => failed(&failure, shown),
+        Err(_) => failed(&Error::timeout("the request did not complete within the allotted timeout"), shown),
+    };
+    labels.code = response.status().as_u16();
+    if response.status().is_server_error() {
+        error!(method = %labels.verb, %path, code = labels.code, "request failed");
+    } else {
+        debug!(method = %labels.verb, %path, code = labels.code, took = ?began.elapsed(), "request");
+    }
+    if !labels.resource.is_empty() {
+        server.metrics().record(&labels, began.elapsed());
+    }
+    if head { response.map(|_| body::full(Bytes::new())) } else { response }
+}
+
+fn metric_verb(verb: &str) -> &'static str {
+    match verb {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" => "POST",
+        "update" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "",
+    }
+}
+
+fn wants_pretty(query: &Query) -> Option<bool> {
+    query.find("pretty").map(crate::ops::is_true)
+}
+
+/// An error as the client takes it: a Status, in JSON where its encoding is unclear.
+fn failed(error: &Error, output: Output) -> Response<Body> {
+    let output = Output { shape: negotiate::Shape::Plain, ..output };
+    let mut status = error.to_status();
+    if error.reason() == Reason::Unauthorized {
+        status["metadata"] = json!({});
+    }
+    let (bytes, output) = match encode::value(&status, output) {
+        Ok(bytes) => (bytes, output),
+        Err(_) => (status.to_string().into(), Output::JSON),
+    };
+    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = respond(code, output.content_type(), bytes);
+    if let Some(seconds) = error.retry_after_seconds() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// An answer with a body that is ready.
+pub fn respond(code: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body::full(bytes));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // Answers are for one user and one moment.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}

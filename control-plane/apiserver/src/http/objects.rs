@@ -1,0 +1,352 @@
+//! Requests about resources: parameters and bodies in, objects out.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::stream;
+use hawser_api::{Error, client::Propagation, error::Reason, patch::PatchType, resource::Target, schema::FieldValidation};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::{
+    body::{self, Body, Pieces},
+    encode::{self, List},
+    handler::respond,
+    negotiate::{self, Output},
+    path::Query,
+    proxy, watch,
+};
+use crate::{
+    ApiServer,
+    auth::User,
+    codec,
+    local::expected_type,
+    ops::{Call, Reply, StreamKind, WatchRequest, WriteOptions, Written, is_true},
+    registry::{DeleteRequest, ListRequest, VersionMatch},
+    resources::method_not_allowed,
+    table::IncludeObject,
+};
+
+/// A request about a resource, before the chain.
+pub struct Request {
+    pub user: Arc<User>,
+    pub verb: &'static str,
+    pub target: Target,
+    pub query: Query,
+    /// An unacceptable `Accept` is told only to those who may ask.
+    pub output: Result<Output, Error>,
+}
+
+pub async fn answer(
+    server: &Arc<ApiServer>,
+    request: Request,
+    http: http::Request<Incoming>,
+) -> Result<Response<Body>, Error> {
+    let Request { user, verb, target, query, output } = request;
+    if verb.is_empty() {
+        return Err(method_not_allowed());
+    }
+    let stream = target.subresource.as_deref().and_then(StreamKind::of);
+    if let Some(kind) = stream {
+        // GET is how WebSockets begin; to the authorizer a stream is a create, but a log is read.
+        let verb = if kind == StreamKind::Log { "get" } else { verb };
+        let call = server.enter(&user, verb, target, "")?;
+        return proxy::answer(server, &call, kind, &query, http).await;
+    }
+    let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
+    let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
+    front.answer(http).await
+}
+
+/// One request inside.
+struct Front<'a> {
+    server: &'a Arc<ApiServer>,
+    call: Call,
+    query: Query,
+    output: Output,
+    include: IncludeObject,
+}
+
+impl Front<'_> {
+    async fn answer(mut self, http: http::Request<Incoming>) -> Result<Response<Body>, Error> {
+        self.include = IncludeObject::parse(self.query.get("includeObject"))
+            .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
+        let (parts, body) = http.into_parts();
+        let verb = self.call.pass.attributes().verb.clone();
+        match &*verb {
+            "get" => {
+                let reply = self.server.get(&self.call, self.query.get("resourceVersion")).await?;
+                self.reply(StatusCode::OK, &reply, &[], &parts.headers)
+            }
+            "list" => self.list(&parts.headers).await,
+            "watch" => self.watch().await,
+            "create" => {
+                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
+                let written = self.server.create(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                warnings.extend(written.warnings.iter().cloned());
+                self.written(Written { warnings, ..written }, &parts.headers)
+            }
+            "update" => {
+                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
+                let written = self.server.update(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                warnings.extend(written.warnings.iter().cloned());
+                self.written(Written { warnings, ..written }, &parts.headers)
+            }
+            "patch" => {
+                let patch = self.read_patch(&parts.headers, body).await?;
+                let written = self.server.patch(&self.call, patch, &self.write_options(&parts.headers)?).await?;
+                self.written(written, &parts.headers)
+            }
+            "delete" => {
+                let request = self.delete_request(&parts.headers, body).await?;
+                let reply = self.server.delete(&self.call, &request).await?;
+                self.reply(StatusCode::OK, &reply, &[], &parts.headers)
+            }
+            "deletecollection" => self.delete_collection(&parts.headers, body).await,
+            _ => Err(method_not_allowed()),
+        }
+    }
+
+    async fn list(self, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+        let listed = self.server.list(&self.call, &self.list_request()?).await?;
+        let list = encode::list(&self.call.resource, listed, self.output, self.include)?;
+        Ok(list_response(list, self.output, headers))
+    }
+
+    fn list_request(&self) -> Result<ListRequest, Error> {
+        let number = |name: &str| match self.query.get(name) {
+            "" => Ok(0),
+            text => text.parse::<usize>().map_err(|_| Error::bad_request(format!("{name}: Invalid value: {text:?}"))),
+        };
+        let namespace = self.call.target.namespace.clone().unwrap_or_default();
+        Ok(ListRequest {
+            namespace,
+            label_selector: self.query.get("labelSelector").to_owned(),
+            field_selector: self.query.get("fieldSelector").to_owned(),
+            resource_version: self.query.get("resourceVersion").to_owned(),
+            version_match: version_match(&self.query)?,
+            limit: number("limit")?,
+            continue_token: self.query.get("continue").to_owned(),
+        })
+    }
+
+    async fn watch(self) -> Result<Response<Body>, Error> {
+        let send_initial_events = self.query.find("sendInitialEvents").map(is_true);
+        let request = WatchRequest {
+            label_selector: self.query.get("labelSelector").to_owned(),
+            field_selector: self.query.get("fieldSelector").to_owned(),
+            resource_version: self.query.get("resourceVersion").to_owned(),
+            send_initial_events,
+            version_match: version_match(&self.query)?,
+        };
+        let seconds = self.query.get("timeoutSeconds").parse::<u64>().ok().filter(|seconds| *seconds > 0);
+        let content_type = self.output.watch_content_type();
+        let resource = &self.call.resource;
+        let pieces: Pieces = match self.server.watch(&self.call, &request).await {
+            Ok(watched) => {
+                let options = watch::Options {
+                    bookmarks: self.query.is_on("allowWatchBookmarks"),
+                    timeout: seconds.map(Duration::from_secs),
+                    output: self.output,
+                    include: self.include,
+                };
+                watch::body(self.server, resource, watched, options)
+            }
+            Err(error) if error.is_expired() => {
+                let failed = watch::failed(resource, self.output, &error);
+                Box::pin(stream::iter([failed]))
+            }
+            Err(error) => return Err(error),
+        };
+        let mut response = Response::new(body::streamed(pieces));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(response)
+    }
+
+    async fn decode(&self, headers: &HeaderMap, body: Incoming) -> Result<(Value, Vec<String>), Error> {
+        let encoding = negotiate::input(headers)?;
+        let bytes = body::read(body).await?;
+        let (api_version, kind) = expected_type(&self.call.resource, &self.call.target);
+        let decoded = codec::decode(&bytes, encoding, (&api_version, &kind), self.validation()?)?;
+        Ok((decoded.object, decoded.warnings))
+    }
+
+    fn validation(&self) -> Result<FieldValidation, Error> {
+        let text = self.query.get("fieldValidation");
+        FieldValidation::parse(text).ok_or_else(|| {
+            Error::bad_request(format!("fieldValidation: Unsupported value: {text:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""))
+        })
+    }
+
+    async fn read_patch(&self, headers: &HeaderMap, body: Incoming) -> Result<codec::Patch, Error> {
+        let kind = PatchType::from_content_type(negotiate::content_type(headers)).ok_or_else(|| {
+            let accepted: Vec<&str> = PatchType::ALL.iter().map(|(_, name)| *name).collect();
+            Error::new(
+                Reason::UnsupportedMediaType,
+                format!(
+                    "the body of the request was in an unknown format - accepted media types include: {}",
+                    accepted.join(", ")
+                ),
+            )
+        })?;
+        Ok(codec::Patch { kind, body: body::read(body).await?, validation: self.validation()? })
+    }
+
+    fn write_options(&self, headers: &HeaderMap) -> Result<WriteOptions, Error> {
+        let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
+        let manager = match self.query.get("fieldManager") {
+            // As upstream: the program's name, up to the first slash.
+            "" => agent.split('/').next().unwrap_or(agent).to_owned(),
+            named => named.to_owned(),
+        };
+        Ok(WriteOptions { dry_run: dry_run(self.query.all("dryRun"))?, field_manager: manager, uid: None })
+    }
+
+    /// Options of a deletion come in the body or in the query; the body wins.
+    async fn delete_request(&self, headers: &HeaderMap, body: Incoming) -> Result<DeleteRequest, Error> {
+        let bytes = body::read(body).await?;
+        let options = if bytes.is_empty() {
+            Value::Null
+        } else {
+            codec::decode(&bytes, negotiate::input(headers)?, ("v1", "DeleteOptions"), FieldValidation::Ignore)?.object
+        };
+        let query = |name: &str| self.query.find(name).filter(|value| !value.is_empty());
+        let grace = match (options["gracePeriodSeconds"].as_i64(), query("gracePeriodSeconds")) {
+            (Some(seconds), _) => Some(seconds),
+            (None, Some(text)) => Some(text.parse().map_err(|_| {
+                Error::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}"))
+            })?),
+            (None, None) => None,
+        };
+        let named = options["propagationPolicy"].as_str().or_else(|| query("propagationPolicy"));
+        let orphan = options["orphanDependents"].as_bool().or_else(|| query("orphanDependents").map(is_true));
+        let propagation = match (named, orphan) {
+            (Some(name), _) => Some(propagation(name)?),
+            (None, Some(true)) => Some(Propagation::Orphan),
+            (None, Some(false)) => Some(Propagation::Background),
+            (None, None) => None,
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let from_body = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        Ok(DeleteRequest {
+            grace_period_seconds: grace,
+            propagation,
+            uid: text(&options["preconditions"]["uid"]),
+            resource_version: text(&options["preconditions"]["resourceVersion"]),
+            dry_run: dry_run(from_body.chain(self.query.all("dryRun")))?,
+        })
+    }
+
+    async fn delete_collection(self, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, Error> {
+        let request = self.delete_request(headers, body).await?;
+        let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
+        let resource = &self.call.resource;
+        let items: Vec<Value> = deleted.iter().map(|object| resource.value(object)).collect::<Result<_, _>>()?;
+        let list = serde_json::json!({
+            "kind": resource.row.list_kind, "apiVersion": resource.api_version, "metadata": {}, "items": items,
+        });
+        self.reply(StatusCode::OK, &Reply::Value(list), &[], headers)
+    }
+
+    fn written(&self, written: Written, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+        let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+        self.reply(code, &written.reply, &written.warnings, headers)
+    }
+
+    fn reply(
+        &self,
+        code: StatusCode,
+        reply: &Reply,
+        warnings: &[String],
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, Error> {
+        let bytes = match reply {
+            Reply::Object(object) => encode::object(&self.call.resource, object, self.output, self.include)?,
+            Reply::Value(value) => encode::value(value, self.output)?,
+        };
+        let mut response = if body::is_worth_compressing(bytes.len()) && negotiate::takes_gzip(headers) {
+            list_response(List::Whole(bytes), self.output, headers)
+        } else {
+            respond(code, self.output.content_type(), bytes)
+        };
+        *response.status_mut() = code;
+        for warning in warnings {
+            let text: String = warning.chars().filter(|letter| !letter.is_control()).collect();
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        Ok(response)
+    }
+}
+
+fn list_response(list: List, output: Output, headers: &HeaderMap) -> Response<Body> {
+    let gzip = negotiate::takes_gzip(headers);
+    let (body, compressed) = match list {
+        List::Whole(bytes) if gzip && body::is_worth_compressing(bytes.len()) => {
+            (body::streamed(body::gzip(in_pieces(bytes))), true)
+        }
+        List::Whole(bytes) => (body::full(bytes), false),
+        // How long it will be is not known, but longer than one piece.
+        List::Pieces(pieces) if gzip => (body::streamed(body::gzip(pieces)), true),
+        List::Pieces(pieces) => (body::streamed(pieces), false),
+    };
+    let mut response = Response::new(body);
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(output.content_type()));
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if compressed {
+        fields.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        fields.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+/// Bytes cut so that compressing them does not hold the thread for long.
+fn in_pieces(bytes: Bytes) -> Pieces {
+    const PIECE: usize = 64 << 10;
+    let count = bytes.len().div_ceil(PIECE);
+    Box::pin(stream::iter((0..count).map(move |at| bytes.slice(at * PIECE..bytes.len().min((at + 1) * PIECE)))))
+}
+
+fn version_match(query: &Query) -> Result<VersionMatch, Error> {
+    match query.get("resourceVersionMatch") {
+        "" => Ok(VersionMatch::Unset),
+        "NotOlderThan" => Ok(VersionMatch::NotOlderThan),
+        "Exact" => Ok(VersionMatch::Exact),
+        other => Err(Error::bad_request(format!(
+            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""
+        ))),
+    }
+}
+
+fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, Error> {
+    let mut dry = false;
+    for value in values {
+        match value {
+            "" => {}
+            "All" => dry = true,
+            other => {
+                return Err(Error::bad_request(format!(
+                    "dryRun: Unsupported value: {other:?}: supported values: \"All\""
+                )));
+            }
+        }
+    }
+    Ok(dry)
+}
+
+fn propagation(name: &str) -> Result<Propagation, Error> {
+    [Propagation::Background, Propagation::Foreground, Propagation::Orphan]
+        .into_iter()
+        .find(|known| known.as_str() == name)
+        .ok_or_else(|| {
+            Error::bad_request(format!(
+                "propagationPolicy: Unsupported value: {name:?}: supported values: \"Foreground\", \"Background\", \
+                 \"Orphan\""
+            ))
+        })
+}

@@ -1,0 +1,157 @@
+//! What a request is about: its path and method, as upstream's `RequestInfo` reads them.
+
+use hawser_api::{GroupVersionResource, resource::Target};
+
+/// Parameters of the query, decoded, in order.
+#[derive(Debug, Default)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub fn parse(text: Option<&str>) -> Self {
+        Self(form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect())
+    }
+
+    /// The first value of a parameter; empty where it is not there.
+    pub fn get(&self, name: &str) -> &str {
+        self.find(name).unwrap_or_default()
+    }
+
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
+    /// A switch: there, and not told to be off.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.find(name).is_some_and(crate::ops::is_true)
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    Resource {
+        verb: &'static str,
+        target: Target,
+    },
+    /// Everything that is not about a resource: discovery, health, metrics.
+    Path,
+}
+
+/// Reads method and path.
+pub fn route(method: &http::Method, path: &str, query: &Query) -> Route {
+    let mut parts = path.trim_matches('/').split('/').filter(|part| !part.is_empty());
+    let (group, version) = match parts.next() {
+        Some("api") => ("", parts.next()),
+        Some("apis") => match (parts.next(), parts.next()) {
+            (Some(group), version) => (group, version),
+            _ => return Route::Path,
+        },
+        _ => return Route::Path,
+    };
+    let Some(version) = version else { return Route::Path };
+    let rest: Vec<String> = parts.map(decode).collect();
+    let mut rest: &[String] = &rest;
+    // The old form of a watch: the word before everything else.
+    let watch = rest.first().is_some_and(|first| first == "watch");
+    if watch {
+        rest = &rest[1..];
+    }
+    let mut namespace = None;
+    if let [first, name, more @ ..] = rest
+        && first == "namespaces"
+        && !more.is_empty()
+        // What follows a namespace's own name are its subresources, or the resources in it.
+        && !matches!(more[0].as_str(), "status" | "finalize")
+    {
+        namespace = Some(name.clone());
+        rest = more;
+    }
+    let [resource, rest @ ..] = rest else { return Route::Path };
+    let name = rest.first().cloned();
+    let subresource = (rest.len() > 1).then(|| rest[1..].join("/").into());
+    let verb = verb(method, name.is_some(), watch || query.is_on("watch"));
+    let resource = GroupVersionResource {
+        group: group.to_owned().into(),
+        version: version.to_owned().into(),
+        resource: resource.clone().into(),
+    };
+    Route::Resource { verb, target: Target { resource, namespace, name, subresource } }
+}
+
+fn decode(part: &str) -> String {
+    if !part.contains('%') {
+        return part.to_owned();
+    }
+    // `+` stands for itself in a path.
+    let text = part.replace('+', "%2B");
+    form_urlencoded::parse(text.as_bytes()).next().map_or_else(|| part.to_owned(), |(name, _)| name.into_owned())
+}
+
+fn verb(method: &http::Method, named: bool, watch: bool) -> &'static str {
+    match (method.as_str(), named) {
+        ("GET" | "HEAD", _) if watch => "watch",
+        ("GET" | "HEAD", true) => "get",
+        ("GET" | "HEAD", false) => "list",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        ("DELETE", true) => "delete",
+        ("DELETE", false) => "deletecollection",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(method: &str, uri: &str, expected: &str) {
+        let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let method = http::Method::from_bytes(method.as_bytes()).expect("a method");
+        let found = match route(&method, path, &Query::parse(Some(query))) {
+            Route::Path => "path".to_owned(),
+            Route::Resource { verb, target } => format!(
+                "{verb} {} {} {} {}",
+                target.resource,
+                target.namespace.as_deref().unwrap_or("-"),
+                target.name.as_deref().unwrap_or("-"),
+                target.subresource.as_deref().unwrap_or("-"),
+            ),
+        };
+        assert_eq!(found, expected, "{method} {uri}");
+    }
+
+    #[test]
+    fn paths_are_read_as_upstream_reads_them() {
+        check("GET", "/api", "path");
+        check("GET", "/api/v1", "path");
+        check("GET", "/apis/apps", "path");
+        check("GET", "/apis/apps/v1", "path");
+        check("GET", "/healthz", "path");
+        check("GET", "/api/v1/nodes", "list v1/nodes - - -");
+        check("GET", "/api/v1/nodes?watch=true", "watch v1/nodes - - -");
+        check("GET", "/api/v1/nodes?watch=false", "list v1/nodes - - -");
+        check("GET", "/api/v1/watch/nodes", "watch v1/nodes - - -");
+        check("GET", "/api/v1/pods", "list v1/pods - - -");
+        check("GET", "/api/v1/namespaces", "list v1/namespaces - - -");
+        check("GET", "/api/v1/namespaces/a", "get v1/namespaces - a -");
+        check("PUT", "/api/v1/namespaces/a/status", "update v1/namespaces - a status");
+        check("PUT", "/api/v1/namespaces/a/finalize", "update v1/namespaces - a finalize");
+        check("GET", "/api/v1/namespaces/a/pods", "list v1/pods a - -");
+        check("POST", "/api/v1/namespaces/a/pods", "create v1/pods a - -");
+        check("DELETE", "/api/v1/namespaces/a/pods", "deletecollection v1/pods a - -");
+        check("DELETE", "/api/v1/namespaces/a/pods/b", "delete v1/pods a b -");
+        check("GET", "/api/v1/namespaces/a/pods/b/log", "get v1/pods a b log");
+        check("PATCH", "/apis/apps/v1/namespaces/a/deployments/b/scale", "patch apps/v1/deployments a b scale");
+        check("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "get rbac.authorization.k8s.io/v1/clusterroles - system:node -");
+    }
+}
