@@ -19,15 +19,17 @@ pub(super) fn apply(original: &Value, patch: &[u8]) -> Result<Value, Error> {
     let operations = &patch.0;
     if operations.len() > MAX_OPERATIONS {
         let count = operations.len();
-        let message = format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}");
+        let message =
+            format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}");
         return Err(Error::new(Reason::RequestEntityTooLarge, message));
     }
     let mut object = original.clone();
     let mut copied = 0;
     for operation in operations {
         check_growth(&object, operation, &mut copied)?;
-        json_patch::patch_unsafe(&mut object, std::slice::from_ref(operation))
-            .map_err(|error| unprocessable(format!("the server rejected our request due to an error in our request: {error}")))?;
+        json_patch::patch_unsafe(&mut object, std::slice::from_ref(operation)).map_err(|error| {
+            unprocessable(format!("the server rejected our request due to an error in our request: {error}"))
+        })?;
     }
     Ok(object)
 }
@@ -61,7 +63,9 @@ fn size(value: &Value) -> usize {
         Value::Number(_) => 8,
         Value::String(text) => text.len() + 2,
         Value::Array(items) => 2 + items.iter().map(|item| size(item) + 1).sum::<usize>(),
-        Value::Object(members) => 2 + members.iter().map(|(name, value)| name.len() + 4 + size(value)).sum::<usize>(),
+        Value::Object(members) => {
+            2 + members.iter().map(|(name, value)| name.len() + 4 + size(value)).sum::<usize>()
+        }
     }
 }
 

@@ -39,7 +39,12 @@ impl PatchType {
 /// Applies `patch` to `original`.
 ///
 /// A strategic merge needs the type, for its lists' merge keys; kinds without one refuse it (415).
-pub fn apply(patch_type: PatchType, original: &Value, patch: &[u8], ty: Option<&'static Type>) -> Result<Value, Error> {
+pub fn apply(
+    patch_type: PatchType,
+    original: &Value,
+    patch: &[u8],
+    ty: Option<&'static Type>,
+) -> Result<Value, Error> {
     match patch_type {
         PatchType::Json => json::apply(original, patch),
         PatchType::Merge => {

@@ -24,7 +24,11 @@ fn bad(message: impl Into<String>) -> Error {
 }
 
 /// Merges `patch` into `original`, an object of type `ty` where that is known.
-pub(super) fn merge_object(mut original: Object, mut patch: Object, ty: Option<&'static Type>) -> Result<Object, Error> {
+pub(super) fn merge_object(
+    mut original: Object,
+    mut patch: Object,
+    ty: Option<&'static Type>,
+) -> Result<Object, Error> {
     match patch.remove(PATCH) {
         None => {}
         Some(Value::String(directive)) => match directive.as_str() {
@@ -83,7 +87,7 @@ impl Place {
             is_map: field.shape == Shape::Map,
             is_list: field.shape == Shape::List,
             merge: field.patch.merge,
-            replace: opaque && field.shape == Shape::One,
+            replace: field.patch.replace || opaque && field.shape == Shape::One,
             merge_key: field.patch.merge_key,
         }
     }
@@ -91,7 +95,7 @@ impl Place {
 
 fn merge_value(current: Value, change: Value, place: Place) -> Result<Value, Error> {
     match (current, change) {
-        (Value::Object(current), Value::Object(change)) if place.is_map => {
+        (Value::Object(current), Value::Object(change)) if place.is_map && !place.replace => {
             merge_map(current, change, place.ty).map(Value::Object)
         }
         (Value::Object(current), Value::Object(change)) if !place.replace => {
@@ -121,7 +125,9 @@ fn merge_map(mut current: Object, mut change: Object, ty: Option<&'static Type>)
             continue;
         }
         let merged = match (current.remove(&name), change) {
-            (Some(Value::Object(current)), Value::Object(change)) => Value::Object(merge_object(current, change, ty)?),
+            (Some(Value::Object(current)), Value::Object(change)) => {
+                Value::Object(merge_object(current, change, ty)?)
+            }
             (_, change) => clean(change),
         };
         current.insert(name, merged);
@@ -131,8 +137,10 @@ fn merge_map(mut current: Object, mut change: Object, ty: Option<&'static Type>)
 
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Error> {
     let Some(directive) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
-    let names: Option<Vec<&str>> = directive.as_array().map(|names| names.iter().filter_map(Value::as_str).collect());
-    let names = names.ok_or_else(|| bad(format!("invalid patch format of {RETAIN_KEYS}: a list of names is expected")))?;
+    let names: Option<Vec<&str>> =
+        directive.as_array().map(|names| names.iter().filter_map(Value::as_str).collect());
+    let names = names
+        .ok_or_else(|| bad(format!("invalid patch format of {RETAIN_KEYS}: a list of names is expected")))?;
     let named = |name: &str| names.contains(&name);
     let stray = patch.iter().find(|(name, value)| !name.starts_with('$') && !value.is_null() && !named(name));
     if let Some((name, _)) = stray {
@@ -185,7 +193,8 @@ fn apply_orders(original: &mut Object, patch: &mut Object, ty: Option<&'static T
             (Some(current), Some(change)) => merge_list(current, change, place)?,
         };
         if let Some(deletions) = deletions {
-            let deletions = deletions.as_array().ok_or_else(|| bad("invalid patch format of primitive list"))?;
+            let deletions =
+                deletions.as_array().ok_or_else(|| bad("invalid patch format of primitive list"))?;
             merged.retain(|item| !deletions.contains(item));
         }
         let merged = in_order(merged, &order, &server_order, place.merge_key);
@@ -214,14 +223,23 @@ fn check_order(list: &str, change: &[Value], order: &[Value], merge_key: Option<
     for item in change.iter().filter(|item| item.get(PATCH).is_none()) {
         match position(&order[next..], item, merge_key) {
             Some(at) => next += at + 1,
-            None => return Err(bad(format!("the order in the patch of {list} does not match {SET_ORDER}{list}"))),
+            None => {
+                return Err(bad(format!(
+                    "the order in the patch of {list} does not match {SET_ORDER}{list}"
+                )));
+            }
         }
     }
     Ok(())
 }
 
 /// Items that the patch names come in its order; the server's own keep their places among them.
-fn in_order(merged: Vec<Value>, order: &[Value], server_order: &[Value], merge_key: Option<&str>) -> Vec<Value> {
+fn in_order(
+    merged: Vec<Value>,
+    order: &[Value],
+    server_order: &[Value],
+    merge_key: Option<&str>,
+) -> Vec<Value> {
     let (mut named, mut others): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|item| position(order, item, merge_key).is_some());
     named.sort_by_key(|item| position(order, item, merge_key));
@@ -262,7 +280,9 @@ fn merge_list(current: Vec<Value>, change: Vec<Value>, place: Place) -> Result<V
     let mut additions = Vec::new();
     for item in change {
         let Value::Object(mut item) = item else {
-            return Err(unprocessable(format!("an object with the merge key {key:?} is expected in the list")));
+            return Err(unprocessable(format!(
+                "an object with the merge key {key:?} is expected in the list"
+            )));
         };
         match item.remove(PATCH) {
             None => additions.push(item),
@@ -283,7 +303,10 @@ fn merge_list(current: Vec<Value>, change: Vec<Value>, place: Place) -> Result<V
         }
     }
     if replace {
-        return Ok(additions.into_iter().map(|item| Value::Object(without_nulls_and_directives(item))).collect());
+        return Ok(additions
+            .into_iter()
+            .map(|item| Value::Object(without_nulls_and_directives(item)))
+            .collect());
     }
     for item in additions {
         let wanted = item.get(key).ok_or_else(|| no_merge_key(&item, key))?;
@@ -315,9 +338,12 @@ fn clean(value: Value) -> Value {
 
 fn clean_list(items: Vec<Value>) -> Vec<Value> {
     // An item that only says what to delete brings nothing.
-    let brings = |item: &Value| item.get(PATCH).and_then(Value::as_str).is_none_or(|directive| {
-        directive != "delete" && !(directive == "replace" && item.as_object().is_some_and(|item| item.len() == 1))
-    });
+    let brings = |item: &Value| {
+        item.get(PATCH).and_then(Value::as_str).is_none_or(|directive| {
+            directive != "delete"
+                && !(directive == "replace" && item.as_object().is_some_and(|item| item.len() == 1))
+        })
+    };
     items.into_iter().filter(brings).map(clean).collect()
 }
 

@@ -129,7 +129,8 @@ fn retain_keys_drops_what_is_not_named() {
         json!({ "volumes": [{ "name": "v", "hostPath": { "path": "/tmp" } }] }),
     );
     let ty = schema::type_of("apps", "v1", "Deployment");
-    let original = json!({ "spec": { "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } } } });
+    let original =
+        json!({ "spec": { "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1 } } } });
     let patch = br#"{"spec":{"strategy":{"$retainKeys":["type"],"type":"Recreate"}}}"#;
     let patched = apply(PatchType::StrategicMerge, &original, patch, ty).unwrap();
     assert_eq!(patched["spec"]["strategy"], json!({ "type": "Recreate" }));
@@ -147,7 +148,12 @@ fn the_order_asked_for_is_kept_and_the_servers_own_items_stay_in_place() {
     };
     check("turned round", list(&["a", "b"]), order(&["b", "a"], &[]), list(&["b", "a"]));
     check("one in front", list(&["a", "b"]), order(&["c", "a", "b"], &["c"]), list(&["c", "a", "b"]));
-    check("the server's in the middle", list(&["a", "x", "b"]), order(&["a", "b"], &[]), list(&["a", "x", "b"]));
+    check(
+        "the server's in the middle",
+        list(&["a", "x", "b"]),
+        order(&["a", "b"], &[]),
+        list(&["a", "x", "b"]),
+    );
     check("the server's in front", list(&["x", "a"]), order(&["a", "b"], &["b"]), list(&["x", "a", "b"]));
     let missing = json!({ "$setElementOrder/containers": [{ "name": "b" }] });
     check("no list to order", json!({}), missing, json!({}));
@@ -159,8 +165,28 @@ fn service_ports_are_told_apart_by_number() {
     let original = json!({ "spec": { "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] } });
     let patch = json!({ "spec": { "ports": [{ "port": 80, "targetPort": 9090 }, { "port": 443, "name": "https" }] } });
     let patched = apply(PatchType::StrategicMerge, &original, patch.to_string().as_bytes(), ty).unwrap();
-    let expected = json!([{ "name": "http", "port": 80, "targetPort": 9090 }, { "port": 443, "name": "https" }]);
+    let expected =
+        json!([{ "name": "http", "port": 80, "targetPort": 9090 }, { "port": 443, "name": "https" }]);
     assert_eq!(patched["spec"]["ports"], expected);
+}
+
+#[test]
+fn a_field_that_is_replaced_takes_the_patch_as_it_is() {
+    let ty = schema::type_of("policy", "v1", "PodDisruptionBudget");
+    let original = json!({ "spec": { "selector": { "matchLabels": { "a": "1" } } } });
+    let patch = br#"{"spec":{"selector":{"matchLabels":{"b":"2"}}}}"#;
+    let patched = apply(PatchType::StrategicMerge, &original, patch, ty).unwrap();
+    assert_eq!(patched["spec"]["selector"], json!({ "matchLabels": { "b": "2" } }));
+}
+
+#[test]
+fn lists_of_inlined_structs_keep_their_merge_keys() {
+    let ty = schema::type_of("", "v1", "Pod");
+    let original = json!({ "spec": { "ephemeralContainers": [{ "name": "d", "env": [{ "name": "A", "value": "1" }] }] } });
+    let patch = br#"{"spec":{"ephemeralContainers":[{"name":"d","env":[{"name":"B","value":"2"}]}]}}"#;
+    let patched = apply(PatchType::StrategicMerge, &original, patch, ty).unwrap();
+    let expected = json!([{ "name": "A", "value": "1" }, { "name": "B", "value": "2" }]);
+    assert_eq!(patched["spec"]["ephemeralContainers"][0]["env"], expected);
 }
 
 #[test]
@@ -217,7 +243,8 @@ fn what_does_not_apply_is_refused_with_a_reason() {
 fn copies_cannot_blow_an_object_up() {
     let double = r#"{"op":"copy","from":"/a","path":"/a/-"}"#;
     let patch = format!("[{}]", vec![double; 60].join(","));
-    let error = apply(PatchType::Json, &json!({ "a": ["some text to copy"] }), patch.as_bytes(), None).unwrap_err();
+    let error =
+        apply(PatchType::Json, &json!({ "a": ["some text to copy"] }), patch.as_bytes(), None).unwrap_err();
     assert_eq!(error.reason(), Reason::Invalid);
     let many = format!("[{}]", vec![r#"{"op":"test","path":"","value":{}}"#; 10_001].join(","));
     let error = apply(PatchType::Json, &json!({}), many.as_bytes(), None).unwrap_err();

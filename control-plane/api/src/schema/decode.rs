@@ -87,7 +87,12 @@ pub fn peek_type_meta(body: &[u8], format: Format) -> Result<TypeMeta, Error> {
 /// Reads a body of type `ty`. `kind` and `apiVersion` are added when missing; others than the type's are refused.
 ///
 /// Every error is a BadRequest (400).
-pub fn decode(ty: &'static Type, body: &[u8], format: Format, validation: FieldValidation) -> Result<Decoded, Error> {
+pub fn decode(
+    ty: &'static Type,
+    body: &[u8],
+    format: Format,
+    validation: FieldValidation,
+) -> Result<Decoded, Error> {
     let mut context = Context::new(validation);
     let result = match format {
         Format::Json => {
@@ -104,7 +109,11 @@ pub fn decode(ty: &'static Type, body: &[u8], format: Format, validation: FieldV
 }
 
 /// Brings an object that a patch or a conversion made into canonical form.
-pub fn canonicalize(ty: &'static Type, object: &Value, validation: FieldValidation) -> Result<Decoded, Error> {
+pub fn canonicalize(
+    ty: &'static Type,
+    object: &Value,
+    validation: FieldValidation,
+) -> Result<Decoded, Error> {
     let mut context = Context::new(validation);
     let result = context.root(ty).deserialize(object).map_err(|error| error.to_string());
     context.conclude(ty, result)
@@ -112,7 +121,9 @@ pub fn canonicalize(ty: &'static Type, object: &Value, validation: FieldValidati
 
 fn unreadable(kind: &str, error: &dyn fmt::Display) -> Error {
     let expected = if kind.is_empty() { String::new() } else { format!(" (must be of type {kind})") };
-    Error::bad_request(format!("the object provided is unrecognized{expected}: couldn't get version/kind; json parse error: {error}"))
+    Error::bad_request(format!(
+        "the object provided is unrecognized{expected}: couldn't get version/kind; json parse error: {error}"
+    ))
 }
 
 /// One step of the path to the value being read.
@@ -324,7 +335,11 @@ impl<'c> Node<'c> {
         }
     }
 
-    fn read_struct<'de, A: MapAccess<'de>>(self, ty: &'static Type, mut access: A) -> Result<Option<Value>, A::Error> {
+    fn read_struct<'de, A: MapAccess<'de>>(
+        self,
+        ty: &'static Type,
+        mut access: A,
+    ) -> Result<Option<Value>, A::Error> {
         let context = self.context;
         Self::count(context)?;
         let mut object = Map::new();

@@ -37,12 +37,13 @@ impl Printer<'_> {
     fn message(&mut self, ty: &Type, value: &Value) {
         match (ty.special, value) {
             (Special::Struct, Value::Object(object)) => self.object(ty, object),
-            (Special::SchemaOrBool | Special::SchemaOrArray | Special::SchemaOrStrings, Value::Object(object)) => {
-                match schema_of(ty) {
-                    Some(schema) => self.object(schema, object),
-                    None => self.plain(value),
-                }
-            }
+            (
+                Special::SchemaOrBool | Special::SchemaOrArray | Special::SchemaOrStrings,
+                Value::Object(object),
+            ) => match schema_of(ty) {
+                Some(schema) => self.object(schema, object),
+                None => self.plain(value),
+            },
             (Special::SchemaOrArray, Value::Array(items)) => match schema_of(ty) {
                 Some(schema) => self.array(items, |printer, item| printer.message(schema, item)),
                 None => self.plain(value),
@@ -66,7 +67,9 @@ impl Printer<'_> {
             let Some(value) = object.get(field.json) else { continue };
             self.name(field.json, &mut count);
             match (field.shape, value) {
-                (Shape::List, Value::Array(items)) => self.array(items, |printer, item| printer.elem(field.elem, item)),
+                (Shape::List, Value::Array(items)) => {
+                    self.array(items, |printer, item| printer.elem(field.elem, item))
+                }
                 (Shape::Map, Value::Object(map)) => self.map(field.elem, map),
                 _ => self.elem(field.elem, value),
             }

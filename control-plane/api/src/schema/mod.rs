@@ -20,7 +20,8 @@ mod tests;
 
 pub use decode::{Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, peek_type_meta};
 pub use table::{
-    Elem, Field, ListType, PatchStrategy, Shape, Special, Type, TypeId, type_named, type_of, type_of_object, types,
+    Elem, Field, ListType, MapType, PatchStrategy, Shape, Special, Type, TypeId, type_named, type_of,
+    type_of_object, types,
 };
 
 use serde_json::{Map, Value};

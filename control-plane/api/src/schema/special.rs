@@ -116,7 +116,9 @@ fn canonical_quantity(text: &str) -> Result<Value, Misfit> {
 
 fn canonical_time(text: &str, canonical: Option<String>) -> Result<Value, Misfit> {
     let canonical = canonical.ok_or_else(|| {
-        Misfit::Value(format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}"))
+        Misfit::Value(format!(
+            "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}"
+        ))
     })?;
     Ok(Value::from(canonical))
 }

@@ -78,8 +78,8 @@ pub struct Field {
     pub list_type: Option<ListType>,
     /// The keys of a list of type map.
     pub list_keys: Vec<&'static str>,
-    /// A map or struct that server-side apply replaces as a whole.
-    pub atomic: bool,
+    /// How server-side apply sees a map or struct here, where that is not the type's own way.
+    pub map_type: Option<MapType>,
     pub patch: PatchStrategy,
     /// A default that the published OpenAPI names, as JSON.
     pub default: Option<&'static str>,
@@ -118,6 +118,24 @@ pub enum ListType {
     Map,
 }
 
+/// How server-side apply sees a map or a struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapType {
+    /// Replaced as a whole.
+    Atomic,
+    /// Owned field by field.
+    Granular,
+}
+
+impl MapType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Atomic => "atomic",
+            Self::Granular => "granular",
+        }
+    }
+}
+
 impl ListType {
     pub fn as_str(self) -> &'static str {
         match self {
@@ -135,6 +153,8 @@ pub struct PatchStrategy {
     pub merge: bool,
     /// Only the keys named in the patch are kept (`retainKeys`).
     pub retain_keys: bool,
+    /// An object is replaced as a whole rather than merged (`replace`).
+    pub replace: bool,
     /// The field that tells items apart; `None` for lists of scalars.
     pub merge_key: Option<&'static str>,
 }
@@ -146,7 +166,7 @@ impl PatchStrategy {
             (true, true) => Some("merge,retainKeys"),
             (true, false) => Some("merge"),
             (false, true) => Some("retainKeys"),
-            (false, false) => None,
+            (false, false) => self.replace.then_some("replace"),
         }
     }
 }
@@ -217,7 +237,9 @@ impl Type {
     pub fn field_by_number(&self, number: u32) -> Option<&Field> {
         // Numbers mostly follow the order, so the first guess is nearly always right.
         let guess = self.fields.get(number.wrapping_sub(1) as usize);
-        guess.filter(|field| field.number == number).or_else(|| self.fields.iter().find(|f| f.number == number))
+        guess
+            .filter(|field| field.number == number)
+            .or_else(|| self.fields.iter().find(|f| f.number == number))
     }
 }
 
@@ -228,7 +250,9 @@ pub fn type_of(group: &str, version: &str, kind: &str) -> Option<&'static Type> 
     let table = &*TABLE;
     let versions = table.kinds.get(kind)?;
     let exact = versions.iter().find(|id| id.get().group_version == Some((group, version)));
-    exact.or_else(|| versions.iter().find(|id| id.get().package() == META && kind_is_everywhere(kind))).map(|id| id.get())
+    exact
+        .or_else(|| versions.iter().find(|id| id.get().package() == META && kind_is_everywhere(kind)))
+        .map(|id| id.get())
 }
 
 /// The type behind an `apiVersion` and `kind`, as objects carry them.
@@ -252,7 +276,13 @@ const META: &str = "k8s.io.apimachinery.pkg.apis.meta.v1";
 fn kind_is_everywhere(kind: &str) -> bool {
     matches!(
         kind,
-        "CreateOptions" | "DeleteOptions" | "GetOptions" | "ListOptions" | "PatchOptions" | "UpdateOptions" | "Status"
+        "CreateOptions"
+            | "DeleteOptions"
+            | "GetOptions"
+            | "ListOptions"
+            | "PatchOptions"
+            | "UpdateOptions"
+            | "Status"
             | "WatchEvent"
     )
 }
@@ -337,7 +367,7 @@ fn parse_type(line: &'static str, package: &'static str, names: &HashMap<&'stati
     ty
 }
 
-/// `20*!:name []Container R L=map K=name S=merge M=name D="x"`
+/// `20*!:name []Container R L=map K=name S=merge M=name T=atomic D="x"`
 fn parse_field(line: &'static str, package: &str, names: &HashMap<&'static str, TypeId>) -> Field {
     let (head, rest) = line.split_once(':').expect("a field has a number and a name");
     let marks_at = head.find(|c: char| !c.is_ascii_digit()).unwrap_or(head.len());
@@ -362,7 +392,7 @@ fn parse_field(line: &'static str, package: &str, names: &HashMap<&'static str, 
         required: false,
         list_type: None,
         list_keys: Vec::new(),
-        atomic: false,
+        map_type: None,
         patch: PatchStrategy::default(),
         default: None,
     };
@@ -371,15 +401,17 @@ fn parse_field(line: &'static str, package: &str, names: &HashMap<&'static str, 
             Some(("L", "atomic")) => field.list_type = Some(ListType::Atomic),
             Some(("L", "set")) => field.list_type = Some(ListType::Set),
             Some(("L", "map")) => field.list_type = Some(ListType::Map),
+            Some(("T", "atomic")) => field.map_type = Some(MapType::Atomic),
+            Some(("T", "granular")) => field.map_type = Some(MapType::Granular),
             Some(("K", keys)) => field.list_keys = keys.split(',').collect(),
             Some(("S", how)) => {
                 field.patch.merge = how.contains("merge");
                 field.patch.retain_keys = how.contains("retainKeys");
+                field.patch.replace = how == "replace";
             }
             Some(("M", key)) => field.patch.merge_key = Some(key),
             Some(("D", value)) => field.default = Some(value),
             _ if word == "R" => field.required = true,
-            _ if word == "A" => field.atomic = true,
             _ => panic!("unknown mark {word:?} of {json}"),
         }
     }
@@ -409,7 +441,9 @@ fn special(name: &str) -> Special {
         "apimachinery.pkg.apis.meta.v1.Time" => Special::Time,
         "apimachinery.pkg.apis.meta.v1.MicroTime" => Special::MicroTime,
         "apimachinery.pkg.apis.meta.v1.Duration" => Special::Duration,
-        "apimachinery.pkg.runtime.RawExtension" | "apimachinery.pkg.apis.meta.v1.FieldsV1" => Special::RawJson,
+        "apimachinery.pkg.runtime.RawExtension" | "apimachinery.pkg.apis.meta.v1.FieldsV1" => {
+            Special::RawJson
+        }
         "apimachinery.pkg.apis.meta.v1.Verbs" => Special::StringList,
         rest if rest.ends_with(".ExtraValue") => Special::StringList,
         rest if rest.starts_with("apiextensions_apiserver.") => match rest.rsplit('.').next() {
@@ -428,7 +462,8 @@ fn flatten(types: &mut [Type]) {
     for index in 0..types.len() {
         let mut flat = Vec::new();
         collect(types, index, &mut flat);
-        let by_json = flat.iter().map(|&(holder, at)| (types[usize::from(holder.0)].fields[at].json, (holder, at)));
+        let by_json =
+            flat.iter().map(|&(holder, at)| (types[usize::from(holder.0)].fields[at].json, (holder, at)));
         let by_json = by_json.collect();
         let unconditional = flat.iter().copied().filter(|&(holder, at)| {
             let field = &types[usize::from(holder.0)].fields[at];

@@ -24,7 +24,8 @@ fn every_object_reads_the_same_from_json_yaml_and_protobuf_and_comes_back_identi
     assert!(names.len() >= 180, "{} objects", names.len());
     let mut failures = Vec::new();
     for name in &names {
-        let read = |extension: &str| fs::read(facts.join(format!("api-testdata/{name}.{extension}"))).unwrap();
+        let read =
+            |extension: &str| fs::read(facts.join(format!("api-testdata/{name}.{extension}"))).unwrap();
         if let Err(failure) = round_trip(name, &read("json"), &read("yaml"), &read("pb")) {
             failures.push(format!("{name}: {failure}"));
         }
@@ -38,7 +39,9 @@ fn round_trip(name: &str, json_text: &[u8], yaml: &[u8], pb: &[u8]) -> Result<()
     let ty = type_of_object(&meta.api_version, &meta.kind).or_else(|| type_of("meta.k8s.io", "v1", kind));
     let ty = ty.ok_or("no type")?;
     let read = |bytes, format| {
-        super::decode(ty, bytes, format, FieldValidation::Strict).map(|decoded| decoded.object).map_err(|e| e.to_string())
+        super::decode(ty, bytes, format, FieldValidation::Strict)
+            .map(|decoded| decoded.object)
+            .map_err(|e| e.to_string())
     };
     let from_json = read(json_text, Format::Json)?;
     let from_yaml = read(yaml, Format::Yaml)?;
@@ -83,7 +86,11 @@ fn differ(what: &str, left: &serde_json::Value, right: &serde_json::Value) -> St
                 let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
                 let null = serde_json::Value::Null;
                 names.into_iter().find_map(|name| {
-                    first(&format!("{path}.{name}"), a.get(name).unwrap_or(&null), b.get(name).unwrap_or(&null))
+                    first(
+                        &format!("{path}.{name}"),
+                        a.get(name).unwrap_or(&null),
+                        b.get(name).unwrap_or(&null),
+                    )
                 })
             }
             (Array(a), Array(b)) if a.len() == b.len() => {

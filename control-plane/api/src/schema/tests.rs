@@ -30,7 +30,9 @@ fn strict_validation_names_unknown_and_duplicate_fields() {
         &format!("{head}duplicate field \"spec.replicas\""),
     );
     refused(
-        &deployment(r#"{"template":{"spec":{"containers":[{"name":"a"},{"name":"b","imagee":"x","x":{}}]}}}"#),
+        &deployment(
+            r#"{"template":{"spec":{"containers":[{"name":"a"},{"name":"b","imagee":"x","x":{}}]}}}"#,
+        ),
         &format!(
             "{head}unknown field \"spec.template.spec.containers[1].imagee\", \
              unknown field \"spec.template.spec.containers[1].x\""
@@ -60,9 +62,15 @@ fn wrong_types_are_refused_with_their_path() {
     for (spec, message) in [
         (r#"{"replicas":"3"}"#, "string into Go struct field DeploymentSpec.spec.replicas of type int32"),
         (r#"{"replicas":1.5}"#, "number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32"),
-        (r#"{"replicas":3000000000}"#, "number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32"),
+        (
+            r#"{"replicas":3000000000}"#,
+            "number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
         (r#"{"paused":1}"#, "number into Go struct field DeploymentSpec.spec.paused of type bool"),
-        (r#"{"template":[]}"#, "array into Go struct field DeploymentSpec.spec.template of type v1.PodTemplateSpec"),
+        (
+            r#"{"template":[]}"#,
+            "array into Go struct field DeploymentSpec.spec.template of type v1.PodTemplateSpec",
+        ),
         (
             r#"{"template":{"spec":{"containers":{}}}}"#,
             "object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container",
@@ -138,7 +146,8 @@ fn unreadable_values_are_refused() {
         (json!({ "spec": { "overhead": { "cpu": "much" } } }), "quantities must match"),
         (json!({ "metadata": { "creationTimestamp": "today" } }), "parsing time \"today\""),
     ] {
-        let error = decode(ty, body.to_string().as_bytes(), Format::Json, FieldValidation::Ignore).unwrap_err();
+        let error =
+            decode(ty, body.to_string().as_bytes(), Format::Json, FieldValidation::Ignore).unwrap_err();
         assert!(error.message().contains(part), "{error}");
     }
     let secret = type_of("", "v1", "Secret").unwrap();
@@ -182,8 +191,14 @@ fn printing_starts_with_kind_and_keeps_what_the_table_does_not_know() {
 fn lists_are_made_of_encoded_items() {
     let ty = type_of("", "v1", "ConfigMap").unwrap();
     let item = |name: &str| json!({ "metadata": { "name": name }, "data": { "a": "1" } });
-    let items: Vec<Vec<u8>> = ["x", "y"].iter().map(|name| protobuf::encode_message(ty, &item(name)).unwrap()).collect();
-    let list = protobuf::list("v1", "ConfigMapList", &json!({ "resourceVersion": "7" }), items.iter().map(Vec::as_slice));
+    let items: Vec<Vec<u8>> =
+        ["x", "y"].iter().map(|name| protobuf::encode_message(ty, &item(name)).unwrap()).collect();
+    let list = protobuf::list(
+        "v1",
+        "ConfigMapList",
+        &json!({ "resourceVersion": "7" }),
+        items.iter().map(Vec::as_slice),
+    );
     let (meta, list) = protobuf::decode(&list.unwrap()).unwrap();
     assert_eq!(meta.kind, "ConfigMapList");
     assert_eq!(list["metadata"], json!({ "resourceVersion": "7" }));
@@ -192,7 +207,9 @@ fn lists_are_made_of_encoded_items() {
 
 #[test]
 fn list_types_hold_metadata_and_items_where_lists_are_built() {
-    for ty in types().filter(|ty| ty.kind().ends_with("List") && ty.has_type_meta && ty.field("items").is_some()) {
+    for ty in
+        types().filter(|ty| ty.kind().ends_with("List") && ty.has_type_meta && ty.field("items").is_some())
+    {
         // Its fields stand the other way round, and it was replaced long ago.
         if ty.name == "k8s.io.apimachinery.pkg.apis.meta.v1beta1.PartialObjectMetadataList" {
             continue;
@@ -218,13 +235,25 @@ fn hostile_protobuf_is_refused_without_harm() {
     use protobuf::DecodeError;
     let seal = |raw: &[u8]| protobuf::seal("v1", "Pod", raw);
     assert_eq!(protobuf::decode(b"").unwrap_err(), DecodeError::Magic);
-    assert_eq!(protobuf::decode(b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01").unwrap_err(), DecodeError::Truncated);
+    assert_eq!(
+        protobuf::decode(b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01").unwrap_err(),
+        DecodeError::Truncated
+    );
     assert_eq!(protobuf::decode(&seal(b"\x0a\x7f")).unwrap_err(), DecodeError::Truncated);
     assert_eq!(protobuf::decode(&seal(b"\x0b")).unwrap_err(), DecodeError::Tag(0x0b));
     assert_eq!(protobuf::decode(&seal(b"\x00")).unwrap_err(), DecodeError::Tag(0));
-    assert!(matches!(protobuf::decode(&seal(b"\x08\x01")).unwrap_err(), DecodeError::WireType { field: 1, .. }));
-    assert!(matches!(protobuf::decode(&seal(b"\x0a\x03\x0a\x01\xff")).unwrap_err(), DecodeError::Utf8 { field: 1, .. }));
-    assert!(matches!(protobuf::decode(&protobuf::seal("v9", "Pod", b"")).unwrap_err(), DecodeError::UnknownKind { .. }));
+    assert!(matches!(
+        protobuf::decode(&seal(b"\x08\x01")).unwrap_err(),
+        DecodeError::WireType { field: 1, .. }
+    ));
+    assert!(matches!(
+        protobuf::decode(&seal(b"\x0a\x03\x0a\x01\xff")).unwrap_err(),
+        DecodeError::Utf8 { field: 1, .. }
+    ));
+    assert!(matches!(
+        protobuf::decode(&protobuf::seal("v9", "Pod", b"")).unwrap_err(),
+        DecodeError::UnknownKind { .. }
+    ));
     // A million empty containers in two megabytes would each decode to an object.
     let spec: Vec<u8> = std::iter::repeat_n([0x12, 0], 1_000_000).flatten().collect();
     let mut raw = vec![0x12];

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{
     schema::{
-        Elem, Field, Shape, Special, Type, TypeMeta, decode::is_dropped, fill, special::float, type_of_object,
-        zero,
+        Elem, Field, Shape, Special, Type, TypeMeta, decode::is_dropped, fill, special::float,
+        type_of_object, zero,
     },
     time,
 };
@@ -20,7 +20,10 @@ pub fn decode(body: &[u8]) -> Result<(TypeMeta, Value), DecodeError> {
     let envelope = super::open(body)?;
     let meta = TypeMeta { api_version: envelope.api_version.to_owned(), kind: envelope.kind.to_owned() };
     let ty = type_of_object(&meta.api_version, &meta.kind);
-    let ty = ty.ok_or_else(|| DecodeError::UnknownKind { api_version: meta.api_version.clone(), kind: meta.kind.clone() })?;
+    let ty = ty.ok_or_else(|| DecodeError::UnknownKind {
+        api_version: meta.api_version.clone(),
+        kind: meta.kind.clone(),
+    })?;
     let mut object = decode_message(ty, envelope.raw)?;
     if let Value::Object(members) = &mut object
         && ty.has_type_meta
@@ -70,7 +73,12 @@ impl At {
 }
 
 impl Decoder {
-    fn object(&mut self, ty: &'static Type, message: &[u8], depth: u32) -> Result<Map<String, Value>, DecodeError> {
+    fn object(
+        &mut self,
+        ty: &'static Type,
+        message: &[u8],
+        depth: u32,
+    ) -> Result<Map<String, Value>, DecodeError> {
         let mut object = Map::new();
         self.fields(ty, message, depth, &mut object)?;
         fill(ty, &mut object);
@@ -149,7 +157,13 @@ impl Decoder {
         Ok(())
     }
 
-    fn entry(&mut self, elem: Elem, entry: &[u8], at: At, depth: u32) -> Result<(String, Value), DecodeError> {
+    fn entry(
+        &mut self,
+        elem: Elem,
+        entry: &[u8],
+        at: At,
+        depth: u32,
+    ) -> Result<(String, Value), DecodeError> {
         let mut key = String::new();
         let mut value = None;
         let mut reader = Reader::new(entry);
@@ -190,7 +204,13 @@ impl Decoder {
     }
 
     /// A schema in field 1 or 2, or what stands in its place.
-    fn schema_or(&mut self, ty: &'static Type, message: &[u8], at: At, depth: u32) -> Result<Value, DecodeError> {
+    fn schema_or(
+        &mut self,
+        ty: &'static Type,
+        message: &[u8],
+        at: At,
+        depth: u32,
+    ) -> Result<Value, DecodeError> {
         let mut schema = None;
         let mut allows = false;
         let mut schemas = Vec::new();
@@ -280,4 +300,3 @@ fn simple(special: Special, message: &[u8], at: At) -> Result<Value, DecodeError
         },
     }
 }
-

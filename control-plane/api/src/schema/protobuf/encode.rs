@@ -29,7 +29,10 @@ pub fn encode(object: &Value) -> Result<Vec<u8>, EncodeError> {
     let text = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     let ty = type_of_object(api_version, kind);
-    let ty = ty.ok_or_else(|| EncodeError::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() })?;
+    let ty = ty.ok_or_else(|| EncodeError::UnknownKind {
+        api_version: api_version.to_owned(),
+        kind: kind.to_owned(),
+    })?;
     Ok(super::seal(api_version, kind, &encode_message(ty, object)?))
 }
 
@@ -139,7 +142,12 @@ fn put_elem(elem: Elem, number: u32, value: &Value, out: &mut Vec<u8>) -> Option
     Some(Ok(()))
 }
 
-fn put_message(ty: &'static Type, number: u32, value: &Value, out: &mut Vec<u8>) -> Option<Result<(), EncodeError>> {
+fn put_message(
+    ty: &'static Type,
+    number: u32,
+    value: &Value,
+    out: &mut Vec<u8>,
+) -> Option<Result<(), EncodeError>> {
     if ty.special == Special::Struct {
         let object = value.as_object()?;
         return Some(put_nested(out, number, |out| put_fields(ty, object, out)));
@@ -203,7 +211,9 @@ fn put_schema_or(ty: &'static Type, value: &Value, out: &mut Vec<u8>) -> Option<
         let field = &ty.fields[*index];
         match (field.shape, field.elem, value) {
             // Go keeps "allowed" beside a schema.
-            (Shape::One, Elem::Bool, value) => put_int(out, field.number, u64::from(value.as_bool().unwrap_or(true))),
+            (Shape::One, Elem::Bool, value) => {
+                put_int(out, field.number, u64::from(value.as_bool().unwrap_or(true)))
+            }
             (Shape::One, elem, Value::Object(_)) => {
                 if let failed @ (None | Some(Err(_))) = put_elem(elem, field.number, value, out) {
                     return failed;
