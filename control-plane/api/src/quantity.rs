@@ -5,7 +5,12 @@
 //! up. Held as a count of nanos in 128 bits, so sums of any real cluster are exact; beyond about 1.7e29 a
 //! value is held at that bound.
 
-use std::{cmp::Ordering, fmt, str::FromStr};
+use std::{
+    cmp::Ordering,
+    fmt,
+    ops::{Add, Neg, Sub},
+    str::FromStr,
+};
 
 const NANO: i128 = 1_000_000_000;
 
@@ -81,22 +86,31 @@ impl Quantity {
     pub fn sign(self) -> i32 {
         self.nanos.signum() as i32
     }
+}
 
-    /// The sum. A zero takes the other's format, as upstream's does.
-    #[must_use]
-    pub fn add(self, other: Self) -> Self {
+/// The sum. A zero takes the other's format, as upstream's does.
+impl Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
         let format = if self.is_zero() { other.format } else { self.format };
         Self { nanos: self.nanos.saturating_add(other.nanos), format }
     }
+}
 
-    #[must_use]
-    pub fn sub(self, other: Self) -> Self {
+impl Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
         let format = if self.is_zero() { other.format } else { self.format };
         Self { nanos: self.nanos.saturating_sub(other.nanos), format }
     }
+}
 
-    #[must_use]
-    pub fn negated(self) -> Self {
+impl Neg for Quantity {
+    type Output = Self;
+
+    fn neg(self) -> Self {
         Self { nanos: self.nanos.saturating_neg(), ..self }
     }
 }
@@ -194,7 +208,8 @@ impl Parts<'_> {
         };
         // A part of a unit prints better as thousandths than as a fraction of 1024.
         let small = self.format == Format::BinarySi && !self.negative && nanos > 0 && nanos < NANO;
-        let format = if small || digits == "0" && self.exponent == 0 { Format::DecimalSi } else { self.format };
+        let format =
+            if small || digits == "0" && self.exponent == 0 { Format::DecimalSi } else { self.format };
         Ok(Quantity { nanos: if self.negative { -nanos } else { nanos }, format })
     }
 
@@ -379,10 +394,10 @@ mod tests {
 
     #[test]
     fn sums_are_exact_and_keep_the_first_format() {
-        assert_eq!(parse("1Gi").add(parse("512Mi")).to_string(), "1536Mi");
-        assert_eq!(parse("0.1").add(parse("0.2")), parse("0.3"));
-        assert_eq!(Quantity::ZERO.add(parse("1Mi")).to_string(), "1Mi");
-        assert_eq!(parse("1").sub(parse("1500m")).to_string(), "-500m");
+        assert_eq!((parse("1Gi") + parse("512Mi")).to_string(), "1536Mi");
+        assert_eq!(parse("0.1") + parse("0.2"), parse("0.3"));
+        assert_eq!((Quantity::ZERO + parse("1Mi")).to_string(), "1Mi");
+        assert_eq!((parse("1") - parse("1500m")).to_string(), "-500m");
     }
 
     /// A small generator of numbers, so that a failure can be repeated.
@@ -432,7 +447,8 @@ mod tests {
             let width = places as usize + 1;
             let padded = format!("{digits:0width$}");
             let (whole, fraction) = padded.split_at(padded.len() - places as usize);
-            let text = if places == 0 { format!("{whole}{suffix}") } else { format!("{whole}.{fraction}{suffix}") };
+            let text =
+                if places == 0 { format!("{whole}{suffix}") } else { format!("{whole}.{fraction}{suffix}") };
             let quantity = parse(&text);
             assert_eq!(quantity.nanos, slow_nanos(digits, places, suffix), "{text}");
             assert_eq!(parse(&quantity.to_string()), quantity, "{text}");

@@ -27,7 +27,8 @@ pub fn format_micros(seconds: i64, nanos: i32) -> Option<String> {
 pub fn parse_rfc3339(text: &str) -> Option<(i64, i32)> {
     let bytes = text.as_bytes();
     // jiff is lenient about separators; the API is not.
-    let separators = bytes.len() >= 20 && bytes[4] == b'-' && bytes[7] == b'-' && bytes[10] == b'T' && bytes[13] == b':';
+    let separators =
+        bytes.len() >= 20 && bytes[4] == b'-' && bytes[7] == b'-' && bytes[10] == b'T' && bytes[13] == b':';
     if !separators || !text.is_ascii() || text.contains('[') {
         return None;
     }
@@ -61,7 +62,8 @@ pub fn now() -> String {
 /// Now, as `metav1.MicroTime`.
 pub fn now_micro() -> String {
     let now = Timestamp::now();
-    format_micros(now.as_second(), now.subsec_nanosecond()).expect("the clock is between the years 1970 and 9999")
+    format_micros(now.as_second(), now.subsec_nanosecond())
+        .expect("the clock is between the years 1970 and 9999")
 }
 
 /// Year, month, day and second of the day.
@@ -176,8 +178,14 @@ mod tests {
         ] {
             assert_eq!(canonical_time(text).as_deref(), expected, "{text}");
         }
-        assert_eq!(canonical_micro_time("2024-02-29T12:30:45Z").as_deref(), Some("2024-02-29T12:30:45.000000Z"));
-        assert_eq!(canonical_micro_time("1960-01-01T00:00:00.5Z").as_deref(), Some("1960-01-01T00:00:00.500000Z"));
+        assert_eq!(
+            canonical_micro_time("2024-02-29T12:30:45Z").as_deref(),
+            Some("2024-02-29T12:30:45.000000Z")
+        );
+        assert_eq!(
+            canonical_micro_time("1960-01-01T00:00:00.5Z").as_deref(),
+            Some("1960-01-01T00:00:00.500000Z")
+        );
     }
 
     #[test]

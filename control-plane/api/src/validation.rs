@@ -43,7 +43,9 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     let mut errors = Vec::new();
     match prefix {
         Some("") => errors.push("prefix part must be non-empty".to_owned()),
-        Some(prefix) => errors.extend(dns_1123_subdomain(prefix).iter().map(|error| format!("prefix part {error}"))),
+        Some(prefix) => {
+            errors.extend(dns_1123_subdomain(prefix).iter().map(|error| format!("prefix part {error}")))
+        }
         None => {}
     }
     if name.is_empty() {

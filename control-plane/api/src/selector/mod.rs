@@ -68,17 +68,25 @@ impl<L: Labels> Labels for Option<&L> {
 
 impl Requirement {
     /// Checks the key, the values and that they fit the operator.
-    pub fn new(key: &str, operator: Operator, values: impl IntoIterator<Item = String>) -> Result<Self, Error> {
+    pub fn new(
+        key: &str,
+        operator: Operator,
+        values: impl IntoIterator<Item = String>,
+    ) -> Result<Self, Error> {
         let mut values: Vec<String> = values.into_iter().collect();
         values.sort();
         values.dedup();
         check_key(key)?;
         match operator {
             Operator::In | Operator::NotIn if values.is_empty() => {
-                return Err(bad("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty"));
+                return Err(bad(
+                    "values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty",
+                ));
             }
             Operator::Exists | Operator::DoesNotExist if !values.is_empty() => {
-                return Err(bad("values: Invalid value: values set must be empty for exists and does not exist"));
+                return Err(bad(
+                    "values: Invalid value: values set must be empty for exists and does not exist",
+                ));
             }
             Operator::GreaterThan | Operator::LessThan => match values.as_slice() {
                 [one] if one.parse::<i64>().is_ok() => {}
@@ -86,14 +94,21 @@ impl Requirement {
                     let message = "for 'Gt', 'Lt' operators, the value must be an integer";
                     return Err(bad(format!("values[0]: Invalid value: {one:?}: {message}")));
                 }
-                _ => return Err(bad("values: Invalid value: for 'Gt', 'Lt' operators, exactly one value is required")),
+                _ => {
+                    return Err(bad(
+                        "values: Invalid value: for 'Gt', 'Lt' operators, exactly one value is required",
+                    ));
+                }
             },
             _ => {}
         }
         for (index, value) in values.iter().enumerate() {
             let errors = validation::label_value(value);
             if !errors.is_empty() {
-                return Err(bad(format!("values[{index}][{key}]: Invalid value: {value:?}: {}", errors.join("; "))));
+                return Err(bad(format!(
+                    "values[{index}][{key}]: Invalid value: {value:?}: {}",
+                    errors.join("; ")
+                )));
             }
         }
         Ok(Self { key: key.to_owned(), operator, values })
@@ -173,7 +188,8 @@ impl LabelSelector {
         match selector {
             None | Some(Value::Null) => Ok(Self::nothing()),
             Some(value) => {
-                let typed = serde::Deserialize::deserialize(value).map_err(|error| bad(format!("selector: {error}")))?;
+                let typed = serde::Deserialize::deserialize(value)
+                    .map_err(|error| bad(format!("selector: {error}")))?;
                 Self::from_typed(Some(&typed))
             }
         }
@@ -209,7 +225,8 @@ impl LabelSelector {
 
     /// Whether an object's `metadata.labels` match.
     pub fn matches_object(&self, object: &Value) -> bool {
-        let labels = object.get("metadata").and_then(|metadata| metadata.get("labels")).and_then(Value::as_object);
+        let labels =
+            object.get("metadata").and_then(|metadata| metadata.get("labels")).and_then(Value::as_object);
         self.matches(&labels)
     }
 }

@@ -66,7 +66,8 @@ pub(super) fn requirements(text: &str) -> Result<Vec<Requirement>, Error> {
             other => return Err(expected(other, "!, identifier, or 'end of string'")),
         }
         let parsed = requirement(&mut lexer);
-        requirements.push(parsed.map_err(|error| bad(format!("unable to parse requirement: {}", error.message())))?);
+        requirements
+            .push(parsed.map_err(|error| bad(format!("unable to parse requirement: {}", error.message())))?);
         match lexer.next() {
             Token::End => return Ok(requirements),
             Token::Mark(",") => match lexer.peek() {

@@ -86,7 +86,9 @@ fn matching_agrees_with_a_slow_twin() {
     for a in [None, Some(""), Some("1"), Some("2")] {
         for b in [None, Some(""), Some("1"), Some("2")] {
             let pairs = [("a", a), ("b", b)];
-            let pairs = pairs.iter().filter_map(|(key, value)| value.map(|value| ((*key).to_owned(), value.to_owned())));
+            let pairs = pairs
+                .iter()
+                .filter_map(|(key, value)| value.map(|value| ((*key).to_owned(), value.to_owned())));
             all_labels.push(pairs.collect::<BTreeMap<_, _>>());
         }
     }

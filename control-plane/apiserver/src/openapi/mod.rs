@@ -22,8 +22,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// The content type of OpenAPI v2 in protobuf, which kubectl asks for.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The content type of OpenAPI v2 in protobuf. Clients ask for it with `@v1.0`, which is no valid media type to answer.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A document, ready to be sent.
 #[derive(Clone, Debug)]

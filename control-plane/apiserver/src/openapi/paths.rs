@@ -92,9 +92,8 @@ pub(super) struct Parameter {
 impl Parameter {
     pub(super) fn ty(self) -> &'static str {
         match self.name {
-            "gracePeriodSeconds" | "limit" | "limitBytes" | "ports" | "sinceSeconds" | "tailLines" | "timeoutSeconds" => {
-                "integer"
-            }
+            "gracePeriodSeconds" | "limit" | "limitBytes" | "ports" | "sinceSeconds" | "tailLines"
+            | "timeoutSeconds" => "integer",
             "allowWatchBookmarks"
             | "follow"
             | "force"
@@ -208,7 +207,9 @@ pub(super) fn items(kinds: &[Kind], document: &str) -> Vec<PathItem> {
     let discovery = match parts.as_slice() {
         ["api"] => Some(("getCoreAPIVersions".to_owned(), "core".to_owned(), meta("APIVersions"))),
         ["apis"] => Some(("getAPIVersions".to_owned(), "apis".to_owned(), meta("APIGroupList"))),
-        ["apis", group] => Some((format!("get{}APIGroup", group_id(group)), lower(&group_id(group)), meta("APIGroup"))),
+        ["apis", group] => {
+            Some((format!("get{}APIGroup", group_id(group)), lower(&group_id(group)), meta("APIGroup")))
+        }
         _ => None,
     };
     if let Some((id, tag, Some(ty))) = discovery {
@@ -298,11 +299,17 @@ impl Scope<'_> {
             items.push(item(collection.clone(), &[namespace], &["pretty"], operations));
         } else {
             // What answers and is gone has its parameters on the path.
-            items.push(item(collection.clone(), &[namespace], &[&WRITE[..], &["pretty"]].concat(), operations));
+            items.push(item(
+                collection.clone(),
+                &[namespace],
+                &[&WRITE[..], &["pretty"]].concat(),
+                operations,
+            ));
         }
         if kind.namespaced && kind.has_verb("list") {
             let mut list = self.list(kind, format!("list{}{}ForAllNamespaces", self.id, kind.kind));
-            let mut parameters: Vec<&'static str> = list.parameters.drain(..).map(|parameter| parameter.name).collect();
+            let mut parameters: Vec<&'static str> =
+                list.parameters.drain(..).map(|parameter| parameter.name).collect();
             parameters.push("pretty");
             items.push(item(format!("{base}/{}", kind.plural), &[], &parameters, vec![list]));
         }
@@ -316,7 +323,14 @@ impl Scope<'_> {
         }
     }
 
-    fn operation(&self, method: &'static str, action: &'static str, id: String, gvk: Gvk, answer: Answer) -> Operation {
+    fn operation(
+        &self,
+        method: &'static str,
+        action: &'static str,
+        id: String,
+        gvk: Gvk,
+        answer: Answer,
+    ) -> Operation {
         Operation {
             method,
             id,
@@ -342,7 +356,11 @@ impl Scope<'_> {
         if kind.has_verb("deletecollection") {
             let id = format!("delete{}Collection{name}", self.id);
             let delete = self.operation("delete", "deletecollection", id, self.gvk(kind.kind), status());
-            operations.push(Operation { parameters: query(&DELETE_COLLECTION), body: delete_body(), ..delete });
+            operations.push(Operation {
+                parameters: query(&DELETE_COLLECTION),
+                body: delete_body(),
+                ..delete
+            });
         }
         if kind.has_verb("list") {
             operations.push(self.list(kind, format!("list{}{name}", self.id)));
@@ -368,7 +386,8 @@ impl Scope<'_> {
         if kind.has_verb("delete") {
             let returned = RETURNED_WHEN_DELETED.contains(&kind.kind);
             let answer = if returned { Answer::Object(ty) } else { status() };
-            let delete = self.operation("delete", "delete", format!("delete{}{name}", self.id), gvk.clone(), answer);
+            let delete =
+                self.operation("delete", "delete", format!("delete{}{name}", self.id), gvk.clone(), answer);
             let answers = vec![(200, answer), (202, answer)];
             operations.push(Operation { parameters: query(&DELETE), body: delete_body(), answers, ..delete });
         }
@@ -381,10 +400,17 @@ impl Scope<'_> {
         let answer = Answer::Object(ty);
         let mut operations = Vec::new();
         if verbs.contains(&"get") {
-            operations.push(self.operation("get", "get", format!("read{}{name}", self.id), gvk.clone(), answer));
+            operations.push(self.operation(
+                "get",
+                "get",
+                format!("read{}{name}", self.id),
+                gvk.clone(),
+                answer,
+            ));
         }
         if let (true, Some(patch_ty)) = (verbs.contains(&"patch"), named_meta("Patch")) {
-            let patch = self.operation("patch", "patch", format!("patch{}{name}", self.id), gvk.clone(), answer);
+            let patch =
+                self.operation("patch", "patch", format!("patch{}{name}", self.id), gvk.clone(), answer);
             let body = Some(Body { ty: patch_ty, required: true, is_patch: true });
             let answers = vec![(200, answer), (201, answer)];
             operations.push(Operation { parameters: query(&PATCH), body, answers, ..patch });
@@ -407,17 +433,32 @@ impl Scope<'_> {
         items: &mut Vec<PathItem>,
     ) {
         let (group, version) = subresource.group_version.unwrap_or((self.group, self.version));
-        let gvk = Gvk { group: group.to_owned(), version: version.to_owned(), kind: subresource.kind.to_owned() };
+        let gvk =
+            Gvk { group: group.to_owned(), version: version.to_owned(), kind: subresource.kind.to_owned() };
         let part = format!("{name}{}", capital(subresource.name));
         let path = format!("{object}/{}", subresource.name);
         let in_path = [Some("name"), kind.namespaced.then_some("namespace")];
         if let Some(parameters) = connect_parameters(subresource.name) {
-            self.connect_items(subresource, connect_kind(kind, subresource), path, &part, &in_path, parameters, items);
+            self.connect_items(
+                subresource,
+                connect_kind(kind, subresource),
+                path,
+                &part,
+                &in_path,
+                parameters,
+                items,
+            );
             return;
         }
         let Some(ty) = schema::type_of(group, version, subresource.kind) else { return };
         if subresource.name == "log" {
-            let mut read = self.operation("get", "get", format!("read{}{part}", self.id), self.gvk(kind.kind), Answer::Text);
+            let mut read = self.operation(
+                "get",
+                "get",
+                format!("read{}{part}", self.id),
+                self.gvk(kind.kind),
+                Answer::Text,
+            );
             read.produces = Produces::Text;
             items.push(item(path, &in_path, &LOG, vec![read]));
         } else if subresource.verbs == ["create"] {
@@ -501,7 +542,12 @@ fn delete_body() -> Option<Body> {
     schema::type_of("", "v1", "DeleteOptions").map(|ty| Body { ty, required: false, is_patch: false })
 }
 
-fn item(path: String, in_path: &[Option<&'static str>], names: &[&'static str], operations: Vec<Operation>) -> PathItem {
+fn item(
+    path: String,
+    in_path: &[Option<&'static str>],
+    names: &[&'static str],
+    operations: Vec<Operation>,
+) -> PathItem {
     let in_path = in_path.iter().flatten().map(|name| Parameter { name, in_path: true });
     PathItem { path, parameters: in_path.chain(query(names)).collect(), operations }
 }

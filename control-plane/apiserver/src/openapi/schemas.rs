@@ -25,7 +25,10 @@ pub(super) fn reference(ty: &Type, dialect: Dialect) -> Value {
 }
 
 /// The schemas of `roots` and of everything they refer to, by published name.
-pub(super) fn closure(roots: impl IntoIterator<Item = &'static Type>, dialect: Dialect) -> Map<String, Value> {
+pub(super) fn closure(
+    roots: impl IntoIterator<Item = &'static Type>,
+    dialect: Dialect,
+) -> Map<String, Value> {
     let mut found: BTreeMap<&'static str, &'static Type> = BTreeMap::new();
     let mut waiting: Vec<&'static Type> = roots.into_iter().collect();
     while let Some(ty) = waiting.pop() {
@@ -85,7 +88,8 @@ fn object(ty: &Type, dialect: Dialect) -> Value {
     if let Some((group, version)) = ty.group_version {
         // The types of `meta` belong to every group; they are listed under the one that has no name.
         let (group, version) = if group == "meta.k8s.io" { ("", "v1") } else { (group, version) };
-        schema["x-kubernetes-group-version-kind"] = json!([{ "group": group, "kind": ty.kind(), "version": version }]);
+        schema["x-kubernetes-group-version-kind"] =
+            json!([{ "group": group, "kind": ty.kind(), "version": version }]);
     }
     schema
 }

@@ -25,7 +25,9 @@ fn parse(bytes: &[u8]) -> Value {
 fn comparable(value: &Value) -> Value {
     match value {
         // A reference without anything beside it needs no wrapping, and upstream wraps only what has a description.
-        Value::Object(members) if members.contains_key("allOf") && members.keys().all(|name| is_text_or(name, "allOf")) => {
+        Value::Object(members)
+            if members.contains_key("allOf") && members.keys().all(|name| is_text_or(name, "allOf")) =>
+        {
             comparable(&members["allOf"][0])
         }
         Value::Object(members) => {
@@ -97,7 +99,10 @@ fn inline_parameters(value: &mut Value, shared: &Map<String, Value>) {
             }
             if let Some(Value::Array(parameters)) = members.get_mut("parameters") {
                 for parameter in parameters.iter_mut() {
-                    let name = parameter.get("$ref").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
+                    let name = parameter
+                        .get("$ref")
+                        .and_then(Value::as_str)
+                        .and_then(|name| name.rsplit('/').next());
                     if let Some(resolved) = name.map(|name| shared[name].clone()) {
                         *parameter = resolved;
                     }

@@ -15,7 +15,8 @@ pub(super) fn document(kinds: &[Kind]) -> Value {
         for item in paths::items(kinds, &document) {
             let mut operations = Map::new();
             if !item.parameters.is_empty() {
-                operations.insert("parameters".to_owned(), item.parameters.iter().map(|p| parameter(*p)).collect());
+                operations
+                    .insert("parameters".to_owned(), item.parameters.iter().map(|p| parameter(*p)).collect());
             }
             for described in &item.operations {
                 operations.insert(described.method.to_owned(), operation(described, &mut roots));
@@ -50,7 +51,8 @@ fn operation(operation: &Operation, roots: &mut Vec<&'static Type>) -> Value {
     let mut parameters: Vec<Value> = Vec::new();
     if let Some(body) = &operation.body {
         roots.push(body.ty);
-        let mut described = json!({ "name": "body", "in": "body", "schema": schemas::reference(body.ty, Dialect::V2) });
+        let mut described =
+            json!({ "name": "body", "in": "body", "schema": schemas::reference(body.ty, Dialect::V2) });
         if body.required {
             described["required"] = json!(true);
         }

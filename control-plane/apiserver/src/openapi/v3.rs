@@ -14,7 +14,8 @@ pub(super) fn document(kinds: &[Kind], path: &str) -> Value {
     for item in paths::items(kinds, path) {
         let mut operations = Map::new();
         if !item.parameters.is_empty() {
-            operations.insert("parameters".to_owned(), item.parameters.iter().map(|p| parameter(*p)).collect());
+            operations
+                .insert("parameters".to_owned(), item.parameters.iter().map(|p| parameter(*p)).collect());
         }
         for described in &item.operations {
             operations.insert(described.method.to_owned(), operation(described, &mut roots));
@@ -45,7 +46,11 @@ fn parameter(parameter: Parameter) -> Value {
 }
 
 fn content(media_types: &[&str], schema: &Value) -> Value {
-    media_types.iter().map(|media| ((*media).to_owned(), json!({ "schema": schema }))).collect::<Map<_, _>>().into()
+    media_types
+        .iter()
+        .map(|media| ((*media).to_owned(), json!({ "schema": schema })))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn operation(operation: &Operation, roots: &mut Vec<&'static Type>) -> Value {
@@ -59,17 +64,22 @@ fn operation(operation: &Operation, roots: &mut Vec<&'static Type>) -> Value {
             Answer::Text => json!({ "type": "string" }),
         };
         let content = content(operation.produces.media_types(), &schema);
-        responses.insert(code.to_string(), json!({ "description": super::describe_code(*code), "content": content }));
+        responses.insert(
+            code.to_string(),
+            json!({ "description": super::describe_code(*code), "content": content }),
+        );
     }
     responses.insert("401".to_owned(), json!({ "description": super::describe_code(401) }));
-    let mut described = json!({ "operationId": operation.id, "tags": [operation.tag], "responses": responses });
+    let mut described =
+        json!({ "operationId": operation.id, "tags": [operation.tag], "responses": responses });
     if !operation.parameters.is_empty() {
         described["parameters"] = operation.parameters.iter().map(|p| parameter(*p)).collect();
     }
     if let Some(body) = &operation.body {
         roots.push(body.ty);
         let media: &[&str] = if body.is_patch { &PATCH_TYPES } else { &["*/*"] };
-        described["requestBody"] = json!({ "content": content(media, &schemas::reference(body.ty, Dialect::V3)) });
+        described["requestBody"] =
+            json!({ "content": content(media, &schemas::reference(body.ty, Dialect::V3)) });
         if body.required {
             described["requestBody"]["required"] = json!(true);
         }
