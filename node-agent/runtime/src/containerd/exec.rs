@@ -106,11 +106,10 @@ impl Inner {
             let on_close = move || owner.close_stdin_later(id, exec_id);
             Box::new(NotifyingWriter::new(pipe, on_close)) as crate::BoxWrite
         });
-        let boxed = |pipe: Option<pipe::Receiver>| pipe.map(|pipe| Box::new(pipe) as BoxRead);
         Session {
             stdin,
-            stdout: boxed(streams.stdout_reader.take()),
-            stderr: boxed(streams.stderr_reader.take()),
+            stdout: self.wanted_or_drained(streams.stdout_reader.take(), streams.wanted.0),
+            stderr: self.wanted_or_drained(streams.stderr_reader.take(), streams.wanted.1),
             resize: tty.then(|| self.resizer(id, exec_id)),
             exit: async move {
                 exit.await.unwrap_or_else(|_| {
@@ -122,6 +121,16 @@ impl Inner {
             }
             .boxed(),
         }
+    }
+
+    /// Output that nobody wants is read too, so that the process does not wait for a reader.
+    fn wanted_or_drained(&self, pipe: Option<pipe::Receiver>, wanted: bool) -> Option<BoxRead> {
+        let mut pipe = pipe?;
+        if wanted {
+            return Some(Box::new(pipe));
+        }
+        self.background.spawn(async move { tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await });
+        None
     }
 
     /// Waits for the process, kills it when the receiver is dropped, and deletes it.
@@ -256,6 +265,8 @@ struct ExecStreams {
     stderr: Option<PathBuf>,
     stdout_reader: Option<pipe::Receiver>,
     stderr_reader: Option<pipe::Receiver>,
+    /// Whether the caller asked for stdout, and for stderr.
+    wanted: (bool, bool),
 }
 
 impl ExecStreams {
@@ -270,9 +281,11 @@ impl ExecStreams {
             stderr: None,
             stdout_reader: None,
             stderr_reader: None,
+            wanted: (request.stdout, request.stderr),
         };
-        streams.stdout = fifo(request.stdout, "out")?;
-        streams.stderr = fifo(request.stderr && !request.tty, "err")?;
+        // Both, asked for or not: a shim that is given one of them opens the other one too.
+        streams.stdout = fifo(true, "out")?;
+        streams.stderr = fifo(!request.tty, "err")?;
         // Before the shim opens them: it waits for a reader.
         streams.stdout_reader = streams.stdout.as_deref().map(fifo::open_reader).transpose()?;
         streams.stderr_reader = streams.stderr.as_deref().map(fifo::open_reader).transpose()?;

@@ -55,16 +55,25 @@ impl LogFile {
         (*lines > 0).then(|| format!("{now:.9} stderr F [hawser: {lines} log lines lost: {reason}]\n"))
     }
 
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        let has_room = |size: u64| size == 0 || size + lines.len() as u64 <= self.max_size_bytes;
-        if self.current.as_ref().is_some_and(|(_, size)| !has_room(*size)) {
-            self.current = None;
-            rotate(&self.path, self.max_files)?;
+    fn write(&mut self, mut lines: &[u8]) -> io::Result<()> {
+        while !lines.is_empty() {
+            let size = self.current()?.1;
+            let fitting = whole_lines_within(lines, self.max_size_bytes.saturating_sub(size));
+            // A line that no file has room for gets one of its own.
+            let count = if fitting == 0 && size == 0 { first_line(lines) } else { fitting };
+            if count == 0 {
+                self.current = None;
+                rotate(&self.path, self.max_files)?;
+                continue;
+            }
+            self.write_to_current(&lines[..count])?;
+            lines = &lines[count..];
         }
-        let (file, size) = match &mut self.current {
-            Some(current) => current,
-            None => self.current.insert(open(&self.path)?),
-        };
+        Ok(())
+    }
+
+    fn write_to_current(&mut self, lines: &[u8]) -> io::Result<()> {
+        let (file, size) = self.current()?;
         if let Err(error) = file.write_all(lines) {
             // Takes back the part of a line that may have been written.
             let _ = file.set_len(*size);
@@ -74,6 +83,23 @@ impl LogFile {
         *size += lines.len() as u64;
         Ok(())
     }
+
+    fn current(&mut self) -> io::Result<&mut (File, u64)> {
+        match &mut self.current {
+            Some(current) => Ok(current),
+            absent => Ok(absent.insert(open(&self.path)?)),
+        }
+    }
+}
+
+/// Bytes of the whole lines at the beginning of `lines` that `room` has room for.
+fn whole_lines_within(lines: &[u8], room: u64) -> usize {
+    let room = usize::try_from(room).unwrap_or(usize::MAX).min(lines.len());
+    lines[..room].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)
+}
+
+fn first_line(lines: &[u8]) -> usize {
+    lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |end| end + 1)
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
