@@ -12,12 +12,19 @@ pub mod container;
 pub mod events;
 pub mod images;
 pub mod interfaces;
+mod kubelet;
+pub mod manager;
+pub mod node;
 pub mod pod;
+pub mod probes;
 pub mod quantity;
 pub mod volumes;
+pub mod worker;
 
 pub use config::Config;
 pub use interfaces::{
     ClientStatusWriter, HostPort, LocalEndpoints, LocalPod, NetworkError, Objects, PodNetwork, PodNetworkRequest,
     PodNetworkStatus, StatusWriter,
 };
+pub use kubelet::{Kubelet, Parts};
+pub use manager::Pods;

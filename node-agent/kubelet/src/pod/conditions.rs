@@ -37,9 +37,9 @@ pub(crate) fn conditions(
     pod: &DesiredPod,
     state: &PodState,
     phase: &str,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
+    [init, main]: [&[ContainerStatus]; 2],
     known: &PodStatus,
+    previous: &PodStatus,
     clock: Clock,
 ) -> Vec<PodCondition> {
     let containers = containers_ready(pod, phase, init, main);
@@ -52,10 +52,11 @@ pub(crate) fn conditions(
         Verdict::yes(),
     ];
     let known = known.conditions.as_deref().unwrap_or_default();
+    let previous = previous.conditions.as_deref().unwrap_or_default();
     let mut all: Vec<PodCondition> = OWNED
         .into_iter()
         .zip(verdicts)
-        .map(|(type_, verdict)| condition(pod, type_, verdict, known, clock))
+        .map(|(type_, verdict)| condition(pod, type_, verdict, previous, clock))
         .collect();
     all.extend(known.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
     all
@@ -65,11 +66,11 @@ fn condition(
     pod: &DesiredPod,
     type_: &str,
     verdict: Verdict,
-    known: &[PodCondition],
+    previous: &[PodCondition],
     clock: Clock,
 ) -> PodCondition {
     let status = if verdict.holds { "True" } else { "False" };
-    let before = known.iter().find(|c| c.type_ == type_ && c.status == status);
+    let before = previous.iter().find(|c| c.type_ == type_ && c.status == status);
     let since = before.and_then(|c| c.last_transition_time.clone());
     PodCondition {
         type_: type_.to_owned(),

@@ -133,7 +133,7 @@ impl World {
 
     /// The status reaches the API, as the agent would write it.
     fn report(&mut self) {
-        let reported = status(&self.pod, &self.state, &["10.0.0.1".into()], self.clock);
+        let reported = status(&self.pod, &self.state, &["10.0.0.1".into()], None, self.clock);
         let phase = reported.phase.clone().expect("a phase");
         if self.phases.last() != Some(&phase) {
             if let Some(last) = self.phases.last() {

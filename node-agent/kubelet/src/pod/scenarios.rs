@@ -38,7 +38,7 @@ fn stops(decision: &Decision) -> Vec<(&str, u64)> {
 }
 
 fn status_of(pod: &DesiredPod, state: &PodState, clock: Clock) -> PodStatus {
-    status(pod, state, &["10.0.0.1".into()], clock)
+    status(pod, state, &["10.0.0.1".into()], None, clock)
 }
 
 fn waiting_reason(status: &PodStatus, index: usize) -> Option<(String, String)> {

@@ -22,8 +22,15 @@ use super::state::{
 /// Annotation of a container with its image as the pod spells it.
 pub const ANNOTATION_IMAGE: &str = "hawser.dev/image";
 
-/// Status of the pod. `node_ips` are the host's addresses, primary first.
-pub fn status(pod: &DesiredPod, state: &PodState, node_ips: &[String], clock: Clock) -> PodStatus {
+/// Status of the pod. `node_ips` are the host's addresses, primary first; `previous` is what was computed last,
+/// which is newer than what the API is known to have.
+pub fn status(
+    pod: &DesiredPod,
+    state: &PodState,
+    node_ips: &[String],
+    previous: Option<&PodStatus>,
+    clock: Clock,
+) -> PodStatus {
     let statuses_of = |kinds: &[ContainerKind]| -> Vec<ContainerStatus> {
         let wanted = pod.containers.iter().filter(|c| kinds.contains(&c.kind));
         wanted.map(|c| container_status(pod, state, c, clock)).collect()
@@ -39,7 +46,7 @@ pub fn status(pod: &DesiredPod, state: &PodState, node_ips: &[String], clock: Cl
         None if pod.terminal_phase().is_some() => (known.reason.clone(), known.message.clone()),
         None => (None, None),
     };
-    let conditions = conditions(pod, state, phase, &init, &main, &known, clock);
+    let conditions = conditions(pod, state, phase, [&init, &main], &known, previous.unwrap_or(&known), clock);
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions),
@@ -276,7 +283,7 @@ fn terminated(instance: &Instance) -> ContainerStateTerminated {
         container_id: Some(container_uri(&status.id)),
         exit_code: status.exit.as_ref().map_or(137, |e| e.exit_code),
         reason: Some(status.exit.as_ref().map_or("ContainerStatusUnknown", |e| e.reason()).to_owned()),
-        message: instance.termination_message.clone(),
+        message: instance.termination_message.clone().filter(|m| !m.is_empty()),
         started_at: status.started_at.map(time),
         finished_at: status.exit.as_ref().map(|e| time(e.finished_at)),
         ..ContainerStateTerminated::default()

@@ -62,7 +62,7 @@ impl TokenManager {
     async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Kept, hawser_api::Error> {
         let account = pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
         let request = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 audiences: key.audience.clone().map(|audience| vec![audience]),
                 expiration_seconds: Some(key.expiration_seconds),
                 bound_object_ref: Some(BoundObjectReference {
@@ -71,7 +71,7 @@ impl TokenManager {
                     name: Some(pod.name().to_owned()),
                     uid: Some(pod.uid().to_owned()),
                 }),
-            },
+            }),
             ..TokenRequest::default()
         };
         let resource = GroupVersionResource::of::<ServiceAccount>();

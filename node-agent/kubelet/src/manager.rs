@@ -1,0 +1,338 @@
+//! The pods of the node: one worker each, fed from the API's cache and the runtime's events.
+//!
+//! At start, what the runtime has is handed to the workers of its pods, and nothing restarts. Nothing is
+//! removed before the API's list is complete; then containers, namespaces and directories of pods that are
+//! gone are cleaned up, at start and at every slow relist.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_api::informer::{Change, Informer};
+use hawser_api::resource::ObjectKey;
+use hawser_api::typed::Kind;
+use hawser_runtime::{ContainerState, ContainerStatus, RuntimeEvent};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::worker::actions::Shared;
+use crate::worker::{Found, PodView, Worker, WorkerHandle};
+
+/// Events can be lost only where the runtime says so; this is the belt beside those braces.
+const RELIST: Duration = Duration::from_secs(300);
+/// Grace of containers whose pod is not known any more.
+const ORPHAN_GRACE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The workers, for readers in other tasks.
+#[derive(Clone, Default)]
+pub struct Pods {
+    workers: Arc<RwLock<HashMap<String, WorkerHandle>>>,
+}
+
+impl Pods {
+    /// Every pod as this node knows it, in no order.
+    pub fn all(&self) -> Vec<PodView> {
+        self.workers.read().values().map(|w| w.view.lock().clone()).collect()
+    }
+
+    /// The pod of that name; of several, the one that is not being deleted.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<PodView> {
+        let named = |view: &PodView| {
+            let meta = &view.pod.metadata;
+            meta.namespace.as_deref() == Some(namespace) && meta.name.as_deref() == Some(name)
+        };
+        let mut found: Vec<PodView> = self.all().into_iter().filter(named).collect();
+        found.sort_by_key(|view| view.pod.metadata.deletion_timestamp.is_some());
+        found.into_iter().next()
+    }
+
+    pub fn len(&self) -> usize {
+        self.workers.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn mail(&self, uid: &str, put: impl FnOnce(&mut crate::worker::mailbox::Mail)) {
+        let mailbox = self.workers.read().get(uid).map(|w| w.mailbox.clone());
+        if let Some(mailbox) = mailbox {
+            mailbox.put(put);
+        }
+    }
+
+    fn uids(&self) -> BTreeSet<String> {
+        self.workers.read().keys().cloned().collect()
+    }
+}
+
+/// Changes of the API's objects since the last look; merged, so bounded by what the node has.
+#[derive(Default)]
+struct Changes {
+    /// By uid; `None` for a pod that left the API.
+    pods: Mutex<BTreeMap<String, Option<Arc<Pod>>>>,
+    /// ConfigMaps and Secrets that changed.
+    objects: Mutex<BTreeSet<(&'static str, ObjectKey)>>,
+    arrived: Notify,
+}
+
+pub struct Manager {
+    shared: Arc<Shared>,
+    pods: Pods,
+    changes: Arc<Changes>,
+    workers: JoinSet<String>,
+    /// The clean-up under way, one at a time.
+    cleanup: JoinSet<()>,
+}
+
+impl Manager {
+    /// Registers its handlers; call before the informers are fed.
+    pub fn new(shared: Arc<Shared>, pods: Pods) -> Self {
+        let changes = Arc::new(Changes::default());
+        let heard = changes.clone();
+        shared.objects.pods.on_change(move |change| heard.pod(change));
+        watch_objects(&shared.objects.config_maps, "ConfigMap", &changes);
+        watch_objects(&shared.objects.secrets, "Secret", &changes);
+        Self { shared, pods, changes, workers: JoinSet::new(), cleanup: JoinSet::new() }
+    }
+
+    /// Runs until the token is cancelled. Containers go on running then.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut events = self.shared.runtime.events();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = self.shared.objects.pods.synced() => {}
+        }
+        let mut found = tokio::select! {
+            () = shutdown.cancelled() => return,
+            found = self.find_all() => found,
+        };
+        info!(pods = self.shared.objects.pods.len(), found = found.len(), "the API's pods are known");
+        for pod in self.shared.objects.pods.all() {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let found = found.remove(&uid).unwrap_or_default();
+            self.start_worker(pod, found, &shutdown);
+        }
+        let mut relist = tokio::time::interval(RELIST);
+        loop {
+            self.take_changes(&shutdown);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.changes.arrived.notified() => {}
+                _ = relist.tick() => self.relist(),
+                event = events.next() => match event {
+                    Some(event) => self.route(event),
+                    None => break,
+                },
+                Some(ended) = self.workers.join_next() => self.worker_ended(ended),
+                Some(_) = self.cleanup.join_next() => {}
+            }
+        }
+        while self.workers.join_next().await.is_some() {}
+    }
+
+    /// What the runtime has, by pod uid; asked until it answers.
+    async fn find_all(&self) -> BTreeMap<String, Found> {
+        loop {
+            match self.try_find_all().await {
+                Ok(found) => return found,
+                Err(error) => {
+                    warn!(%error, "the runtime's containers were not listed, trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_find_all(&self) -> Result<BTreeMap<String, Found>, hawser_runtime::Error> {
+        let mut found: BTreeMap<String, Found> = BTreeMap::new();
+        for container in self.shared.runtime.list_containers().await? {
+            found.entry(container.pod_uid.clone()).or_default().containers.push(container);
+        }
+        let sandboxes = self.shared.runtime.list_pod_sandboxes().await?;
+        let ready: BTreeSet<String> =
+            sandboxes.iter().filter(|s| s.ready).map(|s| s.config.pod_uid.clone()).collect();
+        for (uid, found) in &mut found {
+            found.sandbox_lost = !ready.contains(uid);
+        }
+        Ok(found)
+    }
+
+    fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let (worker, handle) = Worker::new(self.shared.clone(), pod, found);
+        self.pods.workers.write().insert(uid.clone(), handle);
+        let shutdown = shutdown.child_token();
+        self.workers.spawn(async move {
+            worker.run(shutdown).await;
+            uid
+        });
+    }
+
+    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.pods.workers.write().remove(&uid);
+            }
+            // Its pod is worked on again when the agent starts again; that must not stay unseen.
+            Err(error) => tracing::error!(%error, "a pod's worker panicked"),
+        }
+    }
+
+    fn take_changes(&mut self, shutdown: &CancellationToken) {
+        let pods = std::mem::take(&mut *self.changes.pods.lock());
+        for (uid, pod) in pods {
+            match pod {
+                None => self.pods.mail(&uid, |mail| mail.gone = true),
+                Some(pod) if self.pods.workers.read().contains_key(&uid) => {
+                    self.pods.mail(&uid, |mail| mail.pod = Some(pod));
+                }
+                Some(pod) => self.start_worker(pod, Found::default(), shutdown),
+            }
+        }
+        let objects = std::mem::take(&mut *self.changes.objects.lock());
+        if objects.is_empty() {
+            return;
+        }
+        for (uid, worker) in self.pods.workers.read().iter() {
+            let pod = worker.view.lock().pod.clone();
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let Some(spec) = &pod.spec else { continue };
+            let concerned = references(spec)
+                .into_iter()
+                .any(|(kind, name)| objects.contains(&(kind, ObjectKey::new(namespace, name))));
+            if concerned {
+                tracing::debug!(uid, "an object of the pod changed");
+                worker.mailbox.put(|mail| mail.objects_changed = true);
+            }
+        }
+    }
+
+    fn route(&self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Started { id, pod_uid }
+            | RuntimeEvent::Exited { id, pod_uid, .. }
+            | RuntimeEvent::Oom { id, pod_uid } => {
+                self.pods.mail(&pod_uid, |mail| {
+                    mail.containers.insert(id);
+                });
+            }
+            RuntimeEvent::Resync => {
+                for uid in self.pods.uids() {
+                    self.pods.mail(&uid, |mail| mail.resync = true);
+                }
+            }
+        }
+    }
+
+    fn relist(&mut self) {
+        for uid in self.pods.uids() {
+            self.pods.mail(&uid, |mail| mail.resync = true);
+        }
+        if !self.cleanup.is_empty() {
+            return;
+        }
+        let orphans = Orphans { shared: self.shared.clone(), pods: self.pods.clone() };
+        self.cleanup.spawn(async move {
+            if let Err(error) = orphans.remove_all().await {
+                warn!(error, "orphans were not all removed; the next relist tries again");
+            }
+        });
+    }
+}
+
+/// Finds and removes what pods that are gone have left.
+struct Orphans {
+    shared: Arc<Shared>,
+    pods: Pods,
+}
+
+impl Orphans {
+    /// Stops and removes what belongs to pods that neither the API nor a worker knows.
+    async fn remove_all(&self) -> Result<(), String> {
+        let text = |e: hawser_runtime::Error| e.to_string();
+        let containers = self.shared.runtime.list_containers().await.map_err(text)?;
+        let sandboxes = self.shared.runtime.list_pod_sandboxes().await.map_err(text)?;
+        let networks = self.shared.network.list().await.map_err(|e| e.to_string())?;
+        let dirs = self.shared.volumes.list().map_err(|e| e.to_string())?;
+        let mut uids: BTreeSet<String> = containers.iter().map(|c| c.pod_uid.clone()).collect();
+        uids.extend(sandboxes.into_iter().map(|s| s.config.pod_uid));
+        uids.extend(networks);
+        uids.extend(dirs);
+        let wanted = self.shared.objects.pods.all();
+        let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
+        let workers = self.pods.uids();
+        for uid in uids.iter().filter(|uid| !wanted.contains(uid.as_str()) && !workers.contains(*uid)) {
+            let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == **uid).collect();
+            info!(uid, containers = mine.len(), "removing what is left of a pod that is gone");
+            self.remove(uid, &mine).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, uid: &str, containers: &[&ContainerStatus]) -> Result<(), String> {
+        let running = containers.iter().filter(|c| c.state == ContainerState::Running);
+        let stops = running.map(|c| self.shared.runtime.stop_container(&c.id, ORPHAN_GRACE));
+        futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
+        self.shared.runtime.remove_pod_sandbox(uid).await.map_err(|e| e.to_string())?;
+        self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
+        let (volumes, uid) = (self.shared.volumes.clone(), uid.to_owned());
+        let removed = tokio::task::spawn_blocking(move || volumes.remove_pod_dir(&uid)).await;
+        removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+}
+
+impl Changes {
+    fn pod(&self, change: &Change<'_, Pod>) {
+        let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+        let mut pods = self.pods.lock();
+        if let Some(old) = change.old
+            && change.new.is_none_or(|new| uid(new) != uid(old))
+        {
+            pods.insert(uid(old), None);
+        }
+        if let Some(new) = change.new {
+            pods.insert(uid(new), Some(new.clone()));
+        }
+        drop(pods);
+        self.arrived.notify_one();
+    }
+}
+
+fn watch_objects<K: Kind>(informer: &Informer<K>, kind: &'static str, changes: &Arc<Changes>) {
+    let changes = changes.clone();
+    informer.on_change(move |change| {
+        changes.objects.lock().insert((kind, change.key.clone()));
+        changes.arrived.notify_one();
+    });
+}
+
+/// ConfigMaps and Secrets that the pod names, by kind and name.
+fn references(spec: &PodSpec) -> BTreeSet<(&'static str, &str)> {
+    let mut found = BTreeSet::new();
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    for container in containers {
+        for source in container.env_from.iter().flatten() {
+            found.extend(source.config_map_ref.iter().map(|r| ("ConfigMap", r.name.as_str())));
+            found.extend(source.secret_ref.iter().map(|r| ("Secret", r.name.as_str())));
+        }
+        for source in container.env.iter().flatten().filter_map(|var| var.value_from.as_ref()) {
+            found.extend(source.config_map_key_ref.iter().map(|r| ("ConfigMap", r.name.as_str())));
+            found.extend(source.secret_key_ref.iter().map(|r| ("Secret", r.name.as_str())));
+        }
+    }
+    for volume in spec.volumes.iter().flatten() {
+        found.extend(volume.config_map.iter().map(|s| ("ConfigMap", s.name.as_str())));
+        found.extend(volume.secret.iter().filter_map(|s| s.secret_name.as_deref()).map(|name| ("Secret", name)));
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            found.extend(source.config_map.iter().map(|s| ("ConfigMap", s.name.as_str())));
+            found.extend(source.secret.iter().map(|s| ("Secret", s.name.as_str())));
+        }
+    }
+    found
+}

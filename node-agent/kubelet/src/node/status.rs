@@ -1,0 +1,184 @@
+//! The node's status from what was observed: addresses, capacity, conditions, images.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::machine::{Machine, Pressure};
+use crate::config::Config;
+use crate::pod::status::time;
+
+pub struct Observed {
+    pub now: Timestamp,
+    /// Why pods cannot run here.
+    pub not_ready: Option<String>,
+    /// `containerd://1.6.20`
+    pub runtime: String,
+    pub images: Vec<ContainerImage>,
+    pub pressure: Pressure,
+}
+
+/// `previous` keeps transition times of conditions whose status stays.
+pub fn node_status(
+    config: &Config,
+    machine: &Machine,
+    observed: &Observed,
+    previous: Option<&NodeStatus>,
+) -> NodeStatus {
+    NodeStatus {
+        addresses: Some(addresses(config)),
+        capacity: Some(resources(config, machine, 0, 0)),
+        allocatable: Some(resources(config, machine, config.reserved.cpu_millis, config.reserved.memory_bytes)),
+        conditions: Some(conditions(observed, previous)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
+        }),
+        images: Some(observed.images.clone()),
+        node_info: Some(machine.system_info(observed.runtime.clone())),
+        ..NodeStatus::default()
+    }
+}
+
+pub fn is_ready(status: &NodeStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// True when the two say different things; heartbeat times do not count.
+pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let timeless = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    timeless(a) != timeless(b)
+}
+
+fn addresses(config: &Config) -> Vec<NodeAddress> {
+    let internal = config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
+    let hostname = NodeAddress { type_: "Hostname".into(), address: config.hostname.clone() };
+    internal.chain([hostname]).collect()
+}
+
+fn resources(
+    config: &Config,
+    machine: &Machine,
+    reserved_cpu_millis: u64,
+    reserved_memory_bytes: u64,
+) -> BTreeMap<String, Quantity> {
+    let cpu_millis = (machine.cpus * 1000).saturating_sub(reserved_cpu_millis);
+    let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
+    let kib = |bytes: u64| format!("{}Ki", bytes / 1024);
+    [
+        ("cpu", cpu),
+        ("memory", kib(machine.memory_bytes.saturating_sub(reserved_memory_bytes))),
+        ("ephemeral-storage", kib(machine.disk_bytes)),
+        ("pods", config.max_pods.to_string()),
+        ("hugepages-1Gi", "0".into()),
+        ("hugepages-2Mi", "0".into()),
+    ]
+    .into_iter()
+    .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+    .collect()
+}
+
+fn conditions(observed: &Observed, previous: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let Pressure { memory, disk, pids } = observed.pressure;
+    let pick = |bad: bool, yes: [&str; 2], no: [&str; 2]| -> (bool, String, String) {
+        let [reason, message] = if bad { yes } else { no };
+        (bad, reason.to_owned(), message.to_owned())
+    };
+    let ready = match &observed.not_ready {
+        None => (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned()),
+        Some(why) => (false, "KubeletNotReady".to_owned(), why.clone()),
+    };
+    let verdicts = [
+        (
+            "MemoryPressure",
+            pick(
+                memory,
+                ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+                ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"],
+            ),
+        ),
+        (
+            "DiskPressure",
+            pick(
+                disk,
+                ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+                ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
+            ),
+        ),
+        (
+            "PIDPressure",
+            pick(
+                pids,
+                ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+                ["KubeletHasSufficientPID", "kubelet has sufficient PID available"],
+            ),
+        ),
+        ("Ready", ready),
+    ];
+    let known = previous.and_then(|p| p.conditions.as_deref()).unwrap_or_default();
+    let own = verdicts.map(|(type_, (holds, reason, message))| {
+        let status = if holds { "True" } else { "False" };
+        let before = known.iter().find(|c| c.type_ == type_ && c.status == status);
+        NodeCondition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: Some(reason),
+            message: Some(message),
+            last_heartbeat_time: Some(time(observed.now)),
+            last_transition_time: before
+                .and_then(|c| c.last_transition_time.clone())
+                .or_else(|| Some(time(observed.now))),
+        }
+    });
+    let foreign = known.iter().filter(|c| !own.iter().any(|o| o.type_ == c.type_)).cloned();
+    foreign.chain(own.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(not_ready: Option<&str>, second: i64) -> Observed {
+        Observed {
+            now: Timestamp::from_second(second).expect("valid"),
+            not_ready: not_ready.map(str::to_owned),
+            runtime: "containerd://1.6.20".into(),
+            images: vec![],
+            pressure: Pressure::default(),
+        }
+    }
+
+    #[test]
+    fn transition_times_move_only_with_the_status() {
+        let config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
+        let machine = Machine { cpus: 2, memory_bytes: 1 << 30, ..Machine::default() };
+        let first = node_status(&config, &machine, &observed(Some("no network"), 1), None);
+        let second = node_status(&config, &machine, &observed(None, 2), Some(&first));
+        let third = node_status(&config, &machine, &observed(None, 3), Some(&second));
+        assert!(!is_ready(&first) && is_ready(&second));
+        assert!(differs(&first, &second));
+        assert!(!differs(&second, &third), "only heartbeats differ");
+        let ready = third.conditions.iter().flatten().find(|c| c.type_ == "Ready").expect("there");
+        assert_eq!(ready.last_transition_time, Some(time(observed(None, 2).now)));
+    }
+
+    #[test]
+    fn reserved_resources_are_withheld() {
+        let mut config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
+        config.reserved.cpu_millis = 100;
+        let machine = Machine { cpus: 2, memory_bytes: 1 << 30, ..Machine::default() };
+        let status = node_status(&config, &machine, &observed(None, 1), None);
+        let cpu = |map: &Option<BTreeMap<String, Quantity>>| map.as_ref().and_then(|m| m.get("cpu")).map(|q| q.0.clone());
+        assert_eq!(cpu(&status.capacity).as_deref(), Some("2"));
+        assert_eq!(cpu(&status.allocatable).as_deref(), Some("1900m"));
+    }
+}

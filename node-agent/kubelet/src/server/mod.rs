@@ -1,0 +1,208 @@
+//! The kubelet's HTTPS API, on 10250: logs, exec, attach, port-forward, and what it says of itself.
+//!
+//! Its client is the API server, which passes its own clients' streams through byte for byte; so WebSocket
+//! and SPDY end here. It knows pods through [`PodSource`] and containers through the runtime, and nothing of
+//! how they are kept running. Who calls is told by a client certificate; what they may, by [`Authorizer`].
+
+mod auth;
+mod body;
+mod logs;
+mod netns;
+mod routes;
+pub mod spdy;
+mod streams;
+mod summary;
+mod websocket;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hawser_runtime::Runtime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
+
+/// Connections at a time. Each costs a task and a TLS session; the API server opens one a stream.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// How long a client may take over its handshake and the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long streams may go on after the server was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the server has to know of the node's pods.
+pub trait PodSource: Send + Sync + 'static {
+    /// The pods of this node, as the API spells them: the body of `/pods` (a `v1` `PodList`).
+    fn pods(&self) -> serde_json::Value;
+
+    /// The runtime's id of the running container.
+    fn container_id(&self, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal>;
+
+    /// The log of the container's newest attempt, or of the one before it.
+    fn log(&self, namespace: &str, pod: &str, container: &str, attempt: LogAttempt) -> Result<LogFile, Refusal>;
+
+    /// Where the pod's ports are: its network namespace, `None` for the node's own.
+    fn network(&self, namespace: &str, pod: &str) -> Result<Option<PathBuf>, Refusal>;
+
+    /// `Err`, with the reason, makes `/healthz` fail.
+    fn health(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The body of `/metrics`, in Prometheus' text format.
+    fn metrics(&self) -> String {
+        String::new()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogAttempt {
+    Newest,
+    /// `kubectl logs -p`
+    Previous,
+}
+
+/// A container's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    pub path: PathBuf,
+    /// The container that may still be writing; `None` when it has ended.
+    pub container_id: Option<String>,
+}
+
+/// Why a request is not served: an HTTP status, and a text that the client shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, message: message.into() }
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into() }
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, message: message.into() }
+    }
+}
+
+/// What requests are answered with.
+pub struct Backend {
+    pub node_name: String,
+    pub runtime: Arc<dyn Runtime>,
+    pub pods: Arc<dyn PodSource>,
+    pub authorizer: Arc<dyn Authorizer>,
+}
+
+/// A server that has its port.
+pub struct Server {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    backend: Arc<Backend>,
+}
+
+impl Server {
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        backend: Backend,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        Ok(Self { listener, tls: TlsAcceptor::from(tls), backend: Arc::new(backend) })
+    }
+
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`; streams then have a moment to end.
+    pub async fn run(self, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let permits = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            // Waiting here leaves further connections in the kernel's queue.
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = accept(&self.listener, &permits) => accepted,
+            };
+            let (stream, permit) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "connection to the kubelet could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let connection = serve_connection(stream, self.tls.clone(), Arc::clone(&self.backend), tasks.clone());
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                let _permit = permit;
+                tokio::select! {
+                    () = stopped_and_drained(&stop) => {}
+                    result = connection => if let Err(error) = result {
+                        tracing::debug!(%error, "connection to the kubelet ended");
+                    }
+                }
+            });
+        }
+        tasks.close();
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await;
+    }
+}
+
+async fn stopped_and_drained(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(DRAIN_TIMEOUT).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<tokio::sync::Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+fn serve_connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    backend: Arc<Backend>,
+    tasks: TaskTracker,
+) -> impl Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>> + Send {
+    async move {
+        // Interactive streams are small writes.
+        let _ = stream.set_nodelay(true);
+        let stream = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await??;
+        let user = auth::user_of(stream.get_ref().1.peer_certificates());
+        let service = service_fn(move |request| {
+            routes::answer(Arc::clone(&backend), tasks.clone(), user.clone(), request)
+        });
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await?;
+        Ok(())
+    }
+}

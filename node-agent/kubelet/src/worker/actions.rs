@@ -1,0 +1,389 @@
+//! Carrying out a pod's actions: each function does one, from start to end, and says how it went.
+//!
+//! Every function can be cut short at any await and called again; what it left is found.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_api::Api;
+use hawser_api::client::{Client, DeleteOptions};
+use hawser_runtime::{ContainerState, ContainerStatus, Image, PodSandboxConfig, Runtime, container_id};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::hooks;
+use crate::clock::AgentClock;
+use crate::config::Config;
+use crate::container::downward::Fields;
+use crate::container::resources::{NodeCapacity, pod_resources};
+use crate::container::{self, ConfigError, PodContext, env, files};
+use crate::events::{EventType, Recorder};
+use crate::images::{Images, PullFailure};
+use crate::interfaces::{
+    HostPort, LocalEndpoints, Objects, PodNetwork, PodNetworkRequest, PodNetworkStatus, StatusWriter,
+};
+use crate::pod::desired::MINIMUM_GRACE;
+use crate::pod::state::FailureKind;
+use crate::pod::{DesiredContainer, DesiredPod, Outcome};
+use crate::probes::Prober;
+use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
+
+/// What all workers of the node share.
+pub struct Shared {
+    pub config: Arc<Config>,
+    pub runtime: Arc<dyn Runtime>,
+    pub network: Arc<dyn PodNetwork>,
+    pub client: Arc<dyn Client>,
+    pub objects: Objects,
+    pub endpoints: Arc<dyn LocalEndpoints>,
+    pub status: Arc<dyn StatusWriter>,
+    pub images: Images,
+    pub volumes: Arc<Volumes>,
+    pub prober: Prober,
+    pub recorder: Recorder,
+    pub clock: AgentClock,
+    pub capacity: NodeCapacity,
+}
+
+/// How often a stop that failed is repeated.
+const RETRY_STOP: Duration = Duration::from_secs(1);
+
+/// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
+pub async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
+    match try_prepare_sandbox(shared, pod).await {
+        Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
+        Err(message) => {
+            let text = format!("Failed to create pod sandbox: {message}");
+            shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
+            Outcome::SandboxFailed(message)
+        }
+    }
+}
+
+async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
+    let config = &shared.config;
+    let hostname = files::hostname(pod, config);
+    let (network, ips) = if pod.host_network() {
+        (hawser_runtime::PodNetwork::Host, config.node_ips.clone())
+    } else {
+        let status = shared.network.setup(&network_request(pod, &hostname)).await;
+        let PodNetworkStatus { netns, ips } = status.map_err(|e| format!("failed to set up the network: {e}"))?;
+        (hawser_runtime::PodNetwork::Path(netns), ips)
+    };
+    files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
+    let spec = pod.spec();
+    let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
+    let sandbox = PodSandboxConfig {
+        pod_uid: pod.uid().to_owned(),
+        pod_name: pod.name().to_owned(),
+        pod_namespace: pod.namespace().to_owned(),
+        hostname,
+        network,
+        host_ipc: spec.host_ipc == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        shm_size_bytes: None,
+        cgroup_parent: format!("{}/pod{}", config.cgroup_root, pod.uid()),
+        resources: pod_resources(spec),
+        sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        labels: Default::default(),
+        annotations: Default::default(),
+    };
+    shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
+    Ok(ips)
+}
+
+/// An error with what caused it, in one line.
+fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
+    let bandwidth = |direction: &str| {
+        let annotations = pod.object.metadata.annotations.as_ref()?;
+        let text = annotations.get(&format!("kubernetes.io/{direction}-bandwidth"))?;
+        crate::quantity::scaled(text, 1).and_then(|n| u64::try_from(n).ok())
+    };
+    let ports = pod.containers.iter().flat_map(|c| c.spec.ports.iter().flatten());
+    let host_ports = ports.filter_map(|port| {
+        Some(HostPort {
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+            host_port: u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?,
+            container_port: u16::try_from(port.container_port).ok()?,
+        })
+    });
+    PodNetworkRequest {
+        pod_uid: pod.uid().to_owned(),
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        hostname: hostname.to_owned(),
+        host_ports: host_ports.collect(),
+        ingress_bits_per_second: bandwidth("ingress"),
+        egress_bits_per_second: bandwidth("egress"),
+    }
+}
+
+pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
+    match shared.volumes.mount(pod, &[]).await {
+        Ok(mounted) => (Outcome::VolumesReady, Some(mounted)),
+        Err(error) => {
+            shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
+            (Outcome::VolumesFailed(error.to_string()), None)
+        }
+    }
+}
+
+/// What a container is started with.
+pub struct StartRequest {
+    pub container: DesiredContainer,
+    pub attempt: u32,
+    pub ips: Vec<IpAddr>,
+    pub volumes: MountedVolumes,
+    /// Cancelled when the pod stops: the start ends at its next step.
+    pub cancelled: CancellationToken,
+}
+
+struct StartError {
+    kind: FailureKind,
+    message: String,
+}
+
+impl From<PullFailure> for StartError {
+    fn from(failure: PullFailure) -> Self {
+        Self { kind: failure.kind, message: failure.message }
+    }
+}
+
+impl From<ConfigError> for StartError {
+    fn from(error: ConfigError) -> Self {
+        Self { kind: FailureKind::CreateContainerConfigError, message: with_source(&error) }
+    }
+}
+
+pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> Outcome {
+    let name = request.container.name().to_owned();
+    let id = container_id(pod.uid(), &name, request.attempt);
+    let image = tokio::select! {
+        () = request.cancelled.cancelled() => return Outcome::StartCancelled { container: name, status: None },
+        image = shared.images.ensure(pod, &request.container) => image,
+    };
+    let started = match image {
+        Ok(image) => create_and_start(shared, pod, &request, &image, &id).await,
+        Err(failure) => Err(failure.into()),
+    };
+    let status = shared.runtime.container_status(&id).await.ok().flatten();
+    match (started, status) {
+        (Ok(()), Some(status)) => Outcome::Started { container: name, status },
+        (Ok(()), None) => Outcome::StartCancelled { container: name, status: None },
+        (Err(StartError { kind, message }), status) => {
+            if !matches!(
+                kind,
+                FailureKind::ErrImagePull | FailureKind::InvalidImageName | FailureKind::ErrImageNeverPull
+            ) {
+                shared.recorder.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
+            }
+            Outcome::StartFailed { container: name, failure: kind, message, status }
+        }
+    }
+}
+
+async fn create_and_start(
+    shared: &Shared,
+    pod: &DesiredPod,
+    request: &StartRequest,
+    image: &Image,
+    id: &str,
+) -> Result<(), StartError> {
+    let StartRequest { container, attempt, ips, volumes, cancelled } = request;
+    if cancelled.is_cancelled() {
+        return Ok(());
+    }
+    let name = container.name();
+    let fields = Fields {
+        pod,
+        pod_ips: ips,
+        node_name: &shared.config.node_name,
+        node_ips: &shared.config.node_ips,
+        capacity: shared.capacity,
+    };
+    let env = env::environment(&fields, container, &shared.objects)?;
+    let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
+    make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
+    let context = PodContext {
+        pod,
+        config: &shared.config,
+        ips,
+        node_memory_bytes: shared.capacity.memory_bytes,
+    };
+    let config = container::build(&context, container, *attempt, image, env, mounts)?;
+    let created = shared.runtime.create_container(&config).await;
+    created.map_err(|e| StartError { kind: FailureKind::CreateContainerError, message: with_source(&e) })?;
+    shared.recorder.container(pod, name, EventType::Normal, "Created", format!("Created container: {name}"));
+    if cancelled.is_cancelled() {
+        return Ok(());
+    }
+    let started = shared.runtime.start_container(id).await;
+    started.map_err(|e| StartError { kind: FailureKind::RunContainerError, message: with_source(&e) })?;
+    shared.recorder.container(pod, name, EventType::Normal, "Started", format!("Started container {name}"));
+    post_start(shared, pod, request, id).await
+}
+
+fn make_termination_file(path: &Path) -> Result<(), ConfigError> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |source| ConfigError::Io { path: path.to_owned(), source };
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    std::fs::File::create(path).map_err(failed)?;
+    // Any user of the container may write it.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)
+}
+
+async fn post_start(shared: &Shared, pod: &DesiredPod, request: &StartRequest, id: &str) -> Result<(), StartError> {
+    let container = &request.container;
+    let hook = container.spec.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
+    let Some(hook) = hook else { return Ok(()) };
+    let ports = container.spec.ports.as_deref().unwrap_or_default();
+    let ip = request.ips.first().copied();
+    // A hook has no time limit of its own; the pod's end is its end.
+    let forever = Duration::from_secs(24 * 3600);
+    let ran = tokio::select! {
+        () = request.cancelled.cancelled() => return Ok(()),
+        ran = hooks::run(&*shared.runtime, hook, id, ip, ports, forever) => ran,
+    };
+    let Err(why) = ran else { return Ok(()) };
+    let name = container.name();
+    let message = format!("PostStartHook failed: {why}");
+    shared.recorder.container(pod, name, EventType::Warning, "FailedPostStartHook", message.clone());
+    shared.recorder.container(pod, name, EventType::Normal, "Killing", "FailedPostStartHook");
+    if let Err(error) = shared.runtime.stop_container(id, pod.spec_grace()).await {
+        warn!(pod = %pod.key(), container = name, %error, "container was not stopped after its hook failed");
+    }
+    Err(StartError { kind: FailureKind::PostStartHookError, message })
+}
+
+/// Runs the preStop hook and stops the container, both within `grace`.
+pub async fn stop(
+    shared: &Shared,
+    pod: &DesiredPod,
+    container: DesiredContainer,
+    known: ContainerStatus,
+    grace: Duration,
+    message: String,
+    ip: Option<IpAddr>,
+) -> Outcome {
+    let name = container.name().to_owned();
+    let id = known.id.clone();
+    let began = Instant::now();
+    shared.recorder.container(pod, &name, EventType::Normal, "Killing", message);
+    if let Some(hook) = container.spec.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
+        let ports = container.spec.ports.as_deref().unwrap_or_default();
+        let ran = hooks::run(&*shared.runtime, hook, &id, ip, ports, grace);
+        if let Ok(Err(why)) = tokio::time::timeout(grace, ran).await {
+            let message = format!("PreStopHook failed: {why}");
+            shared.recorder.container(pod, &name, EventType::Warning, "FailedPreStopHook", message);
+        }
+    }
+    let left = grace.saturating_sub(began.elapsed()).max(MINIMUM_GRACE.min(grace));
+    if let Err(error) = shared.runtime.stop_container(&id, left).await {
+        warn!(pod = %pod.key(), container = name, %error, "container was not stopped");
+        tokio::time::sleep(RETRY_STOP).await;
+    }
+    let status = match shared.runtime.container_status(&id).await {
+        Ok(Some(status)) => Some(status),
+        // It has ended, and nobody saw how.
+        Ok(None) => Some(ContainerStatus { state: ContainerState::Unknown, pid: None, ..known }),
+        Err(_) => None,
+    };
+    Outcome::Stopped { container: name, status }
+}
+
+pub async fn remove(shared: &Shared, id: String, container: String) -> Outcome {
+    match shared.runtime.remove_container(&id).await {
+        Ok(()) => Outcome::Removed { id, container },
+        Err(error) => {
+            warn!(container, %error, "old container was not removed");
+            Outcome::RemoveFailed { id }
+        }
+    }
+}
+
+pub async fn release(shared: &Shared, pod: &DesiredPod) -> Outcome {
+    cleaned_up(pod, give_back(shared, pod, false).await, Outcome::Released)
+}
+
+pub async fn tear_down(shared: &Shared, pod: &DesiredPod) -> Outcome {
+    if let Err(error) = shared.runtime.remove_pod_sandbox(pod.uid()).await {
+        return cleaned_up(pod, Err(error.to_string()), Outcome::TornDown);
+    }
+    let logs = shared.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid());
+    let outcome = give_back(shared, pod, true).await;
+    if outcome.is_ok() {
+        remove_logs(&logs).await;
+    }
+    cleaned_up(pod, outcome, Outcome::TornDown)
+}
+
+async fn remove_logs(dir: &Path) {
+    if let Err(error) = tokio::fs::remove_dir_all(dir).await
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        warn!(dir = %dir.display(), %error, "logs were not removed");
+    }
+}
+
+async fn give_back(shared: &Shared, pod: &DesiredPod, everything: bool) -> Result<(), String> {
+    if !pod.host_network() {
+        shared.network.teardown(pod.uid()).await.map_err(|e| e.to_string())?;
+    }
+    let (volumes, uid) = (shared.volumes.clone(), pod.uid().to_owned());
+    let removed = tokio::task::spawn_blocking(move || match everything {
+        true => volumes.remove_pod_dir(&uid),
+        false => volumes.unmount(&uid),
+    });
+    removed.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+fn cleaned_up(pod: &DesiredPod, result: Result<(), String>, done: Outcome) -> Outcome {
+    match result {
+        Ok(()) => done,
+        Err(error) => {
+            warn!(pod = %pod.key(), error, "cleaning up failed, trying again");
+            Outcome::CleanupFailed
+        }
+    }
+}
+
+/// Tells the API that nothing of the pod is left.
+pub async fn delete(shared: &Shared, pod: &DesiredPod, reported: impl Future<Output = ()>) -> Outcome {
+    reported.await;
+    let api: Api<Pod> = Api::namespaced(shared.client.clone(), pod.namespace());
+    let options = DeleteOptions {
+        grace_period_seconds: Some(0),
+        uid: Some(pod.uid().to_owned()),
+        ..DeleteOptions::default()
+    };
+    match api.delete(pod.name(), &options).await {
+        Ok(()) => Outcome::Deleted,
+        // Another pod of that name: this one is gone.
+        Err(error) if error.is_conflict() => Outcome::Deleted,
+        Err(error) => {
+            debug!(pod = %pod.key(), %error, "deletion was not confirmed, trying again");
+            Outcome::CleanupFailed
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One pod's worker: an actor that owns the pod's state, takes mail, and has actions carried out.
+//!
+//! The loop is: take what came, let [`decide`] say what to do, start it, report. Actions run in tasks of the
+//! worker's own `JoinSet`; their outcomes come back into the state. Cancelling the worker leaves containers
+//! running; whoever comes next adopts them.
+
+pub mod actions;
+mod hooks;
+pub mod mailbox;
+mod observe;
+pub mod report;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hawser_runtime::ContainerStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::events::EventType;
+use crate::interfaces::LocalPod;
+use crate::pod::decide::is_stopping;
+use crate::pod::status::status;
+use crate::pod::{Action, DesiredPod, Outcome, PodState, decide};
+use crate::probes::{ProbeHandle, ProbeKind};
+use crate::volumes::MountOutcome;
+
+use actions::{Shared, StartRequest};
+use mailbox::Mailbox;
+use report::Reporter;
+
+/// What others may see of a pod: the server, the node's summary.
+#[derive(Clone, Debug, Default)]
+pub struct PodView {
+    /// The object with the status as this node knows it.
+    pub pod: Arc<Pod>,
+    /// Newest and previous instance of each container.
+    pub containers: BTreeMap<String, (Option<ContainerStatus>, Option<ContainerStatus>)>,
+}
+
+/// What the manager keeps of a worker.
+pub struct WorkerHandle {
+    pub mailbox: Arc<Mailbox>,
+    pub view: Arc<Mutex<PodView>>,
+}
+
+/// What the runtime has of a pod when its worker begins.
+#[derive(Default)]
+pub struct Found {
+    pub containers: Vec<ContainerStatus>,
+    /// Containers were made in a sandbox that is no more (the machine was started again).
+    pub sandbox_lost: bool,
+}
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    pod: DesiredPod,
+    state: PodState,
+    mailbox: Arc<Mailbox>,
+    view: Arc<Mutex<PodView>>,
+    tasks: JoinSet<(Outcome, Option<MountOutcome>)>,
+    actions: HashMap<Id, Action>,
+    starts: HashMap<String, CancellationToken>,
+    stops: HashMap<String, AbortHandle>,
+    mounted: MountOutcome,
+    /// Volumes are brought up to date at this time, for tokens that run out.
+    refresh_at: Option<Instant>,
+    refreshing: bool,
+    probes: BTreeMap<(String, ProbeKind), ProbeHandle>,
+    reporter: Reporter,
+    status: Option<PodStatus>,
+    /// Containers were found running: nothing is reported before the network is found too.
+    adopting: bool,
+    sandbox_lost: bool,
+    told_ready: Option<bool>,
+    told_terminating: bool,
+}
+
+impl Worker {
+    /// A worker and the handle to it; [`Worker::run`] does the work.
+    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, found: Found) -> (Self, WorkerHandle) {
+        let pod = DesiredPod::new(pod);
+        let clock = shared.clock.now();
+        let sandbox_lost = found.sandbox_lost;
+        let mut state = PodState::adopt(&pod, found.containers, clock.now);
+        state.start_time.get_or_insert(clock.wall);
+        let (reporter, writing) = Reporter::new(shared.status.clone(), pod.key(), pod.uid().to_owned());
+        let mut tasks = JoinSet::new();
+        // The writer ends with the reporter; it has no outcome that anybody waits for.
+        let _ = tasks.spawn(async move {
+            writing.await;
+            (Outcome::Deleted, None)
+        });
+        let mailbox = Arc::new(Mailbox::default());
+        let view = Arc::new(Mutex::new(PodView { pod: pod.object.clone(), containers: BTreeMap::new() }));
+        let handle = WorkerHandle { mailbox: mailbox.clone(), view: view.clone() };
+        let worker = Self {
+            adopting: state.any_running(),
+            shared,
+            state,
+            mailbox,
+            view,
+            tasks,
+            actions: HashMap::new(),
+            starts: HashMap::new(),
+            stops: HashMap::new(),
+            mounted: MountOutcome::default(),
+            refresh_at: None,
+            refreshing: false,
+            probes: BTreeMap::new(),
+            reporter,
+            status: pod.object.status.clone().filter(|s| s.container_statuses.is_some()),
+            sandbox_lost,
+            told_ready: None,
+            told_terminating: false,
+            pod,
+        };
+        (worker, handle)
+    }
+
+    /// Works until nothing of the pod is left, or the token is cancelled.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            self.read_exits().await;
+            let wake_at = self.step();
+            if self.is_over() {
+                return;
+            }
+            let wake = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.mailbox.arrived() => {}
+                Some(ended) = self.tasks.join_next_with_id() => self.take_outcome(ended),
+                () = wake => {}
+            }
+            self.take_mail().await;
+        }
+    }
+
+    /// Nothing is left on the node, and the API has been told or has told us.
+    fn is_over(&self) -> bool {
+        self.state.torn_down && self.state.gone_since.is_some()
+    }
+
+    /// Decides, starts what was decided, and reports. Returns when to look again.
+    fn step(&mut self) -> Option<Instant> {
+        let clock = self.shared.clock.now();
+        let decision = decide(&self.pod, &self.state, clock);
+        if let Some(verdict) = decision.verdict {
+            self.shared.recorder.pod(&self.pod, EventType::Normal, "DeadlineExceeded", verdict.message.clone());
+            self.state.verdict.get_or_insert(verdict);
+        }
+        if let Some(terminal) = decision.terminal {
+            self.state.terminal.get_or_insert(terminal);
+        }
+        if is_stopping(&self.pod, &self.state) {
+            self.starts.values().for_each(CancellationToken::cancel);
+            self.tell_terminating();
+        }
+        for action in decision.actions {
+            debug!(pod = %self.pod.key(), ?action, "acting");
+            self.state.begin(&self.pod, &action, clock);
+            self.launch(action);
+        }
+        self.sync_probes();
+        self.report();
+        self.refresh_volumes_when_due();
+        let wake = decision.wake_at.map(|at| self.shared.clock.instant(at));
+        [wake, self.refresh_at].into_iter().flatten().min()
+    }
+
+    fn launch(&mut self, action: Action) {
+        let (shared, pod) = (self.shared.clone(), self.pod.clone());
+        let ip = self.state.ips.first().copied();
+        let handle = match action.clone() {
+            Action::PrepareSandbox => {
+                let lost = self.sandbox_lost;
+                self.tasks.spawn(async move { (actions::prepare_sandbox(&shared, &pod, lost).await, None) })
+            }
+            Action::MountVolumes => self.tasks.spawn(async move { actions::mount_volumes(&shared, &pod).await }),
+            Action::Start { container, attempt } => {
+                let Some(desired) = pod.container(&container).cloned() else { return };
+                let cancelled = CancellationToken::new();
+                self.starts.insert(container, cancelled.clone());
+                let request = StartRequest {
+                    container: desired,
+                    attempt,
+                    ips: self.state.ips.clone(),
+                    volumes: self.mounted.volumes.clone(),
+                    cancelled,
+                };
+                self.tasks.spawn(async move { (actions::start(&shared, &pod, request).await, None) })
+            }
+            Action::Stop { container, grace, message, .. } => {
+                let Some(desired) = pod.container(&container).cloned() else { return };
+                let known = self.state.track(&container).and_then(|t| t.current.as_ref()).map(|i| i.status.clone());
+                let Some(known) = known else { return };
+                let handle = self.tasks.spawn(async move {
+                    (actions::stop(&shared, &pod, desired, known, grace, message, ip).await, None)
+                });
+                // A stop with more time gives way to the one with less.
+                if let Some(slower) = self.stops.insert(container, handle.clone()) {
+                    slower.abort();
+                }
+                handle
+            }
+            Action::Remove { id, container } => {
+                self.tasks.spawn(async move { (actions::remove(&shared, id, container).await, None) })
+            }
+            Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
+            Action::TearDown => self.tasks.spawn(async move { (actions::tear_down(&shared, &pod).await, None) }),
+            Action::Delete => {
+                let reported = self.reporter.flushed();
+                self.tasks.spawn(async move { (actions::delete(&shared, &pod, reported).await, None) })
+            }
+        };
+        self.actions.insert(handle.id(), action);
+    }
+
+    fn take_outcome(&mut self, ended: Result<(Id, (Outcome, Option<MountOutcome>)), tokio::task::JoinError>) {
+        let (id, outcome, mounted) = match ended {
+            Ok((id, (outcome, mounted))) => (id, Some(outcome), mounted),
+            Err(error) if error.is_cancelled() => (error.id(), None, None),
+            Err(error) => {
+                error!(pod = %self.pod.key(), %error, "an action panicked");
+                (error.id(), None, None)
+            }
+        };
+        let Some(action) = self.actions.remove(&id) else {
+            // A refresh of volumes, which is no action of the machine.
+            self.refreshing = false;
+            self.take_mounted(mounted);
+            return;
+        };
+        self.take_mounted(mounted);
+        let clock = self.shared.clock.now();
+        match &action {
+            Action::Start { container, .. } => {
+                self.starts.remove(container);
+            }
+            Action::Stop { container, .. } if self.stops.get(container).is_some_and(|h| h.id() != id) => {
+                // Replaced by a stricter stop, which is still under way.
+                return;
+            }
+            Action::Stop { container, .. } => {
+                self.stops.remove(container);
+            }
+            _ => {}
+        }
+        let outcome = outcome.unwrap_or_else(|| interrupted(action));
+        if matches!(outcome, Outcome::SandboxReady { .. }) {
+            self.sandbox_lost = false;
+        }
+        self.state.finish(outcome, clock);
+    }
+
+    fn take_mounted(&mut self, mounted: Option<MountOutcome>) {
+        let Some(mounted) = mounted else { return };
+        self.refresh_at = mounted.refresh_after.map(|after| Instant::now() + after);
+        self.mounted = mounted;
+    }
+
+    /// Writes the pod's volumes anew where tokens run out; objects that changed make it due at once.
+    fn refresh_volumes_when_due(&mut self) {
+        let due = self.refresh_at.is_some_and(|at| at <= Instant::now());
+        if !due || self.refreshing || !self.state.volumes.is_done() || is_stopping(&self.pod, &self.state) {
+            if is_stopping(&self.pod, &self.state) {
+                self.refresh_at = None;
+            }
+            return;
+        }
+        self.refreshing = true;
+        // Should it fail, it is tried again after a while.
+        self.refresh_at = Some(Instant::now() + std::time::Duration::from_secs(60));
+        let (shared, pod) = (self.shared.clone(), self.pod.clone());
+        self.tasks.spawn(async move {
+            let (_, mounted) = actions::mount_volumes(&shared, &pod).await;
+            (Outcome::VolumesReady, mounted)
+        });
+    }
+
+    fn local_pod(&self) -> LocalPod {
+        LocalPod {
+            uid: self.pod.uid().to_owned(),
+            namespace: self.pod.namespace().to_owned(),
+            name: self.pod.name().to_owned(),
+            ips: self.state.ips.clone(),
+        }
+    }
+
+    fn tell_terminating(&mut self) {
+        if !self.told_terminating {
+            self.told_terminating = true;
+            self.shared.endpoints.pod_terminating(&self.local_pod());
+        }
+    }
+
+    /// Tells the node's own service path first, then the API.
+    fn report(&mut self) {
+        if self.adopting && !self.state.sandbox.is_done() && self.state.busy.sandbox {
+            return;
+        }
+        self.adopting = false;
+        let clock = self.shared.clock.now();
+        let node_ips = self.shared.config.node_ip_texts();
+        let fresh = status(&self.pod, &self.state, &node_ips, self.status.as_ref(), clock);
+        let ready = fresh.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        let news = self.told_ready != Some(ready) && (ready || self.told_ready.is_some());
+        // Once it stops, a pod never gets new connections here, ready or not.
+        if news && !(ready && self.told_terminating) {
+            self.told_ready = Some(ready);
+            self.shared.endpoints.pod_ready(&self.local_pod(), ready);
+        }
+        let changed = self.status.as_ref() != Some(&fresh);
+        if changed {
+            self.tell_back_offs(&fresh);
+        }
+        self.update_view(&fresh);
+        let wanted = changed || self.api_has_drifted(&fresh);
+        self.status = Some(fresh.clone());
+        if wanted && self.state.gone_since.is_none() && !self.state.deleted {
+            self.reporter.report(fresh);
+        }
+    }
+
+    fn update_view(&self, status: &PodStatus) {
+        let mut object = (*self.pod.object).clone();
+        object.status = Some(status.clone());
+        let containers = self.state.containers.iter().map(|(name, track)| {
+            let current = track.current.as_ref().map(|i| i.status.clone());
+            let previous = track.previous.as_ref().map(|i| i.status.clone());
+            (name.clone(), (current, previous))
+        });
+        *self.view.lock() = PodView { pod: object.into(), containers: containers.collect() };
+    }
+}
+
+/// What an action that did not end by itself counts as.
+fn interrupted(action: Action) -> Outcome {
+    let message = "interrupted".to_owned();
+    match action {
+        Action::PrepareSandbox => Outcome::SandboxFailed(message),
+        Action::MountVolumes => Outcome::VolumesFailed(message),
+        Action::Start { container, .. } => Outcome::StartCancelled { container, status: None },
+        Action::Stop { container, .. } => Outcome::Stopped { container, status: None },
+        Action::Remove { id, .. } => Outcome::RemoveFailed { id },
+        Action::Release | Action::TearDown | Action::Delete => Outcome::CleanupFailed,
+    }
+}
