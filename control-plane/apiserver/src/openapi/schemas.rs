@@ -136,7 +136,7 @@ fn default_of(field: &Field) -> Option<Value> {
     }
     match field.elem {
         Elem::Message(id) => (id.get().special == Special::Struct).then(|| json!({})),
-        Elem::Bool => field.always.then(|| json!(false)),
+        Elem::Bool => field.always.then_some(json!(false)),
         Elem::Int32 | Elem::Int64 | Elem::Double => field.always.then(|| json!(0)),
         Elem::String => field.always.then(|| json!("")),
         Elem::Bytes => None,
