@@ -12,12 +12,16 @@ use anyhow::{Context as _, Result, ensure};
 mod ebpf_toolchain;
 
 fn main() -> Result<()> {
-    let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?);
+    let manifest_dir =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?);
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
-    let workspace = manifest_dir.ancestors().nth(2).context("the crate lies two folders below the workspace")?;
+    let workspace =
+        manifest_dir.ancestors().nth(2).context("the crate lies two folders below the workspace")?;
     let datapath = workspace.join("ebpf/datapath");
 
-    for path in ["ebpf/abi/Cargo.toml", "ebpf/abi/src", "ebpf/datapath/Cargo.toml", "ebpf/datapath/Cargo.lock"] {
+    for path in
+        ["ebpf/abi/Cargo.toml", "ebpf/abi/src", "ebpf/datapath/Cargo.toml", "ebpf/datapath/Cargo.lock"]
+    {
         watch(&workspace.join(path));
     }
     watch(&datapath.join("src"));

@@ -155,3 +155,55 @@ const fn mix(hash: u32, word: u32) -> u32 {
 const fn word(addr: &Addr, index: usize) -> u32 {
     u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{IPPROTO_TCP, IPPROTO_UDP, v4_mapped};
+
+    #[test]
+    fn flows_expire_by_state() {
+        #[track_caller]
+        fn check(what: &str, protocol: u8, flags: u32, limit_ns: u64) {
+            let mut flow = Flow { flags, last_seen_ns: 1_000, ..Flow::default() };
+            flow.forward.protocol = protocol;
+            assert!(!is_expired(&flow, 1_000 + limit_ns), "{what}");
+            assert!(is_expired(&flow, 1_001 + limit_ns), "{what}");
+            assert!(!is_expired(&flow, 0), "{what}: a clock that is behind");
+        }
+        check("TCP without answer", IPPROTO_TCP, 0, UNCONFIRMED_NS);
+        check("UDP without answer", IPPROTO_UDP, 0, UNCONFIRMED_NS);
+        check("UDP", IPPROTO_UDP, FLOW_CONFIRMED, UDP_IDLE_NS);
+        check("TCP", IPPROTO_TCP, FLOW_CONFIRMED, TCP_IDLE_NS);
+        check("TCP at its end", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_CLOSING, TCP_CLOSING_NS);
+    }
+
+    #[test]
+    fn translation_forth_and_back_is_the_identity() {
+        let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), 4000);
+        let service = Endpoint::new(v4_mapped([10, 96, 0, 1]), 80);
+        let backend = Endpoint::new(v4_mapped([10, 0, 1, 1]), 8080);
+        let flow = Flow {
+            forward: FlowKey::new(client, service, IPPROTO_TCP),
+            reply: FlowKey::new(backend, client, IPPROTO_TCP),
+            ..Flow::default()
+        };
+        // What a packet becomes is the opposite tuple turned round.
+        let turned = |key: &FlowKey| (key.destination_endpoint(), key.source_endpoint());
+        assert_eq!(turned(flow.opposite(DIRECTION_FORWARD)), (client, backend));
+        assert_eq!(turned(flow.opposite(DIRECTION_REPLY)), (service, client));
+    }
+
+    #[test]
+    fn hash_spreads_neighbouring_tuples() {
+        let mut buckets = [0u32; 256];
+        for port in 0..u16::MAX {
+            let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
+            let service = Endpoint::new(v4_mapped([10, 0, 0, 2]), 80u16.to_be());
+            let hash = FlowKey::new(client, service, IPPROTO_TCP).hash();
+            buckets[(hash & 0xff) as usize] += 1;
+        }
+        // 256 a bucket on average; a Poisson spread stays well within half and one and a half of that.
+        assert!(buckets.iter().all(|count| (128..384).contains(count)), "{buckets:?}");
+    }
+}

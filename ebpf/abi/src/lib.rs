@@ -73,3 +73,26 @@ pub const fn is_v4(addr: &Addr) -> bool {
 pub const fn v4_octets(addr: &Addr) -> [u8; 4] {
     [addr[12], addr[13], addr[14], addr[15]]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_are_told_from_others() {
+        let addr = v4_mapped([192, 0, 2, 1]);
+        assert!(is_v4(&addr));
+        assert_eq!(v4_octets(&addr), [192, 0, 2, 1]);
+        for byte in 0..12 {
+            let mut other = addr;
+            other[byte] ^= 1;
+            assert!(!is_v4(&other), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_name() {
+        assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
+        assert_eq!(Reason::DropNoLocalBackend as usize + 1, reason::REASONS);
+    }
+}

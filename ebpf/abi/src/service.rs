@@ -127,3 +127,28 @@ pub const fn choose_slot(frontend: &Frontend, client: Client, random: u32) -> Op
     };
     if count == 0 { None } else { Some(base.wrapping_add(random % count)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chosen_slot_is_in_the_clients_range() {
+        let frontend = Frontend { base: 10, count: 3, wire_base: 100, wire_count: 2, ..Frontend::default() };
+        let mut seen = [0; 2];
+        for random in 0..1000 {
+            let slot = choose_slot(&frontend, Client::Inside, random).unwrap();
+            assert!((10..13).contains(&slot));
+            let slot = choose_slot(&frontend, Client::Wire, random).unwrap();
+            seen[(slot - 100) as usize] += 1;
+        }
+        assert_eq!(seen, [500, 500]);
+    }
+
+    #[test]
+    fn no_backend_is_no_slot() {
+        let frontend = Frontend { wire_count: 1, ..Frontend::default() };
+        assert_eq!(choose_slot(&frontend, Client::Inside, 5), None);
+        assert_eq!(choose_slot(&frontend, Client::Wire, 5), Some(0));
+    }
+}

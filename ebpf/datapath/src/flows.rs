@@ -141,7 +141,8 @@ fn take(flow: &mut Flow, slot: u32, now_ns: u64) -> Option<Claim> {
     let new = old.wrapping_add(1);
     // The intrinsic, because core offers no exchange for this target; the kernel has one since 5.12.
     // SAFETY: the field is aligned and lives as long as the map; all CPUs change it in this way alone.
-    let (_, taken) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(&raw mut flow.generation, old, new) };
+    let (_, taken) =
+        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(&raw mut flow.generation, old, new) };
     if !taken {
         return None;
     }

@@ -36,12 +36,13 @@ pub(crate) fn from_wire(ctx: &TcContext) -> i32 {
         Ok(Some(packet)) => packet,
         other => return pass_unparsed(other),
     };
-    let verdict = if u16::from_be(packet.tuple.destination_port_be) >= SNAT_PORT_FIRST {
-        reply_from_wire(ctx, packet)
-    } else {
-        forward(ctx, packet, Client::Wire)
-    };
-    finish(verdict)
+    // Only packets to ports of this range can be such replies; most others are spared the lookup.
+    if u16::from_be(packet.tuple.destination_port_be) >= SNAT_PORT_FIRST
+        && let Some(verdict) = reply_from_wire(ctx, packet)
+    {
+        return finish(verdict);
+    }
+    finish(forward(ctx, packet, Client::Wire))
 }
 
 #[inline(always)]
@@ -72,17 +73,18 @@ pub(crate) fn reply(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn reply_from_wire(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+fn reply_from_wire(ctx: &TcContext, packet: &Packet) -> Option<Result<i32, Reason>> {
     let now_ns = flows::now_ns();
-    let Some((flow, direction)) = flows::find(&packet.tuple, now_ns) else { return Ok(PASS) };
+    let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
     if direction != DIRECTION_REPLY || flow.flags & FLOW_SNAT == 0 {
-        return Ok(PASS);
+        return None;
     }
     flows::touch(flow, packet, direction, now_ns);
     let opposite = flow.opposite(direction);
-    rewrite(ctx, packet, opposite)?;
-    count(Reason::PacketReplied);
-    send_on(ctx, packet, opposite)
+    Some(rewrite(ctx, packet, opposite).and_then(|()| {
+        count(Reason::PacketReplied);
+        send_on(ctx, packet, opposite)
+    }))
 }
 
 #[inline(always)]
@@ -165,7 +167,8 @@ fn start_flow(
     let mut entered = false;
     if client == Client::Inside || backend.flags & BACKEND_LOCAL != 0 {
         for _ in 0..BACKEND_ATTEMPTS {
-            packet.reply = FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
+            packet.reply =
+                FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
             entered = flows::insert_reply(&packet.reply, &claim, now_ns);
             if entered {
                 break;
@@ -198,7 +201,12 @@ fn start_flow(
 
 /// Finds a source of the node's that no other flow to this backend uses. The index of replies decides.
 #[inline(always)]
-fn allocate_source(packet: &mut Packet, backend: &Backend, claim: &Claim, now_ns: u64) -> Result<bool, Reason> {
+fn allocate_source(
+    packet: &mut Packet,
+    backend: &Backend,
+    claim: &Claim,
+    now_ns: u64,
+) -> Result<bool, Reason> {
     let settings = SETTINGS.get(0).ok_or(Reason::DropNoSourceAddress)?;
     let source: &Addr = if packet.is_v4() { &settings.snat_v4 } else { &settings.snat_v6 };
     if *source == [0; 16] {

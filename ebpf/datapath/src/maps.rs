@@ -6,8 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use hawser_ebpf_abi::{
-    Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MemberKey, Settings, UdpPeer, UdpPeers,
-    flow, reason, socket::OverflowKey,
+    Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MemberKey, Settings, UdpPeer,
+    UdpPeers, flow, reason, socket::OverflowKey,
 };
 
 /// Entries are allocated when they are written: a small cluster does not pay for a large one's table.

@@ -183,7 +183,9 @@ pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> R
 /// The host would drop it: its source is one of the node's own addresses.
 #[inline(always)]
 pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> Result<i32, Reason> {
-    let Some(out_ifindex) = route(ctx, packet, &opposite.destination, &opposite.source)? else { return Ok(PASS) };
+    let Some(out_ifindex) = route(ctx, packet, &opposite.destination, &opposite.source)? else {
+        return Ok(PASS);
+    };
     lower_hop_limit(ctx, packet)?;
     // SAFETY: without parameters the helper resolves the neighbour by the packet's own addresses.
     let verdict = unsafe { bpf_redirect_neigh(out_ifindex, core::ptr::null_mut(), 0, 0) };
@@ -192,12 +194,7 @@ pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> R
 
 /// Returns the interface towards `destination`; `None` when that is the node itself.
 #[inline(always)]
-fn route(
-    ctx: &TcContext,
-    packet: &Packet,
-    source: &Addr,
-    destination: &Addr,
-) -> Result<Option<u32>, Reason> {
+fn route(ctx: &TcContext, packet: &Packet, source: &Addr, destination: &Addr) -> Result<Option<u32>, Reason> {
     const SUCCESS: i64 = 0;
     const NOT_FORWARDED: i64 = 4;
     const NO_NEIGHBOUR: i64 = 7;

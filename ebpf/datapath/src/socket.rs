@@ -10,7 +10,8 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use hawser_ebpf_abi::{
-    Addr, Backend, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MemberKey, Reason,
+    Addr, Backend, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MemberKey,
+    Reason,
     service::{Client, FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, choose_slot},
     v4_mapped, v4_octets,
 };

@@ -80,7 +80,8 @@ pub(crate) fn empty_overflow(socket_cookie: u64) {
         let by_service = OverflowKey { socket_cookie, endpoint: peer.service, kind: OVERFLOW_BY_SERVICE };
         // SAFETY: as above. The backend may have been replaced since the number was given.
         if let Some(current) = unsafe { UDP_OVERFLOW.get(&by_service) } {
-            let by_backend = OverflowKey { socket_cookie, endpoint: current.backend, kind: OVERFLOW_BY_BACKEND };
+            let by_backend =
+                OverflowKey { socket_cookie, endpoint: current.backend, kind: OVERFLOW_BY_BACKEND };
             let _ = UDP_OVERFLOW.remove(&by_backend);
             let _ = UDP_OVERFLOW.remove(&by_service);
         }

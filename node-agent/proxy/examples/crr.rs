@@ -33,7 +33,8 @@ fn main() {
         config.max_backends = 524_288;
         let mut proxy = hawser_proxy::Proxy::start(config).expect("start the proxy");
         let names: Vec<String> = (0..services).map(|n| format!("s{n}")).collect();
-        let addresses: Vec<String> = (0..services).map(|n| format!("10.96.{}.{}", n / 250, n % 250 + 1)).collect();
+        let addresses: Vec<String> =
+            (0..services).map(|n| format!("10.96.{}.{}", n / 250, n % 250 + 1)).collect();
         let all_services: Vec<_> = names
             .iter()
             .zip(&addresses)

@@ -131,7 +131,8 @@ pub(crate) fn service_ports(
         let port_name = port.name.as_deref().unwrap_or_default();
         let what = || format!("{namespace}/{name}:{port_name}");
         let Some(protocol) = protocol_number(port.protocol.as_deref()) else {
-            skipped.push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
+            skipped
+                .push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
             continue;
         };
         if spec.session_affinity.as_deref() == Some("ClientIP") {
@@ -172,8 +173,9 @@ pub(crate) fn host_port(
     node: &Node,
     skipped: &mut Vec<Skipped>,
 ) -> Option<(ServicePortName, ServicePort)> {
-    let what =
-        || format!("host port {} of pod {}/{}", host_port.host_port, host_port.pod_namespace, host_port.pod_name);
+    let what = || {
+        format!("host port {} of pod {}/{}", host_port.host_port, host_port.pod_namespace, host_port.pod_name)
+    };
     let Some(protocol) = protocol_number(Some(&host_port.protocol)) else {
         skipped.push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
         return None;
@@ -248,7 +250,8 @@ fn frontends(
         add(address, port.port, from_outside);
     }
     // Where source ranges would have to be enforced, nothing from outside is let in.
-    let balanced = if has_source_ranges(spec) { DesiredFrontend { flags: 0, ..from_outside } } else { from_outside };
+    let balanced =
+        if has_source_ranges(spec) { DesiredFrontend { flags: 0, ..from_outside } } else { from_outside };
     for address in load_balancer_addresses(service) {
         add(address, port.port, balanced);
     }

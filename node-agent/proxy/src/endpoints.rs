@@ -46,7 +46,8 @@ pub(crate) fn collect(
         let Some(target_port) = target_port(slice, port) else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
             // Addresses of one endpoint are fungible; all consumers use the first.
-            let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else {
+            let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
+            else {
                 continue;
             };
             let candidate = candidate(endpoint, address, node, overrides);
@@ -69,7 +70,10 @@ pub(crate) fn readiness(slices: &[&EndpointSlice], address: IpAddr) -> Option<bo
     readiness
 }
 
-fn usable(candidates: &BTreeMap<(Addr, u16), Candidate>, of_set: impl Fn(&Candidate) -> bool) -> Vec<Backend> {
+fn usable(
+    candidates: &BTreeMap<(Addr, u16), Candidate>,
+    of_set: impl Fn(&Candidate) -> bool,
+) -> Vec<Backend> {
     let pick = |wanted: fn(&Candidate) -> bool| -> Vec<Backend> {
         candidates
             .iter()

@@ -117,7 +117,8 @@ impl Proxy {
             backends: config.max_backends,
             udp_members: config.max_udp_backends,
         };
-        let Loaded { maps, programs, adopted, has_set_retval } = loader::load(&maps_dir(&config.bpffs_dir), sizes)?;
+        let Loaded { maps, programs, adopted, has_set_retval } =
+            loader::load(&maps_dir(&config.bpffs_dir), sizes)?;
         let node = Node { name: config.node_name.clone(), addresses: config.node_addresses.clone() };
         let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
         proxy.write_settings()?;
@@ -155,6 +156,17 @@ impl Proxy {
         self.apply(wanted).map(drop)
     }
 
+    /// Attaches the packet path to one more interface by which packets from outside, or replies of other nodes,
+    /// arrive: a tunnel device that is made after the start. The next start needs it in its configuration.
+    pub fn attach_uplink(&self, name: &str) -> Result<(), Error> {
+        let ifindex = sys::interface_index(name).map_err(|source| Error::Attach {
+            program: "from_wire",
+            target: name.to_owned(),
+            source,
+        })?;
+        self.attach_interface(ifindex, &format!("uplink-{name}"), &UPLINK_PROGRAMS)
+    }
+
     /// Attaches the packet path to the host's side of a pod's interface: for traffic that no socket program sees.
     pub fn attach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
         self.attach_interface(ifindex, &format!("pod-{ifindex}"), &POD_PROGRAMS)
@@ -181,7 +193,8 @@ impl Proxy {
     /// Runs a packet program over a packet, for tests and benchmarks. No interface sees the packet.
     pub fn test_run(&self, program: &'static str, packet: &[u8], repeat: u32) -> Result<sys::TestRun, Error> {
         let program = self.programs.get(program)?;
-        sys::test_run(program, packet, repeat).map_err(|source| Error::Kernel { what: "run a program", source })
+        sys::test_run(program, packet, repeat)
+            .map_err(|source| Error::Kernel { what: "run a program", source })
     }
 
     /// Detaches all programs and removes all maps below `bpffs_dir`. Nothing there is no error.
@@ -248,10 +261,14 @@ impl Proxy {
     }
 
     fn write_settings(&self) -> Result<(), Error> {
-        let node_netns_cookie =
-            sys::netns_cookie().map_err(|source| Error::Kernel { what: "read the network namespace's cookie", source })?;
+        let node_netns_cookie = sys::netns_cookie()
+            .map_err(|source| Error::Kernel { what: "read the network namespace's cookie", source })?;
         let first = |v6: bool| {
-            self.config.node_addresses.iter().find(|address| address.is_ipv6() == v6).map(|address| addr(*address))
+            self.config
+                .node_addresses
+                .iter()
+                .find(|address| address.is_ipv6() == v6)
+                .map(|address| addr(*address))
         };
         let settings = Settings {
             layout_version: LAYOUT_VERSION,
@@ -267,29 +284,36 @@ impl Proxy {
         for (program, attach_type) in CGROUP_PROGRAMS {
             let fd = self.programs.get(program)?;
             link::attach_cgroup(fd, &self.config.cgroup_dir, attach_type, &self.link_pin(program)).map_err(
-                |source| Error::Attach { program, target: self.config.cgroup_dir.display().to_string(), source },
+                |source| Error::Attach {
+                    program,
+                    target: self.config.cgroup_dir.display().to_string(),
+                    source,
+                },
             )?;
         }
         for uplink in &self.config.uplinks {
-            let ifindex = sys::interface_index(uplink).map_err(|source| Error::Attach {
-                program: "from_wire",
-                target: uplink.clone(),
-                source,
-            })?;
-            self.attach_interface(ifindex, &format!("uplink-{uplink}"), &UPLINK_PROGRAMS)?;
+            self.attach_uplink(uplink)?;
         }
-        self.adopt_pod_interfaces()
+        self.adopt_interfaces()
     }
 
-    /// Replaces the programs of pod interfaces that are attached already; pins of interfaces that are gone go.
-    fn adopt_pod_interfaces(&self) -> Result<(), Error> {
+    /// Replaces the programs of pod interfaces that are attached already. Pins of interfaces that are gone go, and
+    /// those of uplinks that are none any more.
+    fn adopt_interfaces(&self) -> Result<(), Error> {
         let dir = links_dir(&self.config.bpffs_dir);
         let failed = |source| Error::Prepare { path: dir.clone(), source };
         let mut interfaces = HashSet::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let ifindex = name.strip_prefix("pod-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            if name.starts_with("uplink-")
+                && !self.config.uplinks.iter().any(|uplink| is_uplink_pin(&name, uplink))
+            {
+                remove_pin(&path)?;
+                continue;
+            }
+            let ifindex =
+                name.strip_prefix("pod-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
             let Some(ifindex) = ifindex else { continue };
             if link::is_defunct(&path).map_err(failed)? {
                 remove_pin(&path)?;
@@ -306,7 +330,12 @@ impl Proxy {
         Ok(())
     }
 
-    fn attach_interface(&self, ifindex: u32, prefix: &str, programs: &[(&'static str, u32)]) -> Result<(), Error> {
+    fn attach_interface(
+        &self,
+        ifindex: u32,
+        prefix: &str,
+        programs: &[(&'static str, u32)],
+    ) -> Result<(), Error> {
         for (program, attach_type) in programs.iter().copied() {
             let fd = self.programs.get(program)?;
             let pin = self.link_pin(&format!("{prefix}-{program}"));
@@ -332,6 +361,10 @@ fn links_dir(bpffs_dir: &Path) -> PathBuf {
     bpffs_dir.join("links")
 }
 
+fn is_uplink_pin(pin: &str, uplink: &str) -> bool {
+    UPLINK_PROGRAMS.iter().any(|(program, _)| pin == format!("uplink-{uplink}-{program}"))
+}
+
 fn remove_pin(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -345,7 +378,8 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
     let failed = |name| move |source| Error::Map { name, source };
     let frontends: HashMap<FrontendKey, Frontend> =
         maps.frontends.entries().map_err(failed("FRONTENDS"))?.into_iter().collect();
-    let members = maps.members.entries().map_err(failed("MEMBERS"))?.into_iter().map(|(key, _)| key).collect();
+    let members =
+        maps.members.entries().map_err(failed("MEMBERS"))?.into_iter().map(|(key, _)| key).collect();
     let mut slots = HashMap::new();
     for frontend in frontends.values() {
         for (base, count) in [(frontend.base, frontend.count), (frontend.wire_base, frontend.wire_count)] {

@@ -91,7 +91,12 @@ impl Services {
     }
 
     /// Notes what the node knows of one of its pods, and returns the ports that it changes.
+    ///
+    /// Pods on the host's network share the node's address, so it says nothing of one of them: those wait for the API.
     pub(crate) fn set_local_readiness(&mut self, address: IpAddr, ready: bool) -> Wanted {
+        if self.node.addresses.contains(&address) {
+            return Wanted::new();
+        }
         let services = self.by_local_address.get(&address).cloned().unwrap_or_default();
         if services.is_empty() && !ready {
             // No service has heard of the address, and none should use it.
@@ -132,7 +137,8 @@ impl Services {
                 let conditions = endpoint.conditions.as_ref();
                 let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
                 let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
-                if let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) {
+                if let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
+                {
                     let known = self.overrides.get(&address).copied();
                     if known.unwrap_or(ready || serving) {
                         live.insert(addr(address));
@@ -154,7 +160,9 @@ impl Services {
     ) {
         let local = local_addresses(&slices, &self.node);
         let before = self.known.remove(&key);
-        for address in before.iter().flat_map(|known| &known.local).filter(|address| !local.contains(*address)) {
+        for address in
+            before.iter().flat_map(|known| &known.local).filter(|address| !local.contains(*address))
+        {
             self.forget_address(*address, &key);
         }
         for address in &local {

@@ -51,6 +51,9 @@ impl Ranges {
 
     /// Removes a range, as far as it is in the set.
     pub(crate) fn remove(&mut self, range: Range) {
+        if range.len == 0 {
+            return;
+        }
         let overlapping: Vec<Range> = self
             .0
             .range(..range.end())

@@ -101,8 +101,12 @@ impl Table {
                 departed.entry(frontend.service_id).or_default().push(*key);
             }
         }
-        let next_service_id =
-            kernel.frontends.values().map(|frontend| frontend.service_id).max().map_or(1, |id| id.wrapping_add(1));
+        let next_service_id = kernel
+            .frontends
+            .values()
+            .map(|frontend| frontend.service_id)
+            .max()
+            .map_or(1, |id| id.wrapping_add(1));
         Self {
             ports: BTreeMap::new(),
             owners: HashMap::new(),
@@ -299,7 +303,8 @@ impl Table {
                 Set::Local => frontend.base.checked_sub(port.cluster.len() as u32),
             };
             let base = base.unwrap_or(frontend.base);
-            let is_same = (base..).zip(&wanted).all(|(slot, backend)| adoption.slots.get(&slot) == Some(backend));
+            let is_same =
+                (base..).zip(&wanted).all(|(slot, backend)| adoption.slots.get(&slot) == Some(backend));
             let count = count_of(port, desired.inside);
             let len = wanted.len() as u32;
             Some((frontend.service_id, frontend.generation, base, len, is_same && frontend.count == count))

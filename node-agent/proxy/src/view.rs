@@ -62,7 +62,8 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
     let backends = |base: u32, count: u32| -> Result<Vec<SocketAddr>, Error> {
         (base..base.saturating_add(count))
             .map(|slot| {
-                let backend = maps.backends.get(&slot).map_err(|source| Error::Map { name: "BACKENDS", source })?;
+                let backend =
+                    maps.backends.get(&slot).map_err(|source| Error::Map { name: "BACKENDS", source })?;
                 let backend = backend.unwrap_or_default();
                 Ok(SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be)))
             })
@@ -77,7 +78,10 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
             service_id: frontend.service_id,
             generation: frontend.generation,
             backends: backends(frontend.base, frontend.count)?,
-            wire_backends: backends(frontend.wire_base, if served_to_wire { frontend.wire_count } else { 0 })?,
+            wire_backends: backends(
+                frontend.wire_base,
+                if served_to_wire { frontend.wire_count } else { 0 },
+            )?,
             node_only: frontend.flags & FRONTEND_NODE_ONLY != 0,
             departed: frontend.flags & FRONTEND_DEPARTED != 0,
             wire_local: frontend.flags & FRONTEND_WIRE_LOCAL != 0,

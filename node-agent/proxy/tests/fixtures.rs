@@ -229,7 +229,15 @@ fn packets_for_another_node_get_a_source_of_the_nodes_and_come_back() {
             let lowered = |packet: Packet| Packet { hop_limit: 63, ..packet };
             let expected = lowered(packet(&source, backend, protocol, SYN));
             assert_eq!((out.verdict, out.packet), (REDIRECT, expected.bytes()), "{frontend}");
-            check("again, the same source", &proxy, "from_wire", &sent, REDIRECT, &expected, Some("packet_forwarded"));
+            check(
+                "again, the same source",
+                &proxy,
+                "from_wire",
+                &sent,
+                REDIRECT,
+                &expected,
+                Some("packet_forwarded"),
+            );
             let sent = packet(backend, &source, protocol, ACK);
             let expected = lowered(packet(&frontend, client, protocol, ACK));
             check("the reply", &proxy, "from_wire", &sent, REDIRECT, &expected, Some("packet_replied"));
@@ -252,11 +260,26 @@ fn packets_that_are_not_ours_are_left_alone() {
         }
         left_alone("no backend", "from_wire", to(30070, SYN), Some("packet_no_backend"));
         left_alone("no flow", "from_wire", to(30080, ACK), None);
-        left_alone("cluster IP from outside", "from_wire", packet("10.90.0.2:4000", "10.96.0.1:80", TCP, SYN), None);
-        left_alone("loopback from a pod", "from_pod", packet("10.91.0.2:4000", "127.0.0.1:30080", TCP, SYN), None);
+        left_alone(
+            "cluster IP from outside",
+            "from_wire",
+            packet("10.90.0.2:4000", "10.96.0.1:80", TCP, SYN),
+            None,
+        );
+        left_alone(
+            "loopback from a pod",
+            "from_pod",
+            packet("10.91.0.2:4000", "127.0.0.1:30080", TCP, SYN),
+            None,
+        );
         let fragment = Packet { fragment: 0x2000, ..to(30080, SYN) };
         left_alone("first fragment", "from_wire", fragment.clone(), Some("pass_fragment"));
-        left_alone("later fragment", "from_wire", Packet { fragment: 0x0010, ..fragment }, Some("pass_fragment"));
+        left_alone(
+            "later fragment",
+            "from_wire",
+            Packet { fragment: 0x0010, ..fragment },
+            Some("pass_fragment"),
+        );
         left_alone("no such reply", "from_wire", packet("10.93.0.2:80", "10.90.0.1:61001", TCP, ACK), None);
     });
 }
@@ -307,11 +330,47 @@ fn client_that_uses_its_port_again_gets_a_new_flow() {
         let expected = |flags| packet("10.90.0.2:4000", "10.91.0.2:8080", TCP, flags);
         let new = Some("packet_new_flow");
         check("the first", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
-        check("it ends", &proxy, "from_wire", &sent(FIN_ACK), PASS, &expected(FIN_ACK), Some("packet_forwarded"));
+        check(
+            "it ends",
+            &proxy,
+            "from_wire",
+            &sent(FIN_ACK),
+            PASS,
+            &expected(FIN_ACK),
+            Some("packet_forwarded"),
+        );
         check("the port again", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
         let back = |flags| packet("10.91.0.2:8080", "10.90.0.2:4000", TCP, flags);
         let expected = packet("10.90.0.1:30080", "10.90.0.2:4000", TCP, ACK);
         check("its reply", &proxy, "to_wire", &back(ACK), PASS, &expected, Some("packet_replied"));
+    });
+}
+
+#[test]
+fn flood_of_first_packets_costs_no_established_flow() {
+    run("flood_of_first_packets_costs_no_established_flow", |lab| {
+        let proxy = proxy(lab);
+        let clients: Vec<String> = (0..200).map(|n| format!("10.90.0.2:{}", 2000 + n)).collect();
+        for client in &clients {
+            let sent = packet(client, "10.90.0.1:30080", TCP, SYN);
+            let expected = packet(client, "10.91.0.2:8080", TCP, SYN);
+            check("first", &proxy, "from_wire", &sent, PASS, &expected, None);
+            let sent = packet("10.91.0.2:8080", client, TCP, ACK);
+            let expected = packet("10.90.0.1:30080", client, TCP, ACK);
+            check("answered", &proxy, "to_wire", &sent, PASS, &expected, None);
+        }
+        // More than three times what the table holds.
+        for n in 0..220_000u32 {
+            let client = format!("10.90.{}.{}:{}", 1 + n / 60_000, 3, 1024 + n % 60_000);
+            let sent = packet(&client, "10.90.0.1:30080", TCP, SYN).bytes();
+            proxy.test_run("from_wire", &sent, 1).unwrap();
+        }
+        assert!(counter(&proxy, "flow_evicted") > 100_000);
+        for client in &clients {
+            let sent = packet("10.91.0.2:8080", client, TCP, ACK);
+            let expected = packet("10.90.0.1:30080", client, TCP, ACK);
+            check("still known", &proxy, "to_wire", &sent, PASS, &expected, Some("packet_replied"));
+        }
     });
 }
 
@@ -338,7 +397,11 @@ fn garbage_is_passed_or_dropped_and_never_more() {
             for program in ["from_wire", "to_wire", "from_pod", "to_pod"] {
                 // The kernel itself refuses some lengths before the program runs.
                 let Ok(out) = proxy.test_run(program, &bytes, 1) else { continue };
-                assert!([PASS, DROP, REDIRECT].contains(&out.verdict), "{program}: {} for {bytes:02x?}", out.verdict);
+                assert!(
+                    [PASS, DROP, REDIRECT].contains(&out.verdict),
+                    "{program}: {} for {bytes:02x?}",
+                    out.verdict
+                );
                 assert_eq!(out.packet.len(), bytes.len(), "{program}: {bytes:02x?}");
             }
         }

@@ -5,7 +5,9 @@ mod support;
 use std::{io::ErrorKind, net::UdpSocket};
 
 use hawser_proxy::HostPort;
-use support::{CLIENT, Lab, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice};
+use support::{
+    CLIENT, Lab, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice,
+};
 
 #[test]
 fn node_port_reaches_a_backend_on_this_node_which_sees_the_client() {
@@ -90,12 +92,8 @@ fn udp_node_port_keeps_its_flow_and_moves_when_the_backend_goes() {
         let _local = lab.udp_server(POD, "10.91.0.2:5353");
         let _remote = lab.udp_server(OTHER, "10.93.0.2:5353");
         let mut proxy = lab.proxy();
-        let services = [service(&Spec {
-            protocol: "UDP",
-            port: 53,
-            node_port: Some(30053),
-            ..Spec::default()
-        })];
+        let services =
+            [service(&Spec { protocol: "UDP", port: 53, node_port: Some(30053), ..Spec::default() })];
         let both = ["10.91.0.2", "10.93.0.2"];
         let on = |addresses: &[&str]| {
             let endpoints: Vec<_> = addresses
@@ -150,14 +148,14 @@ fn host_port_leads_to_its_pod() {
             pod_ip: "10.91.0.2".parse().unwrap(),
             container_port: 8080,
             host_ip: None,
-            host_port: 8088,
+            host_port: 61088,
             protocol: "TCP".to_owned(),
         };
         proxy.sync(&[], &[], std::slice::from_ref(&host_port)).unwrap();
-        assert_eq!(ask_tcp(lab, CLIENT, "10.90.0.1:8088"), "10.91.0.2:8080 sees 10.90.0.2");
-        assert!(connect("127.0.0.1:8088").is_ok());
+        assert_eq!(ask_tcp(lab, CLIENT, "10.90.0.1:61088"), "10.91.0.2:8080 sees 10.90.0.2");
+        assert!(connect("127.0.0.1:61088").is_ok());
         proxy.sync(&[], &[], &[]).unwrap();
-        let refused = lab.inside(CLIENT, || connect("10.90.0.1:8088").map(drop));
+        let refused = lab.inside(CLIENT, || connect("10.90.0.1:61088").map(drop));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     });
 }

@@ -55,12 +55,19 @@ fn agent_restart_interrupts_nothing() {
             for _ in 0..5 {
                 let before = connections.load(Ordering::Relaxed);
                 drop(proxy);
-                eventually("connections without an agent", || connections.load(Ordering::Relaxed) > before + 20);
+                eventually("connections without an agent", || {
+                    connections.load(Ordering::Relaxed) > before + 20
+                });
                 proxy = lab.proxy();
                 let report = proxy.sync(&services, &slices, &[]).unwrap();
-                assert_eq!((report.frontends_written, report.frontends_removed, report.backends_written), (0, 0, 0));
+                assert_eq!(
+                    (report.frontends_written, report.frontends_removed, report.backends_written),
+                    (0, 0, 0)
+                );
                 let before = connections.load(Ordering::Relaxed);
-                eventually("connections after a restart", || connections.load(Ordering::Relaxed) > before + 20);
+                eventually("connections after a restart", || {
+                    connections.load(Ordering::Relaxed) > before + 20
+                });
                 echo(&mut through_socket);
                 through_packets.iter_mut().for_each(echo);
             }
@@ -79,7 +86,8 @@ fn restart_repairs_what_changed_while_no_agent_ran() {
         lab.tcp_server(POD, "10.91.0.2:8081");
         let web = service(&Spec::default());
         let gone = service(&Spec { name: "gone", cluster_ips: &["10.96.0.20"], ..Spec::default() });
-        let dns = Spec { name: "dns", protocol: "UDP", port: 53, cluster_ips: &["10.96.0.53"], ..Spec::default() };
+        let dns =
+            Spec { name: "dns", protocol: "UDP", port: 53, cluster_ips: &["10.96.0.53"], ..Spec::default() };
         let old = [
             slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
             slice("gone", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
@@ -106,7 +114,8 @@ fn restart_repairs_what_changed_while_no_agent_ran() {
 #[test]
 fn udp_conversation_survives_a_restart() {
     run("udp_conversation_survives_a_restart", |lab| {
-        let servers: Vec<_> = (1..=4).map(|port| lab.udp_server(POD, &format!("10.91.0.2:530{port}"))).collect();
+        let servers: Vec<_> =
+            (1..=4).map(|port| lab.udp_server(POD, &format!("10.91.0.2:530{port}"))).collect();
         let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
         let slices: Vec<_> = servers
             .iter()

@@ -4,7 +4,7 @@ mod support;
 
 use std::{io::ErrorKind, net::UdpSocket};
 
-use support::{Lab, NODE, POD, PATIENCE, Spec, connect, counter, echo, mapped, run, service, slice};
+use support::{Lab, NODE, PATIENCE, POD, Spec, connect, counter, echo, mapped, run, service, slice};
 
 #[test]
 fn tcp_reaches_a_backend_and_sees_the_service_as_its_peer() {
@@ -61,15 +61,18 @@ fn unconnected_udp_sees_replies_from_the_service() {
         let _v4 = lab.udp_server(POD, "10.91.0.2:5353");
         let _v6 = lab.udp_server(POD, "[fd91::2]:5353");
         let mut proxy = lab.proxy();
-        let spec = Spec { protocol: "UDP", port: 53, cluster_ips: &["10.96.0.10", "fd96::10"], ..Spec::default() };
+        let spec =
+            Spec { protocol: "UDP", port: 53, cluster_ips: &["10.96.0.10", "fd96::10"], ..Spec::default() };
         let slices = [
             slice("web", "UDP", 5353, &[("10.91.0.2", "node-a", true)]),
             slice("web", "UDP", 5353, &[("fd91::2", "node-a", true)]),
         ];
         proxy.sync(&[service(&spec)], &slices, &[]).unwrap();
-        for (own, address) in
-            [("0.0.0.0:0", "10.96.0.10:53"), ("[::]:0", "[fd96::10]:53"), ("[::]:0", &mapped("10.96.0.10:53"))]
-        {
+        for (own, address) in [
+            ("0.0.0.0:0", "10.96.0.10:53"),
+            ("[::]:0", "[fd96::10]:53"),
+            ("[::]:0", &mapped("10.96.0.10:53")),
+        ] {
             let socket = UdpSocket::bind(own).unwrap();
             assert_eq!(ask(&socket, address).1, address, "the source of the reply");
             let socket = UdpSocket::bind(own).unwrap();
@@ -85,7 +88,8 @@ fn unconnected_udp_sees_replies_from_the_service() {
 #[test]
 fn udp_socket_keeps_its_backend_until_that_is_gone() {
     run("udp_socket_keeps_its_backend_until_that_is_gone", |lab| {
-        let _servers: Vec<_> = (1..=4).map(|port| lab.udp_server(POD, &format!("10.91.0.2:530{port}"))).collect();
+        let _servers: Vec<_> =
+            (1..=4).map(|port| lab.udp_server(POD, &format!("10.91.0.2:530{port}"))).collect();
         let _elsewhere = lab.udp_server(NODE, "127.0.0.1:5399");
         let mut proxy = lab.proxy();
         let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
@@ -128,7 +132,8 @@ fn udp_socket_keeps_its_backend_until_that_is_gone() {
 #[test]
 fn udp_socket_with_many_services_overflows_and_is_emptied_when_it_closes() {
     run("udp_socket_with_many_services_overflows_and_is_emptied_when_it_closes", |lab| {
-        let servers: Vec<_> = (0..40).map(|n| lab.udp_server(POD, &format!("10.91.0.2:{}", 5300 + n))).collect();
+        let servers: Vec<_> =
+            (0..40).map(|n| lab.udp_server(POD, &format!("10.91.0.2:{}", 5300 + n))).collect();
         let mut proxy = lab.proxy();
         let names: Vec<String> = (0..40).map(|n| format!("s{n}")).collect();
         let addresses: Vec<String> = (0..40).map(|n| format!("10.96.1.{n}")).collect();
@@ -203,7 +208,8 @@ fn ask(socket: &UdpSocket, address: &str) -> (String, String) {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.send_to(b"?", address).unwrap_or_else(|error| panic!("send to {address}: {error}"));
     let mut buffer = [0; 64];
-    let (len, source) = socket.recv_from(&mut buffer).unwrap_or_else(|error| panic!("from {address}: {error}"));
+    let (len, source) =
+        socket.recv_from(&mut buffer).unwrap_or_else(|error| panic!("from {address}: {error}"));
     (String::from_utf8(buffer[..len].to_vec()).unwrap(), source.to_string())
 }
 

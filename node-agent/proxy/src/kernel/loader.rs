@@ -119,11 +119,7 @@ fn load_programs(maps_dir: &Path, sizes: Sizes, set_retval: bool) -> Result<(Map
 
 /// Opens the pinned maps without loading anything, for commands that only look.
 pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
-    fn open<T>(
-        maps_dir: &Path,
-        name: &'static str,
-        typed: fn(OwnedFd) -> io::Result<T>,
-    ) -> Result<T, Error> {
+    fn open<T>(maps_dir: &Path, name: &'static str, typed: fn(OwnedFd) -> io::Result<T>) -> Result<T, Error> {
         let failed = |source| Error::Map { name, source };
         let fd = sys::obj_get(&maps_dir.join(name)).map_err(failed)?;
         let fd = fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
@@ -161,7 +157,9 @@ fn check_layout(maps_dir: &Path) -> Result<bool, Error> {
 fn remove_maps(maps_dir: &Path) -> Result<(), Error> {
     for name in PINNED {
         match fs::remove_file(maps_dir.join(name)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::Map { name, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Map { name, source });
+            }
             _ => {}
         }
     }

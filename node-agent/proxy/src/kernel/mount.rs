@@ -1,11 +1,6 @@
 //! The bpffs that holds a node's pins.
 
-use std::{
-    ffi::CString,
-    fs, io,
-    os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
-};
+use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
 
 use crate::error::Error;
 
@@ -21,7 +16,13 @@ pub(crate) fn ensure_bpffs(dir: &Path) -> Result<(), Error> {
     let target = CString::new(dir.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
     // SAFETY: all strings are C strings that outlive the call.
     let result = unsafe {
-        libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), libc::MS_NOSUID, c"mode=0700".as_ptr().cast())
+        libc::mount(
+            c"bpf".as_ptr(),
+            target.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID,
+            c"mode=0700".as_ptr().cast(),
+        )
     };
     if result < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
 }
@@ -51,5 +52,5 @@ fn is_bpffs(dir: &Path) -> io::Result<bool> {
 
 fn is_mount_point(dir: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    Ok(mounts.lines().filter_map(|line| line.split(' ').nth(1)).any(|target| PathBuf::from(target) == dir))
+    Ok(mounts.lines().filter_map(|line| line.split(' ').nth(1)).any(|target| Path::new(target) == dir))
 }

@@ -184,8 +184,8 @@ pub(crate) fn obj_get(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = ObjAttr { path: path.as_ptr() as u64, ..Default::default() };
     // SAFETY: the path is a C string that outlives the call; the result is a descriptor of our own.
-    match unsafe { bpf(Command::ObjGet, &mut attr) } {
-        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+    match unsafe { bpf(Command::ObjGet, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) } {
+        Ok(fd) => Ok(Some(fd)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

@@ -136,7 +136,8 @@ impl Lab {
         let index = fs::read_to_string("/sys/class/net/pod0/ifindex");
         // sysfs shows the namespace that mounted it; ask ip otherwise.
         index.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_else(|| {
-            let output = Command::new("ip").args(["-n", &self.ns(NODE), "-o", "link", "show", "pod0"]).output();
+            let output =
+                Command::new("ip").args(["-n", &self.ns(NODE), "-o", "link", "show", "pod0"]).output();
             let text = String::from_utf8(output.unwrap().stdout).unwrap();
             text.split(':').next().unwrap().trim().parse().unwrap()
         })
@@ -183,7 +184,17 @@ impl Lab {
     fn veth(&self, (left_ns, left): (&str, &str), (right_ns, right): (&str, &str)) {
         let (left_ns_full, right_ns_full) = (self.ns(left_ns), self.ns(right_ns));
         ip(&[
-            "link", "add", left, "netns", &left_ns_full, "type", "veth", "peer", "name", right, "netns",
+            "link",
+            "add",
+            left,
+            "netns",
+            &left_ns_full,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            right,
+            "netns",
             &right_ns_full,
         ]);
         self.ip(left_ns, &["link", "set", left, "up"]);
@@ -259,7 +270,8 @@ impl Drop for Lab {
         }
         // A cgroup is busy until the last task has left it.
         let deadline = Instant::now() + PATIENCE;
-        while (fs::remove_dir(self.cgroup.join("node")).is_err_and(|error| error.kind() != ErrorKind::NotFound)
+        while (fs::remove_dir(self.cgroup.join("node"))
+            .is_err_and(|error| error.kind() != ErrorKind::NotFound)
             || fs::remove_dir(&self.cgroup).is_err())
             && Instant::now() < deadline
         {
@@ -276,7 +288,8 @@ fn ip(args: &[&str]) {
 
 fn cgroup2_mount() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
+    let mount =
+        mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
     Path::new(mount.split(' ').nth(1).unwrap()).to_owned()
 }
 

@@ -1,0 +1,278 @@
+use std::net::{IpAddr, SocketAddr};
+
+use hawser_ebpf_abi::{Backend, IPPROTO_TCP, IPPROTO_UDP, service::*};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use serde_json::{Value, json};
+
+use crate::{
+    desired::{self, HostPort, Node, ServicePort, ServicePortName, Set, Skipped, frontend_key, ip},
+    endpoints::Overrides,
+};
+
+fn node() -> Node {
+    Node {
+        name: "here".to_owned(),
+        addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+    }
+}
+
+/// A service with one port, 80, whose spec is changed by `spec`.
+fn service(spec: Value) -> Service {
+    let mut object = json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{ "port": 80 }] },
+    });
+    for (name, value) in spec.as_object().unwrap() {
+        match name.as_str() {
+            "labels" => object["metadata"]["labels"] = value.clone(),
+            "status" => object["status"] = value.clone(),
+            _ => object["spec"][name] = value.clone(),
+        }
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+/// A slice on port 8080: address, node, and a word per condition.
+fn slice(endpoints: &[(&str, &str, &str)]) -> EndpointSlice {
+    let is_v6 = endpoints.first().is_some_and(|(address, ..)| address.contains(':'));
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|(address, node, state)| {
+            let conditions = match *state {
+                "ready" => json!({ "ready": true, "serving": true, "terminating": false }),
+                "unknown" => json!({}),
+                "not-ready" => json!({ "ready": false, "serving": false, "terminating": false }),
+                "draining" => json!({ "ready": false, "serving": true, "terminating": true }),
+                "ending" => json!({ "ready": false, "serving": false, "terminating": true }),
+                other => panic!("no state {other}"),
+            };
+            json!({ "addresses": [address], "nodeName": node, "conditions": conditions })
+        })
+        .collect();
+    let object = json!({
+        "metadata": { "name": "web-1" },
+        "addressType": if is_v6 { "IPv6" } else { "IPv4" },
+        "endpoints": endpoints,
+        "ports": [{ "port": 8080, "protocol": "TCP" }],
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+fn ports(service: &Service, slices: &[EndpointSlice]) -> (Vec<(ServicePortName, ServicePort)>, Vec<Skipped>) {
+    let mut skipped = Vec::new();
+    let slices: Vec<&EndpointSlice> = slices.iter().collect();
+    let ports = desired::service_ports(service, &slices, &node(), &Overrides::new(), &mut skipped);
+    (ports, skipped)
+}
+
+fn only(service: &Service, slices: &[EndpointSlice]) -> ServicePort {
+    let (mut ports, _) = ports(service, slices);
+    assert_eq!(ports.len(), 1, "{ports:?}");
+    ports.remove(0).1
+}
+
+fn addresses(backends: &[Backend]) -> Vec<String> {
+    backends
+        .iter()
+        .map(|backend| SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be)).to_string())
+        .collect()
+}
+
+#[test]
+fn endpoints_are_chosen_by_readiness() {
+    #[track_caller]
+    fn check(what: &str, endpoints: &[(&str, &str, &str)], expected: &[&str]) {
+        let port = only(&service(json!({})), &[slice(endpoints)]);
+        let found: Vec<String> =
+            addresses(&port.cluster).iter().map(|text| text.replace(":8080", "")).collect();
+        assert_eq!(found, expected, "{what}");
+    }
+    check("none", &[], &[]);
+    check("ready", &[("10.0.0.1", "a", "ready")], &["10.0.0.1"]);
+    check("no condition means ready", &[("10.0.0.1", "a", "unknown")], &["10.0.0.1"]);
+    check("not ready", &[("10.0.0.1", "a", "not-ready")], &[]);
+    check(
+        "ready before draining",
+        &[("10.0.0.1", "a", "draining"), ("10.0.0.2", "a", "ready")],
+        &["10.0.0.2"],
+    );
+    check(
+        "draining when none is ready",
+        &[("10.0.0.1", "a", "draining"), ("10.0.0.2", "a", "not-ready")],
+        &["10.0.0.1"],
+    );
+    check("ending is over", &[("10.0.0.1", "a", "ending")], &[]);
+    check("sorted", &[("10.0.0.9", "a", "ready"), ("10.0.0.2", "b", "ready")], &["10.0.0.2", "10.0.0.9"]);
+}
+
+#[test]
+fn endpoint_in_two_slices_is_one_backend() {
+    let slices = [slice(&[("10.0.0.1", "a", "not-ready")]), slice(&[("10.0.0.1", "a", "ready")])];
+    assert_eq!(addresses(&only(&service(json!({})), &slices).cluster), ["10.0.0.1:8080"]);
+}
+
+#[test]
+fn services_that_are_not_ours_are_left_alone() {
+    #[track_caller]
+    fn check(what: &str, spec: Value) {
+        let (ports, skipped) = ports(&service(spec), &[]);
+        assert!(ports.is_empty() && skipped.is_empty(), "{what}");
+    }
+    check("headless", json!({ "clusterIP": "None", "clusterIPs": ["None"] }));
+    check("no address yet", json!({ "clusterIP": "", "clusterIPs": [] }));
+    check("external name", json!({ "type": "ExternalName", "externalName": "example.org" }));
+    check("another proxy's", json!({ "labels": { "service.kubernetes.io/service-proxy-name": "other" } }));
+}
+
+#[test]
+fn protocol_that_is_not_served_is_reported() {
+    let (ports, skipped) = ports(&service(json!({ "ports": [{ "port": 80, "protocol": "SCTP" }] })), &[]);
+    assert!(ports.is_empty());
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].reason.contains("protocol"));
+}
+
+#[test]
+fn frontends_are_all_addresses_of_the_service() {
+    let service = service(json!({
+        "type": "LoadBalancer",
+        "clusterIPs": ["10.96.0.1", "fd96::1"],
+        "ports": [{ "port": 80, "nodePort": 30080 }],
+        "externalIPs": ["198.51.100.1"],
+        "status": { "loadBalancer": { "ingress": [
+            { "ip": "198.51.100.2" },
+            { "ip": "198.51.100.3", "ipMode": "Proxy" },
+            { "ip": "198.51.100.4", "ipMode": "VIP" },
+            { "hostname": "lb.example.org" },
+        ] } },
+    }));
+    let (ports, skipped) = ports(&service, &[]);
+    assert!(skipped.is_empty());
+    let mut found: Vec<String> = ports
+        .iter()
+        .flat_map(|(_, port)| port.frontends.iter())
+        .map(|(key, frontend)| {
+            let address = SocketAddr::new(ip(&key.addr), u16::from_be(key.port_be));
+            let wire = if frontend.flags & FRONTEND_WIRE != 0 { " wire" } else { "" };
+            let node = if frontend.flags & FRONTEND_NODE_ONLY != 0 { " node" } else { "" };
+            format!("{address}{wire}{node}")
+        })
+        .collect();
+    found.sort();
+    let expected = [
+        "10.96.0.1:80",
+        "127.0.0.1:30080 node",
+        "192.0.2.1:30080 wire",
+        "198.51.100.1:80 wire",
+        "198.51.100.2:80 wire",
+        "198.51.100.4:80 wire",
+        "[2001:db8::1]:30080 wire",
+        "[::1]:30080 node",
+        "[fd96::1]:80",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn families_keep_to_themselves() {
+    let service = service(json!({ "clusterIPs": ["10.96.0.1", "fd96::1"] }));
+    let (ports, _) =
+        ports(&service, &[slice(&[("10.0.0.1", "a", "ready")]), slice(&[("fd00::1", "a", "ready")])]);
+    let found: Vec<_> = ports.iter().map(|(name, port)| (name.is_v6, addresses(&port.cluster))).collect();
+    assert_eq!(found, [(false, vec!["10.0.0.1:8080".to_owned()]), (true, vec!["[fd00::1]:8080".to_owned()])]);
+}
+
+#[test]
+fn policies_choose_the_set_of_backends() {
+    let endpoints = [slice(&[("10.0.0.1", "here", "ready"), ("10.0.0.2", "there", "ready")])];
+    let set = |port: &ServicePort, address: &str, number: u16| {
+        let frontend = port.frontends[&frontend_key(address.parse().unwrap(), number, IPPROTO_TCP)];
+        (frontend.inside, frontend.wire)
+    };
+    let node_port = json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30080 }] });
+    let with = |name: &str| {
+        let mut spec = node_port.clone();
+        spec[name] = "Local".into();
+        only(&service(spec), &endpoints)
+    };
+    let port = only(&service(node_port.clone()), &endpoints);
+    assert_eq!(set(&port, "10.96.0.1", 80).0, Set::Cluster);
+    assert_eq!(set(&port, "192.0.2.1", 30080), (Set::Cluster, Set::Cluster));
+    assert!(port.local.is_empty(), "not needed");
+
+    let port = with("internalTrafficPolicy");
+    assert_eq!(set(&port, "10.96.0.1", 80).0, Set::Local);
+    assert_eq!(set(&port, "192.0.2.1", 30080), (Set::Cluster, Set::Cluster));
+    assert_eq!(addresses(&port.local), ["10.0.0.1:8080"]);
+    assert_eq!(port.local[0].flags, BACKEND_LOCAL);
+
+    let port = with("externalTrafficPolicy");
+    assert_eq!(set(&port, "10.96.0.1", 80).0, Set::Cluster);
+    assert_eq!(set(&port, "192.0.2.1", 30080), (Set::Cluster, Set::Local));
+}
+
+#[test]
+fn local_set_falls_back_to_draining_endpoints_of_this_node() {
+    let spec = json!({ "internalTrafficPolicy": "Local" });
+    let endpoints = [slice(&[("10.0.0.1", "here", "draining"), ("10.0.0.2", "there", "ready")])];
+    let port = only(&service(spec), &endpoints);
+    assert_eq!(addresses(&port.local), ["10.0.0.1:8080"]);
+    assert_eq!(addresses(&port.cluster), ["10.0.0.2:8080"]);
+}
+
+#[test]
+fn named_ports_find_their_target() {
+    let service = service(json!({ "ports": [
+        { "name": "http", "port": 80 }, { "name": "metrics", "port": 9090 }, { "name": "none", "port": 1 },
+    ] }));
+    let mut endpoints = slice(&[("10.0.0.1", "a", "ready")]);
+    endpoints.ports = serde_json::from_value(json!([
+        { "name": "metrics", "port": 9100, "protocol": "TCP" },
+        { "name": "http", "port": 8080, "protocol": "TCP" },
+        { "name": "none", "protocol": "TCP" },
+    ]))
+    .unwrap();
+    let (ports, _) = ports(&service, &[endpoints]);
+    let found: Vec<_> =
+        ports.iter().map(|(name, port)| (name.port.as_str(), addresses(&port.cluster))).collect();
+    let one = |text: &str| vec![text.to_owned()];
+    assert_eq!(found, [("http", one("10.0.0.1:8080")), ("metrics", one("10.0.0.1:9100")), ("none", vec![])]);
+}
+
+#[test]
+fn source_ranges_that_are_not_enforced_let_nothing_in() {
+    let service = service(json!({
+        "type": "LoadBalancer",
+        "loadBalancerSourceRanges": ["203.0.113.0/24"],
+        "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.2" }] } },
+    }));
+    let (ports, skipped) = ports(&service, &[]);
+    let key = frontend_key("198.51.100.2".parse().unwrap(), 80, IPPROTO_TCP);
+    assert_eq!(ports[0].1.frontends[&key].flags & FRONTEND_WIRE, 0);
+    assert_eq!(skipped.len(), 1);
+}
+
+#[test]
+fn host_ports_are_served_on_the_nodes_addresses() {
+    let port = |host_ip: Option<&str>, pod_ip: &str| {
+        let host_port = HostPort {
+            pod_namespace: "default".to_owned(),
+            pod_name: "dns".to_owned(),
+            pod_ip: pod_ip.parse().unwrap(),
+            container_port: 5353,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port: 53,
+            protocol: "UDP".to_owned(),
+        };
+        desired::host_port(&host_port, &node(), &mut Vec::new()).unwrap().1
+    };
+    let served =
+        |port: &ServicePort| -> Vec<IpAddr> { port.frontends.keys().map(|key| ip(&key.addr)).collect() };
+    let parse = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+    assert_eq!(served(&port(None, "10.0.0.1")), parse(&["127.0.0.1", "192.0.2.1"]));
+    assert_eq!(served(&port(Some("0.0.0.0"), "10.0.0.1")), parse(&["127.0.0.1", "192.0.2.1"]));
+    assert_eq!(served(&port(Some("192.0.2.1"), "10.0.0.1")), parse(&["192.0.2.1"]));
+    assert_eq!(served(&port(Some("127.0.0.1"), "10.0.0.1")), parse(&["127.0.0.1"]));
+    assert_eq!(served(&port(None, "fd00::1")), parse(&["::1", "2001:db8::1"]));
+    assert!(port(None, "10.0.0.1").frontends.keys().all(|key| key.protocol == IPPROTO_UDP));
+}
