@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hawser_api::client::Client;
 use hawser_api::Api;
+use hawser_api::client::Client;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -68,7 +68,13 @@ impl Recorder {
     }
 
     /// About a pod as a whole.
-    pub fn pod(&self, pod: &DesiredPod, event_type: EventType, reason: &'static str, message: impl Into<String>) {
+    pub fn pod(
+        &self,
+        pod: &DesiredPod,
+        event_type: EventType,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         self.event(pod_reference(pod, None), event_type, reason, message.into());
     }
 
@@ -90,7 +96,13 @@ impl Recorder {
         self.event(pod_reference(pod, Some(field_path)), event_type, reason, message.into());
     }
 
-    pub fn event(&self, object: ObjectReference, event_type: EventType, reason: &'static str, message: String) {
+    pub fn event(
+        &self,
+        object: ObjectReference,
+        event_type: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
         let event = NewEvent { object, event_type, reason, message, at: Timestamp::now() };
         if self.queue.try_send(event).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);

@@ -100,7 +100,8 @@ impl Images {
     ) -> Result<Image, PullFailure> {
         let name = container.name();
         if policy != PullPolicy::Always {
-            let present = self.runtime.image_status(image).await.map_err(|error| inspect_failure(image, &error))?;
+            let present =
+                self.runtime.image_status(image).await.map_err(|error| inspect_failure(image, &error))?;
             if let Some(present) = present {
                 let message = format!("Container image {image:?} already present on machine");
                 self.recorder.container(pod, name, EventType::Normal, "Pulled", message);
@@ -122,7 +123,13 @@ impl Images {
             message: "the agent is stopping".into(),
         })?;
         let began = Instant::now();
-        self.recorder.container(pod, container, EventType::Normal, "Pulling", format!("Pulling image {image:?}"));
+        self.recorder.container(
+            pod,
+            container,
+            EventType::Normal,
+            "Pulling",
+            format!("Pulling image {image:?}"),
+        );
         let auth = self.credentials(pod, image);
         match self.runtime.pull_image(image, &auth, None).await {
             Ok(pulled) => {
@@ -137,7 +144,13 @@ impl Images {
             }
             Err(error) => {
                 let failure = pull_failure(image, &error);
-                self.recorder.container(pod, container, EventType::Warning, "Failed", failure.message.clone());
+                self.recorder.container(
+                    pod,
+                    container,
+                    EventType::Warning,
+                    "Failed",
+                    failure.message.clone(),
+                );
                 let message = format!("Error: {}", failure.kind.as_str());
                 self.recorder.container(pod, container, EventType::Warning, "Failed", message);
                 Err(failure)
@@ -159,7 +172,9 @@ fn inspect_failure(image: &str, error: &hawser_runtime::Error) -> PullFailure {
 
 fn pull_failure(image: &str, error: &hawser_runtime::Error) -> PullFailure {
     if let hawser_runtime::Error::Pull { kind: PullErrorKind::InvalidReference, message, .. } = error {
-        let message = format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {message}");
+        let message = format!(
+            "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {message}"
+        );
         return PullFailure { kind: FailureKind::InvalidImageName, message };
     }
     PullFailure { kind: FailureKind::ErrImagePull, message: capitalized(&error.to_string()) }
@@ -253,7 +268,11 @@ mod tests {
                 image_pull_policy: given.map(str::to_owned),
                 ..Container::default()
             };
-            assert_eq!(pull_policy(&DesiredContainer { kind: ContainerKind::Main, spec }), expected, "{image}");
+            assert_eq!(
+                pull_policy(&DesiredContainer { kind: ContainerKind::Main, spec }),
+                expected,
+                "{image}"
+            );
         };
         check("web", None, PullPolicy::Always);
         check("localhost:5000/web", None, PullPolicy::Always);

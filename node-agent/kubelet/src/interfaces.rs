@@ -90,7 +90,12 @@ pub struct ClientStatusWriter(pub Arc<dyn Client>);
 
 #[async_trait]
 impl StatusWriter for ClientStatusWriter {
-    async fn patch_status(&self, target: &Target, uid: &str, mut patch: Value) -> Result<(), hawser_api::Error> {
+    async fn patch_status(
+        &self,
+        target: &Target,
+        uid: &str,
+        mut patch: Value,
+    ) -> Result<(), hawser_api::Error> {
         // A uid in the patch makes the server refuse it for another object of that name.
         patch["metadata"]["uid"] = uid.into();
         let target = target.clone().with_subresource("status");

@@ -48,8 +48,12 @@ impl Kubelet {
         let prober = Prober::default();
         let pods = Pods::default();
         let Parts { runtime, network, client, status, objects, endpoints } = parts;
-        let images =
-            Images::new(runtime.clone(), objects.secrets.clone(), recorder.clone(), config.max_parallel_pulls);
+        let images = Images::new(
+            runtime.clone(),
+            objects.secrets.clone(),
+            recorder.clone(),
+            config.max_parallel_pulls,
+        );
         let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), machine.capacity());
         let shared = Arc::new(Shared {
             config: config.clone(),

@@ -23,8 +23,8 @@ pub mod worker;
 
 pub use config::Config;
 pub use interfaces::{
-    ClientStatusWriter, HostPort, LocalEndpoints, LocalPod, NetworkError, Objects, PodNetwork, PodNetworkRequest,
-    PodNetworkStatus, StatusWriter,
+    ClientStatusWriter, HostPort, LocalEndpoints, LocalPod, NetworkError, Objects, PodNetwork,
+    PodNetworkRequest, PodNetworkStatus, StatusWriter,
 };
 pub use kubelet::{Kubelet, Parts};
 pub use manager::Pods;

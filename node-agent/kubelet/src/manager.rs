@@ -328,7 +328,9 @@ fn references(spec: &PodSpec) -> BTreeSet<(&'static str, &str)> {
     }
     for volume in spec.volumes.iter().flatten() {
         found.extend(volume.config_map.iter().map(|s| ("ConfigMap", s.name.as_str())));
-        found.extend(volume.secret.iter().filter_map(|s| s.secret_name.as_deref()).map(|name| ("Secret", name)));
+        found.extend(
+            volume.secret.iter().filter_map(|s| s.secret_name.as_deref()).map(|name| ("Secret", name)),
+        );
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             found.extend(source.config_map.iter().map(|s| ("ConfigMap", s.name.as_str())));
             found.extend(source.secret.iter().map(|s| ("Secret", s.name.as_str())));

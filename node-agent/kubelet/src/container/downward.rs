@@ -58,7 +58,8 @@ impl Fields<'_> {
             }
             None => own,
         };
-        let (kind, name) = selector.resource.split_once('.').ok_or_else(|| unsupported(&selector.resource))?;
+        let (kind, name) =
+            selector.resource.split_once('.').ok_or_else(|| unsupported(&selector.resource))?;
         let amount = match kind {
             "limits" => Some(limit(container, name)).filter(|n| *n > 0).unwrap_or(self.capacity.of(name)),
             "requests" => request(container, name),
@@ -86,7 +87,8 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// `key="value"` lines, sorted, the values escaped as Go's `%q`.
 fn format_map(map: Option<&std::collections::BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
     lines.join("\n")
 }
 

@@ -36,7 +36,8 @@ impl Lookup for Objects {
 }
 
 fn is_api_server(service: &Service) -> bool {
-    service.metadata.namespace.as_deref() == Some("default") && service.metadata.name.as_deref() == Some("kubernetes")
+    service.metadata.namespace.as_deref() == Some("default")
+        && service.metadata.name.as_deref() == Some("kubernetes")
 }
 
 /// The environment, in an order in which each name appears once.
@@ -72,9 +73,9 @@ fn services(fields: &Fields<'_>, lookup: &dyn Lookup) -> BTreeMap<String, String
     let links = fields.pod.spec().enable_service_links != Some(false);
     let namespace = fields.pod.namespace();
     let all = lookup.services(namespace);
-    let visible = all.iter().filter(|s| {
-        is_api_server(s) || links && s.metadata.namespace.as_deref() == Some(namespace)
-    });
+    let visible = all
+        .iter()
+        .filter(|s| is_api_server(s) || links && s.metadata.namespace.as_deref() == Some(namespace));
     // The pod's own namespace comes last, so that its `kubernetes` service would win.
     service_variables(visible.map(AsRef::as_ref)).into_iter().collect()
 }
@@ -147,7 +148,8 @@ fn from_source(
     if let Some(selector) = &source.resource_field_ref {
         return fields.resource(&container.spec, selector).map(Some);
     }
-    let (kind, name, key, optional, object_found, value) = if let Some(selector) = &source.config_map_key_ref {
+    let (kind, name, key, optional, object_found, value) = if let Some(selector) = &source.config_map_key_ref
+    {
         let object = lookup.config_map(namespace, &selector.name);
         let value = object.as_ref().and_then(|o| o.data.as_ref()?.get(&selector.key).cloned());
         ("configmap", &selector.name, &selector.key, selector.optional, object.is_some(), value)
@@ -178,7 +180,8 @@ mod tests {
     use crate::pod::testing::{container, pod, spec};
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::{
-        ConfigMapEnvSource, ConfigMapKeySelector, Container, EnvFromSource, ObjectFieldSelector, SecretKeySelector,
+        ConfigMapEnvSource, ConfigMapKeySelector, Container, EnvFromSource, ObjectFieldSelector,
+        SecretKeySelector,
     };
 
     struct Fixed;

@@ -23,7 +23,10 @@ pub fn write_pod_files(config: &Config, pod: &DesiredPod, ips: &[IpAddr]) -> Res
     fs::create_dir_all(&dir).map_err(failed)?;
     let host_resolv_conf = fs::read_to_string(&config.resolv_conf).unwrap_or_default();
     let hosts = match pod.host_network() {
-        true => fs::read_to_string("/etc/hosts").unwrap_or_default() + &aliases(pod.spec().host_aliases.as_deref()),
+        true => {
+            fs::read_to_string("/etc/hosts").unwrap_or_default()
+                + &aliases(pod.spec().host_aliases.as_deref())
+        }
         false => hosts_file(pod, ips, &config.cluster_domain),
     };
     let files = [
@@ -70,7 +73,9 @@ fn domain(pod: &DesiredPod, cluster_domain: &str) -> Option<String> {
 fn hosts_file(pod: &DesiredPod, ips: &[IpAddr], cluster_domain: &str) -> String {
     let mut out = String::from("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n");
     out.push_str("::1\tlocalhost ip6-localhost ip6-loopback\n");
-    out.push_str("fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
+    out.push_str(
+        "fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+    );
     let spec = pod.spec();
     let name = spec.hostname.as_deref().filter(|n| !n.is_empty()).unwrap_or(pod.name());
     for ip in ips {
@@ -87,7 +92,9 @@ fn aliases(list: Option<&[HostAlias]>) -> String {
     if list.is_empty() {
         return String::new();
     }
-    let lines = list.iter().map(|a| format!("{}\t{}\n", a.ip, a.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")));
+    let lines = list.iter().map(|a| {
+        format!("{}\t{}\n", a.ip, a.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t"))
+    });
     format!("\n# Entries added by HostAliases.\n{}", lines.collect::<String>())
 }
 
@@ -213,7 +220,10 @@ mod tests {
             s.dns_config = Some(PodDNSConfig {
                 nameservers: Some(vec!["1.1.1.1".into()]),
                 searches: Some(vec!["a.test".into()]),
-                options: Some(vec![PodDNSConfigOption { name: Some("ndots".into()), value: Some("2".into()) }]),
+                options: Some(vec![PodDNSConfigOption {
+                    name: Some("ndots".into()),
+                    value: Some("2".into()),
+                }]),
             });
         });
         assert_eq!(own, "search a.test\nnameserver 1.1.1.1\noptions ndots:2\n");
@@ -223,8 +233,10 @@ mod tests {
     fn hosts_file_names_the_pod_and_its_aliases() {
         let mut spec = spec("Always", vec![], vec![container("c")]);
         spec.subdomain = Some("sub".into());
-        spec.host_aliases =
-            Some(vec![HostAlias { ip: "10.9.9.9".into(), hostnames: Some(vec!["db".into(), "db.test".into()]) }]);
+        spec.host_aliases = Some(vec![HostAlias {
+            ip: "10.9.9.9".into(),
+            hostnames: Some(vec!["db".into(), "db.test".into()]),
+        }]);
         let text = hosts_file(&pod(spec), &["10.1.0.7".parse().expect("address")], "cluster.local");
         assert!(text.contains("10.1.0.7\tweb.sub.default.svc.cluster.local\tweb\n"), "{text}");
         assert!(text.ends_with("10.9.9.9\tdb\tdb.test\n"), "{text}");

@@ -66,7 +66,10 @@ pub fn build(
     let spec = &container.spec;
     let variables: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter().flatten().map(|text| expand::expand(text, |name| variables.get(name).map(|v| (*v).to_owned()))).collect()
+        list.iter()
+            .flatten()
+            .map(|text| expand::expand(text, |name| variables.get(name).map(|v| (*v).to_owned())))
+            .collect()
     };
     mounts.extend(managed_mounts(context, container, attempt, &mounts));
     let security = security::security(pod, container, image, &config.root_dir)?;
@@ -117,7 +120,12 @@ pub fn termination_file(config: &Config, uid: &str, container: &str, attempt: u3
 }
 
 fn termination_path(container: &DesiredContainer) -> &str {
-    container.spec.termination_message_path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/dev/termination-log")
+    container
+        .spec
+        .termination_message_path
+        .as_deref()
+        .filter(|p| !p.is_empty())
+        .unwrap_or("/dev/termination-log")
 }
 
 /// The files that the kubelet gives every container, except where the container mounts something itself.

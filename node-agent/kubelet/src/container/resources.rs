@@ -45,7 +45,8 @@ pub fn pod_resources(spec: &PodSpec) -> Resources {
     if qos_class(spec) == QosClass::BestEffort {
         return Resources { cpu_shares: Some(MIN_SHARES), ..Resources::default() };
     }
-    let limited = |resource: &'static str| pod_total(spec, move |c| Some(limit(c, resource)).filter(|n| *n > 0));
+    let limited =
+        |resource: &'static str| pod_total(spec, move |c| Some(limit(c, resource)).filter(|n| *n > 0));
     Resources {
         cpu_shares: Some(shares(cpu_request)),
         memory_limit_bytes: limited("memory"),
@@ -114,7 +115,10 @@ mod tests {
         let both = pod_resources(&spec("Always", vec![], vec![limited.clone(), limited.clone()]));
         assert_eq!((both.memory_limit_bytes, both.cpu_quota_us), (Some(2 << 30), Some(200_000)));
         let mixed = pod_resources(&spec("Always", vec![], vec![limited.clone(), open]));
-        assert_eq!((mixed.memory_limit_bytes, mixed.cpu_quota_us, mixed.cpu_shares), (None, None, Some(2048)));
+        assert_eq!(
+            (mixed.memory_limit_bytes, mixed.cpu_quota_us, mixed.cpu_shares),
+            (None, None, Some(2048))
+        );
         let with_sidecar = spec("Always", vec![sidecar("s")], vec![limited]);
         assert_eq!(pod_resources(&with_sidecar).memory_limit_bytes, None);
     }

@@ -78,9 +78,8 @@ impl Machine {
         let memory = meminfo("MemAvailable").is_some_and(|left| left < limits.memory_available_bytes);
         let disk = disk(&config.root_dir)
             .is_some_and(|(total, left)| left * 100 < total * limits.disk_available_percent);
-        let pids = pids().is_some_and(|(max, used)| {
-            max.saturating_sub(used) * 100 < max * limits.pid_available_percent
-        });
+        let pids = pids()
+            .is_some_and(|(max, used)| max.saturating_sub(used) * 100 < max * limits.pid_available_percent);
         Pressure { memory, disk, pids }
     }
 }
@@ -128,7 +127,8 @@ pub fn cpu_usage_ns() -> Option<u64> {
 
 fn busy_ns(line: &str) -> Option<u64> {
     const NS_PER_TICK: u64 = 10_000_000;
-    let fields: Vec<u64> = line.strip_prefix("cpu ")?.split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> =
+        line.strip_prefix("cpu ")?.split_whitespace().filter_map(|f| f.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal
     let busy = [0, 1, 2, 5, 6, 7].into_iter().filter_map(|i| fields.get(i)).sum::<u64>();
     Some(busy * NS_PER_TICK)

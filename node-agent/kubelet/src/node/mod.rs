@@ -99,7 +99,9 @@ impl NodeKeeper {
         }
         let known = api.get(&self.config.node_name).await?;
         let wanted = fresh.metadata.labels.unwrap_or_default();
-        let has = |(key, value): (&String, &String)| known.metadata.labels.as_ref().and_then(|l| l.get(key)) == Some(value);
+        let has = |(key, value): (&String, &String)| {
+            known.metadata.labels.as_ref().and_then(|l| l.get(key)) == Some(value)
+        };
         if wanted.iter().all(has) {
             return Ok(known);
         }
@@ -137,9 +139,9 @@ impl NodeKeeper {
         let mut previous = node.status;
         loop {
             let fresh = self.current(previous.as_ref()).await;
-            let due = written.as_ref().is_none_or(|(known, at)| {
-                at.elapsed() >= REPORT_AT_LEAST || status::differs(known, &fresh)
-            });
+            let due = written
+                .as_ref()
+                .is_none_or(|(known, at)| at.elapsed() >= REPORT_AT_LEAST || status::differs(known, &fresh));
             if due {
                 let patch = json!({ "status": fresh });
                 match self.status.patch_status(&target, &uid, patch).await {

@@ -32,7 +32,12 @@ pub fn node_status(
     NodeStatus {
         addresses: Some(addresses(config)),
         capacity: Some(resources(config, machine, 0, 0)),
-        allocatable: Some(resources(config, machine, config.reserved.cpu_millis, config.reserved.memory_bytes)),
+        allocatable: Some(resources(
+            config,
+            machine,
+            config.reserved.cpu_millis,
+            config.reserved.memory_bytes,
+        )),
         conditions: Some(conditions(observed, previous)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
@@ -60,7 +65,8 @@ pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
 }
 
 fn addresses(config: &Config) -> Vec<NodeAddress> {
-    let internal = config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
+    let internal =
+        config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
     let hostname = NodeAddress { type_: "Hostname".into(), address: config.hostname.clone() };
     internal.chain([hostname]).collect()
 }
@@ -177,7 +183,9 @@ mod tests {
         config.reserved.cpu_millis = 100;
         let machine = Machine { cpus: 2, memory_bytes: 1 << 30, ..Machine::default() };
         let status = node_status(&config, &machine, &observed(None, 1), None);
-        let cpu = |map: &Option<BTreeMap<String, Quantity>>| map.as_ref().and_then(|m| m.get("cpu")).map(|q| q.0.clone());
+        let cpu = |map: &Option<BTreeMap<String, Quantity>>| {
+            map.as_ref().and_then(|m| m.get("cpu")).map(|q| q.0.clone())
+        };
         assert_eq!(cpu(&status.capacity).as_deref(), Some("2"));
         assert_eq!(cpu(&status.allocatable).as_deref(), Some("1900m"));
     }

@@ -30,7 +30,9 @@ impl PodState {
         if state.any_running() {
             state.ips = known.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
         }
-        for reported in [&known.init_container_statuses, &known.container_statuses].into_iter().flatten().flatten() {
+        for reported in
+            [&known.init_container_statuses, &known.container_statuses].into_iter().flatten().flatten()
+        {
             state.adopt_readiness(reported);
         }
         state

@@ -37,7 +37,9 @@ impl BackOff {
     /// Notes that the thing is tried again after the event at `since`.
     pub fn next(&mut self, since: Duration, now: Duration) {
         let delay = match self.entry {
-            Some(entry) if since.saturating_sub(entry.last_update) <= RESET_AFTER => (entry.delay * 2).min(MAX),
+            Some(entry) if since.saturating_sub(entry.last_update) <= RESET_AFTER => {
+                (entry.delay * 2).min(MAX)
+            }
             _ => FIRST,
         };
         self.entry = Some(Entry { delay, last_update: now });

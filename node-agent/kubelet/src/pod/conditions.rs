@@ -44,13 +44,8 @@ pub(crate) fn conditions(
 ) -> Vec<PodCondition> {
     let containers = containers_ready(pod, phase, init, main);
     let ready = pod_ready(pod, known, &containers);
-    let verdicts = [
-        sandbox_ready(state),
-        initialized(pod, state, phase, init),
-        ready,
-        containers,
-        Verdict::yes(),
-    ];
+    let verdicts =
+        [sandbox_ready(state), initialized(pod, state, phase, init), ready, containers, Verdict::yes()];
     let known = known.conditions.as_deref().unwrap_or_default();
     let previous = previous.conditions.as_deref().unwrap_or_default();
     let mut all: Vec<PodCondition> = OWNED
@@ -108,7 +103,12 @@ fn initialized(pod: &DesiredPod, state: &PodState, phase: &str, init: &[Containe
     Verdict::no("ContainersNotInitialized", Some(message))
 }
 
-fn containers_ready(pod: &DesiredPod, phase: &str, init: &[ContainerStatus], main: &[ContainerStatus]) -> Verdict {
+fn containers_ready(
+    pod: &DesiredPod,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Verdict {
     match phase {
         "Succeeded" => return Verdict::no("PodCompleted", None),
         "Failed" => return Verdict::no("PodFailed", None),
@@ -135,7 +135,10 @@ fn pod_ready(pod: &DesiredPod, known: &PodStatus, containers: &Verdict) -> Verdi
     for gate in pod.spec().readiness_gates.iter().flatten() {
         let found = known.conditions.iter().flatten().find(|c| c.type_ == gate.condition_type);
         let message = match found {
-            None => format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type),
+            None => format!(
+                "corresponding condition of pod readiness gate {:?} does not exist.",
+                gate.condition_type
+            ),
             Some(c) if c.status != "True" => format!(
                 "the status of pod readiness gate {:?} is not \"True\", but {}",
                 gate.condition_type, c.status

@@ -112,7 +112,8 @@ fn finished(pod: &DesiredPod, state: &PodState) -> Option<TerminalPhase> {
             _ => None,
         }
     };
-    if !mains_seen(pod, state) && pod.of_kind(ContainerKind::Init).any(|c| ended(c).is_some_and(|code| code != 0))
+    if !mains_seen(pod, state)
+        && pod.of_kind(ContainerKind::Init).any(|c| ended(c).is_some_and(|code| code != 0))
     {
         return Some(TerminalPhase::Failed);
     }
@@ -141,7 +142,13 @@ fn deadline_verdict(
 }
 
 /// Stops what runs: sidecars last, in reverse order. True when nothing runs and nothing is being made.
-fn stop_all(pod: &DesiredPod, state: &PodState, clock: Clock, grace: Duration, decision: &mut Decision) -> bool {
+fn stop_all(
+    pod: &DesiredPod,
+    state: &PodState,
+    clock: Clock,
+    grace: Duration,
+    decision: &mut Decision,
+) -> bool {
     let runs = |c: &&DesiredContainer| state.track(c.name()).is_some_and(ContainerTrack::is_running);
     let (sidecars, others): (Vec<_>, Vec<_>) =
         pod.containers.iter().filter(runs).partition(|c| c.kind == ContainerKind::Sidecar);
@@ -167,7 +174,8 @@ fn stop(
     let name = container.name();
     // A shorter grace than the one in force (a second, stricter delete) starts the stop over.
     let slack = Duration::from_secs(1);
-    let in_time = state.busy.stopping.get(name).is_some_and(|deadline| *deadline <= clock.now + grace + slack);
+    let in_time =
+        state.busy.stopping.get(name).is_some_and(|deadline| *deadline <= clock.now + grace + slack);
     if in_time || state.busy.starting.contains(name) {
         return;
     }
@@ -223,7 +231,10 @@ fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision
         start(pod, state, container, clock, decision);
         // A postStart hook holds back the containers after it.
         let starting = state.busy.starting.contains(container.name())
-            || decision.actions.iter().any(|a| matches!(a, Action::Start { container: c, .. } if c == container.name()));
+            || decision
+                .actions
+                .iter()
+                .any(|a| matches!(a, Action::Start { container: c, .. } if c == container.name()));
         if starting && container.has_post_start() {
             return;
         }
@@ -278,9 +289,7 @@ pub(crate) fn init_step_done(state: &PodState, container: &DesiredContainer) -> 
     let name = container.name();
     let Some(instance) = state.track(name).and_then(|t| t.current.as_ref()) else { return false };
     match container.kind {
-        ContainerKind::Sidecar => {
-            container.is_started(instance) && !state.busy.starting.contains(name)
-        }
+        ContainerKind::Sidecar => container.is_started(instance) && !state.busy.starting.contains(name),
         _ => instance.progress() == Progress::Exited(0) && !instance.stale,
     }
 }
@@ -300,7 +309,13 @@ fn initialize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut D
 }
 
 /// Issues a start when the container should run, does not, and no back-off holds it.
-fn start(pod: &DesiredPod, state: &PodState, container: &DesiredContainer, clock: Clock, decision: &mut Decision) {
+fn start(
+    pod: &DesiredPod,
+    state: &PodState,
+    container: &DesiredContainer,
+    clock: Clock,
+    decision: &mut Decision,
+) {
     let name = container.name();
     if state.busy.starting.contains(name) || state.busy.stopping.contains_key(name) {
         return;

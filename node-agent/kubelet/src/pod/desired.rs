@@ -177,10 +177,11 @@ fn in_start_order(spec: &PodSpec) -> Vec<DesiredContainer> {
         let kind = if is_sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
         DesiredContainer { kind, spec: container.clone() }
     });
-    let main = spec.containers.iter().map(|c| DesiredContainer { kind: ContainerKind::Main, spec: c.clone() });
+    let main =
+        spec.containers.iter().map(|c| DesiredContainer { kind: ContainerKind::Main, spec: c.clone() });
     let ephemeral = spec.ephemeral_containers.iter().flatten();
-    let ephemeral = ephemeral
-        .map(|c| DesiredContainer { kind: ContainerKind::Ephemeral, spec: as_container(c.clone()) });
+    let ephemeral =
+        ephemeral.map(|c| DesiredContainer { kind: ContainerKind::Ephemeral, spec: as_container(c.clone()) });
     init.chain(main).chain(ephemeral).collect()
 }
 

@@ -96,8 +96,12 @@ impl World {
     }
 
     fn check_action(&self, action: &Action) {
-        let running: BTreeSet<&str> =
-            self.containers.values().filter(|c| c.state == ContainerState::Running).map(|c| c.name.as_str()).collect();
+        let running: BTreeSet<&str> = self
+            .containers
+            .values()
+            .filter(|c| c.state == ContainerState::Running)
+            .map(|c| c.name.as_str())
+            .collect();
         match action {
             Action::Start { container, attempt } => {
                 assert!(!running.contains(container.as_str()), "{container} runs already");
@@ -105,7 +109,10 @@ impl World {
                 let desired = self.pod.container(container).expect("part of the pod");
                 let id = container_id(UID, container, *attempt);
                 let made = self.containers.get(&id);
-                assert!(made.is_none_or(|c| c.state == ContainerState::Created), "attempt {attempt} was used up");
+                assert!(
+                    made.is_none_or(|c| c.state == ContainerState::Created),
+                    "attempt {attempt} was used up"
+                );
                 if let Some(code) = self.ended.get(container) {
                     assert!(restarts(self.pod.restart_policy(), desired, *code), "{container} was done");
                 }
@@ -117,7 +124,10 @@ impl World {
             }
             Action::Release | Action::TearDown => {
                 assert!(running.is_empty(), "{running:?} still run");
-                assert!(!self.under_way.iter().any(|a| matches!(a, Action::Start { .. })), "a start is under way");
+                assert!(
+                    !self.under_way.iter().any(|a| matches!(a, Action::Start { .. })),
+                    "a start is under way"
+                );
             }
             Action::Delete => assert!(self.torn_down, "the API forgets a pod after the node has"),
             Action::Stop { container, .. } => {
@@ -142,7 +152,8 @@ impl World {
             self.phases.push(phase);
         }
         for c in reported.container_statuses.iter().flatten() {
-            let really = self.containers.values().any(|i| i.name == c.name && i.state == ContainerState::Running);
+            let really =
+                self.containers.values().any(|i| i.name == c.name && i.state == ContainerState::Running);
             assert!(!c.ready || really || self.unseen_exit(&c.name), "{} is ready without running", c.name);
         }
         let mut object = (*self.pod.object).clone();
@@ -177,8 +188,12 @@ impl World {
     }
 
     fn exit_one(&mut self) {
-        let running: Vec<String> =
-            self.containers.values().filter(|c| c.state == ContainerState::Running).map(|c| c.id.clone()).collect();
+        let running: Vec<String> = self
+            .containers
+            .values()
+            .filter(|c| c.state == ContainerState::Running)
+            .map(|c| c.id.clone())
+            .collect();
         if running.is_empty() {
             return;
         }
@@ -282,7 +297,9 @@ impl World {
             .containers
             .values()
             .filter(|c| c.state == ContainerState::Created)
-            .filter(|c| !self.containers.values().any(|other| other.name == c.name && other.attempt > c.attempt))
+            .filter(|c| {
+                !self.containers.values().any(|other| other.name == c.name && other.attempt > c.attempt)
+            })
             .map(|c| c.name.clone())
             .collect();
         for name in unstarted {

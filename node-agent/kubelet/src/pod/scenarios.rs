@@ -16,7 +16,14 @@ fn prepared() -> PodState {
     PodState { sandbox: Step::Done, volumes: Step::Done, ..PodState::default() }
 }
 
-fn with(state: &mut PodState, name: &str, attempt: u32, container_state: ContainerState, code: Option<i32>, clock: Clock) {
+fn with(
+    state: &mut PodState,
+    name: &str,
+    attempt: u32,
+    container_state: ContainerState,
+    code: Option<i32>,
+    clock: Clock,
+) {
     let status = record(name, attempt, container_state, code);
     state.containers.entry(name.into()).or_default().observe(status, clock.now);
 }
@@ -157,8 +164,11 @@ fn only_two_instances_of_a_container_are_kept() {
         with(&mut state, "web", attempt, ContainerState::Exited, Some(1), at(1));
     }
     with(&mut state, "web", 3, ContainerState::Running, None, at(2));
-    let removed: Vec<_> =
-        decide(&pod, &state, at(2)).actions.into_iter().filter(|a| matches!(a, Action::Remove { .. })).collect();
+    let removed: Vec<_> = decide(&pod, &state, at(2))
+        .actions
+        .into_iter()
+        .filter(|a| matches!(a, Action::Remove { .. }))
+        .collect();
     assert_eq!(removed.len(), 2);
 }
 
@@ -178,7 +188,10 @@ fn failed_pull_is_shown_then_backs_off() {
         state.finish(outcome, clock);
     };
     fail(&mut state, at(1));
-    assert_eq!(waiting_reason(&status_of(&pod, &state, at(1)), 0), Some(("ErrImagePull".into(), "not found".into())));
+    assert_eq!(
+        waiting_reason(&status_of(&pod, &state, at(1)), 0),
+        Some(("ErrImagePull".into(), "not found".into()))
+    );
     assert_eq!(decide(&pod, &state, at(1)).wake_at, Some(at(4).now));
     let message = "Back-off pulling image \"registry.test/web:1\": ErrImagePull: not found".to_owned();
     let shown = waiting_reason(&status_of(&pod, &state, at(4)), 0);

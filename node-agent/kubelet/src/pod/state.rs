@@ -313,19 +313,41 @@ impl ContainerTrack {
 /// How an action ended.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    SandboxReady { ips: Vec<IpAddr>, recreated: bool },
+    SandboxReady {
+        ips: Vec<IpAddr>,
+        recreated: bool,
+    },
     SandboxFailed(String),
     VolumesReady,
     VolumesFailed(String),
     /// The container runs and its postStart hook is through.
-    Started { container: String, status: ContainerStatus },
-    StartFailed { container: String, failure: FailureKind, message: String, status: Option<ContainerStatus> },
+    Started {
+        container: String,
+        status: ContainerStatus,
+    },
+    StartFailed {
+        container: String,
+        failure: FailureKind,
+        message: String,
+        status: Option<ContainerStatus>,
+    },
     /// The start was called off because the pod stops.
-    StartCancelled { container: String, status: Option<ContainerStatus> },
+    StartCancelled {
+        container: String,
+        status: Option<ContainerStatus>,
+    },
     /// The stop ended, or failed and is tried again.
-    Stopped { container: String, status: Option<ContainerStatus> },
-    Removed { id: ContainerId, container: String },
-    RemoveFailed { id: ContainerId },
+    Stopped {
+        container: String,
+        status: Option<ContainerStatus>,
+    },
+    Removed {
+        id: ContainerId,
+        container: String,
+    },
+    RemoveFailed {
+        id: ContainerId,
+    },
     Released,
     TornDown,
     Deleted,
@@ -517,7 +539,8 @@ impl PodState {
 /// Restarts that only the API remembers count on (records on the node were lost).
 fn attempt_floor(pod: &DesiredPod, container: &str) -> u32 {
     let Some(status) = &pod.object.status else { return 0 };
-    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let lists =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let found = lists.into_iter().flatten().flatten().find(|c| c.name == container);
     match found {
         Some(c) if c.container_id.is_some() => c.restart_count.max(0).unsigned_abs() + 1,

@@ -68,7 +68,10 @@ pub fn status(
 
 /// Whole seconds, as `metav1.Time` carries them.
 pub(crate) fn time(at: Timestamp) -> Time {
-    Time(at.round(jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Trunc)).unwrap_or(at))
+    Time(
+        at.round(jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Trunc))
+            .unwrap_or(at),
+    )
 }
 
 fn pod_ips(pod: &DesiredPod, state: &PodState, node_ips: &[String]) -> Vec<String> {
@@ -108,7 +111,9 @@ pub fn phase(pod: &DesiredPod, state: &PodState) -> &'static str {
 fn has_run(pod: &DesiredPod, state: &PodState) -> bool {
     pod.of_kind(ContainerKind::Main).all(|c| {
         state.track(c.name()).is_some_and(|t| {
-            t.previous.is_some() || t.attempt_floor > 0 || matches!(t.progress(), Some(Progress::Running | Progress::Exited(_)))
+            t.previous.is_some()
+                || t.attempt_floor > 0
+                || matches!(t.progress(), Some(Progress::Running | Progress::Exited(_)))
         })
     })
 }
@@ -118,7 +123,12 @@ fn all_mains_succeeded(pod: &DesiredPod, state: &PodState) -> bool {
         .all(|c| state.track(c.name()).and_then(ContainerTrack::progress) == Some(Progress::Exited(0)))
 }
 
-fn container_status(pod: &DesiredPod, state: &PodState, container: &DesiredContainer, clock: Clock) -> ContainerStatus {
+fn container_status(
+    pod: &DesiredPod,
+    state: &PodState,
+    container: &DesiredContainer,
+    clock: Clock,
+) -> ContainerStatus {
     let blank = ContainerTrack::default();
     let track = state.track(container.name()).unwrap_or(&blank);
     let shown = shown_state(pod, state, container, track, clock);
@@ -129,7 +139,9 @@ fn container_status(pod: &DesiredPod, state: &PodState, container: &DesiredConta
     let ready = match container.kind {
         ContainerKind::Init => instance.is_some_and(|i| i.progress() == Progress::Exited(0)),
         ContainerKind::Ephemeral => false,
-        ContainerKind::Main | ContainerKind::Sidecar => started && instance.is_some_and(|i| container.is_ready(i)),
+        ContainerKind::Main | ContainerKind::Sidecar => {
+            started && instance.is_some_and(|i| container.is_ready(i))
+        }
     };
     let (image, image_id, container_id) = match instance {
         Some(i) => (shown_image(i), i.status.image_ref.clone(), Some(container_uri(&i.status.id))),
@@ -209,7 +221,9 @@ fn shown_state(
             }
             match restart_back_off(track, clock).filter(|_| again) {
                 Some((delay, _)) => crash_loop(pod, container, delay),
-                None => ContainerState { terminated: Some(terminated(instance)), ..ContainerState::default() },
+                None => {
+                    ContainerState { terminated: Some(terminated(instance)), ..ContainerState::default() }
+                }
             }
         }
     }
@@ -241,7 +255,8 @@ fn waiting_before_first(
 fn waiting_for_failure(container: &DesiredContainer, failure: &StartFailure, clock: Clock) -> ContainerState {
     let shown_long_enough = failure.since + SHOW_PULL_ERROR <= clock.now;
     if failure.kind == FailureKind::ErrImagePull && shown_long_enough {
-        let message = format!("Back-off pulling image {:?}: ErrImagePull: {}", container.image(), failure.message);
+        let message =
+            format!("Back-off pulling image {:?}: ErrImagePull: {}", container.image(), failure.message);
         return waiting("ImagePullBackOff", Some(message));
     }
     waiting(failure.kind.as_str(), Some(failure.message.clone()))
@@ -259,7 +274,8 @@ fn crash_loop(pod: &DesiredPod, container: &DesiredContainer, delay: Duration) -
 
 fn last_state(track: &ContainerTrack, instance: Option<&Instance>, shown: &ContainerState) -> ContainerState {
     // While an ended instance is shown as waiting, it is itself the last state.
-    let ended = instance.filter(|i| matches!(i.progress(), Progress::Exited(_)) && shown.terminated.is_none());
+    let ended =
+        instance.filter(|i| matches!(i.progress(), Progress::Exited(_)) && shown.terminated.is_none());
     match ended.or(track.previous.as_ref()) {
         Some(i) => ContainerState { terminated: Some(terminated(i)), ..ContainerState::default() },
         None => ContainerState::default(),

@@ -78,7 +78,12 @@ pub(crate) fn deleted(pod: &DesiredPod, clock: Clock, grace: i64) -> DesiredPod 
     DesiredPod::new(Arc::new(object))
 }
 
-pub(crate) fn record(name: &str, attempt: u32, state: ContainerState, exit_code: Option<i32>) -> ContainerStatus {
+pub(crate) fn record(
+    name: &str,
+    attempt: u32,
+    state: ContainerState,
+    exit_code: Option<i32>,
+) -> ContainerStatus {
     ContainerStatus {
         id: container_id(UID, name, attempt),
         pod_uid: UID.into(),

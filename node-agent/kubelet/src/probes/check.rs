@@ -37,7 +37,12 @@ pub async fn check(runtime: &dyn Runtime, target: &ProbeTarget) -> Option<Result
     None
 }
 
-async fn exec(runtime: &dyn Runtime, id: &str, command: &[String], limit: Duration) -> Option<Result<(), String>> {
+async fn exec(
+    runtime: &dyn Runtime,
+    id: &str,
+    command: &[String],
+    limit: Duration,
+) -> Option<Result<(), String>> {
     match runtime.exec_sync(id, command, limit, MAX_OUTPUT_BYTES).await {
         Ok(output) if output.exit_code == 0 => Some(Ok(())),
         Ok(output) => {
@@ -45,7 +50,9 @@ async fn exec(runtime: &dyn Runtime, id: &str, command: &[String], limit: Durati
             text.push_str(&String::from_utf8_lossy(&output.stderr));
             Some(Err(text))
         }
-        Err(Error::Timeout { .. }) => Some(Err(format!("command timed out: {command:?} timed out after {limit:?}"))),
+        Err(Error::Timeout { .. }) => {
+            Some(Err(format!("command timed out: {command:?} timed out after {limit:?}")))
+        }
         Err(Error::Start { message, .. }) => Some(Err(message)),
         // The container has just ended, or containerd is away: no verdict about the container.
         Err(_) => None,
@@ -133,7 +140,8 @@ pub fn dial_failure(host: &str, port: u16, error: &std::io::Error) -> String {
 async fn grpc(action: &GRPCAction, ip: IpAddr, limit: Duration) -> Result<(), String> {
     let port = u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
     let at = SocketAddr::new(ip, port);
-    let late = || format!("timeout: failed to connect service \"{at}\" within {limit:?}: context deadline exceeded");
+    let late =
+        || format!("timeout: failed to connect service \"{at}\" within {limit:?}: context deadline exceeded");
     let call = async {
         let endpoint = Endpoint::from_shared(format!("http://{at}")).map_err(|e| e.to_string())?;
         let channel = endpoint.connect().await.map_err(|_| late())?;
@@ -187,7 +195,9 @@ mod tests {
 
     #[tokio::test]
     async fn http_succeeds_from_200_to_399() {
-        let port = serve(vec![answer("204 No Content", ""), answer("304 Not Modified", ""), answer("500 Oops", "")]).await;
+        let port =
+            serve(vec![answer("204 No Content", ""), answer("304 Not Modified", ""), answer("500 Oops", "")])
+                .await;
         assert_eq!(get(port, "/").await, Ok(()));
         assert_eq!(get(port, "/").await, Ok(()));
         assert_eq!(get(port, "/").await, Err("HTTP probe failed with statuscode: 500".into()));
@@ -215,7 +225,8 @@ mod tests {
 
     #[test]
     fn ports_resolve_by_name() {
-        let ports = [ContainerPort { name: Some("web".into()), container_port: 8080, ..ContainerPort::default() }];
+        let ports =
+            [ContainerPort { name: Some("web".into()), container_port: 8080, ..ContainerPort::default() }];
         assert_eq!(resolve_port(&IntOrString::String("web".into()), &ports), Ok(8080));
         assert_eq!(resolve_port(&IntOrString::String("81".into()), &ports), Ok(81));
         assert!(resolve_port(&IntOrString::String("db".into()), &ports).is_err());

@@ -84,7 +84,8 @@ async fn get_once(request: &Request) -> Result<(StatusCode, Option<String>), Str
         return exchange(stream, request).await;
     }
     let name = ServerName::try_from(request.host.clone()).map_err(|e| e.to_string())?;
-    let tls = TlsConnector::from(trusting_config()?).connect(name, stream).await.map_err(|e| e.to_string())?;
+    let tls =
+        TlsConnector::from(trusting_config()?).connect(name, stream).await.map_err(|e| e.to_string())?;
     exchange(tls, request).await
 }
 
@@ -93,7 +94,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let text = |error: hyper::Error| error.to_string();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
     let ask = sender.send_request(to_http(request)?);
     tokio::pin!(ask, connection);
     // Driven here rather than in a task: when this future is dropped, the connection closes.
@@ -109,7 +111,8 @@ where
 }
 
 fn to_http(request: &Request) -> Result<HttpRequest<Empty<Bytes>>, String> {
-    let path = if request.path.starts_with('/') { request.path.clone() } else { format!("/{}", request.path) };
+    let path =
+        if request.path.starts_with('/') { request.path.clone() } else { format!("/{}", request.path) };
     let mut http = HttpRequest::builder().uri(path).body(Empty::new()).map_err(|e| e.to_string())?;
     let headers = http.headers_mut();
     let value = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());

@@ -179,7 +179,9 @@ impl Prober {
                 return Some(due);
             }
             queue.by_time.pop();
-            let Some(entry) = queue.entries.remove(&id).filter(|e| !e.ended.load(Ordering::Acquire)) else { continue };
+            let Some(entry) = queue.entries.remove(&id).filter(|e| !e.ended.load(Ordering::Acquire)) else {
+                continue;
+            };
             let (prober, runtime) = (self.clone(), runtime.clone());
             under_way.spawn(async move { prober.run_one(entry, runtime, due).await });
         }
@@ -230,9 +232,7 @@ fn first_due(target: &ProbeTarget, wall: Timestamp, now: Instant) -> Instant {
 mod tests {
     use super::*;
     use hawser_runtime::testing::FakeRuntime;
-    use hawser_runtime::{
-        ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Security,
-    };
+    use hawser_runtime::{ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Security};
     use k8s_openapi::api::core::v1::ExecAction;
 
     async fn running(runtime: &FakeRuntime) -> ContainerId {
@@ -317,7 +317,9 @@ mod tests {
         assert_eq!(second.verdict, Some(false));
         assert_eq!(began.elapsed().as_secs(), 5);
         drop(handle);
-        assert!(tokio::time::timeout(Duration::from_secs(60), reports.recv()).await.is_ok_and(|r| r.is_none()));
+        assert!(
+            tokio::time::timeout(Duration::from_secs(60), reports.recv()).await.is_ok_and(|r| r.is_none())
+        );
         assert!(prober.is_empty());
         shutdown.cancel();
         task.await.expect("stopped");

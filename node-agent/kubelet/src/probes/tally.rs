@@ -15,7 +15,8 @@ pub struct Tally {
 impl Tally {
     /// `initially` is the verdict until the thresholds say otherwise.
     pub fn new(probe: &Probe, initially: bool) -> Self {
-        let threshold = |n: Option<i32>, default: u32| n.filter(|n| *n > 0).map_or(default, i32::unsigned_abs);
+        let threshold =
+            |n: Option<i32>, default: u32| n.filter(|n| *n > 0).map_or(default, i32::unsigned_abs);
         Self {
             success_threshold: threshold(probe.success_threshold, 1),
             failure_threshold: threshold(probe.failure_threshold, 3),
@@ -56,9 +57,10 @@ mod tests {
     #[test]
     fn thresholds_count_consecutive_results() {
         let (yes, no) = (Some(true), Some(false));
-        assert_eq!(verdicts(1, 3, &[false, false, true, false, false, false, false]), [
-            None, None, yes, None, None, no, no
-        ]);
+        assert_eq!(
+            verdicts(1, 3, &[false, false, true, false, false, false, false]),
+            [None, None, yes, None, None, no, no]
+        );
         assert_eq!(verdicts(2, 1, &[false, true, false, true, true]), [no, None, no, None, yes]);
     }
 }

@@ -102,13 +102,22 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    pub fn new(config: Arc<Config>, objects: Objects, client: Arc<dyn Client>, capacity: NodeCapacity) -> Self {
+    pub fn new(
+        config: Arc<Config>,
+        objects: Objects,
+        client: Arc<dyn Client>,
+        capacity: NodeCapacity,
+    ) -> Self {
         let tokens = TokenManager::new(client.clone());
         Self { config, objects, client, tokens, capacity }
     }
 
     /// Makes all volumes of the pod, or brings them up to date. Idempotent.
-    pub async fn mount(&self, pod: &DesiredPod, ips: &[std::net::IpAddr]) -> Result<MountOutcome, MountError> {
+    pub async fn mount(
+        &self,
+        pod: &DesiredPod,
+        ips: &[std::net::IpAddr],
+    ) -> Result<MountOutcome, MountError> {
         let mut outcome = MountOutcome::default();
         for volume in pod.spec().volumes.iter().flatten() {
             let in_volume = |source| MountError { volume: volume.name.clone(), source };
@@ -124,7 +133,11 @@ impl Volumes {
         Ok(outcome)
     }
 
-    async fn tokens_for(&self, pod: &DesiredPod, volume: &Volume) -> Result<(Tokens, Option<Timestamp>), VolumeError> {
+    async fn tokens_for(
+        &self,
+        pod: &DesiredPod,
+        volume: &Volume,
+    ) -> Result<(Tokens, Option<Timestamp>), VolumeError> {
         let mut tokens = Tokens::new();
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
@@ -220,10 +233,9 @@ impl Volumes {
         let mounts = container.spec.volume_mounts.iter().flatten().enumerate();
         mounts
             .map(|(index, mount)| {
-                let volume = volumes.get(&mount.name).ok_or_else(|| ConfigError::ObjectMissing {
-                    kind: "volume",
-                    name: mount.name.clone(),
-                })?;
+                let volume = volumes
+                    .get(&mount.name)
+                    .ok_or_else(|| ConfigError::ObjectMissing { kind: "volume", name: mount.name.clone() })?;
                 let place = self
                     .config
                     .pod_dir(pod.uid())

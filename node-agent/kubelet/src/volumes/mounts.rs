@@ -25,7 +25,8 @@ fn unescape(field: &str) -> String {
     let mut rest = field.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
         let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
-        let code = octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
+        let code =
+            octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
         match code {
             Some(code) => {
                 out.push(code);

@@ -70,7 +70,12 @@ pub fn payload(
 
 type Data = BTreeMap<String, Vec<u8>>;
 
-fn config_map(fields: &Fields<'_>, lookup: &dyn Lookup, name: &str, optional: bool) -> Result<Data, VolumeError> {
+fn config_map(
+    fields: &Fields<'_>,
+    lookup: &dyn Lookup,
+    name: &str,
+    optional: bool,
+) -> Result<Data, VolumeError> {
     let Some(object) = lookup.config_map(fields.pod.namespace(), name) else {
         return absent("configmap", name, optional);
     };

@@ -40,7 +40,8 @@ pub fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
 
 fn open_beneath(root: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
     let mut dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let how = |flags: OFlag| OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
+    let how =
+        |flags: OFlag| OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
     match openat2(&dir, sub_path, how(OFlag::O_PATH)) {
         Err(nix::Error::ENOENT) => {}
         found => return Ok(found?),

@@ -40,7 +40,11 @@ impl TokenManager {
     }
 
     /// A valid token, and when to ask again. An old one is good while the API is away and it has not expired.
-    pub async fn get(&self, pod: &DesiredPod, key: &TokenKey) -> Result<(String, Timestamp), hawser_api::Error> {
+    pub async fn get(
+        &self,
+        pod: &DesiredPod,
+        key: &TokenKey,
+    ) -> Result<(String, Timestamp), hawser_api::Error> {
         let known = self.kept.lock().get(pod.uid()).and_then(|tokens| tokens.get(key)).cloned();
         let now = Timestamp::now();
         if let Some(kept) = known.as_ref().filter(|k| k.renew_at > now) {
@@ -60,7 +64,8 @@ impl TokenManager {
     }
 
     async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Kept, hawser_api::Error> {
-        let account = pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+        let account =
+            pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: key.audience.clone().map(|audience| vec![audience]),

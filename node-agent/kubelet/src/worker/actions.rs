@@ -71,7 +71,8 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
         (hawser_runtime::PodNetwork::Host, config.node_ips.clone())
     } else {
         let status = shared.network.setup(&network_request(pod, &hostname)).await;
-        let PodNetworkStatus { netns, ips } = status.map_err(|e| format!("failed to set up the network: {e}"))?;
+        let PodNetworkStatus { netns, ips } =
+            status.map_err(|e| format!("failed to set up the network: {e}"))?;
         (hawser_runtime::PodNetwork::Path(netns), ips)
     };
     files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
@@ -191,7 +192,13 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
                 kind,
                 FailureKind::ErrImagePull | FailureKind::InvalidImageName | FailureKind::ErrImageNeverPull
             ) {
-                shared.recorder.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
+                shared.recorder.container(
+                    pod,
+                    &name,
+                    EventType::Warning,
+                    "Failed",
+                    format!("Error: {message}"),
+                );
             }
             Outcome::StartFailed { container: name, failure: kind, message, status }
         }
@@ -220,12 +227,8 @@ async fn create_and_start(
     let env = env::environment(&fields, container, &shared.objects)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
-    let context = PodContext {
-        pod,
-        config: &shared.config,
-        ips,
-        node_memory_bytes: shared.capacity.memory_bytes,
-    };
+    let context =
+        PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
     let config = container::build(&context, container, *attempt, image, env, mounts)?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: FailureKind::CreateContainerError, message: with_source(&e) })?;
@@ -253,7 +256,12 @@ fn make_termination_file(path: &Path) -> Result<(), ConfigError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)
 }
 
-async fn post_start(shared: &Shared, pod: &DesiredPod, request: &StartRequest, id: &str) -> Result<(), StartError> {
+async fn post_start(
+    shared: &Shared,
+    pod: &DesiredPod,
+    request: &StartRequest,
+    id: &str,
+) -> Result<(), StartError> {
     let container = &request.container;
     let hook = container.spec.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
     let Some(hook) = hook else { return Ok(()) };

@@ -156,7 +156,12 @@ impl Worker {
         let clock = self.shared.clock.now();
         let decision = decide(&self.pod, &self.state, clock);
         if let Some(verdict) = decision.verdict {
-            self.shared.recorder.pod(&self.pod, EventType::Normal, "DeadlineExceeded", verdict.message.clone());
+            self.shared.recorder.pod(
+                &self.pod,
+                EventType::Normal,
+                "DeadlineExceeded",
+                verdict.message.clone(),
+            );
             self.state.verdict.get_or_insert(verdict);
         }
         if let Some(terminal) = decision.terminal {
@@ -186,7 +191,9 @@ impl Worker {
                 let lost = self.sandbox_lost;
                 self.tasks.spawn(async move { (actions::prepare_sandbox(&shared, &pod, lost).await, None) })
             }
-            Action::MountVolumes => self.tasks.spawn(async move { actions::mount_volumes(&shared, &pod).await }),
+            Action::MountVolumes => {
+                self.tasks.spawn(async move { actions::mount_volumes(&shared, &pod).await })
+            }
             Action::Start { container, attempt } => {
                 let Some(desired) = pod.container(&container).cloned() else { return };
                 let cancelled = CancellationToken::new();
@@ -202,7 +209,8 @@ impl Worker {
             }
             Action::Stop { container, grace, message, .. } => {
                 let Some(desired) = pod.container(&container).cloned() else { return };
-                let known = self.state.track(&container).and_then(|t| t.current.as_ref()).map(|i| i.status.clone());
+                let known =
+                    self.state.track(&container).and_then(|t| t.current.as_ref()).map(|i| i.status.clone());
                 let Some(known) = known else { return };
                 let handle = self.tasks.spawn(async move {
                     (actions::stop(&shared, &pod, desired, known, grace, message, ip).await, None)
@@ -217,7 +225,9 @@ impl Worker {
                 self.tasks.spawn(async move { (actions::remove(&shared, id, container).await, None) })
             }
             Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
-            Action::TearDown => self.tasks.spawn(async move { (actions::tear_down(&shared, &pod).await, None) }),
+            Action::TearDown => {
+                self.tasks.spawn(async move { (actions::tear_down(&shared, &pod).await, None) })
+            }
             Action::Delete => {
                 let reported = self.reporter.flushed();
                 self.tasks.spawn(async move { (actions::delete(&shared, &pod, reported).await, None) })

@@ -71,8 +71,13 @@ impl Worker {
         let Ok(all) = self.shared.runtime.list_containers().await else { return };
         let uid = self.pod.uid().to_owned();
         let mine: Vec<ContainerStatus> = all.into_iter().filter(|c| c.pod_uid == uid).collect();
-        let known: Vec<String> =
-            self.state.containers.values().filter_map(|t| t.current.as_ref()).map(|i| i.status.id.clone()).collect();
+        let known: Vec<String> = self
+            .state
+            .containers
+            .values()
+            .filter_map(|t| t.current.as_ref())
+            .map(|i| i.status.id.clone())
+            .collect();
         for id in known {
             if !mine.iter().any(|c| c.id == id) {
                 self.observe_vanished(&id);
@@ -126,7 +131,13 @@ impl Worker {
         let Some(container) = self.pod.container(&report.container).cloned() else { return };
         if let Some(why) = &report.failure {
             let message = format!("{} probe failed: {why}", report.kind.as_str());
-            self.shared.recorder.container(&self.pod, container.name(), EventType::Warning, "Unhealthy", message);
+            self.shared.recorder.container(
+                &self.pod,
+                container.name(),
+                EventType::Warning,
+                "Unhealthy",
+                message,
+            );
         }
         let Some(verdict) = report.verdict else { return };
         let pod = self.pod.clone();
@@ -157,7 +168,8 @@ impl Worker {
             }
         }
         let key = |instance: &Instance, kind: ProbeKind| (instance.status.id.clone(), kind);
-        self.probes.retain(|known, _| wanted.iter().any(|(_, instance, kind)| key(instance, *kind) == *known));
+        self.probes
+            .retain(|known, _| wanted.iter().any(|(_, instance, kind)| key(instance, *kind) == *known));
         for (container, instance, kind) in wanted {
             let key = key(&instance, kind);
             if self.probes.contains_key(&key) {
@@ -203,15 +215,22 @@ impl Worker {
     pub(super) fn tell_back_offs(&self, fresh: &PodStatus) {
         for container in all_statuses(fresh) {
             let reason = waiting_reason(container);
-            let before = self.status.as_ref().and_then(|s| all_statuses(s).find(|c| c.name == container.name));
-            if before.is_some_and(|before| waiting_reason(before) == reason && before.restart_count == container.restart_count) {
+            let before =
+                self.status.as_ref().and_then(|s| all_statuses(s).find(|c| c.name == container.name));
+            if before.is_some_and(|before| {
+                waiting_reason(before) == reason && before.restart_count == container.restart_count
+            }) {
                 continue;
             }
             let image = self.pod.container(&container.name).map(|c| c.image().to_owned()).unwrap_or_default();
             let (event_type, message) = match reason {
                 Some("CrashLoopBackOff") => (
                     EventType::Warning,
-                    format!("Back-off restarting failed container {} in pod {}", container.name, self.pod.full_name()),
+                    format!(
+                        "Back-off restarting failed container {} in pod {}",
+                        container.name,
+                        self.pod.full_name()
+                    ),
                 ),
                 Some("ImagePullBackOff") => (EventType::Normal, format!("Back-off pulling image {image:?}")),
                 _ => continue,
@@ -219,7 +238,13 @@ impl Worker {
             self.shared.recorder.container(&self.pod, &container.name, event_type, "BackOff", message);
             if reason == Some("ImagePullBackOff") {
                 let message = "Error: ImagePullBackOff";
-                self.shared.recorder.container(&self.pod, &container.name, EventType::Warning, "Failed", message);
+                self.shared.recorder.container(
+                    &self.pod,
+                    &container.name,
+                    EventType::Warning,
+                    "Failed",
+                    message,
+                );
             }
         }
     }
@@ -245,7 +270,8 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer, kind: ProbeKind) -> Kill
 }
 
 fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &v1::ContainerStatus> {
-    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let lists =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten()
 }
 

@@ -53,7 +53,11 @@ pub struct Reporter {
 
 impl Reporter {
     /// The reporter, and the future that writes what it is given; it ends with the reporter.
-    pub fn new(writer: Arc<dyn StatusWriter>, key: ObjectKey, uid: String) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(
+        writer: Arc<dyn StatusWriter>,
+        key: ObjectKey,
+        uid: String,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (wanted, receiver) = watch::channel((0, None));
         let (done_sender, done) = watch::channel(0);
         (Self { wanted, done }, write_all(writer, key, uid, receiver, done_sender))
@@ -100,7 +104,12 @@ async fn write_all(
                 done.send_replace(version);
                 break;
             };
-            let is_final = error.is_not_found() || error.is_conflict() || (400..500).contains(&error.code()) && error.code() != 429 && error.code() != 401 && error.code() != 403;
+            let is_final = error.is_not_found()
+                || error.is_conflict()
+                || (400..500).contains(&error.code())
+                    && error.code() != 429
+                    && error.code() != 401
+                    && error.code() != 403;
             if is_final {
                 // The pod is gone or another one, or the server will never take this: nothing to repeat.
                 if !error.is_not_found() {

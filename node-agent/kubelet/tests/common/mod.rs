@@ -1,0 +1,388 @@
+//! A node without a machine: the runtime in memory, an API in memory, a network that hands out addresses.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use hawser_api::client::{
+    Binding, Client, DeleteOptions, List, ListOptions, Patch, WatchOptions, WatchStream, WriteOptions,
+};
+use hawser_api::resource::{ObjectKey, Target};
+use hawser_api::{Error, GroupVersionResource};
+use hawser_kubelet::{
+    ClientStatusWriter, Config, Kubelet, LocalEndpoints, LocalPod, NetworkError, Objects, Parts, PodNetwork,
+    PodNetworkRequest, PodNetworkStatus,
+};
+use hawser_runtime::Runtime;
+use hawser_runtime::testing::FakeRuntime;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Objects by resource and key; pods go to the kubelet's cache as the node stream would bring them.
+pub struct FakeApi {
+    objects: Mutex<BTreeMap<(String, String), Value>>,
+    pods: hawser_api::informer::Informer<Pod>,
+    /// While set, every call fails.
+    pub down: Mutex<bool>,
+    version: Mutex<u64>,
+    pub deletions: Mutex<Vec<String>>,
+}
+
+fn place(target: &Target) -> (String, String) {
+    let key =
+        ObjectKey::new(target.namespace.clone().unwrap_or_default(), target.name.clone().unwrap_or_default());
+    (target.resource.resource.to_string(), key.to_string())
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().expect("an object").remove(key);
+        } else {
+            merge(&mut into[key], value);
+        }
+    }
+}
+
+impl FakeApi {
+    fn check_up(&self) -> Result<(), Error> {
+        if *self.down.lock() { Err(Error::unavailable("down")) } else { Ok(()) }
+    }
+
+    fn store(&self, target: &Target, mut object: Value) -> Bytes {
+        let version = {
+            let mut version = self.version.lock();
+            *version += 1;
+            *version
+        };
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = format!("uid-{version}").into();
+        }
+        self.objects.lock().insert(place(target), object.clone());
+        if target.resource.resource == "pods" {
+            self.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
+        }
+        object.to_string().into()
+    }
+
+    pub fn put_pod(&self, pod: &Pod) {
+        let (namespace, name) =
+            (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref().expect("named"));
+        let target = Target::object(GroupVersionResource::of::<Pod>(), namespace, name);
+        self.store(&target, serde_json::to_value(pod).expect("serialisable"));
+    }
+
+    pub fn pod(&self, name: &str) -> Option<Pod> {
+        let found = self.objects.lock().get(&("pods".into(), format!("default/{name}"))).cloned();
+        found.map(|value| serde_json::from_value(value).expect("a pod"))
+    }
+
+    /// Messages of events, oldest first, as `reason: message (xN)`.
+    pub fn events(&self) -> Vec<String> {
+        let objects = self.objects.lock();
+        let events = objects.iter().filter(|((resource, _), _)| resource == "events").map(|(_, e)| e);
+        events
+            .map(|e| {
+                format!("{}: {}", e["reason"].as_str().unwrap_or(""), e["message"].as_str().unwrap_or(""))
+            })
+            .collect()
+    }
+
+    pub fn object(&self, resource: &str, key: &str) -> Option<Value> {
+        self.objects.lock().get(&(resource.to_owned(), key.to_owned())).cloned()
+    }
+}
+
+#[async_trait]
+impl Client for FakeApi {
+    async fn get(&self, target: &Target) -> Result<Bytes, Error> {
+        self.check_up()?;
+        let found = self.objects.lock().get(&place(target)).map(|v| v.to_string().into());
+        found.ok_or_else(|| Error::not_found(&target.resource, target.name.as_deref().unwrap_or("")))
+    }
+
+    async fn list(&self, _: &Target, _: &ListOptions) -> Result<List, Error> {
+        Err(Error::internal("the kubelet lists nothing"))
+    }
+
+    async fn watch(&self, _: &Target, _: &WatchOptions) -> Result<WatchStream, Error> {
+        Err(Error::internal("the kubelet watches nothing"))
+    }
+
+    async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
+        self.check_up()?;
+        let object: Value = serde_json::from_slice(&object).map_err(Error::internal)?;
+        if target.subresource.as_deref() == Some("token") {
+            let expires = Timestamp::now() + SignedDuration::from_hours(1);
+            let status = json!({ "token": "a-token", "expirationTimestamp": expires.to_string() });
+            return Ok(json!({ "spec": object["spec"], "status": status }).to_string().into());
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let target = Target { name: Some(name.clone()), ..target.clone() };
+        if self.objects.lock().contains_key(&place(&target)) {
+            return Err(Error::already_exists(&target.resource, &name));
+        }
+        Ok(self.store(&target, object))
+    }
+
+    async fn update(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
+        self.check_up()?;
+        Ok(self.store(target, serde_json::from_slice(&object).map_err(Error::internal)?))
+    }
+
+    async fn patch(&self, target: &Target, patch: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
+        self.check_up()?;
+        let Patch::Merge(patch) = patch else { return Err(Error::internal("only merge patches")) };
+        let patch: Value = serde_json::from_slice(&patch).map_err(Error::internal)?;
+        let known = self.objects.lock().get(&place(target)).cloned();
+        let name = target.name.as_deref().unwrap_or("");
+        let mut object = known.ok_or_else(|| Error::not_found(&target.resource, name))?;
+        let uid = &patch["metadata"]["uid"];
+        if !uid.is_null() && *uid != object["metadata"]["uid"] {
+            return Err(Error::conflict(&target.resource, name, "the uid differs"));
+        }
+        merge(&mut object, &patch);
+        Ok(self.store(target, object))
+    }
+
+    async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Bytes, Error> {
+        self.check_up()?;
+        let name = target.name.as_deref().unwrap_or("");
+        let known = self.objects.lock().get(&place(target)).cloned();
+        let object = known.ok_or_else(|| Error::not_found(&target.resource, name))?;
+        if options.uid.as_deref().is_some_and(|uid| object["metadata"]["uid"] != uid) {
+            return Err(Error::conflict(&target.resource, name, "the uid differs"));
+        }
+        self.deletions.lock().push(name.to_owned());
+        self.objects.lock().remove(&place(target));
+        self.pods.remove(&ObjectKey::new(target.namespace.clone().unwrap_or_default(), name));
+        Ok(object.to_string().into())
+    }
+
+    async fn bind(&self, _: &[Binding]) -> Vec<Result<(), Error>> {
+        Vec::new()
+    }
+}
+
+#[derive(Default)]
+pub struct FakeNetwork {
+    pub pods: Mutex<BTreeMap<String, IpAddr>>,
+    next: Mutex<u8>,
+}
+
+#[async_trait]
+impl PodNetwork for FakeNetwork {
+    async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
+        let mut pods = self.pods.lock();
+        let ip = *pods.entry(request.pod_uid.clone()).or_insert_with(|| {
+            let mut next = self.next.lock();
+            *next += 1;
+            IpAddr::from([10, 1, 0, *next])
+        });
+        Ok(PodNetworkStatus { netns: format!("/run/netns/{}", request.pod_uid).into(), ips: vec![ip] })
+    }
+
+    async fn teardown(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        self.pods.lock().remove(pod_uid);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<String>, NetworkError> {
+        Ok(self.pods.lock().keys().cloned().collect())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// News in the order in which it came: `web ready`, `web not ready`, `web terminating`.
+#[derive(Default)]
+pub struct News(pub Mutex<Vec<String>>);
+
+impl LocalEndpoints for News {
+    fn pod_ready(&self, pod: &LocalPod, ready: bool) {
+        self.0.lock().push(format!("{} {}", pod.name, if ready { "ready" } else { "not ready" }));
+    }
+
+    fn pod_terminating(&self, pod: &LocalPod) {
+        self.0.lock().push(format!("{} terminating", pod.name));
+    }
+}
+
+pub struct Node {
+    pub runtime: FakeRuntime,
+    pub api: Arc<FakeApi>,
+    pub network: Arc<FakeNetwork>,
+    pub news: Arc<News>,
+    pub objects: Objects,
+    pub dir: Arc<tempfile::TempDir>,
+    pub kubelet: Kubelet,
+    shutdown: CancellationToken,
+}
+
+impl Node {
+    /// A kubelet on an empty node; its list of pods is complete at once.
+    pub fn start() -> Self {
+        let objects = Objects::default();
+        let api = Arc::new(FakeApi {
+            objects: Mutex::default(),
+            pods: objects.pods.clone(),
+            down: Mutex::new(false),
+            version: Mutex::new(0),
+            deletions: Mutex::default(),
+        });
+        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+        Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir)
+    }
+
+    fn start_with(
+        runtime: FakeRuntime,
+        api: Arc<FakeApi>,
+        network: Arc<FakeNetwork>,
+        objects: Objects,
+        dir: Arc<tempfile::TempDir>,
+    ) -> Self {
+        let mut config = Config::new("n1", IpAddr::from([10, 0, 0, 1]), dir.path());
+        config.resolv_conf = dir.path().join("resolv.conf");
+        let shutdown = CancellationToken::new();
+        let news = Arc::new(News::default());
+        let parts = Parts {
+            runtime: Arc::new(runtime.clone()) as Arc<dyn Runtime>,
+            network: network.clone(),
+            client: api.clone(),
+            status: Arc::new(ClientStatusWriter(api.clone())),
+            objects: objects.clone(),
+            endpoints: news.clone(),
+        };
+        let kubelet = Kubelet::start(config, parts, shutdown.clone());
+        let pods = objects.pods.all().into_iter().map(|p| (*p).clone()).collect();
+        objects.pods.replace(pods);
+        Self { runtime, api, network, news, objects, dir, kubelet, shutdown }
+    }
+
+    /// The agent dies and starts again; runtime, network, disk and API stay.
+    pub async fn restart(mut self) -> Self {
+        self.shutdown.cancel();
+        self.kubelet.stopped().await;
+        // A new process has a cache of its own, filled by the API again.
+        let objects = Objects {
+            config_maps: self.objects.config_maps.clone(),
+            secrets: self.objects.secrets.clone(),
+            ..Objects::default()
+        };
+        let stored = self.api.objects.lock().clone();
+        for ((resource, _), object) in &stored {
+            if resource == "pods" {
+                objects.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
+            }
+        }
+        let api = Arc::new(FakeApi {
+            objects: Mutex::new(stored),
+            pods: objects.pods.clone(),
+            down: Mutex::new(false),
+            version: Mutex::new(*self.api.version.lock()),
+            deletions: Mutex::default(),
+        });
+        Self::start_with(self.runtime, api, self.network, objects, self.dir)
+    }
+
+    /// Binds a pod to the node.
+    pub fn bind(&self, name: &str, spec: PodSpec) {
+        for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+            self.runtime.publish_image(container.image.as_deref().expect("an image"));
+        }
+        self.api.put_pod(&pod(name, spec));
+    }
+
+    /// Deletes a pod as a user does.
+    pub fn delete(&self, name: &str, grace: i64) {
+        let mut pod = self.api.pod(name).expect("there");
+        pod.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(grace)));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        self.api.put_pod(&pod);
+    }
+
+    pub fn status(&self, name: &str) -> PodStatus {
+        self.api.pod(name).and_then(|p| p.status).unwrap_or_default()
+    }
+
+    /// Waits until the pod's status in the API satisfies `condition`.
+    pub async fn wait_status(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&PodStatus) -> bool,
+    ) -> PodStatus {
+        self.wait(what, || {
+            let status = self.status(name);
+            condition(&status).then_some(status)
+        })
+        .await
+    }
+
+    /// Polls (on tokio's clock, which tests pause) until `probe` gives something.
+    pub async fn wait<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> T {
+        for _ in 0..100_000 {
+            if let Some(found) = probe() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never came: {what}; status {:#?}; events {:#?}", self.status("web"), self.api.events());
+    }
+
+    pub async fn wait_running(&self, name: &str) -> PodStatus {
+        self.wait_status(name, "running", |s| s.phase.as_deref() == Some("Running")).await
+    }
+
+    pub async fn wait_ready(&self, name: &str) -> PodStatus {
+        self.wait_status(name, "ready", |s| is_ready(s)).await
+    }
+}
+
+pub fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+pub fn uid(name: &str) -> String {
+    format!("uid-of-{name}")
+}
+
+pub fn pod(name: &str, spec: PodSpec) -> Pod {
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("default".into()),
+            uid: Some(uid(name)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec { node_name: Some("n1".into()), ..spec }),
+        status: Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() }),
+    }
+}
+
+pub fn container(name: &str) -> Container {
+    Container { name: name.into(), image: Some(format!("registry.test/{name}:1")), ..Container::default() }
+}
+
+pub fn spec(policy: &str, containers: Vec<Container>) -> PodSpec {
+    PodSpec { restart_policy: Some(policy.into()), containers, ..PodSpec::default() }
+}
