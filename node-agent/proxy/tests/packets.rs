@@ -6,7 +6,7 @@ use std::{io::ErrorKind, net::UdpSocket};
 
 use hawser_proxy::HostPort;
 use support::{
-    CLIENT, Lab, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice,
+    CLIENT, Lab, NODE, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice,
 };
 
 #[test]
@@ -57,6 +57,33 @@ fn node_port_reaches_a_backend_on_another_node_and_replies_come_back() {
         }
         assert_eq!(ask_tcp(lab, CLIENT, "[fd90::1]:30080"), "[fd93::2]:8080 sees fd90::1");
         assert!(counter(&proxy, "packet_replied") > 0);
+    });
+}
+
+#[test]
+fn node_port_reaches_a_backend_behind_a_tunnel() {
+    run("node_port_reaches_a_backend_behind_a_tunnel", |lab| {
+        // The tunnel as pod networks have it: no address of its own, static neighbours and forwarding entries.
+        let tunnel = |ns: &str, mac: &str, local: &str, peer_mac: &str, peer: &str| {
+            let vxlan = ["type", "vxlan", "id", "7", "dstport", "8472", "nolearning", "local", local];
+            let mut add = vec!["link", "add", "vx0", "address", mac];
+            add.extend(vxlan);
+            lab.ip(ns, &add);
+            lab.ip(ns, &["link", "set", "vx0", "up"]);
+            lab.ip(ns, &["neigh", "add", "169.254.9.9", "lladdr", peer_mac, "dev", "vx0", "nud", "permanent"]);
+            lab.bridge(ns, &["fdb", "add", peer_mac, "dev", "vx0", "dst", peer]);
+        };
+        tunnel(NODE, "02:00:00:00:00:0a", "10.92.0.1", "02:00:00:00:00:0b", "10.92.0.2");
+        tunnel(OTHER, "02:00:00:00:00:0b", "10.92.0.2", "02:00:00:00:00:0a", "10.92.0.1");
+        lab.ip(OTHER, &["address", "add", "10.94.0.2/32", "dev", "lo"]);
+        lab.ip(NODE, &["route", "add", "10.94.0.0/24", "via", "169.254.9.9", "dev", "vx0", "onlink"]);
+        lab.tcp_server(OTHER, "10.94.0.2:8080");
+        let mut proxy = lab.proxy();
+        proxy.attach_uplink("vx0").unwrap();
+        let services = [service(&Spec { node_port: Some(30080), ..Spec::default() })];
+        proxy.sync(&services, &[slice("web", "TCP", 8080, &[("10.94.0.2", "node-b", true)])], &[]).unwrap();
+        assert_eq!(ask_tcp(lab, CLIENT, "10.90.0.1:30080"), "10.94.0.2:8080 sees 10.90.0.1");
+        lab.inside(CLIENT, || stream_through("10.90.0.1:30080", 1 << 20));
     });
 }
 

@@ -177,6 +177,12 @@ impl Lab {
         ip(&all);
     }
 
+    /// Runs `bridge` with a namespace.
+    pub(crate) fn bridge(&self, ns: &str, args: &[&str]) {
+        let status = Command::new("bridge").args(["-n", &self.ns(ns)]).args(args).status().unwrap();
+        assert!(status.success(), "bridge {args:?}");
+    }
+
     fn ns(&self, ns: &str) -> String {
         format!("{}-{ns}", self.prefix)
     }
