@@ -289,3 +289,28 @@ fn type_word(field: &ProtoField, package: &str, messages: &Messages) -> Result<S
     }
     Ok(format!("{prefix}{ty}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_in_the_repository_is_what_the_facts_give() -> Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let shared = root.join("../shared/kubernetes-v1.36");
+        if !shared.is_dir() {
+            println!("skipped: {} is absent", shared.display());
+            return Ok(());
+        }
+        let folder = root.join("control-plane/api/src/schema");
+        let scratch = std::env::temp_dir().join(format!("hawser-gen-schema-{}", std::process::id()));
+        fs::create_dir_all(&scratch)?;
+        fs::copy(folder.join("presence.txt"), scratch.join("presence.txt"))?;
+        let result = run(&shared, &scratch.join("schema.txt"));
+        let written = fs::read_to_string(scratch.join("schema.txt"));
+        fs::remove_dir_all(&scratch)?;
+        result?;
+        assert!(written? == fs::read_to_string(folder.join("schema.txt"))?, "run `cargo xtask gen-schema`");
+        Ok(())
+    }
+}

@@ -1,3 +1,53 @@
-//! node-agent
+//! The node agent: kubelet, service proxy, pod network and cluster DNS of one node, in one process.
 
-fn main() {}
+mod caches;
+mod cgroup;
+mod names;
+mod options;
+mod pod_network;
+mod run;
+mod service_path;
+mod services;
+
+use std::{path::Path, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// First argument of the log writers that containers' shims start from this program.
+const LOG_WRITER: &str = "log-writer";
+
+#[derive(Parser)]
+#[command(name = "node-agent", version, about = "Runs the pods of a node, and its part of the network")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the node
+    Run(Box<options::Options>),
+    /// Shows the services and backends that this node's kernel holds
+    Services(services::Options),
+}
+
+fn main() -> ExitCode {
+    // Before anything else: there is one such process for every container, and it must stay small.
+    let mut words = std::env::args_os().skip(1);
+    if let (Some(mode), Some(file)) = (words.next(), words.next())
+        && mode == LOG_WRITER
+    {
+        return hawser_runtime::logger::run(Path::new(&file));
+    }
+    let outcome = match Cli::parse().command {
+        Command::Run(options) => run::run(*options),
+        Command::Services(options) => services::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub use crate::{
 use crate::{netlink::Netlink, pods::Pods};
 
 /// Name of the tunnel device; its addresses are the first of the node's blocks.
-const TUNNEL: &str = "hawser-vxlan";
+pub const TUNNEL: &str = "hawser-vxlan";
 /// What a VXLAN header over IPv4 takes of every packet (RFC 7348: 50 bytes), and over IPv6.
 const TUNNEL_OVERHEAD_V4: u32 = 50;
 const TUNNEL_OVERHEAD_V6: u32 = 70;

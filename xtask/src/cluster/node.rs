@@ -97,8 +97,6 @@ disabled_plugins = [
 
     pub(crate) fn agent(&self, binaries: &Binaries) -> anyhow::Result<Daemon> {
         let settings = self.settings;
-        let registries = self.data_dir().join("registries");
-        self.trust_registry(&registries)?;
         // Nodes answer for the cluster's names only: what the machine resolves stays the machine's.
         let resolv_conf = self.data_dir().join("resolv.conf");
         fs::write(&resolv_conf, "")?;
@@ -120,7 +118,8 @@ disabled_plugins = [
             ("root-dir", path(self.data_dir().join("agent"))),
             ("state-dir", path(self.run_dir().join("agent"))),
             ("container-runtime-endpoint", path(self.run_dir().join("containerd/containerd.sock"))),
-            ("registry-config-dir", path(registries)),
+            // The cluster's registry speaks plain HTTP, on the nodes' network only.
+            ("insecure-registry", settings.registry()),
             ("cgroup-root", self.cgroup()),
             ("cluster-cidr", settings.pod_cidr.clone()),
             ("service-cluster-ip-range", settings.service_cidr.clone()),
@@ -133,16 +132,5 @@ disabled_plugins = [
             .chain(flags.into_iter().map(|(name, value)| format!("--{name}={value}")))
             .collect();
         self.daemon("agent", binaries.node_agent.clone(), args)
-    }
-
-    /// The cluster's registry speaks plain HTTP, on the nodes' network only; nodes are told so.
-    fn trust_registry(&self, registries: &std::path::Path) -> anyhow::Result<()> {
-        let registry = self.settings.registry();
-        let folder = registries.join(&registry);
-        fs::create_dir_all(&folder)?;
-        let hosts = format!(
-            "server = \"http://{registry}\"\n\n[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        Ok(fs::write(folder.join("hosts.toml"), hosts)?)
     }
 }

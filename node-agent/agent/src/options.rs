@@ -1,0 +1,120 @@
+//! Flags of `node-agent run`; those that mean what upstream's mean have upstream's names.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Name of this node in the cluster
+    #[arg(long)]
+    pub(crate) node_name: String,
+    /// Address by which other nodes and the control plane reach this node
+    #[arg(long)]
+    pub(crate) node_ip: IpAddr,
+    /// API servers, as https://<address>:<port>; more than one share the load
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(crate) api_server: Vec<String>,
+    /// The authority that signed the API servers' certificates, and clients'
+    #[arg(long)]
+    pub(crate) ca_file: PathBuf,
+    /// Certificate by which the node proves itself to the API server
+    #[arg(long)]
+    pub(crate) client_cert_file: PathBuf,
+    #[arg(long)]
+    pub(crate) client_key_file: PathBuf,
+    /// Certificate of the kubelet's own API
+    #[arg(long)]
+    pub(crate) tls_cert_file: PathBuf,
+    #[arg(long)]
+    pub(crate) tls_private_key_file: PathBuf,
+    /// Port of the kubelet's own API
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) port: u16,
+    /// Kept over reboots: volumes, logs, records
+    #[arg(long, default_value = "/var/lib/hawser/agent")]
+    pub(crate) root_dir: PathBuf,
+    /// Belongs to one boot: pinned namespaces, sockets, pins of the datapath
+    #[arg(long, default_value = "/run/hawser/agent")]
+    pub(crate) state_dir: PathBuf,
+    /// containerd's socket
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    pub(crate) container_runtime_endpoint: PathBuf,
+    /// Registries, as <host>[:<port>], that are reached over plain HTTP
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) insecure_registry: Vec<String>,
+    /// Cgroup of this node's processes and pods, below the cgroup roots
+    #[arg(long, default_value = "/hawser")]
+    pub(crate) cgroup_root: String,
+    /// Ranges of all pods
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<IpNet>,
+    /// Ranges of service addresses
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(crate) service_cluster_ip_range: Vec<IpNet>,
+    /// Addresses of cluster DNS, served by this node itself
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Resolvers for names outside the cluster, and what pods with dnsPolicy Default see
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub(crate) resolv_conf: PathBuf,
+    /// How packets get from node to node
+    #[arg(long, value_enum, default_value = "vxlan")]
+    pub(crate) network_mode: NetworkMode,
+    /// Link to the other nodes; found by --node-ip where unset
+    #[arg(long)]
+    pub(crate) uplink: Option<String>,
+    /// Leave the source addresses of pods' traffic to outside the cluster as they are
+    #[arg(long)]
+    pub(crate) no_masquerade: bool,
+    #[arg(long, default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// Labels of the node, as <key>=<value>
+    #[arg(long, value_delimiter = ',')]
+    node_labels: Vec<String>,
+    /// Taints of the node at registration, as <key>=<value>:<effect>
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) register_with_taints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NetworkMode {
+    /// VXLAN, UDP port 8472
+    Vxlan,
+    /// Plain routes: all nodes are neighbours on one network
+    Routes,
+}
+
+impl Options {
+    pub(crate) fn labels(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let parse = |label: &String| match label.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => bail!("--node-labels {label:?}: <key>=<value> is expected"),
+        };
+        self.node_labels.iter().map(parse).collect()
+    }
+
+    /// Resolvers that the node's configuration names, port 53.
+    pub(crate) fn upstreams(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let text = std::fs::read_to_string(&self.resolv_conf)
+            .with_context(|| format!("cannot read --resolv-conf {}", self.resolv_conf.display()))?;
+        let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+        let addresses = servers.filter_map(|server| server.trim().parse::<IpAddr>().ok());
+        // Asking ourselves would go round in circles.
+        let others = addresses.filter(|address| !self.cluster_dns.contains(address));
+        Ok(others.map(|address| SocketAddr::new(address, 53)).collect())
+    }
+}
+
+/// # Errors
+/// Names the file that cannot be read.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

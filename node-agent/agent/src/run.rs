@@ -1,0 +1,275 @@
+//! `node-agent run`: what runs, in which order it starts, and how it stops.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use hawser_api::{
+    grpc::{NodeSession, Remote, RemoteOptions},
+    resource::{ObjectKey, Target},
+};
+use hawser_dns::Dns;
+use hawser_kubelet::{Kubelet, Parts, StatusWriter};
+use hawser_network::{Mode, Network};
+use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost};
+use ipnet::IpNet;
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    LOG_WRITER,
+    caches::Caches,
+    cgroup, names,
+    options::{NetworkMode, Options, read},
+    pod_network::{self, AgentNetwork},
+    service_path::ServicePath,
+    services::pins,
+};
+
+/// VXLAN network identifier and port (Linux's own default port, which flannel uses too).
+const TUNNEL: Mode = Mode::Vxlan { vni: 1, port: 8472 };
+/// How often the node's usage goes up the stream.
+const USAGE_INTERVAL: Duration = Duration::from_secs(15);
+/// A container's log is rotated at this size, and this many files are kept (the kubelet's defaults).
+const LOG_SIZE_BYTES: u64 = 10 << 20;
+const LOG_FILES: u32 = 5;
+
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("HAWSER_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    installed.map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    for folder in [&options.root_dir, &options.state_dir] {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let remote = connect(&options)?;
+    let (session, events) = remote.node_session(&options.node_name);
+    let containerd = Containerd::connect(containerd_config(&options)?)
+        .await
+        .with_context(|| format!("containerd at {}", options.container_runtime_endpoint.display()))?;
+
+    let caches = Caches::default();
+    let service_path = ServicePath::default();
+    let pod_network = AgentNetwork::new(service_path.clone());
+    let dns = Dns::new(hawser_dns::Config {
+        cluster_domain: options.cluster_domain.clone(),
+        listen: options.cluster_dns.iter().map(|ip| SocketAddr::new(*ip, 53)).collect(),
+        upstreams: options.upstreams()?,
+        ttl_seconds: 5,
+        upstream_timeout: Duration::from_secs(2),
+    })?;
+    names::feed(&dns, &caches.objects.services, &caches.slices);
+    let parts = Parts {
+        runtime: Arc::new(containerd),
+        network: pod_network.clone(),
+        client: Arc::new(remote),
+        status: Arc::new(StreamWriter(session.clone())),
+        objects: caches.objects.clone(),
+        endpoints: Arc::new(service_path.clone()),
+    };
+    let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
+    // After every reader has registered: no change is missed.
+    tokio::spawn(caches.clone().follow(events));
+    info!(node = options.node_name, address = %options.node_ip, "node agent runs");
+
+    let outcome = tokio::select! {
+        outcome = run_network(&options, &caches, &pod_network, &service_path, &dns, &shutdown) => outcome,
+        () = report_usage(&kubelet, &session) => Ok(()),
+        () = asked_to_stop() => Ok(()),
+    };
+    shutdown.cancel();
+    service_path.stop();
+    kubelet.stopped().await;
+    info!("node agent ends; pods and their network go on");
+    outcome
+}
+
+fn connect(options: &Options) -> anyhow::Result<Remote> {
+    let options = RemoteOptions {
+        servers: options.api_server.clone(),
+        ca_pem: read(&options.ca_file)?,
+        identity: Some((read(&options.client_cert_file)?, read(&options.client_key_file)?)),
+    };
+    Ok(Remote::new(&options)?)
+}
+
+fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config> {
+    let plain = |host: &String| (host.clone(), RegistryHost { plain_http: true, ..RegistryHost::default() });
+    Ok(hawser_runtime::Config {
+        socket: options.container_runtime_endpoint.clone(),
+        namespace: "hawser".into(),
+        state_dir: options.root_dir.join("runtime"),
+        run_dir: options.state_dir.join("runtime"),
+        snapshotter: None,
+        log_writer: LogWriter {
+            program: std::env::current_exe().context("cannot find this program's own file")?,
+            mode: LOG_WRITER.into(),
+            max_size_bytes: LOG_SIZE_BYTES,
+            max_files: LOG_FILES,
+        },
+        registries: Registries { hosts: options.insecure_registry.iter().map(plain).collect() },
+        relist_interval: Duration::from_secs(60),
+    })
+}
+
+fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
+    let mut config =
+        hawser_kubelet::Config::new(options.node_name.clone(), options.node_ip, options.root_dir.clone());
+    config.cgroup_root = options.cgroup_root.clone();
+    config.cluster_dns = options.cluster_dns.clone();
+    config.cluster_domain = options.cluster_domain.clone();
+    config.resolv_conf = options.resolv_conf.clone();
+    config.port = options.port;
+    config.max_pods = options.max_pods;
+    config.labels = options.labels()?;
+    config.taints = options.register_with_taints.clone();
+    Ok(config)
+}
+
+/// Statuses go up the node's stream, each with its answer.
+struct StreamWriter(NodeSession);
+
+#[async_trait]
+impl StatusWriter for StreamWriter {
+    async fn patch_status(&self, target: &Target, uid: &str, patch: Value) -> Result<(), hawser_api::Error> {
+        self.0.update_status(&target.clone().with_subresource("status"), uid, &patch).await
+    }
+}
+
+/// Sets the node's network up as soon as its pod range is known, then keeps it in step until `shutdown`.
+async fn run_network(
+    options: &Options,
+    caches: &Caches,
+    pod_network: &AgentNetwork,
+    service_path: &ServicePath,
+    dns: &Dns,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (changed, mut node_changes) = tokio::sync::watch::channel(());
+    caches.objects.nodes.on_change(move |_| {
+        changed.send_replace(());
+    });
+    let pod_cidrs = pod_range(options, caches, &mut node_changes).await?;
+    info!(?pod_cidrs, "pod range");
+    pod_network.provide(Network::start(network_config(options, pod_cidrs)).await?);
+    let (services, slices) = (&caches.objects.services, &caches.slices);
+    service_path.start(proxy_config(options)?, services, slices)?;
+
+    let follow_nodes = async {
+        loop {
+            if caches.objects.nodes.is_synced() {
+                pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
+            }
+            if node_changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let first_sync = async {
+        caches.objects.nodes.synced().await;
+        services.synced().await;
+        slices.synced().await;
+        pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
+        service_path.request_sync();
+    };
+    tokio::select! {
+        ((), ()) = async { tokio::join!(first_sync, follow_nodes) } => Ok(()),
+        outcome = dns.run(shutdown.clone()) => outcome.context("cluster DNS cannot run"),
+    }
+}
+
+/// The node's pod range, from the API or, where that is away, from an earlier run.
+async fn pod_range(
+    options: &Options,
+    caches: &Caches,
+    node_changes: &mut tokio::sync::watch::Receiver<()>,
+) -> anyhow::Result<Vec<IpNet>> {
+    let record = options.root_dir.join("pod-cidrs.json");
+    if let Ok(bytes) = std::fs::read(&record) {
+        return serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", record.display()));
+    }
+    let key = ObjectKey::new("", options.node_name.clone());
+    loop {
+        let cidrs =
+            caches.objects.nodes.get(&key).map(|node| pod_network::pod_cidrs(&node)).unwrap_or_default();
+        if !cidrs.is_empty() {
+            write_durably(&record, &serde_json::to_vec(&cidrs)?)?;
+            return Ok(cidrs);
+        }
+        node_changes.changed().await.context("the node stream ended")?;
+    }
+}
+
+/// The old content or the new one, whatever happens in between.
+fn write_durably(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        let new = path.with_extension("new");
+        let mut file = std::fs::File::create(&new)?;
+        std::io::Write::write_all(&mut file, content)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn network_config(options: &Options, pod_cidrs: Vec<IpNet>) -> hawser_network::Config {
+    hawser_network::Config {
+        node_ip: options.node_ip,
+        uplink: options.uplink.clone(),
+        pod_cidrs,
+        cluster_cidrs: options.cluster_cidr.clone(),
+        service_cidrs: options.service_cluster_ip_range.clone(),
+        mode: match options.network_mode {
+            NetworkMode::Vxlan => TUNNEL,
+            NetworkMode::Routes => Mode::Routes,
+        },
+        masquerade: !options.no_masquerade,
+        dns_addresses: options.cluster_dns.clone(),
+        state_dir: options.state_dir.join("network"),
+    }
+}
+
+fn proxy_config(options: &Options) -> anyhow::Result<hawser_proxy::Config> {
+    let cgroup = cgroup::unified(&options.cgroup_root)?;
+    let mut config = hawser_proxy::Config::new(pins(&options.state_dir), cgroup, options.node_name.clone());
+    config.node_addresses = vec![options.node_ip];
+    config.uplinks = options.uplink.iter().cloned().collect();
+    if options.network_mode == NetworkMode::Vxlan {
+        config.uplinks.push(hawser_network::TUNNEL.to_owned());
+    }
+    Ok(config)
+}
+
+async fn report_usage(kubelet: &Kubelet, session: &NodeSession) {
+    let mut tick = tokio::time::interval(USAGE_INTERVAL);
+    loop {
+        tick.tick().await;
+        session.report_usage(kubelet.usage().await);
+    }
+}
+
+async fn asked_to_stop() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        warn!("signals cannot be received; only SIGKILL ends this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

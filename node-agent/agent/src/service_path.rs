@@ -1,0 +1,216 @@
+//! The thread that owns the service proxy.
+//!
+//! Kernel writes block, so the proxy lives on a thread of its own. What it has to do is merged while it works: any
+//! number of changes in the caches are one full sync, each pod has one newest readiness. News of the node's own pods
+//! goes first. A failed sync is repeated after a second, and whenever something changes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use hawser_api::informer::Informer;
+use hawser_kubelet::{LocalEndpoints, LocalPod};
+use hawser_proxy::{Config, HostPort, Proxy};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use parking_lot::{Condvar, Mutex};
+use tracing::{debug, error, info, warn};
+
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The way to the thread. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct ServicePath {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: Mutex<Pending>,
+    wake: Condvar,
+}
+
+/// What is to be done; bounded by the node's pods.
+#[derive(Default)]
+struct Pending {
+    sync: bool,
+    readiness: HashMap<IpAddr, bool>,
+    attach: HashSet<u32>,
+    detach: HashSet<u32>,
+    host_ports: Vec<HostPort>,
+    stop: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        !self.sync
+            && self.readiness.is_empty()
+            && self.attach.is_empty()
+            && self.detach.is_empty()
+            && !self.stop
+    }
+}
+
+impl ServicePath {
+    /// Loads or adopts the datapath and starts to follow the caches. To be called in the node's network
+    /// namespace. Syncs wait until both caches are complete, so that an agent that starts removes nothing.
+    pub(crate) fn start(
+        &self,
+        config: Config,
+        services: &Informer<Service>,
+        slices: &Informer<EndpointSlice>,
+    ) -> anyhow::Result<thread::JoinHandle<()>> {
+        let proxy = Proxy::start(config).context("the service path cannot be set up")?;
+        let (wake, wake_too) = (self.clone(), self.clone());
+        services.on_change(move |_| wake.request_sync());
+        slices.on_change(move |_| wake_too.request_sync());
+        let worker = Worker { proxy, path: self.clone(), services: services.clone(), slices: slices.clone() };
+        self.request_sync();
+        let thread = thread::Builder::new().name("service-path".into()).spawn(move || worker.run());
+        thread.context("cannot start the service path's thread")
+    }
+
+    /// Called too when the caches are complete without any object.
+    pub(crate) fn request_sync(&self) {
+        self.change(|pending| pending.sync = true);
+    }
+
+    pub(crate) fn attach_pod(&self, ifindex: u32) {
+        self.change(|pending| {
+            pending.detach.remove(&ifindex);
+            pending.attach.insert(ifindex);
+        });
+    }
+
+    pub(crate) fn detach_pod(&self, ifindex: u32) {
+        self.change(|pending| {
+            pending.attach.remove(&ifindex);
+            pending.detach.insert(ifindex);
+        });
+    }
+
+    pub(crate) fn set_host_ports(&self, host_ports: Vec<HostPort>) {
+        self.change(|pending| {
+            if pending.host_ports != host_ports {
+                pending.host_ports = host_ports;
+                pending.sync = true;
+            }
+        });
+    }
+
+    pub(crate) fn stop(&self) {
+        self.change(|pending| pending.stop = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.shared.pending.lock());
+        self.shared.wake.notify_one();
+    }
+
+    fn set_ready(&self, pod: &LocalPod, ready: bool) {
+        self.change(|pending| {
+            for ip in &pod.ips {
+                pending.readiness.insert(*ip, ready);
+            }
+        });
+    }
+}
+
+impl LocalEndpoints for ServicePath {
+    fn pod_ready(&self, pod: &LocalPod, ready: bool) {
+        self.set_ready(pod, ready);
+    }
+
+    fn pod_terminating(&self, pod: &LocalPod) {
+        self.set_ready(pod, false);
+    }
+}
+
+struct Worker {
+    proxy: Proxy,
+    path: ServicePath,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut failed = false;
+        loop {
+            let work = self.next(failed);
+            if work.stop {
+                return;
+            }
+            for (ip, ready) in work.readiness {
+                debug!(%ip, ready, "a pod of this node");
+                if let Err(error) = self.proxy.local_endpoint_changed(ip, ready) {
+                    error!(%ip, ready, error = &error as &dyn std::error::Error, "readiness did not reach the kernel");
+                    failed = true;
+                }
+            }
+            for ifindex in work.attach {
+                if let Err(error) = self.proxy.attach_pod_interface(ifindex) {
+                    error!(ifindex, error = &error as &dyn std::error::Error, "pod link has no packet path");
+                }
+            }
+            for ifindex in work.detach {
+                if let Err(error) = self.proxy.detach_pod_interface(ifindex) {
+                    warn!(
+                        ifindex,
+                        error = &error as &dyn std::error::Error,
+                        "packet path of a pod that is gone"
+                    );
+                }
+            }
+            if work.sync || failed {
+                failed = !self.sync(&work.host_ports);
+            }
+        }
+    }
+
+    /// Waits for work; after a failure at most as long as until the next try.
+    fn next(&self, failed: bool) -> Pending {
+        let shared = &self.path.shared;
+        let mut pending = shared.pending.lock();
+        while pending.is_empty() {
+            if !failed {
+                shared.wake.wait(&mut pending);
+            } else if shared.wake.wait_for(&mut pending, RETRY).timed_out() {
+                break;
+            }
+        }
+        let kept = pending.host_ports.clone();
+        std::mem::replace(&mut *pending, Pending { host_ports: kept, ..Pending::default() })
+    }
+
+    /// True where the kernel now holds what the caches say, or they are not complete yet.
+    fn sync(&mut self, host_ports: &[HostPort]) -> bool {
+        if !self.services.is_synced() || !self.slices.is_synced() {
+            return true;
+        }
+        match self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports) {
+            Ok(report) => {
+                for skipped in &report.skipped {
+                    debug!(?skipped, "not served");
+                }
+                if report.frontends_written + report.frontends_removed > 0 {
+                    info!(
+                        frontends = report.frontends,
+                        written = report.frontends_written,
+                        removed = report.frontends_removed,
+                        "service path is in step"
+                    );
+                }
+                true
+            }
+            Err(error) => {
+                error!(error = &error as &dyn std::error::Error, "sync of the service path failed");
+                false
+            }
+        }
+    }
+}

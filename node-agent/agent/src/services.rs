@@ -1,0 +1,31 @@
+//! `node-agent services`: what the kernel holds, read from the pinned maps; the agent need not run.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The agent's --state-dir
+    #[arg(long, default_value = "/run/hawser/agent")]
+    state_dir: PathBuf,
+}
+
+/// Where the datapath's maps and links are pinned.
+pub(crate) fn pins(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("bpf")
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let pins = pins(&options.state_dir);
+    let frontends = hawser_proxy::dump_services(&pins)
+        .with_context(|| format!("cannot read the datapath's maps below {}", pins.display()))?;
+    println!("{:<46} {:<5} {:>8}  BACKENDS", "FRONTEND", "PROTO", "SERVICE");
+    for frontend in frontends {
+        let backends: Vec<String> = frontend.backends.iter().map(ToString::to_string).collect();
+        let shown = if backends.is_empty() { "none: refused".to_owned() } else { backends.join(" ") };
+        let address = frontend.address.to_string();
+        println!("{address:<46} {:<5} {:>8}  {shown}", frontend.protocol, frontend.service_id);
+    }
+    Ok(())
+}
