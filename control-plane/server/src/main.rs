@@ -1,3 +1,45 @@
-//! control-plane
+//! The control plane in one process: API server, scheduler and controllers, or a subset of them.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod files;
+mod kubeconfig;
+mod logging;
+mod node_credentials;
+mod pki;
+mod run;
+mod store;
+mod tls;
+
+use clap::{Parser, Subcommand};
+
+/// Hawser's control plane.
+#[derive(Parser)]
+#[command(name = "control-plane", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the control plane until SIGTERM or SIGINT.
+    Run(Box<run::Flags>),
+    /// Issues a node's certificates from the cluster's authority.
+    NodeCredentials(node_credentials::Flags),
+}
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Run(flags) => logging::start(&flags.log).and_then(|()| run::run(*flags)),
+        Command::NodeCredentials(flags) => node_credentials::run(&flags),
+    };
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

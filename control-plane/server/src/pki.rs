@@ -1,0 +1,142 @@
+//! The cluster's certificates: an authority made at first start, and what it issues.
+//!
+//! The authority and the key of service accounts are made once and kept. Certificates of the server itself are issued anew
+//! at each start, so that they fit the addresses it has now. All keys are ECDSA P-256.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use jiff::Zoned;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
+};
+
+use crate::files::{self, Access};
+
+/// Years that the authority is good for, and what it issues. There is no rotation yet that would allow less.
+const YEARS: i16 = 10;
+
+/// A certificate with its key, in PEM.
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// What a certificate is for.
+pub enum Purpose {
+    Client,
+    Server { names: Vec<String>, addresses: Vec<IpAddr> },
+}
+
+/// The authority of the cluster.
+pub struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn directory(data_dir: &Path) -> PathBuf {
+    data_dir.join("pki")
+}
+
+fn validity(params: &mut CertificateParams) {
+    let now = Zoned::now();
+    // A day back: clocks differ. The 28th is a day of every month.
+    let (year, month) = (i32::from(now.year()), now.month() as u8);
+    params.not_before = date_time_ymd(year, month, 1);
+    params.not_after = date_time_ymd(year + i32::from(YEARS), month, 28);
+}
+
+impl Authority {
+    /// Reads the authority of a cluster, or makes it.
+    pub fn open_or_create(data_dir: &Path) -> anyhow::Result<Self> {
+        let pki = directory(data_dir);
+        files::private_directory(&pki)?;
+        if !pki.join("ca.key").exists() {
+            let key = KeyPair::generate().context("cannot make a key")?;
+            let mut params = CertificateParams::default();
+            validity(&mut params);
+            params.distinguished_name = name("hawser-ca", &[]);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            let certificate = params.self_signed(&key).context("cannot make the authority")?;
+            files::write(&pki.join("ca.crt"), &certificate.pem(), Access::Everybody)?;
+            // The key last: its presence says that both are there.
+            files::write(&pki.join("ca.key"), &key.serialize_pem(), Access::Owner)?;
+        }
+        Self::open(data_dir)
+    }
+
+    /// Reads the authority of a cluster that has been started.
+    pub fn open(data_dir: &Path) -> anyhow::Result<Self> {
+        let pki = directory(data_dir);
+        let certificate = files::read(&pki.join("ca.crt"))
+            .with_context(|| format!("{} holds no cluster; start the control plane first", data_dir.display()))?;
+        let key = KeyPair::from_pem(&files::read(&pki.join("ca.key"))?)
+            .with_context(|| format!("{} is not a key", pki.join("ca.key").display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
+            .with_context(|| format!("{} is not a certificate", pki.join("ca.crt").display()))?;
+        Ok(Self { certificate, issuer })
+    }
+
+    /// The authority's certificate, in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// Issues a certificate with a new key.
+    pub fn issue(&self, common_name: &str, organizations: &[&str], purpose: Purpose) -> anyhow::Result<Identity> {
+        let mut params = CertificateParams::default();
+        validity(&mut params);
+        params.distinguished_name = name(common_name, organizations);
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = match purpose {
+            Purpose::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Purpose::Server { names, addresses } => {
+                for name in names {
+                    let name = name.as_str().try_into().with_context(|| format!("{name:?} is not a DNS name"))?;
+                    params.subject_alt_names.push(SanType::DnsName(name));
+                }
+                params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
+                vec![ExtendedKeyUsagePurpose::ServerAuth]
+            }
+        };
+        let key = KeyPair::generate().context("cannot make a key")?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("cannot issue a certificate for {common_name}"))?;
+        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+}
+
+fn name(common_name: &str, organizations: &[&str]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    for organization in organizations {
+        name.push(DnType::OrganizationName, *organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// The key that signs service account tokens, in PEM; made at first start.
+pub fn service_account_key(data_dir: &Path) -> anyhow::Result<String> {
+    let path = directory(data_dir).join("sa.key");
+    if !path.exists() {
+        let key = KeyPair::generate().context("cannot make a key")?;
+        files::write(&path, &key.serialize_pem(), Access::Owner)?;
+    }
+    files::read(&path)
+}
+
+impl Identity {
+    /// Writes `<stem>.crt` and `<stem>.key`.
+    pub fn write(&self, directory: &Path, stem: &str) -> anyhow::Result<()> {
+        files::write(&directory.join(format!("{stem}.crt")), &self.certificate, Access::Everybody)?;
+        files::write(&directory.join(format!("{stem}.key")), &self.key, Access::Owner)
+    }
+}

@@ -1,0 +1,350 @@
+//! `control-plane run`: opens the store, makes what certificates are missing, starts the roles, and ends them in order.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+use hawser_api::Client;
+use hawser_apiserver::{
+    ApiServer, Config,
+    allocator::{IpRange, PortRange},
+    auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey},
+    chain::Limits,
+    http,
+    local::LocalClient,
+};
+use hawser_store::Store;
+use ipnet::IpNet;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    files::{self, Access},
+    kubeconfig,
+    pki::{self, Authority, Identity, Purpose},
+    store, tls,
+};
+
+/// How long requests in flight have at the end.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Role {
+    Apiserver,
+    Scheduler,
+    Controllers,
+}
+
+#[derive(Args)]
+pub struct Flags {
+    /// Directory for certificates and the embedded store.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Port for HTTPS and gRPC.
+    #[arg(long, default_value_t = 6443)]
+    secure_port: u16,
+    /// Address under which nodes and pods reach the API server; by default that of the default route.
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Further names and addresses for the serving certificate.
+    #[arg(long, value_delimiter = ',')]
+    tls_san: Vec<String>,
+    /// What to run in this process.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "apiserver,scheduler,controllers")]
+    roles: Vec<Role>,
+    #[command(flatten)]
+    store: store::Flags,
+    /// Addresses of services: one range, or one of each family, the primary first.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    service_cluster_ip_range: Vec<IpRange>,
+    /// Ports of services on every node.
+    #[arg(long, default_value = "30000-32767")]
+    service_node_port_range: PortRange,
+    /// Issuer of service account tokens.
+    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
+    service_account_issuer: String,
+    /// Addresses of pods; each node gets a block. Empty: nodes get none.
+    #[arg(long, value_delimiter = ',')]
+    cluster_cidr: Vec<IpNet>,
+    /// Size of a node's block of IPv4 addresses.
+    #[arg(long, default_value_t = 24)]
+    node_cidr_mask_size_ipv4: u8,
+    /// Seconds without a heartbeat after which a node is Unknown.
+    #[arg(long, default_value_t = 40)]
+    node_monitor_grace_period: u64,
+    /// Controllers to run: `*` for all, `-name` for all but one.
+    #[arg(long, value_delimiter = ',', default_value = "*")]
+    controllers: Vec<String>,
+    /// Requests that only read, at a time.
+    #[arg(long, default_value_t = 400)]
+    max_requests_inflight: usize,
+    /// Requests that write, at a time.
+    #[arg(long, default_value_t = 200)]
+    max_mutating_requests_inflight: usize,
+    /// Seconds that events are kept.
+    #[arg(long, default_value_t = 3600)]
+    event_ttl: u64,
+    /// Seconds between compactions of history; 0 for never.
+    #[arg(long, default_value_t = 300)]
+    etcd_compaction_interval: u64,
+    /// What is logged: `info`, or `info,hawser_apiserver=debug`.
+    #[arg(long, env = "HAWSER_LOG", default_value = "info")]
+    pub log: String,
+}
+
+impl Flags {
+    /// Says what is wrong with the flags together.
+    fn check(&self) -> anyhow::Result<BTreeSet<Role>> {
+        let roles: BTreeSet<Role> = self.roles.iter().copied().collect();
+        ensure!(
+            roles.contains(&Role::Apiserver),
+            "--roles without apiserver needs a remote API server, which this version cannot use yet"
+        );
+        let ranges = &self.service_cluster_ip_range;
+        ensure!(ranges.len() <= 2, "--service-cluster-ip-range takes one range, or one of each family");
+        ensure!(
+            ranges.len() < 2 || ranges[0].is_v4() != ranges[1].is_v4(),
+            "--service-cluster-ip-range has two ranges of one family"
+        );
+        ensure!(self.max_requests_inflight > 0, "--max-requests-inflight must be at least 1");
+        ensure!(self.max_mutating_requests_inflight > 0, "--max-mutating-requests-inflight must be at least 1");
+        Ok(roles)
+    }
+
+    fn advertise_address(&self) -> anyhow::Result<IpAddr> {
+        if let Some(address) = self.advertise_address {
+            return Ok(address);
+        }
+        if !self.bind_address.is_unspecified() {
+            return Ok(self.bind_address);
+        }
+        default_address().context("cannot find this machine's address; name one with --advertise-address")
+    }
+}
+
+/// The address that a packet to the outside would carry. Nothing is sent: connecting a datagram socket only looks up a route.
+fn default_address() -> io::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+pub fn run(flags: Flags) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("control-plane")
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(flags))
+}
+
+async fn serve(flags: Flags) -> anyhow::Result<()> {
+    let roles = flags.check()?;
+    let advertise = flags.advertise_address()?;
+    files::private_directory(&flags.data_dir)?;
+    let listener = listen(SocketAddr::new(flags.bind_address, flags.secure_port)).await?;
+    let port = listener.local_addr().context("cannot read the address of the listener")?.port();
+    let store = store::open(&flags.store, &flags.data_dir).await?;
+
+    let authority = Authority::open_or_create(&flags.data_dir)?;
+    let serving = authority.issue("kube-apiserver", &[], serving_names(&flags, advertise))?;
+    write_admin_kubeconfig(&flags, &authority, advertise, port)?;
+
+    // Each of these is a step of the way out, in this order.
+    let (components, front, core) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let mut core_tasks = JoinSet::new();
+    let config = config(&flags, advertise, port, &authority)?;
+    let interrupted = signals()?;
+    let server = tokio::select! {
+        started = ApiServer::start(store.clone(), config, &mut core_tasks, core.clone()) => {
+            started.context("the API server cannot start")?
+        }
+        signal = interrupted.wait() => {
+            info!(signal, "stopped while starting");
+            return close(&store).await;
+        }
+    };
+    let tls = tls::server(authority.certificate(), &serving)?;
+    let serving = tokio::spawn(http::serve(server.clone(), listener, tls, front.clone(), GRACE));
+    let mut running = start_components(&flags, &roles, &server, &authority, &components)?;
+    info!(%advertise, port, "control plane is ready");
+
+    let outcome = tokio::select! {
+        signal = interrupted.wait() => {
+            info!(signal, "stopping");
+            Ok(())
+        }
+        Some(ended) = running.join_next() => match ended {
+            Ok((name, Ok(()))) => Err(anyhow::anyhow!("{name} ended by itself")),
+            Ok((name, Err(failure))) => Err(failure.context(format!("{name} failed"))),
+            Err(panic) => Err(anyhow::Error::new(panic).context("a component panicked")),
+        },
+    };
+    components.cancel();
+    while let Some(ended) = running.join_next().await {
+        if let Ok((name, Err(failure))) = ended {
+            error!(component = name, error = %format!("{failure:#}"), "ended with an error");
+        }
+    }
+    // Watches and streams end with the core; then the rest of the connections drain.
+    front.cancel();
+    core.cancel();
+    let _ = serving.await;
+    while core_tasks.join_next().await.is_some() {}
+    outcome.and(close(&store).await)
+}
+
+async fn close(store: &Arc<dyn Store>) -> anyhow::Result<()> {
+    store.close().await.context("cannot close the store")
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            bail!("port {} is taken: stop what listens on {address}, or choose another with --secure-port", address.port())
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            bail!("{} is no address of this machine: see --bind-address", address.ip())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot listen on {address}")),
+    }
+}
+
+/// Names and addresses under which clients may find the API server.
+fn serving_names(flags: &Flags, advertise: IpAddr) -> Purpose {
+    let mut names: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST), advertise];
+    addresses.extend(flags.service_cluster_ip_range.iter().map(IpRange::first));
+    if !flags.bind_address.is_unspecified() {
+        addresses.push(flags.bind_address);
+    }
+    for further in &flags.tls_san {
+        match further.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(further.clone()),
+        }
+    }
+    Purpose::Server { names, addresses }
+}
+
+fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) -> anyhow::Result<Config> {
+    let signing_key = SigningKey::from_pem(&pki::service_account_key(&flags.data_dir)?)?;
+    let kubelet_client: Identity =
+        authority.issue("kube-apiserver-kubelet-client", &[SYSTEM_MASTERS], Purpose::Client)?;
+    Ok(Config {
+        service_ranges: flags.service_cluster_ip_range.clone(),
+        node_ports: flags.service_node_port_range,
+        issuer: flags.service_account_issuer.clone(),
+        limits: Limits { reads: flags.max_requests_inflight, writes: flags.max_mutating_requests_inflight },
+        event_ttl: Duration::from_secs(flags.event_ttl),
+        compaction_interval: Duration::from_secs(flags.etcd_compaction_interval),
+        kubelet_tls: Some(tls::kubelet_client(authority.certificate(), &kubelet_client)?),
+        ..Config::new(advertise, port, signing_key)
+    })
+}
+
+fn write_admin_kubeconfig(flags: &Flags, authority: &Authority, advertise: IpAddr, port: u16) -> anyhow::Result<()> {
+    let identity = authority.issue("kubernetes-admin", &[SYSTEM_MASTERS], Purpose::Client)?;
+    // A listener on every address is reached from this machine by the loopback one.
+    let host = if flags.bind_address.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { advertise };
+    let server = format!("https://{}", SocketAddr::new(host, port));
+    let text = kubeconfig::render(&server, authority.certificate(), "kubernetes-admin", &identity);
+    files::write(&flags.data_dir.join("admin.kubeconfig"), &text, Access::Owner)
+}
+
+type Component = (&'static str, anyhow::Result<()>);
+
+fn start_components(
+    flags: &Flags,
+    roles: &BTreeSet<Role>,
+    server: &Arc<ApiServer>,
+    authority: &Authority,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<JoinSet<Component>> {
+    let mut running: JoinSet<Component> = JoinSet::new();
+    let mut spawn = |name: &'static str, work: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>| {
+        running.spawn(async move { (name, work.await) });
+    };
+    let client = |user: &str| -> Arc<dyn Client> { LocalClient::new(server.clone(), User::named(user, &[])) };
+    if roles.contains(&Role::Controllers) {
+        let config = hawser_controllers::Config {
+            controllers: flags.controllers.clone(),
+            cluster_cidrs: flags.cluster_cidr.clone(),
+            node_cidr_mask_size_ipv4: flags.node_cidr_mask_size_ipv4,
+            node_monitor_grace_period: Duration::from_secs(flags.node_monitor_grace_period),
+            root_ca_pem: authority.certificate().to_owned(),
+            ..hawser_controllers::Config::default()
+        };
+        spawn("controllers", Box::pin(hawser_controllers::run(client(CONTROLLER_MANAGER), config, shutdown.clone())));
+    }
+    if roles.contains(&Role::Scheduler) {
+        let _ = SCHEDULER;
+    }
+    if running.is_empty() {
+        // Something to wait for, so that an API server alone goes on until it is told to stop.
+        let shutdown = shutdown.clone();
+        running.spawn(async move {
+            shutdown.cancelled().await;
+            ("nothing", Ok(()))
+        });
+    }
+    Ok(running)
+}
+
+/// SIGTERM and SIGINT, heard from the moment this is made.
+struct Signals {
+    received: tokio::sync::watch::Receiver<&'static str>,
+}
+
+impl Signals {
+    /// The name of the first signal. Cancel-safe.
+    async fn wait(&self) -> &'static str {
+        let mut received = self.received.clone();
+        match received.wait_for(|name| !name.is_empty()).await {
+            Ok(name) => *name,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn signals() -> anyhow::Result<Signals> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    let (sender, received) = tokio::sync::watch::channel("");
+    // Lives as long as the process; the second signal is not needed, because everything has a deadline.
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        let _ = sender.send(name);
+        sender.closed().await;
+    });
+    Ok(Signals { received })
+}
