@@ -1,0 +1,203 @@
+//! What a pod says about nodes: selectors, affinity, tolerations; and whether a node satisfies it.
+
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration as TolerationObject,
+};
+
+use crate::pod::Labels;
+
+/// `nodeSelector` and `nodeAffinity` of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct NodeAffinity {
+    /// All of them.
+    selector: Vec<(String, String)>,
+    /// One of them, where there are any.
+    required: Option<Vec<Term>>,
+    preferred: Vec<(i32, Term)>,
+}
+
+/// All requirements must hold. A term without any holds nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Term {
+    labels: Vec<Requirement>,
+    /// On `metadata.name`.
+    fields: Vec<Requirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Requirement {
+    key: String,
+    operator: String,
+    values: Vec<String>,
+}
+
+impl NodeAffinity {
+    pub(crate) fn of(spec: &PodSpec) -> Self {
+        let selector =
+            spec.node_selector.iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+        let required = affinity
+            .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref())
+            .map(|required| required.node_selector_terms.iter().map(Term::of).collect());
+        let preferred = affinity
+            .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|preferred| (preferred.weight, Term::of(&preferred.preference)))
+            .collect();
+        Self { selector, required, preferred }
+    }
+
+    /// Whether a pod may run on the node.
+    pub(crate) fn allows(&self, name: &str, labels: &Labels) -> bool {
+        self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(name, labels)))
+    }
+
+    pub(crate) fn has_preferences(&self) -> bool {
+        !self.preferred.is_empty()
+    }
+
+    /// The weights of the preferences that the node satisfies.
+    pub(crate) fn preference(&self, name: &str, labels: &Labels) -> i64 {
+        let met = self.preferred.iter().filter(|(_, term)| term.holds(name, labels));
+        met.map(|(weight, _)| i64::from(*weight)).sum()
+    }
+}
+
+impl Term {
+    fn of(term: &NodeSelectorTerm) -> Self {
+        let read = |list: &Option<Vec<NodeSelectorRequirement>>| {
+            list.iter()
+                .flatten()
+                .map(|requirement| Requirement {
+                    key: requirement.key.clone(),
+                    operator: requirement.operator.clone(),
+                    values: requirement.values.clone().unwrap_or_default(),
+                })
+                .collect()
+        };
+        Self { labels: read(&term.match_expressions), fields: read(&term.match_fields) }
+    }
+
+    fn holds(&self, name: &str, labels: &Labels) -> bool {
+        let empty = self.labels.is_empty() && self.fields.is_empty();
+        !empty
+            && self.labels.iter().all(|requirement| requirement.holds(labels.get(&requirement.key).map(String::as_str)))
+            && self
+                .fields
+                .iter()
+                .all(|requirement| requirement.holds((requirement.key == "metadata.name").then_some(name)))
+    }
+}
+
+impl Requirement {
+    fn holds(&self, value: Option<&str>) -> bool {
+        let listed = |value: &str| self.values.iter().any(|known| known == value);
+        let number = |text: &str| text.parse::<i64>().ok();
+        let bound = || self.values.first().and_then(|text| number(text));
+        match self.operator.as_str() {
+            "In" => value.is_some_and(listed),
+            "NotIn" => !value.is_some_and(listed),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" => value.and_then(number).zip(bound()).is_some_and(|(value, bound)| value > bound),
+            "Lt" => value.and_then(number).zip(bound()).is_some_and(|(value, bound)| value < bound),
+            _ => false,
+        }
+    }
+}
+
+/// What a pod puts up with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Toleration {
+    key: String,
+    exists: bool,
+    value: String,
+    /// Empty is every effect.
+    effect: String,
+}
+
+impl Toleration {
+    pub(crate) fn of(toleration: &TolerationObject) -> Self {
+        Self {
+            key: toleration.key.clone().unwrap_or_default(),
+            exists: toleration.operator.as_deref() == Some("Exists"),
+            value: toleration.value.clone().unwrap_or_default(),
+            effect: toleration.effect.clone().unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn tolerates(&self, taint: &Taint) -> bool {
+        let effect = self.effect.is_empty() || self.effect == taint.effect;
+        // Without a key, `Exists` tolerates every key.
+        let key = self.key == taint.key || (self.key.is_empty() && self.exists);
+        effect && key && (self.exists || self.value == taint.value.as_deref().unwrap_or_default())
+    }
+}
+
+/// Whether the taint keeps pods away, rather than making the node less liked.
+pub(crate) fn keeps_away(taint: &Taint) -> bool {
+    matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, spec: Value, allowed: bool) {
+        let mut spec = spec;
+        spec["containers"] = json!([]);
+        let spec: PodSpec = serde_json::from_value(spec).unwrap();
+        let labels: Labels =
+            [("zone", "a"), ("cores", "8")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(NodeAffinity::of(&spec).allows("n1", &labels), allowed, "{name}");
+    }
+
+    fn required(terms: Value) -> Value {
+        json!({ "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } } })
+    }
+
+    fn expression(key: &str, operator: &str, values: Value) -> Value {
+        required(json!([{ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] }]))
+    }
+
+    #[test]
+    fn node_affinity() {
+        check("no wish", json!({}), true);
+        check("selector matches", json!({ "nodeSelector": { "zone": "a" } }), true);
+        check("selector differs", json!({ "nodeSelector": { "zone": "b" } }), false);
+        check("In", expression("zone", "In", json!(["a", "b"])), true);
+        check("In, absent", expression("rack", "In", json!(["a"])), false);
+        check("NotIn, absent", expression("rack", "NotIn", json!(["a"])), true);
+        check("Exists", expression("zone", "Exists", json!([])), true);
+        check("DoesNotExist", expression("zone", "DoesNotExist", json!([])), false);
+        check("Gt", expression("cores", "Gt", json!(["4"])), true);
+        check("Gt, equal", expression("cores", "Gt", json!(["8"])), false);
+        check("Lt, no number", expression("zone", "Lt", json!(["4"])), false);
+        check("no terms hold nowhere", required(json!([])), false);
+        check("empty term holds nowhere", required(json!([{}])), false);
+        check("one of two terms", required(json!([{}, { "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["n1"] }] }])), true);
+    }
+
+    #[test]
+    fn tolerations() {
+        let rows = [
+            ("no toleration", json!([]), false),
+            ("equal", json!([{ "key": "gpu", "value": "a100", "effect": "NoSchedule" }]), true),
+            ("other value", json!([{ "key": "gpu", "value": "h100", "effect": "NoSchedule" }]), false),
+            ("other effect", json!([{ "key": "gpu", "value": "a100", "effect": "NoExecute" }]), false),
+            ("every effect", json!([{ "key": "gpu", "value": "a100" }]), true),
+            ("exists", json!([{ "key": "gpu", "operator": "Exists" }]), true),
+            ("everything", json!([{ "operator": "Exists" }]), true),
+        ];
+        let taint: Taint = serde_json::from_value(json!({ "key": "gpu", "value": "a100", "effect": "NoSchedule" })).unwrap();
+        for (name, tolerations, expected) in rows {
+            let all: Vec<TolerationObject> = serde_json::from_value(tolerations).unwrap();
+            assert_eq!(all.iter().map(Toleration::of).any(|own| own.tolerates(&taint)), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Tells users why a pod waits: its condition `PodScheduled`, and an event.
+//!
+//! Latest wins: of a pod that is rejected again before it was told, only the last reason is written. So the
+//! backlog is bounded by the number of waiting pods, and never holds up the decisions.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use futures::{StreamExt, stream};
+use hawser_api::{
+    Client, Error,
+    client::{Patch, WriteOptions},
+    error::Reason,
+    resource::{GroupVersionResource, Target},
+};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    events::{self, Recorder},
+    scheduler::Rejected,
+};
+
+/// Writes at the same time; enough to keep up with a slow API server, few enough not to crowd out bindings.
+const CONCURRENT: usize = 8;
+
+const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
+
+#[derive(Default)]
+pub(crate) struct Reports {
+    waiting: Mutex<Backlog>,
+    added: Notify,
+}
+
+#[derive(Default)]
+struct Backlog {
+    order: VecDeque<Arc<str>>,
+    latest: HashMap<Arc<str>, Rejected>,
+}
+
+impl Reports {
+    pub(crate) fn add(&self, rejected: Rejected) {
+        let mut waiting = self.waiting.lock();
+        let uid = rejected.pod.uid.clone();
+        if waiting.latest.insert(uid.clone(), rejected).is_none() {
+            waiting.order.push_back(uid);
+        }
+        drop(waiting);
+        self.added.notify_one();
+    }
+
+    fn take(&self) -> Option<Rejected> {
+        let mut waiting = self.waiting.lock();
+        let uid = waiting.order.pop_front()?;
+        waiting.latest.remove(&uid)
+    }
+
+    /// Writes until `shutdown`; what is not told by then is told by the next scheduler.
+    pub(crate) async fn run(self: Arc<Self>, client: Arc<dyn Client>, recorder: Recorder, shutdown: CancellationToken) {
+        let reports = stream::unfold(self, |reports| async move {
+            loop {
+                if let Some(rejected) = reports.take() {
+                    return Some((rejected, reports));
+                }
+                reports.added.notified().await;
+            }
+        });
+        let write_all = reports.for_each_concurrent(CONCURRENT, |rejected| {
+            let (client, recorder) = (client.clone(), recorder.clone());
+            async move { tell(&*client, &recorder, &rejected).await }
+        });
+        tokio::select! {
+            () = shutdown.cancelled() => (),
+            () = write_all => (),
+        }
+    }
+}
+
+async fn tell(client: &dyn Client, recorder: &Recorder, rejected: &Rejected) {
+    let (pod, message) = (&rejected.pod, &rejected.message);
+    recorder.record(&pod.key.namespace, &pod.key.name, &pod.uid, events::FAILED_SCHEDULING, message.clone());
+    // The same again would only make watchers read it again.
+    if pod.told.as_ref() == Some(message) {
+        return;
+    }
+    match write_condition(client, rejected).await {
+        Ok(()) => (),
+        // Gone, or another pod by now.
+        Err(error) if matches!(error.reason(), Reason::NotFound | Reason::Conflict | Reason::Invalid) => (),
+        Err(error) => warn!(key = %pod.key, %error, "cannot write why a pod waits"),
+    }
+}
+
+async fn write_condition(client: &dyn Client, rejected: &Rejected) -> Result<(), Error> {
+    let pod = &rejected.pod;
+    let mut condition = json!({
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": rejected.message,
+    });
+    if pod.told.is_none() {
+        condition["lastTransitionTime"] = events::seconds(Timestamp::now()).into();
+    }
+    // The uid makes a patch of another pod with this name fail.
+    let patch = json!({ "metadata": { "uid": &*pod.uid }, "status": { "conditions": [condition] } });
+    let target = Target::object(PODS, Some(&pod.key.namespace), &pod.key.name).with_subresource("status");
+    client.patch(&target, Patch::StrategicMerge(patch.to_string().into()), &WriteOptions::default()).await?;
+    Ok(())
+}

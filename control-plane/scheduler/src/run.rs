@@ -1,0 +1,281 @@
+//! The shell: follows the cluster, asks the core, writes bindings.
+//!
+//! Watch handlers apply each change to the core under its lock, so there is no queue of changes that could
+//! overflow; the loop takes the lock for one batch at a time and never across a wait. Bindings of several batches
+//! are written while the next ones are decided. A binding whose outcome is unknown keeps its room until the pod
+//! was read: it is undone only when the API says that the pod has no node.
+
+use std::{sync::Arc, time::Duration};
+
+use hawser_api::{
+    Api, Client, Error,
+    client::{Binding, ListOptions},
+    error::Reason,
+    informer::Informer,
+};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    events::{self, Recorder},
+    pod,
+    report::Reports,
+    scheduler::{Plan, Scheduler},
+};
+
+/// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_LAST: Duration = Duration::from_secs(5);
+
+/// How long bindings and reports in hand may take after the shutdown began.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// After it, a batch's outcome is unknown.
+const BIND_DEADLINE: Duration = Duration::from_secs(30);
+
+struct Shell {
+    client: Arc<dyn Client>,
+    core: Mutex<Scheduler>,
+    /// Something changed that the loop may act on.
+    changed: Notify,
+    start: Instant,
+    recorder: Recorder,
+}
+
+impl Shell {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Changes the core and wakes the loop.
+    fn tell(&self, change: impl FnOnce(&mut Scheduler, Duration)) {
+        change(&mut self.core.lock(), self.now());
+        self.changed.notify_one();
+    }
+}
+
+/// Schedules until `shutdown`, then finishes the bindings in hand.
+///
+/// Fails only where the configuration cannot work; errors of single pods are logged, told and retried.
+pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    config.check()?;
+    let (recorder, event_writer) = events::channel(client.clone(), &config);
+    let shell = Arc::new(Shell {
+        client: client.clone(),
+        core: Mutex::new(Scheduler::new(&config, seed())),
+        changed: Notify::new(),
+        start: Instant::now(),
+        recorder,
+    });
+    let (nodes, pods) = (Informer::<Node>::new(), Informer::<Pod>::new());
+    follow(&shell, &nodes, &pods);
+    let reports = Arc::new(Reports::default());
+
+    // Ends with this function: the informers and writers are dropped, which leaves nothing half done.
+    let mut followers = JoinSet::new();
+    for_each_informer(&mut followers, &client, &nodes, &pods);
+    let mut writers = JoinSet::new();
+    writers.spawn(event_writer.run(shutdown.clone()));
+    writers.spawn(reports.clone().run(client.clone(), shell.recorder.clone(), shutdown.clone()));
+
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = async { nodes.synced().await; pods.synced().await; } => (),
+    }
+    let (active, ..) = shell.core.lock().waiting();
+    info!(nodes = nodes.len(), pods = pods.len(), waiting = active, "scheduling");
+
+    let mut bindings = schedule(&shell, &config, &reports, &shutdown).await;
+    let drained = tokio::time::timeout(DRAIN, async {
+        while bindings.join_next().await.is_some() {}
+        while writers.join_next().await.is_some() {}
+    });
+    if drained.await.is_err() {
+        warn!(deadline = ?DRAIN, "bindings or reports were still being written at shutdown");
+    }
+    Ok(())
+}
+
+/// Any number: it only decides among equals.
+fn seed() -> u64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |age| age.as_nanos());
+    u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(1)
+}
+
+fn for_each_informer(
+    followers: &mut JoinSet<()>,
+    client: &Arc<dyn Client>,
+    nodes: &Informer<Node>,
+    pods: &Informer<Pod>,
+) {
+    let (nodes, pods) = (nodes.clone(), pods.clone());
+    let (for_nodes, for_pods) = (client.clone(), client.clone());
+    followers.spawn(async move { nodes.run(for_nodes, None, ListOptions::default()).await });
+    followers.spawn(async move { pods.run(for_pods, None, ListOptions::default()).await });
+}
+
+fn follow(shell: &Arc<Shell>, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+    let at = shell.clone();
+    nodes.on_change(move |change| match (change.old, change.new) {
+        // Heartbeats change nothing that a place depends on.
+        (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
+        (_, Some(new)) => at.tell(|core, now| core.node_changed(new, now)),
+        (_, None) => at.tell(|core, _| core.node_removed(&change.key.name)),
+    });
+    let at = shell.clone();
+    pods.on_change(move |change| {
+        at.tell(|core, now| {
+            let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+            let (old, new) = (change.old.map(uid), change.new.map(uid));
+            // Another pod of the same name is another pod.
+            if let Some(gone) = old.filter(|old| new.as_ref() != Some(old)) {
+                core.pod_removed(&gone, now);
+            }
+            if let Some(pod) = change.new {
+                core.pod_changed(pod, now);
+            }
+        });
+    });
+}
+
+fn same_for_scheduling(old: &Node, new: &Node) -> bool {
+    let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
+    old.spec == new.spec && old.metadata.labels == new.metadata.labels && allocatable(old) == allocatable(new)
+}
+
+/// The loop. Returns the bindings that are still being written.
+async fn schedule(
+    shell: &Arc<Shell>,
+    config: &Config,
+    reports: &Arc<Reports>,
+    shutdown: &CancellationToken,
+) -> JoinSet<()> {
+    let slots = Arc::new(Semaphore::new(config.batches_in_flight));
+    let mut bindings = JoinSet::new();
+    while !shutdown.is_cancelled() {
+        while bindings.try_join_next().is_some() {}
+        // A free slot first: what is decided is written at once.
+        let permit = tokio::select! {
+            () = shutdown.cancelled() => break,
+            permit = slots.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
+        let (plan, wakeup) = {
+            let mut core = shell.core.lock();
+            let plan = core.schedule(config.batch, shell.now());
+            (plan, core.next_wakeup())
+        };
+        let Plan { bindings: decided, rejected } = plan;
+        let idle = decided.is_empty() && rejected.is_empty();
+        rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        if !decided.is_empty() {
+            bindings.spawn(bind(shell.clone(), decided, permit));
+        }
+        if idle {
+            let timer = async {
+                match wakeup {
+                    Some(at) => tokio::time::sleep_until(shell.start + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = shell.changed.notified() => (),
+                () = timer => (),
+            }
+        }
+    }
+    bindings
+}
+
+/// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.
+async fn bind(shell: Arc<Shell>, batch: Vec<Binding>, permit: OwnedSemaphorePermit) {
+    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&batch)).await {
+        Ok(results) => results,
+        Err(_) => batch.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
+    };
+    drop(permit);
+    debug_assert_eq!(results.len(), batch.len());
+    let mut unknown = Vec::new();
+    for (binding, result) in batch.into_iter().zip(results) {
+        match result {
+            Ok(()) => bound(&shell, &binding),
+            Err(error) => match outcome(&error) {
+                Outcome::Refused => {
+                    debug!(namespace = %binding.namespace, pod = %binding.pod, %error, "binding refused");
+                    shell.tell(|core, now| core.bind_failed(&binding.uid, now));
+                }
+                Outcome::Gone => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
+                Outcome::Unknown => {
+                    warn!(namespace = %binding.namespace, pod = %binding.pod, %error, "outcome of binding unknown");
+                    unknown.push(binding);
+                }
+            },
+        }
+    }
+    for binding in unknown {
+        find_out(&shell, &binding).await;
+    }
+}
+
+fn bound(shell: &Shell, binding: &Binding) {
+    let Binding { namespace, pod, node, .. } = binding;
+    let message = format!("Successfully assigned {namespace}/{pod} to {node}");
+    shell.recorder.record(namespace, pod, &binding.uid, events::SCHEDULED, message);
+}
+
+enum Outcome {
+    /// The API says no: the pod has no node by this binding.
+    Refused,
+    /// There is no such pod any more.
+    Gone,
+    /// The write may have happened.
+    Unknown,
+}
+
+fn outcome(error: &Error) -> Outcome {
+    match error.reason() {
+        Reason::NotFound => Outcome::Gone,
+        Reason::BadRequest
+        | Reason::Unauthorized
+        | Reason::Forbidden
+        | Reason::MethodNotAllowed
+        | Reason::AlreadyExists
+        | Reason::Conflict
+        | Reason::Invalid
+        | Reason::TooManyRequests => Outcome::Refused,
+        _ => Outcome::Unknown,
+    }
+}
+
+/// Reads the pod until the API tells whether it has a node.
+async fn find_out(shell: &Shell, binding: &Binding) {
+    let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
+    let mut delay = LOOK_FIRST;
+    loop {
+        match pods.find(&binding.pod).await {
+            Ok(Some(found)) if found.metadata.uid.as_deref() == Some(&binding.uid) => {
+                if pod::node_of(&found) == Some(&binding.node) {
+                    bound(shell, binding);
+                } else {
+                    shell.tell(|core, now| core.bind_failed(&binding.uid, now));
+                }
+                return;
+            }
+            Ok(_) => {
+                shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now));
+                return;
+            }
+            Err(error) => debug!(pod = %binding.pod, %error, ?delay, "cannot read a pod whose binding is unknown"),
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LOOK_LAST);
+    }
+}
