@@ -62,6 +62,8 @@ pub(crate) struct Writer {
     client: Arc<dyn Client>,
     receiver: mpsc::Receiver<Told>,
     memory: Memory,
+    /// Nanoseconds in the name of the last event.
+    last_stamp: i128,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -86,7 +88,7 @@ struct About {
 pub(crate) fn channel(client: Arc<dyn Client>) -> (Recorder, Writer) {
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     let recorder = Recorder { component: "controllers", sender, dropped: Arc::default() };
-    (recorder, Writer { client, receiver, memory: Memory::default() })
+    (recorder, Writer { client, receiver, memory: Memory::default(), last_stamp: 0 })
 }
 
 impl Recorder {
@@ -153,18 +155,20 @@ impl Writer {
                 outcome => return outcome.map(|_| ()),
             }
         }
-        let event = first_of(told, namespace, now);
+        // Two events of one object never share a name, whatever the clock's grain.
+        self.last_stamp = now.as_nanosecond().max(self.last_stamp + 1);
+        let event = first_of(told, namespace, now, self.last_stamp);
         events.create(&event).await?;
         self.memory.remember(told, event.name());
         Ok(())
     }
 }
 
-fn first_of(told: &Told, namespace: &str, now: Timestamp) -> Event {
+fn first_of(told: &Told, namespace: &str, now: Timestamp, stamp: i128) -> Event {
     let about = &told.about;
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{:x}", about.name, now.as_nanosecond())),
+            name: Some(format!("{}.{stamp:x}", about.name)),
             namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
@@ -251,5 +255,90 @@ impl<K: Clone + Eq + std::hash::Hash, V> Aged<K, V> {
             self.order.push_back(key.clone());
         }
         self.map.entry(key.clone()).or_insert_with(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Node};
+
+    use super::*;
+    use crate::testing::FakeApi;
+
+    fn about(name: &str) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some("default".to_owned()),
+            uid: Some(format!("uid-{name}")),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    /// Lets `tell` record, then everything be written.
+    async fn written(tell: impl FnOnce(&Recorder)) -> Vec<Event> {
+        let api = FakeApi::new();
+        let (recorder, writer) = channel(api.clone());
+        let recorder = recorder.of("test-controller");
+        let end = CancellationToken::new();
+        let writer = tokio::spawn(writer.run(end.clone()));
+        tell(&recorder);
+        end.cancel();
+        drop(recorder);
+        writer.await.unwrap();
+        api.all()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn same_event_again_raises_the_count() {
+        let events = written(|recorder| {
+            for _ in 0..3 {
+                recorder.normal(&about("a"), "Scaled", "up".to_owned());
+            }
+            recorder.normal(&about("a"), "Scaled", "down".to_owned());
+            recorder.normal(&about("b"), "Scaled", "up".to_owned());
+        })
+        .await;
+        let mut counts: Vec<_> = events
+            .iter()
+            .map(|it| {
+                (it.involved_object.name.clone().unwrap(), it.message.clone().unwrap(), it.count.unwrap())
+            })
+            .collect();
+        counts.sort();
+        let row = |name: &str, message: &str, count| (name.to_owned(), message.to_owned(), count);
+        assert_eq!(counts, [row("a", "down", 1), row("a", "up", 3), row("b", "up", 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_object_gets_a_burst_and_no_more() {
+        let events = written(|recorder| {
+            for number in 0..100 {
+                recorder.warning(&about("noisy"), "Failed", number.to_string());
+            }
+            recorder.warning(&about("quiet"), "Failed", "once".to_owned());
+        })
+        .await;
+        assert_eq!(events.len(), 26);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_channel_drops_events_and_blocks_nobody() {
+        let events = written(|recorder| {
+            for number in 0..WAITING_EVENTS * 2 {
+                recorder.normal(&about(&number.to_string()), "Scaled", String::new());
+            }
+        })
+        .await;
+        assert_eq!(events.len(), WAITING_EVENTS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_of_cluster_wide_objects_are_in_the_default_namespace() {
+        let mut node = Node::default();
+        node.metadata.name = Some("n1".to_owned());
+        let events = written(|recorder| recorder.normal(&node, "NodeNotReady", "silent".to_owned())).await;
+        assert_eq!(events[0].namespace(), "default");
+        assert_eq!(events[0].involved_object.namespace, None);
     }
 }

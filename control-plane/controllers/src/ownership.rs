@@ -123,7 +123,7 @@ mod tests {
 
     #[track_caller]
     fn check(name: &str, controller: Option<&str>, matches: bool, deleting: (bool, bool), expected: Claim) {
-        let stamp = |set: bool| set.then(|| Time(jiff::Timestamp::UNIX_EPOCH));
+        let stamp = |set: bool| set.then_some(Time(jiff::Timestamp::UNIX_EPOCH));
         let (owner_deleting, pod_deleting) = deleting;
         let owner = ObjectMeta {
             uid: Some("me".into()),

@@ -80,3 +80,41 @@ impl Reconciler for Controller {
         Ok(Next::Done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hawser_api::client::DeleteOptions;
+    use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        Config,
+        testing::{FakeApi, Running},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn every_namespace_has_its_account_and_certificate_and_gets_them_back() {
+        let api = FakeApi::new();
+        let config = Config {
+            controllers: vec!["serviceaccount".to_owned(), "root-ca".to_owned()],
+            root_ca_pem: "a certificate".to_owned(),
+            ..Config::default()
+        };
+        let _running = Running::start_with(&api, config);
+        let is_complete = |api: &FakeApi| {
+            ["default", "other"].iter().all(|namespace| {
+                let data = api.read::<ConfigMap>(namespace, ROOT_CA).and_then(|map| map.data);
+                data.is_some_and(|data| data["ca.crt"] == "a certificate")
+                    && api.read::<ServiceAccount>(namespace, "default").is_some()
+            })
+        };
+        for name in ["default", "other"] {
+            api.put::<Namespace>(json!({ "metadata": { "name": name } }));
+        }
+        api.until("both have both", is_complete).await;
+        api.remove::<ServiceAccount>("other", "default", &DeleteOptions::default());
+        api.patch::<ConfigMap>("default", ROOT_CA, json!({ "data": { "ca.crt": "another" } }));
+        api.until("both have both again", is_complete).await;
+    }
+}

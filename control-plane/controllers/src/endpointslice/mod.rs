@@ -8,6 +8,8 @@ pub(crate) mod endpoint;
 mod plan;
 #[cfg(test)]
 pub(crate) mod test_objects;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::{

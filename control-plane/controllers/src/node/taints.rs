@@ -150,26 +150,21 @@ mod tests {
         evict: Evict,
         expected: &[(&str, &str)],
     ) {
-        let mut node = Node::default();
-        node.status = Some(NodeStatus {
-            conditions: Some(
-                conditions
-                    .iter()
-                    .map(|(kind, status)| NodeCondition {
-                        type_: kind.to_string(),
-                        status: status.to_string(),
-                        ..NodeCondition::default()
-                    })
-                    .collect(),
-            ),
-            ..NodeStatus::default()
+        let conditions = conditions.iter().map(|(kind, status)| NodeCondition {
+            type_: kind.to_string(),
+            status: status.to_string(),
+            ..NodeCondition::default()
         });
         let taints = before.iter().map(|(key, effect)| Taint {
             key: key.to_string(),
             effect: effect.to_string(),
             ..Taint::default()
         });
-        node.spec = Some(NodeSpec { taints: Some(taints.collect()), ..NodeSpec::default() });
+        let mut node = Node {
+            spec: Some(NodeSpec { taints: Some(taints.collect()), ..NodeSpec::default() }),
+            status: Some(NodeStatus { conditions: Some(conditions.collect()), ..NodeStatus::default() }),
+            ..Node::default()
+        };
         let planned = planned(&node, evict, Timestamp::UNIX_EPOCH);
         let after = planned.clone().unwrap_or_else(|| taints_of(&node).to_vec());
         let found: Vec<(&str, &str)> =

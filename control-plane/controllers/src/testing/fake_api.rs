@@ -150,10 +150,10 @@ impl FakeApi {
     }
 
     fn wrote(&self) {
-        if let Some(hook) = &*self.on_write.lock() {
-            if let Err(wrong) = hook(&self.store.lock().objects) {
-                self.violation.lock().get_or_insert(wrong);
-            }
+        if let Some(hook) = &*self.on_write.lock()
+            && let Err(wrong) = hook(&self.store.lock().objects)
+        {
+            self.violation.lock().get_or_insert(wrong);
         }
         self.changed.send_modify(|count| *count += 1);
     }
