@@ -40,14 +40,26 @@ fn main() {
             .zip(&addresses)
             .map(|(name, address)| service(&Spec { name, cluster_ips: &[address], ..Spec::default() }))
             .collect();
-        let slices: Vec<_> =
+        let mut slices: Vec<_> =
             names.iter().map(|name| slice(name, "TCP", 8080, &[("10.91.0.2", "node-a", true)])).collect();
+        // One service has an endpoint of its own, whose readiness changes.
+        let one_pod = "10.91.0.3".parse().expect("an address");
+        slices[0] = slice(&names[0], "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.91.0.3", "node-a", true)]);
         let started = Instant::now();
         let report = proxy.sync(&all_services, &slices, &[]).expect("sync");
         eprintln!("{} frontends in {:?}", report.frontends, started.elapsed());
         let started = Instant::now();
         proxy.sync(&all_services, &slices, &[]).expect("sync");
         eprintln!("nothing changed: {:?}", started.elapsed());
+
+        let mut changes = Vec::new();
+        for round in 0..200 {
+            let started = Instant::now();
+            proxy.local_endpoint_changed(one_pod, round % 2 == 1).expect("change");
+            changes.push(started.elapsed());
+        }
+        changes.sort();
+        eprintln!("local endpoint change: p50 {:?}, p99 {:?}", changes[100], changes[198]);
 
         let through = format!("{}:80", addresses.last().expect("at least one service"));
         let mut rates: [Vec<f64>; 3] = Default::default();

@@ -141,7 +141,12 @@ impl Proxy {
         host_ports: &[HostPort],
     ) -> Result<SyncReport, Error> {
         let wanted = self.services.replace(services, slices, host_ports);
-        self.apply(wanted)
+        let mut report = self.apply(wanted)?;
+        report.skipped.extend(self.services.skipped().cloned());
+        report.skipped.sort();
+        report.skipped.dedup();
+        debug!(?report, "services are in the kernel");
+        Ok(report)
     }
 
     /// Makes readiness of one of this node's pods take effect before the API hears of it.
@@ -214,6 +219,7 @@ impl Proxy {
         mount::remove_bpffs(bpffs_dir)
     }
 
+    /// Writes what `wanted` changes. The report's `skipped` has what the tables had no room for, and no more.
     fn apply(&mut self, wanted: Wanted) -> Result<SyncReport, Error> {
         // Taken out: an error below leaves `None`, and the next call reads the maps again.
         let (mut table, wanted) = match self.table.take() {
@@ -230,9 +236,6 @@ impl Proxy {
         let is_live = |address: &Addr| live.get_or_init(|| services.live_addresses()).contains(address);
         let changes = table.apply(wanted, &is_live, Instant::now(), &mut skipped);
         self.write(&changes)?;
-        skipped.extend(self.services.skipped().cloned());
-        skipped.sort();
-        skipped.dedup();
         let report = SyncReport {
             frontends: table.frontends(),
             frontends_written: changes.frontends.len(),
@@ -241,7 +244,6 @@ impl Proxy {
             skipped,
         };
         self.table = Some(table);
-        debug!(?report, "services are in the kernel");
         Ok(report)
     }
 

@@ -82,6 +82,8 @@ pub(crate) struct Table {
     slots: Slots,
     frontend_capacity: usize,
     next_service_id: u32,
+    /// Ports with departed backends: each call looks at them again.
+    with_departed: BTreeSet<ServicePortName>,
     adoption: Option<Adoption>,
 }
 
@@ -115,6 +117,7 @@ impl Table {
             slots,
             frontend_capacity: frontend_capacity as usize,
             next_service_id,
+            with_departed: BTreeSet::new(),
             adoption: Some(Adoption { slots: kernel.slots, ranges, departed, adopted_ids: HashSet::new() }),
         }
     }
@@ -155,10 +158,13 @@ impl Table {
             }
             revisit.insert(name);
         }
-        let with_departed = self.ports.iter().filter(|(_, applied)| !applied.departed.is_empty());
-        revisit.extend(with_departed.map(|(name, _)| name.clone()));
+        revisit.extend(self.with_departed.iter().cloned());
         for name in revisit {
             self.write_frontends(&name, is_live, now, &mut changes, &mut released, skipped);
+            match self.ports.get(&name).is_some_and(|applied| !applied.departed.is_empty()) {
+                true => self.with_departed.insert(name),
+                false => self.with_departed.remove(&name),
+            };
         }
         for key in released.into_iter().filter(|key| !self.owners.contains_key(key)) {
             if self.frontends.remove(&key).is_some() {
