@@ -4,10 +4,13 @@
 //! form ([`crate::schema::canonicalize`]) and validates. Errors are those that upstream's server answers: 400 for
 //! what is no patch, 422 for one that does not apply. Server-side apply has its own merge and is not here.
 
+mod duplicates;
 mod json;
 mod strategic;
 #[cfg(test)]
 mod tests;
+
+pub use duplicates::duplicate_fields;
 
 use serde_json::{Map, Value};
 

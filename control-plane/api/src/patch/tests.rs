@@ -240,6 +240,17 @@ fn what_does_not_apply_is_refused_with_a_reason() {
 }
 
 #[test]
+fn fields_that_stand_twice_are_named() {
+    let patch = br#"{"spec":{"a":1,"containers":[{"name":"x"},{"name":"y","name":"z"}],"a":{"b":1}}}"#;
+    assert_eq!(
+        super::duplicate_fields(patch),
+        ["duplicate field \"spec.containers[1].name\"", "duplicate field \"spec.a\""]
+    );
+    assert!(super::duplicate_fields(br#"{"a":{"b":1},"c":{"b":1}}"#).is_empty());
+    assert!(super::duplicate_fields(br#"{"a":1,"a":2"#).is_empty(), "no JSON");
+}
+
+#[test]
 fn copies_cannot_blow_an_object_up() {
     let double = r#"{"op":"copy","from":"/a","path":"/a/-"}"#;
     let patch = format!("[{}]", vec![double; 60].join(","));

@@ -18,7 +18,7 @@ use super::{
 use crate::Error;
 
 /// Objects within one body. Each grows by the fields Go always prints, so an attacker's `{}` is not free.
-const MAX_OBJECTS: u32 = 200_000;
+const MAX_OBJECTS: u32 = 100_000;
 /// Findings that are kept, as upstream does; the rest would only repeat them.
 const MAX_FINDINGS: usize = 100;
 
@@ -79,8 +79,8 @@ impl TypeMeta {
 /// Reads only `apiVersion` and `kind` of a body.
 pub fn peek_type_meta(body: &[u8], format: Format) -> Result<TypeMeta, Error> {
     match format {
-        Format::Json => serde_json::from_slice(body).map_err(|error| unreadable("", &error)),
-        Format::Yaml => serde_yaml_ng::from_slice(body).map_err(|error| unreadable("", &error)),
+        Format::Json => serde_json::from_slice(body).map_err(|error| unreadable("", Some(format), &error)),
+        Format::Yaml => serde_yaml_ng::from_slice(body).map_err(|error| unreadable("", Some(format), &error)),
     }
 }
 
@@ -105,7 +105,7 @@ pub fn decode(
             context.root(ty).deserialize(source).map_err(|error| error.to_string())
         }
     };
-    context.conclude(ty, result)
+    context.conclude(ty, Some(format), result)
 }
 
 /// Brings an object that a patch or a conversion made into canonical form.
@@ -116,13 +116,19 @@ pub fn canonicalize(
 ) -> Result<Decoded, Error> {
     let mut context = Context::new(validation);
     let result = context.root(ty).deserialize(object).map_err(|error| error.to_string());
-    context.conclude(ty, result)
+    context.conclude(ty, None, result)
 }
 
-fn unreadable(kind: &str, error: &dyn fmt::Display) -> Error {
+/// The body is broken before its fields matter.
+fn unreadable(kind: &str, format: Option<Format>, error: &dyn fmt::Display) -> Error {
     let expected = if kind.is_empty() { String::new() } else { format!(" (must be of type {kind})") };
+    let parse = match format {
+        Some(Format::Json) => "json parse error: ",
+        Some(Format::Yaml) => "yaml parse error: ",
+        None => "",
+    };
     Error::bad_request(format!(
-        "the object provided is unrecognized{expected}: couldn't get version/kind; json parse error: {error}"
+        "the object provided is unrecognized{expected}: couldn't get version/kind; {parse}{error}"
     ))
 }
 
@@ -153,7 +159,12 @@ impl Context {
     }
 
     /// Turns what was read and what was found on the way into the answer.
-    fn conclude(self, ty: &'static Type, result: Result<Option<Value>, String>) -> Result<Decoded, Error> {
+    fn conclude(
+        self,
+        ty: &'static Type,
+        format: Option<Format>,
+        result: Result<Option<Value>, String>,
+    ) -> Result<Decoded, Error> {
         let kind = ty.kind();
         let refuse = |what: &str| {
             let version = ty.group_version.map_or("", |(_, version)| version);
@@ -162,7 +173,7 @@ impl Context {
         if let Some(misfit) = &self.misfit {
             return Err(refuse(misfit));
         }
-        let object = result.map_err(|error| unreadable(kind, &error))?;
+        let object = result.map_err(|error| unreadable(kind, format, &error))?;
         let Some(Value::Object(mut object)) = object else {
             return Err(refuse("the body is empty"));
         };

@@ -167,6 +167,22 @@ fn yaml_bodies_are_checked_the_same_way() {
 }
 
 #[test]
+fn yaml_that_repeats_itself_or_grows_without_end_is_refused() {
+    let ty = type_of("", "v1", "ConfigMap").unwrap();
+    let twice = decode(ty, b"data:\n  a: x\n  a: y\n", Format::Yaml, FieldValidation::Strict).unwrap_err();
+    assert!(twice.message().ends_with("strict decoding error: duplicate field \"data.a\""), "{twice}");
+    let mut bomb = "a: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for level in 1..12 {
+        bomb.push_str(&format!("b{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(",")));
+    }
+    let skipped = decode(ty, bomb.as_bytes(), Format::Yaml, FieldValidation::Ignore).unwrap().object;
+    assert_eq!(skipped.get("a"), None, "what is unknown is not even expanded");
+    let raw = type_of("apps", "v1", "ControllerRevision").unwrap();
+    let bomb = format!("data:\n{}", bomb.lines().map(|line| format!("  {line}\n")).collect::<String>());
+    assert!(decode(raw, bomb.as_bytes(), Format::Yaml, FieldValidation::Ignore).is_err());
+}
+
+#[test]
 fn canonical_objects_stay_as_they_are() {
     let ty = type_of("apps", "v1", "Deployment").unwrap();
     let body = deployment(r#"{"selector":{},"template":{"spec":{"containers":[{"name":"a"}]}}}"#);

@@ -20,7 +20,7 @@ pub const MAGIC: &[u8; 4] = b"k8s\0";
 /// How deep messages may nest; the deepest type of the API, a CRD's schema, is allowed about as much.
 pub const MAX_DEPTH: u32 = 100;
 /// Messages and map entries in one body: an empty one costs two bytes but decodes to many.
-pub const MAX_OBJECTS: u32 = 200_000;
+pub const MAX_OBJECTS: u32 = 100_000;
 
 /// The body is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
