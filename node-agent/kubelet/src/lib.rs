@@ -18,6 +18,7 @@ pub mod node;
 pub mod pod;
 pub mod probes;
 pub mod quantity;
+pub mod server;
 pub mod volumes;
 pub mod worker;
 

@@ -71,7 +71,9 @@ pub fn tls_config(
 ) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates = |what, pem| -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|source| TlsError::Pem { what, source })
+        CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<_, _>>()
+            .map_err(|source| TlsError::Pem { what, source })
     };
     let mut roots = RootCertStore::empty();
     for certificate in certificates("client CA", client_ca_pem)? {
@@ -98,9 +100,8 @@ pub fn tls_config(
 pub(super) fn user_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificates?.first()?).ok()?;
     let subject = certificate.subject();
-    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        attribute.as_str().ok().map(str::to_owned)
-    };
+    let text =
+        |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
     Some(User {
         name: subject.iter_common_name().next().and_then(text)?,
         groups: subject.iter_organization().filter_map(text).collect(),

@@ -15,7 +15,11 @@ use super::routes::{Query, flag, parameter};
 use super::streams::Target;
 use super::{Backend, LogAttempt, Refusal};
 
-pub(super) async fn answer(backend: &Backend, target: &Target, query: &Query) -> Result<Response<Body>, Refusal> {
+pub(super) async fn answer(
+    backend: &Backend,
+    target: &Target,
+    query: &Query,
+) -> Result<Response<Body>, Refusal> {
     let options = options(query, Timestamp::now())?;
     let attempt = if flag(query, "previous") { LogAttempt::Previous } else { LogAttempt::Newest };
     let Target { namespace, pod, container } = target;
@@ -81,7 +85,8 @@ pub(super) async fn wait_for_end(runtime: Arc<dyn Runtime>, id: String) {
     let mut events = runtime.events();
     loop {
         match runtime.container_status(&id).await {
-            Ok(Some(status)) if matches!(status.state, ContainerState::Running | ContainerState::Created) => {}
+            Ok(Some(status)) if matches!(status.state, ContainerState::Running | ContainerState::Created) => {
+            }
             Ok(_) => return,
             // containerd is away; when it is back there is a Resync.
             Err(_) => {}
@@ -108,7 +113,8 @@ mod tests {
     #[test]
     fn parameters_become_options() {
         let now: Timestamp = "2024-01-01T00:01:00Z".parse().unwrap();
-        let parsed = options(&query("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9"), now);
+        let parsed =
+            options(&query("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9"), now);
         let expected = LogOptions {
             follow: true,
             tail_lines: Some(5),

@@ -23,11 +23,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_runtime::Runtime;
 use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hawser_runtime::Runtime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,13 @@ pub trait PodSource: Send + Sync + 'static {
     fn container_id(&self, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal>;
 
     /// The log of the container's newest attempt, or of the one before it.
-    fn log(&self, namespace: &str, pod: &str, container: &str, attempt: LogAttempt) -> Result<LogFile, Refusal>;
+    fn log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        attempt: LogAttempt,
+    ) -> Result<LogFile, Refusal>;
 
     /// Where the pod's ports are: its network namespace, `None` for the node's own.
     fn network(&self, namespace: &str, pod: &str) -> Result<Option<PathBuf>, Refusal>;
@@ -152,7 +158,8 @@ impl Server {
                     continue;
                 }
             };
-            let connection = serve_connection(stream, self.tls.clone(), Arc::clone(&self.backend), tasks.clone());
+            let connection =
+                serve_connection(stream, self.tls.clone(), Arc::clone(&self.backend), tasks.clone());
             let stop = stop.clone();
             tasks.spawn(async move {
                 let _permit = permit;

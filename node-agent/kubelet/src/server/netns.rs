@@ -17,10 +17,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) async fn connect(namespace: Option<PathBuf>, port: u16) -> io::Result<TcpStream> {
     let (sender, receiver) = oneshot::channel();
     // A thread of its own that ends: it leaves this process's network namespace for good.
-    std::thread::Builder::new().name("port-forward-connect".into()).stack_size(128 << 10).spawn(move || {
-        // Nobody waits any more: the connection is closed.
-        let _ = sender.send(connect_blocking(namespace, port));
-    })?;
+    std::thread::Builder::new().name("port-forward-connect".into()).stack_size(128 << 10).spawn(
+        move || {
+            // Nobody waits any more: the connection is closed.
+            let _ = sender.send(connect_blocking(namespace, port));
+        },
+    )?;
     let stream = receiver.await.map_err(|_| io::Error::other("connecting thread ended"))??;
     stream.set_nonblocking(true)?;
     TcpStream::from_std(stream)

@@ -49,15 +49,17 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let user = user.ok_or(Refusal { status: StatusCode::UNAUTHORIZED, message: "Unauthorized".into() })?;
-    let route = Route::parse(request.uri().path())
-        .ok_or_else(|| Refusal::not_found("404 page not found"))?;
+    let route = Route::parse(request.uri().path()).ok_or_else(|| Refusal::not_found("404 page not found"))?;
     let attributes = Attributes {
         verb: if request.method() == Method::GET { "get" } else { "create" },
         subresource: route.subresource(),
         path: request.uri().path().to_owned(),
     };
     let allowed = backend.authorizer.authorize(&user, &attributes).await;
-    allowed.map_err(|reason| Refusal { status: StatusCode::FORBIDDEN, message: format!("Forbidden ({reason})") })?;
+    allowed.map_err(|reason| Refusal {
+        status: StatusCode::FORBIDDEN,
+        message: format!("Forbidden ({reason})"),
+    })?;
 
     let query = request.uri().query().unwrap_or_default();
     let query: Query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();

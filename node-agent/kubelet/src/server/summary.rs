@@ -75,7 +75,8 @@ fn busy_ns(stat: &str) -> u64 {
     let ticks: Vec<u64> =
         stat.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|t| t.parse().ok()).collect();
     // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already.
-    let busy: u64 = ticks.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum();
+    let busy: u64 =
+        ticks.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum();
     busy * 10_000_000
 }
 
