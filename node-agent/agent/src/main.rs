@@ -2,6 +2,7 @@
 
 mod caches;
 mod cgroup;
+mod kubelet_api;
 mod names;
 mod options;
 mod pod_network;

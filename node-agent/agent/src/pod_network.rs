@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -27,6 +28,7 @@ pub(crate) struct AgentNetwork {
 }
 
 struct Attached {
+    netns: PathBuf,
     ifindex: u32,
     host_ports: Vec<HostPort>,
 }
@@ -54,6 +56,11 @@ impl AgentNetwork {
         if let Err(error) = network.set_nodes(&routes).await {
             warn!(error = &error as &dyn std::error::Error, "not every node can be reached");
         }
+    }
+
+    /// `None` for pods that are not attached.
+    pub(crate) fn netns(&self, pod_uid: &str) -> Option<PathBuf> {
+        self.attached.lock().get(pod_uid).map(|attached| attached.netns.clone())
     }
 
     fn publish_host_ports(&self) {
@@ -100,8 +107,11 @@ impl PodNetwork for AgentNetwork {
         };
         let interface = self.network()?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
         self.service_path.attach_pod(interface.host_ifindex);
-        let attached =
-            Attached { ifindex: interface.host_ifindex, host_ports: host_ports(request, &interface.ips) };
+        let attached = Attached {
+            netns: interface.netns_path.clone(),
+            ifindex: interface.host_ifindex,
+            host_ports: host_ports(request, &interface.ips),
+        };
         self.attached.lock().insert(pod.uid, attached);
         self.publish_host_ports();
         Ok(PodNetworkStatus { netns: interface.netns_path, ips: interface.ips })

@@ -11,7 +11,7 @@ use hawser_api::{
 use hawser_dns::Dns;
 use hawser_kubelet::{Kubelet, Parts, StatusWriter};
 use hawser_network::{Mode, Network};
-use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost};
+use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     LOG_WRITER,
     caches::Caches,
-    cgroup, names,
+    cgroup, kubelet_api, names,
     options::{NetworkMode, Options, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
@@ -72,8 +72,9 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         upstream_timeout: Duration::from_secs(2),
     })?;
     names::feed(&dns, &caches.objects.services, &caches.slices);
+    let containerd: Arc<dyn Runtime> = Arc::new(containerd);
     let parts = Parts {
-        runtime: Arc::new(containerd),
+        runtime: containerd.clone(),
         network: pod_network.clone(),
         client: Arc::new(remote),
         status: Arc::new(StreamWriter(session.clone())),
@@ -81,6 +82,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         endpoints: Arc::new(service_path.clone()),
     };
     let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
+    let server = kubelet_api::bind(&options, containerd, kubelet.pods.clone(), pod_network.clone()).await?;
+    let serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
     tokio::spawn(caches.clone().follow(events));
     info!(node = options.node_name, address = %options.node_ip, "node agent runs");
@@ -93,6 +96,9 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     shutdown.cancel();
     service_path.stop();
     kubelet.stopped().await;
+    if let Err(error) = serving.await {
+        warn!(%error, "the kubelet's API panicked");
+    }
     info!("node agent ends; pods and their network go on");
     outcome
 }

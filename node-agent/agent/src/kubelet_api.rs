@@ -1,0 +1,118 @@
+//! What the kubelet's HTTP API says of this node's pods.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use hawser_kubelet::{
+    Pods,
+    server::{AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config},
+    worker::PodView,
+};
+use hawser_runtime::{ContainerState, ContainerStatus, Runtime};
+use serde_json::{Value, json};
+
+use crate::{
+    options::{Options, read},
+    pod_network::AgentNetwork,
+};
+
+/// Who may use it: the API server, which asks for its own clients after it has authorized them.
+const API_SERVERS: &str = "system:masters";
+
+/// Binds the server to the node's address.
+///
+/// # Errors
+/// A port that is taken, or a certificate that cannot be used.
+pub(crate) async fn bind(
+    options: &Options,
+    runtime: Arc<dyn Runtime>,
+    pods: Pods,
+    network: Arc<AgentNetwork>,
+) -> anyhow::Result<Server> {
+    let tls = tls_config(
+        &read(&options.tls_cert_file)?,
+        &read(&options.tls_private_key_file)?,
+        &read(&options.ca_file)?,
+    )?;
+    let backend = Backend {
+        node_name: options.node_name.clone(),
+        runtime,
+        pods: Arc::new(Source { pods, network }),
+        authorizer: Arc::new(AllowGroups(vec![API_SERVERS.into()])),
+    };
+    let address = SocketAddr::new(options.node_ip, options.port);
+    Server::bind(address, tls, backend)
+        .await
+        .with_context(|| format!("cannot listen on {address} for the kubelet's API; is another one running?"))
+}
+
+struct Source {
+    pods: Pods,
+    network: Arc<AgentNetwork>,
+}
+
+impl Source {
+    fn find(&self, namespace: &str, name: &str) -> Result<PodView, Refusal> {
+        let missing =
+            || Refusal::not_found(format!("pod {name:?} in namespace {namespace:?} is not on this node"));
+        self.pods.find(namespace, name).ok_or_else(missing)
+    }
+}
+
+impl PodSource for Source {
+    fn pods(&self) -> Value {
+        let items: Vec<Value> =
+            self.pods.all().iter().filter_map(|view| serde_json::to_value(&*view.pod).ok()).collect();
+        json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items })
+    }
+
+    fn container_id(&self, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal> {
+        let view = self.find(namespace, pod)?;
+        match view.containers.get(container) {
+            Some((Some(current), _)) if is_running(current) => Ok(current.id.clone()),
+            _ => Err(Refusal::bad_request(format!("container {container:?} of pod {pod:?} is not running"))),
+        }
+    }
+
+    fn log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        attempt: LogAttempt,
+    ) -> Result<LogFile, Refusal> {
+        let view = self.find(namespace, pod)?;
+        let waiting = || {
+            Refusal::bad_request(format!(
+                "container {container:?} in pod {pod:?} is waiting to start: ContainerCreating"
+            ))
+        };
+        let (current, previous) = view.containers.get(container).ok_or_else(waiting)?;
+        let chosen = match attempt {
+            LogAttempt::Newest => current.as_ref().ok_or_else(waiting)?,
+            LogAttempt::Previous => previous.as_ref().ok_or_else(|| {
+                Refusal::bad_request(format!(
+                    "previous terminated container {container:?} in pod {pod:?} not found"
+                ))
+            })?,
+        };
+        Ok(LogFile {
+            path: chosen.log_path.clone(),
+            container_id: is_running(chosen).then(|| chosen.id.clone()),
+        })
+    }
+
+    fn network(&self, namespace: &str, pod: &str) -> Result<Option<PathBuf>, Refusal> {
+        let view = self.find(namespace, pod)?;
+        if view.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+            return Ok(None);
+        }
+        let uid = view.pod.metadata.uid.as_deref().unwrap_or_default();
+        let netns = self.network.netns(uid);
+        netns.map(Some).ok_or_else(|| Refusal::bad_request(format!("pod {pod:?} has no network yet")))
+    }
+}
+
+fn is_running(container: &ContainerStatus) -> bool {
+    container.state == ContainerState::Running
+}
