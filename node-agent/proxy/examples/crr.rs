@@ -44,7 +44,8 @@ fn main() {
             names.iter().map(|name| slice(name, "TCP", 8080, &[("10.91.0.2", "node-a", true)])).collect();
         // One service has an endpoint of its own, whose readiness changes.
         let one_pod = "10.91.0.3".parse().expect("an address");
-        slices[0] = slice(&names[0], "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.91.0.3", "node-a", true)]);
+        slices[0] =
+            slice(&names[0], "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.91.0.3", "node-a", true)]);
         let started = Instant::now();
         let report = proxy.sync(&all_services, &slices, &[]).expect("sync");
         eprintln!("{} frontends in {:?}", report.frontends, started.elapsed());

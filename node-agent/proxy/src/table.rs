@@ -84,6 +84,10 @@ pub(crate) struct Table {
     next_service_id: u32,
     /// Ports with departed backends: each call looks at them again.
     with_departed: BTreeSet<ServicePortName>,
+    /// Ports that found no room for their slots, and what they wanted: each call tries again.
+    without_slots: BTreeMap<ServicePortName, ServicePort>,
+    /// Ports that miss a frontend, because another port has it or the table is full: each call tries again.
+    without_frontend: BTreeSet<ServicePortName>,
     adoption: Option<Adoption>,
 }
 
@@ -118,6 +122,8 @@ impl Table {
             frontend_capacity: frontend_capacity as usize,
             next_service_id,
             with_departed: BTreeSet::new(),
+            without_slots: BTreeMap::new(),
+            without_frontend: BTreeSet::new(),
             adoption: Some(Adoption { slots: kernel.slots, ranges, departed, adopted_ids: HashSet::new() }),
         }
     }
@@ -131,12 +137,15 @@ impl Table {
     /// `is_live` tells whether an endpoint answers at an address.
     pub(crate) fn apply(
         &mut self,
-        wanted: BTreeMap<ServicePortName, Option<ServicePort>>,
+        mut wanted: BTreeMap<ServicePortName, Option<ServicePort>>,
         is_live: &dyn Fn(&Addr) -> bool,
         now: Instant,
         skipped: &mut Vec<Skipped>,
     ) -> Changes {
         let mut changes = Changes::default();
+        for (name, port) in std::mem::take(&mut self.without_slots) {
+            wanted.entry(name).or_insert(Some(port));
+        }
         // Addresses that change hands within this call are let go first, by all.
         let mut released = BTreeSet::new();
         for (name, port) in &wanted {
@@ -159,6 +168,7 @@ impl Table {
             revisit.insert(name);
         }
         revisit.extend(self.with_departed.iter().cloned());
+        revisit.append(&mut self.without_frontend);
         for name in revisit {
             self.write_frontends(&name, is_live, now, &mut changes, &mut released, skipped);
             match self.ports.get(&name).is_some_and(|applied| !applied.departed.is_empty()) {
@@ -191,7 +201,10 @@ impl Table {
             let Some(range) = self.slots.allocate(new.len() as u32, now) else {
                 let reason = "no free range of backend slots: the old backends stay";
                 skipped.push(Skipped { what: name.to_string(), reason });
-                self.ports.insert(name, applied);
+                // Its addresses are served all the same, by the old backends; without any they refuse.
+                applied.port.frontends = port.frontends.clone();
+                self.ports.insert(name.clone(), applied);
+                self.without_slots.insert(name, port);
                 return;
             };
             changes.slots.extend((range.base..).zip(new));
@@ -267,6 +280,7 @@ impl Table {
                     if frontend.flags & FRONTEND_DEPARTED == 0 {
                         let reason = "another service has one of its addresses with this port";
                         skipped.push(Skipped { what: name.to_string(), reason });
+                        self.without_frontend.insert(name.clone());
                     }
                     continue;
                 }
@@ -275,6 +289,7 @@ impl Table {
                     if !self.frontends.contains_key(&key) && self.frontends.len() >= self.frontend_capacity {
                         let reason = "the table of frontends is full";
                         skipped.push(Skipped { what: name.to_string(), reason });
+                        self.without_frontend.insert(name.clone());
                         continue;
                     }
                     self.owners.insert(key, name.clone());

@@ -70,7 +70,10 @@ fn node_port_reaches_a_backend_behind_a_tunnel() {
             add.extend(vxlan);
             lab.ip(ns, &add);
             lab.ip(ns, &["link", "set", "vx0", "up"]);
-            lab.ip(ns, &["neigh", "add", "169.254.9.9", "lladdr", peer_mac, "dev", "vx0", "nud", "permanent"]);
+            lab.ip(
+                ns,
+                &["neigh", "add", "169.254.9.9", "lladdr", peer_mac, "dev", "vx0", "nud", "permanent"],
+            );
             lab.bridge(ns, &["fdb", "add", peer_mac, "dev", "vx0", "dst", peer]);
         };
         tunnel(NODE, "02:00:00:00:00:0a", "10.92.0.1", "02:00:00:00:00:0b", "10.92.0.2");

@@ -244,6 +244,11 @@ fn second_service_with_an_address_is_reported_and_the_first_keeps_it() {
         apply(&mut table, [(name(2, IPPROTO_TCP), Some(port(7, IPPROTO_TCP, &[2])))], now);
     assert!(changes.frontends.is_empty());
     assert_eq!(skipped.len(), 1);
+    assert_eq!(apply(&mut table, [], now).1, skipped, "as long as it lasts");
+    // The first goes: nobody has to name the second again.
+    let (changes, skipped) = apply(&mut table, [(name(1, IPPROTO_TCP), None)], now);
+    assert!(skipped.is_empty() && changes.old_frontends.is_empty());
+    assert_eq!(changes.frontends.len(), 1);
 }
 
 #[test]
@@ -263,7 +268,32 @@ fn full_tables_are_reported_and_what_is_served_stays() {
     let (changes, skipped) =
         apply(&mut table, [(name(2, IPPROTO_TCP), Some(port(2, IPPROTO_TCP, &[2])))], now);
     assert!(changes.frontends.is_empty());
-    assert!(skipped[0].reason.contains("frontends"), "{skipped:?}");
+    assert!(skipped[0].reason.contains("backend slots"), "still: {skipped:?}");
+    assert!(skipped[1].reason.contains("frontends"), "{skipped:?}");
+    // Room comes of itself when others go: here the range of the second service, after its grace period.
+    let (_, skipped) = apply(&mut table, [(name(2, IPPROTO_TCP), None)], now);
+    assert_eq!(skipped.len(), 1);
+}
+
+#[test]
+fn port_without_slots_gets_them_when_others_go() {
+    let start = Instant::now();
+    let mut maps = Maps::default();
+    let mut table = Table::new(KernelState::default(), 4, 100);
+    maps.write(
+        &apply(&mut table, [(name(1, IPPROTO_TCP), Some(port(1, IPPROTO_TCP, &[2, 4, 6])))], start).0,
+        |_| (),
+    );
+    let (changes, skipped) =
+        apply(&mut table, [(name(2, IPPROTO_TCP), Some(port(2, IPPROTO_TCP, &[8, 10])))], start);
+    maps.write(&changes, |_| ());
+    assert_eq!(skipped.len(), 1);
+    assert_eq!(maps.backends(&key(2, 80, IPPROTO_TCP), inside), Some(vec![]), "it refuses");
+    maps.write(&apply(&mut table, [(name(1, IPPROTO_TCP), None)], start).0, |_| ());
+    let (changes, skipped) = apply(&mut table, [], start + Duration::from_secs(2));
+    assert!(skipped.is_empty(), "{skipped:?}");
+    maps.write(&changes, |_| ());
+    assert_eq!(maps.backends(&key(2, 80, IPPROTO_TCP), inside), Some(vec![backend(8), backend(10)]));
 }
 
 #[test]
