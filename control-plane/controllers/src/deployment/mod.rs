@@ -24,7 +24,6 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
     core::v1::Pod,
 };
-use serde_json::json;
 
 use crate::{
     Context, Starts,
@@ -126,6 +125,7 @@ impl Reconciler for Controller {
             deployments: Api::namespaced(self.context.client.clone(), &key.namespace),
             sets_api: Api::namespaced(self.context.client.clone(), &key.namespace),
             stored_status: cached.status.clone(),
+            stored_revision: cached.annotations().get(REVISION).cloned(),
             deployment: (*cached).clone(),
             sets: Sets { new: None, old: Vec::new() },
         };
@@ -140,7 +140,8 @@ struct Pass<'a> {
     sets_api: Api<ReplicaSet>,
     /// As the API has it.
     stored_status: Option<DeploymentStatus>,
-    /// With the conditions that this look brings, written once at its end.
+    stored_revision: Option<String>,
+    /// With the revision and the conditions that this look brings, written once at its end.
     deployment: Deployment,
     sets: Sets,
 }
@@ -247,7 +248,9 @@ impl Pass<'_> {
     }
 
     async fn write_status(&mut self, status: DeploymentStatus) -> Result<Next, Error> {
-        if self.stored_status.as_ref() != Some(&status) {
+        let is_same = self.stored_status.as_ref() == Some(&status)
+            && self.stored_revision.as_ref() == self.deployment.annotations().get(REVISION);
+        if !is_same {
             self.deployment.status = Some(status.clone());
             match self.deployments.update_status(&self.deployment).await {
                 Err(error) if error.is_not_found() => return Ok(Next::Done),
@@ -266,7 +269,7 @@ impl Pass<'_> {
             self.sets.replace(Arc::new(changed));
         }
         let revision = self.sets.new.as_ref().map_or(0, |set| revision::revision_of(set));
-        self.note_revision(revision).await?;
+        self.note_revision(revision);
         let known = status::find(self.deployment.status.as_ref(), status::PROGRESSING).is_some();
         if !known && status::progress_deadline(&self.deployment).is_some() {
             self.note_progress("True", status::SET_FOUND, format!("Found new replica set {:?}", new.name()));
@@ -307,7 +310,7 @@ impl Pass<'_> {
         };
         let set = Arc::new(set);
         self.sets.new = Some(set.clone());
-        self.note_revision(revision::revision_of(&set)).await?;
+        self.note_revision(revision::revision_of(&set));
         Ok(set)
     }
 
@@ -331,19 +334,10 @@ impl Pass<'_> {
         }
     }
 
-    async fn note_revision(&mut self, revision: i64) -> Result<(), Error> {
-        let revision = revision.to_string();
-        if self.deployment.annotations().get(REVISION) == Some(&revision) {
-            return Ok(());
-        }
-        // The version guards the status that is written next: it belongs to what was looked at.
-        let patch = json!({ "metadata": {
-            "resourceVersion": self.deployment.resource_version(),
-            "annotations": { REVISION: revision },
-        }});
-        let written = self.deployments.merge_patch(self.deployment.name(), &patch).await?;
-        self.deployment.metadata = written.metadata;
-        Ok(())
+    /// Written with the status: a write of its own would count as a change of what is wanted.
+    fn note_revision(&mut self, revision: i64) {
+        let annotations = self.deployment.metadata.annotations.get_or_insert_default();
+        annotations.insert(REVISION.to_owned(), revision.to_string());
     }
 
     async fn resize(&mut self, Scale { set, to }: Scale) -> Result<(), Error> {

@@ -101,7 +101,13 @@ impl Store {
             return Err(Error::conflict(&target.resource, &key_of(target).2, "another uid"));
         }
         match target.subresource.as_deref() {
-            Some("status") => new = with(&old, "status", &new),
+            Some("status") => {
+                let annotations = new["metadata"]["annotations"].clone();
+                new = with(&old, "status", &new);
+                if target.resource.resource == "deployments" {
+                    new["metadata"]["annotations"] = annotations;
+                }
+            }
             Some("finalize") => {
                 let finalizers = new["spec"]["finalizers"].clone();
                 new = old.clone();
