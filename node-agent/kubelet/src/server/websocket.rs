@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 use super::Refusal;
 use super::body::{self, Body};
@@ -75,6 +76,11 @@ pub(super) fn accept(
     Ok((response, upgraded))
 }
 
+/// A close that says that all is well; clients take one without a code for a failure.
+pub(super) fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Default::default() }))
+}
+
 /// The payload of binary messages as a stream of bytes; the future does the copying.
 pub(super) fn tunnel(socket: WebSocket) -> (DuplexStream, impl Future<Output = ()> + Send) {
     let (inner, outer) = tokio::io::duplex(TUNNEL_BYTES);
@@ -102,7 +108,8 @@ pub(super) fn tunnel(socket: WebSocket) -> (DuplexStream, impl Future<Output = (
                     break;
                 }
             }
-            let _ = to_client.close().await;
+            // Fails when the client has gone.
+            let _ = to_client.send(normal_close()).await;
         };
         let mut inwards = std::pin::pin!(inwards);
         let mut outwards = std::pin::pin!(outwards);

@@ -99,6 +99,9 @@ impl HeaderEncoder {
             block.extend([0x78, 0x01]);
         }
         block.extend(stored_block(&text));
+        // An empty block is how deflate says "all of it up to here, now" (a sync flush): Go's inflater holds
+        // back what comes before it.
+        block.extend(stored_block(&[]));
         block
     }
 }

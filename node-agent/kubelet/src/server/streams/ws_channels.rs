@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Wanted;
 use super::channels::{Channels, FromClient, QUEUE, ToClient, parse_size};
-use crate::server::websocket::{CLOSE_TIMEOUT, WebSocket};
+use crate::server::websocket::{CLOSE_TIMEOUT, WebSocket, normal_close};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -140,7 +140,7 @@ async fn write(
         };
         result = sink.send(message).await;
     }
-    let _ = sink.close().await;
+    let _ = sink.send(normal_close()).await;
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::port_forward::Forwarder;
 use super::ws_channels::Encoding;
 use crate::server::Refusal;
 use crate::server::routes::Query;
-use crate::server::websocket::WebSocket;
+use crate::server::websocket::{WebSocket, normal_close};
 
 /// Channels are one byte, two a port; as text they are one digit.
 const MAX_PORTS: usize = 100;
@@ -47,7 +47,7 @@ pub(super) async fn serve(socket: WebSocket, protocol: &str, ports: &[u16], forw
                 return;
             }
         }
-        let _ = sink.close().await;
+        let _ = sink.send(normal_close()).await;
     };
     let forwarding = async move {
         for (index, port) in ports.iter().enumerate() {
