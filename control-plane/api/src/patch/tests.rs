@@ -261,3 +261,56 @@ fn copies_cannot_blow_an_object_up() {
     let error = apply(PatchType::Json, &json!({}), many.as_bytes(), None).unwrap_err();
     assert_eq!(error.code(), 413);
 }
+
+/// Patches made of directives in any mixture: applied or refused, never a panic, and nothing of them is left.
+#[test]
+fn arbitrary_strategic_patches_leave_no_directive() {
+    let ty = schema::type_of("", "v1", "Pod");
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = move |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % bound as u64) as usize
+    };
+    let values = [
+        json!(null),
+        json!("merge"),
+        json!("delete"),
+        json!("replace"),
+        json!(["a", "b"]),
+        json!([{ "name": "a" }, { "name": "b", "image": "i" }]),
+        json!([{ "name": "a", "$patch": "delete" }, { "$patch": "replace" }]),
+        json!({ "name": "a", "$patch": "replace" }),
+        json!({ "a": null, "$retainKeys": ["a"] }),
+        json!([[1], {}]),
+        json!(1),
+    ];
+    let names = [
+        "containers",
+        "$setElementOrder/containers",
+        "$deleteFromPrimitiveList/containers",
+        "$patch",
+        "$retainKeys",
+        "nodeSelector",
+        "volumes",
+        "$setElementOrder/volumes",
+        "tolerations",
+        "hostname",
+    ];
+    let original = pod_spec(json!({
+        "containers": [{ "name": "b", "image": "b" }, { "name": "a" }], "volumes": [{ "name": "a", "emptyDir": {} }],
+        "nodeSelector": { "a": "b" }, "hostname": "h",
+    }));
+    let mut applied = 0;
+    for _ in 0..20_000 {
+        let members =
+            (0..=next(4)).map(|_| (names[next(names.len())].to_owned(), values[next(values.len())].clone()));
+        let patch = json!({ "spec": members.collect::<serde_json::Map<_, _>>() }).to_string();
+        if let Ok(patched) = apply(PatchType::StrategicMerge, &original, patch.as_bytes(), ty) {
+            applied += 1;
+            assert!(!patched.to_string().contains("\"$"), "{patch} leaves {patched}");
+        }
+    }
+    assert!(applied > 1000, "{applied} applied");
+}

@@ -135,3 +135,25 @@ fn field_selectors_match_and_escape() {
         assert!(FieldSelector::parse(text).is_err(), "{text:?}");
     }
 }
+
+#[test]
+fn arbitrary_text_is_parsed_or_refused_and_prints_as_it_means() {
+    let alphabet =
+        ["a", "b/c", "=", "==", "!=", "!", "(", ")", ",", " in ", " notin ", ">", "<", "7", " ", "\\", "é"];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % bound as u64) as usize
+    };
+    for _ in 0..20_000 {
+        let text: String = (0..=next(8)).map(|_| alphabet[next(alphabet.len())]).collect();
+        if let Ok(selector) = LabelSelector::parse(&text) {
+            assert_eq!(LabelSelector::parse(&selector.to_string()).unwrap(), selector, "{text:?}");
+        }
+        if let Ok(selector) = FieldSelector::parse(&text) {
+            assert_eq!(FieldSelector::parse(&selector.to_string()).unwrap(), selector, "{text:?}");
+        }
+    }
+}
