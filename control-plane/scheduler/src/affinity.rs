@@ -83,7 +83,10 @@ impl Term {
     fn holds(&self, name: &str, labels: &Labels) -> bool {
         let empty = self.labels.is_empty() && self.fields.is_empty();
         !empty
-            && self.labels.iter().all(|requirement| requirement.holds(labels.get(&requirement.key).map(String::as_str)))
+            && self
+                .labels
+                .iter()
+                .all(|requirement| requirement.holds(labels.get(&requirement.key).map(String::as_str)))
             && self
                 .fields
                 .iter()
@@ -180,7 +183,13 @@ mod tests {
         check("Lt, no number", expression("zone", "Lt", json!(["4"])), false);
         check("no terms hold nowhere", required(json!([])), false);
         check("empty term holds nowhere", required(json!([{}])), false);
-        check("one of two terms", required(json!([{}, { "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["n1"] }] }])), true);
+        check(
+            "one of two terms",
+            required(
+                json!([{}, { "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["n1"] }] }]),
+            ),
+            true,
+        );
     }
 
     #[test]
@@ -194,7 +203,8 @@ mod tests {
             ("exists", json!([{ "key": "gpu", "operator": "Exists" }]), true),
             ("everything", json!([{ "operator": "Exists" }]), true),
         ];
-        let taint: Taint = serde_json::from_value(json!({ "key": "gpu", "value": "a100", "effect": "NoSchedule" })).unwrap();
+        let taint: Taint =
+            serde_json::from_value(json!({ "key": "gpu", "value": "a100", "effect": "NoSchedule" })).unwrap();
         for (name, tolerations, expected) in rows {
             let all: Vec<TolerationObject> = serde_json::from_value(tolerations).unwrap();
             assert_eq!(all.iter().map(Toleration::of).any(|own| own.tolerates(&taint)), expected, "{name}");

@@ -82,7 +82,8 @@ impl Evaluations {
 impl Evaluation {
     fn update(&mut self, shape: &Shape, snapshot: &Snapshot) {
         let evaluate = |slot: Slot| fits(shape, snapshot, slot).then(|| own(shape, snapshot, slot));
-        let changes = if self.version > snapshot.version() { None } else { snapshot.changes_since(self.version) };
+        let changes =
+            if self.version > snapshot.version() { None } else { snapshot.changes_since(self.version) };
         match changes {
             Some(changes) => {
                 self.nodes.resize(snapshot.nodes.len(), None);

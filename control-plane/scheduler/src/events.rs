@@ -89,7 +89,11 @@ pub(crate) fn channel(client: Arc<dyn Client>, config: &Config) -> (Recorder, Wr
         receiver,
         client,
         component: config.scheduler_name.clone(),
-        instance: if config.instance.is_empty() { config.scheduler_name.clone() } else { config.instance.clone() },
+        instance: if config.instance.is_empty() {
+            config.scheduler_name.clone()
+        } else {
+            config.instance.clone()
+        },
         written: Mutex::default(),
         dropped: dropped.clone(),
     };
@@ -147,7 +151,9 @@ impl Writer {
                 }
                 written.insert(key, now);
             }
-            Err(error) => debug!(namespace = %news.namespace, pod = %news.pod, %error, "cannot write an event"),
+            Err(error) => {
+                debug!(namespace = %news.namespace, pod = %news.pod, %error, "cannot write an event")
+            }
         }
     }
 

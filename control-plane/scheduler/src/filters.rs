@@ -68,7 +68,8 @@ pub(crate) fn diagnosis(shape: &Shape, snapshot: &Snapshot) -> String {
             *counts.entry(reason).or_default() += 1;
         }
     }
-    let mut parts: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let mut parts: Vec<String> =
+        counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     parts.sort_unstable();
     format!("0/{} nodes are available: {}.", snapshot.node_count(), parts.join(", "))
 }
@@ -78,8 +79,7 @@ fn schedulable(shape: &Shape, node: &NodeEntry) -> bool {
     if !node.unschedulable {
         return true;
     }
-    let taint =
-        Taint { key: UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+    let taint = Taint { key: UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
     shape.tolerations.iter().any(|toleration| toleration.tolerates(&taint))
 }
 
@@ -158,27 +158,47 @@ mod tests {
         let away = "node(s) had untolerated taint {gpu: a100}";
         check("empty pod", json!({}), wants(json!({})), &[]);
         check("cordoned", cordoned(), wants(json!({})), &["node(s) were unschedulable"]);
-        check("cordoned and tolerated", cordoned(), json!({ "containers": [], "tolerations": [{ "operator": "Exists" }] }), &[]);
+        check(
+            "cordoned and tolerated",
+            cordoned(),
+            json!({ "containers": [], "tolerations": [{ "operator": "Exists" }] }),
+            &[],
+        );
         check("NoSchedule", taint("NoSchedule"), wants(json!({})), &[away]);
         check("NoExecute", taint("NoExecute"), wants(json!({})), &[away]);
         check("PreferNoSchedule", taint("PreferNoSchedule"), wants(json!({})), &[]);
-        check("selector", json!({}), json!({ "containers": [], "nodeSelector": { "disk": "ssd" } }), &[
-            "node(s) didn't match Pod's node affinity/selector",
-        ]);
+        check(
+            "selector",
+            json!({}),
+            json!({ "containers": [], "nodeSelector": { "disk": "ssd" } }),
+            &["node(s) didn't match Pod's node affinity/selector"],
+        );
         check("cpu", json!({}), wants(json!({ "cpu": "5" })), &["Insufficient cpu"]);
         check("all of the cpu", json!({}), wants(json!({ "cpu": "4" })), &[]);
-        check("cpu and memory", json!({}), wants(json!({ "cpu": "5", "memory": "1Ti" })), &[
-            "Insufficient cpu",
-            "Insufficient memory",
-        ]);
-        check("unknown resource", json!({}), wants(json!({ "example.com/gpu": "1" })), &["Insufficient example.com/gpu"]);
+        check(
+            "cpu and memory",
+            json!({}),
+            wants(json!({ "cpu": "5", "memory": "1Ti" })),
+            &["Insufficient cpu", "Insufficient memory"],
+        );
+        check(
+            "unknown resource",
+            json!({}),
+            wants(json!({ "example.com/gpu": "1" })),
+            &["Insufficient example.com/gpu"],
+        );
         check(
             "known resource",
             json!({ "status": { "allocatable": { "pods": "1", "example.com/gpu": "1" } } }),
             wants(json!({ "example.com/gpu": "1" })),
             &[],
         );
-        check("no room for pods", json!({ "status": { "allocatable": { "pods": "0" } } }), wants(json!({})), &["Too many pods"]);
+        check(
+            "no room for pods",
+            json!({ "status": { "allocatable": { "pods": "0" } } }),
+            wants(json!({})),
+            &["Too many pods"],
+        );
     }
 
     #[test]
@@ -201,7 +221,8 @@ mod tests {
         let shape = Shape::of(&pod("p", wants(json!({ "cpu": "8" }))));
         assert_eq!(diagnosis(&shape, &snapshot), "no nodes available to schedule pods");
         snapshot.put_node(&node("n1", json!({})));
-        let tainted = json!({ "spec": { "taints": [{ "key": "key", "value": "value", "effect": "NoSchedule" }] } });
+        let tainted =
+            json!({ "spec": { "taints": [{ "key": "key", "value": "value", "effect": "NoSchedule" }] } });
         snapshot.put_node(&node("n2", tainted.clone()));
         snapshot.put_node(&node("n3", tainted));
         assert_eq!(

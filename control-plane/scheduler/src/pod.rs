@@ -117,8 +117,11 @@ fn controller(pod: &Pod) -> Option<SpreadKey> {
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars =
-        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let mut ports: Vec<HostPort> = spec
         .containers
         .iter()
@@ -126,7 +129,8 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
             let number = port.host_port.filter(|number| *number > 0)?;
-            let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| ANY_ADDRESS.to_owned());
+            let ip =
+                port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| ANY_ADDRESS.to_owned());
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
             Some(HostPort { protocol, port: number, ip })
         })

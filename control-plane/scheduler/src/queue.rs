@@ -101,7 +101,8 @@ impl Queue {
         };
         let changed = entry.waiting.pod.shape != pod.shape || entry.waiting.pod.priority != pod.priority;
         entry.waiting.pod = Arc::new(pod);
-        let place = if changed && entry.place == Place::Unschedulable { Place::BackingOff } else { entry.place };
+        let place =
+            if changed && entry.place == Place::Unschedulable { Place::BackingOff } else { entry.place };
         self.put(entry.waiting, place, now);
     }
 
@@ -136,7 +137,8 @@ impl Queue {
 
     /// Wakes the unschedulable pods whose shape `helped` says a change helps.
     pub(crate) fn activate(&mut self, now: Duration, helped: impl Fn(&Shape) -> bool) {
-        let shapes: Vec<Arc<Shape>> = self.unschedulable.keys().filter(|shape| helped(shape)).cloned().collect();
+        let shapes: Vec<Arc<Shape>> =
+            self.unschedulable.keys().filter(|shape| helped(shape)).cloned().collect();
         for shape in shapes {
             for uid in self.unschedulable.get(&shape).cloned().unwrap_or_default() {
                 self.move_to(&uid, Place::BackingOff, now);
@@ -244,9 +246,11 @@ mod tests {
         queue.add(info("low", 1), START);
         queue.add(info("late", 5), Duration::from_secs(2));
         queue.add(info("early", 5), Duration::from_secs(1));
-        assert_eq!([pop(&mut queue, 3), pop(&mut queue, 3), pop(&mut queue, 3), pop(&mut queue, 3)].map(Option::unwrap_or_default), [
-            "early", "late", "low", ""
-        ]);
+        assert_eq!(
+            [pop(&mut queue, 3), pop(&mut queue, 3), pop(&mut queue, 3), pop(&mut queue, 3)]
+                .map(Option::unwrap_or_default),
+            ["early", "late", "low", ""]
+        );
     }
 
     #[test]

@@ -62,7 +62,12 @@ impl Reports {
     }
 
     /// Writes until `shutdown`; what is not told by then is told by the next scheduler.
-    pub(crate) async fn run(self: Arc<Self>, client: Arc<dyn Client>, recorder: Recorder, shutdown: CancellationToken) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        client: Arc<dyn Client>,
+        recorder: Recorder,
+        shutdown: CancellationToken,
+    ) {
         let reports = stream::unfold(self, |reports| async move {
             loop {
                 if let Some(rejected) = reports.take() {

@@ -48,7 +48,8 @@ pub(crate) fn scored_requests(spec: &PodSpec) -> (i64, i64) {
 
 fn requests(spec: &PodSpec, fill: bool) -> Amounts {
     let of = |container: &Container| {
-        let mut asked = amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+        let mut asked =
+            amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
         if fill {
             asked.entry(CPU.to_owned()).or_insert(UNASKED_CPU_MILLI);
             asked.entry(MEMORY.to_owned()).or_insert(UNASKED_MEMORY_BYTES);
@@ -113,13 +114,30 @@ mod tests {
         let container = |cpu: &str, memory: &str| json!({ "name": "c", "resources": { "requests": { "cpu": cpu, "memory": memory } } });
         let sidecar = |cpu: &str| json!({ "name": "s", "restartPolicy": "Always", "resources": { "requests": { "cpu": cpu } } });
         check(json!({ "containers": [container("100m", "1Ki"), container("1", "1")] }), 1100, 1025);
-        check(json!({ "containers": [container("1", "1")], "initContainers": [container("3", "1")] }), 3000, 1);
-        check(json!({ "containers": [container("1", "1")], "initContainers": [sidecar("500m"), container("1", "1")] }), 1500, 1);
-        check(json!({ "containers": [container("1", "1")], "initContainers": [sidecar("500m"), container("2", "1")] }), 2500, 1);
+        check(
+            json!({ "containers": [container("1", "1")], "initContainers": [container("3", "1")] }),
+            3000,
+            1,
+        );
+        check(
+            json!({ "containers": [container("1", "1")], "initContainers": [sidecar("500m"), container("1", "1")] }),
+            1500,
+            1,
+        );
+        check(
+            json!({ "containers": [container("1", "1")], "initContainers": [sidecar("500m"), container("2", "1")] }),
+            2500,
+            1,
+        );
         check(json!({ "containers": [container("1", "1")], "overhead": { "cpu": "250m" } }), 1250, 1);
-        check(json!({ "containers": [container("1", "1")], "resources": { "requests": { "cpu": "4" } } }), 4000, 1);
+        check(
+            json!({ "containers": [container("1", "1")], "resources": { "requests": { "cpu": "4" } } }),
+            4000,
+            1,
+        );
         check(json!({ "containers": [{ "name": "c" }] }), 0, 0);
-        let spec: PodSpec = serde_json::from_value(json!({ "containers": [{ "name": "c" }, { "name": "d" }] })).unwrap();
+        let spec: PodSpec =
+            serde_json::from_value(json!({ "containers": [{ "name": "c" }, { "name": "d" }] })).unwrap();
         assert_eq!(scored_requests(&spec), (200, 400 * 1024 * 1024));
     }
 }

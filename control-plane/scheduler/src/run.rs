@@ -106,7 +106,8 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
 
 /// Any number: it only decides among equals.
 fn seed() -> u64 {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |age| age.as_nanos());
+    let nanos =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |age| age.as_nanos());
     u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(1)
 }
 
@@ -273,7 +274,9 @@ async fn find_out(shell: &Shell, binding: &Binding) {
                 shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now));
                 return;
             }
-            Err(error) => debug!(pod = %binding.pod, %error, ?delay, "cannot read a pod whose binding is unknown"),
+            Err(error) => {
+                debug!(pod = %binding.pod, %error, ?delay, "cannot read a pod whose binding is unknown")
+            }
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_LAST);

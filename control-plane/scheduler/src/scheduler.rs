@@ -82,7 +82,11 @@ impl Scheduler {
             }
             return;
         }
-        let ours = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).is_none_or(|name| name == self.name);
+        let ours = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.scheduler_name.as_deref())
+            .is_none_or(|name| name == self.name);
         let going = pod.metadata.deletion_timestamp.is_some();
         if !ours || going || pod::is_over(pod) || pod::is_gated(pod) {
             self.queue.remove(&uid);

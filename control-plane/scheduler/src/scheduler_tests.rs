@@ -63,7 +63,8 @@ fn failed_binding_gives_the_room_back() {
 #[test]
 fn waiting_pods_wake_when_room_appears() {
     let late = Duration::from_secs(60);
-    let cases: [(&str, fn(&mut Scheduler, Duration)); 5] = [
+    type Case = (&'static str, fn(&mut Scheduler, Duration));
+    let cases: [Case; 5] = [
         ("a node comes", |scheduler, now| scheduler.node_changed(&node("n2", json!({})), now)),
         ("a node grows", |scheduler, now| {
             let more = json!({ "status": { "allocatable": { "cpu": "9", "memory": "8Gi", "pods": "110" } } });
@@ -96,7 +97,8 @@ fn pods_that_are_not_ours_to_place_are_left_alone() {
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({})), START);
     scheduler.pod_changed(&pod("other", json!({ "containers": [], "schedulerName": "another" })), START);
-    scheduler.pod_changed(&pod("gated", json!({ "containers": [], "schedulingGates": [{ "name": "g" }] })), START);
+    scheduler
+        .pod_changed(&pod("gated", json!({ "containers": [], "schedulingGates": [{ "name": "g" }] })), START);
     assert!(scheduler.schedule(10, START).bindings.is_empty());
     scheduler.pod_changed(&pod("gated", json!({ "containers": [] })), START);
     assert_eq!(nodes_of(&scheduler.schedule(10, START)), [("gated", "n1")]);
@@ -183,7 +185,8 @@ fn any_pod(random: &mut Random, name: &str) -> Value {
     }
     let mut spec = json!({ "containers": [{ "name": "c", "resources": { "requests": requests } }] });
     if random.chance(6) {
-        spec["containers"][0]["ports"] = json!([{ "containerPort": 80, "hostPort": 8000 + random.below(2), "protocol": "TCP" }]);
+        spec["containers"][0]["ports"] =
+            json!([{ "containerPort": 80, "hostPort": 8000 + random.below(2), "protocol": "TCP" }]);
     }
     if random.chance(3) {
         spec["tolerations"] = json!([{ "key": random.one_of(&["red", "blue"]), "operator": "Exists" }]);
@@ -233,7 +236,9 @@ impl Twin {
     fn fits(&self, pod: &Value, name: &str) -> bool {
         let node = &self.nodes[name];
         let tolerates = |taint: &Value| {
-            pod["spec"]["tolerations"].as_array().is_some_and(|all| all.iter().any(|own| own["key"] == taint["key"]))
+            pod["spec"]["tolerations"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|own| own["key"] == taint["key"]))
         };
         let taints = node["spec"]["taints"].as_array().unwrap();
         let kept_away = taints.iter().any(|taint| taint["effect"] != "PreferNoSchedule" && !tolerates(taint));
@@ -242,25 +247,38 @@ impl Twin {
         let port = |pod: &Value| pod["spec"]["containers"][0]["ports"][0]["hostPort"].clone();
         let port_taken = !port(pod).is_null() && self.on(name).any(|other| port(other) == port(pod));
         let have = |resource: &str| number(&node["status"]["allocatable"][resource]);
-        let used = |resource: &str| self.on(name).map(|other| asks(other, resource).unwrap_or(0)).sum::<i64>();
-        let lacks = ["cpu", "memory", "example.com/gpu"]
-            .iter()
-            .any(|resource| asks(pod, resource).is_some_and(|amount| used(resource) + amount > have(resource)));
+        let used =
+            |resource: &str| self.on(name).map(|other| asks(other, resource).unwrap_or(0)).sum::<i64>();
+        let lacks = ["cpu", "memory", "example.com/gpu"].iter().any(|resource| {
+            asks(pod, resource).is_some_and(|amount| used(resource) + amount > have(resource))
+        });
         let crowded = i64::try_from(self.on(name).count()).unwrap() + 1 > have("pods");
-        node["spec"]["unschedulable"] != true && !kept_away && !wrong_disk && !port_taken && !lacks && !crowded
+        node["spec"]["unschedulable"] != true
+            && !kept_away
+            && !wrong_disk
+            && !port_taken
+            && !lacks
+            && !crowded
     }
 
     /// The best nodes; empty where none fits.
     fn best(&self, pod: &Value) -> BTreeSet<String> {
         let fitting: Vec<&String> = self.nodes.keys().filter(|name| self.fits(pod, name)).collect();
-        let zone_of = |name: &str| self.nodes.get(name).map_or(Value::Null, |node| node["metadata"]["labels"]["topology.kubernetes.io/zone"].clone());
+        let zone_of = |name: &str| {
+            self.nodes
+                .get(name)
+                .map_or(Value::Null, |node| node["metadata"]["labels"]["topology.kubernetes.io/zone"].clone())
+        };
         let owner = |pod: &Value| pod["metadata"]["ownerReferences"][0]["uid"].clone();
         let dislikes: Vec<i64> = fitting
             .iter()
             .map(|name| {
                 let taints = self.nodes[*name]["spec"]["taints"].as_array().unwrap();
                 let tolerated = |taint: &Value| pod["spec"]["tolerations"][0]["key"] == taint["key"];
-                taints.iter().filter(|taint| taint["effect"] == "PreferNoSchedule" && !tolerated(taint)).count() as i64
+                taints
+                    .iter()
+                    .filter(|taint| taint["effect"] == "PreferNoSchedule" && !tolerated(taint))
+                    .count() as i64
             })
             .collect();
         let preferences: Vec<i64> = fitting
@@ -276,12 +294,22 @@ impl Twin {
                 zone + if disk != "hdd" { wishes[1]["weight"].as_i64().unwrap() } else { 0 }
             })
             .collect();
-        let zones: BTreeSet<String> = fitting.iter().map(|name| zone_of(name)).filter(|zone| !zone.is_null()).map(|zone| zone.to_string()).collect();
+        let zones: BTreeSet<String> = fitting
+            .iter()
+            .map(|name| zone_of(name))
+            .filter(|zone| !zone.is_null())
+            .map(|zone| zone.to_string())
+            .collect();
         let weight = |domains: usize| ((domains + 2) as f64).ln();
         let crowding: Vec<i64> = fitting
             .iter()
             .map(|name| {
-                let same = |on: &dyn Fn(&str) -> bool| self.pods.values().filter(|(other, place)| owner(other) == owner(pod) && on(place)).count() as f64;
+                let same = |on: &dyn Fn(&str) -> bool| {
+                    self.pods
+                        .values()
+                        .filter(|(other, place)| owner(other) == owner(pod) && on(place))
+                        .count() as f64
+                };
                 let mut score = 0.0;
                 if !self.nodes[*name]["metadata"]["labels"]["kubernetes.io/hostname"].is_null() {
                     score += same(&|place| place == name.as_str()) * weight(fitting.len()) + 2.0;
@@ -292,18 +320,24 @@ impl Twin {
                 score.round() as i64
             })
             .collect();
-        let (most_dislikes, most_preference) = (dislikes.iter().max().copied().unwrap_or(0), preferences.iter().max().copied().unwrap_or(0));
-        let (least, most) = (crowding.iter().min().copied().unwrap_or(0), crowding.iter().max().copied().unwrap_or(0));
+        let (most_dislikes, most_preference) =
+            (dislikes.iter().max().copied().unwrap_or(0), preferences.iter().max().copied().unwrap_or(0));
+        let (least, most) =
+            (crowding.iter().min().copied().unwrap_or(0), crowding.iter().max().copied().unwrap_or(0));
         let mut totals = BTreeMap::new();
         for (index, name) in fitting.iter().enumerate() {
-            let tolerated = if most_dislikes == 0 { 100 } else { 100 - 100 * dislikes[index] / most_dislikes };
+            let tolerated =
+                if most_dislikes == 0 { 100 } else { 100 - 100 * dislikes[index] / most_dislikes };
             let preferred = if most_preference == 0 { 0 } else { 100 * preferences[index] / most_preference };
             let spread = match (owner(pod).is_null(), most) {
                 (true, _) => 0,
                 (false, 0) => 100,
                 (false, most) => 100 * (most + least - crowding[index]) / most,
             };
-            totals.insert((*name).clone(), 3 * tolerated + 2 * preferred + 2 * spread + self.resources(pod, name));
+            totals.insert(
+                (*name).clone(),
+                3 * tolerated + 2 * preferred + 2 * spread + self.resources(pod, name),
+            );
         }
         let top = totals.values().max().copied();
         totals.into_iter().filter(|(_, total)| Some(*total) == top).map(|(name, _)| name).collect()
@@ -312,7 +346,8 @@ impl Twin {
     fn resources(&self, pod: &Value, name: &str) -> i64 {
         let have = |resource: &str| number(&self.nodes[name]["status"]["allocatable"][resource]);
         let least = |resource: &str, unasked: i64| {
-            let used: i64 = self.on(name).chain([pod]).map(|other| asks(other, resource).unwrap_or(unasked)).sum();
+            let used: i64 =
+                self.on(name).chain([pod]).map(|other| asks(other, resource).unwrap_or(unasked)).sum();
             if used > have(resource) { 0 } else { (have(resource) - used) * 100 / have(resource) }
         };
         let allocated = (least("cpu", 100) + least("memory", 200 << 20)) / 2;
@@ -334,6 +369,7 @@ fn typed<T: serde::de::DeserializeOwned>(value: &Value) -> T {
 
 #[test]
 fn choices_are_those_of_the_slow_twin() {
+    let (mut placed, mut refused) = (0, 0);
     for seed in 1..=400 {
         let mut random = Random(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
         let (mut scheduler, mut twin) = (Scheduler::new(&Config::default(), seed), Twin::default());
@@ -366,8 +402,13 @@ fn choices_are_those_of_the_slow_twin() {
                     let plan = scheduler.schedule(1, now);
                     match plan.bindings.first() {
                         Some(binding) if binding.pod == name => {
-                            assert!(expected.contains(&binding.node), "seed {seed}, step {step}: {} of {expected:?}", binding.node);
+                            assert!(
+                                expected.contains(&binding.node),
+                                "seed {seed}, step {step}: {} of {expected:?}",
+                                binding.node
+                            );
                             twin.pods.insert(name, (pod, binding.node.clone()));
+                            placed += 1;
                         }
                         // An older pod's turn came first: it is checked for room only.
                         Some(binding) => {
@@ -377,6 +418,7 @@ fn choices_are_those_of_the_slow_twin() {
                         None => {
                             let ours = plan.rejected.iter().any(|rejected| rejected.pod.key.name == name);
                             assert!(!ours || expected.is_empty(), "seed {seed}, step {step}: {expected:?}");
+                            refused += 1;
                             scheduler.pod_removed(&name, now);
                         }
                     }
@@ -394,4 +436,6 @@ fn choices_are_those_of_the_slow_twin() {
             }
         }
     }
+    // The generator makes both happen, often.
+    assert!(placed > 4000 && refused > 1000, "{placed} placed, {refused} refused");
 }

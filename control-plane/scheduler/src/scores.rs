@@ -44,7 +44,11 @@ pub(crate) fn own(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> Own {
     Own {
         resources: least_allocated(shape, snapshot, slot) + balanced_allocation(shape, snapshot, slot),
         dislikes: i64::try_from(dislikes).unwrap_or(i64::MAX),
-        preference: if shape.affinity.has_preferences() { shape.affinity.preference(&node.name, &node.labels) } else { 0 },
+        preference: if shape.affinity.has_preferences() {
+            shape.affinity.preference(&node.name, &node.labels)
+        } else {
+            0
+        },
     }
 }
 
@@ -68,7 +72,11 @@ fn share(part: i64, whole: i64) -> i64 {
 }
 
 /// NodeResourcesBalancedAllocation: how alike the used shares of cpu and memory are after the pod.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "shares of 0 to 1, as upstream does")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "shares of 0 to 1, as upstream does"
+)]
 fn balanced_allocation(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
     // A pod that asks for nothing changes no balance: upstream skips the plugin.
     if shape.requests.is_empty() {
@@ -76,12 +84,14 @@ fn balanced_allocation(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
     }
     let (have, used) = (&snapshot.allocatable[slot], &snapshot.requested[slot]);
     let asked = |name: &str| shape.requests.get(name).copied().unwrap_or_default();
-    let shares: Vec<f64> =
-        [(have.cpu_milli, used.cpu_milli + asked(CPU)), (have.memory_bytes, used.memory_bytes + asked(MEMORY))]
-            .into_iter()
-            .filter(|(have, _)| *have > 0)
-            .map(|(have, used)| (used as f64 / have as f64).min(1.0))
-            .collect();
+    let shares: Vec<f64> = [
+        (have.cpu_milli, used.cpu_milli + asked(CPU)),
+        (have.memory_bytes, used.memory_bytes + asked(MEMORY)),
+    ]
+    .into_iter()
+    .filter(|(have, _)| *have > 0)
+    .map(|(have, used)| (used as f64 / have as f64).min(1.0))
+    .collect();
     let deviation = match shares.as_slice() {
         [cpu, memory] => ((cpu - memory) / 2.0).abs(),
         _ => 0.0,
@@ -104,7 +114,11 @@ impl SpreadWeights {
     }
 
     /// How crowded the node is with pods of the same workload; `None` stands for a label that the node lacks.
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of pods, as upstream does")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "counts of pods, as upstream does"
+    )]
     pub(crate) fn crowding(&self, on_host: Option<i64>, in_zone: Option<i64>) -> i64 {
         let host = on_host.map_or(0.0, |count| count as f64 * self.host + (HOST_SKEW - 1.0));
         let zone = in_zone.map_or(0.0, |count| count as f64 * self.zone + (ZONE_SKEW - 1.0));
@@ -150,7 +164,10 @@ impl Weights {
             (Some((least, most)), Some(crowding)) => MOST * (most + least - crowding) / most,
             _ => 0,
         };
-        TAINT_TOLERATION * tolerated + NODE_AFFINITY * preferred + POD_TOPOLOGY_SPREAD * spread + own.resources
+        TAINT_TOLERATION * tolerated
+            + NODE_AFFINITY * preferred
+            + POD_TOPOLOGY_SPREAD * spread
+            + own.resources
     }
 }
 
@@ -164,8 +181,16 @@ mod tests {
     #[test]
     fn least_and_balanced_allocation_are_upstreams() {
         let mut snapshot = Snapshot::default();
-        let slot = snapshot.put_node(&node("n1", json!({ "status": { "allocatable": { "cpu": "4", "memory": "10000", "pods": "9" } } })));
-        let asks = |cpu: &str, memory: &str| Shape::of(&pod("p", json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu, "memory": memory } } }] })));
+        let slot = snapshot.put_node(&node(
+            "n1",
+            json!({ "status": { "allocatable": { "cpu": "4", "memory": "10000", "pods": "9" } } }),
+        ));
+        let asks = |cpu: &str, memory: &str| {
+            Shape::of(&pod(
+                "p",
+                json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu, "memory": memory } } }] }),
+            ))
+        };
         // Upstream's examples for LeastAllocated: (4000-3000)/4000 and (10000-5000)/10000 give 25 and 50.
         assert_eq!(least_allocated(&asks("3", "5000"), &snapshot, slot), 37);
         assert_eq!(balanced_allocation(&asks("3", "5000"), &snapshot, slot), 87);
@@ -179,7 +204,8 @@ mod tests {
         let plain = Own { resources: 10, ..Own::default() };
         let disliked = Own { dislikes: 2, ..plain };
         let preferred = Own { preference: 5, ..plain };
-        let weights = Weights::over([(plain, Some(7)), (disliked, Some(9)), (preferred, Some(8))].into_iter());
+        let weights =
+            Weights::over([(plain, Some(7)), (disliked, Some(9)), (preferred, Some(8))].into_iter());
         assert_eq!(weights.total(plain, Some(7)), 3 * 100 + 2 * 100 + 10);
         assert_eq!(weights.total(disliked, Some(9)), 2 * (100 * 7 / 9) + 10);
         assert_eq!(weights.total(preferred, Some(8)), 3 * 100 + 2 * 100 + 2 * (100 * 8 / 9) + 10);

@@ -125,7 +125,8 @@ impl Snapshot {
         let spec = node.spec.as_ref();
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let zone = self.zone(labels.get(ZONE));
-        let mut amounts = resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
+        let mut amounts =
+            resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
         let mut take = |name: &str| amounts.remove(name).unwrap_or_default();
         self.allocatable[slot] = Numbers {
             cpu_milli: take(CPU),

@@ -16,7 +16,10 @@ pub(crate) fn node(name: &str, fields: Value) -> Node {
 
 /// A pod of namespace `a` with its name as uid.
 pub(crate) fn pod(name: &str, spec: Value) -> Pod {
-    serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "a", "uid": name }, "spec": spec })).unwrap()
+    serde_json::from_value(
+        json!({ "metadata": { "name": name, "namespace": "a", "uid": name }, "spec": spec }),
+    )
+    .unwrap()
 }
 
 /// RFC 7386, but that lists of resources are replaced whole.

@@ -1,0 +1,295 @@
+//! An API server in memory that keeps the rules a scheduler could break, and fails when told to.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use hawser_api::{
+    Client, Error,
+    client::{
+        Binding, DeleteOptions, List, ListOptions, Patch, WatchEvent, WatchOptions, WatchStream, WriteOptions,
+    },
+    error::Reason,
+    resource::Target,
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+/// What happens to a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// Refused, and not written.
+    Refuse,
+    /// The answer is lost before the write.
+    LoseBefore,
+    /// The answer is lost after the write.
+    LoseAfter,
+}
+
+#[derive(Default)]
+pub(crate) struct Fake {
+    state: Mutex<State>,
+    changed: Notify,
+    pub(crate) bind_calls: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// By resource and key.
+    objects: BTreeMap<(String, String), Value>,
+    history: Vec<(u64, String, WatchEvent)>,
+    /// For the bindings to come, in order; none after the last.
+    faults: Vec<Fault>,
+    /// Rules that were broken.
+    broken: Vec<String>,
+}
+
+impl Fake {
+    pub(crate) fn put(&self, resource: &str, object: Value) {
+        self.state.lock().put(resource, object);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn remove(&self, resource: &str, key: &str) {
+        let mut state = self.state.lock();
+        if let Some(object) = state.objects.remove(&(resource.to_owned(), key.to_owned())) {
+            state.version += 1;
+            let version = state.version;
+            let event =
+                WatchEvent::Deleted { object: encode(&object), resource_version: version.to_string() };
+            state.history.push((version, resource.to_owned(), event));
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn fail_next(&self, faults: &[Fault]) {
+        self.state.lock().faults = faults.iter().rev().copied().collect();
+    }
+
+    pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
+        let state = self.state.lock();
+        state
+            .objects
+            .iter()
+            .filter(|((kind, _), _)| kind == resource)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    pub(crate) fn broken(&self) -> Vec<String> {
+        self.state.lock().broken.clone()
+    }
+
+    /// Waits until the objects of a kind are as wanted.
+    pub(crate) async fn until(&self, resource: &str, wanted: impl Fn(&[Value]) -> bool) {
+        let deadline = tokio::time::sleep(std::time::Duration::from_secs(600));
+        tokio::pin!(deadline);
+        loop {
+            let notified = self.changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            let all = self.all(resource);
+            if wanted(&all) {
+                return;
+            }
+            tokio::select! {
+                () = notified => (),
+                () = &mut deadline => panic!("never came to be: {all:#?}"),
+            }
+        }
+    }
+}
+
+impl State {
+    fn put(&mut self, resource: &str, mut object: Value) {
+        self.version += 1;
+        let version = self.version;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        let key = (resource.to_owned(), key_of(&object));
+        let bytes = encode(&object);
+        let resource_version = version.to_string();
+        let known = self.objects.insert(key, object).is_some();
+        let event = if known {
+            WatchEvent::Modified { object: bytes, resource_version }
+        } else {
+            WatchEvent::Added { object: bytes, resource_version }
+        };
+        self.history.push((version, resource.to_owned(), event));
+    }
+
+    fn bind(&mut self, binding: &Binding) -> Result<(), Error> {
+        let fault = self.faults.pop().unwrap_or(Fault::None);
+        match fault {
+            Fault::Refuse => return Err(Error::new(Reason::Conflict, "told to refuse")),
+            Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
+            Fault::None | Fault::LoseAfter => (),
+        }
+        let key = ("pods".to_owned(), format!("{}/{}", binding.namespace, binding.pod));
+        let Some(mut pod) = self.objects.get(&key).cloned() else {
+            return Err(Error::new(Reason::NotFound, "no such pod"));
+        };
+        if pod["metadata"]["uid"] != binding.uid.as_str() {
+            return Err(Error::new(Reason::Conflict, "another pod"));
+        }
+        if let Some(node) = pod["spec"]["nodeName"].as_str() {
+            self.broken.push(format!("{} was bound to {node} and again to {}", binding.pod, binding.node));
+            return Err(Error::new(Reason::Conflict, "already bound"));
+        }
+        let cpu = |pod: &Value| {
+            pod["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+                .as_str()
+                .map_or(0, |text| text.parse::<i64>().unwrap())
+        };
+        let used: i64 = self
+            .objects
+            .iter()
+            .filter(|((kind, _), other)| kind == "pods" && other["spec"]["nodeName"] == binding.node.as_str())
+            .map(|(_, other)| cpu(other))
+            .sum();
+        let node = &self.objects[&("nodes".to_owned(), binding.node.clone())];
+        let most: i64 = node["status"]["allocatable"]["cpu"].as_str().unwrap().parse().unwrap();
+        if used + cpu(&pod) > most {
+            self.broken.push(format!("{} was bound to {} over its capacity", binding.pod, binding.node));
+        }
+        pod["spec"]["nodeName"] = binding.node.clone().into();
+        self.put("pods", pod);
+        if fault == Fault::LoseAfter { Err(Error::timeout("told to lose the answer")) } else { Ok(()) }
+    }
+}
+
+fn key_of(object: &Value) -> String {
+    let name = object["metadata"]["name"].as_str().unwrap();
+    object["metadata"]["namespace"]
+        .as_str()
+        .map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"))
+}
+
+fn key(target: &Target) -> String {
+    let name = target.name.clone().unwrap();
+    target.namespace.as_ref().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"))
+}
+
+fn encode(object: &Value) -> Bytes {
+    object.to_string().into()
+}
+
+/// RFC 7386, but that conditions are merged by type.
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    for (name, value) in fields {
+        match (name.as_str(), value.as_array()) {
+            ("conditions", Some(new)) => {
+                let mut all = target[name].as_array().cloned().unwrap_or_default();
+                for condition in new {
+                    match all.iter_mut().find(|old| old["type"] == condition["type"]) {
+                        Some(old) => merge(old, condition),
+                        None => all.push(condition.clone()),
+                    }
+                }
+                target[name] = all.into();
+            }
+            _ => merge(&mut target[name], value),
+        }
+    }
+}
+
+/// The client that the scheduler gets.
+pub(crate) struct Connection(pub(crate) Arc<Fake>);
+
+#[async_trait]
+impl Client for Connection {
+    async fn get(&self, target: &Target) -> Result<Bytes, Error> {
+        let state = self.0.state.lock();
+        let found = state.objects.get(&(target.resource.resource.to_string(), key(target)));
+        found.map(encode).ok_or_else(|| Error::not_found(&target.resource, &key(target)))
+    }
+
+    async fn list(&self, target: &Target, _: &ListOptions) -> Result<List, Error> {
+        let state = self.0.state.lock();
+        let of_kind = state.objects.iter().filter(|((kind, _), _)| *kind == target.resource.resource);
+        let items = of_kind.map(|(_, object)| encode(object)).collect();
+        Ok(List { items, resource_version: state.version.to_string() })
+    }
+
+    async fn watch(&self, target: &Target, options: &WatchOptions) -> Result<WatchStream, Error> {
+        let from: u64 = options.resource_version.parse().unwrap();
+        let resource = target.resource.resource.to_string();
+        let events = stream::unfold((self.0.clone(), from, resource), |(fake, seen, resource)| async move {
+            let at = fake.clone();
+            loop {
+                let notified = at.changed.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                let next = {
+                    let state = at.state.lock();
+                    let mut later = state
+                        .history
+                        .iter()
+                        .filter(|(version, kind, _)| *version > seen && *kind == resource);
+                    later.next().map(|(version, _, event)| (*version, event.clone()))
+                };
+                if let Some((version, event)) = next {
+                    return Some((Ok(event), (fake, version, resource)));
+                }
+                notified.await;
+            }
+        });
+        Ok(events.boxed())
+    }
+
+    async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
+        self.0.put(&target.resource.resource, serde_json::from_slice(&object).unwrap());
+        Ok(object)
+    }
+
+    async fn update(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
+        self.0.put(&target.resource.resource, serde_json::from_slice(&object).unwrap());
+        Ok(object)
+    }
+
+    async fn patch(&self, target: &Target, patch: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
+        let (Patch::Merge(patch) | Patch::StrategicMerge(patch)) = patch else {
+            return Err(Error::internal("not used by the scheduler"));
+        };
+        let patch: Value = serde_json::from_slice(&patch).unwrap();
+        let place = (target.resource.resource.to_string(), key(target));
+        let mut state = self.0.state.lock();
+        let Some(mut object) = state.objects.get(&place).cloned() else {
+            return Err(Error::not_found(&target.resource, &key(target)));
+        };
+        merge(&mut object, &patch);
+        state.put(&place.0, object.clone());
+        drop(state);
+        self.0.changed.notify_waiters();
+        Ok(encode(&object))
+    }
+
+    async fn delete(&self, target: &Target, _: &DeleteOptions) -> Result<Bytes, Error> {
+        self.0.remove(&target.resource.resource, &key(target));
+        Ok(encode(&json!({})))
+    }
+
+    async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {
+        self.0.bind_calls.fetch_add(1, Ordering::Relaxed);
+        let results = {
+            let mut state = self.0.state.lock();
+            bindings.iter().map(|binding| state.bind(binding)).collect()
+        };
+        self.0.changed.notify_waiters();
+        results
+    }
+}
