@@ -78,7 +78,11 @@ fn resources(
     reserved_memory_bytes: u64,
 ) -> BTreeMap<String, Quantity> {
     let cpu_millis = (machine.cpus * 1000).saturating_sub(reserved_cpu_millis);
-    let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
+    let cpu = if cpu_millis.is_multiple_of(1000) {
+        (cpu_millis / 1000).to_string()
+    } else {
+        format!("{cpu_millis}m")
+    };
     let kib = |bytes: u64| format!("{}Ki", bytes / 1024);
     [
         ("cpu", cpu),

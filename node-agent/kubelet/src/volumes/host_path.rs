@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
 use super::VolumeError;
 
-pub fn prepare(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
+pub(super) fn prepare(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
     let path = Path::new(&source.path);
     let kind = source.type_.as_deref().unwrap_or("");
     let found = fs::metadata(path).ok().map(|m| m.file_type());

@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use super::mounts;
 
 /// Binds `sub_path` of the volume at `root` to `target`; missing directories are made.
-pub fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
+pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
     let sub_path = Path::new(sub_path);
     let plain = sub_path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !plain {

@@ -200,6 +200,8 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
                     format!("Error: {message}"),
                 );
             }
+            let is_end = kind == FailureKind::RunContainerError;
+            let status = status.or_else(|| is_end.then(|| never_made(pod, &request.container, request.attempt)));
             Outcome::StartFailed { container: name, failure: kind, message, status }
         }
     }
@@ -231,7 +233,7 @@ async fn create_and_start(
         PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
     let config = container::build(&context, container, *attempt, image, env, mounts)?;
     let created = shared.runtime.create_container(&config).await;
-    created.map_err(|e| StartError { kind: FailureKind::CreateContainerError, message: with_source(&e) })?;
+    created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Created", format!("Created container: {name}"));
     if cancelled.is_cancelled() {
         return Ok(());
@@ -240,6 +242,37 @@ async fn create_and_start(
     started.map_err(|e| StartError { kind: FailureKind::RunContainerError, message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Started", format!("Started container {name}"));
     post_start(shared, pod, request, id).await
+}
+
+/// A process that cannot be made (no such program, a mount that fails) is a failed start, as upstream tells it:
+/// runc finds out when the container is created.
+fn create_failure(error: &hawser_runtime::Error) -> FailureKind {
+    match error {
+        hawser_runtime::Error::Start { .. } => FailureKind::RunContainerError,
+        _ => FailureKind::CreateContainerError,
+    }
+}
+
+/// Stands for a container whose process could not be made, and which the runtime did not keep.
+fn never_made(pod: &DesiredPod, container: &DesiredContainer, attempt: u32) -> ContainerStatus {
+    ContainerStatus {
+        id: container_id(pod.uid(), container.name(), attempt),
+        pod_uid: pod.uid().to_owned(),
+        pod_name: pod.name().to_owned(),
+        pod_namespace: pod.namespace().to_owned(),
+        name: container.name().to_owned(),
+        attempt,
+        image: container.image().to_owned(),
+        image_ref: String::new(),
+        state: ContainerState::Created,
+        pid: None,
+        created_at: jiff::Timestamp::now(),
+        started_at: None,
+        exit: None,
+        log_path: Default::default(),
+        labels: Default::default(),
+        annotations: Default::default(),
+    }
 }
 
 fn make_termination_file(path: &Path) -> Result<(), ConfigError> {
@@ -308,7 +341,8 @@ pub async fn stop(
     }
     let left = grace.saturating_sub(began.elapsed()).max(MINIMUM_GRACE.min(grace));
     if let Err(error) = shared.runtime.stop_container(&id, left).await {
-        warn!(pod = %pod.key(), container = name, %error, "container was not stopped");
+        let error = with_source(&error);
+        warn!(pod = %pod.key(), container = name, error, "container was not stopped, trying again");
         tokio::time::sleep(RETRY_STOP).await;
     }
     let status = match shared.runtime.container_status(&id).await {

@@ -11,7 +11,7 @@ use crate::probes::check;
 const MAX_OUTPUT_BYTES: usize = 10 << 10;
 
 /// Runs a hook to its end, `limit` at most; what went wrong as text.
-pub async fn run(
+pub(super) async fn run(
     runtime: &dyn Runtime,
     hook: &LifecycleHandler,
     container_id: &str,

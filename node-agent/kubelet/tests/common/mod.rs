@@ -28,13 +28,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 /// Objects by resource and key; pods go to the kubelet's cache as the node stream would bring them.
-pub struct FakeApi {
+pub(crate) struct FakeApi {
     objects: Mutex<BTreeMap<(String, String), Value>>,
     pods: hawser_api::informer::Informer<Pod>,
     /// While set, every call fails.
-    pub down: Mutex<bool>,
+    pub(crate) down: Mutex<bool>,
     version: Mutex<u64>,
-    pub deletions: Mutex<Vec<String>>,
+    pub(crate) deletions: Mutex<Vec<String>>,
 }
 
 fn place(target: &Target) -> (String, String) {
@@ -61,6 +61,28 @@ fn merge(into: &mut Value, patch: &Value) {
 }
 
 impl FakeApi {
+    pub(crate) fn new(objects: &Objects) -> Self {
+        Self {
+            objects: Mutex::default(),
+            pods: objects.pods.clone(),
+            down: Mutex::new(false),
+            version: Mutex::new(0),
+            deletions: Mutex::default(),
+        }
+    }
+
+    /// The same API, seen by a new process with empty caches, which it fills.
+    pub(crate) fn over(&self, objects: &Objects) -> Self {
+        let stored = self.objects.lock().clone();
+        for ((resource, _), object) in &stored {
+            if resource == "pods" {
+                objects.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
+            }
+        }
+        let version = Mutex::new(*self.version.lock());
+        Self { objects: Mutex::new(stored), version, ..Self::new(objects) }
+    }
+
     fn check_up(&self) -> Result<(), Error> {
         if *self.down.lock() { Err(Error::unavailable("down")) } else { Ok(()) }
     }
@@ -82,20 +104,20 @@ impl FakeApi {
         object.to_string().into()
     }
 
-    pub fn put_pod(&self, pod: &Pod) {
+    pub(crate) fn put_pod(&self, pod: &Pod) {
         let (namespace, name) =
             (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref().expect("named"));
         let target = Target::object(GroupVersionResource::of::<Pod>(), namespace, name);
         self.store(&target, serde_json::to_value(pod).expect("serialisable"));
     }
 
-    pub fn pod(&self, name: &str) -> Option<Pod> {
+    pub(crate) fn pod(&self, name: &str) -> Option<Pod> {
         let found = self.objects.lock().get(&("pods".into(), format!("default/{name}"))).cloned();
         found.map(|value| serde_json::from_value(value).expect("a pod"))
     }
 
     /// Messages of events, oldest first, as `reason: message (xN)`.
-    pub fn events(&self) -> Vec<String> {
+    pub(crate) fn events(&self) -> Vec<String> {
         let objects = self.objects.lock();
         let events = objects.iter().filter(|((resource, _), _)| resource == "events").map(|(_, e)| e);
         events
@@ -105,7 +127,7 @@ impl FakeApi {
             .collect()
     }
 
-    pub fn object(&self, resource: &str, key: &str) -> Option<Value> {
+    pub(crate) fn object(&self, resource: &str, key: &str) -> Option<Value> {
         self.objects.lock().get(&(resource.to_owned(), key.to_owned())).cloned()
     }
 }
@@ -182,8 +204,8 @@ impl Client for FakeApi {
 }
 
 #[derive(Default)]
-pub struct FakeNetwork {
-    pub pods: Mutex<BTreeMap<String, IpAddr>>,
+pub(crate) struct FakeNetwork {
+    pub(crate) pods: Mutex<BTreeMap<String, IpAddr>>,
     next: Mutex<u8>,
 }
 
@@ -215,7 +237,7 @@ impl PodNetwork for FakeNetwork {
 
 /// News in the order in which it came: `web ready`, `web not ready`, `web terminating`.
 #[derive(Default)]
-pub struct News(pub Mutex<Vec<String>>);
+pub(crate) struct News(pub(crate) Mutex<Vec<String>>);
 
 impl LocalEndpoints for News {
     fn pod_ready(&self, pod: &LocalPod, ready: bool) {
@@ -227,28 +249,22 @@ impl LocalEndpoints for News {
     }
 }
 
-pub struct Node {
-    pub runtime: FakeRuntime,
-    pub api: Arc<FakeApi>,
-    pub network: Arc<FakeNetwork>,
-    pub news: Arc<News>,
-    pub objects: Objects,
-    pub dir: Arc<tempfile::TempDir>,
-    pub kubelet: Kubelet,
+pub(crate) struct Node {
+    pub(crate) runtime: FakeRuntime,
+    pub(crate) api: Arc<FakeApi>,
+    pub(crate) network: Arc<FakeNetwork>,
+    pub(crate) news: Arc<News>,
+    pub(crate) objects: Objects,
+    pub(crate) dir: Arc<tempfile::TempDir>,
+    pub(crate) kubelet: Kubelet,
     shutdown: CancellationToken,
 }
 
 impl Node {
     /// A kubelet on an empty node; its list of pods is complete at once.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let objects = Objects::default();
-        let api = Arc::new(FakeApi {
-            objects: Mutex::default(),
-            pods: objects.pods.clone(),
-            down: Mutex::new(false),
-            version: Mutex::new(0),
-            deletions: Mutex::default(),
-        });
+        let api = Arc::new(FakeApi::new(&objects));
         let dir = Arc::new(tempfile::tempdir().expect("a directory"));
         Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir)
     }
@@ -279,7 +295,7 @@ impl Node {
     }
 
     /// The agent dies and starts again; runtime, network, disk and API stay.
-    pub async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(mut self) -> Self {
         self.shutdown.cancel();
         self.kubelet.stopped().await;
         // A new process has a cache of its own, filled by the API again.
@@ -288,24 +304,12 @@ impl Node {
             secrets: self.objects.secrets.clone(),
             ..Objects::default()
         };
-        let stored = self.api.objects.lock().clone();
-        for ((resource, _), object) in &stored {
-            if resource == "pods" {
-                objects.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
-            }
-        }
-        let api = Arc::new(FakeApi {
-            objects: Mutex::new(stored),
-            pods: objects.pods.clone(),
-            down: Mutex::new(false),
-            version: Mutex::new(*self.api.version.lock()),
-            deletions: Mutex::default(),
-        });
+        let api = Arc::new(self.api.over(&objects));
         Self::start_with(self.runtime, api, self.network, objects, self.dir)
     }
 
     /// Binds a pod to the node.
-    pub fn bind(&self, name: &str, spec: PodSpec) {
+    pub(crate) fn bind(&self, name: &str, spec: PodSpec) {
         for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
             self.runtime.publish_image(container.image.as_deref().expect("an image"));
         }
@@ -313,19 +317,19 @@ impl Node {
     }
 
     /// Deletes a pod as a user does.
-    pub fn delete(&self, name: &str, grace: i64) {
+    pub(crate) fn delete(&self, name: &str, grace: i64) {
         let mut pod = self.api.pod(name).expect("there");
         pod.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(grace)));
         pod.metadata.deletion_grace_period_seconds = Some(grace);
         self.api.put_pod(&pod);
     }
 
-    pub fn status(&self, name: &str) -> PodStatus {
+    pub(crate) fn status(&self, name: &str) -> PodStatus {
         self.api.pod(name).and_then(|p| p.status).unwrap_or_default()
     }
 
     /// Waits until the pod's status in the API satisfies `condition`.
-    pub async fn wait_status(
+    pub(crate) async fn wait_status(
         &self,
         name: &str,
         what: &str,
@@ -339,7 +343,7 @@ impl Node {
     }
 
     /// Polls (on tokio's clock, which tests pause) until `probe` gives something.
-    pub async fn wait<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> T {
         for _ in 0..100_000 {
             if let Some(found) = probe() {
                 return found;
@@ -349,24 +353,24 @@ impl Node {
         panic!("never came: {what}; status {:#?}; events {:#?}", self.status("web"), self.api.events());
     }
 
-    pub async fn wait_running(&self, name: &str) -> PodStatus {
+    pub(crate) async fn wait_running(&self, name: &str) -> PodStatus {
         self.wait_status(name, "running", |s| s.phase.as_deref() == Some("Running")).await
     }
 
-    pub async fn wait_ready(&self, name: &str) -> PodStatus {
-        self.wait_status(name, "ready", |s| is_ready(s)).await
+    pub(crate) async fn wait_ready(&self, name: &str) -> PodStatus {
+        self.wait_status(name, "ready", is_ready).await
     }
 }
 
-pub fn is_ready(status: &PodStatus) -> bool {
+pub(crate) fn is_ready(status: &PodStatus) -> bool {
     status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-pub fn uid(name: &str) -> String {
+pub(crate) fn uid(name: &str) -> String {
     format!("uid-of-{name}")
 }
 
-pub fn pod(name: &str, spec: PodSpec) -> Pod {
+pub(crate) fn pod(name: &str, spec: PodSpec) -> Pod {
     Pod {
         metadata: ObjectMeta {
             name: Some(name.into()),
@@ -379,10 +383,10 @@ pub fn pod(name: &str, spec: PodSpec) -> Pod {
     }
 }
 
-pub fn container(name: &str) -> Container {
+pub(crate) fn container(name: &str) -> Container {
     Container { name: name.into(), image: Some(format!("registry.test/{name}:1")), ..Container::default() }
 }
 
-pub fn spec(policy: &str, containers: Vec<Container>) -> PodSpec {
+pub(crate) fn spec(policy: &str, containers: Vec<Container>) -> PodSpec {
     PodSpec { restart_policy: Some(policy.into()), containers, ..PodSpec::default() }
 }

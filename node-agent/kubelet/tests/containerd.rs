@@ -1,0 +1,391 @@
+//! The kubelet on a real containerd: pods with volumes, probes and network namespaces, adopted after a restart
+//! of the agent, and gone without a trace. Skips, saying why, where containers cannot run.
+
+mod common;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
+use common::{FakeApi, News, container, is_ready, pod, spec, uid};
+use hawser_kubelet::{
+    ClientStatusWriter, Config, Kubelet, NetworkError, Objects, Parts, PodNetwork, PodNetworkRequest,
+    PodNetworkStatus,
+};
+use hawser_runtime::testing::{ImagePack, TestNode};
+use hawser_runtime::{ContainerState, Runtime};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret, SecretVolumeSource, Volume,
+    VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(40);
+
+/// Network namespaces without any link but the loopback: nothing can leave them.
+struct LoopbackNetwork {
+    prefix: String,
+}
+
+impl LoopbackNetwork {
+    fn name(&self, uid: &str) -> String {
+        format!("{}-{uid}", self.prefix)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(&self.prefix)).collect()
+    }
+}
+
+fn ip(args: &[&str]) -> Result<(), NetworkError> {
+    let output = Command::new("ip").args(args).output().map_err(|e| NetworkError(e.to_string()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(NetworkError(String::from_utf8_lossy(&output.stderr).into_owned())),
+    }
+}
+
+#[async_trait]
+impl PodNetwork for LoopbackNetwork {
+    async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
+        let name = self.name(&request.pod_uid);
+        let netns = PathBuf::from("/run/netns").join(&name);
+        if !netns.exists() {
+            ip(&["netns", "add", &name])?;
+            ip(&["-n", &name, "link", "set", "lo", "up"])?;
+        }
+        Ok(PodNetworkStatus { netns, ips: vec![IpAddr::from([10, 1, 0, 7])] })
+    }
+
+    async fn teardown(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        let name = self.name(pod_uid);
+        if self.names().contains(&name) { ip(&["netns", "del", &name]) } else { Ok(()) }
+    }
+
+    async fn list(&self) -> Result<Vec<String>, NetworkError> {
+        let start = self.prefix.len() + 1;
+        Ok(self.names().into_iter().map(|name| name[start..].to_owned()).collect())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Drop for LoopbackNetwork {
+    fn drop(&mut self) {
+        for name in self.names() {
+            let _ = ip(&["netns", "del", &name]);
+        }
+    }
+}
+
+struct Agent {
+    api: Arc<FakeApi>,
+    objects: Objects,
+    runtime: Arc<dyn Runtime>,
+    network: Arc<LoopbackNetwork>,
+    kubelet: Kubelet,
+    config: Config,
+    shutdown: CancellationToken,
+}
+
+impl Agent {
+    async fn start(node: &TestNode) -> Result<Self> {
+        let objects = Objects::default();
+        let api = Arc::new(FakeApi::new(&objects));
+        let prefix = node.cgroup().trim_start_matches('/').to_owned();
+        Self::start_over(node, api, Arc::new(LoopbackNetwork { prefix }), objects).await
+    }
+
+    async fn start_over(
+        node: &TestNode,
+        api: Arc<FakeApi>,
+        network: Arc<LoopbackNetwork>,
+        objects: Objects,
+    ) -> Result<Self> {
+        let runtime: Arc<dyn Runtime> = Arc::new(node.connect().await?);
+        let mut config = Config::new("n1", IpAddr::from([127, 0, 0, 1]), node.dir().join("kubelet"));
+        config.cgroup_root = node.cgroup().to_owned();
+        config.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
+        let shutdown = CancellationToken::new();
+        let parts = Parts {
+            runtime: runtime.clone(),
+            network: network.clone(),
+            client: api.clone(),
+            status: Arc::new(ClientStatusWriter(api.clone())),
+            objects: objects.clone(),
+            endpoints: Arc::new(News::default()),
+        };
+        let kubelet = Kubelet::start(config.clone(), parts, shutdown.clone());
+        objects.pods.replace(objects.pods.all().into_iter().map(|p| (*p).clone()).collect());
+        Ok(Self { api, objects, runtime, network, kubelet, config, shutdown })
+    }
+
+    /// A new process of the agent over the same node and API.
+    async fn restart(mut self, node: &TestNode) -> Result<Self> {
+        self.shutdown.cancel();
+        self.kubelet.stopped().await;
+        let objects = Objects {
+            config_maps: self.objects.config_maps.clone(),
+            secrets: self.objects.secrets.clone(),
+            ..Objects::default()
+        };
+        let api = Arc::new(self.api.over(&objects));
+        Self::start_over(node, api, self.network.clone(), objects).await
+    }
+
+    fn status(&self) -> PodStatus {
+        self.api.pod("web").and_then(|p| p.status).unwrap_or_default()
+    }
+
+    async fn wait<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(found) = probe() {
+                return Ok(found);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("{what}: not within {DEADLINE:?}; {:#?} {:#?}", self.status(), self.api.events())
+    }
+
+    async fn wait_status(&self, what: &str, holds: impl Fn(&PodStatus) -> bool) -> Result<PodStatus> {
+        self.wait(what, || Some(self.status()).filter(&holds)).await
+    }
+
+    fn delete(&self, grace: i64) {
+        let mut pod = self.api.pod("web").expect("there");
+        pod.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(grace)));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        self.api.put_pod(&pod);
+    }
+
+    /// The pod is deleted, and nothing of it is left anywhere.
+    async fn expect_gone(&self, node: &TestNode) -> Result<()> {
+        self.wait("the pod to go", || self.api.pod("web").is_none().then_some(())).await?;
+        self.wait("the worker to end", || self.kubelet.pods.is_empty().then_some(())).await?;
+        ensure!(self.runtime.list_containers().await?.is_empty());
+        ensure!(self.runtime.list_pod_sandboxes().await?.is_empty());
+        ensure!(self.network.names().is_empty(), "{:?}", self.network.names());
+        ensure!(!self.config.pod_dir(&uid("web")).exists(), "the pod's directory is there");
+        ensure!(!self.config.pod_log_dir("default", "web", &uid("web")).exists(), "its logs are there");
+        let cgroups = node.cgroups()?;
+        ensure!(cgroups.is_empty(), "{cgroups:?}");
+        let mounts = node.mounts()?;
+        let own: Vec<_> = mounts.iter().filter(|m| !m.contains("/containerd/")).collect();
+        ensure!(own.is_empty(), "{own:?}");
+        Ok(())
+    }
+}
+
+fn test_node() -> Result<Option<TestNode>> {
+    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+    let own = std::env::current_exe()?;
+    let target = own.parent().and_then(Path::parent).context("the test is in target/<profile>/deps")?;
+    TestNode::start(target.join("examples/kubelet_log_writer"))
+}
+
+fn shell(name: &str, image: &str, script: &str) -> Container {
+    let command = vec!["sh".into(), "-c".into(), script.into()];
+    Container { image: Some(image.into()), command: Some(command), ..container(name) }
+}
+
+fn mount(name: &str, path: &str, sub_path: Option<&str>) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        sub_path: sub_path.map(str::to_owned),
+        ..VolumeMount::default()
+    }
+}
+
+fn everything(image: &str) -> PodSpec {
+    let mut init =
+        shell("init", image, "echo from init > /data/init; mkdir -p /data/sub; echo deep > /data/sub/f");
+    init.volume_mounts = Some(vec![mount("data", "/data", None)]);
+    let script = "cat /data/init /sub/f /etc/web/color /etc/login/password; echo $NAME $IP; hostname; \
+                  grep -c tmpfs /proc/mounts >/dev/null && mount | grep -o 'tmpfs on /mem'; \
+                  head -1 /etc/resolv.conf; grep web /etc/hosts; \
+                  trap 'echo stopping; exit 0' TERM; while :; do sleep 0.1; done";
+    let mut web = shell("web", image, script);
+    let field = |path: &str| EnvVarSource {
+        field_ref: Some(ObjectFieldSelector { field_path: path.into(), api_version: None }),
+        ..EnvVarSource::default()
+    };
+    web.env = Some(vec![
+        EnvVar { name: "NAME".into(), value_from: Some(field("metadata.name")), value: None },
+        EnvVar { name: "IP".into(), value_from: Some(field("status.podIP")), value: None },
+    ]);
+    web.volume_mounts = Some(vec![
+        mount("data", "/data", None),
+        mount("data", "/sub", Some("sub")),
+        mount("memory", "/mem", None),
+        mount("settings", "/etc/web", None),
+        mount("login", "/etc/login", None),
+    ]);
+    let exec = ExecAction { command: Some(vec!["test".into(), "-f".into(), "/data/init".into()]) };
+    web.readiness_probe = Some(Probe { exec: Some(exec), period_seconds: Some(1), ..Probe::default() });
+    web.resources = Some(ResourceRequirements {
+        limits: Some(
+            [("cpu".into(), Quantity("500m".into())), ("memory".into(), Quantity("64Mi".into()))].into(),
+        ),
+        ..ResourceRequirements::default()
+    });
+    let settings = ConfigMapVolumeSource { name: "settings".into(), ..ConfigMapVolumeSource::default() };
+    let login = SecretVolumeSource { secret_name: Some("login".into()), ..SecretVolumeSource::default() };
+    let memory =
+        EmptyDirVolumeSource { medium: Some("Memory".into()), size_limit: Some(Quantity("1Mi".into())) };
+    let volume = |name: &str| Volume { name: name.into(), ..Volume::default() };
+    PodSpec {
+        init_containers: Some(vec![init]),
+        volumes: Some(vec![
+            Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("data") },
+            Volume { empty_dir: Some(memory), ..volume("memory") },
+            Volume { config_map: Some(settings), ..volume("settings") },
+            Volume { secret: Some(login), ..volume("login") },
+        ]),
+        ..spec("Always", vec![web])
+    }
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), namespace: Some("default".into()), ..ObjectMeta::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start(&node).await?;
+    agent.objects.config_maps.put(ConfigMap {
+        metadata: named("settings"),
+        data: Some([("color".into(), "blue\n".into())].into()),
+        ..ConfigMap::default()
+    });
+    agent.objects.secrets.put(Secret {
+        metadata: named("login"),
+        data: Some([("password".into(), ByteString(b"hunter2\n".to_vec()))].into()),
+        ..Secret::default()
+    });
+    agent.api.put_pod(&pod("web", everything(&image)));
+    let status = agent.wait_status("ready", is_ready).await?;
+    let init = &status.init_container_statuses.as_ref().context("init")?[0];
+    ensure!(init.ready && init.image == image, "{init:?}");
+
+    let found = agent.runtime.list_containers().await?;
+    let web = found.into_iter().find(|c| c.name == "web").context("runs")?;
+    let log = || std::fs::read_to_string(&web.log_path).unwrap_or_default();
+    agent.wait("the log", || (log().lines().count() >= 9).then_some(())).await?;
+    for line in ["from init", "deep", "blue", "hunter2", "web 10.1.0.7", "web", "tmpfs on /mem"] {
+        ensure!(log().contains(&format!(" stdout F {line}\n")), "{line:?} in {}", log());
+    }
+    ensure!(log().contains("search default.svc.cluster.local svc.cluster.local cluster.local"), "{}", log());
+    ensure!(log().contains("10.1.0.7\tweb"), "{}", log());
+
+    let agent = agent.restart(&node).await?;
+    agent.wait("the worker", || (agent.kubelet.pods.len() == 1).then_some(())).await?;
+    let view = |a: &Agent| a.kubelet.pods.find("default", "web").and_then(|v| v.pod.status.clone());
+    agent.wait("the pod is seen ready", || view(&agent).filter(is_ready)).await?;
+    let again = agent.runtime.container_status(&web.id).await?.context("still there")?;
+    ensure!((again.pid, again.state) == (web.pid, ContainerState::Running), "{again:?}");
+    ensure!(agent.runtime.list_containers().await?.len() == 2, "nothing was made again");
+    ensure!(is_ready(&agent.status()), "never reported as not ready");
+
+    agent.delete(5);
+    agent.expect_gone(&node).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crash_is_told_with_code_and_message_and_made_again() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start(&node).await?;
+    let script = "echo no database > /dev/termination-log; exit 3";
+    let mut spec = spec("Always", vec![shell("web", &image, script)]);
+    spec.host_network = Some(true);
+    agent.api.put_pod(&pod("web", spec));
+    let status = agent
+        .wait_status("the second back-off", |s| {
+            let state = s.container_statuses.as_ref().and_then(|c| c[0].state.as_ref()?.waiting.clone());
+            state.is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff"))
+        })
+        .await?;
+    let web = &status.container_statuses.as_ref().context("statuses")?[0];
+    ensure!(web.restart_count == 1, "{web:?}");
+    let last = web.last_state.as_ref().and_then(|s| s.terminated.as_ref()).context("last state")?;
+    ensure!(last.exit_code == 3 && last.reason.as_deref() == Some("Error"), "{last:?}");
+    ensure!(last.message.as_deref() == Some("no database\n"), "{last:?}");
+    agent.delete(0);
+    agent.expect_gone(&node).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_that_never_restarts_tells_how_it_ended() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start(&node).await?;
+    let mut hungry =
+        shell("hungry", &image, "x=$(head -c 200000000 /dev/zero | tr '\\0' a); echo $x | wc -c");
+    hungry.resources = Some(ResourceRequirements {
+        limits: Some([("memory".into(), Quantity("32Mi".into()))].into()),
+        ..ResourceRequirements::default()
+    });
+    let mut missing = shell("missing", &image, "");
+    missing.command = Some(vec!["/no/such/program".into()]);
+    let mut spec = spec("Never", vec![hungry, missing, shell("fine", &image, "exit 0")]);
+    spec.host_network = Some(true);
+    agent.api.put_pod(&pod("web", spec));
+    let status = agent.wait_status("the end", |s| s.phase.as_deref() == Some("Failed")).await?;
+    let ended = |name: &str| {
+        let all = status.container_statuses.as_ref().context("statuses")?;
+        let found = all.iter().find(|c| c.name == name).and_then(|c| c.state.as_ref()?.terminated.as_ref());
+        let found = found.with_context(|| format!("{name} has ended: {all:?}"))?;
+        anyhow::Ok((found.exit_code, found.reason.clone().unwrap_or_default()))
+    };
+    ensure!(ended("hungry")?.1 == "OOMKilled", "{:?}", ended("hungry"));
+    ensure!(ended("missing")? == (128, "StartError".into()), "{:?}", ended("missing"));
+    ensure!(ended("fine")? == (0, "Completed".into()), "{:?}", ended("fine"));
+    agent.delete(0);
+    agent.expect_gone(&node).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_pods_at_once_all_run() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start(&node).await?;
+    agent.runtime.pull_image(&image, &[], None).await?;
+    let names: Vec<String> = (0..10).map(|n| format!("p{n}")).collect();
+    let began = Instant::now();
+    for name in &names {
+        let main = shell("main", &image, "trap 'exit 0' TERM; while :; do sleep 0.1; done");
+        agent.api.put_pod(&pod(name, spec("Always", vec![main])));
+    }
+    let ready = |name: &String| agent.api.pod(name).and_then(|p| p.status).is_some_and(|s| is_ready(&s));
+    agent.wait("all ready", || names.iter().all(ready).then_some(())).await?;
+    println!("ten pods ready after {:?}", began.elapsed());
+    for name in &names {
+        let mut object = agent.api.pod(name).context("there")?;
+        object.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(10)));
+        object.metadata.deletion_grace_period_seconds = Some(10);
+        agent.api.put_pod(&object);
+    }
+    agent.wait("all gone", || agent.kubelet.pods.is_empty().then_some(())).await?;
+    println!("gone after {:?}", began.elapsed());
+    ensure!(agent.runtime.list_containers().await?.is_empty());
+    ensure!(agent.network.names().is_empty());
+    ensure!(node.cgroups()?.is_empty(), "{:?}", node.cgroups()?);
+    Ok(())
+}
