@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures::{FutureExt, StreamExt, stream};
+use futures::FutureExt;
 use hawser_api::{
     Api, Error,
     client::{DeleteOptions, ListOptions, Propagation, WriteOptions},
@@ -28,14 +28,12 @@ use crate::{
     Context, Starts,
     meta::{MetaExt, now},
     queue::Queue,
-    worker::{Next, Reconciler},
+    worker::{Next, Reconciler, in_parallel},
 };
 
 const FINALIZER: &str = "kubernetes";
 /// How soon to look again at what takes its time; a pod that is gone brings the namespace back at once.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Requests in flight for one namespace: enough to be quick, few beside everybody else's.
-const PARALLEL: usize = 16;
 
 pub(crate) fn register(starts: &mut Starts<'_>) {
     if !starts.wants("namespace") {
@@ -128,11 +126,8 @@ impl Controller {
     /// Asks all content to go that was not asked yet, and returns what was there.
     async fn sweep(&self, namespace: &str) -> Left {
         let mut left = Left::default();
-        // Boxed: what borrows and is buffered has no type that the compiler can prove to be `Send`.
-        let sweeps: Vec<_> =
-            namespaced_kinds().map(|kind| self.sweep_kind(namespace, kind).boxed()).collect();
-        let mut sweeps = stream::iter(sweeps).buffer_unordered(PARALLEL);
-        while let Some((kind, outcome)) = sweeps.next().await {
+        let sweeps = namespaced_kinds().map(|kind| self.sweep_kind(namespace, kind).boxed());
+        for (kind, outcome) in in_parallel(sweeps).await {
             match outcome {
                 Ok((objects, errors)) => {
                     if !objects.is_empty() {
@@ -172,9 +167,7 @@ impl Controller {
             };
             async move { self.context.client.delete(&target, &options).await }.boxed()
         });
-        let requests: Vec<_> = requests.collect();
-        let outcomes: Vec<Result<_, Error>> =
-            stream::iter(requests).buffer_unordered(PARALLEL).collect().await;
+        let outcomes: Vec<Result<_, Error>> = in_parallel(requests).await;
         let errors = outcomes.into_iter().filter_map(Result::err);
         let errors = errors.filter(|error| !error.is_not_found() && !error.is_conflict());
         Ok((objects, errors.map(|error| format!("{}: {error}", kind.qualified())).collect()))

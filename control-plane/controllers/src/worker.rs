@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::{StreamExt, future::BoxFuture, stream};
 use hawser_api::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,17 @@ use crate::queue::{Key, Queue};
 
 /// No reconcile takes longer, unless a request hangs; then the key is tried again.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Requests in flight for one object, well below what the API server admits from all clients together.
+const PARALLEL: usize = 32;
+
+/// Runs `requests`, some at a time, and returns their outcomes in no order.
+///
+/// Boxed, because the compiler cannot prove a stream of futures that borrow to be `Send`.
+pub(crate) async fn in_parallel<T>(requests: impl IntoIterator<Item = BoxFuture<'_, T>>) -> Vec<T> {
+    let requests: Vec<_> = requests.into_iter().collect();
+    stream::iter(requests).buffer_unordered(PARALLEL).collect().await
+}
 
 /// What to do with a key that was reconciled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

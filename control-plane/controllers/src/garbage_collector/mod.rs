@@ -16,6 +16,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use hawser_api::{
     Error, GroupVersionResource,
     client::{DeleteOptions, Patch, Propagation, WriteOptions},
@@ -32,7 +33,7 @@ use tracing::{debug, info};
 use crate::{
     Context, Starts,
     queue::Queue,
-    worker::{self, Next, Reconciler},
+    worker::{self, Next, Reconciler, in_parallel},
 };
 use graph::{FOREGROUND, Graph, Meta, ORPHAN, Object, Owner, Partial, Uid};
 use monitor::Monitor;
@@ -77,12 +78,14 @@ async fn run(context: Arc<Context>, shutdown: CancellationToken) {
         () = shutdown.cancelled() => return,
     }
     let workers = context.config.workers.saturating_mul(4);
-    worker::run(Arc::new(Collector { context, graph }), queue, workers, shutdown).await;
+    let collector = Collector { context, graph, queue: queue.clone() };
+    worker::run(Arc::new(collector), queue, workers, shutdown).await;
 }
 
 struct Collector {
     context: Arc<Context>,
     graph: Arc<Mutex<Graph>>,
+    queue: Queue<Uid>,
 }
 
 /// What one owner reference means for its dependent.
@@ -209,8 +212,8 @@ impl Collector {
                 .any(|owner| owner.uid == object.meta.uid && owner.block_owner_deletion);
             is_blocked |= blocks;
             if !dependent.meta.is_deleting() {
-                // With an error of one the others are still asked; this look is repeated as a whole.
-                self.collect(dependent).await?;
+                // Looked at in parallel, each with retries of its own; each that goes brings the owner back.
+                self.queue.add(dependent.meta.uid.clone());
             } else if blocks && dependent.meta.waits_for_dependents() && self.waits_for(dependent, object) {
                 // Both wait for each other: the reference stops to block, or neither ever ends.
                 self.unblock(dependent, object).await?;
@@ -226,8 +229,10 @@ impl Collector {
     /// Takes the object's references out of its dependents, then lets it go.
     async fn orphan_dependents(&self, object: &Object) -> Result<(), Error> {
         let dependents = self.graph.lock().dependents(&object.meta.uid);
-        for dependent in &dependents {
-            self.drop_references(dependent, &[&object.meta.uid]).await?;
+        let owner = [&object.meta.uid];
+        let releases = dependents.iter().map(|dependent| self.drop_references(dependent, &owner).boxed());
+        for outcome in in_parallel(releases).await {
+            outcome?;
         }
         self.drop_finalizer(object, ORPHAN).await
     }

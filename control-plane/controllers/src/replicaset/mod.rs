@@ -13,7 +13,7 @@ mod tests;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures::future::join_all;
+use futures::FutureExt;
 use hawser_api::{Api, Error, informer::Change, resource::ObjectKey};
 use k8s_openapi::{
     api::{
@@ -35,7 +35,7 @@ use crate::{
     ownership,
     queue::Queue,
     selector,
-    worker::{Next, Reconciler},
+    worker::{Next, Reconciler, in_parallel},
 };
 
 /// At most so many pods are created or deleted in one go; the rest follows.
@@ -245,7 +245,7 @@ impl Controller {
         let mut failure = None;
         while asked < missing && failure.is_none() {
             let size = batch.min(missing - asked);
-            for outcome in join_all((0..size).map(|_| pods.create(&pod))).await {
+            for outcome in in_parallel((0..size).map(|_| pods.create(&pod).boxed())).await {
                 match outcome {
                     Ok(created) => {
                         self.recorder.normal(
@@ -284,12 +284,12 @@ impl Controller {
     ) -> Result<(), Failure> {
         let doomed = rank::pods_to_delete(active, &self.neighbours(set), surplus, now());
         self.expectations.expect_deletions(set.uid(), doomed.iter().map(|pod| pod.uid().to_owned()));
-        let requests = doomed.iter().map(|pod| async move {
+        let requests = doomed.iter().map(|pod| {
             let options = only_this(&**pod);
-            (pod, pods.delete(pod.name(), &options).await)
+            async move { (pod, pods.delete(pod.name(), &options).await) }.boxed()
         });
         let mut failure = None;
-        for (pod, outcome) in join_all(requests).await {
+        for (pod, outcome) in in_parallel(requests).await {
             match outcome {
                 Ok(()) => {
                     self.recorder.normal(set, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()))
