@@ -205,6 +205,24 @@ async fn command_that_does_not_exist_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_is_removed_with_containers_in_every_state() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, image) = common::with_busybox(&node).await?;
+    runtime.create_pod_sandbox(&node.pod("other")).await?;
+    let other = runtime.create_container(&node.container("other", "main", &image, "sleep 600")).await?;
+    runtime.create_pod_sandbox(&node.pod("e")).await?;
+    runtime.create_container(&node.container("e", "created", &image, "sleep 600")).await?;
+    let running = runtime.create_container(&node.container("e", "running", &image, "sleep 600")).await?;
+    runtime.start_container(&running).await?;
+    run_to_end(&runtime, &node.container("e", "ended", &image, "exit 1")).await?;
+    runtime.remove_pod_sandbox("uid-e").await?;
+    let left: Vec<_> = runtime.list_containers().await?.into_iter().map(|c| c.id).collect();
+    assert_eq!(left, [other]);
+    runtime.remove_pod_sandbox("uid-other").await?;
+    assert_nothing_left(&node).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stop_asks_first_and_kills_after() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let (runtime, image) = common::with_busybox(&node).await?;

@@ -147,13 +147,18 @@ async fn stand_in(backend: Arc<Backend>) -> String {
             let (stream, _) = listener.accept().await.unwrap();
             let backend = Arc::clone(&backend);
             let service = service_fn(move |request| translate(Arc::clone(&backend), request));
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades());
+            tokio::spawn(
+                http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades(),
+            );
         }
     });
     address.to_string()
 }
 
-async fn translate(backend: Arc<Backend>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn translate(
+    backend: Arc<Backend>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     let renamed: Vec<String> = query
         .split('&')
@@ -433,7 +438,12 @@ impl Authority {
     }
 }
 
-async fn get(address: SocketAddr, ca: &Authority, client: Option<(String, String)>, path: &str) -> Option<(StatusCode, String)> {
+async fn get(
+    address: SocketAddr,
+    ca: &Authority,
+    client: Option<(String, String)>,
+    path: &str,
+) -> Option<(StatusCode, String)> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -447,7 +457,9 @@ async fn get(address: SocketAddr, ca: &Authority, client: Option<(String, String
     let config = match client {
         Some((certificate, key)) => {
             let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-            config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            config
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+                .unwrap()
         }
         None => config.with_no_client_auth(),
     };
@@ -492,7 +504,10 @@ async fn only_verified_and_allowed_users_are_answered() {
     let (status, reason) = ask(Some(ca.sign("eve", "system:nodes")), "/pods").await.unwrap();
     assert!(status == StatusCode::FORBIDDEN && reason.contains("eve"), "{reason}");
     assert_eq!(ask(admin(), "/nothing").await.unwrap().0, StatusCode::NOT_FOUND);
-    assert_eq!(ask(admin(), "/exec/default/web/other?command=x&output=1").await.unwrap().0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        ask(admin(), "/exec/default/web/other?command=x&output=1").await.unwrap().0,
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(ask(Some(stranger.sign("admin", "system:masters")), "/pods").await, None, "another CA");
     stop.cancel();
     tokio::time::timeout(DEADLINE, running).await.expect("it stops").unwrap();

@@ -175,10 +175,8 @@ impl Runtime for Containerd {
     }
 
     async fn remove_pod_sandbox(&self, pod_uid: &str) -> Result<()> {
-        for container in self.inner.list_statuses().await? {
-            if container.pod_uid == pod_uid {
-                self.inner.remove_container(&container.id).await?;
-            }
+        for id in self.inner.containers_of(pod_uid).await? {
+            self.inner.remove_container(&id).await?;
         }
         let _alone = self.inner.pod_locks.lock(pod_uid).await;
         let (sandboxes, pod_uid) = (self.inner.sandboxes.clone(), pod_uid.to_owned());

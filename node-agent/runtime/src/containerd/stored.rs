@@ -13,7 +13,7 @@ use crate::{ContainerConfig, PodSandboxConfig};
 /// Key and type of the extension that holds [`Stored`] as JSON.
 const EXTENSION: &str = "hawser.dev/container";
 
-/// Shown by `ctr containers ls`, and for people who look; the extension is what is read back.
+/// For filters, and for people who look with `ctr`; the extension is what is read back.
 const POD_UID_LABEL: &str = "hawser.dev/pod-uid";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +85,11 @@ impl Stored {
 /// Filter for containers that this runtime made.
 pub(super) fn managed_filter() -> String {
     format!("labels.\"{MANAGED_LABEL}\"==v1")
+}
+
+/// Filter for those of one pod.
+pub(super) fn pod_filter(pod_uid: &str) -> String {
+    format!("{},labels.\"{POD_UID_LABEL}\"==\"{pod_uid}\"", managed_filter())
 }
 
 /// Number of a signal given as `SIGTERM`, `TERM` or `15`.

@@ -23,6 +23,7 @@ use containerd_client::types;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use oci_client::Reference;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::containerd::rpc::{self, Rpc};
 use crate::ids::digest_of;
@@ -354,19 +355,31 @@ impl Pull<'_> {
 
         let layers = manifest.layers.iter().enumerate();
         let fetches: Vec<_> = layers.map(|(index, layer)| self.fetch(source, index, layer).boxed()).collect();
-        let mut arrived = futures::stream::iter(fetches).buffered(PARALLEL_LAYERS);
-        while let Some(index) = arrived.try_next().await? {
-            let layer = unpack::Layer {
-                descriptor: &manifest.layers[index],
-                diff_id: &config.diff_ids[index],
-                chain_id: &chain[index],
-                parent: index.checked_sub(1).map_or("", |below| &chain[below]),
-            };
-            self.report(PullProgress::Unpacking { digest: layer.descriptor.digest.clone() });
-            let _one_at_a_time = self.images.locks.lock(&format!("unpack {}", layer.chain_id)).await;
-            unpack::unpack(&self.rpc, &self.images.snapshotter, &layer).await?;
-        }
-        Ok(())
+        // As many as there are layers, so that a fetch never waits for the one that is being unpacked.
+        let (arrived, mut in_order) = mpsc::channel(manifest.layers.len().max(1));
+        let fetching = async move {
+            let mut fetched = futures::stream::iter(fetches).buffered(PARALLEL_LAYERS);
+            while let Some(index) = fetched.try_next().await? {
+                // Fails when unpacking has failed, which ends this as well.
+                let _ = arrived.send(index).await;
+            }
+            Ok(())
+        };
+        let unpacking = async {
+            while let Some(index) = in_order.recv().await {
+                let layer = unpack::Layer {
+                    descriptor: &manifest.layers[index],
+                    diff_id: &config.diff_ids[index],
+                    chain_id: &chain[index],
+                    parent: index.checked_sub(1).map_or("", |below| &chain[below]),
+                };
+                self.report(PullProgress::Unpacking { digest: layer.descriptor.digest.clone() });
+                let _one_at_a_time = self.images.locks.lock(&format!("unpack {}", layer.chain_id)).await;
+                unpack::unpack(&self.rpc, &self.images.snapshotter, &layer).await?;
+            }
+            Ok::<(), Failure>(())
+        };
+        tokio::try_join!(fetching, unpacking).map(|_| ())
     }
 
     async fn fetch(&self, source: &Source, index: usize, layer: &Descriptor) -> Result<usize, Failure> {

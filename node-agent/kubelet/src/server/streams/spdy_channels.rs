@@ -92,7 +92,6 @@ async fn read(
             }
         }
         let _ = input.send(FromClient::StdinEnd).await;
-        std::future::pending().await
     };
     let sizes = async {
         let Some(Stream { input: mut chunks, output: _output, .. }) = resize else { return };
@@ -110,17 +109,14 @@ async fn read(
                 text.clear();
             }
         }
-        std::future::pending().await
     };
     let ended = async {
         // No more streams can come: the connection has ended.
         while streams.recv().await.is_some() {}
     };
     let _status = status;
-    tokio::select! {
-        ((), ()) = async { tokio::join!(stdin, sizes) } => {}
-        () = ended => {}
-    }
+    // The end of the input is not the end: the client waits for output.
+    tokio::join!(stdin, sizes, ended);
 }
 
 async fn write(
