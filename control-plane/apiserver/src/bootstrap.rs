@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hawser_api::{Error, GroupVersionResource, resource::Target};
 use serde_json::{Value, json};
+use tracing::warn;
 
 use crate::{
     ApiServer,
@@ -109,6 +110,11 @@ impl Birth {
             },
         });
         self.ensure("", "services", Some("default"), service).await?;
+        if address.is_loopback() {
+            // No pod reaches it there, and endpoints must not name it.
+            warn!(%address, "advertised on the loopback address: the service kubernetes gets no endpoints");
+            return Ok(());
+        }
         let endpoints = json!({
             "kind": "Endpoints", "apiVersion": "v1",
             "metadata": {

@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn agrees_with_a_btree_over_random_histories() {
         for seed in 1..20_u64 {
-            let mut state = seed * 0x9E37_79B9_7F4A_7C15;
+            let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let (mut map, mut twin) = (CowMap::default(), BTreeMap::new());
             let span = 50 + random(&mut state) % 3000;
             for step in 0..4000 {

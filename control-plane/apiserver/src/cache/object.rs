@@ -68,7 +68,35 @@ struct Partial<'a> {
 #[derive(Deserialize)]
 struct PartialMeta<'a> {
     #[serde(borrow, default)]
-    labels: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+    labels: BTreeMap<Text<'a>, Text<'a>>,
+}
+
+/// Text where it stands in the JSON; `None` where escapes keep it from standing there as it is.
+///
+/// (serde borrows a `Cow` only as a field, not inside a map.)
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Text<'a>(Option<&'a str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("text")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Some(text)))
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Text<'de>, E> {
+                Ok(Text(None))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
 }
 
 /// `spec.nodeName`, where `spec` is an object and has one.
@@ -156,11 +184,9 @@ impl CachedObject {
         let partial: Partial<'_> = serde_json::from_slice(&encoded.json)?;
         let base = encoded.json.as_ptr() as usize;
         // Labels are validated to need no escapes, so that they stand in the text as they are.
-        let piece = |text: &Cow<'_, str>| match text {
-            Cow::Borrowed(text) => {
-                Some(Piece { at: (text.as_ptr() as usize - base) as u32, len: text.len() as u32 })
-            }
-            Cow::Owned(_) => None,
+        let piece = |text: &Text<'_>| {
+            let text = text.0?;
+            Some(Piece { at: (text.as_ptr() as usize - base) as u32, len: text.len() as u32 })
         };
         let labels = partial
             .metadata

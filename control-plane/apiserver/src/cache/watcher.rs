@@ -91,6 +91,17 @@ impl Watcher {
         }
     }
 
+    /// Waits until [`Watcher::poll`] may have something new; returns at once where that is not known. Cancel-safe.
+    pub async fn changed(&mut self) {
+        if self.sequence < *self.changed.borrow_and_update() {
+            return;
+        }
+        if self.changed.changed().await.is_err() {
+            // The cache is gone with the server; whoever waits is cancelled with it.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// What is there now, without waiting; at most [`BATCH`] changes.
     pub fn poll(&mut self) -> Result<Vec<Change>, Error> {
         // Progress before state: all changes up to it are in the ring that is loaded after.

@@ -1,18 +1,128 @@
-//! The gRPC front (package `hawser.v1`).
+//! The gRPC front (package `hawser.v1`), on the port and behind the chain of HTTP.
+//!
+//! The connection's user comes with each request as an extension; every message passes the chain by itself. Errors are
+//! those of the API, as [`hawser_api::grpc::status`] writes them.
 
-use crate::ApiServer;
+mod binding;
+mod node;
+mod object;
+mod sessions;
+mod watch;
+
+pub(crate) use hawser_api::grpc::status::to_grpc as status_of;
+pub use sessions::NodeSessions;
+pub(crate) use sessions::renew_leases;
+
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
-#[derive(Default)]
-pub struct NodeSessions {}
+use bytes::Bytes;
+use hawser_api::{
+    Error,
+    resource::Target,
+    schema::FieldValidation,
+    v1::{
+        self, binding_service_server::BindingServiceServer, node_service_server::NodeServiceServer,
+        object_service_server::ObjectServiceServer, watch_service_server::WatchServiceServer,
+    },
+};
+use serde_json::Value;
+use tonic::{Request, Status, service::Routes};
 
-pub async fn renew_leases(_server: Arc<ApiServer>, _shutdown: CancellationToken) {}
+use crate::{
+    ApiServer,
+    auth::User,
+    cache::CachedObject,
+    codec::{self, Encoding},
+    local::expected_type,
+    ops::{Reply, WriteOptions},
+    resources::Resource,
+};
 
-pub fn routes(_server: Arc<ApiServer>) -> tonic::service::Routes {
-    tonic::service::Routes::default()
+/// Largest message that is taken: an object's bound, and a little.
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// All services, with health and reflection.
+pub(crate) fn routes(server: Arc<ApiServer>) -> Routes {
+    let front = Front { server };
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were made by the build");
+    // The server is ready before it listens.
+    tokio::spawn(async move {
+        reporter.set_serving::<ObjectServiceServer<Front>>().await;
+        reporter.set_serving::<WatchServiceServer<Front>>().await;
+        reporter.set_serving::<NodeServiceServer<Front>>().await;
+        reporter.set_serving::<BindingServiceServer<Front>>().await;
+    });
+    Routes::new(health)
+        .add_service(reflection)
+        .add_service(ObjectServiceServer::new(front.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(WatchServiceServer::new(front.clone()))
+        .add_service(NodeServiceServer::new(front.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(BindingServiceServer::new(front).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .prepare()
 }
 
-pub fn status_of(error: &hawser_api::Error) -> tonic::Status {
-    tonic::Status::unknown(error.message())
+/// What implements the services.
+#[derive(Clone)]
+struct Front {
+    server: Arc<ApiServer>,
+}
+
+/// The user of a request; put there by the HTTP front.
+#[expect(clippy::result_large_err, reason = "tonic's error type")]
+fn user_of<T>(request: &Request<T>) -> Result<Arc<User>, Status> {
+    request.extensions().get::<Arc<User>>().cloned().ok_or_else(|| status_of(&Error::unauthorized()))
+}
+
+fn encoding_of(encoding: v1::Encoding) -> Encoding {
+    match encoding {
+        v1::Encoding::Protobuf => Encoding::Protobuf,
+        v1::Encoding::Unspecified | v1::Encoding::Json => Encoding::Json,
+    }
+}
+
+/// An object in the encoding asked for.
+fn object_of(resource: &Resource, object: &CachedObject, encoding: v1::Encoding) -> Result<v1::Object, Error> {
+    let body = match encoding_of(encoding) {
+        Encoding::Protobuf => crate::http::sealed(resource, object)?,
+        _ => resource.encoded(object)?.json().clone(),
+    };
+    Ok(v1::Object { encoding: encoding.into(), body })
+}
+
+fn reply_of(resource: &Resource, reply: &Reply, encoding: v1::Encoding) -> Result<v1::Object, Error> {
+    match reply {
+        Reply::Object(object) => object_of(resource, object, encoding),
+        Reply::Value(value) => {
+            Ok(v1::Object { encoding: encoding.into(), body: codec::encode(value, encoding_of(encoding))? })
+        }
+    }
+}
+
+/// The tree of an object that a client sent.
+fn decode(
+    resource: &Resource,
+    target: &Target,
+    object: Option<v1::Object>,
+    validation: FieldValidation,
+) -> Result<(Value, v1::Encoding), Error> {
+    let object = object.ok_or_else(|| Error::bad_request("object: required"))?;
+    let encoding = object.encoding();
+    let body: Bytes = object.body;
+    let (api_version, kind) = expected_type(resource, target);
+    let decoded = codec::decode(&body, encoding_of(encoding), (&api_version, &kind), validation)?;
+    Ok((decoded.object, encoding))
+}
+
+/// Options of a write, and how strictly its body is read.
+fn options_of(options: Option<v1::WriteOptions>) -> Result<(WriteOptions, FieldValidation), Error> {
+    let options = options.unwrap_or_default();
+    let validation = FieldValidation::parse(&options.field_validation)
+        .ok_or_else(|| Error::bad_request("options.field_validation: must be Strict, Warn or Ignore"))?;
+    let write = WriteOptions { dry_run: options.dry_run, field_manager: options.field_manager, uid: None };
+    Ok((write, validation))
 }

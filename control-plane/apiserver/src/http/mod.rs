@@ -14,6 +14,7 @@ mod proxy;
 mod watch;
 
 pub use body::Body;
+pub(crate) use encode::sealed;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

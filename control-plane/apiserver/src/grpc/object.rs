@@ -1,0 +1,183 @@
+//! `ObjectService`: reads and writes of objects of any kind.
+
+use futures::stream::{self, BoxStream, StreamExt};
+use hawser_api::{
+    Error,
+    error::Reason,
+    grpc::{propagation_of, target_of},
+    patch::PatchType,
+    v1::{self, object_service_server::ObjectService},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Front, decode, object_of, options_of, reply_of, status_of, user_of};
+use crate::{
+    codec,
+    registry::{DeleteRequest, ListRequest, VersionMatch},
+};
+
+/// Bytes of objects in one message of a list: far below the bound of clients' messages.
+const PIECE: usize = 512 << 10;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(outcome: Result<T, Error>) -> Answer<T> {
+    outcome.map(Response::new).map_err(|error| status_of(&error))
+}
+
+impl Front {
+    async fn get_object(&self, request: Request<v1::GetRequest>) -> Result<v1::GetResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let encoding = message.encoding();
+        let call = self.server.enter(&user, "get", target_of(message.resource)?, "")?;
+        let reply = self.server.get(&call, &message.resource_version).await?;
+        Ok(v1::GetResponse { object: Some(reply_of(&call.resource, &reply, encoding)?) })
+    }
+
+    async fn list_objects(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<BoxStream<'static, Result<v1::ListResponse, Status>>, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let encoding = message.encoding();
+        let target = target_of(message.resource)?;
+        let namespace = target.namespace.clone().unwrap_or_default();
+        let call = self.server.enter(&user, "list", target, &message.field_selector)?;
+        let version_match = match message.resource_version_match.as_str() {
+            "" => VersionMatch::Unset,
+            "NotOlderThan" => VersionMatch::NotOlderThan,
+            "Exact" => VersionMatch::Exact,
+            other => return Err(Error::bad_request(format!("resource_version_match: unknown value {other:?}"))),
+        };
+        let list = ListRequest {
+            namespace,
+            label_selector: message.label_selector,
+            field_selector: message.field_selector,
+            resource_version: message.resource_version,
+            version_match,
+            limit: usize::try_from(message.limit).unwrap_or(0),
+            continue_token: message.r#continue,
+        };
+        let listed = self.server.list(&call, &list).await?;
+        let end = v1::ListResponse {
+            items: Vec::new(),
+            resource_version: listed.revision.to_string(),
+            r#continue: listed.continue_token.clone(),
+            remaining_item_count: listed.remaining.and_then(|remaining| i64::try_from(remaining).ok()),
+        };
+        let mut objects = listed.objects();
+        // Messages are made as the client takes them; the pass, and with it the place in flow control, lives as long.
+        let pieces = std::iter::from_fn(move || {
+            let (mut items, mut bytes) = (Vec::new(), 0);
+            while bytes < PIECE {
+                let Some(object) = objects.next() else { break };
+                match object_of(&call.resource, &object, encoding) {
+                    Ok(item) => {
+                        bytes += item.body.len();
+                        items.push(item);
+                    }
+                    Err(error) => return Some(Err(status_of(&error))),
+                }
+            }
+            (!items.is_empty()).then(|| Ok(v1::ListResponse { items, ..v1::ListResponse::default() }))
+        });
+        Ok(stream::iter(pieces.chain([Ok(end)])).boxed())
+    }
+
+    async fn create_object(&self, request: Request<v1::CreateRequest>) -> Result<v1::CreateResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let call = self.server.enter(&user, "create", target_of(message.resource)?, "")?;
+        let (options, validation) = options_of(message.options)?;
+        let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
+        let written = self.server.create(&call, object, &options).await?;
+        Ok(v1::CreateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+    }
+
+    async fn update_object(&self, request: Request<v1::UpdateRequest>) -> Result<v1::UpdateResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let call = self.server.enter(&user, "update", target_of(message.resource)?, "")?;
+        let (options, validation) = options_of(message.options)?;
+        let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
+        let written = self.server.update(&call, object, &options).await?;
+        Ok(v1::UpdateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+    }
+
+    async fn patch_object(&self, request: Request<v1::PatchRequest>) -> Result<v1::PatchResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let (kind, encoding) = (message.r#type(), message.encoding());
+        let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
+        let (options, validation) = options_of(message.options)?;
+        let kind = match kind {
+            v1::PatchType::Json => PatchType::Json,
+            v1::PatchType::Merge => PatchType::Merge,
+            v1::PatchType::StrategicMerge => PatchType::StrategicMerge,
+            v1::PatchType::Unspecified => return Err(Error::bad_request("type: required")),
+        };
+        let patch = codec::Patch { kind, body: message.patch, validation };
+        let written = self.server.patch(&call, patch, &options).await?;
+        Ok(v1::PatchResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+    }
+
+    async fn delete_object(&self, request: Request<v1::DeleteRequest>) -> Result<v1::DeleteResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        let delete = DeleteRequest {
+            grace_period_seconds: message.grace_period_seconds,
+            propagation: propagation_of(&message.propagation_policy)?,
+            uid: some(message.uid),
+            resource_version: some(message.resource_version),
+            dry_run: message.dry_run,
+        };
+        let target = target_of(message.resource)?;
+        if target.name.is_none() {
+            let call = self.server.enter(&user, "deletecollection", target, "")?;
+            let namespace = call.target.namespace.clone().unwrap_or_default();
+            let list = ListRequest { namespace, ..ListRequest::default() };
+            self.server.delete_collection(&call, &list, &delete).await?;
+            return Ok(v1::DeleteResponse { object: None });
+        }
+        let call = self.server.enter(&user, "delete", target, "")?;
+        let reply = self.server.delete(&call, &delete).await?;
+        Ok(v1::DeleteResponse { object: Some(reply_of(&call.resource, &reply, v1::Encoding::Json)?) })
+    }
+}
+
+#[tonic::async_trait]
+impl ObjectService for Front {
+    type ListStream = BoxStream<'static, Result<v1::ListResponse, Status>>;
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
+        answer(self.get_object(request).await)
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
+        answer(self.list_objects(request).await)
+    }
+
+    async fn create(&self, request: Request<v1::CreateRequest>) -> Answer<v1::CreateResponse> {
+        answer(self.create_object(request).await)
+    }
+
+    async fn update(&self, request: Request<v1::UpdateRequest>) -> Answer<v1::UpdateResponse> {
+        answer(self.update_object(request).await)
+    }
+
+    async fn patch(&self, request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {
+        answer(self.patch_object(request).await)
+    }
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
+        user_of(&request)?;
+        answer(Err(Error::new(Reason::MethodNotAllowed, "server-side apply is not served yet")))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
+        answer(self.delete_object(request).await)
+    }
+}

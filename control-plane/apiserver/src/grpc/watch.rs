@@ -1,0 +1,138 @@
+//! `WatchService`: one stream a watch.
+
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use hawser_api::{
+    Error,
+    grpc::target_of,
+    v1::{self, EventType, watch_service_server::WatchService},
+};
+use tokio::time::{Instant, sleep_until};
+use tonic::{Request, Response, Status};
+
+use super::{Front, object_of, status_of, user_of};
+use crate::{
+    cache::{Change, ChangeKind, Watcher},
+    ops::{Call, WatchRequest},
+    registry::VersionMatch,
+    resources::Resource,
+};
+
+/// An idle stream says this often how far it has come.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(10);
+
+type Stream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
+
+pub(super) fn event_type(kind: ChangeKind) -> EventType {
+    match kind {
+        ChangeKind::Added => EventType::Added,
+        ChangeKind::Modified => EventType::Modified,
+        ChangeKind::Deleted => EventType::Deleted,
+    }
+}
+
+fn response(resource: &Resource, change: &Change, encoding: v1::Encoding) -> Result<v1::WatchResponse, Status> {
+    let object = object_of(resource, &change.object, encoding).map_err(|error| status_of(&error))?;
+    Ok(v1::WatchResponse {
+        r#type: event_type(change.kind).into(),
+        object: Some(object),
+        resource_version: change.object.revision().to_string(),
+        initial_events_end: false,
+    })
+}
+
+fn bookmark(revision: u64, initial_events_end: bool) -> v1::WatchResponse {
+    v1::WatchResponse {
+        r#type: EventType::Bookmark.into(),
+        object: None,
+        resource_version: revision.to_string(),
+        initial_events_end,
+    }
+}
+
+/// What goes on after the objects that exist.
+struct Following {
+    call: Call,
+    watcher: Watcher,
+    encoding: v1::Encoding,
+    bookmarks: bool,
+    next_bookmark: Instant,
+}
+
+impl Following {
+    async fn next(&mut self) -> Result<Vec<Result<v1::WatchResponse, Status>>, Error> {
+        let changes = tokio::select! {
+            changes = self.watcher.next() => changes?,
+            () = sleep_until(self.next_bookmark), if self.bookmarks => {
+                self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                let changes = self.watcher.poll()?;
+                if changes.is_empty() {
+                    return Ok(vec![Ok(bookmark(self.watcher.revision(), false))]);
+                }
+                changes
+            }
+        };
+        Ok(changes.iter().map(|change| response(&self.call.resource, change, self.encoding)).collect())
+    }
+}
+
+impl Front {
+    async fn open(&self, request: Request<v1::WatchRequest>) -> Result<Stream, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let message = request.into_inner();
+        let encoding = message.encoding();
+        let call = self.server.enter(&user, "watch", target_of(message.resource)?, &message.field_selector)?;
+        let (send, version_match) = if message.send_initial_events {
+            (Some(true), VersionMatch::NotOlderThan)
+        } else {
+            (None, VersionMatch::Unset)
+        };
+        let request = WatchRequest {
+            label_selector: message.label_selector,
+            field_selector: message.field_selector,
+            resource_version: message.resource_version,
+            send_initial_events: send,
+            version_match,
+        };
+        let watched = self.server.watch(&call, &request).await?;
+        let end = watched.mark_initial_end.then(|| watched.existing.as_ref().map(|(_, revision)| *revision)).flatten();
+        let shown = call.resource.clone();
+        let existing = watched.existing.into_iter().flat_map(|(objects, _)| objects).map(move |object| {
+            response(&shown, &Change { kind: ChangeKind::Added, object }, encoding)
+        });
+        let existing = existing.chain(end.map(|revision| Ok(bookmark(revision, true))));
+        let following = Following {
+            call,
+            watcher: watched.watcher,
+            encoding,
+            bookmarks: message.allow_bookmarks,
+            next_bookmark: Instant::now() + BOOKMARK_EVERY,
+        };
+        let shutdown = self.server.shutdown().clone();
+        let changes = stream::unfold(Some(following), move |following| {
+            let shutdown = shutdown.clone();
+            async move {
+                let mut following = following?;
+                let events = tokio::select! {
+                    () = shutdown.cancelled() => return None,
+                    events = following.next() => events,
+                };
+                match events {
+                    Ok(events) => Some((events, Some(following))),
+                    Err(error) => Some((vec![Err(status_of(&error))], None)),
+                }
+            }
+        });
+        Ok(stream::iter(existing).chain(changes.map(stream::iter).flatten()).boxed())
+    }
+}
+
+#[tonic::async_trait]
+impl WatchService for Front {
+    type WatchStream = Stream;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Stream>, Status> {
+        self.open(request).await.map(Response::new).map_err(|error| status_of(&error))
+    }
+}

@@ -1,0 +1,115 @@
+//! Addresses and ports of services: nobody shares them, and nothing leaks.
+
+mod common;
+
+use std::collections::HashSet;
+
+use common::*;
+use serde_json::{Value, json};
+
+fn service(name: &str, spec: Value) -> Value {
+    let mut service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }], "selector": { "a": "b" } } });
+    for (field, value) in spec.as_object().expect("fields") {
+        service["spec"][field] = value.clone();
+    }
+    service
+}
+
+#[tokio::test]
+async fn services_made_at_once_share_no_address_and_no_port() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let mut makers = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        let admin = running.admin();
+        makers.spawn(async move {
+            let wanted = service(&format!("s{number}"), json!({ "type": "NodePort" }));
+            admin.create(&SERVICES, Some("default"), wanted).await.expect("a service")
+        });
+    }
+    let (mut addresses, mut ports) = (HashSet::new(), HashSet::new());
+    while let Some(made) = makers.join_next().await {
+        let made = made.expect("a maker");
+        assert!(addresses.insert(made["spec"]["clusterIP"].as_str().expect("an address").to_owned()));
+        assert!(ports.insert(made["spec"]["ports"][0]["nodePort"].as_u64().expect("a port")));
+    }
+    assert!(ports.iter().all(|port| (30_000..=32_767).contains(port)));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_client_chooses_is_refused_when_taken_and_free_after_deletion() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let admin = running.admin();
+    let wanted = |name: &str| service(name, json!({ "clusterIP": "10.96.0.77" }));
+    admin.create(&SERVICES, Some("default"), wanted("one")).await.expect("free");
+    let error = admin.create(&SERVICES, Some("default"), wanted("two")).await.expect_err("taken");
+    assert_eq!(
+        error.message(),
+        "Service \"two\" is invalid: spec.clusterIPs: Invalid value: [\"10.96.0.77\"]: failed to allocate IP \
+         10.96.0.77: provided IP is already allocated"
+    );
+    let outside = service("three", json!({ "clusterIP": "10.200.0.1" }));
+    let error = admin.create(&SERVICES, Some("default"), outside).await.expect_err("outside");
+    assert!(error.message().contains("not in the valid range"), "{error}");
+    let port = |name: &str| {
+        let mut service = service(name, json!({ "type": "NodePort" }));
+        service["spec"]["ports"][0]["nodePort"] = json!(30_077);
+        service
+    };
+    admin.create(&SERVICES, Some("default"), port("four")).await.expect("free");
+    let error = admin.create(&SERVICES, Some("default"), port("five")).await.expect_err("taken");
+    assert_eq!(
+        error.message(),
+        "Service \"five\" is invalid: spec.ports[0].nodePort: Invalid value: 30077: provided port is already allocated"
+    );
+    for name in ["one", "four"] {
+        admin.delete(&SERVICES, Some("default"), name, None).await.expect("deleted");
+    }
+    admin.create(&SERVICES, Some("default"), wanted("two")).await.expect("free again");
+    admin.create(&SERVICES, Some("default"), port("five")).await.expect("free again");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_of_type_takes_and_gives_back_ports() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let admin = running.admin();
+    let made = admin.create(&SERVICES, Some("default"), service("web", json!({}))).await.expect("made");
+    let address = made["spec"]["clusterIP"].clone();
+    let node_port = admin
+        .merge(&SERVICES, Some("default"), "web", json!({ "spec": { "type": "NodePort" } }))
+        .await
+        .expect("a node port");
+    let port = node_port["spec"]["ports"][0]["nodePort"].as_u64().expect("a port");
+    assert_eq!(node_port["spec"]["clusterIP"], address, "the address stays");
+    // A client that replaces the service without naming what it was given keeps it.
+    let replaced = service("web", json!({ "type": "NodePort" }));
+    let mut replaced_meta = replaced.clone();
+    replaced_meta["metadata"]["namespace"] = json!("default");
+    let kept = admin.update(&SERVICES, &replaced_meta, "").await.expect("replaced");
+    assert_eq!(kept["spec"]["clusterIP"], address);
+    assert_eq!(kept["spec"]["ports"][0]["nodePort"], port);
+    let back = json!({ "spec": { "type": "ClusterIP", "ports": [{ "port": 80, "nodePort": null }] } });
+    admin.merge(&SERVICES, Some("default"), "web", back).await.expect("a cluster address only");
+    let mut other = service("other", json!({ "type": "NodePort" }));
+    other["spec"]["ports"][0]["nodePort"] = json!(port);
+    admin.create(&SERVICES, Some("default"), other).await.expect("the port is free again");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn allocations_survive_a_restart() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let wanted = service("one", json!({ "clusterIP": "10.96.0.77" }));
+    running.admin().create(&SERVICES, Some("default"), wanted).await.expect("free");
+    running.stop().await;
+    let running = start(&directory).await;
+    let wanted = service("two", json!({ "clusterIP": "10.96.0.77" }));
+    let error = running.admin().create(&SERVICES, Some("default"), wanted).await.expect_err("taken");
+    assert!(error.message().contains("provided IP is already allocated"), "{error}");
+    running.stop().await;
+}
