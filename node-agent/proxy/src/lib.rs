@@ -24,5 +24,5 @@ mod tests;
 pub use desired::{HostPort, Kind, ServicePortName, Skipped};
 pub use error::Error;
 pub use kernel::sys::TestRun;
-pub use proxy::{Config, Proxy, SyncReport};
+pub use proxy::{Config, PacketAttachment, Proxy, SyncReport};
 pub use view::{Counter, FrontendView, dump_services};

@@ -17,6 +17,7 @@ use crate::{
     desired::{HostPort, Node, Skipped, addr},
     error::Error,
     kernel::{
+        classic::{self, Filter},
         link,
         loader::{self, Loaded, Maps, Programs, Sizes},
         mount, sys,
@@ -40,6 +41,8 @@ pub struct Config {
     /// packets that the node sends on to backends of other nodes.
     pub node_addresses: Vec<IpAddr>,
     pub node_name: String,
+    /// How packet programs are attached.
+    pub packet_attachment: PacketAttachment,
     /// Bound of the table of frontends: an address, port and protocol each.
     pub max_frontends: u32,
     /// Bound of backend slots, over all service ports. Half of it should stay free for updates.
@@ -57,11 +60,22 @@ impl Config {
             uplinks: Vec::new(),
             node_addresses: Vec::new(),
             node_name,
+            packet_attachment: PacketAttachment::default(),
             max_frontends: 131_072,
             max_backends: 524_288,
             max_udp_backends: 262_144,
         }
     }
+}
+
+/// How packet programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PacketAttachment {
+    /// tcx where the kernel has it (6.6), else `clsact`.
+    #[default]
+    Probe,
+    /// `clsact`, which every kernel has.
+    Classic,
 }
 
 /// What a sync did.
@@ -179,8 +193,11 @@ impl Proxy {
 
     /// Detaches the packet path from a pod's interface. One that is not attached, or gone, is no error.
     pub fn detach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
-        for (program, _) in POD_PROGRAMS {
-            remove_pin(&self.link_pin(&format!("pod-{ifindex}-{program}")))?;
+        let role = format!("pod-{ifindex}");
+        let dir = links_dir(&self.config.bpffs_dir);
+        for (program, attach_type) in POD_PROGRAMS {
+            remove_pin(&self.link_pin(&format!("{role}-{program}")))?;
+            detach_classic(&Filter::new(ifindex, attach_type, &role), &dir)?;
         }
         Ok(())
     }
@@ -212,7 +229,11 @@ impl Proxy {
                 other => other.map_err(failed)?,
             };
             for entry in entries {
-                remove_pin(&entry.map_err(failed)?.path())?;
+                let path = entry.map_err(failed)?.path();
+                match Filter::parse(&file_name(&path)) {
+                    Some(filter) => detach_classic(&filter, &dir)?,
+                    None => remove_pin(&path)?,
+                }
             }
             fs::remove_dir(&dir).map_err(failed)?;
         }
@@ -307,7 +328,19 @@ impl Proxy {
         let mut interfaces = HashSet::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = file_name(&path);
+            if let Some(filter) = Filter::parse(&name) {
+                let is_pod = filter.role == format!("pod-{}", filter.ifindex);
+                let is_uplink =
+                    self.config.uplinks.iter().any(|uplink| filter.role == format!("uplink-{uplink}"));
+                let exists = sys::interface_name(filter.ifindex).is_ok();
+                if is_pod && exists {
+                    interfaces.insert(filter.ifindex);
+                } else if !is_uplink || !exists {
+                    detach_classic(&filter, &dir)?;
+                }
+                continue;
+            }
             if name.starts_with("uplink-")
                 && !self.config.uplinks.iter().any(|uplink| is_uplink_pin(&name, uplink))
             {
@@ -335,13 +368,28 @@ impl Proxy {
     fn attach_interface(
         &self,
         ifindex: u32,
-        prefix: &str,
+        role: &str,
         programs: &[(&'static str, u32)],
     ) -> Result<(), Error> {
         for (program, attach_type) in programs.iter().copied() {
             let fd = self.programs.get(program)?;
-            let pin = self.link_pin(&format!("{prefix}-{program}"));
-            link::attach_interface(fd, ifindex, attach_type, &pin).map_err(|source| Error::Attach {
+            let attached = match self.config.packet_attachment {
+                PacketAttachment::Probe => link::attach_interface(
+                    fd,
+                    ifindex,
+                    attach_type,
+                    &self.link_pin(&format!("{role}-{program}")),
+                ),
+                PacketAttachment::Classic => Err(io::ErrorKind::Unsupported.into()),
+            };
+            let attached = match attached {
+                Err(error) if lacks_tcx(&error) => {
+                    let filter = Filter::new(ifindex, attach_type, role);
+                    classic::attach(fd, &filter, &links_dir(&self.config.bpffs_dir))
+                }
+                other => other,
+            };
+            attached.map_err(|source| Error::Attach {
                 program,
                 target: format!("interface {ifindex}"),
                 source,
@@ -361,6 +409,19 @@ pub(crate) fn maps_dir(bpffs_dir: &Path) -> PathBuf {
 
 fn links_dir(bpffs_dir: &Path) -> PathBuf {
     bpffs_dir.join("links")
+}
+
+/// What the kernel says to an attach type that it does not know.
+fn lacks_tcx(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(libc::EINVAL)
+}
+
+fn detach_classic(filter: &Filter, links_dir: &Path) -> Result<(), Error> {
+    classic::detach(filter, links_dir).map_err(|source| Error::Prepare { path: links_dir.to_owned(), source })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn is_uplink_pin(pin: &str, uplink: &str) -> bool {

@@ -4,7 +4,7 @@ mod support;
 
 use std::{io::ErrorKind, net::UdpSocket};
 
-use hawser_proxy::HostPort;
+use hawser_proxy::{HostPort, PacketAttachment, Proxy};
 use support::{
     CLIENT, Lab, NODE, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice,
 };
@@ -87,6 +87,37 @@ fn node_port_reaches_a_backend_behind_a_tunnel() {
         proxy.sync(&services, &[slice("web", "TCP", 8080, &[("10.94.0.2", "node-b", true)])], &[]).unwrap();
         assert_eq!(ask_tcp(lab, CLIENT, "10.90.0.1:30080"), "10.94.0.2:8080 sees 10.90.0.1");
         lab.inside(CLIENT, || stream_through("10.90.0.1:30080", 1 << 20));
+    });
+}
+
+#[test]
+fn kernel_without_tcx_is_served_through_clsact() {
+    run("kernel_without_tcx_is_served_through_clsact", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        lab.tcp_server(OTHER, "10.93.0.2:8080");
+        let mut config = lab.config();
+        config.packet_attachment = PacketAttachment::Classic;
+        let services = [service(&Spec { node_port: Some(30080), ..Spec::default() })];
+        let slices =
+            [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.93.0.2", "node-b", true)])];
+        // Twice: the second agent replaces the filters of the first.
+        for _ in 0..2 {
+            let mut proxy = Proxy::start(config.clone()).unwrap();
+            proxy.sync(&services, &slices, &[]).unwrap();
+            proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+            drop(proxy);
+            for _ in 0..10 {
+                ask_tcp(lab, CLIENT, "10.90.0.1:30080");
+            }
+            lab.inside_unserved(POD, || {
+                eventually("the pod reaches the other node's backend", || {
+                    connect("10.96.0.10:80").is_ok_and(|(_, line)| line.starts_with("10.93.0.2"))
+                });
+            });
+            assert_eq!(lab.filters(), ["up0", "up0", "up1", "up1", "pod0", "pod0"]);
+        }
+        Proxy::remove_all(&lab.bpffs()).unwrap();
+        assert!(lab.filters().is_empty());
     });
 }
 

@@ -364,3 +364,15 @@ pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
         index => Ok(index),
     }
 }
+
+/// Returns the name of an interface of this thread's network namespace.
+pub(crate) fn interface_name(index: u32) -> io::Result<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call asks for.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8(name[..len].to_vec()).map_err(io::Error::other)
+}

@@ -177,6 +177,22 @@ impl Lab {
         ip(&all);
     }
 
+    /// Returns the interfaces of the node that have filters, once for each.
+    pub(crate) fn filters(&self) -> Vec<&'static str> {
+        let mut found = Vec::new();
+        for device in ["up0", "up1", "pod0"] {
+            for direction in ["ingress", "egress"] {
+                let output = Command::new("tc")
+                    .args(["-n", &self.ns(NODE), "filter", "show", "dev", device, direction])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8(output.stdout).unwrap();
+                found.extend(text.lines().filter(|line| line.contains("handle")).map(|_| device));
+            }
+        }
+        found
+    }
+
     /// Runs `bridge` with a namespace.
     pub(crate) fn bridge(&self, ns: &str, args: &[&str]) {
         let status = Command::new("bridge").args(["-n", &self.ns(ns)]).args(args).status().unwrap();
