@@ -304,7 +304,8 @@ fn start_components(
         spawn("controllers", Box::pin(hawser_controllers::run(client(CONTROLLER_MANAGER), config, shutdown.clone())));
     }
     if roles.contains(&Role::Scheduler) {
-        let _ = SCHEDULER;
+        let config = hawser_scheduler::Config::default();
+        spawn("scheduler", Box::pin(hawser_scheduler::run(client(SCHEDULER), config, shutdown.clone())));
     }
     if running.is_empty() {
         // Something to wait for, so that an API server alone goes on until it is told to stop.
