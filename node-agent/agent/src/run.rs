@@ -32,6 +32,8 @@ use crate::{
 const TUNNEL: Mode = Mode::Vxlan { vni: 1, port: 8472 };
 /// How often the node's usage goes up the stream.
 const USAGE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long containerd may take to come up before the agent gives up, and whoever supervises it sees that.
+const CONTAINERD_WAIT: Duration = Duration::from_secs(60);
 /// A container's log is rotated at this size, and this many files are kept (the kubelet's defaults).
 const LOG_SIZE_BYTES: u64 = 10 << 20;
 const LOG_FILES: u32 = 5;
@@ -57,9 +59,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     }
     let remote = connect(&options)?;
     let (session, events) = remote.node_session(&options.node_name);
-    let containerd = Containerd::connect(containerd_config(&options)?)
-        .await
-        .with_context(|| format!("containerd at {}", options.container_runtime_endpoint.display()))?;
+    let containerd = connect_containerd(containerd_config(&options)?).await?;
 
     let caches = Caches::default();
     let service_path = ServicePath::default();
@@ -110,6 +110,23 @@ fn connect(options: &Options) -> anyhow::Result<Remote> {
         identity: Some((read(&options.client_cert_file)?, read(&options.client_key_file)?)),
     };
     Ok(Remote::new(&options)?)
+}
+
+/// Waits for containerd: at boot it may come up after the agent, and it may be down for a moment.
+async fn connect_containerd(config: hawser_runtime::Config) -> anyhow::Result<Containerd> {
+    let deadline = tokio::time::Instant::now() + CONTAINERD_WAIT;
+    loop {
+        match Containerd::connect(config.clone()).await {
+            Ok(containerd) => return Ok(containerd),
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("containerd at {}", config.socket.display()));
+            }
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "waiting for containerd");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
 }
 
 fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config> {
