@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     filters::{self, fits},
-    pod::Shape,
+    pod::{Shape, SpreadKey},
     scores::{Own, SpreadWeights, Weights, own},
     snapshot::{Slot, Snapshot, Zone},
 };
@@ -24,7 +24,7 @@ pub(crate) struct Evaluations {
     by_shape: HashMap<Arc<Shape>, Evaluation>,
     /// Counts uses, to find the least recent.
     uses: u64,
-    scratch: Vec<i64>,
+    scratch: Scratch,
 }
 
 struct Evaluation {
@@ -119,15 +119,18 @@ fn best(
     shape: &Shape,
     snapshot: &Snapshot,
     nodes: &[Option<Own>],
-    scratch: &mut Vec<i64>,
+    scratch: &mut Scratch,
     tie: &mut Tie,
 ) -> Option<Slot> {
-    let crowding = Crowding::new(shape, snapshot, nodes, scratch);
-    let candidates = || nodes.iter().enumerate().filter_map(|(slot, own)| Some((slot, (*own)?)));
-    let weights = Weights::over(candidates().map(|(slot, own)| (own, crowding.of(slot))));
+    let spread = shape.spread.as_ref();
+    if let Some(key) = spread {
+        scratch.fill(key, snapshot, nodes);
+    }
+    let crowding = |slot: Slot| spread.map(|_| scratch.crowding[slot]);
+    let weights = Weights::over(candidates(nodes).map(|(slot, own)| (own, crowding(slot))));
     let (mut best, mut most, mut equals) = (None, i64::MIN, 0);
-    for (slot, own) in candidates() {
-        let total = weights.total(own, crowding.of(slot));
+    for (slot, own) in candidates(nodes) {
+        let total = weights.total(own, crowding(slot));
         if total > most {
             (best, most, equals) = (Some(slot), total, 1);
         } else if total == most {
@@ -137,66 +140,58 @@ fn best(
             }
         }
     }
-    crowding.clear();
     best
 }
 
-/// How crowded each node is with pods of the same workload.
-enum Crowding<'a> {
-    Unspread,
-    Spread {
-        snapshot: &'a Snapshot,
-        weights: SpreadWeights,
-        /// Pods of the workload by slot; zero everywhere else, and again when this is cleared.
-        on_host: &'a mut Vec<i64>,
-        touched: Vec<Slot>,
-        in_zone: HashMap<Zone, i64>,
-    },
+fn candidates(nodes: &[Option<Own>]) -> impl Iterator<Item = (Slot, Own)> {
+    nodes.iter().enumerate().filter_map(|(slot, own)| Some((slot, (*own)?)))
 }
 
-impl<'a> Crowding<'a> {
-    fn new(shape: &Shape, snapshot: &'a Snapshot, nodes: &[Option<Own>], scratch: &'a mut Vec<i64>) -> Self {
-        let Some(key) = &shape.spread else {
-            return Self::Unspread;
-        };
-        scratch.resize(scratch.len().max(snapshot.nodes.len()), 0);
-        let mut touched = Vec::new();
-        let mut in_zone = HashMap::new();
-        if let Some(counts) = snapshot.spread_counts(key) {
-            for (slot, count) in &counts.by_slot {
-                scratch[*slot] = *count;
-                touched.push(*slot);
-            }
-            in_zone.clone_from(&counts.by_zone);
-        }
-        let (mut hosts, mut zones) = (0, HashSet::new());
-        for (slot, _) in nodes.iter().enumerate().filter(|(_, own)| own.is_some()) {
+/// Room that every choice uses again.
+#[derive(Default)]
+struct Scratch {
+    /// How crowded each candidate is with pods of the same workload; of other nodes it says nothing.
+    crowding: Vec<i64>,
+    /// By zone: whether a candidate is there, and how crowded a host without pods of the workload is.
+    zones: Vec<(bool, i64)>,
+}
+
+impl Scratch {
+    /// Works out the crowding of all candidates: by zone first, then for the hosts that have pods of the workload.
+    fn fill(&mut self, key: &SpreadKey, snapshot: &Snapshot, nodes: &[Option<Own>]) {
+        self.zones.clear();
+        self.zones.resize(snapshot.zone_count() + 1, (false, 0));
+        let mut hosts = 0;
+        for (slot, _) in candidates(nodes) {
             hosts += 1;
-            let zone = snapshot.nodes[slot].zone;
-            if zone != 0 {
-                zones.insert(zone);
+            self.zones[snapshot.places[slot].zone].0 = true;
+        }
+        // Zone 0 is none.
+        let zones = self.zones[1..].iter().filter(|(present, _)| *present).count();
+        let weights = SpreadWeights::new(hosts, zones);
+        let counts = snapshot.spread_counts(key);
+        let in_zone = |zone: Zone| {
+            let count = || counts.and_then(|counts| counts.by_zone.get(&zone)).copied().unwrap_or_default();
+            (zone != 0).then(count)
+        };
+        for (zone, (present, empty_host)) in self.zones.iter_mut().enumerate() {
+            if *present {
+                *empty_host = weights.crowding(Some(0), in_zone(zone));
             }
         }
-        let weights = SpreadWeights::new(hosts, zones.len());
-        Self::Spread { snapshot, weights, on_host: scratch, touched, in_zone }
-    }
-
-    fn of(&self, slot: Slot) -> Option<i64> {
-        match self {
-            Self::Unspread => None,
-            Self::Spread { snapshot, weights, on_host, in_zone, .. } => {
-                let node = &snapshot.nodes[slot];
-                let host = node.has_hostname.then(|| on_host[slot]);
-                let zone = (node.zone != 0).then(|| in_zone.get(&node.zone).copied().unwrap_or_default());
-                Some(weights.crowding(host, zone))
-            }
+        self.crowding.resize(self.crowding.len().max(nodes.len()), 0);
+        for (slot, _) in candidates(nodes) {
+            let place = snapshot.places[slot];
+            self.crowding[slot] = if place.has_hostname {
+                self.zones[place.zone].1
+            } else {
+                weights.crowding(None, in_zone(place.zone))
+            };
         }
-    }
-
-    fn clear(self) {
-        if let Self::Spread { on_host, touched, .. } = self {
-            for slot in touched {
-                on_host[slot] = 0;
+        for (slot, count) in counts.iter().flat_map(|counts| &counts.by_slot) {
+            let place = snapshot.places[*slot];
+            if place.has_hostname && nodes[*slot].is_some() {
+                self.crowding[*slot] = weights.crowding(Some(*count), in_zone(place.zone));
             }
         }
     }

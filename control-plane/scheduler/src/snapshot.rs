@@ -21,7 +21,7 @@ use crate::{
 pub(crate) type Slot = usize;
 
 /// A zone as a small number; 0 is none.
-pub(crate) type Zone = u32;
+pub(crate) type Zone = usize;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -47,6 +47,7 @@ pub(crate) struct Snapshot {
     pub(crate) requested: Vec<Numbers>,
     /// Requested cpu and memory with upstream's small amounts for what was not asked for.
     pub(crate) scored: Vec<(i64, i64)>,
+    pub(crate) places: Vec<Place>,
     zones: HashMap<String, Zone>,
     pods: HashMap<Arc<str>, Placed>,
     spread: HashMap<SpreadKey, SpreadCounts>,
@@ -54,6 +55,14 @@ pub(crate) struct Snapshot {
     /// The number of changes ever made; the log holds the last of them.
     changed: u64,
     known: usize,
+}
+
+/// The topology domains of one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) zone: Zone,
+    /// A node without the label is no host to spread over.
+    pub(crate) has_hostname: bool,
 }
 
 /// What of a node is not a number.
@@ -65,8 +74,6 @@ pub(crate) struct NodeEntry {
     pub(crate) unschedulable: bool,
     pub(crate) taints: Vec<Taint>,
     pub(crate) labels: Labels,
-    pub(crate) has_hostname: bool,
-    pub(crate) zone: Zone,
     /// Resources beside the four in [`Numbers`].
     pub(crate) extended: Amounts,
     pub(crate) extended_requested: Amounts,
@@ -107,6 +114,11 @@ impl Snapshot {
         self.spread.get(key)
     }
 
+    /// Zones ever seen; they are numbered from 1.
+    pub(crate) fn zone_count(&self) -> usize {
+        self.zones.len()
+    }
+
     /// How many changes were made so far.
     pub(crate) fn version(&self) -> u64 {
         self.changed
@@ -134,16 +146,16 @@ impl Snapshot {
             ephemeral_bytes: take(EPHEMERAL_STORAGE),
             pods: take(PODS),
         };
+        let place = Place { zone, has_hostname: labels.contains_key(HOSTNAME) };
+        let before = std::mem::replace(&mut self.places[slot], place);
         let entry = &mut self.nodes[slot];
-        let old_zone = std::mem::replace(&mut entry.zone, zone);
         self.known += usize::from(!entry.exists);
         entry.exists = true;
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
         entry.taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
-        entry.has_hostname = labels.contains_key(HOSTNAME);
         entry.labels = labels;
         entry.extended = amounts;
-        self.move_zone(slot, old_zone, zone);
+        self.move_zone(slot, before.zone, zone);
         self.log(slot);
         slot
     }
@@ -156,8 +168,8 @@ impl Snapshot {
         let entry = &mut self.nodes[slot];
         self.known -= usize::from(entry.exists);
         entry.exists = false;
-        let zone = std::mem::take(&mut entry.zone);
-        self.move_zone(slot, zone, 0);
+        let place = std::mem::take(&mut self.places[slot]);
+        self.move_zone(slot, place.zone, 0);
         self.log(slot);
         self.release(slot);
     }
@@ -216,7 +228,7 @@ impl Snapshot {
         if let Some(key) = &shape.spread {
             let counts = self.spread.entry(key.clone()).or_default();
             bump(&mut counts.by_slot, slot, sign);
-            bump(&mut counts.by_zone, self.nodes[slot].zone, sign);
+            bump(&mut counts.by_zone, self.places[slot].zone, sign);
             if counts.by_slot.is_empty() {
                 self.spread.remove(key);
             }
@@ -232,6 +244,7 @@ impl Snapshot {
             self.allocatable.push(Numbers::default());
             self.requested.push(Numbers::default());
             self.scored.push((0, 0));
+            self.places.push(Place::default());
             self.nodes.len() - 1
         });
         self.nodes[slot].name = name.to_owned();
@@ -254,7 +267,7 @@ impl Snapshot {
         let Some(name) = name else {
             return 0;
         };
-        let next = Zone::try_from(self.zones.len() + 1).expect("zones are fewer than nodes");
+        let next = self.zones.len() + 1;
         *self.zones.entry(name.clone()).or_insert(next)
     }
 
