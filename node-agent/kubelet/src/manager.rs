@@ -15,7 +15,7 @@ use hawser_runtime::{ContainerState, ContainerStatus, RuntimeEvent};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -85,7 +85,9 @@ pub struct Manager {
     shared: Arc<Shared>,
     pods: Pods,
     changes: Arc<Changes>,
-    workers: JoinSet<String>,
+    workers: JoinSet<()>,
+    /// Whose worker a task is.
+    uids: HashMap<Id, String>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<()>,
 }
@@ -98,7 +100,7 @@ impl Manager {
         shared.objects.pods.on_change(move |change| heard.pod(change));
         watch_objects(&shared.objects.config_maps, "ConfigMap", &changes);
         watch_objects(&shared.objects.secrets, "Secret", &changes);
-        Self { shared, pods, changes, workers: JoinSet::new(), cleanup: JoinSet::new() }
+        Self { shared, pods, changes, workers: JoinSet::new(), uids: HashMap::new(), cleanup: JoinSet::new() }
     }
 
     /// Runs until the token is cancelled. Containers go on running then.
@@ -129,7 +131,7 @@ impl Manager {
                     Some(event) => self.route(event),
                     None => break,
                 },
-                Some(ended) = self.workers.join_next() => self.worker_ended(ended),
+                Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended, &shutdown),
                 Some(_) = self.cleanup.join_next() => {}
             }
         }
@@ -168,19 +170,25 @@ impl Manager {
         let (worker, handle) = Worker::new(self.shared.clone(), pod, found);
         self.pods.workers.write().insert(uid.clone(), handle);
         let shutdown = shutdown.child_token();
-        self.workers.spawn(async move {
-            worker.run(shutdown).await;
-            uid
-        });
+        let task = self.workers.spawn(worker.run(shutdown));
+        self.uids.insert(task.id(), uid);
     }
 
-    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        match ended {
-            Ok(uid) => {
-                self.pods.workers.write().remove(&uid);
+    fn worker_ended(&mut self, ended: Result<(Id, ()), JoinError>, shutdown: &CancellationToken) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                tracing::error!(%error, "a pod's worker panicked; another one takes over");
+                error.id()
             }
-            // Its pod is worked on again when the agent starts again; that must not stay unseen.
-            Err(error) => tracing::error!(%error, "a pod's worker panicked"),
+        };
+        let Some(uid) = self.uids.remove(&id) else { return };
+        self.pods.workers.write().remove(&uid);
+        let wanted = self.shared.objects.pods.all();
+        let wanted = wanted.into_iter().find(|pod| pod.metadata.uid.as_ref() == Some(&uid));
+        if let Some(pod) = wanted.filter(|_| !shutdown.is_cancelled()) {
+            self.start_worker(pod, Found::default(), shutdown);
+            self.pods.mail(&uid, |mail| mail.resync = true);
         }
     }
 

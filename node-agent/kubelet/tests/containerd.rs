@@ -158,7 +158,13 @@ impl Agent {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        bail!("{what}: not within {DEADLINE:?}; {:#?} {:#?}", self.status(), self.api.events())
+        let left: Vec<_> =
+            self.kubelet.pods.all().into_iter().map(|v| (v.pod.metadata.clone(), v.containers)).collect();
+        let containers = self.runtime.list_containers().await?;
+        let (status, events) = (self.status(), self.api.events());
+        bail!(
+            "{what}: not within {DEADLINE:?}; {status:#?} {events:#?} left: {left:#?} runtime: {containers:#?}"
+        )
     }
 
     async fn wait_status(&self, what: &str, holds: impl Fn(&PodStatus) -> bool) -> Result<PodStatus> {

@@ -219,7 +219,9 @@ fn shown_state(
             if let Some(failure) = failure {
                 return waiting_for_failure(container, failure, clock);
             }
-            match restart_back_off(track, clock).filter(|_| again) {
+            // While the next instance is being made, nothing backs off.
+            let waits = again && !state.busy.starting.contains(container.name());
+            match restart_back_off(track, clock).filter(|_| waits) {
                 Some((delay, _)) => crash_loop(pod, container, delay),
                 None => {
                     ContainerState { terminated: Some(terminated(instance)), ..ContainerState::default() }

@@ -201,7 +201,8 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
                 );
             }
             let is_end = kind == FailureKind::RunContainerError;
-            let status = status.or_else(|| is_end.then(|| never_made(pod, &request.container, request.attempt)));
+            let status =
+                status.or_else(|| is_end.then(|| never_made(pod, &request.container, request.attempt)));
             Outcome::StartFailed { container: name, failure: kind, message, status }
         }
     }

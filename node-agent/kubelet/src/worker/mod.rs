@@ -171,13 +171,16 @@ impl Worker {
             self.starts.values().for_each(CancellationToken::cancel);
             self.tell_terminating();
         }
-        for action in decision.actions {
-            debug!(pod = %self.pod.key(), ?action, "acting");
-            self.state.begin(&self.pod, &action, clock);
-            self.launch(action);
+        for action in &decision.actions {
+            self.state.begin(&self.pod, action, clock);
         }
         self.sync_probes();
+        // Before the actions: a deletion waits for what was reported until then.
         self.report();
+        for action in decision.actions {
+            debug!(pod = %self.pod.key(), ?action, "acting");
+            self.launch(action);
+        }
         self.refresh_volumes_when_due();
         let wake = decision.wake_at.map(|at| self.shared.clock.instant(at));
         [wake, self.refresh_at].into_iter().flatten().min()

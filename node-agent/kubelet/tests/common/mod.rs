@@ -173,27 +173,36 @@ impl Client for FakeApi {
         self.check_up()?;
         let Patch::Merge(patch) = patch else { return Err(Error::internal("only merge patches")) };
         let patch: Value = serde_json::from_slice(&patch).map_err(Error::internal)?;
-        let known = self.objects.lock().get(&place(target)).cloned();
         let name = target.name.as_deref().unwrap_or("");
-        let mut object = known.ok_or_else(|| Error::not_found(&target.resource, name))?;
+        // Held to the end: a write that comes after a deletion must not bring the object back.
+        let mut objects = self.objects.lock();
+        let object =
+            objects.get_mut(&place(target)).ok_or_else(|| Error::not_found(&target.resource, name))?;
         let uid = &patch["metadata"]["uid"];
         if !uid.is_null() && *uid != object["metadata"]["uid"] {
             return Err(Error::conflict(&target.resource, name, "the uid differs"));
         }
-        merge(&mut object, &patch);
-        Ok(self.store(target, object))
+        merge(object, &patch);
+        let mut version = self.version.lock();
+        *version += 1;
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        if target.resource.resource == "pods" {
+            self.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
+        }
+        Ok(object.to_string().into())
     }
 
     async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Bytes, Error> {
         self.check_up()?;
         let name = target.name.as_deref().unwrap_or("");
-        let known = self.objects.lock().get(&place(target)).cloned();
+        let mut objects = self.objects.lock();
+        let known = objects.get(&place(target)).cloned();
         let object = known.ok_or_else(|| Error::not_found(&target.resource, name))?;
         if options.uid.as_deref().is_some_and(|uid| object["metadata"]["uid"] != uid) {
             return Err(Error::conflict(&target.resource, name, "the uid differs"));
         }
         self.deletions.lock().push(name.to_owned());
-        self.objects.lock().remove(&place(target));
+        objects.remove(&place(target));
         self.pods.remove(&ObjectKey::new(target.namespace.clone().unwrap_or_default(), name));
         Ok(object.to_string().into())
     }
