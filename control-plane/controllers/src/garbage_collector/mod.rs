@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::{
     Context, Starts,
@@ -147,7 +147,7 @@ impl Collector {
         } else {
             Propagation::Background
         };
-        info!(resource = %object.resource, namespace = live.namespace, name = live.name, "deleting, its owners are gone");
+        debug!(resource = %object.resource, namespace = live.namespace, name = live.name, "deleting, its owners are gone");
         self.delete(object, &live, propagation).await
     }
 
