@@ -21,7 +21,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
     let (progress, mut reported) = tokio::sync::mpsc::channel(64);
     let pulled = runtime.pull_image(&image, &[], Some(progress)).await?;
     assert!(pulled.id.starts_with("sha256:"), "{pulled:?}");
-    assert_eq!(pulled.repo_tags, [image.clone()]);
+    assert_eq!(pulled.repo_tags, std::slice::from_ref(&image));
     assert!(pulled.repo_digests[0].starts_with(&format!("{}/busybox@sha256:", node.registry())));
     assert!(pulled.size_bytes > 100_000);
     assert!(reported.recv().await.is_some());
@@ -31,7 +31,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
     }
     // By digest, and once more when all is here.
     assert_eq!(runtime.pull_image(&pulled.repo_digests[0], &[], None).await?, pulled);
-    assert_eq!(runtime.list_images().await?, [pulled.clone()]);
+    assert_eq!(runtime.list_images().await?, std::slice::from_ref(&pulled));
     runtime.remove_image(&image).await?;
     assert_eq!(runtime.list_images().await?, []);
     assert_eq!(runtime.image_status(&pulled.id).await?, None);

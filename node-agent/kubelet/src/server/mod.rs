@@ -17,7 +17,6 @@ mod websocket;
 #[cfg(test)]
 mod tests;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -190,26 +189,23 @@ async fn accept(
     Ok((stream, permit))
 }
 
-fn serve_connection(
+async fn serve_connection(
     stream: TcpStream,
     tls: TlsAcceptor,
     backend: Arc<Backend>,
     tasks: TaskTracker,
-) -> impl Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>> + Send {
-    async move {
-        // Interactive streams are small writes.
-        let _ = stream.set_nodelay(true);
-        let stream = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await??;
-        let user = auth::user_of(stream.get_ref().1.peer_certificates());
-        let service = service_fn(move |request| {
-            routes::answer(Arc::clone(&backend), tasks.clone(), user.clone(), request)
-        });
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await?;
-        Ok(())
-    }
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // Interactive streams are small writes.
+    let _ = stream.set_nodelay(true);
+    let stream = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await??;
+    let user = auth::user_of(stream.get_ref().1.peer_certificates());
+    let service =
+        service_fn(move |request| routes::answer(Arc::clone(&backend), tasks.clone(), user.clone(), request));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await?;
+    Ok(())
 }

@@ -142,7 +142,7 @@ impl Inner {
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         if let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await {
             // An earlier call that was given up may have started it.
-            if !self.task(id).await?.is_some_and(|task| task_status(&task) == TaskStatus::Running) {
+            if self.task(id).await?.is_none_or(|task| task_status(&task) != TaskStatus::Running) {
                 self.records.forget(id)?;
                 return Err(start_error(id, "start", error));
             }

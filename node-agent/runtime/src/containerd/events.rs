@@ -87,7 +87,7 @@ async fn follow(inner: &Arc<Inner>, stream: &mut Streaming<Envelope>) -> Result<
                     None => return Ok(()),
                 }
             }
-            _ = relist.tick() => inner.relist().await?,
+            _ = relist.tick() => drop(inner.relist().await?),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! [`Inner::record_exit`], which tells only the first time. The task is deleted after its exit is on
 //! disk, never before: until then the shim remembers it for us.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use containerd_client::services::v1::DeleteTaskRequest;
@@ -19,15 +20,18 @@ use crate::{ContainerExit, Result, RuntimeEvent};
 const UNOBSERVED_EXIT_CODE: i32 = 137;
 
 impl Inner {
-    /// Lists everything, records the exits that no event told of, and clears away after them.
-    pub(super) async fn relist(self: &Arc<Self>) -> Result<()> {
+    /// Lists everything, records the exits that no event told of, and clears away after them. Returns the
+    /// ids of all containers.
+    pub(super) async fn relist(self: &Arc<Self>) -> Result<HashSet<String>> {
+        let mut ids = HashSet::new();
         for found in self.find_all().await? {
+            ids.insert(found.id.clone());
             self.settle(&found).await?;
             if found.task.as_ref().is_some_and(|task| task_status(task) == TaskStatus::Stopped) {
                 self.delete_task_later(found.id, found.stored);
             }
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// Not in the way of the next event: deleting a task takes tens of milliseconds. What goes wrong here
@@ -42,9 +46,9 @@ impl Inner {
     }
 
     /// Records of containers that are gone from containerd have no use.
-    pub(super) async fn forget_strangers(&self) -> Result<()> {
+    pub(super) fn forget_strangers(&self, known: &HashSet<String>) -> Result<()> {
         for id in self.records.ids() {
-            if self.container(&id).await?.is_none() {
+            if !known.contains(&id) {
                 self.records.forget(&id)?;
             }
         }

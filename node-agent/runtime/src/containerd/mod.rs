@@ -94,8 +94,8 @@ impl Containerd {
             rpc,
             config,
         });
-        inner.relist().await?;
-        inner.forget_strangers().await?;
+        let known = inner.relist().await?;
+        inner.forget_strangers(&known)?;
         let stop = CancellationToken::new();
         inner.background.spawn(events::run(Arc::clone(&inner), stop.clone()));
         Ok(Self { inner, stop })
