@@ -68,7 +68,8 @@ pub fn aggregated(root: Root, version: &str) -> Value {
         .iter()
         .filter(|group| group.name.is_empty() == (root == Root::Core))
         .map(|group| {
-            let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_version(group, version)).collect();
+            let versions: Vec<Value> =
+                group.versions.iter().map(|version| aggregated_version(group, version)).collect();
             // The core group has no name to give.
             let metadata = if group.name.is_empty() { json!({}) } else { json!({ "name": group.name }) };
             json!({ "metadata": metadata, "versions": versions })
@@ -190,7 +191,8 @@ mod tests {
     use super::*;
 
     fn upstream(file: &str) -> Option<Value> {
-        let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/kubernetes-v1.36/discovery");
+        let folder: PathBuf =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/kubernetes-v1.36/discovery");
         let Ok(bytes) = std::fs::read(folder.join(file)) else {
             println!("skipped: {} has no {file}", folder.display());
             return None;
@@ -226,7 +228,9 @@ mod tests {
         let Some(mut expected) = upstream("apis.json") else { return };
         let ours = group_list();
         keep(&mut expected, "/groups", "name", &ours);
-        for (own, theirs) in ours["groups"].as_array().unwrap().iter().zip(expected["groups"].as_array().unwrap()) {
+        for (own, theirs) in
+            ours["groups"].as_array().unwrap().iter().zip(expected["groups"].as_array().unwrap())
+        {
             assert_eq!(own["name"], theirs["name"], "order");
             if own["versions"] == theirs["versions"] {
                 assert_eq!(own, theirs);
@@ -247,7 +251,8 @@ mod tests {
             let theirs = theirs.iter().find(|group| group["metadata"] == own["metadata"]).unwrap();
             for version in own["versions"].as_array().unwrap() {
                 let all = theirs["versions"].as_array().unwrap();
-                let mut same = all.iter().find(|other| other["version"] == version["version"]).unwrap().clone();
+                let mut same =
+                    all.iter().find(|other| other["version"] == version["version"]).unwrap().clone();
                 keep(&mut same, "/resources", "resource", version);
                 assert_eq!(version, &same, "{}", own["metadata"]["name"]);
             }

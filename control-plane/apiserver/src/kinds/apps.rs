@@ -14,8 +14,11 @@ use super::{
 
 const SPEC: Path<'static> = Path::Root("spec");
 
-const SCALE: ScalePaths =
-    ScalePaths { spec_replicas: "spec.replicas", status_replicas: "status.replicas", selector: "spec.selector" };
+const SCALE: ScalePaths = ScalePaths {
+    spec_replicas: "spec.replicas",
+    status_replicas: "status.replicas",
+    selector: "spec.selector",
+};
 
 const fn number(name: &'static str) -> Column {
     column(name, "integer")
@@ -181,7 +184,10 @@ pub(crate) static CONTROLLER_REVISION: Hooks = Hooks {
     cells: |object, now| {
         let owners = object.list("metadata.ownerReferences");
         let controller = owners.iter().find(|owner| owner.flag("controller")).map(|owner| {
-            let group = owner.text("apiVersion").split_once('/').map_or(String::new(), |(group, _)| format!(".{group}"));
+            let group = owner
+                .text("apiVersion")
+                .split_once('/')
+                .map_or(String::new(), |(group, _)| format!(".{group}"));
             format!("{}{group}/{}", owner.text("kind").to_lowercase(), owner.text("name"))
         });
         vec![
@@ -292,9 +298,15 @@ fn validate_deployment(object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     workload(&mut errors, object, "deployment");
     let spec = object.at("spec");
-    not_negative(&mut errors, spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"]);
+    not_negative(
+        &mut errors,
+        spec,
+        &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"],
+    );
     let ready = spec.int("minReadySeconds").unwrap_or_default();
-    if let Some(deadline) = spec.int("progressDeadlineSeconds").filter(|deadline| *deadline >= 0 && *deadline <= ready) {
+    if let Some(deadline) =
+        spec.int("progressDeadlineSeconds").filter(|deadline| *deadline >= 0 && *deadline <= ready)
+    {
         let detail = "must be greater than minReadySeconds";
         errors.push(FieldError::invalid(SPEC.field("progressDeadlineSeconds"), deadline, detail));
     }
@@ -309,7 +321,11 @@ fn validate_deployment(object: &Value) -> Vec<FieldError> {
         }
         "Recreate" => (),
         other => {
-            errors.push(FieldError::not_supported(strategy.field("type"), other, &["Recreate", "RollingUpdate"]));
+            errors.push(FieldError::not_supported(
+                strategy.field("type"),
+                other,
+                &["Recreate", "RollingUpdate"],
+            ));
         }
     }
     errors
@@ -323,7 +339,11 @@ fn rolling_update(errors: &mut Vec<FieldError>, path: &Path<'_>, rolling: &Value
     let percent = |value: &Value| value.as_str().and_then(|text| text.strip_suffix('%')?.parse::<i64>().ok());
     if percent(rolling.at("maxUnavailable")).is_some_and(|percent| percent > 100) {
         let value = rolling.at("maxUnavailable").clone();
-        errors.push(FieldError::invalid(path.field("maxUnavailable"), value, "must not be greater than 100%"));
+        errors.push(FieldError::invalid(
+            path.field("maxUnavailable"),
+            value,
+            "must not be greater than 100%",
+        ));
     }
     if is_zero(rolling.at("maxUnavailable")) && is_zero(rolling.at("maxSurge")) {
         let value = rolling.at("maxUnavailable").clone();

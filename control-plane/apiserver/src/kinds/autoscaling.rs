@@ -14,7 +14,10 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
         spec.set_default("minReplicas", 1);
         if spec.list("metrics").is_empty() {
             let target = json!({ "type": "Utilization", "averageUtilization": DEFAULT_UTILIZATION });
-            spec.set("metrics", json!([{ "type": "Resource", "resource": { "name": "cpu", "target": target } }]));
+            spec.set(
+                "metrics",
+                json!([{ "type": "Resource", "resource": { "name": "cpu", "target": target } }]),
+            );
         }
     },
     validate_create: |object| {
@@ -39,7 +42,15 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
         }
         errors
     },
-    columns: &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE],
+    columns: &[
+        NAME,
+        text("Reference"),
+        text("Targets"),
+        text("MinPods"),
+        text("MaxPods"),
+        text("Replicas"),
+        AGE,
+    ],
     cells: |object, now| {
         let spec = object.at("spec");
         let target = spec.at("scaleTargetRef");

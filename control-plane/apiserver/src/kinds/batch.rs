@@ -22,21 +22,33 @@ pub(crate) static JOB: Hooks = Hooks {
     validate_create: |job| {
         let mut errors = Vec::new();
         validate_job(&mut errors, &SPEC, job.at("spec"));
-        not_negative(&mut errors, job.at("spec"), &[
-            "parallelism",
-            "completions",
-            "backoffLimit",
-            "activeDeadlineSeconds",
-            "ttlSecondsAfterFinished",
-        ]);
+        not_negative(
+            &mut errors,
+            job.at("spec"),
+            &[
+                "parallelism",
+                "completions",
+                "backoffLimit",
+                "activeDeadlineSeconds",
+                "ttlSecondsAfterFinished",
+            ],
+        );
         errors
     },
     validate_update: |new, old| {
         let mut errors = Vec::new();
         let suspended = old.flag("spec.suspend");
-        for field in ["completions", "selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
+        for field in [
+            "completions",
+            "selector",
+            "template",
+            "completionMode",
+            "podFailurePolicy",
+            "backoffLimitPerIndex",
+        ] {
             let changed = new.at("spec").at(field) != old.at("spec").at(field);
-            let elastic = field == "completions" && new.int("spec.completions") == new.int("spec.parallelism");
+            let elastic =
+                field == "completions" && new.int("spec.completions") == new.int("spec.parallelism");
             if changed && !(suspended && field == "template") && !elastic {
                 let value = new.at("spec").at(field).clone();
                 errors.push(FieldError::invalid(SPEC.field(field), value, "field is immutable"));
@@ -79,11 +91,11 @@ pub(crate) static CRON_JOB: Hooks = Hooks {
             let known = ["Allow", "Forbid", "Replace"];
             errors.push(FieldError::not_supported(SPEC.field("concurrencyPolicy"), policy, &known));
         }
-        not_negative(&mut errors, spec, &[
-            "startingDeadlineSeconds",
-            "successfulJobsHistoryLimit",
-            "failedJobsHistoryLimit",
-        ]);
+        not_negative(
+            &mut errors,
+            spec,
+            &["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"],
+        );
         // Room for the time that a job's name ends with.
         if cron.text("metadata.name").len() > 52 {
             let detail = "must be no more than 52 characters";

@@ -5,7 +5,9 @@ use hawser_api::{FieldError, error::FieldErrorKind};
 use serde_json::Value;
 
 use super::{
-    AGE, Hooks, NAME, PLAIN, apps::age, column,
+    AGE, Hooks, NAME, PLAIN,
+    apps::age,
+    column,
     meta::invalid_all,
     names::config_key,
     text,
@@ -23,7 +25,9 @@ pub(crate) static CONFIG_MAP: Hooks = Hooks {
             let path = Path::Root(field);
             for (key, value) in object.map(field) {
                 invalid_all(&mut errors, &path.key(key), key, config_key(key));
-                bytes += value.as_str().map_or(0, |text| if field == "data" { text.len() } else { decoded_len(text) });
+                bytes += value
+                    .as_str()
+                    .map_or(0, |text| if field == "data" { text.len() } else { decoded_len(text) });
                 if field == "binaryData" && object.map("data").contains_key(key) {
                     let detail = "duplicate of key present in data";
                     errors.push(FieldError::invalid(path.key(key), key.as_str(), detail));

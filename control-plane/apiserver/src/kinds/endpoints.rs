@@ -6,7 +6,8 @@ use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
-    AGE, Hooks, NAME, PLAIN, apps::age,
+    AGE, Hooks, NAME, PLAIN,
+    apps::age,
     names::port_number,
     text,
     value::{Fields, Path},
@@ -57,7 +58,9 @@ pub(crate) static ENDPOINTS: Hooks = Hooks {
                 if ports.is_empty() {
                     all.push(address.text("ip").to_owned());
                 }
-                all.extend(ports.iter().map(|port| joined(address.text("ip"), port.int("port").unwrap_or_default())));
+                all.extend(
+                    ports.iter().map(|port| joined(address.text("ip"), port.int("port").unwrap_or_default())),
+                );
             }
         }
         vec![object.at("metadata.name").clone(), some(&all, "<none>").into(), age(object, now)]

@@ -37,7 +37,8 @@ pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
     keep_servers_metadata(new, old);
     (hooks_of(kind).prepare_update)(new, old);
     // Upstream counts a Deployment's annotations as desired too.
-    let annotated = kind.plural == "deployments" && new.at("metadata.annotations") != old.at("metadata.annotations");
+    let annotated =
+        kind.plural == "deployments" && new.at("metadata.annotations") != old.at("metadata.annotations");
     if kind.has_generation && (annotated || !same_desire(new, old)) {
         let generation = old.int("metadata.generation").unwrap_or_default();
         new.ensure("metadata").set("generation", generation + 1);
@@ -145,7 +146,11 @@ pub fn scaled(kind: &Kind, object: &Value, scale: &Value) -> Result<Value, Vec<F
     };
     let replicas = scale.int("spec.replicas").unwrap_or_default();
     if replicas < 0 {
-        return Err(vec![FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0")]);
+        return Err(vec![FieldError::invalid(
+            "spec.replicas",
+            replicas,
+            "must be greater than or equal to 0",
+        )]);
     }
     let mut scaled = object.clone();
     let (parent, field) = paths.spec_replicas.rsplit_once('.').unwrap_or(("", paths.spec_replicas));
@@ -179,5 +184,6 @@ fn same_desire(new: &Value, old: &Value) -> bool {
     };
     let apart = |name: &str| matches!(name, "metadata" | "status" | "kind" | "apiVersion");
     let desired = |object: &Map<String, Value>| object.keys().filter(|name| !apart(name)).count();
-    desired(new) == desired(old) && new.iter().all(|(name, value)| apart(name) || old.get(name) == Some(value))
+    desired(new) == desired(old)
+        && new.iter().all(|(name, value)| apart(name) || old.get(name) == Some(value))
 }

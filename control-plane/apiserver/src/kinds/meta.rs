@@ -1,10 +1,6 @@
 //! Validation of what all objects share: `metadata`.
 
-use hawser_api::{
-    FieldError,
-    error::FieldErrorKind,
-    kinds::Kind,
-};
+use hawser_api::{FieldError, error::FieldErrorKind, kinds::Kind};
 use serde_json::Value;
 
 use super::{
@@ -52,7 +48,9 @@ pub(crate) fn validate(kind: &Kind, rule: NameRule, object: &Value) -> Vec<Field
 pub(crate) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let (meta, before) = (new.at("metadata"), old.at("metadata"));
     let mut errors = Vec::new();
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
         if meta.at(field) != before.at(field) {
             errors.push(FieldError::invalid(META.field(field), meta.at(field).clone(), "field is immutable"));
         }

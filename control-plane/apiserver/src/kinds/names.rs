@@ -2,6 +2,11 @@
 //!
 //! The texts are those of `k8s.io/apimachinery/pkg/util/validation`; clients and users match on them.
 
+pub(crate) use hawser_api::validation::{
+    dns_1035_label as dns_label_1035, dns_1123_label as dns_label, dns_1123_subdomain as dns_subdomain, label_value,
+    qualified_name,
+};
+
 /// Which names a kind allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
@@ -14,8 +19,6 @@ pub enum NameRule {
     /// Anything that can be one segment of a path.
     PathSegment,
 }
-
-const ALNUM: &str = "must start and end with an alphanumeric character";
 
 impl NameRule {
     /// What is wrong with a whole name; empty where nothing is.
@@ -41,57 +44,7 @@ impl NameRule {
 }
 
 fn too_long(name: &str, limit: usize) -> Option<String> {
-    (name.len() > limit).then(|| format!("must be no more than {limit} bytes"))
-}
-
-fn is_lower(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || byte.is_ascii_digit()
-}
-
-fn is_label(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    match (bytes.first(), bytes.last()) {
-        (Some(&first), Some(&last)) => {
-            is_lower(first) && is_lower(last) && bytes.iter().all(|&byte| is_lower(byte) || byte == b'-')
-        }
-        _ => false,
-    }
-}
-
-pub(crate) fn dns_label(name: &str) -> Vec<String> {
-    let mut wrong: Vec<String> = too_long(name, 63).into_iter().collect();
-    if !is_label(name) {
-        wrong.push(format!(
-            "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and {ALNUM} (e.g. \
-             'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-        ));
-    }
-    wrong
-}
-
-pub(crate) fn dns_subdomain(name: &str) -> Vec<String> {
-    let mut wrong: Vec<String> = too_long(name, 253).into_iter().collect();
-    if !name.split('.').all(is_label) {
-        wrong.push(format!(
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
-             {ALNUM} (e.g. 'example.com', regex used for validation is \
-             '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-        ));
-    }
-    wrong
-}
-
-pub(crate) fn dns_label_1035(name: &str) -> Vec<String> {
-    let mut wrong: Vec<String> = too_long(name, 63).into_iter().collect();
-    if !is_label(name) || !name.as_bytes()[0].is_ascii_lowercase() {
-        wrong.push(
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
-             character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
-             validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
-                .to_owned(),
-        );
-    }
-    wrong
+    (name.len() > limit).then(|| format!("must be no more than {limit} characters"))
 }
 
 fn path_segment(name: &str) -> Vec<String> {
@@ -103,64 +56,6 @@ fn path_segment(name: &str) -> Vec<String> {
 
 fn path_segment_prefix(name: &str) -> Vec<String> {
     ['/', '%'].iter().filter(|&&c| name.contains(c)).map(|c| format!("may not contain '{c}'")).collect()
-}
-
-fn is_name_part(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    match (bytes.first(), bytes.last()) {
-        (Some(first), Some(last)) => {
-            first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric() && bytes.iter().all(|&byte| inner(byte))
-        }
-        _ => false,
-    }
-}
-
-const NAME_PART: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-                         alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for \
-                         validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-
-/// `example.com/name`, or `name`: keys of labels, annotations, taints, resources, finalizers.
-pub(crate) fn qualified_name(key: &str) -> Vec<String> {
-    let parts: Vec<&str> = key.split('/').collect();
-    let (prefix, name) = match parts.as_slice() {
-        [name] => (None, *name),
-        [prefix, name] => (Some(*prefix), *name),
-        _ => {
-            return vec![format!(
-                "a qualified name {NAME_PART} with an optional DNS subdomain prefix and '/' (e.g. \
-                 'example.com/MyName')"
-            )];
-        }
-    };
-    let mut wrong = Vec::new();
-    match prefix {
-        Some("") => wrong.push("prefix part must be non-empty".to_owned()),
-        Some(prefix) => wrong.extend(dns_subdomain(prefix).into_iter().map(|text| format!("prefix part {text}"))),
-        None => (),
-    }
-    if name.is_empty() {
-        wrong.push("name part must be non-empty".to_owned());
-    } else if let Some(text) = too_long(name, 63) {
-        wrong.push(format!("name part {text}"));
-    }
-    if !is_name_part(name) {
-        wrong.push(format!("name part {NAME_PART}"));
-    }
-    wrong
-}
-
-pub(crate) fn label_value(value: &str) -> Vec<String> {
-    let mut wrong: Vec<String> = too_long(value, 63).into_iter().collect();
-    if !value.is_empty() && !is_name_part(value) {
-        wrong.push(
-            "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \
-             start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used \
-             for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-                .to_owned(),
-        );
-    }
-    wrong
 }
 
 /// Keys of ConfigMaps and Secrets.
@@ -188,14 +83,17 @@ pub(crate) fn env_name(name: &str) -> Vec<String> {
     if name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=') {
         return Vec::new();
     }
-    vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()]
+    vec![
+        "a valid environment variable name must consist only of printable ASCII characters other than '='"
+            .to_owned(),
+    ]
 }
 
 /// Names of container ports (RFC 6335).
 pub(crate) fn port_name(name: &str) -> Vec<String> {
     let mut wrong: Vec<String> = too_long(name, 15).into_iter().collect();
-    if !name.bytes().all(|byte| is_lower(byte) || byte == b'-') {
-        wrong.push("must contain only alphanumeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+        wrong.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
     }
     if !name.bytes().any(|byte| byte.is_ascii_lowercase()) {
         wrong.push("must contain at least one letter (a-z)".to_owned());
@@ -239,19 +137,27 @@ mod tests {
         }
         assert!(NameRule::Label.check_prefix("web-").is_empty());
         assert!(!NameRule::Label.check_prefix("Web-").is_empty());
-        assert_eq!(NameRule::Label.check(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(NameRule::Label.check(&"a".repeat(64)), ["must be no more than 63 characters"]);
     }
 
     #[test]
     fn keys_and_values_of_labels() {
-        for (key, good) in [("app", true), ("example.com/app", true), ("a/b/c", false), ("/app", false), ("app/", false), ("app ", false)]
-        {
+        for (key, good) in [
+            ("app", true),
+            ("example.com/app", true),
+            ("a/b/c", false),
+            ("/app", false),
+            ("app/", false),
+            ("app ", false),
+        ] {
             assert_eq!(qualified_name(key).is_empty(), good, "{key:?}");
         }
         for (value, good) in [("", true), ("v1.2_3-x", true), ("-x", false), ("a b", false)] {
             assert_eq!(label_value(value).is_empty(), good, "{value:?}");
         }
-        for (name, good) in [("http", true), ("80", false), ("a--b", false), ("-a", false), ("averyveryverylongname", false)] {
+        for (name, good) in
+            [("http", true), ("80", false), ("a--b", false), ("-a", false), ("averyveryverylongname", false)]
+        {
             assert_eq!(port_name(name).is_empty(), good, "{name:?}");
         }
         for (key, good) in [("a.b", true), ("..data", false), ("", false), ("a/b", false)] {

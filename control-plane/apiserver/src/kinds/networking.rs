@@ -4,7 +4,10 @@ use hawser_api::FieldError;
 use serde_json::{Value, json};
 
 use super::{
-    AGE, Hooks, NAME, PLAIN, apps::age, pod::or_none, selector, text,
+    AGE, Hooks, NAME, PLAIN,
+    apps::age,
+    pod::or_none,
+    selector, text,
     value::{Fields, Path},
 };
 
@@ -63,7 +66,12 @@ pub(crate) static INGRESS_CLASS: Hooks = Hooks {
         } else {
             "<none>".to_owned()
         };
-        vec![class.at("metadata.name").clone(), class.text("spec.controller").into(), shown.into(), age(class, now)]
+        vec![
+            class.at("metadata.name").clone(),
+            class.text("spec.controller").into(),
+            shown.into(),
+            age(class, now),
+        ]
     },
     ..PLAIN
 };
@@ -80,7 +88,11 @@ pub(crate) static NETWORK_POLICY: Hooks = Hooks {
             }
         }
         if spec.list("policyTypes").is_empty() {
-            let types = if spec.list("egress").is_empty() { json!(["Ingress"]) } else { json!(["Ingress", "Egress"]) };
+            let types = if spec.list("egress").is_empty() {
+                json!(["Ingress"])
+            } else {
+                json!(["Ingress", "Egress"])
+            };
             spec.set("policyTypes", types);
         }
     },
@@ -90,7 +102,11 @@ pub(crate) static NETWORK_POLICY: Hooks = Hooks {
         selector::validate(&mut errors, &spec.field("podSelector"), policy.at("spec.podSelector"));
         for kind in policy.list("spec.policyTypes").iter().filter_map(Value::as_str) {
             if !matches!(kind, "Ingress" | "Egress") {
-                errors.push(FieldError::not_supported(spec.field("policyTypes"), kind, &["Egress", "Ingress"]));
+                errors.push(FieldError::not_supported(
+                    spec.field("policyTypes"),
+                    kind,
+                    &["Egress", "Ingress"],
+                ));
             }
         }
         errors
@@ -126,7 +142,11 @@ fn validate_ingress(ingress: &Value) -> Vec<FieldError> {
                 }
             }
             if matches!(kind, "Exact" | "Prefix") && !part.text("path").starts_with('/') {
-                errors.push(FieldError::invalid(path.field("path"), part.text("path"), "must be an absolute path"));
+                errors.push(FieldError::invalid(
+                    path.field("path"),
+                    part.text("path"),
+                    "must be an absolute path",
+                ));
             }
         }
     }

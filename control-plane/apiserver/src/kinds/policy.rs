@@ -38,8 +38,9 @@ pub(crate) static LIMIT_RANGE: Hooks = Hooks {
             let path = list.index(index);
             for (name, low) in limit.map("min") {
                 let high = limit.at("max").get(name);
-                if high.is_some_and(|high| quantity::nanos(low) > quantity::nanos(high)) {
-                    let (low, high) = (low.as_str().unwrap_or_default(), limit.at("max").text(name).to_owned());
+                if high.is_some_and(|high| quantity::parse(low) > quantity::parse(high)) {
+                    let (low, high) =
+                        (low.as_str().unwrap_or_default(), limit.at("max").text(name).to_owned());
                     let detail = format!("min value {low} is greater than max value {high}");
                     errors.push(FieldError::invalid(path.field("min").key(name), low, detail));
                 }
@@ -62,10 +63,12 @@ pub(crate) static RESOURCE_QUOTA: Hooks = Hooks {
     columns: &[NAME, text("Request"), text("Limit"), AGE],
     cells: |object, now| {
         let line = |limits: bool| {
-            let hard = object.map("status.hard").iter().filter(|(name, _)| name.starts_with("limits.") == limits);
+            let hard =
+                object.map("status.hard").iter().filter(|(name, _)| name.starts_with("limits.") == limits);
             let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let used = |name: &str| object.at("status.used").get(name).map_or_else(|| "0".to_owned(), shown);
-            let parts: Vec<String> = hard.map(|(name, most)| format!("{name}: {}/{}", used(name), shown(most))).collect();
+            let parts: Vec<String> =
+                hard.map(|(name, most)| format!("{name}: {}/{}", used(name), shown(most))).collect();
             parts.join(", ")
         };
         vec![object.at("metadata.name").clone(), line(false).into(), line(true).into(), age(object, now)]
@@ -90,12 +93,17 @@ pub(crate) static PRIORITY_CLASS: Hooks = Hooks {
             errors.push(FieldError::forbidden("metadata.name", detail));
         }
         if !system && value > HIGHEST_USER_PRIORITY {
-            let detail = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
+            let detail =
+                format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
             errors.push(FieldError::forbidden("value", detail));
         }
         let policy = object.text("preemptionPolicy");
         if !matches!(policy, "PreemptLowerPriority" | "Never") {
-            errors.push(FieldError::not_supported("preemptionPolicy", policy, &["Never", "PreemptLowerPriority"]));
+            errors.push(FieldError::not_supported(
+                "preemptionPolicy",
+                policy,
+                &["Never", "PreemptLowerPriority"],
+            ));
         }
         errors
     },
@@ -143,7 +151,13 @@ pub(crate) static DISRUPTION_BUDGET: Hooks = Hooks {
         selector::validate(&mut errors, &spec.field("selector"), object.at("spec.selector"));
         errors
     },
-    columns: &[NAME, text("Min Available"), text("Max Unavailable"), column("Allowed Disruptions", "integer"), AGE],
+    columns: &[
+        NAME,
+        text("Min Available"),
+        text("Max Unavailable"),
+        column("Allowed Disruptions", "integer"),
+        AGE,
+    ],
     cells: |object, now| {
         let shown = |field: &str| match object.at("spec").at(field) {
             Value::Null => "N/A".to_owned(),
@@ -174,6 +188,8 @@ pub(crate) static RUNTIME_CLASS: Hooks = Hooks {
         vec![FieldError::invalid("handler", new.at("handler").clone(), "field is immutable")]
     },
     columns: &[NAME, text("Handler"), AGE],
-    cells: |object, now| vec![object.at("metadata.name").clone(), object.at("handler").clone(), age(object, now)],
+    cells: |object, now| {
+        vec![object.at("metadata.name").clone(), object.at("handler").clone(), age(object, now)]
+    },
     ..PLAIN
 };

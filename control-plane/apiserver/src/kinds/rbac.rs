@@ -4,7 +4,9 @@ use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
-    AGE, Hooks, NAME, NameRule, PLAIN, apps::age, text,
+    AGE, Hooks, NAME, NameRule, PLAIN,
+    apps::age,
+    text,
     value::{Fields, Path},
     wide,
 };

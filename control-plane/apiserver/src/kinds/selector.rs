@@ -68,7 +68,11 @@ pub(crate) fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, selector: 
                 }
             }
             other => {
-                errors.push(FieldError::invalid(path.field("operator"), other, "not a valid selector operator"));
+                errors.push(FieldError::invalid(
+                    path.field("operator"),
+                    other,
+                    "not a valid selector operator",
+                ));
             }
         }
         let key = term.text("key");
@@ -124,6 +128,9 @@ mod tests {
         assert!(!matches(&Value::Null, &labels));
         assert!(matches(&json!({}), &labels));
         assert!(matches(&json!({ "matchLabels": { "app": "web" } }), &labels));
-        assert!(!matches(&json!({ "matchExpressions": [{ "key": "app", "operator": "NotIn", "values": ["web"] }] }), &labels));
+        assert!(!matches(
+            &json!({ "matchExpressions": [{ "key": "app", "operator": "NotIn", "values": ["web"] }] }),
+            &labels
+        ));
     }
 }

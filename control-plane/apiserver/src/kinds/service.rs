@@ -54,14 +54,17 @@ fn default(service: &mut Value) {
     spec.set_default("type", "ClusterIP");
     for port in spec.list_mut("ports") {
         port.set_default("protocol", "TCP");
-        let unset = matches!(port.at("targetPort"), Value::Null) || port.at("targetPort") == 0 || port.at("targetPort") == "";
+        let unset = matches!(port.at("targetPort"), Value::Null)
+            || port.at("targetPort") == 0
+            || port.at("targetPort") == "";
         if unset {
             let number = port.at("port").clone();
             port.set("targetPort", number);
         }
     }
     let kind = spec.text("type").to_owned();
-    let outside = matches!(kind.as_str(), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
+    let outside =
+        matches!(kind.as_str(), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
     if outside && kind != "ExternalName" {
         spec.set_default("externalTrafficPolicy", "Cluster");
     }
@@ -92,7 +95,8 @@ fn cluster_addresses(spec: &mut Value) {
         }
     }
     if spec.list("ipFamilies").is_empty() {
-        let families: Vec<&str> = spec.list("clusterIPs").iter().filter_map(Value::as_str).filter_map(family).collect();
+        let families: Vec<&str> =
+            spec.list("clusterIPs").iter().filter_map(Value::as_str).filter_map(family).collect();
         let families = if families.is_empty() { vec!["IPv4"] } else { families };
         spec.set("ipFamilies", json!(families));
     }
@@ -239,7 +243,8 @@ fn ports(errors: &mut Vec<FieldError>, spec: &Value) {
             errors.push(FieldError::forbidden(path.field("nodePort"), detail));
         }
         let earlier = &ports[..index];
-        if earlier.iter().any(|other| other.text("protocol") == protocol && other.int("port") == Some(number)) {
+        if earlier.iter().any(|other| other.text("protocol") == protocol && other.int("port") == Some(number))
+        {
             errors.push(FieldError::duplicate(path, json!({ "protocol": protocol, "port": number })));
         }
         let same_node_port =
@@ -274,7 +279,11 @@ fn affinity(errors: &mut Vec<FieldError>, spec: &Value) {
         }
         "" => errors.push(FieldError::required(SPEC.field("sessionAffinity"), "")),
         other => {
-            errors.push(FieldError::not_supported(SPEC.field("sessionAffinity"), other, &["ClientIP", "None"]));
+            errors.push(FieldError::not_supported(
+                SPEC.field("sessionAffinity"),
+                other,
+                &["ClientIP", "None"],
+            ));
         }
     }
 }
@@ -324,7 +333,8 @@ fn policies(errors: &mut Vec<FieldError>, spec: &Value) {
             errors.push(FieldError::not_supported(SPEC.field(field), policy, &["Cluster", "Local"]));
         }
     }
-    let outside = matches!(spec.text("type"), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
+    let outside =
+        matches!(spec.text("type"), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
     if spec.has("externalTrafficPolicy") && !outside {
         let policy = spec.at("externalTrafficPolicy").clone();
         let detail = "may only be set for externally-accessible services";
@@ -361,19 +371,28 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let (primary, earlier) = (spec.text("clusterIP"), before.text("clusterIP"));
     if !earlier.is_empty() && primary != earlier {
         let path = SPEC.field("clusterIPs");
-        errors.push(FieldError::invalid(path.index(0), spec.at("clusterIPs").clone(), "may not change once set"));
+        errors.push(FieldError::invalid(
+            path.index(0),
+            spec.at("clusterIPs").clone(),
+            "may not change once set",
+        ));
     }
     let first = |spec: &Value| spec.list("ipFamilies").first().cloned();
     if first(before).is_some() && first(spec) != first(before) {
         let path = SPEC.field("ipFamilies");
-        errors.push(FieldError::invalid(path.index(0), spec.at("ipFamilies").clone(), "may not change once set"));
+        errors.push(FieldError::invalid(
+            path.index(0),
+            spec.at("ipFamilies").clone(),
+            "may not change once set",
+        ));
     }
     errors
 }
 
 fn cells(service: &Value, now: Timestamp) -> Vec<Value> {
     let spec = service.at("spec");
-    let cluster_ip = spec.list("clusterIPs").first().map_or(spec.text("clusterIP"), |ip| ip.as_str().unwrap_or_default());
+    let cluster_ip =
+        spec.list("clusterIPs").first().map_or(spec.text("clusterIP"), |ip| ip.as_str().unwrap_or_default());
     let or_none = |text: String| if text.is_empty() { "<none>".to_owned() } else { text };
     let ports: Vec<String> = spec
         .list("ports")

@@ -6,15 +6,18 @@ use serde_json::{Value, json};
 use super::{
     AGE, Column, Hooks, NAME, PLAIN,
     apps::age,
-    column,
-    quantity, text,
+    column, quantity, text,
     value::{Fields, Path},
     wide,
 };
 
 const SPEC: Path<'static> = Path::Root("spec");
-const ACCESS_MODES: [(&str, &str); 4] =
-    [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
+const ACCESS_MODES: [(&str, &str); 4] = [
+    ("ReadWriteOnce", "RWO"),
+    ("ReadOnlyMany", "ROX"),
+    ("ReadWriteMany", "RWX"),
+    ("ReadWriteOncePod", "RWOP"),
+];
 const DEFAULT_CLASS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 
@@ -79,9 +82,16 @@ pub(crate) static VOLUME: Hooks = Hooks {
     ],
     cells: |volume, now| {
         let claim = volume.at("spec.claimRef");
-        let claim =
-            if claim.is_object() { format!("{}/{}", claim.text("namespace"), claim.text("name")) } else { String::new() };
-        let phase = if volume.has("metadata.deletionTimestamp") { "Terminating" } else { volume.text("status.phase") };
+        let claim = if claim.is_object() {
+            format!("{}/{}", claim.text("namespace"), claim.text("name"))
+        } else {
+            String::new()
+        };
+        let phase = if volume.has("metadata.deletionTimestamp") {
+            "Terminating"
+        } else {
+            volume.text("status.phase")
+        };
         vec![
             volume.at("metadata.name").clone(),
             volume.text("spec.capacity.storage").into(),
@@ -116,7 +126,8 @@ pub(crate) static CLAIM: Hooks = Hooks {
         wide("VolumeMode"),
     ],
     cells: |claim, now| {
-        let phase = if claim.has("metadata.deletionTimestamp") { "Terminating" } else { claim.text("status.phase") };
+        let phase =
+            if claim.has("metadata.deletionTimestamp") { "Terminating" } else { claim.text("status.phase") };
         let bound = !claim.text("spec.volumeName").is_empty();
         let capacity = if bound { claim.text("status.capacity.storage") } else { "" };
         let modes = if bound { access_modes(claim.list("status.accessModes")) } else { String::new() };
@@ -177,7 +188,8 @@ pub(crate) static STORAGE_CLASS: Hooks = Hooks {
     ],
     cells: |class, now| {
         let annotations = class.map("metadata.annotations");
-        let default = DEFAULT_CLASS.iter().any(|key| annotations.get(*key).is_some_and(|value| value == "true"));
+        let default =
+            DEFAULT_CLASS.iter().any(|key| annotations.get(*key).is_some_and(|value| value == "true"));
         let name = class.text("metadata.name");
         let name = if default { format!("{name} (default)") } else { name.to_owned() };
         vec![
@@ -292,7 +304,8 @@ fn unset(text: &str) -> String {
 
 fn access_modes(modes: &[Value]) -> String {
     let has = |long: &str| modes.iter().any(|mode| mode == long);
-    let short: Vec<&str> = ACCESS_MODES.iter().filter(|(long, _)| has(long)).map(|(_, short)| *short).collect();
+    let short: Vec<&str> =
+        ACCESS_MODES.iter().filter(|(long, _)| has(long)).map(|(_, short)| *short).collect();
     short.join(",")
 }
 
@@ -326,7 +339,11 @@ fn validate_volume(volume: &Value) -> Vec<FieldError> {
         errors.push(FieldError::required(SPEC.field("capacity"), ""));
     } else if !quantity::is_positive(spec.at("capacity.storage")) {
         let value = spec.at("capacity.storage").clone();
-        errors.push(FieldError::invalid(SPEC.field("capacity").key("storage"), value, "must be greater than zero"));
+        errors.push(FieldError::invalid(
+            SPEC.field("capacity").key("storage"),
+            value,
+            "must be greater than zero",
+        ));
     }
     let policy = spec.text("persistentVolumeReclaimPolicy");
     if !matches!(policy, "Delete" | "Recycle" | "Retain") {
@@ -368,7 +385,11 @@ fn validate_claim(claim: &Value) -> Vec<FieldError> {
         Value::Null => errors.push(FieldError::required(path.key("storage"), "")),
         amount if !quantity::is_positive(amount) => {
             let path = path.field("requests");
-            errors.push(FieldError::invalid(path.key("storage"), amount.clone(), "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                path.key("storage"),
+                amount.clone(),
+                "must be greater than zero",
+            ));
         }
         _ => (),
     }
@@ -395,7 +416,7 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     let (size, earlier) = (spec.at("resources.requests.storage"), before.at("resources.requests.storage"));
     if old.text("status.phase") == "Bound" {
         allowed.ensure("resources").copy_field("requests", before.at("resources"));
-        if quantity::nanos(size) < quantity::nanos(earlier) {
+        if quantity::parse(size) < quantity::parse(earlier) {
             let detail = "field can not be less than status.capacity";
             errors.push(FieldError::forbidden(SPEC.field("resources.requests.storage"), detail));
         }
@@ -411,4 +432,3 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     errors
 }
-

@@ -70,7 +70,8 @@ fn update_refused(name: &str, old: Value, new: Value, expected: &[&str]) {
     let mut new = new;
     default(kind(name), &mut new);
     prepare_update(kind(name), &mut new, &old);
-    let errors: Vec<String> = validate_update(kind(name), &new, &old).iter().map(ToString::to_string).collect();
+    let errors: Vec<String> =
+        validate_update(kind(name), &new, &old).iter().map(ToString::to_string).collect();
     assert_eq!(errors.len(), expected.len(), "{errors:#?}");
     for (error, start) in errors.iter().zip(expected) {
         assert!(error.starts_with(start), "{error:?} does not start with {start:?}");
@@ -121,13 +122,17 @@ fn requests_follow_limits_and_decide_the_class() {
     assert_eq!(of(json!({ "requests": { "cpu": "1" } })), (json!({ "cpu": "1" }), json!("Burstable")));
     let half = json!({ "limits": limits, "requests": { "cpu": "500m", "memory": "1Gi" } });
     assert_eq!(of(half).1, "Burstable");
-    assert_eq!(of(json!({ "limits": { "cpu": "1000m", "memory": "1024Mi" }, "requests": limits })).1, "Guaranteed");
+    assert_eq!(
+        of(json!({ "limits": { "cpu": "1000m", "memory": "1024Mi" }, "requests": limits })).1,
+        "Guaranteed"
+    );
     assert_eq!(of(json!({ "limits": { "example.com/gpu": "1" } })).1, "BestEffort");
 }
 
 #[test]
 fn defaults_change_nothing_the_second_time() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/kubernetes-v1.36/api-testdata");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/kubernetes-v1.36/api-testdata");
     for (name, object) in [("pods", pod()), ("apps/deployments", deployment()), ("services", service())] {
         let once = created(name, object);
         let mut twice = once.clone();
@@ -154,7 +159,10 @@ fn defaults_change_nothing_the_second_time() {
         let _ = validate_create(row, &once);
         let _ = validate_update(row, &twice, &old);
         let _ = validate_status(row, &twice, &old);
-        assert_eq!((hooks(row.group, row.plural).cells)(&once, Timestamp::UNIX_EPOCH).len(), hooks(row.group, row.plural).columns.len());
+        assert_eq!(
+            (hooks(row.group, row.plural).cells)(&once, Timestamp::UNIX_EPOCH).len(),
+            hooks(row.group, row.plural).columns.len()
+        );
     }
 }
 
@@ -170,39 +178,67 @@ fn bad_pods_are_told_where() {
     let rows: &[(&str, Value, &[&str])] = &[
         ("/spec/containers", json!([]), &["spec.containers: Required value"]),
         ("/spec/containers/0/image", json!(""), &["spec.containers[0].image: Required value"]),
-        ("/spec/restartPolicy", json!("Sometimes"), &[
-            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
-        ]),
-        ("/spec/containers/0/volumeMounts", json!([{ "name": "v", "mountPath": "/v" }]), &[
-            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
-        ]),
-        ("/spec/containers/0/ports", json!([{ "containerPort": 70000 }]), &[
-            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
-        ]),
+        (
+            "/spec/restartPolicy",
+            json!("Sometimes"),
+            &[
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+            ],
+        ),
+        (
+            "/spec/containers/0/volumeMounts",
+            json!([{ "name": "v", "mountPath": "/v" }]),
+            &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
+        ),
+        (
+            "/spec/containers/0/ports",
+            json!([{ "containerPort": 70000 }]),
+            &[
+                "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+            ],
+        ),
         (
             "/spec/containers/0/resources",
             json!({ "limits": { "cpu": "100m" }, "requests": { "cpu": "1" } }),
-            &["spec.containers[0].resources.requests: Invalid value: \"1\": must be less than or equal to cpu limit of 100m"],
+            &[
+                "spec.containers[0].resources.requests: Invalid value: \"1\": must be less than or equal to cpu limit of 100m",
+            ],
         ),
-        ("/spec/tolerations", json!([{ "value": "x" }]), &[
-            "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \
+        (
+            "/spec/tolerations",
+            json!([{ "value": "x" }]),
+            &[
+                "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \
              \"match all values and all keys\"",
-        ]),
-        ("/metadata/labels", json!({ "a b": "c" }), &[
-            "metadata.labels: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and \
+            ],
+        ),
+        (
+            "/metadata/labels",
+            json!({ "a b": "c" }),
+            &[
+                "metadata.labels: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and \
              must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for \
              validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
-        ]),
+            ],
+        ),
         ("/metadata/name", json!(""), &["metadata.name: Required value: name or generateName is required"]),
-        ("/spec/volumes", json!([{ "name": "v", "emptyDir": {}, "hostPath": { "path": "/" } }]), &[
-            "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
-        ]),
-        ("/spec/containers/0/livenessProbe", json!({ "successThreshold": 2, "tcpSocket": { "port": 80 } }), &[
-            "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
-        ]),
-        ("/spec/containers/0/env", json!([{ "name": "A", "value": "x", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }]), &[
-            "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
-        ]),
+        (
+            "/spec/volumes",
+            json!([{ "name": "v", "emptyDir": {}, "hostPath": { "path": "/" } }]),
+            &["spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type"],
+        ),
+        (
+            "/spec/containers/0/livenessProbe",
+            json!({ "successThreshold": 2, "tcpSocket": { "port": 80 } }),
+            &["spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1"],
+        ),
+        (
+            "/spec/containers/0/env",
+            json!([{ "name": "A", "value": "x", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }]),
+            &[
+                "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+            ],
+        ),
     ];
     for (pointer, value, expected) in rows {
         refused("pods", with(pod(), pointer, value.clone()), expected);
@@ -211,43 +247,68 @@ fn bad_pods_are_told_where() {
 
 #[test]
 fn bad_workloads_are_told_where() {
-    refused("apps/deployments", with(deployment(), "/spec/template/metadata/labels", json!({ "app": "db" })), &[
-        "spec.template.metadata.labels: Invalid value: {\"app\":\"db\"}: `selector` does not match template `labels`",
-    ]);
-    refused("apps/deployments", with(deployment(), "/spec/replicas", json!(-1)), &[
-        "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
-    ]);
-    refused("apps/deployments", with(deployment(), "/spec/template/spec/restartPolicy", json!("Never")), &[
-        "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\"",
-    ]);
+    refused(
+        "apps/deployments",
+        with(deployment(), "/spec/template/metadata/labels", json!({ "app": "db" })),
+        &[
+            "spec.template.metadata.labels: Invalid value: {\"app\":\"db\"}: `selector` does not match template `labels`",
+        ],
+    );
+    refused(
+        "apps/deployments",
+        with(deployment(), "/spec/replicas", json!(-1)),
+        &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+    );
+    refused(
+        "apps/deployments",
+        with(deployment(), "/spec/template/spec/restartPolicy", json!("Never")),
+        &["spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""],
+    );
     let rolling = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 0, "maxUnavailable": 0 } });
-    refused("apps/deployments", with(deployment(), "/spec/strategy", rolling), &[
-        "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0",
-    ]);
+    refused(
+        "apps/deployments",
+        with(deployment(), "/spec/strategy", rolling),
+        &["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0"],
+    );
 }
 
 #[test]
 fn bad_services_are_told_where() {
     let rows: &[(&str, Value, &[&str])] = &[
-        ("/metadata/name", json!("1web"), &[
-            "metadata.name: Invalid value: \"1web\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', \
+        (
+            "/metadata/name",
+            json!("1web"),
+            &[
+                "metadata.name: Invalid value: \"1web\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', \
              start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex \
              used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')",
-        ]),
+            ],
+        ),
         ("/spec/ports", json!([]), &["spec.ports: Required value"]),
-        ("/spec/ports", json!([{ "port": 80 }, { "port": 81 }]), &[
-            "spec.ports[0].name: Required value",
-            "spec.ports[1].name: Required value",
-        ]),
-        ("/spec/ports/0/nodePort", json!(30080), &[
-            "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
-        ]),
-        ("/spec/type", json!("Magic"), &[
-            "spec.type: Unsupported value: \"Magic\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
-        ]),
-        ("/spec/clusterIP", json!("nowhere"), &[
-            "spec.clusterIPs[0]: Invalid value: \"nowhere\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ]),
+        (
+            "/spec/ports",
+            json!([{ "port": 80 }, { "port": 81 }]),
+            &["spec.ports[0].name: Required value", "spec.ports[1].name: Required value"],
+        ),
+        (
+            "/spec/ports/0/nodePort",
+            json!(30080),
+            &["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
+        ),
+        (
+            "/spec/type",
+            json!("Magic"),
+            &[
+                "spec.type: Unsupported value: \"Magic\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+            ],
+        ),
+        (
+            "/spec/clusterIP",
+            json!("nowhere"),
+            &[
+                "spec.clusterIPs[0]: Invalid value: \"nowhere\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ],
+        ),
     ];
     for (pointer, value, expected) in rows {
         refused("services", with(service(), pointer, value.clone()), expected);
@@ -272,7 +333,10 @@ fn defaults_of_a_service() {
 
 #[test]
 fn what_was_allocated_stays() {
-    let old = created("services", with(with(service(), "/spec/type", json!("NodePort")), "/spec/clusterIP", json!("10.96.0.9")));
+    let old = created(
+        "services",
+        with(with(service(), "/spec/type", json!("NodePort")), "/spec/clusterIP", json!("10.96.0.9")),
+    );
     let old = with(old, "/spec/ports/0/nodePort", json!(30_080));
     let mut new = with(service(), "/spec/type", json!("NodePort"));
     default(kind("services"), &mut new);
@@ -290,30 +354,54 @@ fn what_was_allocated_stays() {
 fn immutable_fields_do_not_change() {
     let old = || with(service(), "/spec/clusterIP", json!("10.96.0.9"));
     let other = with(service(), "/spec/clusterIP", json!("10.96.0.10"));
-    update_refused("services", old(), other, &["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"]);
+    update_refused(
+        "services",
+        old(),
+        other,
+        &["spec.clusterIPs[0]: Invalid value: [\"10.96.0.10\"]: may not change once set"],
+    );
     let selector = json!({ "matchLabels": { "app": "db" } });
-    let other = with(with(deployment(), "/spec/selector", selector), "/spec/template/metadata/labels", json!({ "app": "db" }));
-    update_refused("apps/deployments", deployment(), other, &[
-        "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"db\"}}: field is immutable",
-    ]);
-    update_refused("pods", pod(), with(pod(), "/spec/containers/0/image", json!("other")), &[
-        // The default of the pull policy follows the image, as it does upstream.
-        "spec: Forbidden: pod updates may not change fields other than",
-    ]);
+    let other = with(
+        with(deployment(), "/spec/selector", selector),
+        "/spec/template/metadata/labels",
+        json!({ "app": "db" }),
+    );
+    update_refused(
+        "apps/deployments",
+        deployment(),
+        other,
+        &["spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"db\"}}: field is immutable"],
+    );
+    update_refused(
+        "pods",
+        pod(),
+        with(pod(), "/spec/containers/0/image", json!("other")),
+        &[
+            // The default of the pull policy follows the image, as it does upstream.
+            "spec: Forbidden: pod updates may not change fields other than",
+        ],
+    );
     let same_policy = with(pod(), "/spec/containers/0/image", json!("example.com/web:2"));
     update_refused("pods", pod(), same_policy, &[]);
-    update_refused("pods", pod(), with(pod(), "/spec/nodeName", json!("n1")), &[
-        "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`",
-    ]);
-    update_refused("pods", pod(), with(pod(), "/metadata/uid", json!("x")), &[
-        "metadata.uid: Invalid value: \"x\": field is immutable",
-    ]);
-    let config = |immutable: bool, value: &str| {
-        json!({ "metadata": { "name": "c", "namespace": "a" }, "immutable": immutable, "data": { "k": value } })
-    };
-    update_refused("configmaps", config(true, "1"), config(true, "2"), &[
-        "data: Forbidden: field is immutable when `immutable` is set",
-    ]);
+    update_refused(
+        "pods",
+        pod(),
+        with(pod(), "/spec/nodeName", json!("n1")),
+        &["spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`"],
+    );
+    update_refused(
+        "pods",
+        pod(),
+        with(pod(), "/metadata/uid", json!("x")),
+        &["metadata.uid: Invalid value: \"x\": field is immutable"],
+    );
+    let config = |immutable: bool, value: &str| json!({ "metadata": { "name": "c", "namespace": "a" }, "immutable": immutable, "data": { "k": value } });
+    update_refused(
+        "configmaps",
+        config(true, "1"),
+        config(true, "2"),
+        &["data: Forbidden: field is immutable when `immutable` is set"],
+    );
     update_refused("configmaps", config(false, "1"), config(false, "2"), &[]);
 }
 
@@ -429,7 +517,18 @@ fn golden_rows() {
                 "status": { "conditions": [{ "type": "Ready", "status": "True" }], "addresses": [
                 { "type": "InternalIP", "address": "10.1.0.1" }], "nodeInfo": { "kubeletVersion": "v1.36.2",
                 "osImage": "Debian", "kernelVersion": "6.18", "containerRuntimeVersion": "containerd://1.6" } } }),
-            json!(["x", "Ready,SchedulingDisabled", "control-plane", "24h", "v1.36.2", "10.1.0.1", "<none>", "Debian", "6.18", "containerd://1.6"]),
+            json!([
+                "x",
+                "Ready,SchedulingDisabled",
+                "control-plane",
+                "24h",
+                "v1.36.2",
+                "10.1.0.1",
+                "<none>",
+                "Debian",
+                "6.18",
+                "containerd://1.6"
+            ]),
         ),
         (
             "discovery.k8s.io/endpointslices",

@@ -14,7 +14,12 @@ use crate::kinds::{
 };
 
 /// `volumes` are the names that mounts can use.
-pub(super) fn validate_all(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value, volumes: &HashSet<&str>) {
+pub(super) fn validate_all(
+    errors: &mut Vec<FieldError>,
+    path: &Path<'_>,
+    spec: &Value,
+    volumes: &HashSet<&str>,
+) {
     let containers = spec.list("containers");
     if containers.is_empty() {
         errors.push(FieldError::required(path.field("containers"), ""));
@@ -53,15 +58,18 @@ fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value, vo
             probe(errors, &path.field(field), container.at(field), is_liveness);
         }
     }
-    one_of(errors, &path.field("terminationMessagePolicy"), container.at("terminationMessagePolicy"), &[
-        "FallbackToLogsOnError",
-        "File",
-    ]);
-    one_of(errors, &path.field("imagePullPolicy"), container.at("imagePullPolicy"), &[
-        "Always",
-        "IfNotPresent",
-        "Never",
-    ]);
+    one_of(
+        errors,
+        &path.field("terminationMessagePolicy"),
+        container.at("terminationMessagePolicy"),
+        &["FallbackToLogsOnError", "File"],
+    );
+    one_of(
+        errors,
+        &path.field("imagePullPolicy"),
+        container.at("imagePullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+    );
     ports(errors, &path.field("ports"), container.list("ports"));
     env(errors, path, container);
     mounts(errors, &path.field("volumeMounts"), container.list("volumeMounts"), volumes);
@@ -132,7 +140,9 @@ fn lifecycle(errors: &mut Vec<FieldError>, path: &Path<'_>, lifecycle: &Value) {
 
 fn probe(errors: &mut Vec<FieldError>, path: &Path<'_>, probe: &Value, is_liveness: bool) {
     handlers(errors, path, probe, &["exec", "httpGet", "tcpSocket", "grpc"]);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for field in
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+    {
         if let Some(number) = probe.int(field).filter(|number| *number < 0) {
             errors.push(FieldError::invalid(path.field(field), number, "must be greater than or equal to 0"));
         }
@@ -204,7 +214,10 @@ fn conflicting_ports<'a>(
         let protocol = port.text("protocol");
         if !taken.insert((port.text("hostIP"), protocol, number)) {
             let path = ports.index(index);
-            errors.push(FieldError::duplicate(path.field("hostPort"), format!("{protocol}/{}/{number}", port.text("hostIP"))));
+            errors.push(FieldError::duplicate(
+                path.field("hostPort"),
+                format!("{protocol}/{}/{number}", port.text("hostIP")),
+            ));
         }
     }
 }
@@ -226,14 +239,23 @@ fn env(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
         let path = list.index(index);
         let prefix = source.text("prefix");
         invalid_all(errors, &path.field("prefix"), prefix, env_name(prefix));
-        let kinds: Vec<&str> = ["configMapRef", "secretRef"].into_iter().filter(|kind| source.has(kind)).collect();
+        let kinds: Vec<&str> =
+            ["configMapRef", "secretRef"].into_iter().filter(|kind| source.has(kind)).collect();
         match kinds.as_slice() {
-            [] => errors.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
+            [] => errors.push(FieldError::invalid(
+                path,
+                "",
+                "must specify one of: `configMapRef` or `secretRef`",
+            )),
             [kind] if source.at(kind).text("name").is_empty() => {
                 errors.push(FieldError::required(path.field(kind).field("name"), ""));
             }
             [_] => (),
-            _ => errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time")),
+            _ => errors.push(FieldError::invalid(
+                path,
+                "",
+                "may not have more than one field specified at a time",
+            )),
         }
     }
 }
@@ -264,7 +286,8 @@ fn env_source(errors: &mut Vec<FieldError>, path: &Path<'_>, variable: &Value) {
         match field {
             "fieldRef" => {
                 let name = part.text("fieldPath");
-                let subscript = name.starts_with("metadata.annotations['") || name.starts_with("metadata.labels['");
+                let subscript =
+                    name.starts_with("metadata.annotations['") || name.starts_with("metadata.labels['");
                 if name.is_empty() {
                     errors.push(FieldError::required(path.field("fieldPath"), ""));
                 } else if !subscript && !FIELD_PATHS.contains(&name) {
@@ -339,11 +362,14 @@ pub(crate) fn resources(errors: &mut Vec<FieldError>, path: &Path<'_>, resources
         let Some(limit) = resources.at("limits").get(name) else {
             // Extended resources cannot be overcommitted.
             if is_extended(name) {
-                errors.push(FieldError::required(limits_path.key(name), "Limit must be set for non overcommitable resources"));
+                errors.push(FieldError::required(
+                    limits_path.key(name),
+                    "Limit must be set for non overcommitable resources",
+                ));
             }
             continue;
         };
-        let (request, most) = (quantity::nanos(amount), quantity::nanos(limit));
+        let (request, most) = (quantity::parse(amount), quantity::parse(limit));
         let text = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
         if is_extended(name) && request != most {
             let detail = format!("must be equal to {name} limit of {text}");
@@ -361,7 +387,8 @@ fn is_extended(name: &str) -> bool {
 }
 
 fn resource_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
-    let known = matches!(name, "cpu" | "memory" | "ephemeral-storage" | "storage") || name.starts_with("hugepages-");
+    let known =
+        matches!(name, "cpu" | "memory" | "ephemeral-storage" | "storage") || name.starts_with("hugepages-");
     let wrong = qualified_name(name);
     if !wrong.is_empty() {
         invalid_all(errors, &path.key(name), name, wrong);

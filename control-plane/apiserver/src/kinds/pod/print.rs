@@ -118,10 +118,9 @@ fn count_containers<'a>(pod: &'a Value, summary: &mut Summary<'a>) {
 }
 
 fn phase(pod: &Value) -> String {
-    let gated = pod
-        .list("status.conditions")
-        .iter()
-        .any(|condition| condition.text("type") == "PodScheduled" && condition.text("reason") == "SchedulingGated");
+    let gated = pod.list("status.conditions").iter().any(|condition| {
+        condition.text("type") == "PodScheduled" && condition.text("reason") == "SchedulingGated"
+    });
     let text = match pod.text("status.reason") {
         _ if gated => "SchedulingGated",
         "" => pod.text("status.phase"),

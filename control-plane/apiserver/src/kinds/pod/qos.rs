@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hawser_api::quantity::Quantity;
 use serde_json::Value;
 
 use crate::kinds::{quantity, value::Fields};
@@ -20,13 +21,15 @@ pub(crate) fn class(spec: &Value) -> &'static str {
     let mut all_limited = true;
     for part in parts {
         for name in COMPUTE {
-            let request = quantity::nanos(part.at("resources.requests").at(name)).unwrap_or_default();
-            if request > 0 {
-                *requests.entry(name).or_insert(0_i128) += request;
+            let request = quantity::parse(part.at("resources.requests").at(name)).unwrap_or_default();
+            if request.sign() > 0 {
+                let sum = requests.entry(name).or_insert(Quantity::ZERO);
+                *sum = *sum + request;
             }
-            let limit = quantity::nanos(part.at("resources.limits").at(name)).unwrap_or_default();
-            if limit > 0 {
-                *limits.entry(name).or_insert(0_i128) += limit;
+            let limit = quantity::parse(part.at("resources.limits").at(name)).unwrap_or_default();
+            if limit.sign() > 0 {
+                let sum = limits.entry(name).or_insert(Quantity::ZERO);
+                *sum = *sum + limit;
             } else {
                 all_limited = false;
             }

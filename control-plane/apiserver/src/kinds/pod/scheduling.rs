@@ -71,7 +71,11 @@ pub(crate) fn node_term(errors: &mut Vec<FieldError>, path: &Path<'_>, term: &Va
                 "must be specified single value when `operator` is 'Lt' or 'Gt'",
             )),
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => (),
-            other => errors.push(FieldError::invalid(path.field("operator"), other, "not a valid selector operator")),
+            other => errors.push(FieldError::invalid(
+                path.field("operator"),
+                other,
+                "not a valid selector operator",
+            )),
         }
         let key = expression.text("key");
         invalid_all(errors, &path.field("key"), key, qualified_name(key));
@@ -84,7 +88,11 @@ pub(crate) fn node_term(errors: &mut Vec<FieldError>, path: &Path<'_>, term: &Va
         let path = list.index(index);
         if !matches!(expression.text("operator"), "In" | "NotIn") {
             let operator = expression.text("operator");
-            errors.push(FieldError::invalid(path.field("operator"), operator, "not a valid selector operator"));
+            errors.push(FieldError::invalid(
+                path.field("operator"),
+                operator,
+                "not a valid selector operator",
+            ));
         } else if expression.list("values").len() != 1 {
             let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
             errors.push(FieldError::required(path.field("values"), detail));
@@ -130,7 +138,8 @@ fn tolerate(errors: &mut Vec<FieldError>, path: &Path<'_>, toleration: &Value) {
     if !key.is_empty() {
         invalid_all(errors, &path.field("key"), key, qualified_name(key));
     } else if operator != "Exists" {
-        let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+        let detail =
+            "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
         errors.push(FieldError::invalid(path.field("operator"), operator, detail));
     }
     let effect = toleration.text("effect");

@@ -46,12 +46,12 @@ fn validate_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
 
 fn policies(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     one_of(errors, &path.field("restartPolicy"), spec.at("restartPolicy"), &["Always", "OnFailure", "Never"]);
-    one_of(errors, &path.field("dnsPolicy"), spec.at("dnsPolicy"), &[
-        "ClusterFirst",
-        "ClusterFirstWithHostNet",
-        "Default",
-        "None",
-    ]);
+    one_of(
+        errors,
+        &path.field("dnsPolicy"),
+        spec.at("dnsPolicy"),
+        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+    );
     if spec.has("preemptionPolicy") {
         let path = path.field("preemptionPolicy");
         one_of(errors, &path, spec.at("preemptionPolicy"), &["Never", "PreemptLowerPriority"]);
@@ -68,7 +68,9 @@ pub(crate) fn one_of(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Valu
 }
 
 fn names(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName", "subdomain", "hostname"] {
+    for field in
+        ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName", "subdomain", "hostname"]
+    {
         let name = spec.text(field);
         if !name.is_empty() {
             let label = matches!(field, "subdomain" | "hostname");
@@ -169,7 +171,11 @@ fn dns(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     }
     if config.list("searches").len() > 32 {
         let detail = "must not have more than 32 search paths";
-        errors.push(FieldError::invalid(config_path.field("searches"), config.at("searches").clone(), detail));
+        errors.push(FieldError::invalid(
+            config_path.field("searches"),
+            config.at("searches").clone(),
+            detail,
+        ));
     }
 }
 

@@ -18,13 +18,20 @@ fn row(spec: Value, status: Value, deleted: bool) -> Vec<String> {
 fn rows_read_as_upstreams() {
     let one = || json!({ "containers": [{ "name": "a" }] });
     let two = || json!({ "containers": [{ "name": "a" }, { "name": "b" }] });
-    let init = || json!({ "containers": [{ "name": "a" }], "initContainers": [{ "name": "i" }, { "name": "j" }] });
+    let init =
+        || json!({ "containers": [{ "name": "a" }], "initContainers": [{ "name": "i" }, { "name": "j" }] });
     let sidecar = || json!({ "containers": [{ "name": "a" }], "initContainers": [{ "name": "i", "restartPolicy": "Always" }] });
     let running = || json!({ "ready": true, "restartCount": 0, "state": { "running": {} } });
     let completed = || json!({ "ready": false, "restartCount": 0, "state": { "terminated": { "exitCode": 0, "reason": "Completed" } } });
     let rows: Vec<(&str, Value, Value, bool, [&str; 3])> = vec![
         ("new", one(), json!({ "phase": "Pending" }), false, ["0/1", "Pending", "0"]),
-        ("running", one(), json!({ "phase": "Running", "containerStatuses": [running()] }), false, ["1/1", "Running", "0"]),
+        (
+            "running",
+            one(),
+            json!({ "phase": "Running", "containerStatuses": [running()] }),
+            false,
+            ["1/1", "Running", "0"],
+        ),
         (
             "creating",
             one(),
@@ -69,7 +76,13 @@ fn rows_read_as_upstreams() {
             false,
             ["2/2", "Running", "2"],
         ),
-        ("completed", one(), json!({ "phase": "Succeeded", "containerStatuses": [completed()] }), false, ["0/1", "Completed", "0"]),
+        (
+            "completed",
+            one(),
+            json!({ "phase": "Succeeded", "containerStatuses": [completed()] }),
+            false,
+            ["0/1", "Completed", "0"],
+        ),
         (
             "one completed, one ready",
             two(),
@@ -84,8 +97,20 @@ fn rows_read_as_upstreams() {
             false,
             ["1/2", "NotReady", "0"],
         ),
-        ("terminating", one(), json!({ "phase": "Running", "containerStatuses": [running()] }), true, ["1/1", "Terminating", "0"]),
-        ("lost", one(), json!({ "phase": "Running", "reason": "NodeLost", "containerStatuses": [running()] }), true, ["1/1", "Unknown", "0"]),
+        (
+            "terminating",
+            one(),
+            json!({ "phase": "Running", "containerStatuses": [running()] }),
+            true,
+            ["1/1", "Terminating", "0"],
+        ),
+        (
+            "lost",
+            one(),
+            json!({ "phase": "Running", "reason": "NodeLost", "containerStatuses": [running()] }),
+            true,
+            ["1/1", "Unknown", "0"],
+        ),
         ("evicted", one(), json!({ "phase": "Failed", "reason": "Evicted" }), false, ["0/1", "Evicted", "0"]),
         (
             "gated",

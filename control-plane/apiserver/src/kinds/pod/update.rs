@@ -79,13 +79,15 @@ fn restarted(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str)
     let path = Path::Root("status");
     let (path, statuses) = (path.field(list), old.at("status").list(list));
     for (index, before) in statuses.iter().enumerate() {
-        let sidecar = old.list("spec.initContainers").iter().any(|container| {
-            container.text("name") == before.text("name") && container.has("restartPolicy")
-        });
+        let sidecar = old
+            .list("spec.initContainers")
+            .iter()
+            .any(|container| container.text("name") == before.text("name") && container.has("restartPolicy"));
         if sidecar || !before.has("state.terminated") {
             continue;
         }
-        let now = new.at("status").list(list).iter().find(|status| status.text("name") == before.text("name"));
+        let now =
+            new.at("status").list(list).iter().find(|status| status.text("name") == before.text("name"));
         if now.is_some_and(|now| !now.has("state.terminated")) {
             let detail = "may not be transitioned to non-terminated state";
             errors.push(FieldError::forbidden(path.index(index).field("state"), detail));
@@ -133,7 +135,8 @@ fn gates(errors: &mut Vec<FieldError>, spec: &Value, before: &Value) {
 
 /// A pod that is held back may be steered further, never less.
 fn gated(errors: &mut Vec<FieldError>, spec: &Value, before: &Value) {
-    let kept = before.map("nodeSelector").iter().all(|(key, value)| spec.at("nodeSelector").get(key) == Some(value));
+    let kept =
+        before.map("nodeSelector").iter().all(|(key, value)| spec.at("nodeSelector").get(key) == Some(value));
     if !kept {
         let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         let value = spec.at("nodeSelector").clone();

@@ -32,14 +32,22 @@ pub(super) fn validate<'a>(
 }
 
 fn source(errors: &mut Vec<FieldError>, path: &Path<'_>, volume: &Value) {
-    let sources: Vec<&String> =
-        volume.as_object().into_iter().flatten().map(|(field, _)| field).filter(|field| *field != "name").collect();
+    let sources: Vec<&String> = volume
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(field, _)| field)
+        .filter(|field| *field != "name")
+        .collect();
     match sources.as_slice() {
         [] => errors.push(FieldError::required(path, "must specify a volume type")),
         [one] => details(errors, &path.field(one), one, volume.at(one)),
         [_, more @ ..] => {
             for field in more {
-                errors.push(FieldError::forbidden(path.field(field), "may not specify more than 1 volume type"));
+                errors.push(FieldError::forbidden(
+                    path.field(field),
+                    "may not specify more than 1 volume type",
+                ));
             }
         }
     }
@@ -50,8 +58,16 @@ fn details(errors: &mut Vec<FieldError>, path: &Path<'_>, field: &str, source: &
         "hostPath" => {
             required(errors, path, source, "path");
             backsteps(errors, &path.field("path"), source.text("path"));
-            let known =
-                ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+            let known = [
+                "",
+                "BlockDevice",
+                "CharDevice",
+                "Directory",
+                "DirectoryOrCreate",
+                "File",
+                "FileOrCreate",
+                "Socket",
+            ];
             if !known.contains(&source.text("type")) {
                 errors.push(FieldError::not_supported(path.field("type"), source.text("type"), &known));
             }
