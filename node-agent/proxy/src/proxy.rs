@@ -196,7 +196,7 @@ impl Proxy {
         let role = format!("pod-{ifindex}");
         let dir = links_dir(&self.config.bpffs_dir);
         for (program, attach_type) in POD_PROGRAMS {
-            remove_pin(&self.link_pin(&format!("{role}-{program}")))?;
+            remove_link(&self.link_pin(&format!("{role}-{program}")))?;
             detach_classic(&Filter::new(ifindex, attach_type, &role), &dir)?;
         }
         Ok(())
@@ -232,6 +232,7 @@ impl Proxy {
                 let path = entry.map_err(failed)?.path();
                 match Filter::parse(&file_name(&path)) {
                     Some(filter) => detach_classic(&filter, &dir)?,
+                    None if dir.ends_with("links") => remove_link(&path)?,
                     None => remove_pin(&path)?,
                 }
             }
@@ -344,14 +345,14 @@ impl Proxy {
             if name.starts_with("uplink-")
                 && !self.config.uplinks.iter().any(|uplink| is_uplink_pin(&name, uplink))
             {
-                remove_pin(&path)?;
+                remove_link(&path)?;
                 continue;
             }
             let ifindex =
                 name.strip_prefix("pod-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
             let Some(ifindex) = ifindex else { continue };
             if link::is_defunct(&path).map_err(failed)? {
-                remove_pin(&path)?;
+                remove_link(&path)?;
             } else {
                 interfaces.insert(ifindex);
             }
@@ -426,6 +427,10 @@ fn file_name(path: &Path) -> String {
 
 fn is_uplink_pin(pin: &str, uplink: &str) -> bool {
     UPLINK_PROGRAMS.iter().any(|(program, _)| pin == format!("uplink-{uplink}-{program}"))
+}
+
+fn remove_link(path: &Path) -> Result<(), Error> {
+    link::remove(path).map_err(|source| Error::Prepare { path: path.to_owned(), source })
 }
 
 fn remove_pin(path: &Path) -> Result<(), Error> {

@@ -64,7 +64,7 @@ fn attach(
         if found == target_id && sys::link_update(link.as_fd(), program).is_ok() {
             return Ok(());
         }
-        fs::remove_file(pin)?;
+        remove(pin)?;
     }
     let link = sys::link_create(program, target, attach_type)?;
     sys::obj_pin(link.as_fd(), pin)
@@ -74,4 +74,15 @@ fn attach(
 pub(crate) fn is_defunct(pin: &Path) -> io::Result<bool> {
     let Some(link) = sys::obj_get(pin)? else { return Ok(false) };
     Ok(sys::link_info(link.as_fd())?.target & 0xffff_ffff == 0)
+}
+
+/// Detaches the link pinned at `pin` and removes the pin. Nothing there is no error.
+pub(crate) fn remove(pin: &Path) -> io::Result<()> {
+    let Some(link) = sys::obj_get(pin)? else { return Ok(()) };
+    // A link whose interface or cgroup is gone is detached already.
+    let _ = sys::link_detach(link.as_fd());
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -27,6 +27,7 @@ enum Command {
     MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// # Safety
@@ -281,6 +282,13 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the attribute holds no address.
     unsafe { bpf(Command::LinkUpdate, &mut attr) }.map(drop)
+}
+
+/// Detaches a link now. (The last reference alone would do so too, but some time later.)
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut link_fd = link.as_raw_fd() as u32;
+    // SAFETY: the attribute, one descriptor, holds no address.
+    unsafe { bpf(Command::LinkDetach, &mut link_fd) }.map(drop)
 }
 
 #[repr(C)]
