@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api_server;
 pub mod cluster;
 
 use std::{

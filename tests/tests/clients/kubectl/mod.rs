@@ -1,0 +1,10 @@
+//! kubectl's verbs, and what it prints.
+
+mod apply;
+mod changes;
+mod create;
+mod delete;
+mod errors;
+mod read;
+mod rollout;
+mod server;
