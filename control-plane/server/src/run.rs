@@ -165,7 +165,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
 
     let authority = Authority::open_or_create(&flags.data_dir)?;
     let serving = authority.issue("kube-apiserver", &[], serving_names(&flags, advertise))?;
-    write_admin_kubeconfig(&flags, &authority, advertise, port)?;
+    write_admin_kubeconfig(&flags, &authority, port)?;
 
     // Each of these is a step of the way out, in this order.
     let (components, front, core) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -269,13 +269,20 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
     })
 }
 
-fn write_admin_kubeconfig(flags: &Flags, authority: &Authority, advertise: IpAddr, port: u16) -> anyhow::Result<()> {
+fn write_admin_kubeconfig(flags: &Flags, authority: &Authority, port: u16) -> anyhow::Result<()> {
     let identity = authority.issue("kubernetes-admin", &[SYSTEM_MASTERS], Purpose::Client)?;
     // A listener on every address is reached from this machine by the loopback one.
-    let host = if flags.bind_address.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { advertise };
+    let host =
+        if flags.bind_address.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { flags.bind_address };
     let server = format!("https://{}", SocketAddr::new(host, port));
     let text = kubeconfig::render(&server, authority.certificate(), "kubernetes-admin", &identity);
     files::write(&flags.data_dir.join("admin.kubeconfig"), &text, Access::Owner)
+}
+
+/// Who reports, in the scheduler's events: this machine.
+fn instance() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("default-scheduler-{}", name.trim())
 }
 
 type Component = (&'static str, anyhow::Result<()>);

@@ -15,6 +15,7 @@ enum Engine {
 }
 
 #[derive(Args)]
+#[group(id = "store-flags")]
 pub struct Flags {
     /// Where cluster state lives.
     #[arg(long, value_enum, default_value = "embedded")]

@@ -6,7 +6,7 @@ use hawser_api::{Error, FieldError};
 use hawser_store::Key;
 use serde_json::{Value, json};
 
-use super::{Allocations, Allocators, Claim, IpRange, address_key, invalid, port_key, taken};
+use super::{Allocations, Allocators, Claim, IpRange, address_key, invalid, port_key};
 use crate::resources::Resource;
 
 const HEADLESS: &str = "None";
@@ -180,10 +180,8 @@ fn allocate_addresses(
         if held.contains(&key) {
             continue;
         }
+        // Whether a chosen one is free only the store knows: what is in memory may be a moment behind.
         let value = json!([address.to_string()]);
-        if chosen && allocators.addresses.set.lock().contains(&address) {
-            return Err(taken(resource, service, "spec.clusterIPs", &value));
-        }
         allocations.claims.push(Claim { key, chosen, field: "spec.clusterIPs".to_owned(), value });
     }
     let spec = &mut service["spec"];
@@ -231,9 +229,6 @@ fn allocate_ports(
                     allocators.ports
                 );
                 return Err(invalid(resource, service, FieldError::invalid(field, port, detail)));
-            }
-            if chosen && allocators.used_ports.set.lock().contains(&port) {
-                return Err(taken(resource, service, &field, &port.into()));
             }
             allocations.claims.push(Claim { key, chosen, field, value: port.into() });
         }
