@@ -21,7 +21,7 @@ use super::stored::{Stored, signal_number};
 use super::{Inner, blocking, rpc, task_io};
 use crate::paths::{check_name, remove_dir_all};
 use crate::spec::{self, devices, seccomp, user};
-use crate::{ContainerConfig, ContainerId, ContainerState, Error, Result, RuntimeEvent, container_id};
+use crate::{ContainerConfig, ContainerId, ContainerState, Error, Result, container_id};
 
 const SHIM: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -139,16 +139,17 @@ impl Inner {
         }
         // Before the start: a process that ends at once must find that it was started.
         self.records.started(id, Timestamp::now())?;
+        self.starting.lock().insert(id.to_owned());
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         if let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await {
             // An earlier call that was given up may have started it.
             if self.task(id).await?.is_none_or(|task| task_status(&task) != TaskStatus::Running) {
+                self.starting.lock().remove(id);
                 self.records.forget(id)?;
                 return Err(start_error(id, "start", error));
             }
         }
-        // Fails when nobody listens.
-        let _ = self.events.send(RuntimeEvent::Started { id: id.to_owned(), pod_uid: status.pod_uid });
+        self.tell_started(id, &status.pod_uid);
         Ok(())
     }
 

@@ -97,11 +97,23 @@ impl Inner {
 
     fn tell(&self, id: &str, stored: &Arc<Stored>, exit: ContainerExit) -> Result<()> {
         if self.records.exited(id, &exit)? {
+            self.tell_started(id, &stored.pod_uid);
             let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid: stored.pod_uid.clone(), exit };
             // Fails when nobody listens.
             let _ = self.events.send(event);
         }
         Ok(())
+    }
+
+    /// Tells that a container was started, if nobody has yet.
+    pub(super) fn tell_started(&self, id: &str, pod_uid: &str) {
+        // Sent under the lock, so that no exit is told in between.
+        let mut starting = self.starting.lock();
+        if starting.remove(id) {
+            let event = RuntimeEvent::Started { id: id.to_owned(), pod_uid: pod_uid.to_owned() };
+            // Fails when nobody listens.
+            let _ = self.events.send(event);
+        }
     }
 
     /// Deletes the task of a container whose exit is recorded. Frees its mounts, pipes and cgroups; the

@@ -12,7 +12,7 @@ mod status;
 mod stored;
 mod task_io;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +57,9 @@ struct Inner {
     records: Records,
     /// What is stored with each container, so that its exit is reported without asking containerd.
     known: Mutex<HashMap<ContainerId, Arc<Stored>>>,
+    /// Containers whose start is under way and not told yet. A process can end before the call that started
+    /// it returns; its start is told first all the same.
+    starting: Mutex<HashSet<ContainerId>>,
     /// By pod uid: making and deleting tasks of one pod. Its shim starts with the first and ends with the
     /// last of them, and must not be asked for a task while it goes.
     pod_locks: KeyedLock,
@@ -85,6 +88,7 @@ impl Containerd {
             sandboxes: Sandboxes::new(paths.clone(), cgroups.clone()),
             records: Records::load(paths.clone())?,
             known: Mutex::default(),
+            starting: Mutex::default(),
             pod_locks: KeyedLock::default(),
             background: TaskTracker::new(),
             events,
