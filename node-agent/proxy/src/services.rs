@@ -71,7 +71,9 @@ impl Services {
             let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
             let name = service.metadata.name.as_deref().unwrap_or_default();
             let key = (namespace.to_owned(), name.to_owned());
-            let slices = slices_by_service.remove(&(namespace, name)).unwrap_or_default();
+            let mut slices = slices_by_service.remove(&(namespace, name)).unwrap_or_default();
+            // In any order that two calls share: a cache may list them differently each time.
+            slices.sort_unstable_by_key(|slice| Arc::as_ptr(slice).addr());
             let is_same = self.known.get(&key).is_some_and(|known| {
                 Arc::ptr_eq(&known.service, service)
                     && known.slices.len() == slices.len()

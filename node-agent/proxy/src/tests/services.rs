@@ -33,6 +33,10 @@ fn same_objects_change_nothing() {
     let mut services = services();
     assert_eq!(services.replace(&web, &slices, &[]).len(), 1);
     assert!(services.replace(&web, &slices, &[]).is_empty());
+    // Nor does their order.
+    let two = [slice("web", "10.0.0.1", true), slice("web", "10.0.0.2", true)];
+    assert_eq!(services.replace(&web, &two, &[]).len(), 1);
+    assert!(services.replace(&web, &[two[1].clone(), two[0].clone()], &[]).is_empty());
     // An equal object that is another one is computed again.
     assert_eq!(services.replace(&web, &[slice("web", "10.0.0.1", true)], &[]).len(), 1);
     let gone = services.replace(&[], &slices, &[]);
