@@ -144,13 +144,10 @@ fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
         "" => object.text("kind").to_lowercase(),
         name => format!("{}/{name}", object.text("kind").to_lowercase()),
     };
-    let component = match event.text("source.component") {
-        "" => reporter(event),
-        component => component,
-    };
-    let host = match event.text("source.host") {
-        "" => event.text("reportingInstance"),
-        host => host,
+    // Newer events name a reporter in place of a source.
+    let (component, host) = match event.text("source.component") {
+        "" => (reporter(event), event.text("reportingInstance")),
+        component => (component, event.text("source.host")),
     };
     let source = if host.is_empty() { component.to_owned() } else { format!("{component}, {host}") };
     vec![

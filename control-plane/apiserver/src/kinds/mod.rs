@@ -66,14 +66,17 @@ pub struct Hooks {
     /// Whether something other than `metadata.finalizers` keeps a deleted object.
     pub is_held_back: fn(&Value) -> bool,
     pub scale: Option<ScalePaths>,
-    /// Translation for kinds whose objects are stored as another kind: `(to storage, from storage)`.
-    pub view: Option<(fn(&mut Value), fn(&mut Value))>,
+    /// For kinds whose objects are stored as another kind.
+    pub view: Option<View>,
     pub name: NameRule,
     /// Whether a client may say the status when it creates the object (nodes do).
     pub status_at_create: bool,
     /// PUT of a name that does not exist creates it.
     pub create_on_update: bool,
 }
+
+/// Translation between a kind and the one that its objects are stored as: `(to storage, from storage)`.
+pub type View = (fn(&mut Value), fn(&mut Value));
 
 /// A column of `kubectl get`.
 #[derive(Clone, Copy, Debug)]

@@ -3,8 +3,8 @@
 //! The texts are those of `k8s.io/apimachinery/pkg/util/validation`; clients and users match on them.
 
 pub(crate) use hawser_api::validation::{
-    dns_1035_label as dns_label_1035, dns_1123_label as dns_label, dns_1123_subdomain as dns_subdomain, label_value,
-    qualified_name,
+    dns_1035_label as dns_label_1035, dns_1123_label as dns_label, dns_1123_subdomain as dns_subdomain,
+    label_value, qualified_name,
 };
 
 /// Which names a kind allows.
