@@ -1,136 +1,14 @@
 //! A real kubectl against the binary: the verbs of a user's day.
 
+mod common;
+
 use std::{
     fs,
     io::Write,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    process::{Command, Stdio},
 };
 
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A control plane over a directory of its own; both go with the value.
-struct ControlPlane {
-    directory: PathBuf,
-    process: Child,
-}
-
-/// `None`, with a word on why, where this machine has no kubectl.
-fn start(roles: &str) -> Option<ControlPlane> {
-    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
-        eprintln!("skipped: kubectl is not installed");
-        return None;
-    }
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("hawser-kubectl-{}-{number}", std::process::id()));
-    let process = spawn(&directory, roles, 0);
-    let plane = ControlPlane { directory, process };
-    plane.wait_ready();
-    Some(plane)
-}
-
-fn spawn(directory: &Path, roles: &str, port: u16) -> Child {
-    fs::create_dir_all(directory).expect("a directory");
-    let log = fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log");
-    Command::new(env!("CARGO_BIN_EXE_control-plane"))
-        .args(["run", "--bind-address=127.0.0.1", "--advertise-address=192.0.2.1"])
-        .arg(format!("--secure-port={port}"))
-        .arg(format!("--roles={roles}"))
-        .arg(format!("--data-dir={}", directory.display()))
-        .stderr(log)
-        .spawn()
-        .expect("the binary runs")
-}
-
-impl ControlPlane {
-    fn kubeconfig(&self) -> PathBuf {
-        self.directory.join("admin.kubeconfig")
-    }
-
-    fn wait_ready(&self) {
-        self.wait_for("the control plane is ready", || {
-            self.kubeconfig().exists() && self.try_kubectl(&["get", "--raw", "/readyz"]).status.success()
-        });
-    }
-
-    fn wait_for(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let begin = Instant::now();
-        while !condition() {
-            assert!(begin.elapsed() < DEADLINE, "{what}: not in time; log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("kubectl");
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.directory);
-        command
-    }
-
-    fn try_kubectl(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().expect("kubectl runs")
-    }
-
-    /// What kubectl prints; it must succeed.
-    #[track_caller]
-    fn kubectl(&self, arguments: &[&str]) -> String {
-        let output = self.try_kubectl(arguments);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    #[track_caller]
-    fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> String {
-        let mut child = self
-            .command()
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl runs");
-        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
-        let output = child.wait_with_output().expect("it ends");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// The error that kubectl prints; it must fail.
-    #[track_caller]
-    fn refused(&self, arguments: &[&str]) -> String {
-        let output = self.try_kubectl(arguments);
-        assert!(!output.status.success(), "kubectl {arguments:?} succeeded");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    /// Kills the control plane without a word and starts it again on the same port.
-    fn crash_and_restart(&mut self, roles: &str) {
-        let config = fs::read_to_string(self.kubeconfig()).expect("a kubeconfig");
-        let server = config.lines().find_map(|line| line.trim().strip_prefix("server: ")).expect("a server");
-        let port = server.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-        self.process.kill().expect("killed");
-        self.process.wait().expect("it ended");
-        self.process = spawn(&self.directory, roles, port);
-        self.wait_ready();
-    }
-}
-
-impl Drop for ControlPlane {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
+use common::start;
 
 const MANIFEST: &str = "
 apiVersion: v1
@@ -192,7 +70,7 @@ fn manifests_are_applied_edited_and_deleted() {
     let edited = plane.command().args(["edit", "configmap", "settings"]).env("EDITOR", "sed -i s/blue/green/").output();
     assert!(edited.expect("kubectl runs").status.success());
     assert_eq!(plane.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.color}"]), "green");
-    let unknown = "{apiVersion: v1, kind: ConfigMap, metadata: {name: x}, date: {}}";
+    let unknown = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndate: {}\n";
     let error = {
         let mut child =
             plane.command().args(["create", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
@@ -231,7 +109,9 @@ fn the_server_describes_itself() {
 #[test]
 fn what_was_acknowledged_survives_a_crash_and_a_watch_sees_it() {
     let Some(mut plane) = start("apiserver") else { return };
-    let from = plane.kubectl(&["get", "configmaps", "-o", "jsonpath={.metadata.resourceVersion}"]);
+    let list = plane.kubectl(&["get", "--raw", "/api/v1/namespaces/default/configmaps"]);
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    let from = list["metadata"]["resourceVersion"].as_str().expect("a version").to_owned();
     for name in ["a", "b", "c"] {
         plane.kubectl(&["create", "configmap", name]);
     }
@@ -267,6 +147,6 @@ fn flags_that_cannot_work_are_refused_with_a_reason() {
     assert!(error.contains("in use by another process"), "{error}");
     let error = run(&[&elsewhere, "--service-cluster-ip-range=10.96.0.0"]);
     assert!(error.contains("service-cluster-ip-range"), "{error}");
-    let error = run(&[&elsewhere, "--store=etcd"]);
+    let error = run(&[local[0], local[1], &elsewhere, "--secure-port=0", "--store=etcd"]);
     assert!(error.contains("--store=etcd needs --etcd-servers"), "{error}");
 }
