@@ -49,6 +49,9 @@ pub(crate) struct EventKind {
 pub(crate) const SCHEDULED: EventKind = EventKind { kind: "Normal", reason: "Scheduled", action: "Binding" };
 pub(crate) const FAILED_SCHEDULING: EventKind =
     EventKind { kind: "Warning", reason: "FailedScheduling", action: "Scheduling" };
+/// The pod was placed, but not by all that it asks for.
+pub(crate) const NOT_CONSIDERED: EventKind =
+    EventKind { kind: "Warning", reason: "ConstraintsNotConsidered", action: "Scheduling" };
 
 struct News {
     namespace: String,

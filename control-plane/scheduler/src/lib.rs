@@ -4,7 +4,8 @@
 //! [`queue`]), and a thin shell acts ([`run`]): it follows nodes and pods, writes bindings in batches, and tells
 //! users why a pod waits. Plugins carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Not here yet: inter-pod affinity, a pod's own topology spread constraints, volumes, preemption, image locality.
+//! Not here yet: inter-pod affinity, a pod's own topology spread constraints, volumes, preemption, image locality. A
+//! pod that asks for one of the first two is placed without, and an event tells so.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.

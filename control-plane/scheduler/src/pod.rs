@@ -19,6 +19,8 @@ pub(crate) struct PodInfo {
     pub(crate) shape: Arc<Shape>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
+    /// Wishes of the pod that this scheduler does not know yet, by their fields.
+    pub(crate) not_considered: Vec<&'static str>,
 }
 
 /// All that a pod's place depends on. Pods of one workload are equal here and share one evaluation.
@@ -65,6 +67,7 @@ impl PodInfo {
             priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),
             shape: Arc::new(Shape::of(pod)),
             told: told(pod),
+            not_considered: spec.map(not_considered).unwrap_or_default(),
         }
     }
 }
@@ -108,6 +111,20 @@ fn told(pod: &Pod) -> Option<String> {
     let condition = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
     let unschedulable = condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable");
     unschedulable.then(|| condition.message.clone()).flatten()
+}
+
+fn not_considered(spec: &PodSpec) -> Vec<&'static str> {
+    let affinity = spec.affinity.as_ref();
+    let wishes = [
+        ("podAffinity", affinity.is_some_and(|affinity| affinity.pod_affinity.is_some())),
+        ("podAntiAffinity", affinity.is_some_and(|affinity| affinity.pod_anti_affinity.is_some())),
+        (
+            "topologySpreadConstraints",
+            spec.topology_spread_constraints.as_ref().is_some_and(|all| !all.is_empty()),
+        ),
+        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty())),
+    ];
+    wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
 }
 
 fn controller(pod: &Pod) -> Option<SpreadKey> {

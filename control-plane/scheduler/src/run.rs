@@ -173,9 +173,19 @@ async fn schedule(
             let plan = core.schedule(config.batch, shell.now());
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, rejected } = plan;
+        let Plan { bindings: decided, rejected, partly } = plan;
         let idle = decided.is_empty() && rejected.is_empty();
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        for pod in partly {
+            let message = format!("placed without regard to: {}", pod.not_considered.join(", "));
+            shell.recorder.record(
+                &pod.key.namespace,
+                &pod.key.name,
+                &pod.uid,
+                events::NOT_CONSIDERED,
+                message,
+            );
+        }
         if !decided.is_empty() {
             bindings.spawn(bind(shell.clone(), decided, permit));
         }

@@ -33,6 +33,8 @@ pub(crate) struct Scheduler {
 pub(crate) struct Plan {
     pub(crate) bindings: Vec<Binding>,
     pub(crate) rejected: Vec<Rejected>,
+    /// Placed pods with wishes that were not considered: their users are told.
+    pub(crate) partly: Vec<Arc<PodInfo>>,
 }
 
 /// A pod that no node can run.
@@ -120,6 +122,9 @@ impl Scheduler {
                         uid: pod.uid.to_string(),
                         node,
                     });
+                    if !pod.not_considered.is_empty() {
+                        plan.partly.push(pod.clone());
+                    }
                     self.assumed.insert(pod.uid.clone(), waiting);
                 }
                 None => {

@@ -105,6 +105,19 @@ fn pods_that_are_not_ours_to_place_are_left_alone() {
 }
 
 #[test]
+fn wishes_that_are_not_considered_are_told() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let wishes = json!({ "containers": [], "affinity": { "podAntiAffinity": {} } });
+    scheduler.pod_changed(&pod("apart", wishes), START);
+    scheduler.pod_changed(&pod("plain", json!({ "containers": [] })), START);
+    let plan = scheduler.schedule(10, START);
+    assert_eq!(plan.bindings.len(), 2);
+    assert_eq!(plan.partly.len(), 1);
+    assert_eq!(plan.partly[0].not_considered, ["podAntiAffinity"]);
+}
+
+#[test]
 fn replicas_spread_over_zones_and_hosts() {
     let mut scheduler = scheduler();
     for (name, zone) in [("n1", "a"), ("n2", "a"), ("n3", "b"), ("n4", "b")] {
