@@ -31,7 +31,7 @@ const PRIORITIES: [(&str, i64, &str); 2] = [
     ),
 ];
 
-pub async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
+pub(crate) async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
     let birth = Birth { server: server.clone(), user: User::named(APISERVER, &[SYSTEM_MASTERS]) };
     for name in NAMESPACES {
         birth

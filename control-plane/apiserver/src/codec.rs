@@ -14,25 +14,25 @@ use serde_json::Value;
 
 /// How a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
+pub(crate) enum Encoding {
     Json,
     Yaml,
     Protobuf,
 }
 
 /// A body as a tree in canonical form, and warnings about it.
-pub struct Decoded {
+pub(crate) struct Decoded {
     pub object: Value,
     pub warnings: Vec<String>,
 }
 
 /// The type of a kind, by its `apiVersion` and name.
-pub fn type_of(api_version: &str, kind: &str) -> Option<&'static Type> {
+pub(crate) fn type_of(api_version: &str, kind: &str) -> Option<&'static Type> {
     schema::type_of_object(api_version, kind)
 }
 
 /// Reads a body of the type that it names itself, or of `expected` where it names none.
-pub fn decode(
+pub(crate) fn decode(
     body: &[u8],
     encoding: Encoding,
     expected: (&str, &str),
@@ -61,7 +61,7 @@ pub fn decode(
 }
 
 /// JSON in upstream's order; what is stored, and what is sent of objects that are not cached.
-pub fn canonical_json(object: &Value) -> Result<Vec<u8>, Error> {
+pub(crate) fn canonical_json(object: &Value) -> Result<Vec<u8>, Error> {
     match schema_of(object) {
         Some(ty) => Ok(schema::json::to_vec(ty, object)),
         None => serde_json::to_vec(object).map_err(Error::internal),
@@ -73,7 +73,7 @@ fn schema_of(object: &Value) -> Option<&'static Type> {
 }
 
 /// The protobuf message of an object, without envelope; `None` where its kind has no schema.
-pub fn protobuf_message(object: &Value) -> Option<Bytes> {
+pub(crate) fn protobuf_message(object: &Value) -> Option<Bytes> {
     let ty = schema_of(object)?;
     match schema::protobuf::encode_message(ty, object) {
         Ok(message) => Some(message.into()),
@@ -85,7 +85,7 @@ pub fn protobuf_message(object: &Value) -> Option<Bytes> {
 }
 
 /// An object that is not cached (a Status, a Scale) in any encoding.
-pub fn encode(object: &Value, encoding: Encoding) -> Result<Bytes, Error> {
+pub(crate) fn encode(object: &Value, encoding: Encoding) -> Result<Bytes, Error> {
     match encoding {
         Encoding::Json => canonical_json(object).map(Bytes::from),
         Encoding::Yaml => yaml(&canonical_json(object)?),
@@ -96,7 +96,7 @@ pub fn encode(object: &Value, encoding: Encoding) -> Result<Bytes, Error> {
 }
 
 /// JSON as YAML.
-pub fn yaml(json: &[u8]) -> Result<Bytes, Error> {
+pub(crate) fn yaml(json: &[u8]) -> Result<Bytes, Error> {
     let value: Value = serde_json::from_slice(json).map_err(Error::internal)?;
     serde_yaml_ng::to_string(&value).map(Bytes::from).map_err(Error::internal)
 }

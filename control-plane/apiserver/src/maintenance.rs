@@ -24,7 +24,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
 const BATCH: usize = 100;
 
 /// Removes events that are older than `ttl`, until cancelled.
-pub async fn expire_events(registry: Arc<Registry>, ttl: Duration, shutdown: CancellationToken) {
+pub(crate) async fn expire_events(registry: Arc<Registry>, ttl: Duration, shutdown: CancellationToken) {
     let mut ticks = interval(EXPIRY_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -76,7 +76,7 @@ fn last_change(event: &Value) -> i64 {
 /// Compacts history at each interval to where the store was one interval before, until cancelled.
 ///
 /// So watches and continued lists have between one and two intervals.
-pub async fn compact(registry: Arc<Registry>, every: Duration, shutdown: CancellationToken) {
+pub(crate) async fn compact(registry: Arc<Registry>, every: Duration, shutdown: CancellationToken) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before: Revision = 0;
@@ -99,7 +99,7 @@ pub async fn compact(registry: Arc<Registry>, every: Duration, shutdown: Cancell
 /// Makes allocations agree with services: those without a service go, those that a service lacks are made.
 ///
 /// Both only happen after a restore or a bug, because they are written together.
-pub async fn repair_allocations(registry: &Registry) -> Result<(), Error> {
+pub(crate) async fn repair_allocations(registry: &Registry) -> Result<(), Error> {
     let services = registry.resources().builtin("", "v1", "services").cache()?.clone();
     let mut wanted: HashMap<Key, String> = HashMap::new();
     for service in Selection::default().select(&services, &services.snapshot().state, "") {

@@ -17,7 +17,7 @@ const BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 /// Labels of one series. All come from closed sets: unknown resources are counted under an empty name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Labels {
+pub(crate) struct Labels {
     pub verb: &'static str,
     pub group: String,
     pub resource: String,
@@ -34,13 +34,13 @@ struct Series {
 
 /// Counters of requests. The map's lock is only written for a series that is new.
 #[derive(Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     requests: RwLock<BTreeMap<Labels, Arc<Series>>>,
     pub watches: AtomicU64,
 }
 
 impl Metrics {
-    pub fn record(&self, labels: &Labels, took: Duration) {
+    pub(crate) fn record(&self, labels: &Labels, took: Duration) {
         let known = self.requests.read().get(labels).cloned();
         let series =
             known.unwrap_or_else(|| self.requests.write().entry(labels.clone()).or_default().clone());
@@ -53,7 +53,7 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub fn render(&self, in_flight: (usize, usize), revision: u64) -> String {
+    pub(crate) fn render(&self, in_flight: (usize, usize), revision: u64) -> String {
         let mut text = String::with_capacity(16 << 10);
         let requests = self.requests.read().clone();
         text += "# TYPE apiserver_request_total counter\n";

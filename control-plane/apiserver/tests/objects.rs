@@ -14,7 +14,11 @@ async fn objects_get_what_the_server_owes_them() {
     let made = admin.create(&PODS, Some("shop"), pod("web")).await.expect("a pod");
     let meta = &made["metadata"];
     assert_eq!(meta["namespace"], "shop");
-    assert!(meta["uid"].is_string() && meta["creationTimestamp"].is_string() && meta["resourceVersion"].is_string());
+    assert!(
+        meta["uid"].is_string()
+            && meta["creationTimestamp"].is_string()
+            && meta["resourceVersion"].is_string()
+    );
     assert_eq!(made["status"]["phase"], "Pending");
     assert_eq!(made["spec"]["serviceAccountName"], "default");
     assert_eq!(made["spec"]["priority"], 0);
@@ -65,7 +69,10 @@ async fn an_update_of_an_old_version_is_refused_and_a_patch_is_not() {
     let third = admin.update(&CONFIG_MAPS, &third, "").await.expect("without a version it is unconditional");
     assert_eq!(third["data"]["value"], "3");
     let same = admin.update(&CONFIG_MAPS, &third, "").await.expect("no change");
-    assert_eq!(same["metadata"]["resourceVersion"], third["metadata"]["resourceVersion"], "nothing is written");
+    assert_eq!(
+        same["metadata"]["resourceVersion"], third["metadata"]["resourceVersion"],
+        "nothing is written"
+    );
     running.stop().await;
 }
 

@@ -16,7 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 async fn take(watch: &mut WatchStream, count: usize) -> Vec<(String, u64)> {
     let mut seen = Vec::new();
     while seen.len() < count {
-        let event = timeout(DEADLINE, watch.next()).await.expect("in time").expect("an event").expect("no error");
+        let event =
+            timeout(DEADLINE, watch.next()).await.expect("in time").expect("an event").expect("no error");
         seen.extend(describe(&event));
     }
     seen
@@ -80,7 +81,8 @@ async fn objects_enter_and_leave_a_selector() {
     admin.create(&CONFIG_MAPS, Some("default"), config_map("a", "1")).await.expect("made");
     let paint = |color: &str| json!({ "metadata": { "labels": { "color": color } } });
     let admin = &admin;
-    let patch = |body| async move { admin.merge(&CONFIG_MAPS, Some("default"), "a", body).await.expect("patched") };
+    let patch =
+        |body| async move { admin.merge(&CONFIG_MAPS, Some("default"), "a", body).await.expect("patched") };
     patch(paint("red")).await;
     patch(json!({ "data": { "value": "2" } })).await;
     let left = patch(paint("blue")).await;
@@ -120,7 +122,10 @@ async fn compacted_history_is_410() {
     let admin = running.admin();
     let (_, from) = admin.list(&CONFIG_MAPS, Some("default"), "").await;
     for number in 0..5 {
-        admin.create(&CONFIG_MAPS, Some("default"), config_map(&format!("c{number}"), "1")).await.expect("made");
+        admin
+            .create(&CONFIG_MAPS, Some("default"), config_map(&format!("c{number}"), "1"))
+            .await
+            .expect("made");
     }
     let newest = running.store.current_revision().await.expect("a revision");
     running.store.compact(newest).await.expect("compacted");
@@ -148,7 +153,8 @@ async fn lists_by_label_and_namespace_find_what_they_should() {
     let admin = &admin;
     let find = |namespace, labels| async move {
         let (found, _) = admin.list(&CONFIG_MAPS, namespace, labels).await;
-        let names = found.iter().map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        let names =
+            found.iter().map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
         names.collect::<Vec<_>>().join(" ")
     };
     assert_eq!(find(None, "all=yes").await, "a b c");

@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crate::pki::Identity;
 
 /// The text of a kubeconfig with everything in it.
-pub fn render(server: &str, authority: &str, user: &str, identity: &Identity) -> String {
+pub(crate) fn render(server: &str, authority: &str, user: &str, identity: &Identity) -> String {
     let encode = |text: &str| STANDARD.encode(text);
     format!(
         "apiVersion: v1

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 /// `filter` as in `info,hawser_apiserver=debug`.
-pub fn start(filter: &str) -> anyhow::Result<()> {
+pub(crate) fn start(filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log={filter} is not a filter"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

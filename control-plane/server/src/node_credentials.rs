@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub struct Flags {
+pub(crate) struct Flags {
     /// Directory of the control plane, with its authority.
     #[arg(long)]
     data_dir: PathBuf,
@@ -27,7 +27,7 @@ pub struct Flags {
     out: PathBuf,
 }
 
-pub fn run(flags: &Flags) -> anyhow::Result<()> {
+pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     ensure!(!flags.name.is_empty(), "--name is empty");
     let authority = Authority::open(&flags.data_dir)?;
     files::private_directory(&flags.out)?;

@@ -11,8 +11,8 @@ use std::{
 use anyhow::Context;
 use jiff::Zoned;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 use crate::files::{self, Access};
@@ -21,19 +21,19 @@ use crate::files::{self, Access};
 const YEARS: i16 = 10;
 
 /// A certificate with its key, in PEM.
-pub struct Identity {
+pub(crate) struct Identity {
     pub certificate: String,
     pub key: String,
 }
 
 /// What a certificate is for.
-pub enum Purpose {
+pub(crate) enum Purpose {
     Client,
     Server { names: Vec<String>, addresses: Vec<IpAddr> },
 }
 
 /// The authority of the cluster.
-pub struct Authority {
+pub(crate) struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -52,7 +52,7 @@ fn validity(params: &mut CertificateParams) {
 
 impl Authority {
     /// Reads the authority of a cluster, or makes it.
-    pub fn open_or_create(data_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open_or_create(data_dir: &Path) -> anyhow::Result<Self> {
         let pki = directory(data_dir);
         files::private_directory(&pki)?;
         if !pki.join("ca.key").exists() {
@@ -61,8 +61,11 @@ impl Authority {
             validity(&mut params);
             params.distinguished_name = name("hawser-ca", &[]);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages =
-                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages = vec![
+                KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign,
+                KeyUsagePurpose::DigitalSignature,
+            ];
             let certificate = params.self_signed(&key).context("cannot make the authority")?;
             files::write(&pki.join("ca.crt"), &certificate.pem(), Access::Everybody)?;
             // The key last: its presence says that both are there.
@@ -72,10 +75,11 @@ impl Authority {
     }
 
     /// Reads the authority of a cluster that has been started.
-    pub fn open(data_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(data_dir: &Path) -> anyhow::Result<Self> {
         let pki = directory(data_dir);
-        let certificate = files::read(&pki.join("ca.crt"))
-            .with_context(|| format!("{} holds no cluster; start the control plane first", data_dir.display()))?;
+        let certificate = files::read(&pki.join("ca.crt")).with_context(|| {
+            format!("{} holds no cluster; start the control plane first", data_dir.display())
+        })?;
         let key = KeyPair::from_pem(&files::read(&pki.join("ca.key"))?)
             .with_context(|| format!("{} is not a key", pki.join("ca.key").display()))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key)
@@ -84,12 +88,17 @@ impl Authority {
     }
 
     /// The authority's certificate, in PEM.
-    pub fn certificate(&self) -> &str {
+    pub(crate) fn certificate(&self) -> &str {
         &self.certificate
     }
 
     /// Issues a certificate with a new key.
-    pub fn issue(&self, common_name: &str, organizations: &[&str], purpose: Purpose) -> anyhow::Result<Identity> {
+    pub(crate) fn issue(
+        &self,
+        common_name: &str,
+        organizations: &[&str],
+        purpose: Purpose,
+    ) -> anyhow::Result<Identity> {
         let mut params = CertificateParams::default();
         validity(&mut params);
         params.distinguished_name = name(common_name, organizations);
@@ -99,7 +108,8 @@ impl Authority {
             Purpose::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
             Purpose::Server { names, addresses } => {
                 for name in names {
-                    let name = name.as_str().try_into().with_context(|| format!("{name:?} is not a DNS name"))?;
+                    let name =
+                        name.as_str().try_into().with_context(|| format!("{name:?} is not a DNS name"))?;
                     params.subject_alt_names.push(SanType::DnsName(name));
                 }
                 params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
@@ -124,7 +134,7 @@ fn name(common_name: &str, organizations: &[&str]) -> DistinguishedName {
 }
 
 /// The key that signs service account tokens, in PEM; made at first start.
-pub fn service_account_key(data_dir: &Path) -> anyhow::Result<String> {
+pub(crate) fn service_account_key(data_dir: &Path) -> anyhow::Result<String> {
     let path = directory(data_dir).join("sa.key");
     if !path.exists() {
         let key = KeyPair::generate().context("cannot make a key")?;
@@ -135,7 +145,7 @@ pub fn service_account_key(data_dir: &Path) -> anyhow::Result<String> {
 
 impl Identity {
     /// Writes `<stem>.crt` and `<stem>.key`.
-    pub fn write(&self, directory: &Path, stem: &str) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, directory: &Path, stem: &str) -> anyhow::Result<()> {
         files::write(&directory.join(format!("{stem}.crt")), &self.certificate, Access::Everybody)?;
         files::write(&directory.join(format!("{stem}.key")), &self.key, Access::Owner)
     }

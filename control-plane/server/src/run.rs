@@ -50,7 +50,7 @@ enum Role {
 }
 
 #[derive(Args)]
-pub struct Flags {
+pub(crate) struct Flags {
     /// Directory for certificates and the embedded store.
     #[arg(long)]
     data_dir: PathBuf,
@@ -124,7 +124,10 @@ impl Flags {
             "--service-cluster-ip-range has two ranges of one family"
         );
         ensure!(self.max_requests_inflight > 0, "--max-requests-inflight must be at least 1");
-        ensure!(self.max_mutating_requests_inflight > 0, "--max-mutating-requests-inflight must be at least 1");
+        ensure!(
+            self.max_mutating_requests_inflight > 0,
+            "--max-mutating-requests-inflight must be at least 1"
+        );
         Ok(roles)
     }
 
@@ -146,7 +149,7 @@ fn default_address() -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-pub fn run(flags: Flags) -> anyhow::Result<()> {
+pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("control-plane")
@@ -168,7 +171,8 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     write_admin_kubeconfig(&flags, &authority, port)?;
 
     // Each of these is a step of the way out, in this order.
-    let (components, front, core) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (components, front, core) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut core_tasks = JoinSet::new();
     let config = config(&flags, advertise, port, &authority)?;
     let interrupted = signals()?;
@@ -219,7 +223,10 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            bail!("port {} is taken: stop what listens on {address}, or choose another with --secure-port", address.port())
+            bail!(
+                "port {} is taken: stop what listens on {address}, or choose another with --secure-port",
+                address.port()
+            )
         }
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
             bail!("{} is no address of this machine: see --bind-address", address.ip())
@@ -272,8 +279,11 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
 fn write_admin_kubeconfig(flags: &Flags, authority: &Authority, port: u16) -> anyhow::Result<()> {
     let identity = authority.issue("kubernetes-admin", &[SYSTEM_MASTERS], Purpose::Client)?;
     // A listener on every address is reached from this machine by the loopback one.
-    let host =
-        if flags.bind_address.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { flags.bind_address };
+    let host = if flags.bind_address.is_unspecified() {
+        IpAddr::from(Ipv4Addr::LOCALHOST)
+    } else {
+        flags.bind_address
+    };
     let server = format!("https://{}", SocketAddr::new(host, port));
     let text = kubeconfig::render(&server, authority.certificate(), "kubernetes-admin", &identity);
     files::write(&flags.data_dir.join("admin.kubeconfig"), &text, Access::Owner)
@@ -308,10 +318,13 @@ fn start_components(
             root_ca_pem: authority.certificate().to_owned(),
             ..hawser_controllers::Config::default()
         };
-        spawn("controllers", Box::pin(hawser_controllers::run(client(CONTROLLER_MANAGER), config, shutdown.clone())));
+        spawn(
+            "controllers",
+            Box::pin(hawser_controllers::run(client(CONTROLLER_MANAGER), config, shutdown.clone())),
+        );
     }
     if roles.contains(&Role::Scheduler) {
-        let config = hawser_scheduler::Config::default();
+        let config = hawser_scheduler::Config { instance: instance(), ..hawser_scheduler::Config::default() };
         spawn("scheduler", Box::pin(hawser_scheduler::run(client(SCHEDULER), config, shutdown.clone())));
     }
     if running.is_empty() {

@@ -16,7 +16,7 @@ enum Engine {
 
 #[derive(Args)]
 #[group(id = "store-flags")]
-pub struct Flags {
+pub(crate) struct Flags {
     /// Where cluster state lives.
     #[arg(long, value_enum, default_value = "embedded")]
     store: Engine,
@@ -34,7 +34,7 @@ pub struct Flags {
     etcd_keyfile: Option<PathBuf>,
 }
 
-pub async fn open(flags: &Flags, data_dir: &std::path::Path) -> anyhow::Result<Arc<dyn Store>> {
+pub(crate) async fn open(flags: &Flags, data_dir: &std::path::Path) -> anyhow::Result<Arc<dyn Store>> {
     match flags.store {
         Engine::Embedded => {
             if !flags.etcd_servers.is_empty() {
@@ -51,7 +51,9 @@ pub async fn open(flags: &Flags, data_dir: &std::path::Path) -> anyhow::Result<A
             let mut options = EtcdOptions::new(flags.etcd_servers.iter().cloned());
             options.tls = etcd_tls(flags)?;
             let store = EtcdStore::connect(options).await;
-            Ok(Arc::new(store.with_context(|| format!("cannot use etcd at {}", flags.etcd_servers.join(",")))?))
+            Ok(Arc::new(
+                store.with_context(|| format!("cannot use etcd at {}", flags.etcd_servers.join(",")))?,
+            ))
         }
     }
 }

@@ -19,7 +19,9 @@ fn provider() -> Arc<CryptoProvider> {
 fn roots(authority: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
-        roots.add(certificate.context("the authority is not PEM")?).context("the authority is not a certificate")?;
+        roots
+            .add(certificate.context("the authority is not PEM")?)
+            .context("the authority is not a certificate")?;
     }
     Ok(roots)
 }
@@ -32,7 +34,7 @@ fn chain(identity: &Identity) -> anyhow::Result<(Vec<CertificateDer<'static>>, P
 }
 
 /// The API server's port: clients may show a certificate of the authority, or none.
-pub fn server(authority: &str, identity: &Identity) -> anyhow::Result<Arc<ServerConfig>> {
+pub(crate) fn server(authority: &str, identity: &Identity) -> anyhow::Result<Arc<ServerConfig>> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider())
         .allow_unauthenticated()
         .build()
@@ -49,7 +51,7 @@ pub fn server(authority: &str, identity: &Identity) -> anyhow::Result<Arc<Server
 }
 
 /// Connections to kubelets: HTTP/1.1, because streams are upgrades.
-pub fn kubelet_client(authority: &str, identity: &Identity) -> anyhow::Result<Arc<ClientConfig>> {
+pub(crate) fn kubelet_client(authority: &str, identity: &Identity) -> anyhow::Result<Arc<ClientConfig>> {
     let (certificates, key) = chain(identity)?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

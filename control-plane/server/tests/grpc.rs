@@ -60,7 +60,8 @@ fn node(plane: &ControlPlane, name: &str) -> Remote {
 async fn create(client: &Remote, resource: &GroupVersionResource, object: Value) -> Value {
     let namespace = if *resource == NODES { None } else { Some("default") };
     let target = Target::collection(resource.clone(), namespace);
-    let made = client.create(&target, object.to_string().into(), &WriteOptions::default()).await.expect("created");
+    let made =
+        client.create(&target, object.to_string().into(), &WriteOptions::default()).await.expect("created");
     serde_json::from_slice(&made).expect("JSON")
 }
 
@@ -122,18 +123,25 @@ async fn objects_are_read_and_written_and_errors_are_the_apis() {
 async fn a_node_hears_what_concerns_it_and_goes_on_after_a_crash() {
     let Some(mut plane) = start("apiserver") else { return };
     let admin_client = admin(&plane);
-    create(&admin_client, &ACCOUNTS, json!({ "kind": "ServiceAccount", "apiVersion": "v1", "metadata": { "name": "default" } }))
-        .await;
+    create(
+        &admin_client,
+        &ACCOUNTS,
+        json!({ "kind": "ServiceAccount", "apiVersion": "v1", "metadata": { "name": "default" } }),
+    )
+    .await;
     for name in ["mine", "theirs", "later"] {
         create(&admin_client, &SECRETS, secret(name)).await;
     }
     let mine = create(&admin_client, &PODS, pod("a", "n1", "mine")).await;
     create(&admin_client, &PODS, pod("b", "n2", "theirs")).await;
     let node_client = node(&plane, "n1");
-    create(&node_client, &NODES, json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" } })).await;
+    create(&node_client, &NODES, json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "n1" } }))
+        .await;
     let (session, mut events) = node_client.node_session("n1");
     let snapshot = read_until(&mut events, |event| event == "end").await;
-    for expected in ["+pods/a", "+secrets/mine", "+serviceaccounts/default", "+nodes/n1", "+services/kubernetes"] {
+    for expected in
+        ["+pods/a", "+secrets/mine", "+serviceaccounts/default", "+nodes/n1", "+services/kubernetes"]
+    {
         assert!(snapshot.contains(expected), "{expected} in {snapshot:?}");
     }
     for unwanted in ["+pods/b", "+secrets/theirs", "+secrets/later"] {
@@ -159,5 +167,7 @@ async fn a_node_hears_what_concerns_it_and_goes_on_after_a_crash() {
     create(&admin(&plane), &PODS, pod("d", "n1", "later")).await;
     let news = read_until(&mut events, |event| event == "+pods/d").await;
     assert!(news.contains("connected"), "{news:?}");
-    plane.wait_for("a lease", || plane.kubectl(&["get", "leases", "-n", "kube-node-lease", "-o", "name"]).contains("n1"));
+    plane.wait_for("a lease", || {
+        plane.kubectl(&["get", "leases", "-n", "kube-node-lease", "-o", "name"]).contains("n1")
+    });
 }

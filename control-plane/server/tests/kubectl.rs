@@ -27,7 +27,9 @@ fn a_deployment_lives_its_life() {
     let Some(plane) = start("apiserver,scheduler,controllers") else { return };
     plane.kubectl(&["create", "deployment", "web", "--image=demo", "--replicas=3"]);
     plane.kubectl(&["expose", "deployment", "web", "--port=80", "--target-port=8080"]);
-    plane.wait_for("three pods", || plane.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"]).lines().count() == 3);
+    plane.wait_for("three pods", || {
+        plane.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"]).lines().count() == 3
+    });
     plane.kubectl(&["scale", "deployment", "web", "--replicas=5"]);
     plane.wait_for("five pods", || plane.kubectl(&["get", "pods", "-o", "name"]).lines().count() == 5);
     plane.kubectl(&["label", "deployment", "web", "tier=front"]);
@@ -66,14 +68,26 @@ fn manifests_are_applied_edited_and_deleted() {
     let changed = plane.kubectl_with_input(&["apply", "-f", "-"], &changed);
     assert_eq!(changed, "configmap/settings configured\nservice/web unchanged\n");
     let dry = plane.kubectl_with_input(&["apply", "--dry-run=server", "-f", "-"], MANIFEST);
-    assert_eq!(dry, "configmap/settings configured (server dry run)\nservice/web unchanged (server dry run)\n");
-    let edited = plane.command().args(["edit", "configmap", "settings"]).env("EDITOR", "sed -i s/blue/green/").output();
+    assert_eq!(
+        dry,
+        "configmap/settings configured (server dry run)\nservice/web unchanged (server dry run)\n"
+    );
+    let edited = plane
+        .command()
+        .args(["edit", "configmap", "settings"])
+        .env("EDITOR", "sed -i s/blue/green/")
+        .output();
     assert!(edited.expect("kubectl runs").status.success());
     assert_eq!(plane.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.color}"]), "green");
     let unknown = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndate: {}\n";
     let error = {
-        let mut child =
-            plane.command().args(["create", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("runs");
+        let mut child = plane
+            .command()
+            .args(["create", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("runs");
         child.stdin.take().expect("piped").write_all(unknown.as_bytes()).expect("written");
         let output = child.wait_with_output().expect("it ends");
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -130,10 +144,15 @@ fn what_was_acknowledged_survives_a_crash_and_a_watch_sees_it() {
 fn flags_that_cannot_work_are_refused_with_a_reason() {
     let Some(plane) = start("apiserver") else { return };
     let config = fs::read_to_string(plane.kubeconfig()).expect("a kubeconfig");
-    let server = config.lines().find_map(|line| line.trim().strip_prefix("server: https://")).expect("a server");
+    let server =
+        config.lines().find_map(|line| line.trim().strip_prefix("server: https://")).expect("a server");
     let port = server.rsplit(':').next().expect("a port");
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_control-plane")).arg("run").args(arguments).output().expect("runs");
+        let output = Command::new(env!("CARGO_BIN_EXE_control-plane"))
+            .arg("run")
+            .args(arguments)
+            .output()
+            .expect("runs");
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     };

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Where things stand in an object's JSON.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(super) struct Layout {
     /// Offset of the first member after `kind` and `apiVersion`, where these two come first; else 1.
     ///
     /// `{` followed by the text from there on is the object as list items have it.
@@ -19,7 +19,7 @@ pub struct Layout {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Comma {
+pub(super) enum Comma {
     Before,
     After,
     /// `metadata` is empty.
@@ -111,7 +111,7 @@ fn skip_value(text: &[u8], at: usize) -> Option<usize> {
 }
 
 /// Reads the layout; `None` where there is no `metadata` object.
-pub fn layout(text: &[u8]) -> Option<Layout> {
+pub(super) fn layout(text: &[u8]) -> Option<Layout> {
     let mut item = 1;
     let mut leading = 0;
     for (position, (key, value)) in Members::new(text, 0)?.enumerate() {

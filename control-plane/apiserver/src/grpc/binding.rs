@@ -28,7 +28,9 @@ impl BindingService for Front {
         let results = results
             .into_iter()
             .map(|result| v1::BindResult {
-                error: result.err().map_or_else(Default::default, |error| error.to_status().to_string().into()),
+                error: result
+                    .err()
+                    .map_or_else(Default::default, |error| error.to_status().to_string().into()),
             })
             .collect();
         Ok(Response::new(v1::BindResponse { results }))

@@ -73,7 +73,6 @@ struct Front {
 }
 
 /// The user of a request; put there by the HTTP front.
-#[expect(clippy::result_large_err, reason = "tonic's error type")]
 fn user_of<T>(request: &Request<T>) -> Result<Arc<User>, Status> {
     request.extensions().get::<Arc<User>>().cloned().ok_or_else(|| status_of(&Error::unauthorized()))
 }
@@ -86,7 +85,11 @@ fn encoding_of(encoding: v1::Encoding) -> Encoding {
 }
 
 /// An object in the encoding asked for.
-fn object_of(resource: &Resource, object: &CachedObject, encoding: v1::Encoding) -> Result<v1::Object, Error> {
+fn object_of(
+    resource: &Resource,
+    object: &CachedObject,
+    encoding: v1::Encoding,
+) -> Result<v1::Object, Error> {
     let body = match encoding_of(encoding) {
         Encoding::Protobuf => crate::http::sealed(resource, object)?,
         _ => resource.encoded(object)?.json().clone(),

@@ -73,7 +73,10 @@ type Sender = mpsc::Sender<Result<SyncResponse, Status>>;
 impl NodeService for Front {
     type SyncStream = BoxStream<'static, Result<SyncResponse, Status>>;
 
-    async fn sync(&self, request: Request<Streaming<SyncRequest>>) -> Result<Response<Self::SyncStream>, Status> {
+    async fn sync(
+        &self,
+        request: Request<Streaming<SyncRequest>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
         let user = user_of(&request)?;
         let mut messages = request.into_inner();
         let hello = match timeout(HELLO_DEADLINE, messages.message()).await {
@@ -137,16 +140,24 @@ async fn up(
     }
 }
 
-async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpdate) -> sync_response::Message {
+async fn write(
+    server: &Arc<ApiServer>,
+    user: &Arc<User>,
+    update: v1::StatusUpdate,
+) -> sync_response::Message {
     let id = update.id;
     let outcome = async {
         let call = server.enter(user, "patch", target_of(update.resource)?, "")?;
-        let patch =
-            codec::Patch { kind: PatchType::Merge, body: update.merge_patch, validation: FieldValidation::Ignore };
+        let patch = codec::Patch {
+            kind: PatchType::Merge,
+            body: update.merge_patch,
+            validation: FieldValidation::Ignore,
+        };
         let uid = (!update.uid.is_empty()).then_some(update.uid);
         server.patch(&call, patch, &WriteOptions { uid, ..WriteOptions::default() }).await.map(drop)
     };
-    let error = outcome.await.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
+    let error =
+        outcome.await.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
     sync_response::Message::StatusAnswer(v1::StatusAnswer { id, error })
 }
 
@@ -366,7 +377,9 @@ impl Down {
     /// A claim's volume concerns the node as the claim does.
     async fn follow_claim(&mut self, claim: &CachedObject) -> Result<(), Error> {
         let value: Value = claim.value();
-        let Some(name) = value["spec"]["volumeName"].as_str().filter(|name| !name.is_empty()) else { return Ok(()) };
+        let Some(name) = value["spec"]["volumeName"].as_str().filter(|name| !name.is_empty()) else {
+            return Ok(());
+        };
         let volume =
             Reference { resource: "persistentvolumes", namespace: String::new(), name: name.to_owned() };
         if self.sent.contains_key(&volume) { Ok(()) } else { self.send_reference(&volume).await }
@@ -414,5 +427,9 @@ fn is_referenced(resource: &Resource) -> bool {
 
 fn reference_to(resource: &Resource, object: &CachedObject) -> Reference {
     let namespace = if resource.row.namespaced { object.namespace() } else { "" };
-    Reference { resource: resource.row.plural, namespace: namespace.to_owned(), name: object.name().to_owned() }
+    Reference {
+        resource: resource.row.plural,
+        namespace: namespace.to_owned(),
+        name: object.name().to_owned(),
+    }
 }

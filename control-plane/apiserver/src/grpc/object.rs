@@ -49,7 +49,9 @@ impl Front {
             "" => VersionMatch::Unset,
             "NotOlderThan" => VersionMatch::NotOlderThan,
             "Exact" => VersionMatch::Exact,
-            other => return Err(Error::bad_request(format!("resource_version_match: unknown value {other:?}"))),
+            other => {
+                return Err(Error::bad_request(format!("resource_version_match: unknown value {other:?}")));
+            }
         };
         let list = ListRequest {
             namespace,

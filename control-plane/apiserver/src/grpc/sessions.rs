@@ -6,7 +6,9 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
-use hawser_api::{Error, GroupVersionResource, patch::PatchType, resource::Target, schema::FieldValidation, v1};
+use hawser_api::{
+    Error, GroupVersionResource, patch::PatchType, resource::Target, schema::FieldValidation, v1,
+};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -73,7 +75,9 @@ impl NodeSessions {
         let now = Instant::now();
         let mut sessions = self.sessions.lock();
         sessions.retain(|_, session| now - session.last_sign < Duration::from_secs(600));
-        let due = sessions.iter_mut().filter(|(_, session)| session.renewed.is_none_or(|at| session.last_sign > at));
+        let due = sessions
+            .iter_mut()
+            .filter(|(_, session)| session.renewed.is_none_or(|at| session.last_sign > at));
         due.map(|(node, session)| {
             session.renewed = Some(now);
             (node.clone(), session.user.clone())

@@ -32,7 +32,11 @@ pub(super) fn event_type(kind: ChangeKind) -> EventType {
     }
 }
 
-fn response(resource: &Resource, change: &Change, encoding: v1::Encoding) -> Result<v1::WatchResponse, Status> {
+fn response(
+    resource: &Resource,
+    change: &Change,
+    encoding: v1::Encoding,
+) -> Result<v1::WatchResponse, Status> {
     let object = object_of(resource, &change.object, encoding).map_err(|error| status_of(&error))?;
     Ok(v1::WatchResponse {
         r#type: event_type(change.kind).into(),
@@ -82,7 +86,8 @@ impl Front {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
         let encoding = message.encoding();
-        let call = self.server.enter(&user, "watch", target_of(message.resource)?, &message.field_selector)?;
+        let call =
+            self.server.enter(&user, "watch", target_of(message.resource)?, &message.field_selector)?;
         let (send, version_match) = if message.send_initial_events {
             (Some(true), VersionMatch::NotOlderThan)
         } else {
@@ -96,11 +101,16 @@ impl Front {
             version_match,
         };
         let watched = self.server.watch(&call, &request).await?;
-        let end = watched.mark_initial_end.then(|| watched.existing.as_ref().map(|(_, revision)| *revision)).flatten();
+        let end = watched
+            .mark_initial_end
+            .then(|| watched.existing.as_ref().map(|(_, revision)| *revision))
+            .flatten();
         let shown = call.resource.clone();
-        let existing = watched.existing.into_iter().flat_map(|(objects, _)| objects).map(move |object| {
-            response(&shown, &Change { kind: ChangeKind::Added, object }, encoding)
-        });
+        let existing = watched
+            .existing
+            .into_iter()
+            .flat_map(|(objects, _)| objects)
+            .map(move |object| response(&shown, &Change { kind: ChangeKind::Added, object }, encoding));
         let existing = existing.chain(end.map(|revision| Ok(bookmark(revision, true))));
         let following = Following {
             call,

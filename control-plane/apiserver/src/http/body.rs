@@ -15,22 +15,22 @@ const MAX_BODY_BYTES: usize = 3 << 20;
 /// Bodies from here on are compressed for clients that take it, as upstream.
 const MIN_COMPRESSED_BYTES: usize = 128 << 10;
 
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Pieces of a body that are made while it is sent.
-pub type Pieces = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+pub(super) type Pieces = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-pub fn streamed(pieces: Pieces) -> Body {
+pub(super) fn streamed(pieces: Pieces) -> Body {
     StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
 }
 
 /// Reads a request's body.
-pub async fn read<B>(body: B) -> Result<Bytes, Error>
+pub(super) async fn read<B>(body: B) -> Result<Bytes, Error>
 where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -46,12 +46,12 @@ where
 }
 
 /// Whether a body is worth compressing.
-pub fn is_worth_compressing(bytes: usize) -> bool {
+pub(super) fn is_worth_compressing(bytes: usize) -> bool {
     bytes >= MIN_COMPRESSED_BYTES
 }
 
 /// Compresses pieces as they come. Level 1: the network is faster than a better ratio.
-pub fn gzip(pieces: Pieces) -> Pieces {
+pub(super) fn gzip(pieces: Pieces) -> Pieces {
     let encoder = GzEncoder::new(Vec::new(), Compression::fast());
     let compressed = stream::unfold(Some((pieces, encoder)), |state| async move {
         let (mut pieces, mut encoder) = state?;

@@ -27,7 +27,7 @@ use crate::{
 const PIECE: usize = 64 << 10;
 
 /// One object.
-pub fn object(
+pub(super) fn object(
     resource: &Resource,
     object: &CachedObject,
     output: Output,
@@ -40,18 +40,27 @@ pub fn object(
         (Shape::Table(version), _) => {
             let object = resource.value(object)?;
             let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
-            value(&table::table(resource.row, [&object], metadata, &table_options(version, include, true)), output)
+            value(
+                &table::table(resource.row, [&object], metadata, &table_options(version, include, true)),
+                output,
+            )
         }
-        (Shape::Metadata(version), _) => value(&table::partial_metadata(&resource.value(object)?, version), output),
+        (Shape::Metadata(version), _) => {
+            value(&table::partial_metadata(&resource.value(object)?, version), output)
+        }
     }
 }
 
-pub fn table_options(version: &'static str, include_object: IncludeObject, headers: bool) -> TableOptions {
+pub(super) fn table_options(
+    version: &'static str,
+    include_object: IncludeObject,
+    headers: bool,
+) -> TableOptions {
     TableOptions { version, include_object, headers, now: Timestamp::now() }
 }
 
 /// Something that is not cached.
-pub fn value(value: &Value, output: Output) -> Result<Bytes, Error> {
+pub(super) fn value(value: &Value, output: Output) -> Result<Bytes, Error> {
     if output.encoding == Encoding::Json && output.pretty {
         return serde_json::to_vec_pretty(value).map(Bytes::from).map_err(Error::internal);
     }
@@ -59,14 +68,17 @@ pub fn value(value: &Value, output: Output) -> Result<Bytes, Error> {
 }
 
 /// The object in its protobuf envelope.
-pub fn sealed(resource: &Resource, object: &CachedObject) -> Result<Bytes, Error> {
+pub(crate) fn sealed(resource: &Resource, object: &CachedObject) -> Result<Bytes, Error> {
     let message = message(resource, object)?;
     Ok(schema::protobuf::seal(&resource.api_version, resource.row.kind, &message).into())
 }
 
 fn message(resource: &Resource, object: &CachedObject) -> Result<Bytes, Error> {
     resource.encoded(object)?.protobuf(codec::protobuf_message).ok_or_else(|| {
-        Error::new(hawser_api::error::Reason::NotAcceptable, format!("{} cannot be written as protobuf", resource.gvr))
+        Error::new(
+            hawser_api::error::Reason::NotAcceptable,
+            format!("{} cannot be written as protobuf", resource.gvr),
+        )
     })
 }
 
@@ -83,12 +95,12 @@ fn list_meta(listed: &Listed) -> Value {
 }
 
 /// A list: what is ready at once, and the pieces that follow.
-pub enum List {
+pub(super) enum List {
     Whole(Bytes),
     Pieces(Pieces),
 }
 
-pub fn list(
+pub(super) fn list(
     resource: &Arc<Resource>,
     listed: Listed,
     output: Output,
@@ -135,11 +147,18 @@ fn plain_list(resource: &Resource, objects: Vec<Value>, meta: Value) -> Value {
 
 fn json_list(resource: &Arc<Resource>, listed: Listed, meta: &Value) -> List {
     let mut head = BytesMut::with_capacity(PIECE);
-    head.put_slice(format!("{{\"kind\":{:?},\"apiVersion\":{:?},\"metadata\":", resource.row.list_kind, resource.api_version).as_bytes());
+    head.put_slice(
+        format!(
+            "{{\"kind\":{:?},\"apiVersion\":{:?},\"metadata\":",
+            resource.row.list_kind, resource.api_version
+        )
+        .as_bytes(),
+    );
     head.put_slice(meta.to_string().as_bytes());
     head.put_slice(b",\"items\":[");
     let objects: Box<dyn Iterator<Item = Arc<CachedObject>> + Send> = Box::new(listed.objects());
-    let mut pieces = JsonPieces { resource: resource.clone(), objects, buffer: head, first: true, done: false };
+    let mut pieces =
+        JsonPieces { resource: resource.clone(), objects, buffer: head, first: true, done: false };
     let first = pieces.next().unwrap_or_default();
     if pieces.done {
         return List::Whole(first);

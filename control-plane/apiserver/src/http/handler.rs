@@ -27,24 +27,28 @@ use super::{
     objects,
     path::{Query, Route, route},
 };
-use crate::{ApiServer, auth::{Attributes, User}, metrics::Labels};
+use crate::{
+    ApiServer,
+    auth::{Attributes, User},
+    metrics::Labels,
+};
 
 /// What a request may take that is no watch or stream (upstream's `--request-timeout`).
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
-pub struct Service {
+pub(super) struct Service {
     server: Arc<ApiServer>,
     grpc: tonic::service::Routes,
     peer: Option<Arc<Peer>>,
 }
 
 impl Service {
-    pub fn new(server: Arc<ApiServer>, grpc: tonic::service::Routes) -> Self {
+    pub(super) fn new(server: Arc<ApiServer>, grpc: tonic::service::Routes) -> Self {
         Self { server, grpc, peer: None }
     }
 
-    pub fn for_peer(self, peer: Peer) -> Self {
+    pub(super) fn for_peer(self, peer: Peer) -> Self {
         Self { peer: Some(Arc::new(peer)), ..self }
     }
 }
@@ -204,7 +208,11 @@ fn failed(error: &Error, output: Output) -> Response<Body> {
 }
 
 /// An answer with a body that is ready.
-pub fn respond(code: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
+pub(super) fn respond(
+    code: StatusCode,
+    content_type: &'static str,
+    bytes: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(body::full(bytes));
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -12,7 +12,7 @@ use crate::{ApiServer, discovery, openapi, version};
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-pub async fn answer(
+pub(super) async fn answer(
     server: &Arc<ApiServer>,
     path: &str,
     query: &Query,
@@ -28,9 +28,12 @@ pub async fn answer(
         ["apis", group] => found(discovery::group(group)),
         ["apis", group, version] => found(discovery::resources(group, version)),
         ["openapi", rest @ ..] => openapi(server, rest, query, headers),
-        ["healthz" | "livez" | "readyz", rest @ ..] => Ok(health(server, parts[0], rest.first().copied(), query).await),
+        ["healthz" | "livez" | "readyz", rest @ ..] => {
+            Ok(health(server, parts[0], rest.first().copied(), query).await)
+        }
         ["metrics"] => {
-            let text = server.metrics().render(server.chain().in_flight(), server.registry().cache().progress());
+            let text =
+                server.metrics().render(server.chain().in_flight(), server.registry().cache().progress());
             Ok(respond(StatusCode::OK, "text/plain; version=0.0.4", text))
         }
         ["openid", "v1", "jwks"] => {
@@ -47,8 +50,8 @@ fn json_response(value: &Value) -> Response<Body> {
 }
 
 fn found(document: Option<Value>) -> Result<Response<Body>, Error> {
-    let document =
-        document.ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))?;
+    let document = document
+        .ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))?;
     Ok(json_response(&document))
 }
 
@@ -59,7 +62,16 @@ fn paths() -> Vec<String> {
         paths.push(format!("/apis/{}", group.name));
         paths.extend(group.versions.iter().map(|version| format!("/apis/{}/{version}", group.name)));
     }
-    let others = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+    let others = [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
     paths.extend(others.map(str::to_owned));
     paths
 }
@@ -76,7 +88,8 @@ fn root(server: &ApiServer, root: discovery::Root, headers: &HeaderMap) -> Respo
             ("v2beta1", "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"),
         ] {
             if range.split(';').any(|part| part.strip_prefix("v=") == Some(version)) {
-                let mut response = respond(StatusCode::OK, content_type, discovery::aggregated(root, version).to_string());
+                let mut response =
+                    respond(StatusCode::OK, content_type, discovery::aggregated(root, version).to_string());
                 response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
                 return response;
             }
@@ -95,7 +108,12 @@ fn root(server: &ApiServer, root: discovery::Root, headers: &HeaderMap) -> Respo
 }
 
 /// `/openapi/v2` and `/openapi/v3`, made when first asked for; unchanged ones are 304.
-fn openapi(server: &ApiServer, rest: &[&str], query: &Query, headers: &HeaderMap) -> Result<Response<Body>, Error> {
+fn openapi(
+    server: &ApiServer,
+    rest: &[&str],
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Error> {
     let documents = server.openapi();
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (document, content_type) = match rest {
@@ -107,8 +125,8 @@ fn openapi(server: &ApiServer, rest: &[&str], query: &Query, headers: &HeaderMap
         ["v3", path @ ..] => (documents.v3_document(&path.join("/")), JSON),
         _ => (None, JSON),
     };
-    let document =
-        document.ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))?;
+    let document = document
+        .ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))?;
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let mut response = if known.is_some_and(|known| known.contains(&document.hash)) {
         respond(StatusCode::NOT_MODIFIED, content_type, "")
@@ -162,7 +180,8 @@ async fn health(server: &ApiServer, which: &str, only: Option<&str>, query: &Que
     }
     let mut text = String::new();
     for (name, good) in checks {
-        text += &if good { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
+        text +=
+            &if good { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
     }
     text += &format!("{which} check {}\n", if healthy { "passed" } else { "failed" });
     respond(code, TEXT, text)

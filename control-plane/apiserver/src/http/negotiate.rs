@@ -9,7 +9,7 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// What an answer looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Output {
+pub(super) struct Output {
     pub encoding: Encoding,
     pub shape: Shape,
     /// JSON with line breaks.
@@ -17,7 +17,7 @@ pub struct Output {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(super) enum Shape {
     /// The object as it is.
     Plain,
     /// `meta.k8s.io` Table, in this version.
@@ -27,9 +27,9 @@ pub enum Shape {
 }
 
 impl Output {
-    pub const JSON: Self = Self { encoding: Encoding::Json, shape: Shape::Plain, pretty: false };
+    pub(super) const JSON: Self = Self { encoding: Encoding::Json, shape: Shape::Plain, pretty: false };
 
-    pub fn content_type(self) -> &'static str {
+    pub(super) fn content_type(self) -> &'static str {
         match self.encoding {
             Encoding::Json => "application/json",
             Encoding::Yaml => "application/yaml",
@@ -37,7 +37,7 @@ impl Output {
         }
     }
 
-    pub fn watch_content_type(self) -> &'static str {
+    pub(super) fn watch_content_type(self) -> &'static str {
         match self.encoding {
             Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
             _ => "application/json",
@@ -54,12 +54,13 @@ struct Media<'a> {
 fn media(text: &str) -> Media<'_> {
     let mut parts = text.split(';').map(str::trim);
     let name = parts.next().unwrap_or_default();
-    let parameters = parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.trim(), value.trim()));
+    let parameters =
+        parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.trim(), value.trim()));
     Media { name, parameters: parameters.collect() }
 }
 
 /// Chooses the first of what the client takes that can be made; 406 where nothing can.
-pub fn output(headers: &HeaderMap, user_pretty: Option<bool>) -> Result<Output, Error> {
+pub(super) fn output(headers: &HeaderMap, user_pretty: Option<bool>) -> Result<Output, Error> {
     let accept: Vec<&str> = headers
         .get_all(header::ACCEPT)
         .iter()
@@ -72,13 +73,17 @@ pub fn output(headers: &HeaderMap, user_pretty: Option<bool>) -> Result<Output, 
     if accept.is_empty() {
         return Ok(Output { pretty, ..Output::JSON });
     }
-    accept.iter().find_map(|range| choose(&media(range))).map(|output| Output { pretty, ..output }).ok_or_else(|| {
-        Error::new(
-            Reason::NotAcceptable,
-            "only the following media types are accepted: application/json, application/yaml, \
+    accept
+        .iter()
+        .find_map(|range| choose(&media(range)))
+        .map(|output| Output { pretty, ..output })
+        .ok_or_else(|| {
+            Error::new(
+                Reason::NotAcceptable,
+                "only the following media types are accepted: application/json, application/yaml, \
              application/vnd.kubernetes.protobuf",
-        )
-    })
+            )
+        })
 }
 
 fn choose(range: &Media<'_>) -> Option<Output> {
@@ -111,7 +116,7 @@ fn choose(range: &Media<'_>) -> Option<Output> {
 }
 
 /// How the body of a request is written; 415 for what cannot be read.
-pub fn input(headers: &HeaderMap) -> Result<Encoding, Error> {
+pub(super) fn input(headers: &HeaderMap) -> Result<Encoding, Error> {
     match content_type(headers) {
         "" | "application/json" => Ok(Encoding::Json),
         "application/yaml" => Ok(Encoding::Yaml),
@@ -127,12 +132,12 @@ pub fn input(headers: &HeaderMap) -> Result<Encoding, Error> {
 }
 
 /// The media type of the body, without parameters.
-pub fn content_type(headers: &HeaderMap) -> &str {
+pub(super) fn content_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
 }
 
-pub fn takes_gzip(headers: &HeaderMap) -> bool {
+pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()

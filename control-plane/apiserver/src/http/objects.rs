@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream;
-use hawser_api::{Error, client::Propagation, error::Reason, patch::PatchType, resource::Target, schema::FieldValidation};
+use hawser_api::{
+    Error, client::Propagation, error::Reason, patch::PatchType, resource::Target, schema::FieldValidation,
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -29,7 +31,7 @@ use crate::{
 };
 
 /// A request about a resource, before the chain.
-pub struct Request {
+pub(super) struct Request {
     pub user: Arc<User>,
     pub verb: &'static str,
     pub target: Target,
@@ -38,7 +40,7 @@ pub struct Request {
     pub output: Result<Output, Error>,
 }
 
-pub async fn answer(
+pub(super) async fn answer(
     server: &Arc<ApiServer>,
     request: Request,
     http: http::Request<Incoming>,
@@ -83,19 +85,22 @@ impl Front<'_> {
             "watch" => self.watch().await,
             "create" => {
                 let (object, mut warnings) = self.decode(&parts.headers, body).await?;
-                let written = self.server.create(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                let written =
+                    self.server.create(&self.call, object, &self.write_options(&parts.headers)?).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "update" => {
                 let (object, mut warnings) = self.decode(&parts.headers, body).await?;
-                let written = self.server.update(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                let written =
+                    self.server.update(&self.call, object, &self.write_options(&parts.headers)?).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "patch" => {
                 let patch = self.read_patch(&parts.headers, body).await?;
-                let written = self.server.patch(&self.call, patch, &self.write_options(&parts.headers)?).await?;
+                let written =
+                    self.server.patch(&self.call, patch, &self.write_options(&parts.headers)?).await?;
                 self.written(written, &parts.headers)
             }
             "delete" => {
@@ -117,7 +122,9 @@ impl Front<'_> {
     fn list_request(&self) -> Result<ListRequest, Error> {
         let number = |name: &str| match self.query.get(name) {
             "" => Ok(0),
-            text => text.parse::<usize>().map_err(|_| Error::bad_request(format!("{name}: Invalid value: {text:?}"))),
+            text => text
+                .parse::<usize>()
+                .map_err(|_| Error::bad_request(format!("{name}: Invalid value: {text:?}"))),
         };
         let namespace = self.call.target.namespace.clone().unwrap_or_default();
         Ok(ListRequest {
@@ -195,7 +202,8 @@ impl Front<'_> {
     }
 
     fn write_options(&self, headers: &HeaderMap) -> Result<WriteOptions, Error> {
-        let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
+        let agent =
+            headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
         let manager = match self.query.get("fieldManager") {
             // As upstream: the program's name, up to the first slash.
             "" => agent.split('/').next().unwrap_or(agent).to_owned(),
@@ -210,16 +218,23 @@ impl Front<'_> {
         let options = if bytes.is_empty() {
             Value::Null
         } else {
-            codec::decode(&bytes, negotiate::input(headers)?, ("v1", "DeleteOptions"), FieldValidation::Ignore)?.object
+            codec::decode(
+                &bytes,
+                negotiate::input(headers)?,
+                ("v1", "DeleteOptions"),
+                FieldValidation::Ignore,
+            )?
+            .object
         };
         let query = |name: &str| self.query.find(name).filter(|value| !value.is_empty());
-        let grace = match (options["gracePeriodSeconds"].as_i64(), query("gracePeriodSeconds")) {
-            (Some(seconds), _) => Some(seconds),
-            (None, Some(text)) => Some(text.parse().map_err(|_| {
-                Error::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}"))
-            })?),
-            (None, None) => None,
-        };
+        let grace =
+            match (options["gracePeriodSeconds"].as_i64(), query("gracePeriodSeconds")) {
+                (Some(seconds), _) => Some(seconds),
+                (None, Some(text)) => Some(text.parse().map_err(|_| {
+                    Error::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}"))
+                })?),
+                (None, None) => None,
+            };
         let named = options["propagationPolicy"].as_str().or_else(|| query("propagationPolicy"));
         let orphan = options["orphanDependents"].as_bool().or_else(|| query("orphanDependents").map(is_true));
         let propagation = match (named, orphan) {
@@ -243,7 +258,8 @@ impl Front<'_> {
         let request = self.delete_request(headers, body).await?;
         let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
         let resource = &self.call.resource;
-        let items: Vec<Value> = deleted.iter().map(|object| resource.value(object)).collect::<Result<_, _>>()?;
+        let items: Vec<Value> =
+            deleted.iter().map(|object| resource.value(object)).collect::<Result<_, _>>()?;
         let list = serde_json::json!({
             "kind": resource.row.list_kind, "apiVersion": resource.api_version, "metadata": {}, "items": items,
         });
@@ -309,7 +325,9 @@ fn list_response(list: List, output: Output, headers: &HeaderMap) -> Response<Bo
 fn in_pieces(bytes: Bytes) -> Pieces {
     const PIECE: usize = 64 << 10;
     let count = bytes.len().div_ceil(PIECE);
-    Box::pin(stream::iter((0..count).map(move |at| bytes.slice(at * PIECE..bytes.len().min((at + 1) * PIECE)))))
+    Box::pin(stream::iter(
+        (0..count).map(move |at| bytes.slice(at * PIECE..bytes.len().min((at + 1) * PIECE))),
+    ))
 }
 
 fn version_match(query: &Query) -> Result<VersionMatch, Error> {

@@ -4,39 +4,39 @@ use hawser_api::{GroupVersionResource, resource::Target};
 
 /// Parameters of the query, decoded, in order.
 #[derive(Debug, Default)]
-pub struct Query(Vec<(String, String)>);
+pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub fn parse(text: Option<&str>) -> Self {
+    pub(super) fn parse(text: Option<&str>) -> Self {
         Self(form_urlencoded::parse(text.unwrap_or_default().as_bytes()).into_owned().collect())
     }
 
     /// The first value of a parameter; empty where it is not there.
-    pub fn get(&self, name: &str) -> &str {
+    pub(super) fn get(&self, name: &str) -> &str {
         self.find(name).unwrap_or_default()
     }
 
-    pub fn find(&self, name: &str) -> Option<&str> {
+    pub(super) fn find(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn pairs(&self) -> &[(String, String)] {
+    pub(super) fn pairs(&self) -> &[(String, String)] {
         &self.0
     }
 
     /// A switch: there, and not told to be off.
-    pub fn is_on(&self, name: &str) -> bool {
+    pub(super) fn is_on(&self, name: &str) -> bool {
         self.find(name).is_some_and(crate::ops::is_true)
     }
 }
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Route {
+pub(super) enum Route {
     Resource {
         verb: &'static str,
         target: Target,
@@ -46,7 +46,7 @@ pub enum Route {
 }
 
 /// Reads method and path.
-pub fn route(method: &http::Method, path: &str, query: &Query) -> Route {
+pub(super) fn route(method: &http::Method, path: &str, query: &Query) -> Route {
     let mut parts = path.trim_matches('/').split('/').filter(|part| !part.is_empty());
     let (group, version) = match parts.next() {
         Some("api") => ("", parts.next()),
@@ -92,7 +92,9 @@ fn decode(part: &str) -> String {
     }
     // `+` stands for itself in a path.
     let text = part.replace('+', "%2B");
-    form_urlencoded::parse(text.as_bytes()).next().map_or_else(|| part.to_owned(), |(name, _)| name.into_owned())
+    form_urlencoded::parse(text.as_bytes())
+        .next()
+        .map_or_else(|| part.to_owned(), |(name, _)| name.into_owned())
 }
 
 fn verb(method: &http::Method, named: bool, watch: bool) -> &'static str {
@@ -151,7 +153,15 @@ mod tests {
         check("DELETE", "/api/v1/namespaces/a/pods", "deletecollection v1/pods a - -");
         check("DELETE", "/api/v1/namespaces/a/pods/b", "delete v1/pods a b -");
         check("GET", "/api/v1/namespaces/a/pods/b/log", "get v1/pods a b log");
-        check("PATCH", "/apis/apps/v1/namespaces/a/deployments/b/scale", "patch apps/v1/deployments a b scale");
-        check("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "get rbac.authorization.k8s.io/v1/clusterroles - system:node -");
+        check(
+            "PATCH",
+            "/apis/apps/v1/namespaces/a/deployments/b/scale",
+            "patch apps/v1/deployments a b scale",
+        );
+        check(
+            "GET",
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+            "get rbac.authorization.k8s.io/v1/clusterroles - system:node -",
+        );
     }
 }

@@ -39,7 +39,7 @@ const UPGRADE_HEADERS: [&str; 9] = [
     "x-accepted-stream-protocol-versions",
 ];
 
-pub async fn answer(
+pub(super) async fn answer(
     server: &Arc<ApiServer>,
     call: &Call,
     kind: StreamKind,
@@ -73,7 +73,11 @@ async fn connect(server: &ApiServer, endpoint: &KubeletEndpoint) -> Result<TlsSt
     timeout(CONNECT_DEADLINE, dial).await.map_err(|_| failed(&"timeout"))?
 }
 
-fn request(endpoint: &KubeletEndpoint, method: http::Method, headers: &HeaderMap) -> Result<http::Request<Empty<Bytes>>, Error> {
+fn request(
+    endpoint: &KubeletEndpoint,
+    method: http::Method,
+    headers: &HeaderMap,
+) -> Result<http::Request<Empty<Bytes>>, Error> {
     let mut request = http::Request::builder()
         .method(method)
         .uri(&endpoint.path_and_query)

@@ -36,7 +36,7 @@ const EXISTING: usize = 256;
 /// at once (upstream's `--min-request-timeout`).
 const MIN_TIMEOUT: Duration = Duration::from_secs(1800);
 
-pub struct Options {
+pub(super) struct Options {
     pub bookmarks: bool,
     pub timeout: Option<Duration>,
     pub output: Output,
@@ -72,7 +72,9 @@ impl Writer {
                 let options = encode::table_options(version, self.include, std::mem::take(&mut self.headers));
                 codec::encode(&table::table(self.resource.row, [&object], metadata, &options), Encoding::Json)
             }
-            _ => encode::object(&self.resource, object, Output { pretty: false, ..self.output }, self.include),
+            _ => {
+                encode::object(&self.resource, object, Output { pretty: false, ..self.output }, self.include)
+            }
         }
     }
 
@@ -114,7 +116,8 @@ impl Writer {
     }
 
     fn value(&self, out: &mut BytesMut, event: &str, object: &Value) {
-        let encoding = if self.output.encoding == Encoding::Protobuf { Encoding::Protobuf } else { Encoding::Json };
+        let encoding =
+            if self.output.encoding == Encoding::Protobuf { Encoding::Protobuf } else { Encoding::Json };
         match codec::encode(object, encoding) {
             Ok(bytes) => self.frame(out, event, &bytes),
             Err(error) => tracing::error!(%error, event, "watch event cannot be written"),
@@ -141,7 +144,7 @@ impl Drop for State {
 }
 
 /// The body of a watch that could not begin: one ERROR event, because upstream's clients expect 410 there.
-pub fn failed(resource: &Arc<Resource>, output: Output, error: &Error) -> Bytes {
+pub(super) fn failed(resource: &Arc<Resource>, output: Output, error: &Error) -> Bytes {
     let writer =
         Writer { resource: resource.clone(), output, include: IncludeObject::default(), headers: true };
     let mut out = BytesMut::new();
@@ -150,7 +153,12 @@ pub fn failed(resource: &Arc<Resource>, output: Output, error: &Error) -> Bytes 
 }
 
 /// The body of a watch.
-pub fn body(server: &Arc<ApiServer>, resource: &Arc<Resource>, watched: Watched, options: Options) -> Pieces {
+pub(super) fn body(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    watched: Watched,
+    options: Options,
+) -> Pieces {
     server.metrics().watches.fetch_add(1, Ordering::Relaxed);
     let now = Instant::now();
     let timeout = options.timeout.unwrap_or_else(|| {

@@ -43,7 +43,7 @@ pub struct KubeletEndpoint {
 }
 
 /// Query parameters, decoded, in order.
-pub type Parameters = [(String, String)];
+pub(super) type Parameters = [(String, String)];
 
 impl ApiServer {
     /// Finds the kubelet of a pod and translates the request for it.

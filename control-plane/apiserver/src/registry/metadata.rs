@@ -12,7 +12,7 @@ const MAX_BASE: usize = 58;
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// `metadata`, made where the object has none.
-pub fn of(object: &mut Value) -> Result<&mut Map<String, Value>, Error> {
+pub(super) fn of(object: &mut Value) -> Result<&mut Map<String, Value>, Error> {
     let fields =
         object.as_object_mut().ok_or_else(|| Error::bad_request("the object is not a JSON object"))?;
     fields
@@ -22,21 +22,21 @@ pub fn of(object: &mut Value) -> Result<&mut Map<String, Value>, Error> {
         .ok_or_else(|| Error::bad_request("metadata is not a JSON object"))
 }
 
-pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
     object["metadata"][field].as_str().unwrap_or_default()
 }
 
 /// Now, as `metav1.Time` has it: whole seconds.
-pub fn now() -> String {
+pub(super) fn now() -> String {
     time(Timestamp::now())
 }
 
-pub fn time(at: Timestamp) -> String {
-    jiff::Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+pub(super) fn time(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
 /// A name from `generateName`: its base and five random characters.
-pub fn generate_name(base: &str) -> String {
+pub(super) fn generate_name(base: &str) -> String {
     let mut end = base.len().min(MAX_BASE);
     while !base.is_char_boundary(end) {
         end -= 1;
@@ -56,7 +56,11 @@ pub fn random_suffix() -> String {
 }
 
 /// Puts the request's namespace into the object, or refuses one that names another.
-pub fn settle_namespace(resource: &Resource, object: &mut Value, namespace: &str) -> Result<(), Error> {
+pub(super) fn settle_namespace(
+    resource: &Resource,
+    object: &mut Value,
+    namespace: &str,
+) -> Result<(), Error> {
     let meta = of(object)?;
     let found = meta.get("namespace").and_then(Value::as_str).unwrap_or_default();
     if resource.row.namespaced {
@@ -76,7 +80,7 @@ pub fn settle_namespace(resource: &Resource, object: &mut Value, namespace: &str
 }
 
 /// Fills in what a new object gets from the server, and drops what a client may not say of it.
-pub fn begin(object: &mut Value) -> Result<(), Error> {
+pub(super) fn begin(object: &mut Value) -> Result<(), Error> {
     let meta = of(object)?;
     if meta
         .get("resourceVersion")
@@ -96,16 +100,16 @@ pub fn begin(object: &mut Value) -> Result<(), Error> {
 }
 
 /// True for an object on its way out.
-pub fn is_deleting(object: &Value) -> bool {
+pub(super) fn is_deleting(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_string()
 }
 
-pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
+pub(super) fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
     object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// True where nothing holds back an object on its way out: no finalizer of either sort, and no grace left.
-pub fn may_go(object: &Value) -> bool {
+pub(super) fn may_go(object: &Value) -> bool {
     let namespace_finalizers = object["kind"] == "Namespace"
         && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
     is_deleting(object)

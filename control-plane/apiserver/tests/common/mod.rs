@@ -25,22 +25,23 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
-pub const CONFIG_MAPS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "configmaps");
-pub const SECRETS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "secrets");
-pub const SERVICES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "services");
-pub const NAMESPACES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "namespaces");
-pub const NODES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "nodes");
-pub const ACCOUNTS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "serviceaccounts");
-pub const EVENTS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "events");
-pub const NEW_EVENTS: GroupVersionResource = GroupVersionResource::fixed("events.k8s.io", "v1", "events");
-pub const DEPLOYMENTS: GroupVersionResource = GroupVersionResource::fixed("apps", "v1", "deployments");
+pub(crate) const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
+pub(crate) const CONFIG_MAPS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "configmaps");
+pub(crate) const SECRETS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "secrets");
+pub(crate) const SERVICES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "services");
+pub(crate) const NAMESPACES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "namespaces");
+pub(crate) const NODES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "nodes");
+pub(crate) const ACCOUNTS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "serviceaccounts");
+pub(crate) const EVENTS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "events");
+pub(crate) const NEW_EVENTS: GroupVersionResource =
+    GroupVersionResource::fixed("events.k8s.io", "v1", "events");
+pub(crate) const DEPLOYMENTS: GroupVersionResource = GroupVersionResource::fixed("apps", "v1", "deployments");
 
 /// A directory that goes with the value.
-pub struct Directory(pub PathBuf);
+pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Directory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("hawser-apiserver-{}-{number}", std::process::id()));
@@ -55,41 +56,45 @@ impl Drop for Directory {
     }
 }
 
-pub struct Running {
-    pub server: Arc<ApiServer>,
-    pub store: Arc<dyn Store>,
+pub(crate) struct Running {
+    pub(crate) server: Arc<ApiServer>,
+    pub(crate) store: Arc<dyn Store>,
     tasks: JoinSet<()>,
     shutdown: CancellationToken,
 }
 
 /// Starts a server over the store in `directory`.
-pub async fn start(directory: &Directory) -> Running {
+pub(crate) async fn start(directory: &Directory) -> Running {
     let store = EmbeddedStore::open(EmbeddedOptions::new(directory.0.join("store"))).await.expect("a store");
     let store: Arc<dyn Store> = Arc::new(store);
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let config = Config::new("192.0.2.1".parse().expect("an address"), 6443, SigningKey::ephemeral());
-    let server = ApiServer::start(store.clone(), config, &mut tasks, shutdown.clone()).await.expect("a server");
+    let server =
+        ApiServer::start(store.clone(), config, &mut tasks, shutdown.clone()).await.expect("a server");
     Running { server, store, tasks, shutdown }
 }
 
 impl Running {
-    pub fn client(&self, user: &str, groups: &[&str]) -> Api {
+    pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Api {
         Api(LocalClient::new(self.server.clone(), User::named(user, groups)))
     }
 
-    pub fn admin(&self) -> Api {
+    pub(crate) fn admin(&self) -> Api {
         self.client("admin", &[SYSTEM_MASTERS])
     }
 
     /// A namespace with the account that pods need.
-    pub async fn namespace(&self, name: &str) {
+    pub(crate) async fn namespace(&self, name: &str) {
         let admin = self.admin();
         admin.create(&NAMESPACES, None, json!({ "metadata": { "name": name } })).await.expect("a namespace");
-        admin.create(&ACCOUNTS, Some(name), json!({ "metadata": { "name": "default" } })).await.expect("an account");
+        admin
+            .create(&ACCOUNTS, Some(name), json!({ "metadata": { "name": "default" } }))
+            .await
+            .expect("an account");
     }
 
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
         while self.tasks.join_next().await.is_some() {}
         self.store.close().await.expect("closed");
@@ -98,14 +103,14 @@ impl Running {
 
 /// A client whose objects are trees.
 #[derive(Clone)]
-pub struct Api(pub Arc<LocalClient>);
+pub(crate) struct Api(pub(crate) Arc<LocalClient>);
 
 fn tree(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).expect("JSON")
 }
 
 impl Api {
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         resource: &GroupVersionResource,
         namespace: Option<&str>,
@@ -116,22 +121,35 @@ impl Api {
         self.0.create(&target, body, &WriteOptions::default()).await.map(|bytes| tree(&bytes))
     }
 
-    pub async fn get(&self, resource: &GroupVersionResource, namespace: Option<&str>, name: &str) -> Result<Value, Error> {
+    pub(crate) async fn get(
+        &self,
+        resource: &GroupVersionResource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Value, Error> {
         self.0.get(&Target::object(resource.clone(), namespace, name)).await.map(|bytes| tree(&bytes))
     }
 
     /// Replaces an object, or a part of it.
-    pub async fn update(&self, resource: &GroupVersionResource, object: &Value, part: &'static str) -> Result<Value, Error> {
+    pub(crate) async fn update(
+        &self,
+        resource: &GroupVersionResource,
+        object: &Value,
+        part: &'static str,
+    ) -> Result<Value, Error> {
         let namespace = object["metadata"]["namespace"].as_str();
         let mut target =
             Target::object(resource.clone(), namespace, object["metadata"]["name"].as_str().expect("a name"));
         if !part.is_empty() {
             target = target.with_subresource(part);
         }
-        self.0.update(&target, object.to_string().into(), &WriteOptions::default()).await.map(|bytes| tree(&bytes))
+        self.0
+            .update(&target, object.to_string().into(), &WriteOptions::default())
+            .await
+            .map(|bytes| tree(&bytes))
     }
 
-    pub async fn merge(
+    pub(crate) async fn merge(
         &self,
         resource: &GroupVersionResource,
         namespace: Option<&str>,
@@ -143,7 +161,7 @@ impl Api {
         self.0.patch(&target, patch, &WriteOptions::default()).await.map(|bytes| tree(&bytes))
     }
 
-    pub async fn delete(
+    pub(crate) async fn delete(
         &self,
         resource: &GroupVersionResource,
         namespace: Option<&str>,
@@ -155,13 +173,19 @@ impl Api {
         self.0.delete(&target, &options).await.map(|bytes| tree(&bytes))
     }
 
-    pub async fn list(&self, resource: &GroupVersionResource, namespace: Option<&str>, labels: &str) -> (Vec<Value>, String) {
+    pub(crate) async fn list(
+        &self,
+        resource: &GroupVersionResource,
+        namespace: Option<&str>,
+        labels: &str,
+    ) -> (Vec<Value>, String) {
         let options = ListOptions { label_selector: labels.to_owned(), ..ListOptions::default() };
-        let list = self.0.list(&Target::collection(resource.clone(), namespace), &options).await.expect("a list");
+        let list =
+            self.0.list(&Target::collection(resource.clone(), namespace), &options).await.expect("a list");
         (list.items.iter().map(|bytes| tree(bytes)).collect(), list.resource_version)
     }
 
-    pub async fn watch(
+    pub(crate) async fn watch(
         &self,
         resource: &GroupVersionResource,
         namespace: Option<&str>,
@@ -178,7 +202,7 @@ impl Api {
 }
 
 /// An event as `ADDED name version`; bookmarks are left out.
-pub fn describe(event: &WatchEvent) -> Option<(String, u64)> {
+pub(crate) fn describe(event: &WatchEvent) -> Option<(String, u64)> {
     let (kind, object, version) = match event {
         WatchEvent::Added { object, resource_version } => ("ADDED", object, resource_version),
         WatchEvent::Modified { object, resource_version } => ("MODIFIED", object, resource_version),
@@ -189,11 +213,11 @@ pub fn describe(event: &WatchEvent) -> Option<(String, u64)> {
     Some((format!("{kind} {name}"), version.parse().expect("a number")))
 }
 
-pub fn config_map(name: &str, data: &str) -> Value {
+pub(crate) fn config_map(name: &str, data: &str) -> Value {
     json!({ "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": name }, "data": { "value": data } })
 }
 
-pub fn pod(name: &str) -> Value {
+pub(crate) fn pod(name: &str) -> Value {
     json!({
         "kind": "Pod", "apiVersion": "v1", "metadata": { "name": name, "labels": { "app": name } },
         "spec": { "containers": [{ "name": "main", "image": "demo" }] },

@@ -14,13 +14,13 @@ use std::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A control plane over a directory of its own; both go with the value.
-pub struct ControlPlane {
-    pub directory: PathBuf,
+pub(crate) struct ControlPlane {
+    pub(crate) directory: PathBuf,
     process: Child,
 }
 
 /// `None`, with a word on why, where this machine has no kubectl.
-pub fn start(roles: &str) -> Option<ControlPlane> {
+pub(crate) fn start(roles: &str) -> Option<ControlPlane> {
     if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
         eprintln!("skipped: kubectl is not installed");
         return None;
@@ -48,17 +48,17 @@ fn spawn(directory: &Path, roles: &str, port: u16) -> Child {
 }
 
 impl ControlPlane {
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.directory.join("admin.kubeconfig")
     }
 
-    pub fn wait_ready(&self) {
+    pub(crate) fn wait_ready(&self) {
         self.wait_for("the control plane is ready", || {
             self.kubeconfig().exists() && self.try_kubectl(&["get", "--raw", "/readyz"]).status.success()
         });
     }
 
-    pub fn wait_for(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait_for(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !condition() {
             assert!(begin.elapsed() < DEADLINE, "{what}: not in time; log:\n{}", self.log());
@@ -66,23 +66,23 @@ impl ControlPlane {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("kubectl");
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.directory);
         command
     }
 
-    pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn try_kubectl(&self, arguments: &[&str]) -> Output {
         self.command().args(arguments).output().expect("kubectl runs")
     }
 
     /// What kubectl prints; it must succeed.
     #[track_caller]
-    pub fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
         let output = self.try_kubectl(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl {arguments:?}: {errors}");
@@ -90,7 +90,7 @@ impl ControlPlane {
     }
 
     #[track_caller]
-    pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> String {
+    pub(crate) fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> String {
         let mut child = self
             .command()
             .args(arguments)
@@ -108,14 +108,14 @@ impl ControlPlane {
 
     /// The error that kubectl prints; it must fail.
     #[track_caller]
-    pub fn refused(&self, arguments: &[&str]) -> String {
+    pub(crate) fn refused(&self, arguments: &[&str]) -> String {
         let output = self.try_kubectl(arguments);
         assert!(!output.status.success(), "kubectl {arguments:?} succeeded");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Kills the control plane without a word and starts it again on the same port.
-    pub fn crash_and_restart(&mut self, roles: &str) {
+    pub(crate) fn crash_and_restart(&mut self, roles: &str) {
         let config = fs::read_to_string(self.kubeconfig()).expect("a kubeconfig");
         let server = config.lines().find_map(|line| line.trim().strip_prefix("server: ")).expect("a server");
         let port = server.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
@@ -133,4 +133,3 @@ impl Drop for ControlPlane {
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
-
