@@ -28,12 +28,7 @@ pub trait Client: Send + Sync + 'static {
 
     async fn update(&self, target: &Target, object: Bytes, options: &WriteOptions) -> Result<Bytes, Error>;
 
-    async fn patch(
-        &self,
-        target: &Target,
-        patch: Patch,
-        options: &WriteOptions,
-    ) -> Result<Bytes, Error>;
+    async fn patch(&self, target: &Target, patch: Patch, options: &WriteOptions) -> Result<Bytes, Error>;
 
     /// Returns the object as it was or still is, or a `metav1.Status`.
     async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Bytes, Error>;
@@ -69,12 +64,23 @@ pub type WatchStream = BoxStream<'static, Result<WatchEvent, Error>>;
 
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
-    Added { object: Bytes, resource_version: String },
-    Modified { object: Bytes, resource_version: String },
+    Added {
+        object: Bytes,
+        resource_version: String,
+    },
+    Modified {
+        object: Bytes,
+        resource_version: String,
+    },
     /// The last state, with the version of the deletion.
-    Deleted { object: Bytes, resource_version: String },
+    Deleted {
+        object: Bytes,
+        resource_version: String,
+    },
     /// Nothing else happened up to this version.
-    Bookmark { resource_version: String },
+    Bookmark {
+        resource_version: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +91,10 @@ pub enum Patch {
     Merge(Bytes),
     StrategicMerge(Bytes),
     /// Server-side apply.
-    Apply { configuration: Bytes, force: bool },
+    Apply {
+        configuration: Bytes,
+        force: bool,
+    },
 }
 
 #[derive(Clone, Debug, Default)]

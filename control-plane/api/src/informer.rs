@@ -215,7 +215,8 @@ impl<K: Kind> Informer<K> {
         }
         for (key, new) in &fresh {
             let old = stale.get(key);
-            let same = old.is_some_and(|old| old.metadata().resource_version == new.metadata().resource_version);
+            let same =
+                old.is_some_and(|old| old.metadata().resource_version == new.metadata().resource_version);
             if !same {
                 self.tell(&Change { key, old, new: Some(new) });
             }
