@@ -41,6 +41,7 @@ impl Own {
     fn up(&self, more: &[&str]) -> anyhow::Result<String> {
         let flags = [
             "up",
+            "--no-build",
             "--name",
             NAME,
             "--lan",

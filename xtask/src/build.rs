@@ -56,6 +56,15 @@ pub(crate) fn binaries(args: &Args) -> anyhow::Result<Binaries> {
         build.arg("--release");
     }
     run_command(&mut build)?;
+    built(args)
+}
+
+/// Where the last build left them.
+pub(crate) fn built(args: &Args) -> anyhow::Result<Binaries> {
     let folder = target_dir().join(if args.release { "release" } else { "debug" });
-    Ok(Binaries { control_plane: folder.join("control-plane"), node_agent: folder.join("node-agent") })
+    let find = |name: &str| {
+        let file = folder.join(name);
+        if file.exists() { Ok(file) } else { Err(anyhow::anyhow!("{} is not built", file.display())) }
+    };
+    Ok(Binaries { control_plane: find("control-plane")?, node_agent: find("node-agent")? })
 }

@@ -62,6 +62,11 @@ const SUITES: [Suite; 7] = [
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::run(setup::Need::EVERYTHING)?;
     ensure_nextest()?;
+    if args.suites.iter().any(|name| name != "lint") || args.suites.is_empty() {
+        // Everything with one set of features, so that no suite builds anew what another one has built.
+        say("building all crates, binaries and tests");
+        run_command(cargo().args(["build", "--workspace", "--all-targets"]))?;
+    }
     let chosen = SUITES
         .iter()
         .filter(|suite| args.suites.is_empty() || args.suites.iter().any(|name| name == suite.name));
@@ -105,8 +110,7 @@ fn lint(_: &Args) -> anyhow::Result<()> {
     ]))
 }
 
-/// Runs the tests that `filter` selects. All are built with one set of features, so that no suite builds anew
-/// what another one has built.
+/// Runs the tests that `filter` selects.
 fn nextest(filter: &str, args: &Args) -> anyhow::Result<()> {
     run_nextest(&format!("({filter}) & not package(hawser-tests)"), args, &[], &[])
 }
@@ -134,6 +138,7 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
     }
     cluster::down::run(&shared)?;
     outcome?;
+    run_nextest("binary(clients)", args, &[], &environment()?)?;
     // Each of these starts and ends its own cluster, and compares the machine before and after.
     run_nextest("binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
 }
@@ -141,7 +146,7 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
 /// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
 fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
     let mut up = Command::new(std::env::current_exe()?);
-    up.args(["up", "--name", &shared.name, "--nodes=3", "--lan=10.204.0", "--port=7443"]);
+    up.args(["up", "--no-build", "--name", &shared.name, "--nodes=3", "--lan=10.204.0", "--port=7443"]);
     up.args(["--pod-cidr=10.245.0.0/16", "--service-cidr=10.97.0.0/16"]);
     run_command(up.stdout(std::io::stderr()))?;
     let cluster = Cluster::new(shared)?;

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     service_cidr: Option<String>,
     #[command(flatten)]
     build: build::Args,
+    /// Start the binaries that were built before
+    #[arg(long)]
+    no_build: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if daemon::pid_of(&cluster, "control-plane").is_none() {
         check_port(settings.port)?;
     }
-    let binaries = build::binaries(&args.build)?;
+    let binaries = if args.no_build { build::built(&args.build)? } else { build::binaries(&args.build)? };
     cluster.save(&settings)?;
     start(&cluster, &settings, &binaries)?;
     wait_until_ready(&cluster, &settings)?;
