@@ -2,6 +2,7 @@
 
 pub mod authn;
 pub mod authz;
+pub mod impersonation;
 pub mod jwt;
 pub mod node;
 pub mod tokens;

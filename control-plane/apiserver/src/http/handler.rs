@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     ApiServer,
-    auth::{Attributes, User},
+    auth::{Attributes, User, impersonation},
     metrics::Labels,
 };
 
@@ -80,7 +80,8 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 fn authenticate(server: &ApiServer, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Arc<User>, Error> {
     let certificate = peer.and_then(|peer| peer.user.as_ref());
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    server.authenticator().authenticate(certificate, authorization)
+    let user = server.authenticator().authenticate(certificate, authorization)?;
+    impersonation::effective(user, headers, server.chain().authorizer().as_ref())
 }
 
 async fn grpc_call(
