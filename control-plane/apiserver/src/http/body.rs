@@ -12,6 +12,9 @@ use hyper::body::Frame;
 /// Upstream's bound of a request's body.
 const MAX_BODY_BYTES: usize = 3 << 20;
 
+/// What is taken in of a body that is too large, so that a client which sends it all before it reads hears why.
+const MAX_DRAINED_BYTES: usize = 16 << 20;
+
 /// Bodies from here on are compressed for clients that take it, as upstream.
 const MIN_COMPRESSED_BYTES: usize = 128 << 10;
 
@@ -30,18 +33,36 @@ pub(super) fn streamed(pieces: Pieces) -> Body {
 }
 
 /// Reads a request's body.
-pub(super) async fn read<B>(body: B) -> Result<Bytes, Error>
+pub(super) async fn read<B>(mut body: B) -> Result<Bytes, Error>
 where
-    B: hyper::body::Body<Data = Bytes>,
+    B: hyper::body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+    match Limited::new(&mut body, MAX_BODY_BYTES).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Error::new(
-            Reason::RequestEntityTooLarge,
-            format!("Request entity too large: limit is {MAX_BODY_BYTES}"),
-        )),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            drain(body).await;
+            Err(Error::new(
+                Reason::RequestEntityTooLarge,
+                format!("Request entity too large: limit is {MAX_BODY_BYTES}"),
+            ))
+        }
         Err(error) => Err(Error::bad_request(format!("the request's body could not be read: {error}"))),
+    }
+}
+
+/// Takes in the rest of a body and forgets it, within a bound; the request's deadline ends it too.
+async fn drain<B>(mut body: B)
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    let mut left = MAX_DRAINED_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let taken = frame.data_ref().map_or(0, Bytes::len);
+        if taken > left {
+            return;
+        }
+        left -= taken;
     }
 }
 
