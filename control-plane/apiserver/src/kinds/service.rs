@@ -127,6 +127,15 @@ fn prepare_update(new: &mut Value, old: &Value) {
             spec.copy_field(field, before);
         }
     }
+    // Who changes one of the two means both.
+    let (was, is) = (before.text("clusterIP"), spec.text("clusterIP").to_owned());
+    if is != was && !is.is_empty() && !was.is_empty() && spec.at("clusterIPs") == before.at("clusterIPs") {
+        let mut addresses = spec.list("clusterIPs").to_vec();
+        if let Some(first) = addresses.first_mut() {
+            *first = json!(is);
+        }
+        spec.set("clusterIPs", json!(addresses));
+    }
     let node_ports = matches!(kind.as_str(), "NodePort" | "LoadBalancer");
     let same = |a: &Value, b: &Value| a.at("port") == b.at("port") && a.at("protocol") == b.at("protocol");
     for port in spec.list_mut("ports") {
