@@ -98,7 +98,7 @@ fn what_cannot_change_is_refused() {
         .says(&["data: Forbidden: field is immutable when `immutable` is set"]);
     kubectl
         .fails(r#"patch configmap fixed --type=merge -p '{"metadata":{"name":"other"}}'"#)
-        .says(&["metadata.name: Invalid value"]);
+        .says(&["the name of the object (other) does not match the name on the URL (fixed)"]);
 }
 
 #[test]
