@@ -11,11 +11,13 @@ use std::{
 };
 
 use futures::{StreamExt, pin_mut};
-use hawser_store::{Error, Event, EventKind, KeyValue, RangeRequest, Revision, WatchStream, pages};
+use hawser_store::{
+    Error, Event, EventKind, Expect, KeyValue, RangeRequest, Revision, WatchProgress, WatchStream, Write, pages,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Cache, CachedObject, KindCache, ROOT, State, path_of, ring};
+use super::{Cache, CachedObject, KindCache, PROGRESS_KEY, ROOT, State, path_of, ring};
 
 /// Revisions of history that fill the rings at start. Reading them costs about 20 µs each.
 const HISTORY: Revision = 16_384;
@@ -137,7 +139,8 @@ impl Feed {
     /// Reads history up to `revision` into the rings; the watch returned goes on after it.
     async fn fill_rings(&mut self, revision: Revision) -> Result<WatchStream, Error> {
         let store = self.cache.store.clone();
-        let compacted = store.status().await?.compacted_revision.unwrap_or(0);
+        let status = store.status().await?;
+        let compacted = status.compacted_revision.unwrap_or(0);
         let mut from = (compacted + 1).max(revision.saturating_sub(HISTORY)).max(1);
         let mut watch = loop {
             match store.watch(ROOT, from).await {
@@ -148,6 +151,10 @@ impl Feed {
         };
         if from > revision {
             return Ok(watch);
+        }
+        if status.watch_progress == WatchProgress::EventsOnly {
+            // The last change may be older than `from`, or there may be none: only a new one says that the watch is there.
+            store.write(Write::put(PROGRESS_KEY, Vec::new(), Expect::Any)).await?;
         }
         let mut rings: BTreeMap<&str, ring::Ring> = BTreeMap::new();
         let mut later = Vec::new();
