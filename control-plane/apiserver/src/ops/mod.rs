@@ -228,6 +228,10 @@ impl ApiServer {
 
     pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
         let deleted = self.registry().delete(&call.pass, &call.resource, call.place()?, request).await?;
+        if call.resource.row.group.is_empty() && call.resource.row.plural == "namespaces" && !request.dry_run {
+            // Admission reads namespaces from the cache: who was told that one is going must not see it filled after.
+            self.registry().cache().wait_for(deleted.object().revision()).await?;
+        }
         Ok(match deleted {
             Deleted::Going(object) => Reply::Object(object),
             Deleted::Gone(object) if returns_deleted(&call.resource) => Reply::Object(object),
