@@ -1,6 +1,7 @@
 //! The program of the demo image: a small server over TCP (HTTP/1.1) and UDP, and a client for it.
 //!
-//!     demo serve [port]             answers GET /, /hostname, /version, /clientip, /healthz; echoes UDP
+//!     demo serve [port]             answers GET /, /hostname, /version, /clientip, /healthz, /readyz,
+//!                                   /megabyte; echoes UDP
 //!     demo get <address:port> [n]   n requests, one connection each; prints how many came from whom
 //!     demo ask <address:port> [n]   the same over UDP, from one unconnected socket
 //!
@@ -143,6 +144,7 @@ fn page(path: &str, client: SocketAddr) -> (&'static str, String) {
         "/version" => version(),
         "/clientip" => client.ip().to_string(),
         "/healthz" => "ok".to_owned(),
+        "/megabyte" => "x".repeat(1_000_000),
         // A file in the pod's own file system decides, so that a test can turn readiness off.
         "/readyz" if fs::exists("/tmp/unready").unwrap_or(false) => {
             return ("503 Service Unavailable", "not ready".to_owned());

@@ -90,11 +90,15 @@ impl PodSource for Source {
         let (current, previous) = view.containers.get(container).ok_or_else(waiting)?;
         let chosen = match attempt {
             LogAttempt::Newest => current.as_ref().ok_or_else(waiting)?,
-            LogAttempt::Previous => previous.as_ref().ok_or_else(|| {
-                Refusal::bad_request(format!(
-                    "previous terminated container {container:?} in pod {pod:?} not found"
-                ))
-            })?,
+            // The newest that has ended: between two starts that is the current one.
+            LogAttempt::Previous => {
+                let ended = current.as_ref().filter(|current| current.state == ContainerState::Exited);
+                ended.or(previous.as_ref()).ok_or_else(|| {
+                    Refusal::bad_request(format!(
+                        "previous terminated container {container:?} in pod {pod:?} not found"
+                    ))
+                })?
+            }
         };
         Ok(LogFile {
             path: chosen.log_path.clone(),

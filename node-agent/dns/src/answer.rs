@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn serde<T: k8s_openapi::serde::de::DeserializeOwned>(json: &str) -> T {
-        k8s_openapi::serde_json::from_str(json).expect("a valid object")
+        serde_json::from_str(json).expect("a valid object")
     }
 
     fn records() -> Records {

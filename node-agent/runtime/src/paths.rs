@@ -1,6 +1,7 @@
 //! Where things are kept under `run_dir` (until the machine restarts) and `state_dir` (for good).
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Config, Error, Result};
 
@@ -56,7 +57,9 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<()> {
 
 /// Writes a small file so that readers see the old content or the new one, never a part.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    // A name for each write: two writers of one file must not rename each other's.
+    let temporary = path.with_extension(format!("{}.tmp", NUMBER.fetch_add(1, Ordering::Relaxed)));
     std::fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(io_error("replace", path))
 }

@@ -74,22 +74,19 @@ fn rolling_update_fails_no_request() {
     let probe = r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","readinessProbe":{"httpGet":{"path":"/readyz","port":8080},"periodSeconds":1}}]}}}}"#;
     ns.kubectl_words(&["patch", "deployment", "web", "-p", probe]).expect("patched");
     ns.kubectl("expose deployment web --port=80 --target-port=8080").expect("exposed");
-    let client =
-        format!("run client --image={} --restart=Never --command -- sleep 600", ns.cluster.busybox_image());
-    ns.kubectl(&client).expect("a client pod");
+    ns.kubectl(&format!("run client --image={image} --restart=Never -- serve 9090")).expect("a client pod");
     ns.wait_for_rollout("web");
     ns.wait_for_pod("client");
-    let url = format!("http://{}/version", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
 
     let (done, asked) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
         let load = scope.spawn(|| {
             let mut answers = Vec::new();
             while !done.load(Ordering::Relaxed) {
-                // Twenty requests a call; wget fails on the first that is refused, reset or late.
-                let script = format!("for i in $(seq 20); do wget -q -T 2 -O - {url} || exit 1; echo; done");
-                answers.push(ns.exec("client", &["sh", "-c", &script]));
-                asked.fetch_add(20, Ordering::Relaxed);
+                // Fails where one of the requests is refused, reset or late.
+                answers.push(ns.exec("client", &["/demo", "get", &address, "100"]));
+                asked.fetch_add(100, Ordering::Relaxed);
             }
             answers
         });
@@ -101,18 +98,19 @@ fn rolling_update_fails_no_request() {
             answer.expect("no request failed");
         }
     });
-    assert!(asked.load(Ordering::Relaxed) >= 20);
-    let now = ns.exec("client", &["wget", "-q", "-O", "-", &url]).expect("answered");
-    assert_eq!(now.trim(), "2");
+    assert!(asked.load(Ordering::Relaxed) >= 100);
+    let versions = |expected: &str| {
+        let answers = ns.exec("client", &["/demo", "get", &address, "30"])?;
+        anyhow::ensure!(answers.lines().all(|line| line.ends_with(expected)), "{answers}");
+        Ok(())
+    };
+    versions(" 2").expect("only the new version answers");
 
     let history = ns.kubectl("rollout history deployment/web").expect("history");
     ns.kubectl("rollout undo deployment/web").expect("undone");
     ns.wait_for_rollout("web");
-    eventually(SOON, "the earlier version", || {
-        let now = ns.exec("client", &["wget", "-q", "-T", "2", "-O", "-", &url])?;
-        anyhow::ensure!(now.trim() == "1", "still {now:?}; {history}");
-        Ok(())
-    });
+    assert!(history.lines().count() >= 4, "two revisions: {history}");
+    eventually(SOON, "the earlier version", || versions(" 1"));
 }
 
 #[test]

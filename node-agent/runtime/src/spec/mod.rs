@@ -7,6 +7,7 @@ mod capabilities;
 mod defaults;
 pub(crate) mod devices;
 mod mounts;
+mod privilege;
 pub(crate) mod seccomp;
 pub(crate) mod user;
 
@@ -55,7 +56,7 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
         "noNewPrivileges": security.no_new_privileges,
     });
     if let Some(score) = container.resources.oom_score_adj {
-        process["oomScoreAdj"] = json!(score);
+        process["oomScoreAdj"] = json!(privilege::allowed_oom_score_adj(score));
     }
 
     let unmasked = security.privileged || security.unmasked_proc;
