@@ -2,7 +2,7 @@
 //!
 //!     demo serve [port]             answers GET /, /hostname, /version, /clientip, /healthz, /readyz,
 //!                                   /megabyte; echoes UDP
-//!     demo get <address:port> [n]   n requests, one connection each; prints how many came from whom
+//!     demo get <address:port>[/path] [n]   n requests, one connection each; prints how many came from whom
 //!     demo ask <address:port> [n]   the same over UDP, from one unconnected socket
 //!
 //! On SIGTERM the server goes on for a second, as programs behind a load balancer should, and ends.
@@ -178,11 +178,12 @@ fn ask_many(to: &str, count: &str, ask: Ask) -> Result<(), String> {
 }
 
 fn get(to: &str) -> Result<String, String> {
+    let (host, path) = to.split_once('/').unwrap_or((to, ""));
     let exchange = || -> std::io::Result<String> {
-        let address = to.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let address = host.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
         let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        write!(stream, "GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)

@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use anyhow::Context;
+
 use crate::{
     command::{run as run_command, say},
     setup,
@@ -30,10 +32,25 @@ pub(crate) fn target_dir() -> PathBuf {
 }
 
 /// `cargo`, as it was called, in the workspace.
+///
+/// What `cargo run` told this program about its own package is taken out of the environment: build scripts that
+/// look at it (ring's) would run anew, and with them half of all crates, after every build without xtask.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command.current_dir(workspace_root());
     command
+}
+
+/// This program's file, for running it again. It may have been built anew since it started.
+pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
+    let program = env::args_os().next().context("this program was started without a name")?;
+    Ok(std::path::absolute(program)?)
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::bail;
 
 use crate::{
-    build::{cargo, target_dir},
+    build::{cargo, own_program, target_dir},
     cluster::{self, Cluster, Selector},
     command::{run as run_command, say, succeeds},
     image, setup,
@@ -145,7 +145,7 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
 
 /// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
 fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
-    let mut up = Command::new(std::env::current_exe()?);
+    let mut up = Command::new(own_program()?);
     up.args(["up", "--no-build", "--name", &shared.name, "--nodes=3", "--lan=10.204.0", "--port=7443"]);
     up.args(["--pod-cidr=10.245.0.0/16", "--service-cidr=10.97.0.0/16"]);
     run_command(up.stdout(std::io::stderr()))?;
@@ -159,7 +159,7 @@ fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
 
 /// What the tests need of this program: itself, and the demo program to run on nodes.
 fn environment() -> anyhow::Result<Vec<(&'static str, String)>> {
-    let xtask = std::env::current_exe()?.display().to_string();
+    let xtask = own_program()?.display().to_string();
     let demo = image::compile_demo()?.display().to_string();
     Ok(vec![("HAWSER_XTASK", xtask), ("HAWSER_TEST_DEMO", demo)])
 }

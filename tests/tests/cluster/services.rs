@@ -172,10 +172,10 @@ spec: { clusterIP: None, selector: { app: web }, ports: [{ name: http, port: 808
     .expect("applied");
     let address = ns.field("service/web", "/spec/clusterIP").expect("an address");
     let full = format!("web.{}.svc.cluster.local", ns.name);
-    for name in ["web".to_owned(), format!("web.{}", ns.name), full.clone()] {
+    for name in ["web", &full] {
         eventually(SOON, "the name resolves", || {
             // It also tells, and fails, where the name under the other search domains is not found.
-            let answer = match ns.exec("client", &["nslookup", "-type=a", &name]) {
+            let answer = match ns.exec("client", &["nslookup", "-type=a", name]) {
                 Ok(answer) => answer,
                 Err(error) => format!("{error:#}"),
             };
