@@ -138,9 +138,9 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
     }
     cluster::down::run(&shared)?;
     outcome?;
-    run_nextest("binary(clients)", args, &[], &environment()?)?;
+    run_nextest("package(hawser-tests) & binary(clients)", args, &[], &environment()?)?;
     // Each of these starts and ends its own cluster, and compares the machine before and after.
-    run_nextest("binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
+    run_nextest("package(hawser-tests) & binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
 }
 
 /// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
@@ -154,7 +154,7 @@ fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
     env.push(("HAWSER_TEST_CLUSTER", shared.name.clone()));
     env.push(("HAWSER_TEST_KUBECONFIG", cluster.kubeconfig().display().to_string()));
     env.push(("HAWSER_TEST_REGISTRY", "10.204.0.1:5000".into()));
-    run_nextest("binary(cluster)", args, &["--test-threads=4"], &env)
+    run_nextest("package(hawser-tests) & binary(cluster)", args, &["--test-threads=4"], &env)
 }
 
 /// What the tests need of this program: itself, and the demo program to run on nodes.

@@ -1,12 +1,22 @@
 //! The network that nodes share: a bridge, a veth pair and a network namespace for each node, and the routes
 //! that keep cluster addresses from leaving.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::bail;
+use nix::mount::{MntFlags, umount2};
 
 use super::{Cluster, Settings};
 use crate::command::{ip, output, run, succeeds};
+
+/// Where `ip netns` keeps namespaces.
+const NETNS_DIR: &str = "/run/netns";
+/// In the cluster's folder where that one was not there before.
+const NETNS_DIR_MARK: &str = "made-netns-dir";
 
 /// Makes what is missing of the network; what is there stays as it is.
 pub(crate) fn ensure(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
@@ -29,6 +39,9 @@ pub(crate) fn ensure(cluster: &Cluster, settings: &Settings) -> anyhow::Result<(
 fn ensure_node(cluster: &Cluster, settings: &Settings, number: u8, node: &str) -> anyhow::Result<()> {
     let netns = cluster.netns(node);
     if !netns_path(cluster, node).exists() {
+        if !Path::new(NETNS_DIR).exists() {
+            fs::write(cluster.run_dir().join(NETNS_DIR_MARK), "")?;
+        }
         run(&mut ip(&format!("netns add {netns}")))?;
     }
     let port = port(cluster, number);
@@ -54,6 +67,13 @@ pub(crate) fn remove(cluster: &Cluster, settings: Option<&Settings>) -> anyhow::
     for netns in namespaces(cluster) {
         run(&mut ip(&format!("netns delete {netns}")))?;
     }
+    if cluster.run_dir().join(NETNS_DIR_MARK).exists() {
+        // `ip netns` has made it, and mounted it onto itself. Others may use it by now.
+        let is_empty = fs::read_dir(NETNS_DIR).is_ok_and(|mut entries| entries.next().is_none());
+        if is_empty && umount2(NETNS_DIR, MntFlags::MNT_DETACH).is_ok() {
+            fs::remove_dir(NETNS_DIR)?;
+        }
+    }
     let bridge = cluster.bridge();
     for link in links_of(&bridge)? {
         // Its peer's namespace may be taking it down already.
@@ -71,7 +91,7 @@ pub(crate) fn remove(cluster: &Cluster, settings: Option<&Settings>) -> anyhow::
 }
 
 pub(crate) fn netns_path(cluster: &Cluster, node: &str) -> PathBuf {
-    PathBuf::from("/run/netns").join(cluster.netns(node))
+    Path::new(NETNS_DIR).join(cluster.netns(node))
 }
 
 /// The bridge's end of a node's link.
@@ -81,7 +101,7 @@ fn port(cluster: &Cluster, number: u8) -> String {
 
 fn namespaces(cluster: &Cluster) -> Vec<String> {
     let prefix = format!("{}-", cluster.name);
-    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with("node"))).collect()
 }

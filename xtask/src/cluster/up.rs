@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::Path,
     process::Command,
     thread,
@@ -127,6 +127,10 @@ fn start(cluster: &Cluster, settings: &Settings, binaries: &Binaries) -> anyhow:
     lan::ensure(cluster, settings)?;
     if settings.store == Store::Etcd {
         announce(&etcd(cluster, settings)?, cluster)?;
+        wait(Duration::from_secs(30), "etcd", || {
+            daemon::check(cluster, "etcd")?;
+            Ok(TcpStream::connect(("127.0.0.1", etcd_port(settings))).is_ok())
+        })?;
     }
     let control_plane = control_plane(cluster, settings, binaries)?;
     announce(&control_plane, cluster)?;
@@ -171,12 +175,16 @@ fn control_plane(cluster: &Cluster, settings: &Settings, binaries: &Binaries) ->
 }
 
 fn etcd_client_url(settings: &Settings) -> String {
-    format!("http://127.0.0.1:{}", settings.port + 10_000)
+    format!("http://127.0.0.1:{}", etcd_port(settings))
+}
+
+fn etcd_port(settings: &Settings) -> u16 {
+    settings.port + 10_000
 }
 
 fn etcd(cluster: &Cluster, settings: &Settings) -> anyhow::Result<Daemon> {
     let client = etcd_client_url(settings);
-    let peer = format!("http://127.0.0.1:{}", settings.port + 10_001);
+    let peer = format!("http://127.0.0.1:{}", etcd_port(settings) + 1);
     let args = [
         ("name", cluster.name.clone()),
         ("data-dir", cluster.data_dir().join("etcd").display().to_string()),
@@ -216,7 +224,7 @@ fn push_images(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
     let images = image::pack(&folder)?;
     wait(Duration::from_secs(30), "the registry", || {
         daemon::check(cluster, "registry")?;
-        Ok(std::net::TcpStream::connect(settings.registry()).is_ok())
+        Ok(TcpStream::connect(settings.registry()).is_ok())
     })?;
     for image in images {
         let to = format!("docker://{}/{}", settings.registry(), image.reference);
