@@ -19,7 +19,7 @@ const SCHEMA_VERSION: &str = "1.1.0";
 #[derive(Debug, PartialEq)]
 pub(crate) enum Answer {
     /// Ours. Without answers the zone's SOA tells how long that may be remembered.
-    Local { code: ResponseCode, answers: Vec<Record>, additionals: Vec<Record>, soa: Option<Record> },
+    Local { code: ResponseCode, answers: Vec<Record>, additionals: Vec<Record>, soa: Option<Box<Record>> },
     /// Not ours: a resolver outside knows.
     Forward,
 }
@@ -199,7 +199,7 @@ fn empty(code: ResponseCode, zone: &Name, ttl: u32) -> Answer {
     // The serial never changes: there are no zone transfers. The last number bounds negative caching (RFC 2308).
     let soa = SOA::new(host("ns"), host("hostmaster"), 1, 7200, 1800, 86400, ttl);
     let soa = Record::from_rdata(zone.clone(), ttl, RData::SOA(soa));
-    Answer::Local { code, answers: Vec::new(), additionals: Vec::new(), soa: Some(soa) }
+    Answer::Local { code, answers: Vec::new(), additionals: Vec::new(), soa: Some(Box::new(soa)) }
 }
 
 /// `None` for labels that make no name: too long, or too many.

@@ -179,7 +179,10 @@ fn decide(shared: &Shared, bytes: &[u8], transport: Transport) -> Option<Step> {
                 Answer::Local { code, answers, additionals, soa } => {
                     let mut reply = reply_to(shared, &request, code);
                     reply.metadata.authoritative = true;
-                    reply.add_answers(answers).add_additionals(additionals).add_authorities(soa);
+                    reply
+                        .add_answers(answers)
+                        .add_additionals(additionals)
+                        .add_authorities(soa.map(|soa| *soa));
                     return encode(&reply, &request, transport).map(Step::Send);
                 }
                 Answer::Forward if shared.config.upstreams.is_empty() => ResponseCode::Refused,

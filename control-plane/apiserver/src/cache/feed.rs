@@ -12,7 +12,8 @@ use std::{
 
 use futures::{StreamExt, pin_mut};
 use hawser_store::{
-    Error, Event, EventKind, Expect, KeyValue, RangeRequest, Revision, WatchProgress, WatchStream, Write, pages,
+    Error, Event, EventKind, Expect, KeyValue, RangeRequest, Revision, WatchProgress, WatchStream, Write,
+    pages,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};

@@ -228,7 +228,8 @@ impl ApiServer {
 
     pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
         let deleted = self.registry().delete(&call.pass, &call.resource, call.place()?, request).await?;
-        if call.resource.row.group.is_empty() && call.resource.row.plural == "namespaces" && !request.dry_run {
+        if call.resource.row.group.is_empty() && call.resource.row.plural == "namespaces" && !request.dry_run
+        {
             // Admission reads namespaces from the cache: who was told that one is going must not see it filled after.
             self.registry().cache().wait_for(deleted.object().revision()).await?;
         }
