@@ -3,6 +3,7 @@
 //! Every command first makes sure that what it needs is there, says what it installs, and does nothing
 //! where all is there.
 
+mod bench;
 mod build;
 mod cluster;
 mod command;
@@ -42,6 +43,8 @@ enum Command {
     Image(image::Args),
     /// Runs the test suites: all that CI runs, or the named ones
     Test(test::Args),
+    /// Measures what SPECIFICATION.md promises
+    Bench(bench::Args),
     /// Writes the schema table anew from upstream's published facts
     GenSchema {
         /// The folder with protobuf-fields.tsv and openapi/
@@ -70,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Shell(args) => cluster::shell::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::GenSchema { from } => {
             gen_schema::run(&from, &build::workspace_root().join("control-plane/api/src/schema/schema.txt"))
         }

@@ -3,7 +3,10 @@
 //! Written through the chain under the server's own identity, at every start; what is there already stays as it is,
 //! but the endpoints follow the advertised address.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use hawser_api::{Error, GroupVersionResource, resource::Target};
 use serde_json::{Value, json};
@@ -50,7 +53,17 @@ pub(crate) async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
         });
         birth.ensure("scheduling.k8s.io", "priorityclasses", None, class).await?;
     }
-    birth.kubernetes_service().await
+    birth.kubernetes_service().await?;
+    birth.dns_service().await;
+    Ok(())
+}
+
+/// Cluster DNS has the tenth address of the service range, by custom; the first is the API server's.
+fn dns_address(first: IpAddr) -> IpAddr {
+    match first {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits().saturating_add(9)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits().saturating_add(9)).into(),
+    }
 }
 
 struct Birth {
@@ -138,5 +151,40 @@ impl Birth {
             "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
         });
         self.put("discovery.k8s.io", "endpointslices", "default", slice).await
+    }
+
+    /// Keeps the address of cluster DNS from being given to another service. Nodes answer on it themselves, so that
+    /// no service proxy may translate it.
+    async fn dns_service(&self) {
+        let Some(range) = self.server.registry().allocators().ranges().first() else { return };
+        let service = json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": {
+                "name": "kube-dns", "namespace": "kube-system",
+                "labels": { "k8s-app": "kube-dns", "service.kubernetes.io/service-proxy-name": "hawser-dns" },
+            },
+            "spec": {
+                "type": "ClusterIP", "clusterIP": dns_address(range.first()).to_string(),
+                "ports": [
+                    { "name": "dns", "protocol": "UDP", "port": 53 },
+                    { "name": "dns-tcp", "protocol": "TCP", "port": 53 },
+                ],
+            },
+        });
+        // A range without room for it, or an older cluster that has given the address away, goes on without.
+        if let Err(error) = self.ensure("", "services", Some("kube-system"), service).await {
+            warn!(%error, "the address of cluster DNS is not reserved");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_has_the_tenth_address() {
+        assert_eq!(dns_address("10.96.0.1".parse().unwrap()).to_string(), "10.96.0.10");
+        assert_eq!(dns_address("fd00::1".parse().unwrap()).to_string(), "fd00::a");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -12,9 +13,12 @@ use hawser_api::informer::Informer;
 use hawser_kubelet::{NetworkError, PodNetwork, PodNetworkRequest, PodNetworkStatus};
 use hawser_network::{Network, NodeRoute, PodId};
 use hawser_proxy::HostPort;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::{sleep, timeout},
+};
 use tracing::warn;
 
 use crate::service_path::ServicePath;
@@ -22,6 +26,7 @@ use crate::service_path::ServicePath;
 /// Ready when the node has a pod range and its network is set up.
 pub(crate) struct AgentNetwork {
     network: OnceCell<Network>,
+    on_network: Notify,
     service_path: ServicePath,
     /// By pod uid; bounded by the node's pods.
     attached: Mutex<HashMap<String, Attached>>,
@@ -35,7 +40,12 @@ struct Attached {
 
 impl AgentNetwork {
     pub(crate) fn new(service_path: ServicePath) -> Arc<Self> {
-        Arc::new(Self { network: OnceCell::new(), service_path, attached: Mutex::default() })
+        Arc::new(Self {
+            network: OnceCell::new(),
+            on_network: Notify::new(),
+            service_path,
+            attached: Mutex::default(),
+        })
     }
 
     /// From here on pods can be attached.
@@ -43,10 +53,52 @@ impl AgentNetwork {
         if self.network.set(network).is_err() {
             warn!("the pod network was set up twice; the first one stays");
         }
+        self.on_network.notify_waiters();
     }
 
     fn network(&self) -> Result<&Network, NetworkError> {
         self.network.get().ok_or_else(|| NetworkError(NOT_READY.into()))
+    }
+
+    /// Waits a little for the network: an agent that starts again hears of its pods before it is set up.
+    async fn network_soon(&self) -> Result<&Network, NetworkError> {
+        let wait = async {
+            loop {
+                let notified = self.on_network.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if self.network.initialized() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        // Whether it came or not is seen next.
+        let _ = timeout(SET_UP, wait).await;
+        self.network()
+    }
+
+    /// Waits until the pods that an earlier run attached are known again, with their host ports; bounded, because one
+    /// of them may have ended meanwhile.
+    pub(crate) async fn adopted(&self, pods: &Informer<Pod>) {
+        let Some(network) = self.network.get() else { return };
+        let addressed = network.list().await;
+        let expected: Vec<String> = pods
+            .all()
+            .iter()
+            .filter_map(|pod| pod.metadata.uid.clone())
+            .filter(|uid| addressed.contains_key(uid))
+            .collect();
+        let wait = async {
+            while !expected.iter().all(|uid| self.attached.lock().contains_key(uid)) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(ADOPTION, wait).await.is_err() {
+            warn!(
+                "not every pod of an earlier run was adopted in time; host ports may be missing until they are"
+            );
+        }
     }
 
     /// Makes routes lead to the nodes that `nodes` holds, without this one.
@@ -68,6 +120,11 @@ impl AgentNetwork {
         self.service_path.set_host_ports(ports);
     }
 }
+
+/// How long a pod's set-up waits for the node's own.
+const SET_UP: Duration = Duration::from_secs(10);
+/// How long the first sync of the service path waits for pods that were there before.
+const ADOPTION: Duration = Duration::from_secs(5);
 
 const NOT_READY: &str = "the node has no pod range yet";
 
@@ -105,7 +162,7 @@ impl PodNetwork for AgentNetwork {
             namespace: request.namespace.clone(),
             name: request.name.clone(),
         };
-        let interface = self.network()?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
+        let interface = self.network_soon().await?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
         self.service_path.attach_pod(interface.host_ifindex);
         let attached = Attached {
             netns: interface.netns_path.clone(),

@@ -205,8 +205,10 @@ async fn run_network(
         caches.objects.nodes.synced().await;
         services.synced().await;
         slices.synced().await;
+        caches.objects.pods.synced().await;
         pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
-        service_path.request_sync();
+        pod_network.adopted(&caches.objects.pods).await;
+        service_path.open();
     };
     tokio::select! {
         ((), ()) = async { tokio::join!(first_sync, follow_nodes) } => Ok(()),

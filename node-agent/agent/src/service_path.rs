@@ -7,7 +7,10 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -32,6 +35,8 @@ pub(crate) struct ServicePath {
 struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
+    /// Set once the caches and the node's own pods are known: a sync before would remove what is merely unheard of.
+    is_open: AtomicBool,
 }
 
 /// What is to be done; bounded by the node's pods.
@@ -57,7 +62,7 @@ impl Pending {
 
 impl ServicePath {
     /// Loads or adopts the datapath and starts to follow the caches. To be called in the node's network
-    /// namespace. Syncs wait until both caches are complete, so that an agent that starts removes nothing.
+    /// namespace. Syncs wait for [`ServicePath::open`], so that an agent that starts removes nothing.
     pub(crate) fn start(
         &self,
         config: Config,
@@ -69,13 +74,17 @@ impl ServicePath {
         services.on_change(move |_| wake.request_sync());
         slices.on_change(move |_| wake_too.request_sync());
         let worker = Worker { proxy, path: self.clone(), services: services.clone(), slices: slices.clone() };
-        self.request_sync();
         let thread = thread::Builder::new().name("service-path".into()).spawn(move || worker.run());
         thread.context("cannot start the service path's thread")
     }
 
-    /// Called too when the caches are complete without any object.
-    pub(crate) fn request_sync(&self) {
+    /// Lets syncs through: the caches are complete, and the node's own pods are known.
+    pub(crate) fn open(&self) {
+        self.shared.is_open.store(true, Ordering::Release);
+        self.request_sync();
+    }
+
+    fn request_sync(&self) {
         self.change(|pending| pending.sync = true);
     }
 
@@ -189,7 +198,7 @@ impl Worker {
 
     /// True where the kernel now holds what the caches say, or they are not complete yet.
     fn sync(&mut self, host_ports: &[HostPort]) -> bool {
-        if !self.services.is_synced() || !self.slices.is_synced() {
+        if !self.path.shared.is_open.load(Ordering::Acquire) {
             return true;
         }
         match self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports) {
