@@ -43,6 +43,7 @@ const ETCD: &[Package] = &[package("etcd-server", "/usr/bin/etcd")];
 
 const TEST: &[Package] = &[
     package("etcd-client", "/usr/bin/etcdctl"),
+    package("bpftool", "/usr/sbin/bpftool"),
     package("curl", "/usr/bin/curl"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];
