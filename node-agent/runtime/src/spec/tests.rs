@@ -137,7 +137,7 @@ fn limits_are_written_as_asked() {
         cpu_quota_us: Some(50_000),
         memory_limit_bytes: Some(64 << 20),
         pids_limit: Some(100),
-        oom_score_adj: Some(-5),
+        oom_score_adj: Some(500),
         ..Default::default()
     };
     let limited = ContainerConfig { resources, ..container() };
@@ -146,7 +146,7 @@ fn limits_are_written_as_asked() {
     assert_eq!(written["cpu"], json!({ "shares": 512, "quota": 50_000, "period": 100_000 }));
     assert_eq!(written["memory"], json!({ "limit": 64 << 20 }));
     assert_eq!(written["pids"], json!({ "limit": 100 }));
-    assert_eq!(spec["process"]["oomScoreAdj"], -5);
+    assert_eq!(spec["process"]["oomScoreAdj"], 500);
     assert_eq!(spec["linux"]["cgroupsPath"], "/hawser/n1/pod-1/cid");
     let unified = build_for(&pod(), &limited, true);
     assert_eq!(unified["linux"]["resources"]["memory"]["swap"], json!(64 << 20));
