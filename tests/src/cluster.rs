@@ -64,8 +64,9 @@ impl Cluster {
         words: impl IntoIterator<Item = &'a str>,
         input: Option<&str>,
     ) -> anyhow::Result<String> {
-        let mut command = Command::new("kubectl");
-        command.args(["--kubeconfig", &self.kubeconfig]).args(words);
+        // Bounded, so that a stream that never ends fails one test and not the whole run.
+        let mut command = Command::new("timeout");
+        command.args(["120", "kubectl", "--kubeconfig", &self.kubeconfig]).args(words);
         run(&mut command, input)
     }
 

@@ -1,6 +1,6 @@
 //! The pod network: pods reach pods on every node, the outside sees the node, nothing leaks.
 
-use std::{net::TcpListener, time::Duration};
+use std::{net::TcpListener, thread, time::Duration};
 
 use hawser_tests::{cluster::Namespace, eventually};
 
@@ -67,8 +67,14 @@ fn outside_sees_the_node_not_the_pod() {
     let port = listener.local_addr().expect("bound").port();
     for node in &pods {
         let script = format!("nc -w 2 {host} {port} < /dev/null");
-        ns.exec(node, &["sh", "-c", &script]).expect("the outside answers");
-        let seen = eventually(SOON, "the connection arrives", || Ok(listener.accept()?.1.ip().to_string()));
+        let seen = thread::scope(|scope| {
+            // Accepted and closed while nc waits for that.
+            let accepted = scope.spawn(|| {
+                eventually(SOON, "the connection arrives", || Ok(listener.accept()?.1.ip().to_string()))
+            });
+            ns.exec(node, &["sh", "-c", &script]).expect("the outside answers");
+            accepted.join().expect("accepted")
+        });
         assert_eq!(seen, ns.cluster.node_address(node).expect("an address"));
     }
 }
