@@ -1,5 +1,7 @@
 """Service account tokens: asked for by TokenRequest, used as bearer tokens, reviewed, refused without their account."""
 
+import time
+
 from common import connect, refused, same
 from kubernetes import client
 
@@ -61,6 +63,21 @@ subject = client.AuthorizationV1Api().create_subject_access_review(client.V1Subj
 same(subject.status.allowed, True)
 
 core.delete_namespaced_service_account("robot", NAMESPACE)
+
+
+def is_known():
+    """False once the account's end has reached the cache that tokens are checked against."""
+    try:
+        client.CoreV1Api(robot).list_namespaced_pod(NAMESPACE)
+    except client.ApiException as error:
+        return error.status != 401
+    return True
+
+
+deadline = time.monotonic() + 10
+while is_known():
+    assert time.monotonic() < deadline, "the token outlives its account"
+    time.sleep(0.01)
 refused(401, "Unauthorized", client.CoreV1Api(robot).list_namespaced_pod, NAMESPACE)
 
 # Nobody in particular: the version, and nothing of the cluster.
