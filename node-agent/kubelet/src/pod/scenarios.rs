@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Lifecycle, LifecycleHandler, PodStatus, Probe};
 
 use super::decide::{Action, Decision, decide};
 use super::desired::DesiredPod;
-use super::state::{FailureKind, Kill, Outcome, PodState, Step, TerminalPhase};
+use super::state::{FailureKind, Kill, Outcome, PodState, Progress, Step, TerminalPhase};
 use super::status::{phase, status};
 use super::testing::{at, container, deleted, pod, record, sidecar, spec};
 use crate::pod::state::Clock;
@@ -327,4 +327,14 @@ fn adopted_container_keeps_its_readiness() {
     let found = vec![record("web", 0, ContainerState::Running, None)];
     let adopted = PodState { sandbox: Step::Done, ..PodState::adopt(&after, found, at(3).now) };
     assert_eq!(condition(&status_of(&after, &adopted, at(3)), "Ready").0, "True");
+}
+
+#[test]
+fn exit_that_overtakes_its_start_is_not_forgotten() {
+    let mut state = prepared();
+    with(&mut state, "web", 0, ContainerState::Exited, Some(3), at(1));
+    let status = record("web", 0, ContainerState::Running, None);
+    state.finish(Outcome::Started { container: "web".into(), status }, at(1));
+    let current = state.containers["web"].current.as_ref().expect("an instance");
+    assert_eq!(current.progress(), Progress::Exited(3));
 }

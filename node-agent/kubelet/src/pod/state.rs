@@ -276,6 +276,11 @@ impl ContainerTrack {
     pub fn observe(&mut self, status: ContainerStatus, now: Duration) {
         match &mut self.current {
             Some(current) if current.status.id == status.id => {
+                // A start reads the status before it reports; the end may have been heard of meanwhile. An id is
+                // never used for a second process, so that what has exited stays so.
+                if current.status.state == ContainerState::Exited && status.state != ContainerState::Exited {
+                    return;
+                }
                 let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);
                 if ended && current.exit_noticed.is_none() {
                     current.exit_noticed = Some(now);

@@ -194,6 +194,8 @@ impl Inner {
         match rpc::call_within(timeout, "wait for the end of a task", tasks.wait(request)).await {
             Ok(_) | Err(Error::NotFound { .. }) => Ok(true),
             Err(Error::Timeout { .. }) => Ok(false),
+            // The shim has gone while it was asked: it does when the last process of its pod has ended.
+            Err(other) if other.to_string().contains("ttrpc: closed") => Ok(true),
             Err(other) => Err(other),
         }
     }
