@@ -232,7 +232,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Without what kubectl's WebSocket client itself logs, now and then, of frames for a stream that it has closed.
+/// Without kubectl's own log. Seen once: `Unknown stream id 1, discarding message`, beside whole output; which frame it
+/// was, and whether output can be lost that way, is not known yet.
 fn without_log(stderr: &[u8]) -> String {
     text(stderr).split_inclusive('\n').filter(|line| !line.contains("websocket.go")).collect()
 }
