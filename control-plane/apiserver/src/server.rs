@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, DefaultTolerationSeconds},
     allocator::{Allocators, IpRange, PortRange},
     auth::{
         Authorizer, Union, authn::Authenticator, authz::SimpleAuthorizer, jwt::SigningKey,
@@ -40,6 +40,7 @@ pub struct Config {
     /// `--service-account-issuer`.
     pub issuer: String,
     pub limits: Limits,
+    pub tolerations: DefaultTolerationSeconds,
     /// `--event-ttl`.
     pub event_ttl: Duration,
     /// `--etcd-compaction-interval`; zero for never.
@@ -58,6 +59,7 @@ impl Config {
             signing_key,
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             limits: Limits::default(),
+            tolerations: DefaultTolerationSeconds::default(),
             event_ttl: Duration::from_secs(3600),
             compaction_interval: Duration::from_secs(300),
             kubelet_tls: None,
@@ -91,7 +93,7 @@ impl ApiServer {
         let allocators = Arc::new(Allocators::new(config.service_ranges, config.node_ports));
         let cache = Arc::new(Cache::new(store.clone(), kind_specs(), allocators.sinks()));
         let resources = Arc::new(Resources::new(&cache));
-        let admission = Admission::builtin(&cache, &resources);
+        let admission = Admission::builtin(&cache, &resources, config.tolerations);
         let registry =
             Arc::new(Registry::new(store, cache.clone(), resources.clone(), admission, allocators));
         let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));

@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 use hawser_api::Client;
 use hawser_apiserver::{
     ApiServer, Config,
+    admission::DefaultTolerationSeconds,
     allocator::{IpRange, PortRange},
     auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey},
     chain::Limits,
@@ -89,6 +90,12 @@ pub(crate) struct Flags {
     /// Seconds without a heartbeat after which a node is Unknown.
     #[arg(long, default_value_t = 40)]
     node_monitor_grace_period: u64,
+    /// Seconds that pods stay on a node that is not ready, unless they say something else.
+    #[arg(long, default_value_t = 300)]
+    default_not_ready_toleration_seconds: u32,
+    /// Seconds that pods stay on a node that is Unknown, unless they say something else.
+    #[arg(long, default_value_t = 300)]
+    default_unreachable_toleration_seconds: u32,
     /// Controllers to run: `*` for all, `-name` for all but one.
     #[arg(long, value_delimiter = ',', default_value = "*")]
     controllers: Vec<String>,
@@ -269,6 +276,10 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
         node_ports: flags.service_node_port_range,
         issuer: flags.service_account_issuer.clone(),
         limits: Limits { reads: flags.max_requests_inflight, writes: flags.max_mutating_requests_inflight },
+        tolerations: DefaultTolerationSeconds {
+            not_ready: flags.default_not_ready_toleration_seconds,
+            unreachable: flags.default_unreachable_toleration_seconds,
+        },
         event_ttl: Duration::from_secs(flags.event_ttl),
         compaction_interval: Duration::from_secs(flags.etcd_compaction_interval),
         kubelet_tls: Some(tls::kubelet_client(authority.certificate(), &kubelet_client)?),

@@ -9,6 +9,8 @@ mod priority;
 mod service_account;
 mod tolerations;
 
+pub use tolerations::DefaultTolerationSeconds;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -84,13 +86,13 @@ pub struct Admission {
 
 impl Admission {
     /// What every cluster runs.
-    pub fn builtin(cache: &Arc<Cache>, resources: &Resources) -> Self {
+    pub fn builtin(cache: &Arc<Cache>, resources: &Resources, tolerations: DefaultTolerationSeconds) -> Self {
         Self::new(vec![
             Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
             Arc::new(service_account::ServiceAccount::new(cache, resources)),
             Arc::new(node_restriction::NodeRestriction),
             Arc::new(priority::Priority::new(cache, resources)),
-            Arc::new(tolerations::DefaultTolerationSeconds),
+            Arc::new(tolerations),
         ])
     }
 

@@ -1,4 +1,4 @@
-//! DefaultTolerationSeconds: pods stay five minutes on a node that is not ready or not reachable.
+//! DefaultTolerationSeconds: how long pods stay on a node that is not ready or not reachable, unless they say.
 
 use async_trait::async_trait;
 use hawser_api::Error;
@@ -6,10 +6,24 @@ use serde_json::{Value, json};
 
 use super::{Plugin, Request};
 
-const SECONDS: i64 = 300;
-const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
-pub(super) struct DefaultTolerationSeconds;
+/// What pods get that say nothing of these taints, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultTolerationSeconds {
+    /// `--default-not-ready-toleration-seconds`.
+    pub not_ready: u32,
+    /// `--default-unreachable-toleration-seconds`.
+    pub unreachable: u32,
+}
+
+impl Default for DefaultTolerationSeconds {
+    /// Five minutes each.
+    fn default() -> Self {
+        Self { not_ready: 300, unreachable: 300 }
+    }
+}
 
 #[async_trait]
 impl Plugin for DefaultTolerationSeconds {
@@ -19,13 +33,13 @@ impl Plugin for DefaultTolerationSeconds {
 
     async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
         if request.creates("pods") {
-            add_tolerations(request.object);
+            add_tolerations(request.object, *self);
         }
         Ok(())
     }
 }
 
-fn add_tolerations(pod: &mut Value) {
+fn add_tolerations(pod: &mut Value, defaults: DefaultTolerationSeconds) {
     let tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
     let tolerates = |taint: &str| {
         tolerations.iter().any(|toleration| {
@@ -34,8 +48,9 @@ fn add_tolerations(pod: &mut Value) {
             (key == taint || key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
         })
     };
-    let missing = TAINTS.into_iter().filter(|taint| !tolerates(taint)).map(|taint| {
-        json!({ "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS })
+    let defaults = [(NOT_READY, defaults.not_ready), (UNREACHABLE, defaults.unreachable)];
+    let missing = defaults.into_iter().filter(|(taint, _)| !tolerates(taint)).map(|(taint, seconds)| {
+        json!({ "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds })
     });
     let all: Vec<Value> = tolerations.iter().cloned().chain(missing).collect();
     if all.len() > tolerations.len() {
@@ -49,14 +64,16 @@ mod tests {
 
     #[test]
     fn both_taints_are_tolerated_unless_the_pod_says_something_of_them() {
+        let defaults = DefaultTolerationSeconds { not_ready: 7, ..DefaultTolerationSeconds::default() };
         let mut plain = json!({ "spec": {} });
-        add_tolerations(&mut plain);
-        assert_eq!(plain["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
+        add_tolerations(&mut plain, defaults);
+        let seconds = |index: usize| plain["spec"]["tolerations"][index]["tolerationSeconds"].as_u64();
+        assert_eq!((seconds(0), seconds(1), seconds(2)), (Some(7), Some(300), None));
         let before = plain.clone();
-        add_tolerations(&mut plain);
+        add_tolerations(&mut plain, defaults);
         assert_eq!(plain, before);
         let mut everything = json!({ "spec": { "tolerations": [{ "operator": "Exists" }] } });
-        add_tolerations(&mut everything);
+        add_tolerations(&mut everything, defaults);
         assert_eq!(everything["spec"]["tolerations"].as_array().map(Vec::len), Some(1));
     }
 }
