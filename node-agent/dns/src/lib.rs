@@ -15,7 +15,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -55,6 +55,8 @@ struct Shared {
     zone: Name,
     /// Bounded by the services and endpoints of the cluster. Held for one look-up or one service's change.
     records: RwLock<Records>,
+    /// Until then a name that is not known may well exist.
+    is_complete: AtomicBool,
     counters: Counters,
 }
 
@@ -84,7 +86,13 @@ impl Dns {
             .map_err(|source| Error::Domain { domain: config.cluster_domain.clone(), source })?
             .to_lowercase();
         zone.set_fqdn(true);
-        let shared = Shared { config, zone, records: RwLock::default(), counters: Counters::default() };
+        let shared = Shared {
+            config,
+            zone,
+            records: RwLock::default(),
+            is_complete: AtomicBool::new(false),
+            counters: Counters::default(),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -92,6 +100,12 @@ impl Dns {
     pub fn update_service(&self, key: &ObjectKey, service: Option<&Service>, slices: &[Arc<EndpointSlice>]) {
         let entry = service.and_then(|service| records::Entry::of(service, slices));
         self.shared.records.write().set(key, entry);
+    }
+
+    /// Says that all services of the cluster have been named. Before, what is not known is answered with SERVFAIL: a
+    /// client asks again, where it would believe that a name does not exist.
+    pub fn complete(&self) {
+        self.shared.is_complete.store(true, Ordering::Release);
     }
 
     /// Serves until `shutdown`.

@@ -176,6 +176,11 @@ fn decide(shared: &Shared, bytes: &[u8], transport: Transport) -> Option<Step> {
         (OpCode::Query, [query]) if query.query_class() == DNSClass::IN => {
             let found = answer(&shared.records.read(), &shared.zone, shared.config.ttl_seconds, query);
             match found {
+                Answer::Local { answers, .. }
+                    if answers.is_empty() && !shared.is_complete.load(Ordering::Acquire) =>
+                {
+                    ResponseCode::ServFail
+                }
                 Answer::Local { code, answers, additionals, soa } => {
                     let mut reply = reply_to(shared, &request, code);
                     reply.metadata.authoritative = true;

@@ -110,8 +110,23 @@ fn with_kind(mut object: serde_json::Value, version: &str, kind: &str) -> serde_
 }
 
 #[tokio::test]
+async fn what_is_not_known_yet_is_not_denied() {
+    let server = start(vec![]).await;
+    let asked = question("db.shop.svc.cluster.local.", RecordType::A);
+    assert_eq!(ask_udp(server.address, &asked).await.metadata.response_code, ResponseCode::ServFail);
+    let (service, slice) = many_endpoints(3);
+    server.dns.update_service(&ObjectKey::new("shop", "db"), Some(&service), &[slice]);
+    assert_eq!(ask_udp(server.address, &asked).await.answers.len(), 3, "what is known is told at once");
+    let other = question("other.shop.svc.cluster.local.", RecordType::A);
+    assert_eq!(ask_tcp(server.address, &other).await.metadata.response_code, ResponseCode::ServFail);
+    server.dns.complete();
+    assert_eq!(ask_tcp(server.address, &other).await.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
 async fn answers_follow_the_services() {
     let server = start(vec![]).await;
+    server.dns.complete();
     let (service, slice) = many_endpoints(3);
     let key = ObjectKey::new("shop", "db");
     let asked = question("db.shop.svc.cluster.local.", RecordType::A);
