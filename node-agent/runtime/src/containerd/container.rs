@@ -194,9 +194,14 @@ impl Inner {
         match rpc::call_within(timeout, "wait for the end of a task", tasks.wait(request)).await {
             Ok(_) | Err(Error::NotFound { .. }) => Ok(true),
             Err(Error::Timeout { .. }) => Ok(false),
-            // The shim has gone while it was asked: it does when the last process of its pod has ended.
-            Err(other) if other.to_string().contains("ttrpc: closed") => Ok(true),
-            Err(other) => Err(other),
+            // A shim goes when the last process of its pod has ended, also while it is asked. What is left tells.
+            Err(other) => {
+                let task = self.task(id).await?;
+                match task.is_some_and(|task| task_status(&task) != TaskStatus::Stopped) {
+                    true => Err(other),
+                    false => Ok(true),
+                }
+            }
         }
     }
 
