@@ -24,25 +24,29 @@ pub(crate) struct Caches {
 impl Caches {
     /// Applies what the stream says, until it ends.
     pub(crate) async fn follow(self, mut events: mpsc::Receiver<NodeEvent>) {
-        // What the present stream has named; bounded by what concerns the node.
-        let mut named: HashSet<(GroupVersionResource, ObjectKey)> = HashSet::new();
+        // What the stream has named and not taken back, until its snapshot ends: bounded by what concerns the node. A
+        // stream that is resumed has no snapshot; there it only grows with the objects that change.
+        let mut named: Option<HashSet<(GroupVersionResource, ObjectKey)>> = None;
         while let Some(event) = events.recv().await {
             match event {
                 NodeEvent::Connected => {
                     debug!("node stream is open");
-                    named.clear();
+                    named = Some(HashSet::new());
                 }
                 NodeEvent::Changed { resource, key, object } => {
                     self.put(&resource, &key, &object);
-                    named.insert((resource, key));
+                    if let Some(named) = &mut named {
+                        named.insert((resource, key));
+                    }
                 }
                 NodeEvent::Deleted { resource, key } => {
                     self.remove(&resource, &key);
-                    named.insert((resource, key));
+                    if let Some(named) = &mut named {
+                        named.remove(&(resource, key));
+                    }
                 }
                 NodeEvent::SnapshotEnd => {
-                    self.prune(&named);
-                    named = HashSet::new();
+                    self.prune(&named.take().unwrap_or_default());
                     info!(
                         pods = self.objects.pods.len(),
                         services = self.objects.services.len(),

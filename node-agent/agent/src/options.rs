@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use hawser_api::quantity::Quantity;
 use ipnet::IpNet;
 
 #[derive(clap::Args)]
@@ -76,6 +77,12 @@ pub(crate) struct Options {
     pub(crate) no_masquerade: bool,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// Size at which a container's log is rotated, as a quantity: 10Mi
+    #[arg(long, default_value = "10Mi", value_parser = bytes)]
+    pub(crate) container_log_max_size: u64,
+    /// Files kept of one container's log, the current one included
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) container_log_max_files: u32,
     /// Labels of the node, as <key>=<value>
     #[arg(long, value_delimiter = ',')]
     node_labels: Vec<String>,
@@ -111,6 +118,12 @@ impl Options {
         let others = addresses.filter(|address| !self.cluster_dns.contains(address));
         Ok(others.map(|address| SocketAddr::new(address, 53)).collect())
     }
+}
+
+/// A size as the API writes it, in bytes.
+fn bytes(text: &str) -> anyhow::Result<u64> {
+    let quantity: Quantity = text.parse().context("a quantity such as 10Mi is expected")?;
+    u64::try_from(quantity.value()).ok().filter(|bytes| *bytes > 0).context("it must be more than zero")
 }
 
 /// # Errors

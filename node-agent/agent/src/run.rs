@@ -9,7 +9,7 @@ use hawser_api::{
     resource::{ObjectKey, Target},
 };
 use hawser_dns::Dns;
-use hawser_kubelet::{Kubelet, Parts, StatusWriter};
+use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader};
 use hawser_network::{Mode, Network};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
@@ -32,11 +32,10 @@ use crate::{
 const TUNNEL: Mode = Mode::Vxlan { vni: 1, port: 8472 };
 /// How often the node's usage goes up the stream.
 const USAGE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long an agent with a record of its pod range waits for what the API says of it.
+const API_WAIT: Duration = Duration::from_secs(3);
 /// How long containerd may take to come up before the agent gives up, and whoever supervises it sees that.
 const CONTAINERD_WAIT: Duration = Duration::from_secs(60);
-/// A container's log is rotated at this size, and this many files are kept (the kubelet's defaults).
-const LOG_SIZE_BYTES: u64 = 10 << 20;
-const LOG_FILES: u32 = 5;
 
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
@@ -83,14 +82,19 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     };
     let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
     let server = kubelet_api::bind(&options, containerd, kubelet.pods.clone(), pod_network.clone()).await?;
-    let serving = tokio::spawn(server.run(shutdown.clone()));
+    let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
-    tokio::spawn(caches.clone().follow(events));
+    let mut following = tokio::spawn(caches.clone().follow(events));
     info!(node = options.node_name, address = %options.node_ip, "node agent runs");
 
+    // A part that ends by itself ends the agent: one that goes on without it would report a node that is well.
+    let usage = kubelet.usage_reader();
     let outcome = tokio::select! {
         outcome = run_network(&options, &caches, &pod_network, &service_path, &dns, &shutdown) => outcome,
-        () = report_usage(&kubelet, &session) => Ok(()),
+        () = report_usage(&usage, &session) => Ok(()),
+        () = kubelet.ended() => Err(anyhow::anyhow!("a part of the kubelet ended by itself")),
+        _ = &mut serving => Err(anyhow::anyhow!("the kubelet's API ended by itself")),
+        _ = &mut following => Err(anyhow::anyhow!("the node's caches ended by themselves")),
         () = asked_to_stop() => Ok(()),
     };
     shutdown.cancel();
@@ -140,8 +144,8 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
         log_writer: LogWriter {
             program: std::env::current_exe().context("cannot find this program's own file")?,
             mode: LOG_WRITER.into(),
-            max_size_bytes: LOG_SIZE_BYTES,
-            max_files: LOG_FILES,
+            max_size_bytes: options.container_log_max_size,
+            max_files: options.container_log_max_files,
         },
         registries: Registries { hosts: options.insecure_registry.iter().map(plain).collect() },
         relist_interval: Duration::from_secs(60),
@@ -187,9 +191,9 @@ async fn run_network(
     });
     let pod_cidrs = pod_range(options, caches, &mut node_changes).await?;
     info!(?pod_cidrs, "pod range");
-    pod_network.provide(Network::start(network_config(options, pod_cidrs)).await?);
+    pod_network.provide(Network::start(network_config(options, pod_cidrs.clone())).await?);
     let (services, slices) = (&caches.objects.services, &caches.slices);
-    service_path.start(proxy_config(options)?, services, slices)?;
+    let service_path_ended = service_path.start(proxy_config(options)?, services, slices)?;
 
     let follow_nodes = async {
         loop {
@@ -209,11 +213,26 @@ async fn run_network(
         pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
         pod_network.adopted(&caches.objects.pods).await;
         service_path.open();
+        dns.complete();
+        // Known from a record while the API was away: another node may have the block by now.
+        let range = known_range(options, caches);
+        anyhow::ensure!(
+            range.is_empty() || range == pod_cidrs,
+            "this node's pod range is {range:?}, not {pod_cidrs:?} as it was; the next start follows"
+        );
+        Ok(())
     };
     tokio::select! {
-        ((), ()) = async { tokio::join!(first_sync, follow_nodes) } => Ok(()),
+        outcome = async { tokio::try_join!(first_sync, async { follow_nodes.await; Ok(()) }) } => outcome.map(drop),
+        _ = service_path_ended => Err(anyhow::anyhow!("the service path's thread ended by itself")),
         outcome = dns.run(shutdown.clone()) => outcome.context("cluster DNS cannot run"),
     }
+}
+
+/// What the API has told of the node's pod range so far.
+fn known_range(options: &Options, caches: &Caches) -> Vec<IpNet> {
+    let key = ObjectKey::new("", options.node_name.clone());
+    caches.objects.nodes.get(&key).map(|node| pod_network::pod_cidrs(&node)).unwrap_or_default()
 }
 
 /// The node's pod range, from the API or, where that is away, from an earlier run.
@@ -222,16 +241,26 @@ async fn pod_range(
     caches: &Caches,
     node_changes: &mut tokio::sync::watch::Receiver<()>,
 ) -> anyhow::Result<Vec<IpNet>> {
-    let record = options.root_dir.join("pod-cidrs.json");
-    if let Ok(bytes) = std::fs::read(&record) {
-        return serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", record.display()));
+    let file = options.root_dir.join("pod-cidrs.json");
+    let recorded: Option<Vec<IpNet>> = match std::fs::read(&file) {
+        Ok(bytes) => {
+            Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", file.display()))?)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    if let Some(recorded) = &recorded
+        && tokio::time::timeout(API_WAIT, caches.objects.nodes.synced()).await.is_err()
+    {
+        warn!(?recorded, "the API is away: the pod range is that of the last run");
+        return Ok(recorded.clone());
     }
-    let key = ObjectKey::new("", options.node_name.clone());
     loop {
-        let cidrs =
-            caches.objects.nodes.get(&key).map(|node| pod_network::pod_cidrs(&node)).unwrap_or_default();
+        let cidrs = known_range(options, caches);
         if !cidrs.is_empty() {
-            write_durably(&record, &serde_json::to_vec(&cidrs)?)?;
+            if recorded.as_ref() != Some(&cidrs) {
+                write_durably(&file, &serde_json::to_vec(&cidrs)?)?;
+            }
             return Ok(cidrs);
         }
         node_changes.changed().await.context("the node stream ended")?;
@@ -278,11 +307,11 @@ fn proxy_config(options: &Options) -> anyhow::Result<hawser_proxy::Config> {
     Ok(config)
 }
 
-async fn report_usage(kubelet: &Kubelet, session: &NodeSession) {
+async fn report_usage(usage: &UsageReader, session: &NodeSession) {
     let mut tick = tokio::time::interval(USAGE_INTERVAL);
     loop {
         tick.tick().await;
-        session.report_usage(kubelet.usage().await);
+        session.report_usage(usage.read().await);
     }
 }
 

@@ -21,6 +21,7 @@ use hawser_kubelet::{LocalEndpoints, LocalPod};
 use hawser_proxy::{Config, HostPort, Proxy};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,19 +64,28 @@ impl Pending {
 impl ServicePath {
     /// Loads or adopts the datapath and starts to follow the caches. To be called in the node's network
     /// namespace. Syncs wait for [`ServicePath::open`], so that an agent that starts removes nothing.
+    ///
+    /// What is returned resolves when the thread has ended, also by a panic.
     pub(crate) fn start(
         &self,
         config: Config,
         services: &Informer<Service>,
         slices: &Informer<EndpointSlice>,
-    ) -> anyhow::Result<thread::JoinHandle<()>> {
+    ) -> anyhow::Result<oneshot::Receiver<()>> {
         let proxy = Proxy::start(config).context("the service path cannot be set up")?;
         let (wake, wake_too) = (self.clone(), self.clone());
         services.on_change(move |_| wake.request_sync());
         slices.on_change(move |_| wake_too.request_sync());
         let worker = Worker { proxy, path: self.clone(), services: services.clone(), slices: slices.clone() };
-        let thread = thread::Builder::new().name("service-path".into()).spawn(move || worker.run());
-        thread.context("cannot start the service path's thread")
+        let (running, ended) = oneshot::channel();
+        let work = move || {
+            // Dropped when the thread ends, however it does.
+            let _running = running;
+            worker.run();
+        };
+        let thread = thread::Builder::new().name("service-path".into()).spawn(work);
+        thread.context("cannot start the service path's thread")?;
+        Ok(ended)
     }
 
     /// Lets syncs through: the caches are complete, and the node's own pods are known.

@@ -30,6 +30,19 @@ pub struct Parts {
     pub endpoints: Arc<dyn LocalEndpoints>,
 }
 
+/// Tells what the node and its pods use.
+pub struct UsageReader {
+    runtime: Arc<dyn Runtime>,
+    pods: Pods,
+}
+
+impl UsageReader {
+    /// What they use now, as the node stream carries it.
+    pub async fn read(&self) -> hawser_api::v1::Usage {
+        usage::usage(&self.runtime, &self.pods).await
+    }
+}
+
 /// A running kubelet. Its tasks stop when the token it was started with is cancelled.
 pub struct Kubelet {
     pub pods: Pods,
@@ -89,14 +102,20 @@ impl Kubelet {
         Self { pods, machine, runtime, recorder, tasks }
     }
 
-    /// What the node and its pods use now, as the node stream carries it.
-    pub async fn usage(&self) -> hawser_api::v1::Usage {
-        usage::usage(&self.runtime, &self.pods).await
+    pub fn usage_reader(&self) -> UsageReader {
+        UsageReader { runtime: self.runtime.clone(), pods: self.pods.clone() }
     }
 
     /// For events of other parts of the agent.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    /// Waits for the first part to end. None does before the token is cancelled, unless it panics.
+    pub async fn ended(&mut self) {
+        if let Some(Err(error)) = self.tasks.join_next().await {
+            tracing::error!(%error, "a part of the kubelet panicked");
+        }
     }
 
     /// Waits until everything has stopped after the token was cancelled. Containers go on running.

@@ -27,5 +27,5 @@ pub use interfaces::{
     ClientStatusWriter, HostPort, LocalEndpoints, LocalPod, NetworkError, Objects, PodNetwork,
     PodNetworkRequest, PodNetworkStatus, StatusWriter,
 };
-pub use kubelet::{Kubelet, Parts};
+pub use kubelet::{Kubelet, Parts, UsageReader};
 pub use manager::Pods;
