@@ -66,8 +66,22 @@ impl Own {
     }
 
     fn kill(&self, part: &str) {
-        let status = Command::new("kill").args(["-9", &self.pid(part).to_string()]).status();
+        self.signal(part, "-KILL");
+    }
+
+    fn signal(&self, part: &str, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.pid(part).to_string()]).status();
         assert!(status.expect("kill runs").success(), "{part} was running");
+    }
+
+    /// Whether the node is ready, as the API has it: `True`, `False`, `Unknown`.
+    fn wait_for_node(&self, node: &str, expected: &str) {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        eventually(SOON, &format!("node {node} is {expected}"), || {
+            let status = self.0.kubectl_with(["get", "node", node, "-o", path], None)?;
+            ensure!(status == expected, "{status}");
+            Ok(())
+        });
     }
 
     /// A pod that serves, and its identity: uid of the pod, id of its container, number of restarts.
@@ -216,9 +230,106 @@ fn etcd_serves_as_the_store() {
 }
 
 #[test]
+fn pods_of_a_lost_node_are_made_anew_on_another() {
+    let Some(own) = Own::prepare() else { return };
+    let grace = "--control-plane-arg=--node-monitor-grace-period=4";
+    let stay = "--control-plane-arg=--default-unreachable-toleration-seconds=2";
+    own.up(&["--nodes", "2", grace, stay]).expect("it starts");
+    let image = own.0.demo_image(1);
+    own.0.kubectl(&format!("create deployment web --image={image} --replicas=2")).expect("created");
+    own.0.kubectl("rollout status deployment/web --timeout=60s").expect("they are ready");
+    own.kill("node1.agent");
+    own.wait_for_node("node1", "Unknown");
+    let taints = own.0.kubectl("get node node1 -o jsonpath={.spec.taints[*].key}").expect("its taints");
+    assert!(taints.contains("node.kubernetes.io/unreachable"), "{taints}");
+    // Pods of a node that does not answer stay as terminating; two others take their place.
+    eventually(SOON, "two pods are ready on the other node", || {
+        let pods = own.0.kubectl(
+            "get pods -l app=web --field-selector=spec.nodeName=node2 --no-headers -o custom-columns=S:.status.phase",
+        )?;
+        ensure!(pods.lines().filter(|phase| *phase == "Running").count() == 2, "{pods}");
+        let available = own.0.kubectl("get deployment web -o jsonpath={.status.availableReplicas}")?;
+        ensure!(available == "2", "{available} available");
+        Ok(())
+    });
+    own.up(&[]).expect("the agent comes back");
+    own.wait_for_node("node1", "True");
+    eventually(SOON, "what was evicted is gone, and the node is open again", || {
+        let taints = own.0.kubectl("get node node1 -o jsonpath={.spec.taints[*].key}")?;
+        ensure!(taints.is_empty(), "{taints}");
+        let pods = own.0.kubectl("get pods -l app=web -o jsonpath={.items[*].spec.nodeName}")?;
+        ensure!(pods == "node2 node2", "{pods}");
+        Ok(())
+    });
+}
+
+#[test]
+fn silent_node_is_well_again_when_it_speaks_and_has_missed_nothing() {
+    let Some(own) = Own::prepare() else { return };
+    own.up(&["--control-plane-arg=--node-monitor-grace-period=4"]).expect("it starts");
+    own.0.kubectl("create configmap colours --from-literal=colour=blue").expect("created");
+    let pod = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: reader }
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{ name: colours, configMap: { name: colours } }]
+  containers:
+  - { name: main, image: BUSYBOX, command: [sleep, "600"], volumeMounts: [{ name: colours, mountPath: /colours }] }
+"#;
+    let pod = pod.replace("BUSYBOX", &own.0.busybox_image());
+    own.0.kubectl_with(["apply", "-f", "-"], Some(&pod)).expect("applied");
+    own.0.kubectl("wait --for=condition=Ready pod/reader --timeout=60s").expect("it is ready");
+    own.signal("node1.agent", "-STOP");
+    own.wait_for_node("node1", "Unknown");
+    own.0.kubectl_with(["patch", "configmap", "colours", "-p", r#"{"data":{"colour":"green"}}"#], None)
+        .expect("patched");
+    own.signal("node1.agent", "-CONT");
+    own.wait_for_node("node1", "True");
+    eventually(SOON, "the change reaches the pod", || {
+        let colour = own.0.kubectl("exec reader -- cat /colours/colour")?;
+        ensure!(colour == "green", "{colour}");
+        Ok(())
+    });
+    let restarts = "get pod reader -o jsonpath={.status.containerStatuses[0].restartCount}";
+    assert_eq!(own.0.kubectl(restarts).expect("the pod"), "0");
+}
+
+#[test]
+fn plain_routes_carry_pods_between_nodes() {
+    let Some(own) = Own::prepare() else { return };
+    own.up(&["--nodes", "2", "--network-mode", "routes"]).expect("it starts");
+    let image = own.0.demo_image(1);
+    for (pod, node) in [("one", "node1"), ("two", "node2")] {
+        let place = format!(r#"{{"spec":{{"nodeName":"{node}"}}}}"#);
+        let words = ["run", pod, "--image", &image, "--port=8080", "--expose", "--overrides", &place];
+        own.0.kubectl_with(words, None).expect("a pod and its service");
+    }
+    own.0.kubectl("wait --for=condition=Ready pod/one pod/two --timeout=60s").expect("they are ready");
+    for (from, to) in [("one", "two"), ("two", "one")] {
+        let pod = own.0.kubectl(&format!("get pod {to} -o jsonpath={{.status.podIP}}")).expect("an address");
+        let service =
+            own.0.kubectl(&format!("get service {to} -o jsonpath={{.spec.clusterIP}}")).expect("an address");
+        for address in [pod, service] {
+            let answer = own.0.kubectl(&format!("exec {from} -- /demo get {address}:8080 3")).expect("answered");
+            assert!(answer.starts_with(&format!("3 {to} ")), "{from} to {to} at {address}: {answer}");
+        }
+    }
+    let links = own.0.on_node("node1", &["ip", "-br", "link"]).expect("its links");
+    assert!(!links.contains("vxlan"), "a tunnel: {links}");
+}
+
+#[test]
 fn taken_port_is_named() {
     let Some(own) = Own::prepare() else { return };
-    let _taken = std::net::TcpListener::bind("0.0.0.0:8443").expect("the port is free before");
+    let taken = std::net::TcpListener::bind("0.0.0.0:8443").expect("the port is free before");
     let error = format!("{:#}", own.up(&[]).expect_err("the port is taken"));
     assert!(error.contains("port 8443") && error.contains("--port"), "{error}");
+    let registry = std::net::TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = registry.local_addr().expect("bound").port();
+    drop(taken);
+    let error = own.up(&["--registry-port", &port.to_string()]).expect_err("the registry's port is taken");
+    let error = format!("{error:#}");
+    assert!(error.contains(&format!("port {port}")) && error.contains("--registry-port"), "{error}");
 }

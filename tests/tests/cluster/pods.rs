@@ -223,6 +223,43 @@ spec:
 }
 
 #[test]
+fn rotated_log_is_read_whole() {
+    let Some(ns) = Namespace::of_shared_cluster("rotate") else { return };
+    // 2,500 lines of 90 bytes with their marks: four files of 64 KiB, which is one less than are kept.
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: talker }
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: BUSYBOX
+    command: [sh, -c, "seq -f 'line %05g of a log that is long enough to be rotated' 1 2500"]
+"#,
+    )
+    .expect("applied");
+    eventually(SOON, "it has said everything", || {
+        let phase = ns.field("pod/talker", "/status/phase")?;
+        anyhow::ensure!(phase == "Succeeded", "{phase}");
+        Ok(())
+    });
+    let log = ns.kubectl("logs talker").expect("its log");
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines.len(), 2500);
+    let numbers = lines.iter().map(|line| line[5..10].parse::<usize>().expect("a numbered line"));
+    assert!(numbers.eq(1..=2500), "lines are lost, doubled or out of order");
+    let tail = ns.kubectl("logs talker --tail=1250").expect("its end");
+    assert!(tail.lines().eq(lines[1250..].iter().copied()));
+    let node = ns.field("pod/talker", "/spec/nodeName").expect("a node");
+    let uid = ns.field("pod/talker", "/metadata/uid").expect("an uid");
+    let logs = format!("/var/lib/{}/{node}/agent/logs/{}_talker_{uid}/main", ns.cluster.name, ns.name);
+    let files = std::fs::read_dir(&logs).unwrap_or_else(|error| panic!("{logs}: {error}")).count();
+    assert!((3..=4).contains(&files), "{files} files in {logs}");
+}
+
+#[test]
 fn exec_attach_logs_and_port_forward_stream() {
     let Some(ns) = Namespace::of_shared_cluster("streams") else { return };
     ns.kubectl(&format!("run web --image={}", ns.cluster.demo_image(1))).expect("created");
