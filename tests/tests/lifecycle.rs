@@ -283,7 +283,8 @@ spec:
     own.0.kubectl("wait --for=condition=Ready pod/reader --timeout=60s").expect("it is ready");
     own.signal("node1.agent", "-STOP");
     own.wait_for_node("node1", "Unknown");
-    own.0.kubectl_with(["patch", "configmap", "colours", "-p", r#"{"data":{"colour":"green"}}"#], None)
+    own.0
+        .kubectl_with(["patch", "configmap", "colours", "-p", r#"{"data":{"colour":"green"}}"#], None)
         .expect("patched");
     own.signal("node1.agent", "-CONT");
     own.wait_for_node("node1", "True");
@@ -312,7 +313,8 @@ fn plain_routes_carry_pods_between_nodes() {
         let service =
             own.0.kubectl(&format!("get service {to} -o jsonpath={{.spec.clusterIP}}")).expect("an address");
         for address in [pod, service] {
-            let answer = own.0.kubectl(&format!("exec {from} -- /demo get {address}:8080 3")).expect("answered");
+            let answer =
+                own.0.kubectl(&format!("exec {from} -- /demo get {address}:8080 3")).expect("answered");
             assert!(answer.starts_with(&format!("3 {to} ")), "{from} to {to} at {address}: {answer}");
         }
     }

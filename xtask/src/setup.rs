@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     build::workspace_root,
-    command::{run as run_command, say},
+    command::{output, run as run_command, say, succeeds},
     ebpf_toolchain,
 };
 
@@ -74,6 +74,9 @@ pub(crate) fn run(need: Need) -> anyhow::Result<()> {
     if !missing.is_empty() {
         install(&missing)?;
     }
+    if need.run {
+        check_kubectl();
+    }
     ebpf_toolchain::ensure(&workspace_root(), &|message| say(message))
         .context("the eBPF toolchain could not be set up")?;
     Ok(())
@@ -112,8 +115,34 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     apt(&["update"])?;
     apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())?;
     drop(policy);
+    let brought: Vec<&str> =
+        SERVICES.iter().filter(|(package, _)| packages.contains(package)).map(|(_, unit)| *unit).collect();
+    // Nor at the next boot: the registry's would take the port of the cluster's own.
+    if !brought.is_empty() && !succeeds(Command::new("systemctl").arg("disable").args(&brought)) {
+        say(format!("these services start at the next boot, and may take ports: {}", brought.join(" ")));
+    }
     Ok(())
 }
+
+/// Packages whose services listen on ports that a cluster uses.
+const SERVICES: &[(&str, &str)] = &[("docker-registry", "docker-registry"), ("etcd-server", "etcd")];
+
+/// Says so where kubectl is so old that some commands fail: Debian 12 has 1.20.
+fn check_kubectl() {
+    let version = output(Command::new("kubectl").args(["version", "--client", "--output=json"]));
+    let version: Option<serde_json::Value> = version.ok().and_then(|text| serde_json::from_str(&text).ok());
+    let version = version.map(|version| version["clientVersion"]["gitVersion"].clone());
+    let Some(version) = version.as_ref().and_then(serde_json::Value::as_str) else { return };
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
+    if minor.is_some_and(|minor| minor < OLDEST_KUBECTL) {
+        say(format!(
+            "kubectl is {version}, which is too old for some commands; 1.{OLDEST_KUBECTL} or later is advised"
+        ));
+    }
+}
+
+/// The first that speaks WebSocket to servers by default.
+const OLDEST_KUBECTL: u32 = 31;
 
 /// While it lives, packages do not start services (containerd, etcd and the registry are run by `up`,
 /// under settings of the cluster's own). An administrator's policy is left as it is.
@@ -122,14 +151,17 @@ struct ServicePolicy {
 }
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+const POLICY_TEXT: &str = "#!/bin/sh\n# Hawser's set-up runs: no service is started.\nexit 101\n";
 
 impl ServicePolicy {
     fn deny() -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
-        if Path::new(POLICY).exists() {
+        let found = std::fs::read_to_string(POLICY);
+        // One that an interrupted run of ours left is taken over, and so removed.
+        if found.is_ok_and(|text| text != POLICY_TEXT) {
             return Ok(Self { is_ours: false });
         }
-        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {POLICY}"))?;
+        std::fs::write(POLICY, POLICY_TEXT).with_context(|| format!("cannot write {POLICY}"))?;
         std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
         Ok(Self { is_ours: true })
     }

@@ -62,6 +62,8 @@ impl Daemon {
             self.netns.as_ref().map(File::open).transpose().context("cannot open the node's namespace")?;
         let procs = self.cgroup.join("cgroup.procs");
         let procs = File::options().write(true).open(&procs).with_context(|| procs.display().to_string())?;
+        let file = pid_file(cluster, &self.name);
+        let record = File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
         // SAFETY: between fork and exec only system calls on descriptors opened before, no allocation.
         unsafe {
             command.pre_exec(move || {
@@ -70,13 +72,17 @@ impl Daemon {
                     setns(netns, CloneFlags::CLONE_NEWNET)?;
                 }
                 setsid()?;
-                Ok(())
+                // By the process itself: it is found again even if this command ends here.
+                let mut text = [0; 16];
+                let mut rest = &mut text[..];
+                write!(rest, "{}", std::process::id())?;
+                let unused = rest.len();
+                (&record).write_all(&text[..text.len() - unused])
             });
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         let pid = child.id().cast_signed();
         let identity = identity(pid).with_context(|| format!("{} ended at once", self.name))?;
-        let file = pid_file(cluster, &self.name);
         fs::write(&file, format!("{} {}", identity.pid, identity.started))
             .with_context(|| format!("cannot write {}", file.display()))
     }
@@ -128,7 +134,12 @@ pub(crate) fn stop(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
 
 fn running(cluster: &Cluster, name: &str) -> Option<Identity> {
     let text = fs::read_to_string(pid_file(cluster, name)).ok()?;
-    let (pid, started) = text.split_once(' ')?;
+    let Some((pid, started)) = text.split_once(' ') else {
+        // The start was interrupted before the time was added; its cgroup tells whether it is the one.
+        let found = identity(text.parse().ok()?)?;
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", found.pid)).ok()?;
+        return cgroups.contains(&format!(":{}/", cluster.cgroup())).then_some(found);
+    };
     let recorded = Identity { pid: pid.parse().ok()?, started: started.trim().parse().ok()? };
     (identity(recorded.pid) == Some(recorded)).then_some(recorded)
 }

@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use ipnet::Ipv4Net;
 use nix::mount::{MntFlags, umount2};
 
 use super::{Cluster, Settings};
@@ -15,6 +16,8 @@ use crate::command::{ip, output, run, succeeds};
 
 /// Where `ip netns` keeps namespaces.
 const NETNS_DIR: &str = "/run/netns";
+/// Of the `unreachable` routes: any other route to the same range is preferred.
+const METRIC: u32 = 4_278_198_272;
 /// In the cluster's folder where that one was not there before.
 const NETNS_DIR_MARK: &str = "made-netns-dir";
 
@@ -22,13 +25,13 @@ const NETNS_DIR_MARK: &str = "made-netns-dir";
 pub(crate) fn ensure(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
     let bridge = cluster.bridge();
     if !succeeds(&mut ip(&format!("link show {bridge}"))) {
-        refuse_overlap(&settings.lan)?;
+        refuse_overlap(settings)?;
         run(&mut ip(&format!("link add {bridge} type bridge stp_state 0 forward_delay 0")))?;
     }
     run(&mut ip(&format!("address replace {}/24 dev {bridge}", settings.host_address())))?;
     run(&mut ip(&format!("link set {bridge} up")))?;
     for range in [&settings.pod_cidr, &settings.service_cidr] {
-        run(&mut ip(&format!("route replace unreachable {range} metric 4278198272")))?;
+        run(&mut ip(&format!("route replace unreachable {range} metric {METRIC}")))?;
     }
     for (number, node) in settings.node_names() {
         ensure_node(cluster, settings, number, &node)?;
@@ -57,7 +60,7 @@ fn ensure_node(cluster: &Cluster, settings: &Settings, number: u8, node: &str) -
     run(&mut inside("link set eth0 up"))?;
     for range in [&settings.pod_cidr, &settings.service_cidr] {
         // Before anything on the node can use such an address; the agent's own routes are preferred to it.
-        run(&mut inside(&format!("route replace unreachable {range} metric 4278198272")))?;
+        run(&mut inside(&format!("route replace unreachable {range} metric {METRIC}")))?;
     }
     run(&mut inside(&format!("route replace default via {}", settings.host_address())))
 }
@@ -84,7 +87,7 @@ pub(crate) fn remove(cluster: &Cluster, settings: Option<&Settings>) -> anyhow::
     }
     if let Some(settings) = settings {
         for range in [&settings.pod_cidr, &settings.service_cidr] {
-            succeeds(&mut ip(&format!("route delete unreachable {range} metric 4278198272")));
+            succeeds(&mut ip(&format!("route delete unreachable {range} metric {METRIC}")));
         }
     }
     Ok(())
@@ -118,11 +121,49 @@ fn links_of(bridge: &str) -> anyhow::Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// The nodes' network must not hide one that the machine uses.
-fn refuse_overlap(lan: &str) -> anyhow::Result<()> {
-    let routes = output(Command::new("ip").args(["-4", "route", "show", "table", "all"]))?;
-    if let Some(route) = routes.lines().find(|route| route.contains(&format!("{lan}."))) {
-        bail!("this machine already uses {lan}.0/24 ({}); choose another with --lan", route.trim());
+/// The cluster's ranges must not hide what the machine reaches by another route than its default one.
+fn refuse_overlap(settings: &Settings) -> anyhow::Result<()> {
+    let text = output(Command::new("ip").args(["-json", "-4", "route", "show", "table", "all"]))?;
+    let routes: serde_json::Value =
+        serde_json::from_str(&text).context("cannot read this machine's routes")?;
+    let lan = format!("{}.0/24", settings.lan);
+    let ours =
+        [("--lan", &lan), ("--pod-cidr", &settings.pod_cidr), ("--service-cidr", &settings.service_cidr)];
+    for (flag, range) in ours {
+        let wanted: Ipv4Net = range.parse().with_context(|| format!("{flag} {range:?} is no IPv4 range"))?;
+        for route in routes.as_array().into_iter().flatten() {
+            // What keeps other clusters' addresses from leaving hides nothing.
+            if route["type"] == "unreachable" && route["metric"] == METRIC {
+                continue;
+            }
+            let Some(used) = route["dst"].as_str().and_then(network) else { continue };
+            if used.contains(&wanted) || wanted.contains(&used) {
+                bail!(
+                    "this machine already has a route to {used}, which {range} would hide; choose another {flag}"
+                );
+            }
+        }
     }
     Ok(())
+}
+
+/// A route's destination: a range or an address; `None` for the default.
+fn network(text: &str) -> Option<Ipv4Net> {
+    text.parse().ok().or_else(|| Some(Ipv4Net::from(text.parse::<std::net::Ipv4Addr>().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_ranges_addresses_or_neither() {
+        #[track_caller]
+        fn check(text: &str, expected: Option<&str>) {
+            assert_eq!(network(text).map(|net| net.to_string()).as_deref(), expected, "{text}");
+        }
+        check("default", None);
+        check("10.0.0.0/8", Some("10.0.0.0/8"));
+        check("10.203.0.1", Some("10.203.0.1/32"));
+    }
 }

@@ -52,10 +52,22 @@ pub(crate) struct Settings {
     pub(crate) store: Store,
     pub(crate) network_mode: NetworkMode,
     pub(crate) port: u16,
+    #[serde(default = "default_registry_port")]
+    pub(crate) registry_port: u16,
     /// First three bytes of the nodes' network, a /24: `10.203.0`.
     pub(crate) lan: String,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
+    /// Further flags of `control-plane run`.
+    #[serde(default)]
+    pub(crate) control_plane_args: Vec<String>,
+    /// Further flags of `node-agent run`, for all nodes.
+    #[serde(default)]
+    pub(crate) node_agent_args: Vec<String>,
+}
+
+fn default_registry_port() -> u16 {
+    5000
 }
 
 impl Settings {
@@ -65,7 +77,7 @@ impl Settings {
     }
 
     pub(crate) fn registry(&self) -> String {
-        format!("{}:5000", self.host_address())
+        format!("{}:{}", self.host_address(), self.registry_port)
     }
 
     /// The address of cluster DNS: the tenth of the service range.

@@ -130,6 +130,7 @@ disabled_plugins = [
         ];
         let args = std::iter::once("run".to_owned())
             .chain(flags.into_iter().map(|(name, value)| format!("--{name}={value}")))
+            .chain(settings.node_agent_args.iter().cloned())
             .collect();
         self.daemon("agent", binaries.node_agent.clone(), args)
     }

@@ -34,8 +34,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     network_mode: Option<NetworkMode>,
     /// Port of the API server, on every address of this machine
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=55_534))]
     port: Option<u16>,
+    /// Port of the cluster's image registry, on the nodes' network
+    #[arg(long)]
+    registry_port: Option<u16>,
     /// First three bytes of the nodes' network, a /24
     #[arg(long)]
     lan: Option<String>,
@@ -45,6 +48,12 @@ pub(crate) struct Args {
     /// Range of service addresses
     #[arg(long)]
     service_cidr: Option<String>,
+    /// A further flag for `control-plane run`, as --control-plane-arg=--event-ttl=60; may be given again
+    #[arg(long)]
+    control_plane_arg: Vec<String>,
+    /// A further flag for `node-agent run`, on all nodes, as --node-agent-arg=--max-pods=250; may be given again
+    #[arg(long)]
+    node_agent_arg: Vec<String>,
     #[command(flatten)]
     build: build::Args,
     /// Start the binaries that were built before
@@ -59,7 +68,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::run(setup::Need { run: true, etcd: settings.store == Store::Etcd, test: false })?;
     check_machine()?;
     if daemon::pid_of(&cluster, "control-plane").is_none() {
-        check_port(settings.port)?;
+        check_port("0.0.0.0", settings.port, "--port")?;
+    }
+    if settings.store == Store::Etcd && daemon::pid_of(&cluster, "etcd").is_none() {
+        for port in [etcd_port(&settings), etcd_port(&settings) + 1] {
+            check_port("127.0.0.1", port, "--port (etcd's are 10,000 and 10,001 above it)")?;
+        }
     }
     let binaries = if args.no_build { build::built(&args.build)? } else { build::binaries(&args.build)? };
     cluster.save(&settings)?;
@@ -78,18 +92,30 @@ fn settle(args: &Args, before: Option<Settings>) -> anyhow::Result<Settings> {
         store: Store::Embedded,
         network_mode: NetworkMode::Vxlan,
         port: 6443,
+        registry_port: super::default_registry_port(),
         lan: "10.203.0".into(),
         pod_cidr: "10.244.0.0/16".into(),
         service_cidr: "10.96.0.0/16".into(),
+        control_plane_args: Vec::new(),
+        node_agent_args: Vec::new(),
     });
     let settings = Settings {
         nodes: args.nodes.unwrap_or(base.nodes),
         store: args.store.unwrap_or(base.store),
         network_mode: args.network_mode.unwrap_or(base.network_mode),
         port: args.port.unwrap_or(base.port),
+        registry_port: args.registry_port.unwrap_or(base.registry_port),
         lan: args.lan.clone().unwrap_or(base.lan.clone()),
         pod_cidr: args.pod_cidr.clone().unwrap_or(base.pod_cidr.clone()),
         service_cidr: args.service_cidr.clone().unwrap_or(base.service_cidr.clone()),
+        control_plane_args: match &args.control_plane_arg[..] {
+            [] => base.control_plane_args.clone(),
+            given => given.to_vec(),
+        },
+        node_agent_args: match &args.node_agent_arg[..] {
+            [] => base.node_agent_args.clone(),
+            given => given.to_vec(),
+        },
     };
     format!("{}.0", settings.lan)
         .parse::<std::net::Ipv4Addr>()
@@ -114,17 +140,20 @@ fn check_machine() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_port(port: u16) -> anyhow::Result<()> {
-    match TcpListener::bind(("0.0.0.0", port)) {
+fn check_port(address: &str, port: u16, flag: &str) -> anyhow::Result<()> {
+    match TcpListener::bind((address, port)) {
         Ok(_) => Ok(()),
         Err(error) => {
-            bail!("port {port} cannot be used ({error}); end what uses it, or choose another with --port")
+            bail!("port {port} cannot be used ({error}); end what uses it, or choose another with {flag}")
         }
     }
 }
 
 fn start(cluster: &Cluster, settings: &Settings, binaries: &Binaries) -> anyhow::Result<()> {
     lan::ensure(cluster, settings)?;
+    if daemon::pid_of(cluster, "registry").is_none() {
+        check_port(&settings.host_address(), settings.registry_port, "--registry-port")?;
+    }
     if settings.store == Store::Etcd {
         announce(&etcd(cluster, settings)?, cluster)?;
         wait(Duration::from_secs(30), "etcd", || {
@@ -171,6 +200,7 @@ fn control_plane(cluster: &Cluster, settings: &Settings, binaries: &Binaries) ->
             args.push(format!("--etcd-servers={}", etcd_client_url(settings)));
         }
     }
+    args.extend(settings.control_plane_args.iter().cloned());
     host_daemon(cluster, "control-plane", &binaries.control_plane, args)
 }
 
