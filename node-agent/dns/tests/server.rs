@@ -35,8 +35,11 @@ impl Drop for Server {
     }
 }
 
+/// A port that is free over UDP and TCP: on a loopback address of this process's own, because what is free over UDP may
+/// be taken over TCP by anybody else.
 async fn free_port() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let socket = UdpSocket::bind((Ipv4Addr::new(127, 53, high, low), 0)).await.unwrap();
     socket.local_addr().unwrap()
 }
 
