@@ -90,6 +90,41 @@ async fn command_that_takes_too_long_is_killed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn command_that_is_given_up_while_it_is_made_is_killed() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, id, _) = running(&node, |_| {}).await?;
+    // Some are given up before the process is made, some while it starts, some when it runs.
+    for milliseconds in [0, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120] {
+        let command = sh("exec sleep 555");
+        let timeout = Duration::from_millis(milliseconds);
+        let error = runtime.exec_sync(&id, &command, timeout, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    }
+    let directory = node.dir().join("run/containers").join(&id);
+    common::eventually_async("they are gone", async || {
+        let files = std::fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name());
+        // Its own streams are there while it runs; what was given up has none, made or not.
+        let streams = files.filter(|name| name.to_string_lossy().starts_with("exec-")).count();
+        let count = runtime.exec_sync(&id, &sh("ps | grep -c '[s]leep 555'"), SECONDS_10, 10).await?;
+        Ok(streams == 0 && count.stdout == b"0\n")
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn command_ends_with_its_container() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, id, _) = running(&node, |_| {}).await?;
+    let request = ExecRequest { command: words(&["sleep", "555"]), stdout: true, ..Default::default() };
+    let session = runtime.exec(&id, &request).await?;
+    let attached = runtime.attach(&id, &AttachRequest { stdout: true, ..Default::default() }).await?;
+    runtime.stop_container(&id, Duration::ZERO).await?;
+    assert_eq!(session.exit.await?, 137);
+    assert_eq!(attached.exit.await?, 137);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exec_takes_input_to_its_end() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let (runtime, id, _) = running(&node, |_| {}).await?;

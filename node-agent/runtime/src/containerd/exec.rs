@@ -1,8 +1,8 @@
 //! Further processes in a running container.
 //!
 //! Streams go through FIFOs, which are unlinked as soon as both sides have opened them. A task of the
-//! runtime watches each process to its end and deletes it, so that giving up on a session leaves nothing
-//! behind.
+//! runtime makes each process, watches it to its end and deletes it, so that giving up on a session, at
+//! whatever point, leaves nothing behind.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
     WaitRequest,
 };
+use containerd_client::types::v1::Status as TaskStatus;
 use futures::FutureExt;
 use nix::libc::SIGKILL;
 use serde_json::Value;
@@ -21,7 +22,9 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::exit::UNOBSERVED_EXIT_CODE;
 use super::fifo::{self, NotifyingWriter};
+use super::status::task_status;
 use super::{Inner, rpc};
 use crate::paths::{io_error, remove_file};
 use crate::spec::exec_process;
@@ -69,27 +72,12 @@ impl Inner {
             }),
         };
         let tty = request.terminal;
-        rpc::call("exec", self.rpc.tasks().exec(request)).await.map_err(|e| exec_error(id, e))?;
-        match self.start_exec(id, &exec_id, &streams).await {
-            Ok(stdin) => Ok(self.session(id, &exec_id, tty, stdin, streams)),
-            Err(error) => {
-                self.delete_exec(id, &exec_id).await;
-                Err(exec_error(id, error))
-            }
-        }
-    }
-
-    /// Starts the process; returns the writing end of its stdin.
-    async fn start_exec(
-        &self,
-        id: &str,
-        exec_id: &str,
-        streams: &ExecStreams,
-    ) -> Result<Option<pipe::Sender>> {
-        let request = StartRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        rpc::call("start exec", self.rpc.tasks().start(request)).await?;
-        // The shim has it open for reading once the process is started.
-        streams.stdin.as_deref().map(fifo::open_writer).transpose()
+        let process = ExecProcess { owner: Arc::clone(self), id: id.to_owned(), exec_id: exec_id.clone() };
+        let (started, is_started) = oneshot::channel();
+        let (ended, exit) = oneshot::channel();
+        self.background.spawn(process.run(request, streams, started, ended));
+        let (stdin, streams) = is_started.await.unwrap_or_else(|_| Err(shut_down("exec")))?;
+        Ok(self.session(id, &exec_id, tty, stdin, streams, exit))
     }
 
     fn session(
@@ -99,8 +87,8 @@ impl Inner {
         tty: bool,
         stdin: Option<pipe::Sender>,
         mut streams: ExecStreams,
+        exit: oneshot::Receiver<Result<i32>>,
     ) -> Session {
-        let exit = self.watch_exec(id, exec_id);
         let stdin = stdin.map(|pipe| {
             let (owner, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
             let on_close = move || owner.close_stdin_later(id, exec_id);
@@ -111,15 +99,7 @@ impl Inner {
             stdout: self.wanted_or_drained(streams.stdout_reader.take(), streams.wanted.0),
             stderr: self.wanted_or_drained(streams.stderr_reader.take(), streams.wanted.1),
             resize: tty.then(|| self.resizer(id, exec_id)),
-            exit: async move {
-                exit.await.unwrap_or_else(|_| {
-                    Err(Error::Unavailable {
-                        attempted: "wait for exec",
-                        message: "runtime is shut down".into(),
-                    })
-                })
-            }
-            .boxed(),
+            exit: async move { exit.await.unwrap_or_else(|_| Err(shut_down("wait for exec"))) }.boxed(),
         }
     }
 
@@ -131,48 +111,6 @@ impl Inner {
         }
         self.background.spawn(async move { tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await });
         None
-    }
-
-    /// Waits for the process, kills it when the receiver is dropped, and deletes it.
-    fn watch_exec(self: &Arc<Self>, id: &str, exec_id: &str) -> oneshot::Receiver<Result<i32>> {
-        let (mut sender, receiver) = oneshot::channel();
-        let (owner, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
-        self.background.spawn(async move {
-            let request = WaitRequest { container_id: id.clone(), exec_id: exec_id.clone() };
-            let mut tasks = owner.rpc.tasks();
-            let mut wait = std::pin::pin!(tasks.wait(request));
-            let ended = tokio::select! {
-                ended = &mut wait => ended,
-                () = sender.closed() => {
-                    owner.kill_exec(&id, &exec_id).await;
-                    wait.await
-                }
-            };
-            owner.delete_exec(&id, &exec_id).await;
-            let exit = ended.map(|answer| answer.into_inner().exit_status as i32);
-            // Fails when nobody wants to know any more.
-            let _ = sender.send(exit.map_err(|status| rpc::error("wait for exec", status)));
-        });
-        receiver
-    }
-
-    async fn kill_exec(&self, id: &str, exec_id: &str) {
-        let request = KillRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
-            signal: SIGKILL as u32,
-            all: false,
-        };
-        if let Err(error) = rpc::remove("kill exec", self.rpc.tasks().kill(request)).await {
-            tracing::debug!(%error, id, exec_id, "abandoned process could not be killed");
-        }
-    }
-
-    async fn delete_exec(&self, id: &str, exec_id: &str) {
-        let request = DeleteProcessRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        if let Err(error) = rpc::remove("delete exec", self.rpc.tasks().delete_process(request)).await {
-            tracing::debug!(%error, id, exec_id, "ended process could not be deleted");
-        }
     }
 
     /// Closes the shim's side of a process's stdin; an empty `exec_id` means the container's own process.
@@ -228,6 +166,106 @@ impl Inner {
             Ok(result) => result,
             // Dropping the session kills the process.
             Err(_) => Err(Error::Timeout { what: format!("command {:?}", command.join(" ")), timeout }),
+        }
+    }
+}
+
+fn shut_down(attempted: &'static str) -> Error {
+    Error::Unavailable { attempted, message: "runtime is shut down".into() }
+}
+
+/// The writing end of a started process's stdin, and its other streams.
+type Started = (Option<pipe::Sender>, ExecStreams);
+
+/// A process that exec makes, from its beginning to its end.
+struct ExecProcess {
+    owner: Arc<Inner>,
+    id: String,
+    exec_id: String,
+}
+
+impl ExecProcess {
+    /// Starts the process, waits for it, and deletes it. It is killed when `ended` has no receiver any more; who drops
+    /// that of `started` drops both.
+    async fn run(
+        self,
+        request: ExecProcessRequest,
+        streams: ExecStreams,
+        started: oneshot::Sender<Result<Started>>,
+        mut ended: oneshot::Sender<Result<i32>>,
+    ) {
+        match self.start(request, &streams).await {
+            // Fails when the caller has given up: seen next.
+            Ok(stdin) => drop(started.send(Ok((stdin, streams)))),
+            Err(error) => {
+                if matches!(error, Error::Timeout { .. } | Error::Unavailable { .. }) {
+                    // It may run all the same.
+                    self.kill().await;
+                }
+                self.delete().await;
+                let _ = started.send(Err(exec_error(&self.id, error)));
+                return;
+            }
+        }
+        let request = WaitRequest { container_id: self.id.clone(), exec_id: self.exec_id.clone() };
+        let mut tasks = self.owner.rpc.tasks();
+        let mut wait = std::pin::pin!(tasks.wait(request));
+        let answer = tokio::select! {
+            answer = &mut wait => answer,
+            () = ended.closed() => {
+                self.kill().await;
+                wait.await
+            }
+        };
+        self.delete().await;
+        let exit = match answer {
+            Ok(answer) => Ok(answer.into_inner().exit_status as i32),
+            Err(status) => self.exit_with_container(rpc::error("wait for exec", status)).await,
+        };
+        // Fails when nobody wants to know any more.
+        let _ = ended.send(exit);
+    }
+
+    /// Makes and starts the process; returns the writing end of its stdin.
+    async fn start(
+        &self,
+        request: ExecProcessRequest,
+        streams: &ExecStreams,
+    ) -> Result<Option<pipe::Sender>> {
+        rpc::call("exec", self.owner.rpc.tasks().exec(request)).await?;
+        let request = StartRequest { container_id: self.id.clone(), exec_id: self.exec_id.clone() };
+        rpc::call("start exec", self.owner.rpc.tasks().start(request)).await?;
+        // The shim has it open for reading once the process is started.
+        streams.stdin.as_deref().map(fifo::open_writer).transpose()
+    }
+
+    /// The wait failed. Where the container has ended, its shim may be gone too, and the process was killed with it.
+    async fn exit_with_container(&self, error: Error) -> Result<i32> {
+        match self.owner.task(&self.id).await {
+            Ok(task) if task.as_ref().is_none_or(|task| task_status(task) == TaskStatus::Stopped) => {
+                Ok(UNOBSERVED_EXIT_CODE)
+            }
+            _ => Err(error),
+        }
+    }
+
+    async fn kill(&self) {
+        let request = KillRequest {
+            container_id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
+            signal: SIGKILL as u32,
+            all: false,
+        };
+        if let Err(error) = rpc::remove("kill exec", self.owner.rpc.tasks().kill(request)).await {
+            tracing::debug!(%error, id = self.id, exec_id = self.exec_id, "abandoned process could not be killed");
+        }
+    }
+
+    async fn delete(&self) {
+        let request = DeleteProcessRequest { container_id: self.id.clone(), exec_id: self.exec_id.clone() };
+        let deleted = rpc::remove("delete exec", self.owner.rpc.tasks().delete_process(request)).await;
+        if let Err(error) = deleted {
+            tracing::debug!(%error, id = self.id, exec_id = self.exec_id, "ended process could not be deleted");
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{Inner, blocking, rpc};
 use crate::{ContainerExit, Result, RuntimeEvent};
 
 /// What a process that nobody saw ending is said to have exited with, as upstream does.
-const UNOBSERVED_EXIT_CODE: i32 = 137;
+pub(super) const UNOBSERVED_EXIT_CODE: i32 = 137;
 
 impl Inner {
     /// Lists everything, records the exits that no event told of, and clears away after them. Returns the
