@@ -116,6 +116,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// Attaches to the streams of a running container's own process.
     async fn attach(&self, id: &str, request: &AttachRequest) -> Result<Session>;
 
+    /// Waits until all that an ended container wrote is in its log, which another process writes; gives up
+    /// after some seconds where something else holds the container's output open.
+    async fn log_complete(&self, id: &str);
+
     /// What the container uses now; `None` when it does not run.
     async fn stats(&self, id: &str) -> Result<Option<ContainerStats>>;
 

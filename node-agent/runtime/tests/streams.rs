@@ -182,7 +182,7 @@ async fn attached_client_sees_output_and_gives_input() -> Result<()> {
     drop(stdin);
     read_until(session.stdout.as_mut().context("stdout")?, "end\n").await?;
     assert_eq!(session.exit.await?, 6);
-    let log = common::read_output(&config.log_path).await?;
+    let log = common::read_output(&runtime, &id, &config.log_path).await?;
     assert!(log.contains("got one\n") && log.ends_with("end\n"), "{log}");
     Ok(())
 }
@@ -223,6 +223,7 @@ async fn log_rotates_and_is_followed_to_the_end() -> Result<()> {
     let mut reader = LogReader::open(config.log_path.clone(), options, ended).await?;
     runtime.start_container(&id).await?;
     Exited::of(&mut events, &id).await?;
+    runtime.log_complete(&id).await;
     let _ = end.send(());
     let mut output = String::new();
     while let Some(chunk) = reader.next_chunk().await? {

@@ -25,7 +25,14 @@ pub(super) async fn answer(
     let Target { namespace, pod, container } = target;
     let log = backend.pods.log(namespace, pod, container, attempt)?;
     let ended = match log.container_id {
-        Some(id) if options.follow => wait_for_end(Arc::clone(&backend.runtime), id).boxed(),
+        Some(id) if options.follow => {
+            let runtime = Arc::clone(&backend.runtime);
+            async move {
+                wait_for_end(Arc::clone(&runtime), id.clone()).await;
+                runtime.log_complete(&id).await;
+            }
+            .boxed()
+        }
         _ => already_ended(),
     };
     let reader = open(log.path, options, ended).await?;

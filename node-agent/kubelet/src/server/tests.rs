@@ -322,9 +322,15 @@ async fn kubectl_reads_logs() {
     assert_eq!(text(&output.stdout), "2024-01-01T00:00:02.000000000Z two\n");
     let output = kubectl(&server, &[], &["logs", "web", "-p"], "").await.unwrap();
     // The stand-in does not wrap the kubelet's text in a Status, as the API server does.
+    let log = fixture.dir.path().join("0.log");
+    runtime.on_log_complete(Arc::new(move |_| {
+        let last = "2024-01-01T00:00:03.000000000Z stdout F last words\n";
+        let mut log = std::fs::OpenOptions::new().append(true).open(&log).unwrap();
+        log.write_all(last.as_bytes()).unwrap();
+    }));
     assert!(text(&output.stderr).contains("BadRequest"), "{}", text(&output.stderr));
 
-    // Following ends with the container.
+    // Following ends with the log, whose writer may be behind its container's end.
     let runtime = fixture.runtime.clone();
     let following = kubectl(&server, &[], &["logs", "web", "-f"], "");
     let end = async {
@@ -332,7 +338,7 @@ async fn kubectl_reads_logs() {
         runtime.exit(&container_id("uid", "main", 0), 0);
     };
     let (output, ()) = tokio::join!(following, end);
-    assert_eq!(text(&output.unwrap().stdout), "one\ntwo\n");
+    assert_eq!(text(&output.unwrap().stdout), "one\ntwo\nlast words\n");
 }
 
 /// A client of one of the channel protocols.

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_client::services::v1::WaitRequest;
 use futures::FutureExt;
@@ -18,6 +19,11 @@ use crate::{AttachRequest, BoxRead, BoxWrite, ContainerState, Error, Result, Ses
 
 /// Output kept for a client that is behind; beyond it the log writer buffers, and then cuts it off.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// How long an ended container's log writer is waited for. It is done in milliseconds unless the disk is slow, or
+/// something outside of the container holds its output open.
+const LOG_WRITER_TIMEOUT: Duration = Duration::from_secs(10);
+const RECONNECT: Duration = Duration::from_millis(20);
 
 impl Inner {
     pub(super) async fn attach(self: &Arc<Self>, id: &str, request: &AttachRequest) -> Result<Session> {
@@ -68,11 +74,31 @@ impl Inner {
         let request = WaitRequest { container_id: id.clone(), exec_id: String::new() };
         match self.rpc.tasks().wait(request).await {
             Ok(answer) => Ok(answer.into_inner().exit_status as i32),
-            // Ended, and its task is deleted: its record knows.
-            Err(status) => match self.records.get(&id).exit {
-                Some(exit) => Ok(exit.exit_code),
-                None => Err(rpc::error("wait for the end of a task", status)),
-            },
+            // Ended, and its task or its whole shim is gone: its record knows, once what is left was looked at.
+            Err(status) => {
+                if let Ok(Some(found)) = self.find(&id).await {
+                    self.settle(&found).await?;
+                }
+                match self.records.get(&id).exit {
+                    Some(exit) => Ok(exit.exit_code),
+                    None => Err(rpc::error("wait for the end of a task", status)),
+                }
+            }
+        }
+    }
+
+    /// Waits for the container's log writer, a process of its own, to end, but not for ever.
+    pub(super) async fn log_complete(&self, id: &str) {
+        let directory = self.paths.container(id);
+        let writer_ends = async {
+            // It ends a connection by ending itself, or by cutting off a client; another try tells.
+            while let Ok(mut frames) = connect(&directory).await {
+                let _ = tokio::io::copy(&mut frames, &mut tokio::io::sink()).await;
+                tokio::time::sleep(RECONNECT).await;
+            }
+        };
+        if tokio::time::timeout(LOG_WRITER_TIMEOUT, writer_ends).await.is_err() {
+            tracing::debug!(id, "the log writer goes on: something holds the container's output open");
         }
     }
 }

@@ -233,6 +233,10 @@ impl Runtime for Containerd {
         self.inner.attach(id, request).await
     }
 
+    async fn log_complete(&self, id: &str) {
+        self.inner.log_complete(id).await;
+    }
+
     async fn stats(&self, id: &str) -> Result<Option<ContainerStats>> {
         let Some(stored) = self.inner.stored(id).await? else { return Ok(None) };
         Ok(self.inner.cgroups.stats(&stored.cgroup))

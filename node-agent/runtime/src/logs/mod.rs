@@ -29,10 +29,6 @@ const READ_BYTES: usize = 64 << 10;
 /// nothing measurable, and works on every file system and across rotation alike.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After its container ended, a log counts as complete when nothing came for so many intervals: the log
-/// writer is another process and may be a moment behind.
-const QUIET_INTERVALS: u32 = 3;
-
 /// The query of `GET .../log`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LogOptions {
@@ -53,10 +49,9 @@ pub struct LogOptions {
 pub struct LogReader {
     path: PathBuf,
     options: LogOptions,
-    /// Resolves when the container will write no more; only asked when following.
+    /// Resolves when nothing more will come into the log; only asked when following.
     ended: BoxFuture<'static, ()>,
     has_ended: bool,
-    quiet_intervals: u32,
     current: Option<OpenFile>,
     unparsed: BytesMut,
     /// The last line handed on was a part (`P`): what follows continues it.
@@ -72,7 +67,9 @@ struct OpenFile {
 }
 
 impl LogReader {
-    /// Prepares to read the log at `path`. A log that does not exist (yet) is an empty one.
+    /// Prepares to read the log at `path`. A log that does not exist (yet) is an empty one. `ended` resolves
+    /// when it is as long as it will get: a container's end is not the end of its log, whose writer may be a
+    /// moment behind ([`crate::Runtime::log_complete`]).
     pub async fn open(path: PathBuf, options: LogOptions, ended: BoxFuture<'static, ()>) -> io::Result<Self> {
         let lines = options.tail_lines;
         let tail_of = path.clone();
@@ -85,7 +82,6 @@ impl LogReader {
             options,
             ended,
             has_ended: false,
-            quiet_intervals: 0,
             current: None,
             unparsed: BytesMut::new(),
             inside_line: false,
@@ -94,7 +90,7 @@ impl LogReader {
     }
 
     /// The next output, some lines at a time; `None` at the end. When following, waits for more until
-    /// the container has ended.
+    /// the log has ended.
     ///
     /// Not cancel-safe: dropping the future may lose a chunk, so drop the reader with it.
     pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
@@ -103,7 +99,6 @@ impl LogReader {
                 return Ok(None);
             }
             if self.fill().await? {
-                self.quiet_intervals = 0;
                 let chunk = self.take_lines();
                 if !chunk.is_empty() {
                     return Ok(Some(chunk));
@@ -189,17 +184,16 @@ impl LogReader {
 
     /// False when no more will come.
     async fn wait_for_more(&mut self) -> bool {
-        if !self.has_ended {
-            let pause = tokio::time::sleep(FOLLOW_INTERVAL);
-            tokio::select! {
-                () = &mut self.ended => self.has_ended = true,
-                () = pause => {}
-            }
-            return true;
+        if self.has_ended {
+            return false;
         }
-        self.quiet_intervals += 1;
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
-        self.quiet_intervals <= QUIET_INTERVALS
+        let pause = tokio::time::sleep(FOLLOW_INTERVAL);
+        tokio::select! {
+            // What came before the end is still to be read.
+            () = &mut self.ended => self.has_ended = true,
+            () = pause => {}
+        }
+        true
     }
 }
 
@@ -236,7 +230,7 @@ fn log_files(path: &Path) -> io::Result<Vec<FileEntry>> {
     Ok(files)
 }
 
-/// A container that does not run: the log is as long as it will get.
+/// For a log that is as long as it will get.
 pub fn already_ended() -> BoxFuture<'static, ()> {
     std::future::ready(()).boxed()
 }

@@ -23,6 +23,9 @@ use crate::{
 /// Answers `exec_sync`: container id and command in, output out.
 pub type ExecHandler = Arc<dyn Fn(&str, &[String]) -> Result<ExecOutput> + Send + Sync>;
 
+/// Does what a log writer does last: writes what it is behind with. Gets the container's id.
+pub type LogHandler = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// See the module. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub struct FakeRuntime {
@@ -41,6 +44,7 @@ struct State {
     failures: HashMap<&'static str, VecDeque<Error>>,
     calls: Vec<String>,
     exec: Option<ExecHandler>,
+    log_complete: Option<LogHandler>,
     /// A container whose name is here ignores its stop signal and dies at the timeout only.
     stubborn: Vec<String>,
 }
@@ -91,6 +95,10 @@ impl FakeRuntime {
 
     pub fn on_exec(&self, handler: ExecHandler) {
         self.state.lock().exec = Some(handler);
+    }
+
+    pub fn on_log_complete(&self, handler: LogHandler) {
+        self.state.lock().log_complete = Some(handler);
     }
 
     /// Containers of this name ignore their stop signal.
@@ -411,6 +419,13 @@ impl Runtime for FakeRuntime {
             resize: None,
             exit: Box::pin(async { Ok(0) }),
         })
+    }
+
+    async fn log_complete(&self, id: &str) {
+        let handler = self.state.lock().log_complete.clone();
+        if let Some(handler) = handler {
+            handler(id);
+        }
     }
 
     async fn stats(&self, id: &str) -> Result<Option<ContainerStats>> {

@@ -5,6 +5,6 @@ mod fake;
 mod node;
 mod pack;
 
-pub use fake::{ExecHandler, FakeRuntime};
+pub use fake::{ExecHandler, FakeRuntime, LogHandler};
 pub use node::TestNode;
 pub use pack::ImagePack;

@@ -66,15 +66,15 @@ pub(crate) async fn run_to_end(runtime: &Containerd, config: &ContainerConfig) -
     let id = runtime.create_container(config).await?;
     runtime.start_container(&id).await?;
     Exited::of(&mut events, &id).await?;
-    read_output(&config.log_path).await
+    read_output(runtime, &id, &config.log_path).await
 }
 
 /// The whole log of a container that has ended.
-pub(crate) async fn read_output(path: &Path) -> Result<String> {
+pub(crate) async fn read_output(runtime: &Containerd, id: &str, path: &Path) -> Result<String> {
     use hawser_runtime::logs::{LogOptions, LogReader, already_ended};
 
-    let options = LogOptions { follow: true, ..Default::default() };
-    let mut reader = LogReader::open(path.to_owned(), options, already_ended()).await?;
+    runtime.log_complete(id).await;
+    let mut reader = LogReader::open(path.to_owned(), LogOptions::default(), already_ended()).await?;
     let mut out = Vec::new();
     while let Some(chunk) = reader.next_chunk().await? {
         out.extend_from_slice(&chunk);
