@@ -123,11 +123,16 @@ async fn fixture() -> Fixture {
             attempted: "exec in",
             message: "\"missing\": executable file not found in $PATH".into(),
         }),
-        _ => Ok(ExecOutput {
-            exit_code: command.last().and_then(|word| word.parse().ok()).unwrap_or(0),
-            stdout: format!("out {}\n", command.join(" ")).into_bytes(),
-            stderr: b"err\n".to_vec(),
-        }),
+        _ => {
+            // Real processes take a while to write as well. kubectl 1.32 reads before its streams exist, and loses what
+            // comes at once; it tells nobody when they do.
+            std::thread::sleep(Duration::from_millis(80));
+            Ok(ExecOutput {
+                exit_code: command.last().and_then(|word| word.parse().ok()).unwrap_or(0),
+                stdout: format!("out {}\n", command.join(" ")).into_bytes(),
+                stderr: b"err\n".to_vec(),
+            })
+        }
     }));
     let backend = Backend {
         node_name: "node-1".into(),
@@ -232,12 +237,6 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Without kubectl's own log. Seen once: `Unknown stream id 1, discarding message`, beside whole output; which frame it
-/// was, and whether output can be lost that way, is not known yet.
-fn without_log(stderr: &[u8]) -> String {
-    text(stderr).split_inclusive('\n').filter(|line| !line.contains("websocket.go")).collect()
-}
-
 const SPDY: &[(&str, &str)] =
     &[("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"), ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false")];
 
@@ -248,10 +247,7 @@ async fn kubectl_executes_commands_over_both_protocols() {
     for env in [&[][..], SPDY] {
         let run = async |args: &[&str], input: &str| kubectl(&server, env, args, input).await;
         let Some(output) = run(&["exec", "web", "--", "say", "hello"], "").await else { return };
-        assert_eq!(
-            (text(&output.stdout), without_log(&output.stderr)),
-            ("out say hello\n".into(), "err\n".into())
-        );
+        assert_eq!((text(&output.stdout), text(&output.stderr)), ("out say hello\n".into(), "err\n".into()));
         assert!(output.status.success());
         let output = run(&["exec", "web", "--", "exit", "7"], "").await.unwrap();
         assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
@@ -322,16 +318,16 @@ async fn kubectl_reads_logs() {
     assert_eq!(text(&output.stdout), "2024-01-01T00:00:02.000000000Z two\n");
     let output = kubectl(&server, &[], &["logs", "web", "-p"], "").await.unwrap();
     // The stand-in does not wrap the kubelet's text in a Status, as the API server does.
+    assert!(text(&output.stderr).contains("BadRequest"), "{}", text(&output.stderr));
+
+    // Following ends with the log, whose writer may be behind its container's end.
+    let runtime = fixture.runtime.clone();
     let log = fixture.dir.path().join("0.log");
     runtime.on_log_complete(Arc::new(move |_| {
         let last = "2024-01-01T00:00:03.000000000Z stdout F last words\n";
         let mut log = std::fs::OpenOptions::new().append(true).open(&log).unwrap();
         log.write_all(last.as_bytes()).unwrap();
     }));
-    assert!(text(&output.stderr).contains("BadRequest"), "{}", text(&output.stderr));
-
-    // Following ends with the log, whose writer may be behind its container's end.
-    let runtime = fixture.runtime.clone();
     let following = kubectl(&server, &[], &["logs", "web", "-f"], "");
     let end = async {
         tokio::task::yield_now().await;

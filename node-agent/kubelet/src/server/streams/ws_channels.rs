@@ -125,13 +125,10 @@ async fn write(
     wanted: Wanted,
     mut output: mpsc::Receiver<ToClient>,
 ) {
-    // An empty message on the first channel tells the client that it is connected.
-    let first = match wanted {
-        Wanted { stdout: true, .. } => STDOUT,
-        Wanted { stderr: true, .. } => STDERR,
-        _ => STATUS,
+    let mut result = match greeting(encoding, wanted) {
+        Some(message) => sink.send(message).await,
+        None => Ok(()),
     };
-    let mut result = sink.send(encoding.encode(first, &[])).await;
     while let (Ok(()), Some(event)) = (&result, output.recv().await) {
         let message = match event {
             ToClient::Stdout(bytes) => encoding.encode(STDOUT, &bytes),
@@ -143,9 +140,34 @@ async fn write(
     let _ = sink.send(normal_close()).await;
 }
 
+/// An empty message on the first channel tells a client that it is connected.
+///
+/// Not with v5: client-go before 0.34 (kubectl 1.32) reads before its streams exist, and discards with a warning what
+/// comes so soon.
+fn greeting(encoding: Encoding, wanted: Wanted) -> Option<Message> {
+    let first = match wanted {
+        Wanted { stdout: true, .. } => STDOUT,
+        Wanted { stderr: true, .. } => STDERR,
+        _ => STATUS,
+    };
+    (!encoding.close_message).then(|| encoding.encode(first, &[]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_of_v5_are_not_greeted() {
+        let wanted = Wanted { stdin: false, stdout: false, stderr: true, tty: false };
+        for (protocol, expected) in [
+            ("v5.channel.k8s.io", None),
+            ("v4.channel.k8s.io", Some(Message::binary(vec![STDERR]))),
+            ("v4.base64.channel.k8s.io", Some(Message::text("2"))),
+        ] {
+            assert_eq!(greeting(Encoding::of(protocol), wanted), expected, "{protocol}");
+        }
+    }
 
     #[test]
     fn messages_are_spelled_as_the_protocol_says() {
