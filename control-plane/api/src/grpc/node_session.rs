@@ -85,7 +85,7 @@ impl NodeSession {
         (Self { writes }, received)
     }
 
-    /// Patches an object's status (RFC 7386); returns when the write is durable.
+    /// Patches an object's status (a strategic merge); returns when the write is durable.
     ///
     /// # Errors
     /// Conflict where the object has another uid; ServiceUnavailable where the stream broke, and the write may
@@ -96,7 +96,8 @@ impl NodeSession {
             id: ID.fetch_add(1, Ordering::Relaxed),
             resource: Some(resource_of(target)),
             uid: uid.to_owned(),
-            merge_patch: patch.to_string().into(),
+            merge_patch: Bytes::new(),
+            strategic_merge_patch: patch.to_string().into(),
         };
         let (answer, answered) = oneshot::channel();
         let write = Write { message: sync_request::Message::StatusUpdate(update), answer: Some(answer) };
@@ -127,7 +128,7 @@ struct Stream {
     revision: u64,
     to_send: mpsc::Receiver<Write>,
     events: mpsc::Sender<NodeEvent>,
-    /// Bounded by the writers, each of which waits for one.
+    /// By the write's id. Bounded by the writers, each of which waits for one answer.
     waiting: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
 }
 
@@ -192,7 +193,7 @@ impl Stream {
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Waits for its place on the wire while answers are read: neither side ever waits for the other to read.
-        let mut next: Option<SyncRequest> = None;
+        let mut next: Option<Write> = None;
         loop {
             tokio::select! {
                 answer = answers.next() => match answer {
@@ -207,23 +208,36 @@ impl Stream {
                 },
                 write = self.to_send.recv(), if next.is_none() => {
                     let Some(write) = write else { return End::Dropped };
-                    if let (sync_request::Message::StatusUpdate(update), Some(answer)) = (&write.message, write.answer) {
-                        self.waiting.insert(update.id, answer);
-                    }
-                    next = Some(request(write.message));
+                    next = Some(write);
                 }
                 permit = sender.reserve(), if next.is_some() => {
                     let Ok(permit) = permit else { return End::Broken(ended()) };
-                    if let Some(message) = next.take() {
-                        permit.send(message);
+                    if let Some(message) = next.take().and_then(|write| self.take(write)) {
+                        permit.send(request(message));
+                        heartbeat.reset();
                     }
-                    heartbeat.reset();
                 }
                 _ = heartbeat.tick(), if next.is_none() => {
-                    next = Some(request(sync_request::Message::Heartbeat(v1::Heartbeat {})));
+                    let message = sync_request::Message::Heartbeat(v1::Heartbeat {});
+                    next = Some(Write { message, answer: None });
                 }
             }
         }
+    }
+
+    /// What to send of a write, and whom to answer. Nothing of one that was given up: it is repeated, perhaps newer,
+    /// and must not overtake its repetition.
+    fn take(&mut self, write: Write) -> Option<sync_request::Message> {
+        let Some(answer) = write.answer else { return Some(write.message) };
+        if answer.is_closed() {
+            return None;
+        }
+        if let sync_request::Message::StatusUpdate(update) = &write.message {
+            // Those of writers that gave up after their write was sent; an answer may never come.
+            self.waiting.retain(|_, answer| !answer.is_closed());
+            self.waiting.insert(update.id, answer);
+        }
+        Some(write.message)
     }
 
     /// Hands a message on; false where the reader is gone.
@@ -274,4 +288,42 @@ fn event_of(change: v1::ObjectChange) -> Option<NodeEvent> {
         EventType::Deleted => NodeEvent::Deleted { resource, key },
         _ => NodeEvent::Changed { resource, key, object: change.body },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(phase: &str) -> (Write, oneshot::Receiver<Result<(), Error>>) {
+        let update = v1::StatusUpdate {
+            id: phase.len() as u64,
+            strategic_merge_patch: phase.to_owned().into(),
+            ..v1::StatusUpdate::default()
+        };
+        let (answer, answered) = oneshot::channel();
+        (Write { message: sync_request::Message::StatusUpdate(update), answer: Some(answer) }, answered)
+    }
+
+    #[tokio::test]
+    async fn write_that_was_given_up_is_not_sent() {
+        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let (_writes, to_send) = mpsc::channel(WRITES);
+        let (events, _read) = mpsc::channel(EVENTS);
+        let mut stream = Stream {
+            client: NodeServiceClient::new(channel),
+            node_name: "n1".into(),
+            revision: 0,
+            to_send,
+            events,
+            waiting: HashMap::new(),
+        };
+        let (older, given_up) = write("Pending");
+        let (newer, _answered) = write("Running!");
+        drop(given_up);
+        assert_eq!(stream.take(older), None);
+        assert!(matches!(stream.take(newer), Some(sync_request::Message::StatusUpdate(_))));
+        assert_eq!(stream.waiting.len(), 1, "only the newer one is answered");
+        let usage = Write { message: sync_request::Message::Usage(v1::Usage::default()), answer: None };
+        assert!(stream.take(usage).is_some(), "what asks for no answer is sent");
+    }
 }

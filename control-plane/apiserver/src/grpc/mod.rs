@@ -5,6 +5,7 @@
 
 mod binding;
 mod node;
+mod node_writes;
 mod object;
 mod sessions;
 mod watch;

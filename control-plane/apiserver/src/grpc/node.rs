@@ -10,11 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    StreamExt,
-    future::select_all,
-    stream::{BoxStream, FuturesUnordered},
-};
+use futures::{StreamExt, future::select_all, stream::BoxStream};
 use hawser_api::{
     Error, GroupVersionResource,
     grpc::target_of,
@@ -33,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use super::{Front, status_of, user_of, watch::event_type};
+use super::{Front, node_writes::Writes, status_of, user_of, watch::event_type};
 use crate::{
     ApiServer,
     auth::{
@@ -51,8 +47,6 @@ const QUEUE: usize = 128;
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the node is told how far the stream has come.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
-/// Writes of one node that are carried out at the same time.
-const WRITES: usize = 32;
 
 const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 
@@ -120,15 +114,17 @@ async fn up(
     mut messages: Streaming<SyncRequest>,
     sender: &Sender,
 ) -> Result<(), Error> {
-    let mut writes = FuturesUnordered::new();
+    let mut writes = Writes::new(|update| write(server, user, update));
     loop {
         tokio::select! {
-            Some(answer) = writes.next(), if !writes.is_empty() => send(sender, answer).await?,
-            message = messages.message(), if writes.len() < WRITES => {
+            Some(answer) = writes.next() => {
+                send(sender, sync_response::Message::StatusAnswer(answer)).await?;
+            }
+            message = messages.message(), if !writes.is_full() => {
                 let Ok(Some(message)) = message else { return Ok(()) };
                 server.nodes().touch(node, user);
                 match message.message {
-                    Some(sync_request::Message::StatusUpdate(update)) => writes.push(write(server, user, update)),
+                    Some(sync_request::Message::StatusUpdate(update)) => writes.push(update),
                     Some(sync_request::Message::Usage(usage)) => server.nodes().report_usage(node, usage),
                     Some(sync_request::Message::Heartbeat(_)) | None => {}
                     Some(sync_request::Message::Hello(_)) => {
@@ -140,25 +136,21 @@ async fn up(
     }
 }
 
-async fn write(
-    server: &Arc<ApiServer>,
-    user: &Arc<User>,
-    update: v1::StatusUpdate,
-) -> sync_response::Message {
+async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpdate) -> v1::StatusAnswer {
     let id = update.id;
     let outcome = async {
         let call = server.enter(user, "patch", target_of(update.resource)?, "")?;
-        let patch = codec::Patch {
-            kind: PatchType::Merge,
-            body: update.merge_patch,
-            validation: FieldValidation::Ignore,
+        let (kind, body) = match update.strategic_merge_patch.is_empty() {
+            true => (PatchType::Merge, update.merge_patch),
+            false => (PatchType::StrategicMerge, update.strategic_merge_patch),
         };
+        let patch = codec::Patch { kind, body, validation: FieldValidation::Ignore };
         let uid = (!update.uid.is_empty()).then_some(update.uid);
         server.patch(&call, patch, &WriteOptions { uid, ..WriteOptions::default() }).await.map(drop)
     };
     let error =
         outcome.await.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
-    sync_response::Message::StatusAnswer(v1::StatusAnswer { id, error })
+    v1::StatusAnswer { id, error }
 }
 
 /// An error only ends the stream: the node is gone.
