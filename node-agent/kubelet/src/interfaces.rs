@@ -81,7 +81,7 @@ pub struct LocalPod {
 /// Writes statuses, over the node stream or otherwise.
 #[async_trait]
 pub trait StatusWriter: Send + Sync + 'static {
-    /// Applies a merge patch (RFC 7386) to the object's status, if it is still the object with `uid`.
+    /// Applies a strategic merge patch to the object's status, if it is still the object with `uid`.
     async fn patch_status(&self, target: &Target, uid: &str, patch: Value) -> Result<(), hawser_api::Error>;
 }
 
@@ -99,7 +99,7 @@ impl StatusWriter for ClientStatusWriter {
         // A uid in the patch makes the server refuse it for another object of that name.
         patch["metadata"]["uid"] = uid.into();
         let target = target.clone().with_subresource("status");
-        let patch = Patch::Merge(patch.to_string().into());
+        let patch = Patch::StrategicMerge(patch.to_string().into());
         self.0.patch(&target, patch, &WriteOptions::default()).await.map(drop)
     }
 }

@@ -83,6 +83,7 @@ impl Kubelet {
             clock: AgentClock::start(),
             capacity: machine.capacity(),
         });
+        let nodes = shared.objects.nodes.clone();
         let manager = Manager::new(shared, pods.clone());
         let keeper = NodeKeeper {
             config: config.clone(),
@@ -92,6 +93,7 @@ impl Kubelet {
             network,
             recorder: recorder.clone(),
             machine: machine.clone(),
+            nodes,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(manager.run(shutdown.clone()));

@@ -1,7 +1,7 @@
 //! The node itself: its registration, status, lease and usage.
 //!
-//! The Node object is made once and its labels kept; the status is written when it changes and every five
-//! minutes, the lease every ten seconds. A failed write is tried again at the next turn.
+//! The Node object is made once and its labels kept; the status is written when it changes, when the API shows another
+//! one, and every five minutes, the lease every ten seconds. A failed write is tried again at the next turn.
 
 mod lease;
 pub mod machine;
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_api::client::Client;
-use hawser_api::resource::Target;
+use hawser_api::informer::Informer;
+use hawser_api::resource::{ObjectKey, Target};
 use hawser_api::{Api, GroupVersionResource};
 use hawser_runtime::{Runtime, RuntimeVersion};
 use jiff::Timestamp;
@@ -46,6 +47,8 @@ pub struct NodeKeeper {
     pub network: Arc<dyn PodNetwork>,
     pub recorder: Recorder,
     pub machine: Machine,
+    /// What the API shows, for writes of others.
+    pub nodes: Informer<Node>,
 }
 
 impl NodeKeeper {
@@ -138,13 +141,17 @@ impl NodeKeeper {
         let mut written: Option<(NodeStatus, Instant)> = None;
         let mut previous = node.status;
         loop {
-            let fresh = self.current(previous.as_ref()).await;
-            let due = written
-                .as_ref()
-                .is_none_or(|(known, at)| at.elapsed() >= REPORT_AT_LEAST || status::differs(known, &fresh));
+            let mut fresh = self.current(previous.as_ref()).await;
+            let overwritten = self.overwritten(&fresh);
+            if let Some(shown) = &overwritten {
+                // What changes back is a transition too.
+                fresh = self.current(Some(shown)).await;
+            }
+            let due = written.as_ref().is_none_or(|(known, at)| {
+                at.elapsed() >= REPORT_AT_LEAST || status::differs(known, &fresh) || overwritten.is_some()
+            });
             if due {
-                let patch = json!({ "status": fresh });
-                match self.status.patch_status(&target, &uid, patch).await {
+                match self.status.patch_status(&target, &uid, status::patch(&fresh)).await {
                     Ok(()) => written = Some((fresh.clone(), Instant::now())),
                     Err(error) => warn!(%error, "the node's status was not written, trying again"),
                 }
@@ -160,6 +167,13 @@ impl NodeKeeper {
             let wait = if ready { self.config.status_interval } else { LOOK_WHEN_NOT_READY };
             tokio::time::sleep(wait.min(self.config.status_interval)).await;
         }
+    }
+
+    /// The status that the API shows, where it is not the node's own word.
+    fn overwritten(&self, fresh: &NodeStatus) -> Option<NodeStatus> {
+        let shown = self.nodes.get(&ObjectKey::new("", &self.config.node_name))?;
+        // A cache that is behind the newest write looks the same; the write is then repeated once.
+        shown.status.clone().filter(|shown| status::is_overwritten(shown, fresh))
     }
 
     async fn current(&self, previous: Option<&NodeStatus>) -> NodeStatus {

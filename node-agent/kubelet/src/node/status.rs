@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::{Value, json};
 
 use super::machine::{Machine, Pressure};
 use crate::config::Config;
@@ -62,6 +63,26 @@ pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
         status
     };
     timeless(a) != timeless(b)
+}
+
+/// The status as a strategic merge patch. Conditions of other owners stay: they merge by type.
+pub fn patch(status: &NodeStatus) -> Value {
+    let mut fields = json!(status);
+    if let Some(Value::Array(addresses)) = fields.get_mut("addresses") {
+        // They would merge by type, and hold only one of each.
+        addresses.insert(0, json!({ "$patch": "replace" }));
+    }
+    json!({ "status": fields })
+}
+
+/// True when `shown`, as the API has it, says something else of the node's conditions than `fresh`: somebody else wrote
+/// (a node that was silent is marked so).
+pub fn is_overwritten(shown: &NodeStatus, fresh: &NodeStatus) -> bool {
+    let shown = shown.conditions.as_deref().unwrap_or_default();
+    let same = |own: &NodeCondition| {
+        shown.iter().any(|c| c.type_ == own.type_ && c.status == own.status && c.reason == own.reason)
+    };
+    !fresh.conditions.iter().flatten().all(same)
 }
 
 fn addresses(config: &Config) -> Vec<NodeAddress> {
@@ -149,8 +170,7 @@ fn conditions(observed: &Observed, previous: Option<&NodeStatus>) -> Vec<NodeCon
                 .or_else(|| Some(time(observed.now))),
         }
     });
-    let foreign = known.iter().filter(|c| !own.iter().any(|o| o.type_ == c.type_)).cloned();
-    foreign.chain(own.clone()).collect()
+    own.into()
 }
 
 #[cfg(test)]
@@ -179,6 +199,32 @@ mod tests {
         assert!(!differs(&second, &third), "only heartbeats differ");
         let ready = third.conditions.iter().flatten().find(|c| c.type_ == "Ready").expect("there");
         assert_eq!(ready.last_transition_time, Some(time(observed(None, 2).now)));
+    }
+
+    #[test]
+    fn conditions_and_addresses_merge_into_what_the_api_has() {
+        let mut config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
+        config.node_ips.push("fd00::1".parse().expect("address"));
+        let status = node_status(&config, &Machine::default(), &observed(None, 1), None);
+        let foreign = json!({ "type": "KernelDeadlock", "status": "False" });
+        let node = json!({ "status": {
+            "conditions": [foreign, { "type": "Ready", "status": "Unknown" }],
+            "addresses": [{ "type": "InternalIP", "address": "10.0.0.9" }],
+        } });
+        let ty = hawser_api::schema::type_of("", "v1", "Node");
+        let patch = patch(&status).to_string();
+        let patched = hawser_api::patch::apply(
+            hawser_api::patch::PatchType::StrategicMerge,
+            &node,
+            patch.as_bytes(),
+            ty,
+        );
+        let patched = patched.expect("applies");
+        assert_eq!(patched["status"]["conditions"][0], foreign);
+        let patched: NodeStatus = serde_json::from_value(patched["status"].clone()).expect("a status");
+        assert!(is_ready(&patched));
+        assert_eq!(patched.addresses, status.addresses);
+        assert!(!is_overwritten(&patched, &status), "conditions of others do not count");
     }
 
     #[test]

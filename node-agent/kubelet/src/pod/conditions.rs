@@ -13,6 +13,11 @@ use super::status::time;
 const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// True for conditions that the kubelet writes; all others are somebody else's.
+pub(crate) fn is_own_condition(type_: &str) -> bool {
+    OWNED.contains(&type_)
+}
+
 struct Verdict {
     holds: bool,
     reason: Option<&'static str>,
@@ -53,7 +58,7 @@ pub(crate) fn conditions(
         .zip(verdicts)
         .map(|(type_, verdict)| condition(pod, type_, verdict, previous, clock))
         .collect();
-    all.extend(known.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned());
+    all.extend(known.iter().filter(|c| !is_own_condition(&c.type_)).cloned());
     all
 }
 

@@ -6,7 +6,7 @@
 
 mod adopt;
 pub mod back_off;
-mod conditions;
+pub(crate) mod conditions;
 pub mod decide;
 pub mod desired;
 #[cfg(test)]

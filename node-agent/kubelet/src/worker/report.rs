@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::interfaces::StatusWriter;
+use crate::pod::conditions::is_own_condition;
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(20);
@@ -33,7 +34,12 @@ const OWNED: [&str; 14] = [
     "message",
 ];
 
-/// The status as a merge patch: every field that the kubelet owns, absent ones as null.
+/// Fields of a condition that may be unset, and are cleared then.
+const CONDITION_FIELDS: [&str; 4] = ["reason", "message", "lastProbeTime", "observedGeneration"];
+
+/// The status as a strategic merge patch: every field that the kubelet owns, absent ones as null.
+///
+/// Conditions of other owners (readiness gates, disruption) are not in it, and so not undone: conditions merge by type.
 pub fn patch(status: &PodStatus) -> Value {
     let mut fields = match serde_json::to_value(status) {
         Ok(Value::Object(fields)) => fields,
@@ -41,6 +47,20 @@ pub fn patch(status: &PodStatus) -> Value {
     };
     for name in OWNED {
         fields.entry(name).or_insert(Value::Null);
+    }
+    if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
+        conditions.retain(|condition| condition["type"].as_str().is_some_and(is_own_condition));
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            for name in CONDITION_FIELDS {
+                condition.entry(name).or_insert(Value::Null);
+            }
+        }
+    }
+    for name in ["hostIPs", "podIPs"] {
+        if let Some(Value::Array(addresses)) = fields.get_mut(name) {
+            // They would merge by address, and an old one would stay.
+            addresses.insert(0, json!({ "$patch": "replace" }));
+        }
     }
     json!({ "status": fields })
 }
@@ -132,13 +152,51 @@ async fn write_all(
 mod tests {
     use super::*;
 
+    use hawser_api::patch::{PatchType, apply};
+    use hawser_api::schema::type_of;
+
+    /// The pod's status in the API after `status` was reported over `known`.
+    fn reported(known: Value, status: Value) -> Value {
+        let status: PodStatus = serde_json::from_value(status).expect("a status");
+        let pod = json!({ "status": known });
+        let patch = patch(&status).to_string();
+        let patched = apply(PatchType::StrategicMerge, &pod, patch.as_bytes(), type_of("", "v1", "Pod"))
+            .expect("applies");
+        patched["status"].clone()
+    }
+
     #[test]
     fn unset_fields_are_cleared_and_foreign_ones_left_alone() {
-        let status = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
-        let patch = patch(&status);
-        assert_eq!(patch["status"]["phase"], "Running");
-        assert!(patch["status"]["reason"].is_null());
-        let fields = patch["status"].as_object().expect("an object");
-        assert!(fields.contains_key("reason") && !fields.contains_key("nominatedNodeName"));
+        let known = json!({ "phase": "Pending", "reason": "Waiting", "nominatedNodeName": "n2" });
+        let patched = reported(known, json!({ "phase": "Running" }));
+        assert_eq!(patched["phase"], "Running");
+        assert!(patched.get("reason").is_none());
+        assert_eq!(patched["nominatedNodeName"], "n2");
+    }
+
+    #[test]
+    fn conditions_of_others_survive_a_report_that_knows_an_older_one() {
+        let gate = |status: &str| json!({ "type": "example.com/gate", "status": status });
+        let known = json!({ "conditions": [
+            gate("True"),
+            { "type": "DisruptionTarget", "status": "True" },
+            { "type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "web" },
+        ] });
+        let patched =
+            reported(known, json!({ "conditions": [{ "type": "Ready", "status": "True" }, gate("False")] }));
+        let expected = json!([
+            gate("True"),
+            { "type": "DisruptionTarget", "status": "True" },
+            { "type": "Ready", "status": "True" },
+        ]);
+        assert_eq!(patched["conditions"], expected);
+    }
+
+    #[test]
+    fn addresses_are_replaced_not_added() {
+        let ips = |ip: &str| json!([{ "ip": ip }]);
+        let known = json!({ "podIPs": ips("10.1.0.1"), "hostIPs": ips("10.0.0.1") });
+        let patched = reported(known, json!({ "podIPs": ips("10.1.0.2"), "hostIPs": ips("10.0.0.2") }));
+        assert_eq!((&patched["podIPs"], &patched["hostIPs"]), (&ips("10.1.0.2"), &ips("10.0.0.2")));
     }
 }

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use hawser_api::client::{
     Binding, Client, DeleteOptions, List, ListOptions, Patch, WatchOptions, WatchStream, WriteOptions,
 };
+use hawser_api::patch::{PatchType, apply};
 use hawser_api::resource::{ObjectKey, Target};
+use hawser_api::schema::type_of;
 use hawser_api::{Error, GroupVersionResource};
 use hawser_kubelet::{
     ClientStatusWriter, Config, Kubelet, LocalEndpoints, LocalPod, NetworkError, Objects, Parts, PodNetwork,
@@ -21,7 +23,7 @@ use hawser_kubelet::{
 use hawser_runtime::Runtime;
 use hawser_runtime::testing::FakeRuntime;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Node as ApiNode, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -31,8 +33,11 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct FakeApi {
     objects: Mutex<BTreeMap<(String, String), Value>>,
     pods: hawser_api::informer::Informer<Pod>,
+    nodes: hawser_api::informer::Informer<ApiNode>,
     /// While set, every call fails.
     pub(crate) down: Mutex<bool>,
+    /// How long a token takes to be made.
+    pub(crate) token_delay: Mutex<Duration>,
     version: Mutex<u64>,
     pub(crate) deletions: Mutex<Vec<String>>,
 }
@@ -43,20 +48,13 @@ fn place(target: &Target) -> (String, String) {
     (target.resource.resource.to_string(), key.to_string())
 }
 
-fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            into.as_object_mut().expect("an object").remove(key);
-        } else {
-            merge(&mut into[key], value);
-        }
+/// The kinds that the kubelet patches.
+fn kind_of(resource: &str) -> &'static str {
+    match resource {
+        "pods" => "Pod",
+        "nodes" => "Node",
+        "leases" => "Lease",
+        _ => "Event",
     }
 }
 
@@ -65,7 +63,9 @@ impl FakeApi {
         Self {
             objects: Mutex::default(),
             pods: objects.pods.clone(),
+            nodes: objects.nodes.clone(),
             down: Mutex::new(false),
+            token_delay: Mutex::default(),
             version: Mutex::new(0),
             deletions: Mutex::default(),
         }
@@ -74,13 +74,21 @@ impl FakeApi {
     /// The same API, seen by a new process with empty caches, which it fills.
     pub(crate) fn over(&self, objects: &Objects) -> Self {
         let stored = self.objects.lock().clone();
-        for ((resource, _), object) in &stored {
-            if resource == "pods" {
-                objects.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
-            }
-        }
         let version = Mutex::new(*self.version.lock());
-        Self { objects: Mutex::new(stored), version, ..Self::new(objects) }
+        let over = Self { objects: Mutex::new(stored.clone()), version, ..Self::new(objects) };
+        for ((resource, _), object) in &stored {
+            over.show(resource, object);
+        }
+        over
+    }
+
+    /// Tells the kubelet's caches, as the node stream does.
+    fn show(&self, resource: &str, object: &Value) {
+        match resource {
+            "pods" => self.pods.put(serde_json::from_value(object.clone()).expect("a pod")),
+            "nodes" => self.nodes.put(serde_json::from_value(object.clone()).expect("a node")),
+            _ => {}
+        }
     }
 
     fn check_up(&self) -> Result<(), Error> {
@@ -98,9 +106,7 @@ impl FakeApi {
             object["metadata"]["uid"] = format!("uid-{version}").into();
         }
         self.objects.lock().insert(place(target), object.clone());
-        if target.resource.resource == "pods" {
-            self.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
-        }
+        self.show(&target.resource.resource, &object);
         object.to_string().into()
     }
 
@@ -152,6 +158,8 @@ impl Client for FakeApi {
         self.check_up()?;
         let object: Value = serde_json::from_slice(&object).map_err(Error::internal)?;
         if target.subresource.as_deref() == Some("token") {
+            let delay = *self.token_delay.lock();
+            tokio::time::sleep(delay).await;
             let expires = Timestamp::now() + SignedDuration::from_hours(1);
             let status = json!({ "token": "a-token", "expirationTimestamp": expires.to_string() });
             return Ok(json!({ "spec": object["spec"], "status": status }).to_string().into());
@@ -171,8 +179,15 @@ impl Client for FakeApi {
 
     async fn patch(&self, target: &Target, patch: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
         self.check_up()?;
-        let Patch::Merge(patch) = patch else { return Err(Error::internal("only merge patches")) };
-        let patch: Value = serde_json::from_slice(&patch).map_err(Error::internal)?;
+        let (patch_type, patch) = match patch {
+            Patch::Merge(patch) => (PatchType::Merge, patch),
+            Patch::StrategicMerge(patch) => (PatchType::StrategicMerge, patch),
+            _ => return Err(Error::internal("the kubelet sends no other patches")),
+        };
+        let resource = &target.resource;
+        let ty = type_of(&resource.group, &resource.version, kind_of(&resource.resource));
+        let text = patch;
+        let patch: Value = serde_json::from_slice(&text).map_err(Error::internal)?;
         let name = target.name.as_deref().unwrap_or("");
         // Held to the end: a write that comes after a deletion must not bring the object back.
         let mut objects = self.objects.lock();
@@ -182,13 +197,11 @@ impl Client for FakeApi {
         if !uid.is_null() && *uid != object["metadata"]["uid"] {
             return Err(Error::conflict(&target.resource, name, "the uid differs"));
         }
-        merge(object, &patch);
+        *object = apply(patch_type, object, &text, ty)?;
         let mut version = self.version.lock();
         *version += 1;
         object["metadata"]["resourceVersion"] = version.to_string().into();
-        if target.resource.resource == "pods" {
-            self.pods.put(serde_json::from_value(object.clone()).expect("a pod"));
-        }
+        self.show(&target.resource.resource, &object);
         Ok(object.to_string().into())
     }
 
