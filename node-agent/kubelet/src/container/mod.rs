@@ -1,8 +1,10 @@
 //! From a container of a pod to the runtime's configuration for one instance of it.
 //!
 //! Everything here is computed from objects and paths that the caller has; only [`files`] writes, the files
-//! that the kubelet manages for a pod (`/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`).
+//! that the kubelet manages for a pod (`/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`), and [`attempts`] removes
+//! what old instances left.
 
+pub(crate) mod attempts;
 pub mod downward;
 pub mod env;
 pub mod expand;

@@ -272,6 +272,11 @@ impl ContainerTrack {
         }
     }
 
+    /// Attempt of the oldest instance that is shown; what earlier ones left can go.
+    pub fn oldest_kept(&self) -> Option<u32> {
+        self.previous.iter().chain(&self.current).map(|instance| instance.status.attempt).min()
+    }
+
     /// Takes what the runtime says of one instance; older news than what is known is ignored.
     pub fn observe(&mut self, status: ContainerStatus, now: Duration) {
         match &mut self.current {

@@ -29,6 +29,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::config::Config;
 use crate::container::ConfigError;
+use crate::container::attempts::sub_path_place;
 use crate::container::downward::Fields;
 use crate::container::expand::expand;
 use crate::container::resources::NodeCapacity;
@@ -236,13 +237,8 @@ impl Volumes {
                 let volume = volumes
                     .get(&mount.name)
                     .ok_or_else(|| ConfigError::ObjectMissing { kind: "volume", name: mount.name.clone() })?;
-                let place = self
-                    .config
-                    .pod_dir(pod.uid())
-                    .join("volume-subpaths")
-                    .join(&mount.name)
-                    .join(container.name())
-                    .join(format!("{attempt}-{index}"));
+                let place =
+                    sub_path_place(&self.config, pod.uid(), &mount.name, container.name(), attempt, index);
                 let host_path = host_path_of(container, mount, volume, &place, env)?;
                 Ok(Mount {
                     container_path: PathBuf::from(&mount.mount_path),

@@ -355,11 +355,33 @@ pub async fn stop(
     Outcome::Stopped { container: name, status }
 }
 
-pub async fn remove(shared: &Shared, id: String, container: String) -> Outcome {
-    match shared.runtime.remove_container(&id).await {
+/// Removes an instance, and what is left on disk of all those before attempt `oldest_kept`.
+pub async fn remove(
+    shared: &Shared,
+    pod: &DesiredPod,
+    id: String,
+    container: String,
+    oldest_kept: u32,
+) -> Outcome {
+async fn try_remove(
+    shared: &Shared,
+    pod: &DesiredPod,
+    id: &str,
+    container: &str,
+    oldest_kept: u32,
+) -> Result<(), String> {
+    shared.runtime.remove_container(id).await.map_err(|e| with_source(&e))?;
+    let (config, pod, name) = (shared.config.clone(), pod.clone(), container.to_owned());
+    let removed = tokio::task::spawn_blocking(move || {
+        container::attempts::remove_before(&config, &pod, &name, oldest_kept)
+    });
+    removed.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+    match try_remove(shared, pod, &id, &container, oldest_kept).await {
         Ok(()) => Outcome::Removed { id, container },
         Err(error) => {
-            warn!(container, %error, "old container was not removed");
+            warn!(pod = %pod.key(), container, error, "old container was not removed");
             Outcome::RemoveFailed { id }
         }
     }

@@ -225,7 +225,10 @@ impl Worker {
                 handle
             }
             Action::Remove { id, container } => {
-                self.tasks.spawn(async move { (actions::remove(&shared, id, container).await, None) })
+                let oldest_kept = self.state.track(&container).and_then(|t| t.oldest_kept()).unwrap_or(0);
+                self.tasks.spawn(async move {
+                    (actions::remove(&shared, &pod, id, container, oldest_kept).await, None)
+                })
             }
             Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
             Action::TearDown => {
