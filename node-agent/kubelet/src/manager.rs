@@ -5,9 +5,12 @@
 //! gone are cleaned up, at start and at every slow relist.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use hawser_api::informer::{Change, Informer};
 use hawser_api::resource::ObjectKey;
 use hawser_api::typed::Kind;
@@ -27,6 +30,8 @@ const RELIST: Duration = Duration::from_secs(300);
 /// Grace of containers whose pod is not known any more.
 const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
+/// Pods whose remains are removed at the same time: one that hangs holds up few.
+const REMOVALS: usize = 8;
 
 /// The workers, for readers in other tasks.
 #[derive(Clone, Default)]
@@ -88,6 +93,12 @@ pub struct Manager {
     workers: JoinSet<()>,
     /// Whose worker a task is.
     uids: HashMap<Id, String>,
+    /// The list of what the runtime has that is being made for all workers, one at a time.
+    listing: JoinSet<BTreeMap<String, Found>>,
+    /// Another list is wanted: the one being made may have begun too early.
+    list_again: bool,
+    /// Pods whose worker panicked. Another one begins with what the next list finds, so that nothing runs twice.
+    takeovers: BTreeSet<String>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<()>,
 }
@@ -100,7 +111,17 @@ impl Manager {
         shared.objects.pods.on_change(move |change| heard.pod(change));
         watch_objects(&shared.objects.config_maps, "ConfigMap", &changes);
         watch_objects(&shared.objects.secrets, "Secret", &changes);
-        Self { shared, pods, changes, workers: JoinSet::new(), uids: HashMap::new(), cleanup: JoinSet::new() }
+        Self {
+            shared,
+            pods,
+            changes,
+            workers: JoinSet::new(),
+            uids: HashMap::new(),
+            listing: JoinSet::new(),
+            list_again: false,
+            takeovers: BTreeSet::new(),
+            cleanup: JoinSet::new(),
+        }
     }
 
     /// Runs until the token is cancelled. Containers go on running then.
@@ -112,7 +133,7 @@ impl Manager {
         }
         let mut found = tokio::select! {
             () = shutdown.cancelled() => return,
-            found = self.find_all() => found,
+            found = find_all(self.shared.clone()) => found,
         };
         info!(pods = self.shared.objects.pods.len(), found = found.len(), "the API's pods are known");
         for pod in self.shared.objects.pods.all() {
@@ -131,38 +152,12 @@ impl Manager {
                     Some(event) => self.route(event),
                     None => break,
                 },
-                Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended, &shutdown),
+                Some(found) = self.listing.join_next() => self.take_list(found, &shutdown),
+                Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended),
                 Some(_) = self.cleanup.join_next() => {}
             }
         }
         while self.workers.join_next().await.is_some() {}
-    }
-
-    /// What the runtime has, by pod uid; asked until it answers.
-    async fn find_all(&self) -> BTreeMap<String, Found> {
-        loop {
-            match self.try_find_all().await {
-                Ok(found) => return found,
-                Err(error) => {
-                    warn!(%error, "the runtime's containers were not listed, trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-
-    async fn try_find_all(&self) -> Result<BTreeMap<String, Found>, hawser_runtime::Error> {
-        let mut found: BTreeMap<String, Found> = BTreeMap::new();
-        for container in self.shared.runtime.list_containers().await? {
-            found.entry(container.pod_uid.clone()).or_default().containers.push(container);
-        }
-        let sandboxes = self.shared.runtime.list_pod_sandboxes().await?;
-        let ready: BTreeSet<String> =
-            sandboxes.iter().filter(|s| s.ready).map(|s| s.config.pod_uid.clone()).collect();
-        for (uid, found) in &mut found {
-            found.sandbox_lost = !ready.contains(uid);
-        }
-        Ok(found)
     }
 
     fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
@@ -174,7 +169,39 @@ impl Manager {
         self.uids.insert(task.id(), uid);
     }
 
-    fn worker_ended(&mut self, ended: Result<(Id, ()), JoinError>, shutdown: &CancellationToken) {
+    /// Has the runtime's containers listed, from now on, and what was found told to all workers.
+    fn list(&mut self) {
+        self.list_again = !self.listing.is_empty();
+        if !self.list_again {
+            self.listing.spawn(find_all(self.shared.clone()));
+        }
+    }
+
+    fn take_list(&mut self, found: Result<BTreeMap<String, Found>, JoinError>, shutdown: &CancellationToken) {
+        let mut found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "listing containers panicked");
+                return;
+            }
+        };
+        for uid in self.pods.uids() {
+            let listed = found.remove(&uid).unwrap_or_default().containers;
+            self.pods.mail(&uid, |mail| mail.listed = Some(listed));
+        }
+        if self.list_again {
+            return self.list();
+        }
+        let takeovers = std::mem::take(&mut self.takeovers);
+        for pod in self.shared.objects.pods.all() {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            if takeovers.contains(&uid) && !shutdown.is_cancelled() {
+                self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown);
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match ended {
             Ok((id, ())) => id,
             Err(error) => {
@@ -185,10 +212,9 @@ impl Manager {
         let Some(uid) = self.uids.remove(&id) else { return };
         self.pods.workers.write().remove(&uid);
         let wanted = self.shared.objects.pods.all();
-        let wanted = wanted.into_iter().find(|pod| pod.metadata.uid.as_ref() == Some(&uid));
-        if let Some(pod) = wanted.filter(|_| !shutdown.is_cancelled()) {
-            self.start_worker(pod, Found::default(), shutdown);
-            self.pods.mail(&uid, |mail| mail.resync = true);
+        if wanted.iter().any(|pod| pod.metadata.uid.as_ref() == Some(&uid)) {
+            self.takeovers.insert(uid);
+            self.list();
         }
     }
 
@@ -200,6 +226,7 @@ impl Manager {
                 Some(pod) if self.pods.workers.read().contains_key(&uid) => {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
+                Some(_) if self.takeovers.contains(&uid) => {}
                 Some(pod) => self.start_worker(pod, Found::default(), shutdown),
             }
         }
@@ -221,7 +248,7 @@ impl Manager {
         }
     }
 
-    fn route(&self, event: RuntimeEvent) {
+    fn route(&mut self, event: RuntimeEvent) {
         match event {
             RuntimeEvent::Started { id, pod_uid }
             | RuntimeEvent::Exited { id, pod_uid, .. }
@@ -230,28 +257,49 @@ impl Manager {
                     mail.containers.insert(id);
                 });
             }
-            RuntimeEvent::Resync => {
-                for uid in self.pods.uids() {
-                    self.pods.mail(&uid, |mail| mail.resync = true);
-                }
-            }
+            RuntimeEvent::Resync => self.list(),
         }
     }
 
     fn relist(&mut self) {
-        for uid in self.pods.uids() {
-            self.pods.mail(&uid, |mail| mail.resync = true);
-        }
+        self.list();
         if !self.cleanup.is_empty() {
             return;
         }
         let orphans = Orphans { shared: self.shared.clone(), pods: self.pods.clone() };
         self.cleanup.spawn(async move {
             if let Err(error) = orphans.remove_all().await {
-                warn!(error, "orphans were not all removed; the next relist tries again");
+                warn!(error, "orphans were not looked for; the next relist does");
             }
         });
     }
+}
+
+/// What the runtime has, by pod uid; asked until it answers.
+async fn find_all(shared: Arc<Shared>) -> BTreeMap<String, Found> {
+    loop {
+        match try_find_all(&shared).await {
+            Ok(found) => return found,
+            Err(error) => {
+                warn!(%error, "the runtime's containers were not listed, trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn try_find_all(shared: &Shared) -> Result<BTreeMap<String, Found>, hawser_runtime::Error> {
+    let mut found: BTreeMap<String, Found> = BTreeMap::new();
+    for container in shared.runtime.list_containers().await? {
+        found.entry(container.pod_uid.clone()).or_default().containers.push(container);
+    }
+    let sandboxes = shared.runtime.list_pod_sandboxes().await?;
+    let ready: BTreeSet<String> =
+        sandboxes.iter().filter(|s| s.ready).map(|s| s.config.pod_uid.clone()).collect();
+    for (uid, found) in &mut found {
+        found.sandbox_lost = !ready.contains(uid);
+    }
+    Ok(found)
 }
 
 /// Finds and removes what pods that are gone have left.
@@ -261,29 +309,43 @@ struct Orphans {
 }
 
 impl Orphans {
-    /// Stops and removes what belongs to pods that neither the API nor a worker knows.
+    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now is
+    /// tried again with the next relist, and holds up nothing else.
     async fn remove_all(&self) -> Result<(), String> {
         let text = |e: hawser_runtime::Error| e.to_string();
         let containers = self.shared.runtime.list_containers().await.map_err(text)?;
         let sandboxes = self.shared.runtime.list_pod_sandboxes().await.map_err(text)?;
         let networks = self.shared.network.list().await.map_err(|e| e.to_string())?;
         let dirs = self.shared.volumes.list().map_err(|e| e.to_string())?;
+        let logs = log_dirs(&self.shared.config.log_dir).map_err(|e| e.to_string())?;
         let mut uids: BTreeSet<String> = containers.iter().map(|c| c.pod_uid.clone()).collect();
         uids.extend(sandboxes.into_iter().map(|s| s.config.pod_uid));
         uids.extend(networks);
         uids.extend(dirs);
+        uids.extend(logs.keys().cloned());
         let wanted = self.shared.objects.pods.all();
         let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
         let workers = self.pods.uids();
-        for uid in uids.iter().filter(|uid| !wanted.contains(uid.as_str()) && !workers.contains(*uid)) {
-            let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == **uid).collect();
+        let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
+        let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
+        let (containers, logs) = (&containers, &logs);
+        let removals = futures::stream::iter(orphans).for_each_concurrent(REMOVALS, |uid| async move {
+            let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == uid).collect();
             info!(uid, containers = mine.len(), "removing what is left of a pod that is gone");
-            self.remove(uid, &mine).await?;
-        }
+            if let Err(error) = self.remove(&uid, &mine, logs.get(&uid)).await {
+                warn!(uid, error, "what is left of a pod was not removed; the next relist tries again");
+            }
+        });
+        removals.await;
         Ok(())
     }
 
-    async fn remove(&self, uid: &str, containers: &[&ContainerStatus]) -> Result<(), String> {
+    async fn remove(
+        &self,
+        uid: &str,
+        containers: &[&ContainerStatus],
+        logs: Option<&PathBuf>,
+    ) -> Result<(), String> {
         let running = containers.iter().filter(|c| c.state == ContainerState::Running);
         let stops = running.map(|c| self.shared.runtime.stop_container(&c.id, ORPHAN_GRACE));
         futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
@@ -291,8 +353,30 @@ impl Orphans {
         self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
         let (volumes, uid) = (self.shared.volumes.clone(), uid.to_owned());
         let removed = tokio::task::spawn_blocking(move || volumes.remove_pod_dir(&uid)).await;
-        removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        match logs {
+            Some(dir) => tokio::fs::remove_dir_all(dir).await.map_err(|e| e.to_string()),
+            None => Ok(()),
+        }
     }
+}
+
+/// The directories of pods' logs, by uid: `<namespace>_<name>_<uid>`. What is named otherwise is not ours.
+fn log_dirs(dir: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        entries => entries?,
+    };
+    let mut found = BTreeMap::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // No part of it can hold an underscore.
+        if let [_, _, uid] = name.split('_').collect::<Vec<_>>()[..] {
+            found.insert(uid.to_owned(), entry.path());
+        }
+    }
+    Ok(found)
 }
 
 impl Changes {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Node, container, is_ready, spec, uid};
-use hawser_api::resource::ObjectKey;
-use hawser_runtime::{ContainerState, ExecOutput};
+use hawser_api::GroupVersionResource;
+use hawser_api::client::{Client, Patch, WriteOptions};
+use hawser_api::resource::{ObjectKey, Target};
+use hawser_runtime::{ContainerState, Error, ExecOutput, RuntimeEvent};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapKeySelector, ConfigMapVolumeSource, EnvVar, EnvVarSource, ExecAction, Probe, Volume,
-    VolumeMount,
+    ConfigMap, ConfigMapKeySelector, ConfigMapVolumeSource, EnvVar, EnvVarSource, ExecAction, Probe,
+    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -46,6 +48,27 @@ async fn node_registers_itself_and_renews_its_lease() {
         |n: &Node| n.api.object("leases", "kube-node-lease/n1").map(|l| l["spec"]["renewTime"].clone());
     let first = node.wait("a lease", || renewed(&node)).await;
     node.wait("a renewal", || renewed(&node).filter(|time| *time != first)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_was_marked_silent_says_soon_that_it_is_ready() {
+    let node = Node::start();
+    let ready = || {
+        let node = node.api.object("nodes", "n1")?;
+        let conditions = node["status"]["conditions"].as_array()?.clone();
+        conditions.into_iter().find(|condition| condition["type"] == "Ready")
+    };
+    node.wait("the node", || ready().filter(|r| r["status"] == "True")).await;
+    // Past the first writes, which are made in any case.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let unknown = r#"{ "status": { "conditions": [{ "type": "Ready", "status": "Unknown" }] } }"#;
+    let target = Target::object(GroupVersionResource::of::<k8s_openapi::api::core::v1::Node>(), None, "n1");
+    let patch = Patch::StrategicMerge(unknown.into());
+    node.api.patch(&target, patch, &WriteOptions::default()).await.expect("marked");
+    let marked = tokio::time::Instant::now();
+    node.wait("the truth", || ready().filter(|r| r["status"] == "True")).await;
+    let took = marked.elapsed().as_secs();
+    assert!(took <= 10, "{took} s: one look later, not when the heartbeat is due");
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,6 +122,34 @@ async fn crashing_container_restarts_with_growing_delays() {
     );
     assert!(!is_ready(&waiting));
     assert!(node.news.0.lock().contains(&"web not ready".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_instances_leave_no_files_but_the_last_two() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![container("web")]));
+    let mut logs = Vec::new();
+    for attempt in 0..4 {
+        let running = node
+            .wait("the next instance", || {
+                let found = node.runtime.find(&uid("web"), "web")?;
+                (found.attempt == attempt && found.state == ContainerState::Running).then_some(found)
+            })
+            .await;
+        std::fs::create_dir_all(running.log_path.parent().expect("in a directory")).expect("made");
+        std::fs::write(&running.log_path, "").expect("written");
+        logs.push(running.log_path);
+        if attempt < 3 {
+            node.runtime.exit(&running.id, 1);
+        }
+    }
+    let messages = node.dir.path().join("pods").join(uid("web")).join("containers/web");
+    let left = || -> Vec<bool> {
+        let message = |attempt: usize| messages.join(attempt.to_string()).exists();
+        logs.iter().enumerate().flat_map(|(attempt, log)| [log.exists(), message(attempt)]).collect()
+    };
+    let last_two = [false, false, false, false, true, true, true, true];
+    node.wait("old files to go", || (left() == last_two).then_some(())).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,6 +211,103 @@ async fn pods_that_went_away_meanwhile_are_cleaned_up() {
     node.wait("db's container to go", || node.runtime.find(&uid("db"), "db").is_none().then_some(())).await;
     node.wait("its network to go", || (node.network.pods.lock().len() == 1).then_some(())).await;
     assert!(node.runtime.find(&uid("web"), "web").is_some_and(|c| c.state == ContainerState::Running));
+}
+
+#[tokio::test(start_paused = true)]
+async fn orphan_that_cannot_be_removed_holds_up_no_other() {
+    let node = Node::start();
+    for name in ["a", "db", "web"] {
+        node.bind(name, spec("Always", vec![container(name)]));
+    }
+    for name in ["a", "db", "web"] {
+        node.wait_ready(name).await;
+    }
+    let log_dir = |name: &str| node.dir.path().join("logs").join(format!("default_{name}_{}", uid(name)));
+    let (gone, kept) = (log_dir("db"), log_dir("web"));
+    for dir in [&gone, &kept] {
+        std::fs::create_dir_all(dir.join("main")).expect("made");
+    }
+    let node = node.restart().await;
+    // Both are removed while no agent runs, and the first one resists.
+    for name in ["a", "db"] {
+        node.objects.pods.remove(&ObjectKey::new("default", name));
+    }
+    let stuck = Error::Unavailable { attempted: "remove", message: "busy".into() };
+    node.runtime.fail_next("remove_pod_sandbox", stuck);
+    let began = tokio::time::Instant::now();
+    node.wait("the other one to go", || node.runtime.find(&uid("db"), "db").is_none().then_some(())).await;
+    node.wait("its logs to go", || (!gone.exists()).then_some(())).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "not only with the next relist");
+    assert!(kept.exists(), "logs of a pod that runs stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn missed_events_cost_one_list_for_all_pods() {
+    let node = Node::start();
+    for name in ["a", "b", "web"] {
+        node.bind(name, spec("Always", vec![container(name)]));
+    }
+    for name in ["a", "b", "web"] {
+        node.wait_ready(name).await;
+    }
+    let lists = || node.runtime.calls().iter().filter(|call| call.starts_with("list_containers")).count();
+    node.runtime.clear_calls();
+    node.runtime.send_event(RuntimeEvent::Resync);
+    node.wait("a list", || (lists() > 0).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(lists(), 1);
+    let down = Error::Unavailable { attempted: "list containers", message: "down".into() };
+    node.runtime.fail_next("list_containers", down);
+    node.runtime.send_event(RuntimeEvent::Resync);
+    node.wait("another try", || (lists() == 3).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn exit_is_not_lost_when_the_look_at_it_fails() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_ready("web").await;
+    let running = node.runtime.find(&uid("web"), "web").expect("runs");
+    for _ in 0..3 {
+        let down = Error::Unavailable { attempted: "look up container", message: "down".into() };
+        node.runtime.fail_next("container_status", down);
+    }
+    let began = tokio::time::Instant::now();
+    node.runtime.exit(&running.id, 1);
+    node.wait("the next instance", || node.runtime.find(&uid("web"), "web").filter(|c| c.attempt == 1)).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "not only with the next relist");
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_that_is_killed_for_its_liveness_still_says_when_it_is_not_ready() {
+    let node = Node::start();
+    let failing = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let answer = failing.clone();
+    node.runtime.on_exec(Arc::new(move |_, command| {
+        let exit_code = i32::from(answer.lock().contains(&command[0]));
+        Ok(ExecOutput { exit_code, stdout: Vec::new(), stderr: Vec::new() })
+    }));
+    node.runtime.ignore_stop_signal("web");
+    let probe = |command: &str| Probe {
+        exec: Some(ExecAction { command: Some(vec![command.into()]) }),
+        period_seconds: Some(1),
+        failure_threshold: Some(1),
+        ..Probe::default()
+    };
+    let mut web = container("web");
+    (web.liveness_probe, web.readiness_probe) = (Some(probe("alive")), Some(probe("ready")));
+    node.bind("web", spec("Always", vec![web]));
+    node.wait_ready("web").await;
+    failing.lock().push("alive".to_owned());
+    node.wait("the kill", || node.api.events().join("\n").contains("failed liveness probe").then_some(()))
+        .await;
+    failing.lock().push("ready".to_owned());
+    node.wait("not ready, still running", || {
+        let found = node.runtime.find(&uid("web"), "web")?;
+        let goes_on = found.attempt == 0 && found.state == ContainerState::Running;
+        (goes_on && !is_ready(&node.status("web"))).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,6 +418,30 @@ async fn mounted_config_map_follows_the_object() {
     assert_eq!(std::fs::read_to_string(&file).expect("readable"), "blue");
     node.objects.config_maps.put(config_map("2", "green"));
     node.wait("the new text", || (std::fs::read_to_string(&file).ok()? == "green").then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn config_map_that_changes_while_volumes_are_made_is_followed() {
+    let node = Node::start();
+    node.objects.config_maps.put(config_map("1", "blue"));
+    *node.api.token_delay.lock() = Duration::from_secs(5);
+    let mut spec = spec("Always", vec![container("web")]);
+    let source = ConfigMapVolumeSource { name: "settings".into(), ..ConfigMapVolumeSource::default() };
+    let settings = Volume { name: "settings".into(), config_map: Some(source), ..Volume::default() };
+    let token = ServiceAccountTokenProjection { path: "token".into(), ..Default::default() };
+    let token = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    let token = ProjectedVolumeSource { sources: Some(vec![token]), ..ProjectedVolumeSource::default() };
+    let token = Volume { name: "token".into(), projected: Some(token), ..Volume::default() };
+    // The order in which they are made.
+    spec.volumes = Some(vec![settings, token]);
+    node.bind("web", spec);
+    let volumes = node.dir.path().join("pods").join(uid("web")).join("volumes");
+    let file = volumes.join("kubernetes.io~configmap/settings/color");
+    let text = || std::fs::read_to_string(&file).ok();
+    node.wait("the first text", || (text()? == "blue").then_some(())).await;
+    node.objects.config_maps.put(config_map("2", "green"));
+    assert!(node.runtime.find(&uid("web"), "web").is_none(), "the token is still being made");
+    node.wait("the new text", || (text()? == "green").then_some(())).await;
 }
 
 #[tokio::test(start_paused = true)]

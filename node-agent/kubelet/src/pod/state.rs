@@ -281,9 +281,12 @@ impl ContainerTrack {
     pub fn observe(&mut self, status: ContainerStatus, now: Duration) {
         match &mut self.current {
             Some(current) if current.status.id == status.id => {
-                // A start reads the status before it reports; the end may have been heard of meanwhile. An id is
-                // never used for a second process, so that what has exited stays so.
-                if current.status.state == ContainerState::Exited && status.state != ContainerState::Exited {
+                // A start reads the status before it reports, and a list takes a while; more may have been heard of
+                // meanwhile. An id is never used for a second process, so that what has exited stays so.
+                let known = current.status.state;
+                if known == ContainerState::Exited && status.state != ContainerState::Exited
+                    || known == ContainerState::Running && status.state == ContainerState::Created
+                {
                     return;
                 }
                 let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);

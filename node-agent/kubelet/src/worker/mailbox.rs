@@ -5,12 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hawser_runtime::ContainerId;
+use hawser_runtime::{ContainerId, ContainerStatus};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::pod::state::Verdict;
 use crate::probes::{ProbeKind, ProbeReport};
 
 /// Everything that came since the last look.
@@ -22,14 +21,12 @@ pub struct Mail {
     pub gone: bool,
     /// Containers to look at.
     pub containers: BTreeSet<ContainerId>,
-    /// Look at all containers of the pod: events may have been missed.
-    pub resync: bool,
+    /// The newest list of the pod's containers: events may have been missed.
+    pub listed: Option<Vec<ContainerStatus>>,
     /// The newest report of each probe.
     pub probes: BTreeMap<(ContainerId, ProbeKind), ProbeReport>,
     /// A ConfigMap or Secret that the pod names has changed.
     pub objects_changed: bool,
-    /// The pod has to fail (eviction, refusal).
-    pub verdict: Option<Verdict>,
 }
 
 /// One per worker. Cheap to put into from anywhere; never blocks.

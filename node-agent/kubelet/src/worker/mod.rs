@@ -8,12 +8,14 @@ pub mod actions;
 mod hooks;
 pub mod mailbox;
 mod observe;
+mod refresh;
 pub mod report;
+mod termination;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use hawser_runtime::ContainerStatus;
+use hawser_runtime::{ContainerId, ContainerStatus};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, Id, JoinSet};
@@ -31,6 +33,7 @@ use crate::volumes::MountOutcome;
 
 use actions::{Shared, StartRequest};
 use mailbox::Mailbox;
+use refresh::Refresh;
 use report::Reporter;
 
 /// What others may see of a pod: the server, the node's summary.
@@ -67,9 +70,11 @@ pub struct Worker {
     starts: HashMap<String, CancellationToken>,
     stops: HashMap<String, AbortHandle>,
     mounted: MountOutcome,
-    /// Volumes are brought up to date at this time, for tokens that run out.
-    refresh_at: Option<Instant>,
-    refreshing: bool,
+    /// When the volumes are brought up to date.
+    refresh: Refresh,
+    /// Containers that could not be looked at, and when they are again.
+    look_again: BTreeSet<ContainerId>,
+    look_again_at: Option<Instant>,
     probes: BTreeMap<(String, ProbeKind), ProbeHandle>,
     reporter: Reporter,
     status: Option<PodStatus>,
@@ -109,8 +114,9 @@ impl Worker {
             starts: HashMap::new(),
             stops: HashMap::new(),
             mounted: MountOutcome::default(),
-            refresh_at: None,
-            refreshing: false,
+            refresh: Refresh::default(),
+            look_again: BTreeSet::new(),
+            look_again_at: None,
             probes: BTreeMap::new(),
             reporter,
             status: pod.object.status.clone().filter(|s| s.container_statuses.is_some()),
@@ -183,7 +189,8 @@ impl Worker {
         }
         self.refresh_volumes_when_due();
         let wake = decision.wake_at.map(|at| self.shared.clock.instant(at));
-        [wake, self.refresh_at].into_iter().flatten().min()
+        let refresh = self.refresh.wake_at(self.can_refresh());
+        [wake, refresh, self.look_again_at].into_iter().flatten().min()
     }
 
     fn launch(&mut self, action: Action) {
@@ -195,6 +202,7 @@ impl Worker {
                 self.tasks.spawn(async move { (actions::prepare_sandbox(&shared, &pod, lost).await, None) })
             }
             Action::MountVolumes => {
+                self.refresh.first_write_begins();
                 self.tasks.spawn(async move { actions::mount_volumes(&shared, &pod).await })
             }
             Action::Start { container, attempt } => {
@@ -253,11 +261,16 @@ impl Worker {
         };
         let Some(action) = self.actions.remove(&id) else {
             // A refresh of volumes, which is no action of the machine.
-            self.refreshing = false;
-            self.take_mounted(mounted);
+            self.refresh.ended(mounted.as_ref().map(|m| m.refresh_after), Instant::now());
+            if let Some(mounted) = mounted {
+                self.mounted = mounted;
+            }
             return;
         };
-        self.take_mounted(mounted);
+        if let Some(mounted) = mounted {
+            self.refresh.first_write_ended(mounted.refresh_after, Instant::now());
+            self.mounted = mounted;
+        }
         let clock = self.shared.clock.now();
         match &action {
             Action::Start { container, .. } => {
@@ -279,24 +292,15 @@ impl Worker {
         self.state.finish(outcome, clock);
     }
 
-    fn take_mounted(&mut self, mounted: Option<MountOutcome>) {
-        let Some(mounted) = mounted else { return };
-        self.refresh_at = mounted.refresh_after.map(|after| Instant::now() + after);
-        self.mounted = mounted;
+    fn can_refresh(&self) -> bool {
+        self.state.volumes.is_done() && !is_stopping(&self.pod, &self.state)
     }
 
-    /// Writes the pod's volumes anew where tokens run out; objects that changed make it due at once.
+    /// Writes the pod's volumes anew when an object of theirs has changed, or a token runs out.
     fn refresh_volumes_when_due(&mut self) {
-        let due = self.refresh_at.is_some_and(|at| at <= Instant::now());
-        if !due || self.refreshing || !self.state.volumes.is_done() || is_stopping(&self.pod, &self.state) {
-            if is_stopping(&self.pod, &self.state) {
-                self.refresh_at = None;
-            }
+        if !self.refresh.begin_if_due(self.can_refresh(), Instant::now()) {
             return;
         }
-        self.refreshing = true;
-        // Should it fail, it is tried again after a while.
-        self.refresh_at = Some(Instant::now() + std::time::Duration::from_secs(60));
         let (shared, pod) = (self.shared.clone(), self.pod.clone());
         self.tasks.spawn(async move {
             let (_, mounted) = actions::mount_volumes(&shared, &pod).await;

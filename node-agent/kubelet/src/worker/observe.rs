@@ -1,13 +1,14 @@
 //! What a worker learns: mail, the runtime's word on containers, probe results; and the events that follow.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hawser_runtime::{ContainerState as RuntimeState, ContainerStatus};
+use hawser_runtime::{ContainerId, ContainerState as RuntimeState, ContainerStatus};
 use k8s_openapi::api::core::v1::{self, PodStatus};
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::Worker;
+use super::{Worker, termination};
 use crate::container::termination_file;
 use crate::events::EventType;
 use crate::pod::decide::is_stopping;
@@ -15,10 +16,8 @@ use crate::pod::state::Kill;
 use crate::pod::{DesiredContainer, DesiredPod, Instance};
 use crate::probes::{ProbeKind, ProbeReport, ProbeTarget};
 
-/// Upstream's bounds of a termination message.
-const MAX_MESSAGE_BYTES: usize = 4096;
-const MAX_LOG_MESSAGE_BYTES: usize = 2048;
-const MAX_LOG_MESSAGE_LINES: usize = 80;
+/// After this long, a container that could not be looked at is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Worker {
     pub(super) async fn take_mail(&mut self) {
@@ -31,26 +30,26 @@ impl Worker {
             self.pod = desired;
             self.state.deleted &= self.pod.is_deleted();
             if fields_changed {
-                self.refresh_at = Some(tokio::time::Instant::now());
+                self.refresh.want();
             }
         }
         if mail.gone {
             self.state.gone_since.get_or_insert(clock.now);
         }
-        if let Some(verdict) = mail.verdict
-            && self.state.terminal.is_none()
-        {
-            self.state.verdict.get_or_insert(verdict);
-        }
         if mail.objects_changed {
             self.state.retry_config_errors(clock.now);
-            self.refresh_at = Some(tokio::time::Instant::now());
+            self.refresh.want();
         }
-        for id in mail.containers {
+        let mut containers = mail.containers;
+        if self.look_again_at.is_some_and(|at| at <= Instant::now()) {
+            self.look_again_at = None;
+            containers.append(&mut self.look_again);
+        }
+        for id in containers {
             self.look_at(&id).await;
         }
-        if mail.resync {
-            self.look_at_all().await;
+        if let Some(listed) = mail.listed {
+            self.take_list(listed).await;
         }
         for report in mail.probes.into_values() {
             self.take_probe(report);
@@ -62,29 +61,29 @@ impl Worker {
             Ok(Some(status)) => self.observe(status),
             Ok(None) => self.observe_vanished(id),
             Err(error) => {
-                warn!(pod = %self.pod.key(), %error, "container was not looked at; the next relist will");
+                warn!(pod = %self.pod.key(), id, %error, "container was not looked at, trying again");
+                self.look_again.insert(id.to_owned());
+                self.look_again_at.get_or_insert(Instant::now() + LOOK_AGAIN);
             }
         }
     }
 
-    async fn look_at_all(&mut self) {
-        let Ok(all) = self.shared.runtime.list_containers().await else { return };
-        let uid = self.pod.uid().to_owned();
-        let mine: Vec<ContainerStatus> = all.into_iter().filter(|c| c.pod_uid == uid).collect();
-        let known: Vec<String> = self
-            .state
-            .containers
-            .values()
-            .filter_map(|t| t.current.as_ref())
-            .map(|i| i.status.id.clone())
-            .collect();
-        for id in known {
-            if !mine.iter().any(|c| c.id == id) {
-                self.observe_vanished(&id);
-            }
+    /// Takes a list of the pod's containers. It can be older than what is known by now.
+    async fn take_list(&mut self, listed: Vec<ContainerStatus>) {
+        if self.state.torn_down || self.state.busy.cleanup {
+            return;
         }
-        for status in mine {
+        let known = self.state.containers.values().filter_map(|t| t.current.as_ref());
+        let missing: Vec<ContainerId> = known
+            .map(|instance| instance.status.id.clone())
+            .filter(|id| !listed.iter().any(|c| c.id == *id))
+            .collect();
+        for status in listed {
             self.observe(status);
+        }
+        for id in missing {
+            // It may have been made since.
+            self.look_at(&id).await;
         }
     }
 
@@ -120,7 +119,7 @@ impl Worker {
             for instance in [&mut track.current, &mut track.previous].into_iter().flatten() {
                 if instance.exit_noticed.is_some() && instance.termination_message.is_none() {
                     let file = termination_file(&config, &uid, name, instance.status.attempt);
-                    let message = termination_message(instance, &file, from_log);
+                    let message = termination::message(instance, &file, from_log);
                     instance.termination_message = Some(message.await.unwrap_or_default());
                 }
             }
@@ -160,7 +159,7 @@ impl Worker {
             let name = container.name();
             let Some(instance) = self.state.track(name).and_then(|t| t.current.as_ref()) else { continue };
             let hook_runs = container.has_post_start() && self.state.busy.starting.contains(name);
-            if !instance.is_running() || hook_runs || instance.kill.is_some() {
+            if !instance.is_running() || hook_runs {
                 continue;
             }
             for kind in probes_now(container, instance, stopping) {
@@ -251,10 +250,11 @@ impl Worker {
 }
 
 fn probes_now(container: &DesiredContainer, instance: &Instance, stopping: bool) -> Vec<ProbeKind> {
-    let kinds: &[ProbeKind] = match (stopping, container.is_started(instance)) {
+    let ending = stopping || instance.kill.is_some();
+    let kinds: &[ProbeKind] = match (ending, container.is_started(instance)) {
         (false, false) => &[ProbeKind::Startup],
         (false, true) => &[ProbeKind::Liveness, ProbeKind::Readiness],
-        // What stops may still say that it serves no more.
+        // What ends, with its pod or alone, may still say that it serves no more.
         (true, true) => &[ProbeKind::Readiness],
         (true, false) => &[],
     };
@@ -277,42 +277,4 @@ fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &v1::ContainerStatus
 
 fn waiting_reason(status: &v1::ContainerStatus) -> Option<&str> {
     status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
-}
-
-async fn termination_message(instance: &Instance, file: &Path, from_log: bool) -> Option<String> {
-    let bytes = tokio::fs::read(file).await.unwrap_or_default();
-    if !bytes.is_empty() {
-        let end = bytes.len().min(MAX_MESSAGE_BYTES);
-        return Some(String::from_utf8_lossy(&bytes[..end]).into_owned());
-    }
-    let failed = instance.status.exit.as_ref().is_some_and(|e| e.exit_code != 0);
-    if !from_log || !failed {
-        return None;
-    }
-    let log = tokio::fs::read(&instance.status.log_path).await.ok()?;
-    Some(log_tail(&log))
-}
-
-/// The last lines of a log in CRI format, without its columns.
-fn log_tail(log: &[u8]) -> String {
-    let start = log.len().saturating_sub(4 * MAX_LOG_MESSAGE_BYTES);
-    let text = String::from_utf8_lossy(&log[start..]);
-    let lines: Vec<&str> = text.lines().rev().take(MAX_LOG_MESSAGE_LINES).collect();
-    let contents = lines.into_iter().rev().filter_map(|line| line.splitn(4, ' ').nth(3));
-    let joined: String = contents.map(|line| format!("{line}\n")).collect();
-    let from = joined.len().saturating_sub(MAX_LOG_MESSAGE_BYTES);
-    let from = (from..=joined.len()).find(|at| joined.is_char_boundary(*at)).unwrap_or(0);
-    joined[from..].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_tail_drops_the_columns() {
-        let log = b"2026-01-01T00:00:00Z stdout F first line\n2026-01-01T00:00:01Z stderr F second\n";
-        assert_eq!(log_tail(log), "first line\nsecond\n");
-        assert_eq!(log_tail(b""), "");
-    }
 }

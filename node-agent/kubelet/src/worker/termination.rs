@@ -1,0 +1,104 @@
+//! What a container that has ended left as its message: its termination file, or the end of its log.
+//!
+//! The file is the container's to write and can be of any size; no more of it, or of the log, is read than is shown.
+
+use std::io::{self, SeekFrom};
+use std::path::Path;
+
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use crate::pod::Instance;
+
+/// Upstream's bounds of a termination message.
+const MAX_MESSAGE_BYTES: u64 = 4096;
+const MAX_LOG_MESSAGE_BYTES: usize = 2048;
+const MAX_LOG_MESSAGE_LINES: usize = 80;
+/// Holds the longest line that a log has (16 KiB and its columns), and more than is shown of shorter ones.
+const LOG_END_BYTES: u64 = 20 << 10;
+
+/// `from_log`: where the file is empty and the container failed, its log stands in.
+pub(super) async fn message(instance: &Instance, file: &Path, from_log: bool) -> Option<String> {
+    let bytes = head(file).await.unwrap_or_default();
+    if !bytes.is_empty() {
+        return Some(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let failed = instance.status.exit.as_ref().is_some_and(|e| e.exit_code != 0);
+    if !from_log || !failed {
+        return None;
+    }
+    let log = end(&instance.status.log_path).await.ok()?;
+    Some(log_tail(&log))
+}
+
+async fn head(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path).await?.take(MAX_MESSAGE_BYTES).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// The last bytes of a log, whole lines only.
+async fn end(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path).await?;
+    let start = file.metadata().await?.len().saturating_sub(LOG_END_BYTES);
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut bytes = Vec::new();
+    file.take(LOG_END_BYTES).read_to_end(&mut bytes).await?;
+    if start > 0 {
+        let first_whole = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |newline| newline + 1);
+        bytes.drain(..first_whole);
+    }
+    Ok(bytes)
+}
+
+/// The last lines of a log in CRI format, without its columns.
+fn log_tail(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let lines: Vec<&str> = text.lines().rev().take(MAX_LOG_MESSAGE_LINES).collect();
+    let contents = lines.into_iter().rev().filter_map(|line| line.splitn(4, ' ').nth(3));
+    let joined: String = contents.map(|line| format!("{line}\n")).collect();
+    let from = joined.len().saturating_sub(MAX_LOG_MESSAGE_BYTES);
+    let from = (from..=joined.len()).find(|at| joined.is_char_boundary(*at)).unwrap_or(0);
+    joined[from..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    /// More than any memory holds, and no room on the disk: all holes but `text` at `offset`.
+    fn huge(dir: &Path, text: &str, offset: u64) -> std::path::PathBuf {
+        let path = dir.join("huge");
+        let file = std::fs::File::create(&path).expect("made");
+        file.set_len(HUGE_BYTES).expect("a sparse file");
+        file.write_all_at(text.as_bytes(), offset).expect("written");
+        path
+    }
+
+    const HUGE_BYTES: u64 = 1 << 40;
+
+    #[test]
+    fn log_tail_drops_the_columns() {
+        let log = b"2026-01-01T00:00:00Z stdout F first line\n2026-01-01T00:00:01Z stderr F second\n";
+        assert_eq!(log_tail(log), "first line\nsecond\n");
+        assert_eq!(log_tail(b""), "");
+    }
+
+    #[tokio::test]
+    async fn huge_termination_file_is_read_to_the_bound() {
+        let dir = tempfile::tempdir().expect("directory");
+        let bytes = head(&huge(dir.path(), "no database", 0)).await.expect("read");
+        assert!(bytes.starts_with(b"no database"));
+        assert_eq!(bytes.len() as u64, MAX_MESSAGE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn huge_log_is_read_from_its_end() {
+        let dir = tempfile::tempdir().expect("directory");
+        let lines = "end of another line\n2026-01-01T00:00:01Z stderr F no database\n";
+        let path = huge(dir.path(), lines, HUGE_BYTES - lines.len() as u64);
+        assert_eq!(log_tail(&end(&path).await.expect("read")), "no database\n");
+    }
+}
