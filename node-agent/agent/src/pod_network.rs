@@ -30,6 +30,9 @@ pub(crate) struct AgentNetwork {
     service_path: ServicePath,
     /// By pod uid; bounded by the node's pods.
     attached: Mutex<HashMap<String, Attached>>,
+    /// Host ports of pods that were stopping when the agent started, by uid: they are not set up again, and serve until
+    /// they are torn down.
+    leaving: Mutex<HashMap<String, Vec<HostPort>>>,
 }
 
 struct Attached {
@@ -45,6 +48,7 @@ impl AgentNetwork {
             on_network: Notify::new(),
             service_path,
             attached: Mutex::default(),
+            leaving: Mutex::default(),
         })
     }
 
@@ -82,13 +86,14 @@ impl AgentNetwork {
     /// of them may have ended meanwhile.
     pub(crate) async fn adopted(&self, pods: &Informer<Pod>) {
         let Some(network) = self.network.get() else { return };
-        let addressed = network.list().await;
-        let expected: Vec<String> = pods
-            .all()
-            .iter()
-            .filter_map(|pod| pod.metadata.uid.clone())
-            .filter(|uid| addressed.contains_key(uid))
-            .collect();
+        let Found { expected, leaving } = sort_out(&pods.all(), &network.list().await);
+        if !leaving.is_empty() {
+            self.leaving.lock().extend(leaving);
+            // One that was torn down since it was listed is not forgotten by anybody else.
+            let addressed = network.list().await;
+            self.leaving.lock().retain(|uid, _| addressed.contains_key(uid));
+            self.publish_host_ports();
+        }
         let wait = async {
             while !expected.iter().all(|uid| self.attached.lock().contains_key(uid)) {
                 sleep(Duration::from_millis(20)).await;
@@ -116,9 +121,53 @@ impl AgentNetwork {
     }
 
     fn publish_host_ports(&self) {
-        let ports = self.attached.lock().values().flat_map(|attached| attached.host_ports.clone()).collect();
+        let mut ports: Vec<HostPort> =
+            self.attached.lock().values().flat_map(|attached| attached.host_ports.clone()).collect();
+        ports.extend(self.leaving.lock().values().flatten().cloned());
         self.service_path.set_host_ports(ports);
     }
+
+    fn forget_leaving(&self, pod_uid: &str) {
+        let forgotten = self.leaving.lock().remove(pod_uid);
+        if forgotten.is_some() {
+            self.publish_host_ports();
+        }
+    }
+}
+
+/// The pods of an earlier run that have addresses.
+#[derive(Debug, Default, PartialEq)]
+struct Found {
+    /// Uids of those that the kubelet sets up again.
+    expected: Vec<String>,
+    /// Host ports of those that it only stops, by uid.
+    leaving: HashMap<String, Vec<HostPort>>,
+}
+
+fn sort_out(pods: &[Arc<Pod>], addressed: &BTreeMap<String, Vec<IpAddr>>) -> Found {
+    let mut found = Found::default();
+    for pod in pods {
+        let meta = &pod.metadata;
+        let Some((uid, ips)) = meta.uid.as_ref().and_then(|uid| addressed.get_key_value(uid)) else {
+            continue;
+        };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            continue;
+        }
+        if meta.deletion_timestamp.is_none() {
+            found.expected.push(uid.clone());
+            continue;
+        }
+        let request = PodNetworkRequest {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            host_ports: hawser_kubelet::HostPort::of(pod),
+            ..PodNetworkRequest::default()
+        };
+        found.leaving.insert(uid.clone(), host_ports(&request, ips));
+    }
+    found
 }
 
 /// How long a pod's set-up waits for the node's own.
@@ -169,6 +218,7 @@ impl PodNetwork for AgentNetwork {
             ifindex: interface.host_ifindex,
             host_ports: host_ports(request, &interface.ips),
         };
+        self.leaving.lock().remove(&pod.uid);
         self.attached.lock().insert(pod.uid, attached);
         self.publish_host_ports();
         Ok(PodNetworkStatus { netns: interface.netns_path, ips: interface.ips })
@@ -180,7 +230,11 @@ impl PodNetwork for AgentNetwork {
             self.publish_host_ports();
             self.service_path.detach_pod(attached.ifindex);
         }
-        self.network()?.detach_pod(pod_uid).await.map_err(|error| failed(&error))
+        self.forget_leaving(pod_uid);
+        self.network()?.detach_pod(pod_uid).await.map_err(|error| failed(&error))?;
+        // It may have been found, still addressed, while it was detached.
+        self.forget_leaving(pod_uid);
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<String>, NetworkError> {
@@ -218,4 +272,40 @@ fn failed(error: &hawser_network::Error) -> NetworkError {
         cause = inner.source();
     }
     NetworkError(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(uid: &str, deleted: bool, phase: &str) -> Arc<Pod> {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let ports = json!([{ "containerPort": 80, "hostPort": 8080 }, { "containerPort": 81 }]);
+        let pod = json!({
+            "metadata": { "uid": uid, "name": uid, "namespace": "default", "deletionTimestamp": deleted },
+            "spec": { "containers": [{ "name": "main", "ports": ports }] },
+            "status": { "phase": phase },
+        });
+        Arc::new(serde_json::from_value(pod).expect("a pod"))
+    }
+
+    #[test]
+    fn pod_that_stops_keeps_its_host_ports_and_is_not_waited_for() {
+        let pods = [
+            pod("runs", false, "Running"),
+            pod("stops", true, "Running"),
+            pod("done", false, "Succeeded"),
+            pod("new", false, "Pending"),
+        ];
+        let ip: IpAddr = "10.1.0.7".parse().expect("an address");
+        let addressed = ["runs", "stops", "done", "unknown"].map(|uid| (uid.to_owned(), vec![ip]));
+        let found = sort_out(&pods, &BTreeMap::from(addressed));
+        assert_eq!(found.expected, ["runs"]);
+        let leaving: Vec<_> = found.leaving.iter().map(|(uid, ports)| (uid.as_str(), ports)).collect();
+        let [("stops", ports)] = leaving[..] else { panic!("{leaving:?}") };
+        let [port] = &ports[..] else { panic!("{ports:?}") };
+        assert_eq!((port.host_port, port.container_port, port.pod_ip), (8080, 80, ip));
+    }
 }

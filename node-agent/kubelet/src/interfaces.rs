@@ -50,6 +50,24 @@ pub struct HostPort {
     pub container_port: u16,
 }
 
+impl HostPort {
+    /// What a pod's containers ask for.
+    pub fn of(pod: &Pod) -> Vec<Self> {
+        let Some(spec) = &pod.spec else { return Vec::new() };
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let ports = containers.flat_map(|container| container.ports.iter().flatten());
+        let host_ports = ports.filter_map(|port| {
+            Some(Self {
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+                host_port: u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?,
+                container_port: u16::try_from(port.container_port).ok()?,
+            })
+        });
+        host_ports.collect()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodNetworkStatus {
     pub netns: PathBuf,

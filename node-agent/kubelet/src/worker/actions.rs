@@ -115,21 +115,12 @@ fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
         let text = annotations.get(&format!("kubernetes.io/{direction}-bandwidth"))?;
         crate::quantity::scaled(text, 1).and_then(|n| u64::try_from(n).ok())
     };
-    let ports = pod.containers.iter().flat_map(|c| c.spec.ports.iter().flatten());
-    let host_ports = ports.filter_map(|port| {
-        Some(HostPort {
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-            host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
-            host_port: u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?,
-            container_port: u16::try_from(port.container_port).ok()?,
-        })
-    });
     PodNetworkRequest {
         pod_uid: pod.uid().to_owned(),
         namespace: pod.namespace().to_owned(),
         name: pod.name().to_owned(),
         hostname: hostname.to_owned(),
-        host_ports: host_ports.collect(),
+        host_ports: HostPort::of(&pod.object),
         ingress_bits_per_second: bandwidth("ingress"),
         egress_bits_per_second: bandwidth("egress"),
     }
@@ -363,6 +354,15 @@ pub async fn remove(
     container: String,
     oldest_kept: u32,
 ) -> Outcome {
+    match try_remove(shared, pod, &id, &container, oldest_kept).await {
+        Ok(()) => Outcome::Removed { id, container },
+        Err(error) => {
+            warn!(pod = %pod.key(), container, error, "old container was not removed");
+            Outcome::RemoveFailed { id }
+        }
+    }
+}
+
 async fn try_remove(
     shared: &Shared,
     pod: &DesiredPod,
@@ -376,15 +376,6 @@ async fn try_remove(
         container::attempts::remove_before(&config, &pod, &name, oldest_kept)
     });
     removed.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
-}
-
-    match try_remove(shared, pod, &id, &container, oldest_kept).await {
-        Ok(()) => Outcome::Removed { id, container },
-        Err(error) => {
-            warn!(pod = %pod.key(), container, error, "old container was not removed");
-            Outcome::RemoveFailed { id }
-        }
-    }
 }
 
 pub async fn release(shared: &Shared, pod: &DesiredPod) -> Outcome {
