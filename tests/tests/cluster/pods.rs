@@ -92,8 +92,8 @@ spec:
   - name: main
     image: BUSYBOX
     command: [sh, -c, "touch /tmp/live; sleep 600"]
-    livenessProbe: { exec: { command: [cat, /tmp/live] }, periodSeconds: 1, failureThreshold: 2 }
-    readinessProbe: { exec: { command: [cat, /tmp/ready] }, periodSeconds: 1 }
+    livenessProbe: { exec: { command: [cat, /tmp/live] }, periodSeconds: 1, failureThreshold: 2, timeoutSeconds: 10 }
+    readinessProbe: { exec: { command: [cat, /tmp/ready] }, periodSeconds: 1, timeoutSeconds: 10 }
 "#,
     )
     .expect("applied");
@@ -236,7 +236,7 @@ spec:
   containers:
   - name: main
     image: BUSYBOX
-    command: [sh, -c, "seq -f 'line %05g of a log that is long enough to be rotated' 1 2500"]
+    command: [sh, -c, "n=0; while [ $n -lt 2500 ]; do n=$((n+1)); printf 'line %05d of a log that is long enough to be rotated\\n' $n; done"]
 "#,
     )
     .expect("applied");
