@@ -164,7 +164,16 @@ impl Feed {
         while reached < revision {
             let batch = match watch.next().await {
                 Some(Ok(batch)) => batch,
-                // Etcd tells of a compaction only here. Watchers then list again; nothing is lost.
+                // Etcd tells only here what is compacted: what is left begins after it.
+                Some(Err(Error::Compacted { compacted, .. })) if (from..revision).contains(&compacted) => {
+                    from = compacted + 1;
+                    reached = compacted;
+                    rings.clear();
+                    later.clear();
+                    watch = store.watch(ROOT, from).await?;
+                    continue;
+                }
+                // Watchers then list again; nothing is lost.
                 Some(Err(Error::Compacted { .. })) | None => {
                     warn!("no history to fill the rings with");
                     return store.watch(ROOT, revision + 1).await;

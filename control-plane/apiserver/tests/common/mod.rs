@@ -65,11 +65,20 @@ pub(crate) struct Running {
 
 /// Starts a server over the store in `directory`.
 pub(crate) async fn start(directory: &Directory) -> Running {
-    let store = EmbeddedStore::open(EmbeddedOptions::new(directory.0.join("store"))).await.expect("a store");
-    let store: Arc<dyn Store> = Arc::new(store);
+    start_over(embedded(directory).await, |_| ()).await
+}
+
+pub(crate) async fn embedded(directory: &Directory) -> Arc<dyn Store> {
+    let options = EmbeddedOptions::new(directory.0.join("store"));
+    Arc::new(EmbeddedStore::open(options).await.expect("a store"))
+}
+
+/// Starts a server over `store`, with the default configuration changed.
+pub(crate) async fn start_over(store: Arc<dyn Store>, change: impl FnOnce(&mut Config)) -> Running {
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let config = Config::new("192.0.2.1".parse().expect("an address"), 6443, SigningKey::ephemeral());
+    let mut config = Config::new("192.0.2.1".parse().expect("an address"), 6443, SigningKey::ephemeral());
+    change(&mut config);
     let server =
         ApiServer::start(store.clone(), config, &mut tasks, shutdown.clone()).await.expect("a server");
     Running { server, store, tasks, shutdown }
