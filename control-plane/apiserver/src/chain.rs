@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hawser_api::{Error, GroupVersionResource, error::Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::auth::{Attributes, Authorizer, Decision, SYSTEM_MASTERS, User, refusal};
+use crate::auth::{Attributes, Authorizer, COMPONENTS, Decision, SYSTEM_MASTERS, User, refusal};
 
 /// Bounds of what is worked on at once; what comes above is told 429 with Retry-After. Upstream's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -82,19 +82,25 @@ impl Chain {
     /// Lets a request in: flow control, then authorization.
     pub fn enter(&self, user: &Arc<User>, attributes: Attributes) -> Result<Pass, Error> {
         let permit = self.permit(user, &attributes)?;
-        match self.authorizer.authorize(user, &attributes) {
-            Decision::Allow(_) => Ok(Pass { user: user.clone(), attributes, _permit: permit }),
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => {
-                Err(forbidden(user, &attributes, &reason))
-            }
+        self.authorize(user, &attributes)?;
+        Ok(Pass { user: user.clone(), attributes, _permit: permit })
+    }
+
+    /// Authorization alone: for what goes out on a stream that was let in, message by message. It takes no place in flow
+    /// control, so its only error is that the user may not.
+    pub fn authorize(&self, user: &User, attributes: &Attributes) -> Result<(), Error> {
+        match self.authorizer.authorize(user, attributes) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(user, attributes, &reason)),
         }
     }
 
     fn permit(&self, user: &User, attributes: &Attributes) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        // Watches and streams are bounded by connections; upstream leaves them out as well, and system:masters too.
+        // Watches and streams are bounded by connections; upstream leaves them out as well, and system:masters too. The
+        // components bound themselves (workers, batches), and a cluster that holds them back does not recover.
         let long_running = attributes.verb == "watch"
             || matches!(attributes.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
-        if long_running || user.is_in(SYSTEM_MASTERS) || !attributes.is_resource() {
+        if long_running || user.is_in(SYSTEM_MASTERS) || is_component(user) || !attributes.is_resource() {
             return Ok(None);
         }
         let room = if attributes.resource == "leases" {
@@ -109,6 +115,10 @@ impl Chain {
             Err(_) => Err(Error::too_many_requests("Too many requests, please try again later.", 1)),
         }
     }
+}
+
+fn is_component(user: &User) -> bool {
+    COMPONENTS.contains(&user.name.as_str())
 }
 
 fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Error {
@@ -129,22 +139,35 @@ mod tests {
     use super::*;
     use crate::auth::authz::SimpleAuthorizer;
 
+    struct Everybody;
+
+    impl Authorizer for Everybody {
+        fn authorize(&self, _: &User, _: &Attributes) -> Decision {
+            Decision::Allow(String::new())
+        }
+    }
+
     #[test]
     fn a_full_server_says_429_and_leases_still_pass() {
-        let chain = Chain::new(Arc::new(SimpleAuthorizer), Limits { reads: 1, writes: 1 });
-        let component = User::named(crate::auth::SCHEDULER, &[]);
+        let chain = Chain::new(Arc::new(Everybody), Limits { reads: 1, writes: 1 });
+        let client = User::named("client", &[]);
         let request = |verb: &'static str, resource: &str| Attributes {
             verb: verb.into(),
             resource: resource.to_owned(),
             ..Attributes::default()
         };
-        let first = chain.enter(&component, request("update", "pods")).expect("there is room");
-        let refused = chain.enter(&component, request("update", "pods")).err().expect("no room");
+        let first = chain.enter(&client, request("update", "pods")).expect("there is room");
+        let refused = chain.enter(&client, request("update", "pods")).err().expect("no room");
         assert_eq!((refused.code(), refused.retry_after_seconds()), (429, Some(1)));
-        assert!(chain.enter(&component, request("update", "leases")).is_ok());
-        assert!(chain.enter(&component, request("get", "pods")).is_ok());
+        assert!(chain.enter(&client, request("update", "leases")).is_ok());
+        assert!(chain.enter(&client, request("get", "pods")).is_ok());
+        assert!(chain.authorize(&client, &request("update", "pods")).is_ok(), "no place is needed for this");
+        for component in COMPONENTS {
+            let component = User::named(component, &[]);
+            assert!(chain.enter(&component, request("update", "pods")).is_ok(), "{}", component.name);
+        }
         drop(first);
-        assert!(chain.enter(&component, request("update", "pods")).is_ok());
+        assert!(chain.enter(&client, request("update", "pods")).is_ok());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, future::join_all, stream};
+use futures::{FutureExt, StreamExt, stream};
 use hawser_api::{
     Client, Error, GroupVersionResource,
     client::{
@@ -27,6 +27,10 @@ use crate::{
 };
 
 const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
+
+/// Bindings of one call that are written at the same time: enough for the store to commit many together, and fewer than
+/// flow control lets in at once, so that a large call does not fill it and fail in part.
+const BINDINGS: usize = 64;
 
 /// How long an idle watch goes without a bookmark.
 const BOOKMARK_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
@@ -100,12 +104,8 @@ impl Client for LocalClient {
 
     async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {
         let call = self.server.enter(&self.user, "list", target.clone(), &options.field_selector)?;
-        let request = ListRequest {
-            namespace: target.namespace.clone().unwrap_or_default(),
-            label_selector: options.label_selector.clone(),
-            field_selector: options.field_selector.clone(),
-            ..ListRequest::default()
-        };
+        let request =
+            ListRequest { label_selector: options.label_selector.clone(), ..ListRequest::default() };
         let listed = self.server.list(&call, &request).await?;
         let resource_version = listed.revision.to_string();
         let items = listed
@@ -119,7 +119,6 @@ impl Client for LocalClient {
         let call = self.server.enter(&self.user, "watch", target.clone(), &options.field_selector)?;
         let request = WatchRequest {
             label_selector: options.label_selector.clone(),
-            field_selector: options.field_selector.clone(),
             resource_version: options.resource_version.clone(),
             ..WatchRequest::default()
         };
@@ -186,11 +185,7 @@ impl Client for LocalClient {
         };
         if target.name.is_none() {
             let call = self.server.enter(&self.user, "deletecollection", target.clone(), "")?;
-            let list = ListRequest {
-                namespace: target.namespace.clone().unwrap_or_default(),
-                ..ListRequest::default()
-            };
-            self.server.delete_collection(&call, &list, &request).await?;
+            self.server.delete_collection(&call, &ListRequest::default(), &request).await?;
             let status = serde_json::json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
             return codec::encode(&status, Encoding::Json);
         }
@@ -210,12 +205,14 @@ pub(crate) async fn bind_all(
     user: &Arc<User>,
     bindings: &[Binding],
 ) -> Vec<Result<(), Error>> {
-    join_all(bindings.iter().map(|binding| async move {
-        let target = Target::object(PODS, Some(&binding.namespace), &binding.pod).with_subresource("binding");
-        let call = server.enter(user, "create", target, "")?;
-        server.bind(&call, &binding.node, &binding.uid, serde_json::Value::Null, &Options::default()).await
-    }))
-    .await
+    let bound: Vec<_> = bindings.iter().map(|binding| bind_one(server, user, binding).boxed()).collect();
+    stream::iter(bound).buffered(BINDINGS).collect().await
+}
+
+async fn bind_one(server: &Arc<ApiServer>, user: &Arc<User>, binding: &Binding) -> Result<(), Error> {
+    let target = Target::object(PODS, Some(&binding.namespace), &binding.pod).with_subresource("binding");
+    let call = server.enter(user, "create", target, "")?;
+    server.bind(&call, &binding.node, &binding.uid, serde_json::Value::Null, &Options::default()).await
 }
 
 /// The next changes, or a bookmark where nothing happened for a while.

@@ -3,7 +3,11 @@
 mod common;
 
 use common::*;
-use hawser_api::Error;
+use hawser_api::{
+    Client, Error,
+    client::{ListOptions, WriteOptions},
+    resource::Target,
+};
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -46,5 +50,215 @@ async fn a_node_sees_and_writes_what_concerns_it_only() {
     check(&node.delete(&NODES, None, "n1", None).await, false, "deleting itself");
     let somebody = running.client("system:serviceaccount:shop:default", &["system:serviceaccounts"]);
     check(&somebody.get(&PODS, Some("shop"), "a").await, false, "a service account");
+    running.stop().await;
+}
+
+/// Names of what a node gets when it lists Secrets of `shop`; `None` where it may not.
+async fn secrets(node: &Api, name: Option<&str>, fields: &str) -> Option<Vec<String>> {
+    let target = Target { name: name.map(str::to_owned), ..Target::collection(SECRETS, Some("shop")) };
+    let options = ListOptions { field_selector: fields.to_owned(), ..ListOptions::default() };
+    let listed = match node.0.list(&target, &options).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            assert_eq!(error.code(), 403, "{error}");
+            return None;
+        }
+    };
+    let names = listed.items.iter().map(|item| {
+        let object: Value = serde_json::from_slice(item).expect("JSON");
+        object["metadata"]["name"].as_str().expect("a name").to_owned()
+    });
+    Some(names.collect())
+}
+
+#[tokio::test]
+async fn a_list_that_is_authorized_for_one_object_is_of_that_object() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    for name in ["mine", "other"] {
+        admin
+            .create(&SECRETS, Some("shop"), json!({ "metadata": { "name": name } }))
+            .await
+            .expect("a secret");
+    }
+    let mut wanted = pod("a");
+    wanted["spec"]["nodeName"] = json!("n1");
+    wanted["spec"]["volumes"] = json!([{ "name": "s", "secret": { "secretName": "mine" } }]);
+    admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    admin.list(&PODS, None, "").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let mine = Some(vec!["mine".to_owned()]);
+    assert_eq!(secrets(&node, Some("mine"), "").await, mine, "by name");
+    assert_eq!(secrets(&node, None, "metadata.name=mine").await, mine, "by a selector of its name");
+    assert_eq!(secrets(&node, Some("other"), "").await, None, "another's by name");
+    assert_eq!(secrets(&node, None, "metadata.name=other").await, None, "another's by selector");
+    assert_eq!(secrets(&node, None, "metadata.name!=a").await, None, "all but one");
+    assert_eq!(secrets(&node, None, "").await, None, "all");
+    let pods = |fields: &str| ListOptions { field_selector: fields.to_owned(), ..ListOptions::default() };
+    let everywhere = Target::collection(PODS, None);
+    assert!(node.0.list(&everywhere, &pods("spec.nodeName=n1")).await.is_ok());
+    let escaped = node.0.list(&everywhere, &pods(r"metadata.name!=a\,spec.nodeName=n1")).await;
+    assert_eq!(escaped.err().map(|error| error.code()), Some(403), "a selector about names only");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_reports_its_pods_and_itself_but_does_not_rewrite_them() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let mut wanted = pod("a");
+    wanted["spec"]["nodeName"] = json!("n1");
+    let mine = admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    admin.list(&PODS, None, "").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let image = json!({ "spec": { "containers": [{ "name": "main", "image": "another" }] } });
+    check(&node.merge(&PODS, Some("shop"), "a", image).await, false, "patching its pod");
+    check(&node.update(&PODS, &mine, "").await, false, "replacing its pod");
+    let mut status = mine.clone();
+    status["status"]["phase"] = json!("Running");
+    let status = node.update(&PODS, &status, "status").await;
+    check(&status, true, "its pod's status");
+    let mut labelled = status.expect("updated");
+    labelled["metadata"]["labels"]["app"] = json!("payments");
+    check(&node.update(&PODS, &labelled, "status").await, false, "labels through the status");
+
+    let role = json!({ "node-role.kubernetes.io/control-plane": "" });
+    let born = |labels: &Value| json!({ "metadata": { "name": "n1", "labels": labels } });
+    check(&node.create(&NODES, None, born(&role)).await, false, "a role at birth");
+    let mut own = born(&json!({ "kubernetes.io/os": "linux", "disk": "ssd" }));
+    own["spec"]["taints"] = json!([{ "key": "starting", "effect": "NoSchedule" }]);
+    check(&node.create(&NODES, None, own).await, true, "registering with taints and labels of its own");
+    for (labels, allowed) in [
+        (json!({ "disk": "nvme" }), true),
+        (json!({ "topology.kubernetes.io/zone": "a" }), true),
+        (role, false),
+        (json!({ "node-restriction.kubernetes.io/tenant": "a" }), false),
+        (json!({ "example.k8s.io/a": "b" }), false),
+    ] {
+        let patch = json!({ "metadata": { "labels": labels } });
+        check(&node.merge(&NODES, None, "n1", patch).await, allowed, &labels.to_string());
+    }
+    let untaint = json!({ "spec": { "taints": [] } });
+    check(&node.merge(&NODES, None, "n1", untaint.clone()).await, false, "taking off its taints");
+    admin.merge(&NODES, None, "n1", untaint).await.expect("an administrator may");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_mirror_pod_opens_nothing_to_its_node() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let own = node.create(&NODES, None, json!({ "metadata": { "name": "n1" } })).await.expect("a node");
+    running.admin().list(&NODES, None, "").await;
+    let mirror = |name: &str, spec: Value| {
+        let mut pod = pod(name);
+        pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "abc" });
+        pod["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": own["metadata"]["uid"], "controller": true,
+        }]);
+        pod["spec"]["nodeName"] = json!("n1");
+        for (field, value) in spec.as_object().expect("fields") {
+            pod["spec"][field] = value.clone();
+        }
+        pod
+    };
+    let volume = |source: Value| json!({ "volumes": [source] });
+    for (name, spec, allowed) in [
+        ("plain", json!({}), true),
+        ("other-node", json!({ "nodeName": "n2" }), false),
+        ("account", json!({ "serviceAccountName": "default" }), false),
+        ("old-account", json!({ "serviceAccount": "default" }), false),
+        ("secret", volume(json!({ "name": "v", "secret": { "secretName": "a" } })), false),
+        ("map", volume(json!({ "name": "v", "configMap": { "name": "a" } })), false),
+        ("claim", volume(json!({ "name": "v", "persistentVolumeClaim": { "claimName": "a" } })), false),
+        ("pull", json!({ "imagePullSecrets": [{ "name": "a" }] }), false),
+        (
+            "token",
+            volume(
+                json!({ "name": "v", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } }),
+            ),
+            false,
+        ),
+    ] {
+        check(&node.create(&PODS, Some("shop"), mirror(name, spec)).await, allowed, name);
+    }
+    let mut unowned = mirror("unowned", json!({}));
+    unowned["metadata"]["ownerReferences"] = json!([]);
+    check(&node.create(&PODS, Some("shop"), unowned).await, false, "without an owner");
+    let mut plain = mirror("no-mirror", json!({}));
+    plain["metadata"]["annotations"] = json!({});
+    check(&node.create(&PODS, Some("shop"), plain).await, false, "not a mirror pod");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_gets_tokens_for_pods_that_it_runs() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    admin
+        .create(&ACCOUNTS, Some("shop"), json!({ "metadata": { "name": "robot" } }))
+        .await
+        .expect("an account");
+    let mut uids = std::collections::HashMap::new();
+    for (name, node, account) in
+        [("mine", "n1", "robot"), ("plain", "n1", "default"), ("other", "n2", "robot")]
+    {
+        let mut wanted = pod(name);
+        wanted["spec"]["nodeName"] = json!(node);
+        wanted["spec"]["serviceAccountName"] = json!(account);
+        let made = admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+        uids.insert(name, made["metadata"]["uid"].clone());
+    }
+    admin.list(&PODS, None, "").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let target = Target::object(ACCOUNTS, Some("shop"), "robot").with_subresource("token");
+    let bound = |pod: &str| json!({ "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uids[pod] });
+    let mut stale = bound("mine");
+    stale["uid"] = json!("another");
+    let mut unsure = bound("mine");
+    unsure["uid"] = Value::Null;
+    for (what, spec, code) in [
+        ("for its pod", json!({ "boundObjectRef": bound("mine") }), None),
+        ("bound to nothing", json!({}), Some(403)),
+        ("for another node's pod", json!({ "boundObjectRef": bound("other") }), Some(403)),
+        ("for a pod with another account", json!({ "boundObjectRef": bound("plain") }), Some(403)),
+        ("for a pod that was", json!({ "boundObjectRef": stale }), Some(403)),
+        ("for a pod without a uid", json!({ "boundObjectRef": unsure }), Some(403)),
+        ("too short", json!({ "boundObjectRef": bound("mine"), "expirationSeconds": 599 }), Some(422)),
+        (
+            "too long",
+            json!({ "boundObjectRef": bound("mine"), "expirationSeconds": (1_i64 << 32) + 1 }),
+            Some(422),
+        ),
+    ] {
+        let body = json!({ "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": spec });
+        let answer = node.0.create(&target, body.to_string().into(), &WriteOptions::default()).await;
+        assert_eq!(answer.err().map(|error| error.code()), code, "{what}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn grace_beyond_counting_is_cut() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    for (name, grace) in [("asked", Some(i64::MAX)), ("own", None)] {
+        let mut wanted = pod(name);
+        wanted["spec"]["nodeName"] = json!("n1");
+        wanted["spec"]["terminationGracePeriodSeconds"] = json!(i64::MAX);
+        admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+        let marked = admin.delete(&PODS, Some("shop"), name, grace).await.expect("marked");
+        assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], i32::MAX, "{name}");
+    }
     running.stop().await;
 }

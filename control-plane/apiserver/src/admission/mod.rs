@@ -63,6 +63,11 @@ impl Request<'_> {
     }
 }
 
+/// The image, in the API, of a pod that a node runs by itself.
+fn is_mirror(pod: &Value) -> bool {
+    !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
+}
+
 #[async_trait]
 pub trait Plugin: Send + Sync {
     /// Upstream's name of the plugin.
@@ -90,7 +95,7 @@ impl Admission {
         Self::new(vec![
             Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
             Arc::new(service_account::ServiceAccount::new(cache, resources)),
-            Arc::new(node_restriction::NodeRestriction),
+            Arc::new(node_restriction::NodeRestriction::new(cache, resources)),
             Arc::new(priority::Priority::new(cache, resources)),
             Arc::new(tolerations),
         ])

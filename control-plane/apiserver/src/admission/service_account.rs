@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use hawser_api::Error;
 use serde_json::{Value, json};
 
-use super::{Plugin, Request};
+use super::{Plugin, Request, is_mirror, node_restriction::has_token_volume};
 use crate::{
+    auth::node::references,
     cache::{Cache, KindCache},
     registry::random_suffix,
     resources::Resources,
@@ -52,10 +53,6 @@ impl ServiceAccount {
     }
 }
 
-fn is_mirror(pod: &Value) -> bool {
-    !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
-}
-
 #[async_trait]
 impl Plugin for ServiceAccount {
     fn name(&self) -> &'static str {
@@ -79,6 +76,26 @@ impl Plugin for ServiceAccount {
             )));
         };
         add_access(request.object, &account);
+        Ok(())
+    }
+
+    /// A mirror pod runs whatever the API says: it must not look as if it had been given what it names.
+    async fn validate(&self, request: &Request<'_>) -> Result<(), Error> {
+        if !request.creates("pods") || !is_mirror(request.object) {
+            return Ok(());
+        }
+        for reference in references(request.object) {
+            match reference.resource {
+                "serviceaccounts" => {
+                    return Err(request.forbidden("a mirror pod may not reference service accounts"));
+                }
+                "secrets" => return Err(request.forbidden("a mirror pod may not reference secrets")),
+                _ => {}
+            }
+        }
+        if has_token_volume(request.object) {
+            return Err(request.forbidden("a mirror pod may not use ServiceAccountToken volume projections"));
+        }
         Ok(())
     }
 }

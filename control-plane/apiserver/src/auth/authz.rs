@@ -3,10 +3,7 @@
 //!
 //! Nodes are [`super::node`]'s. RBAC takes this one's place as one more link of the [`super::Union`].
 
-use super::{
-    APISERVER, AUTHENTICATED, Attributes, Authorizer, CONTROLLER_MANAGER, Decision, SCHEDULER,
-    SYSTEM_MASTERS, User,
-};
+use super::{AUTHENTICATED, Attributes, Authorizer, COMPONENTS, Decision, SYSTEM_MASTERS, User};
 
 pub struct SimpleAuthorizer;
 
@@ -26,7 +23,7 @@ impl Authorizer for SimpleAuthorizer {
         if user.is_in(SYSTEM_MASTERS) {
             return allow("system:masters");
         }
-        if [APISERVER, SCHEDULER, CONTROLLER_MANAGER].contains(&user.name.as_str()) {
+        if COMPONENTS.contains(&user.name.as_str()) {
             return allow("a component of the control plane");
         }
         if !attributes.is_resource() {
@@ -55,6 +52,7 @@ impl Authorizer for SimpleAuthorizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::SCHEDULER;
 
     fn pods(verb: &'static str) -> Attributes {
         Attributes { verb: verb.into(), resource: "pods".to_owned(), ..Attributes::default() }

@@ -22,6 +22,9 @@ pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
 /// The server itself, when it writes what every cluster has at birth.
 pub const APISERVER: &str = "system:apiserver";
 
+/// The components of the control plane. Only its own certificates and this process have these names.
+pub const COMPONENTS: [&str; 3] = [APISERVER, SCHEDULER, CONTROLLER_MANAGER];
+
 /// `authentication.k8s.io/v1` UserInfo.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use hawser_api::selector::FieldSelector;
 use serde_json::Value;
 
 use super::{Attributes, Authorizer, Decision, User};
@@ -128,14 +129,16 @@ impl NodeAuthorizer {
             // Its own Node; others are read for addresses and pod ranges.
             ("", "nodes", "") => read || (verb == "create") || (write && verb != "delete" && name == node),
             ("", "nodes", "status") => name == node && matches!(verb, "update" | "patch"),
+            // Not by name: another pod of the name may come to another node while the watch lasts.
             ("", "pods", "") if matches!(verb, "list" | "watch") => {
                 selects_node(&attributes.field_selector, node)
-                    || (!name.is_empty() && self.owns_pod(node, namespace, name))
             }
             // A mirror pod is created for the node itself; admission holds it to that.
             ("", "pods", "") if verb == "create" => true,
-            ("", "pods", "" | "status") => {
-                matches!(verb, "get" | "delete" | "update" | "patch") && self.owns_pod(node, namespace, name)
+            // What a pod is to be is never the node's to say: only that it is gone, and how it does.
+            ("", "pods", "") => matches!(verb, "get" | "delete") && self.owns_pod(node, namespace, name),
+            ("", "pods", "status") => {
+                matches!(verb, "get" | "update" | "patch") && self.owns_pod(node, namespace, name)
             }
             ("", "pods", "eviction") => verb == "create" && self.owns_pod(node, namespace, name),
             ("", "configmaps" | "secrets" | "persistentvolumeclaims", "") => {
@@ -172,12 +175,9 @@ impl NodeAuthorizer {
     }
 }
 
-/// Whether a field selector restricts a list of pods to the node's.
+/// Whether a field selector restricts a list of pods to the node's. Read as the list itself reads it.
 fn selects_node(selector: &str, node: &str) -> bool {
-    selector.split(',').any(|term| {
-        let value = term.strip_prefix("spec.nodeName").map(|rest| rest.trim_start_matches('='));
-        !term.contains("!=") && value == Some(node)
-    })
+    FieldSelector::parse(selector).is_ok_and(|selector| selector.exact("spec.nodeName") == Some(node))
 }
 
 impl Authorizer for NodeAuthorizer {
@@ -241,8 +241,17 @@ mod tests {
     fn only_a_selector_for_the_node_itself_counts() {
         assert!(selects_node("spec.nodeName=n1", "n1"));
         assert!(selects_node("status.phase=Running,spec.nodeName==n1", "n1"));
-        for selector in ["", "spec.nodeName!=n1", "spec.nodeName=n2", "spec.nodeName=n11", "metadata.name=n1"]
-        {
+        for selector in [
+            "",
+            "spec.nodeName!=n1",
+            "spec.nodeName=n2",
+            "spec.nodeName=n11",
+            "metadata.name=n1",
+            // One term, about names: the comma is a part of the value.
+            r"metadata.name!=a\,spec.nodeName=n1",
+            "spec.nodeName===n1",
+            r"spec.nodeName=n1\x",
+        ] {
             assert!(!selects_node(selector, "n1"), "{selector}");
         }
     }

@@ -184,13 +184,28 @@ struct Down {
     feeds: Vec<Feed>,
     /// What each pod names, by the pod's key.
     named: HashMap<String, BTreeSet<Reference>>,
-    /// What was sent of what pods name, and its revision; 0 for what does not exist.
-    sent: HashMap<Reference, Revision>,
+    /// What pods name, and what the node knows of it.
+    sent: HashMap<Reference, Sent>,
+}
+
+/// What a node knows of an object that its pods name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// The object as of this revision; 0 for one that does not exist.
+    At(Revision),
+    /// Nothing: it may not see the object as things stand (a volume before its claim is bound). Asked again whenever the
+    /// object, the pod or the claim changes.
+    Refused,
 }
 
 impl Down {
-    /// Checks that this node may hear what it asks for.
+    /// Checks that this is the node, and may hear what it asks for.
     fn open(server: &Arc<ApiServer>, user: &Arc<User>, node: &str, sender: Sender) -> Result<Self, Error> {
+        if user.node() != Some(node) {
+            let why = format!("User {:?} is not the node that the stream is for", user.name);
+            let nodes = GroupVersionResource::fixed("", "v1", "nodes");
+            return Err(Error::forbidden(&nodes, node, &why));
+        }
         let selector = format!("spec.nodeName={node}");
         let mut feeds = Vec::new();
         for (kind, selector) in [(PODS, selector.as_str())].into_iter().chain(SHARED.map(|kind| (kind, ""))) {
@@ -245,16 +260,18 @@ impl Down {
 
     /// Sends everything, then says so.
     async fn snapshot(&mut self) -> Result<(), Error> {
-        for at in 0..self.feeds.len() {
-            let feed = &mut self.feeds[at];
+        // Every kind is followed before anything is sent. What pods name is sent with them, and sending takes as long as the
+        // node reads: a change in that time must find its watcher there already.
+        let mut existing = Vec::new();
+        for feed in &mut self.feeds {
             let cache = feed.cache()?.clone();
             let snapshot = cache.snapshot();
             feed.watcher = Some(Watcher::following(&cache, feed.selection.clone(), &snapshot));
-            if is_referenced(&feed.resource) {
-                continue;
-            }
-            let existing = feed.selection.select(&cache, &snapshot.state, "");
-            for object in existing {
+            let referenced = is_referenced(&feed.resource);
+            existing.push((!referenced).then(|| feed.selection.select(&cache, &snapshot.state, "")));
+        }
+        for (at, objects) in existing.into_iter().enumerate() {
+            for object in objects.into_iter().flatten() {
                 self.tell(at, &Change { kind: ChangeKind::Added, object }).await?;
             }
         }
@@ -316,16 +333,47 @@ impl Down {
 
     async fn tell_referenced(&mut self, resource: &Resource, change: &Change) -> Result<(), Error> {
         let reference = reference_to(resource, &change.object);
-        let Some(sent) = self.sent.get_mut(&reference) else { return Ok(()) };
-        if *sent >= change.object.revision() {
+        let revision = change.object.revision();
+        match self.sent.get(&reference) {
+            None => return Ok(()),
+            Some(Sent::At(known)) if *known >= revision => return Ok(()),
+            Some(_) => {}
+        }
+        if change.kind == ChangeKind::Deleted {
+            // What made the object the node's may have gone with it: so it hears that, and nothing of its last state.
+            if self.sent.insert(reference.clone(), Sent::At(revision)) != Some(Sent::Refused) {
+                self.send_gone(&reference).await?;
+            }
             return Ok(());
         }
-        *sent = change.object.revision();
+        self.send_allowed(resource, reference, change).await
+    }
+
+    /// Sends an object that a pod names where the node may see it now.
+    async fn send_allowed(
+        &mut self,
+        resource: &Resource,
+        reference: Reference,
+        change: &Change,
+    ) -> Result<(), Error> {
+        let namespace = (!reference.namespace.is_empty()).then_some(reference.namespace.as_str());
+        let target = Target::object(resource.gvr.clone(), namespace, &reference.name);
+        if !self.server.may_get(&self.user, &target) {
+            debug!(node = %self.node, resource = reference.resource, name = reference.name, "a referenced object is not for this node");
+            self.sent.insert(reference, Sent::Refused);
+            return Ok(());
+        }
+        self.sent.insert(reference, Sent::At(change.object.revision()));
         self.send_change(resource, change).await?;
         if resource.row.plural == "persistentvolumeclaims" {
             Box::pin(self.follow_claim(&change.object)).await?;
         }
         Ok(())
+    }
+
+    /// Whether the node has been told how this object stands.
+    fn is_told(&self, reference: &Reference) -> bool {
+        matches!(self.sent.get(reference), Some(Sent::At(_)))
     }
 
     /// Takes note of what a pod names; what is new is sent, and what nothing names any more is taken back.
@@ -334,13 +382,13 @@ impl Down {
         let now = if gone { BTreeSet::new() } else { references(&pod.value()) };
         let before = if gone { self.named.remove(&key) } else { self.named.insert(key, now.clone()) };
         for reference in &now {
-            if !self.sent.contains_key(reference) {
+            if !self.is_told(reference) {
                 self.send_reference(reference).await?;
             }
         }
         for reference in before.unwrap_or_default() {
             let still = self.named.values().any(|named| named.contains(&reference));
-            if !still && self.sent.remove(&reference).is_some() {
+            if !still && matches!(self.sent.remove(&reference), Some(Sent::At(_))) {
                 self.send_gone(&reference).await?;
             }
         }
@@ -351,19 +399,12 @@ impl Down {
     async fn send_reference(&mut self, reference: &Reference) -> Result<(), Error> {
         let resource = self.server.registry().resources().builtin("", "v1", reference.resource).clone();
         let object = resource.cache()?.get(&reference.namespace, &reference.name);
-        self.sent.insert(reference.clone(), object.as_ref().map_or(0, |object| object.revision()));
-        let Some(object) = object else { return self.send_gone(reference).await };
-        let namespace = (!reference.namespace.is_empty()).then_some(reference.namespace.as_str());
-        let target = Target::object(resource.gvr.clone(), namespace, &reference.name);
-        if let Err(error) = self.server.enter(&self.user, "get", target, "") {
-            debug!(node = %self.node, %error, "a referenced object is not for this node");
-            return Ok(());
-        }
-        self.send_change(&resource, &Change { kind: ChangeKind::Added, object: object.clone() }).await?;
-        if reference.resource == "persistentvolumeclaims" {
-            Box::pin(self.follow_claim(&object)).await?;
-        }
-        Ok(())
+        let Some(object) = object else {
+            self.sent.insert(reference.clone(), Sent::At(0));
+            return self.send_gone(reference).await;
+        };
+        let change = Change { kind: ChangeKind::Added, object };
+        self.send_allowed(&resource, reference.clone(), &change).await
     }
 
     /// A claim's volume concerns the node as the claim does.
@@ -374,7 +415,7 @@ impl Down {
         };
         let volume =
             Reference { resource: "persistentvolumes", namespace: String::new(), name: name.to_owned() };
-        if self.sent.contains_key(&volume) { Ok(()) } else { self.send_reference(&volume).await }
+        if self.is_told(&volume) { Ok(()) } else { self.send_reference(&volume).await }
     }
 
     async fn send_gone(&self, reference: &Reference) -> Result<(), Error> {
@@ -425,3 +466,6 @@ fn reference_to(resource: &Resource, object: &CachedObject) -> Reference {
         name: object.name().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

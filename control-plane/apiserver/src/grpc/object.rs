@@ -43,7 +43,6 @@ impl Front {
         let message = request.into_inner();
         let encoding = message.encoding();
         let target = target_of(message.resource)?;
-        let namespace = target.namespace.clone().unwrap_or_default();
         let call = self.server.enter(&user, "list", target, &message.field_selector)?;
         let version_match = match message.resource_version_match.as_str() {
             "" => VersionMatch::Unset,
@@ -54,13 +53,12 @@ impl Front {
             }
         };
         let list = ListRequest {
-            namespace,
             label_selector: message.label_selector,
-            field_selector: message.field_selector,
             resource_version: message.resource_version,
             version_match,
             limit: usize::try_from(message.limit).unwrap_or(0),
             continue_token: message.r#continue,
+            ..ListRequest::default()
         };
         let listed = self.server.list(&call, &list).await?;
         let end = v1::ListResponse {
@@ -139,9 +137,7 @@ impl Front {
         let target = target_of(message.resource)?;
         if target.name.is_none() {
             let call = self.server.enter(&user, "deletecollection", target, "")?;
-            let namespace = call.target.namespace.clone().unwrap_or_default();
-            let list = ListRequest { namespace, ..ListRequest::default() };
-            self.server.delete_collection(&call, &list, &delete).await?;
+            self.server.delete_collection(&call, &ListRequest::default(), &delete).await?;
             return Ok(v1::DeleteResponse { object: None });
         }
         let call = self.server.enter(&user, "delete", target, "")?;

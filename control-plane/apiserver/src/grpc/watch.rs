@@ -95,7 +95,6 @@ impl Front {
         };
         let request = WatchRequest {
             label_selector: message.label_selector,
-            field_selector: message.field_selector,
             resource_version: message.resource_version,
             send_initial_events: send,
             version_match,

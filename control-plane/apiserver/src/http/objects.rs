@@ -126,15 +126,13 @@ impl Front<'_> {
                 .parse::<usize>()
                 .map_err(|_| Error::bad_request(format!("{name}: Invalid value: {text:?}"))),
         };
-        let namespace = self.call.target.namespace.clone().unwrap_or_default();
         Ok(ListRequest {
-            namespace,
             label_selector: self.query.get("labelSelector").to_owned(),
-            field_selector: self.query.get("fieldSelector").to_owned(),
             resource_version: self.query.get("resourceVersion").to_owned(),
             version_match: version_match(&self.query)?,
             limit: number("limit")?,
             continue_token: self.query.get("continue").to_owned(),
+            ..ListRequest::default()
         })
     }
 
@@ -142,7 +140,6 @@ impl Front<'_> {
         let send_initial_events = self.query.find("sendInitialEvents").map(is_true);
         let request = WatchRequest {
             label_selector: self.query.get("labelSelector").to_owned(),
-            field_selector: self.query.get("fieldSelector").to_owned(),
             resource_version: self.query.get("resourceVersion").to_owned(),
             send_initial_events,
             version_match: version_match(&self.query)?,

@@ -11,7 +11,7 @@ pub use connect::{KubeletEndpoint, StreamKind, is_true};
 
 use std::sync::Arc;
 
-use hawser_api::{Error, resource::Target};
+use hawser_api::{Error, resource::Target, selector::FieldSelector};
 use serde_json::{Value, json};
 
 use crate::{
@@ -47,6 +47,11 @@ impl Call {
 
     fn namespace(&self) -> &str {
         self.target.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// The one that was authorized: never another of the request.
+    fn field_selector(&self) -> &str {
+        &self.pass.attributes().field_selector
     }
 }
 
@@ -94,7 +99,6 @@ impl WriteOptions {
 #[derive(Clone, Debug, Default)]
 pub struct WatchRequest {
     pub label_selector: String,
-    pub field_selector: String,
     pub resource_version: String,
     /// `None` leaves it to the resource version: unset and 0 begin with what exists.
     pub send_initial_events: Option<bool>,
@@ -119,19 +123,8 @@ impl ApiServer {
         target: Target,
         field_selector: &str,
     ) -> Result<Call, Error> {
-        let attributes = Attributes {
-            verb: verb.into(),
-            resource: target.resource.resource.to_string(),
-            group: target.resource.group.to_string(),
-            version: target.resource.version.to_string(),
-            subresource: target.subresource.as_deref().unwrap_or_default().to_owned(),
-            namespace: target.namespace.clone().unwrap_or_default(),
-            name: target.name.clone().unwrap_or_default(),
-            field_selector: field_selector.to_owned(),
-            path: String::new(),
-        };
         // What is not served is 404 only for those who may ask: so the chain comes first.
-        let pass = self.chain().enter(user, attributes)?;
+        let pass = self.chain().enter(user, attributes_of(verb, &target, field_selector))?;
         let resource = self.registry().resources().of(&target.resource)?.clone();
         if resource.row.namespaced && target.name.is_some() && target.namespace.is_none() {
             return Err(Error::new(
@@ -153,15 +146,20 @@ impl ApiServer {
         }
     }
 
+    /// Whether a user may read this object, for streams that send many.
+    pub(crate) fn may_get(&self, user: &User, target: &Target) -> bool {
+        self.chain().authorize(user, &attributes_of("get", target, "")).is_ok()
+    }
+
     pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
-        self.registry().list(&call.pass, &call.resource, request).await
+        self.registry().list(&call.pass, &call.resource, &narrowed(call, request)).await
     }
 
     pub async fn watch(&self, call: &Call, request: &WatchRequest) -> Result<Watched, Error> {
         let cache = call.resource.cache()?;
         let namespace = Some(call.namespace()).filter(|namespace| !namespace.is_empty());
         let mut selection =
-            Selection::parse(cache, namespace, &request.label_selector, &request.field_selector)?;
+            Selection::parse(cache, namespace, &request.label_selector, call.field_selector())?;
         if let Some(name) = &call.target.name {
             selection.narrow_name(name);
         }
@@ -246,7 +244,38 @@ impl ApiServer {
         list: &ListRequest,
         request: &DeleteRequest,
     ) -> Result<Vec<Arc<CachedObject>>, Error> {
-        self.registry().delete_collection(&call.pass, &call.resource, list, request).await
+        self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
+    }
+}
+
+/// A request as authorization sees it.
+fn attributes_of(verb: &'static str, target: &Target, field_selector: &str) -> Attributes {
+    let mut name = target.name.clone().unwrap_or_default();
+    if name.is_empty() && matches!(verb, "list" | "watch") {
+        // A collection of one is about that object, as upstream sees it: how kubelets follow a Secret.
+        let selector = FieldSelector::parse(field_selector).unwrap_or_default();
+        name = selector.exact("metadata.name").unwrap_or_default().to_owned();
+    }
+    Attributes {
+        verb: verb.into(),
+        resource: target.resource.resource.to_string(),
+        group: target.resource.group.to_string(),
+        version: target.resource.version.to_string(),
+        subresource: target.subresource.as_deref().unwrap_or_default().to_owned(),
+        namespace: target.namespace.clone().unwrap_or_default(),
+        name,
+        field_selector: field_selector.to_owned(),
+        path: String::new(),
+    }
+}
+
+/// The list that was authorized, whatever the request says: its namespace, name and field selector are the call's.
+fn narrowed(call: &Call, request: &ListRequest) -> ListRequest {
+    ListRequest {
+        namespace: call.namespace().to_owned(),
+        name: call.target.name.clone(),
+        field_selector: call.field_selector().to_owned(),
+        ..request.clone()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Call, Reply, WriteOptions, Written};
 use crate::{
     ApiServer,
+    admission::{self, Operation},
     auth::tokens::{TokenRequest, unix_now},
     cache::Selection,
     chain::Pass,
@@ -154,6 +155,18 @@ impl ApiServer {
     async fn issue_token(&self, call: &Call, mut request: Value) -> Result<Written, Error> {
         let (namespace, name) = call.place()?;
         let account = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?.value();
+        let admitted = admission::Request {
+            user: call.pass.user(),
+            operation: Operation::Create,
+            resource: &call.resource,
+            subresource: call.subresource(),
+            namespace,
+            name,
+            dry_run: false,
+            object: &mut request,
+            old: None,
+        };
+        self.registry().admit_connect(&admitted).await?;
         let uid = account["metadata"]["uid"].as_str().unwrap_or_default();
         let spec = &request["spec"];
         let seconds = spec["expirationSeconds"].as_i64().unwrap_or(DEFAULT_TOKEN_SECONDS);

@@ -34,6 +34,8 @@ pub enum VersionMatch {
 pub struct ListRequest {
     /// Empty for all namespaces, and for cluster-wide kinds.
     pub namespace: String,
+    /// Only this object.
+    pub name: Option<String>,
     pub label_selector: String,
     pub field_selector: String,
     pub resource_version: String,
@@ -110,7 +112,11 @@ impl Registry {
         check_pass(pass, resource)?;
         let cache = resource.cache()?;
         let namespace = Some(request.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let selection = Selection::parse(cache, namespace, &request.label_selector, &request.field_selector)?;
+        let mut selection =
+            Selection::parse(cache, namespace, &request.label_selector, &request.field_selector)?;
+        if let Some(name) = &request.name {
+            selection.narrow_name(name);
+        }
         if !request.continue_token.is_empty() {
             if !request.resource_version.is_empty() && request.resource_version != "0" {
                 return Err(Error::bad_request(
@@ -155,7 +161,7 @@ impl Registry {
         let start = if start > first.as_str() { start.to_owned() } else { first };
         let mut request = RangeRequest::between(start, end.clone());
         request.revision = revision;
-        let page = if limit == 0 { PAGE } else { PAGE.min(limit + 1) };
+        let page = if limit == 0 { PAGE } else { PAGE.min(limit.saturating_add(1)) };
         let pages = pages(&*self.store, request, page);
         pin_mut!(pages);
         let (mut objects, mut at, mut remaining, mut next) = (Vec::new(), revision.unwrap_or(0), None, None);
