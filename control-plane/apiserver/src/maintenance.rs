@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt, pin_mut};
+use futures::{StreamExt, pin_mut, stream};
 use hawser_api::Error;
-use hawser_store::{Expect, Key, RangeRequest, Revision, Write, pages};
+use hawser_store::{Expect, Key, KeyValue, RangeRequest, Revision, Write, pages};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
@@ -20,8 +20,11 @@ use crate::{
 /// How often expired events are looked for; they live at most this much longer than they should.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Deletions in one transaction; below the store's bound.
-const BATCH: usize = 100;
+/// How often claims of services are compared with services, as upstream.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(180);
+
+/// Writes at the same time.
+const WRITES: usize = 16;
 
 /// Removes events that are older than `ttl`, until cancelled.
 pub(crate) async fn expire_events(registry: Arc<Registry>, ttl: Duration, shutdown: CancellationToken) {
@@ -44,25 +47,17 @@ async fn expire_once(registry: &Registry, ttl: Duration, now: Timestamp) -> Resu
     let resource = registry.resources().builtin("", "v1", "events");
     let cache = resource.cache()?;
     let oldest = now.as_second() - ttl.as_secs() as i64;
-    let expired: Vec<Write> = Selection::default()
+    let expired = Selection::default()
         .select(cache, &cache.snapshot().state, "")
-        .filter(|event| last_change(&event.value()) < oldest)
-        .map(|event| Write::delete(event.key().clone(), Expect::Revision(event.revision())))
-        .collect();
-    let mut removed = 0;
-    for batch in expired.chunks(BATCH) {
-        match registry.store().transaction(batch.to_vec()).await {
-            Ok(_) => removed += batch.len(),
-            // One of them was written meanwhile; the others wait for the next round.
-            Err(hawser_store::Error::Conflict { .. }) => {}
-            Err(error) => return Err(store_error(error)),
-        }
-    }
-    Ok(removed)
+        .filter(|event| last_change(&event.value(), now) < oldest)
+        .map(|event| Write::delete(event.key().clone(), Expect::Revision(event.revision())));
+    write_each(registry, expired.collect()).await
 }
 
 /// When an event last said something: upstream's TTL counts from the last write too.
-fn last_change(event: &Value) -> i64 {
+///
+/// Clients write these times by their own clocks. One that is still to come says nothing: the event would never expire.
+fn last_change(event: &Value, now: Timestamp) -> i64 {
     let times = [
         &event["series"]["lastObservedTime"],
         &event["lastTimestamp"],
@@ -70,7 +65,8 @@ fn last_change(event: &Value) -> i64 {
         &event["metadata"]["creationTimestamp"],
     ];
     let parse = |time: &Value| time.as_str()?.parse::<Timestamp>().ok().map(Timestamp::as_second);
-    times.into_iter().filter_map(parse).max().unwrap_or(i64::MAX)
+    let known = times.into_iter().filter_map(parse).filter(|time| *time <= now.as_second());
+    known.max().unwrap_or(i64::MAX)
 }
 
 /// Compacts history at each interval to where the store was one interval before, until cancelled.
@@ -96,42 +92,107 @@ pub(crate) async fn compact(registry: Arc<Registry>, every: Duration, shutdown: 
     }
 }
 
-/// Makes allocations agree with services: those without a service go, those that a service lacks are made.
-///
-/// Both only happen after a restore or a bug, because they are written together.
-pub(crate) async fn repair_allocations(registry: &Registry) -> Result<(), Error> {
-    let services = registry.resources().builtin("", "v1", "services").cache()?.clone();
-    let mut wanted: HashMap<Key, String> = HashMap::new();
-    for service in Selection::default().select(&services, &services.snapshot().state, "") {
-        let owner = format!("{}/{}", service.namespace(), service.name());
-        for key in Allocators::keys_of(&service.value()) {
-            if let Some(other) = wanted.insert(key.clone(), owner.clone()) {
-                warn!(%key, %owner, %other, "two services hold the same address or port");
-            }
+/// Repairs allocations at each interval, until cancelled.
+pub(crate) async fn keep_allocations(registry: Arc<Registry>, shutdown: CancellationToken) {
+    let mut ticks = interval(REPAIR_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first one was at the start.
+    ticks.reset();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = repair_allocations(&registry, Timestamp::now()).await {
+            warn!(%error, "allocations of services could not be repaired, trying again later");
         }
     }
-    let mut writes = Vec::new();
+}
+
+/// Makes allocations agree with services: those without a service go, those that a service lacks are made.
+///
+/// Both only happen after a restore, a bug, or the death of a process that had made claims ahead of their service. Other
+/// servers write meanwhile. So the claims are read first: what has one then has its service in the cache by now.
+pub(crate) async fn repair_allocations(registry: &Registry, now: Timestamp) -> Result<(), Error> {
+    let mut claims: HashMap<Key, KeyValue> = HashMap::new();
+    let (mut oldest, mut newest) = (Revision::MAX, 0);
     for place in [ADDRESSES, PORTS] {
         let found = pages(&**registry.store(), RangeRequest::prefix(&format!("{ROOT}{place}/")), 1_000);
         pin_mut!(found);
         while let Some(page) = found.next().await {
-            for kv in page.map_err(store_error)?.kvs {
-                if wanted.remove(&kv.key).is_none() {
-                    writes.push(Write::delete(kv.key, Expect::Revision(kv.mod_revision)));
-                }
+            let page = page.map_err(store_error)?;
+            (oldest, newest) = (oldest.min(page.revision), newest.max(page.revision));
+            claims.extend(page.kvs.into_iter().map(|kv| (kv.key.clone(), kv)));
+        }
+    }
+    registry.cache().wait_for(newest).await?;
+    let services = registry.resources().builtin("", "v1", "services").cache()?.clone();
+    let mut owners: HashMap<Key, String> = HashMap::new();
+    let mut writes = Vec::new();
+    for service in Selection::default().select(&services, &services.snapshot().state, "") {
+        let owner = format!("{}/{}", service.namespace(), service.name());
+        for key in Allocators::keys_of(&service.value()) {
+            if let Some(other) = owners.insert(key.clone(), owner.clone()) {
+                warn!(%key, %owner, %other, "two services hold the same address or port");
+            } else if claims.remove(&key).is_none() && service.revision() <= oldest {
+                // One that was written since has claims that were not read.
+                writes.push(Write::create(key, owner.clone()));
             }
         }
     }
-    writes.extend(wanted.into_iter().map(|(key, owner)| Write::create(key, owner)));
-    if !writes.is_empty() {
-        info!(changes = writes.len(), "allocations of services are repaired");
+    let leftover = claims.into_values().filter(|claim| !Allocators::is_reserved(&claim.value, now));
+    writes.extend(leftover.map(|claim| Write::delete(claim.key, Expect::Revision(claim.mod_revision))));
+    let changes = write_each(registry, writes).await?;
+    if changes > 0 {
+        info!(changes, "allocations of services are repaired");
     }
-    for batch in writes.chunks(BATCH) {
-        match registry.store().transaction(batch.to_vec()).await {
-            // Another server repairs too.
-            Ok(_) | Err(hawser_store::Error::Conflict { .. }) => {}
+    Ok(())
+}
+
+/// Writes one by one, some at the same time; returns how many were made. A conflict means that somebody else was there.
+///
+/// Not in transactions: all writes of one have the same revision, and a watch that is resumed in the middle of many changes
+/// of one revision would miss the rest. The store commits what comes at the same time together anyway.
+async fn write_each(registry: &Registry, writes: Vec<Write>) -> Result<usize, Error> {
+    let mut written =
+        stream::iter(writes).map(|write| registry.store().write(write)).buffer_unordered(WRITES);
+    let mut made = 0;
+    while let Some(outcome) = written.next().await {
+        match outcome {
+            Ok(_) => made += 1,
+            Err(hawser_store::Error::Conflict { .. }) => {}
             Err(error) => return Err(store_error(error)),
         }
     }
-    Ok(())
+    Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, event: Value, expected: i64) {
+        let now: Timestamp = "2026-01-01T10:00:00Z".parse().expect("a time");
+        assert_eq!(last_change(&event, now) - now.as_second(), expected, "{name}");
+    }
+
+    #[test]
+    fn an_event_is_as_old_as_what_it_last_said() {
+        let created = json!({ "creationTimestamp": "2026-01-01T09:00:00Z" });
+        check("created", json!({ "metadata": created }), -3600);
+        check("seen later", json!({ "metadata": created, "lastTimestamp": "2026-01-01T09:59:00Z" }), -60);
+        check(
+            "in a series",
+            json!({ "metadata": created, "series": { "lastObservedTime": "2026-01-01T09:59:30.000000Z" } }),
+            -30,
+        );
+        check(
+            "a clock that runs ahead does not count",
+            json!({ "metadata": created, "eventTime": "2036-01-01T00:00:00Z" }),
+            -3600,
+        );
+    }
 }

@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hawser_api::{Error, kinds::KINDS};
 use hawser_store::Store;
+use jiff::Timestamp;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -112,8 +113,9 @@ impl ApiServer {
         });
         tasks.spawn(cache::run(cache.clone(), shutdown.clone()));
         cache.synced().await;
-        maintenance::repair_allocations(&registry).await?;
+        maintenance::repair_allocations(&registry, Timestamp::now()).await?;
         bootstrap::run(&server).await?;
+        tasks.spawn(maintenance::keep_allocations(registry.clone(), shutdown.clone()));
         tasks.spawn(maintenance::expire_events(registry.clone(), config.event_ttl, shutdown.clone()));
         if !config.compaction_interval.is_zero() {
             tasks.spawn(maintenance::compact(registry, config.compaction_interval, shutdown.clone()));

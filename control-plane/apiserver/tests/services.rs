@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::*;
+use hawser_store::RangeRequest;
 use serde_json::{Value, json};
 
 fn service(name: &str, spec: Value) -> Value {
@@ -112,4 +113,123 @@ async fn allocations_survive_a_restart() {
     let error = running.admin().create(&SERVICES, Some("default"), wanted).await.expect_err("taken");
     assert!(error.message().contains("provided IP is already allocated"), "{error}");
     running.stop().await;
+}
+
+fn many_ports(first: u16, count: u16) -> Vec<Value> {
+    (0..count).map(|at| json!({ "name": format!("p{at}"), "port": first + at, "protocol": "TCP" })).collect()
+}
+
+async fn claims(running: &Running) -> usize {
+    let request = RangeRequest::prefix("/registry/ranges/servicenodeports/");
+    running.store.range(request).await.expect("a range").kvs.len()
+}
+
+#[tokio::test]
+async fn a_service_with_more_ports_than_a_transaction_holds_takes_and_gives_back_all() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let admin = running.admin();
+    let before = claims(&running).await;
+    let spec = json!({ "type": "NodePort", "selector": { "app": "a" }, "ports": many_ports(1000, 400) });
+    let made = admin.create(&SERVICES, Some("default"), service("wide", spec)).await.expect("made");
+    let ports = made["spec"]["ports"].as_array().expect("ports");
+    let numbers: HashSet<u64> = ports.iter().filter_map(|port| port["nodePort"].as_u64()).collect();
+    assert_eq!(numbers.len(), 400);
+    assert_eq!(claims(&running).await, before + 400);
+
+    // One that wants a port of it gets none of its own 300 either.
+    let mut wanted = many_ports(1000, 300);
+    wanted[299]["nodePort"] = ports[0]["nodePort"].clone();
+    let spec = json!({ "type": "NodePort", "selector": { "app": "a" }, "ports": wanted });
+    let refused = admin.create(&SERVICES, Some("default"), service("rival", spec)).await.expect_err("taken");
+    assert!(refused.message().contains("spec.ports[299].nodePort"), "{refused}");
+    assert!(refused.message().contains("provided port is already allocated"), "{refused}");
+    assert_eq!(claims(&running).await, before + 400, "what the refused one had claimed is free again");
+
+    let narrow = json!({ "spec": { "type": "ClusterIP" } });
+    admin.merge(&SERVICES, Some("default"), "wide", narrow).await.expect("changed");
+    assert_eq!(claims(&running).await, before);
+    admin
+        .merge(&SERVICES, Some("default"), "wide", json!({ "spec": { "type": "NodePort" } }))
+        .await
+        .expect("changed");
+    assert_eq!(claims(&running).await, before + 400);
+    admin.delete(&SERVICES, Some("default"), "wide", None).await.expect("deleted");
+    assert_eq!(claims(&running).await, before);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_port_out_of_range_is_named() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let spec = json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 80 }] });
+    let error =
+        running.admin().create(&SERVICES, Some("default"), service("a", spec)).await.expect_err("refused");
+    assert_eq!(
+        error.message(),
+        "Service \"a\" is invalid: spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. \
+         The range of valid ports is 30000-32767"
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn families_follow_the_clusters_ranges() {
+    for (ranges, spec, families, policy) in [
+        (&["fd00:10:96::/112"][..], json!({}), json!(["IPv6"]), "SingleStack"),
+        (&["10.96.0.0/16"], json!({}), json!(["IPv4"]), "SingleStack"),
+        (&["fd00:10:96::/112", "10.96.0.0/16"], json!({}), json!(["IPv6"]), "SingleStack"),
+        (
+            &["fd00:10:96::/112", "10.96.0.0/16"],
+            json!({ "ipFamilyPolicy": "PreferDualStack" }),
+            json!(["IPv6", "IPv4"]),
+            "PreferDualStack",
+        ),
+        (
+            &["fd00:10:96::/112"],
+            json!({ "ipFamilyPolicy": "PreferDualStack" }),
+            json!(["IPv6"]),
+            "PreferDualStack",
+        ),
+        (
+            &["fd00:10:96::/112"],
+            json!({ "clusterIP": "None", "selector": { "a": "b" } }),
+            json!(["IPv6"]),
+            "SingleStack",
+        ),
+        (
+            &["10.96.0.0/16"],
+            json!({ "clusterIP": "None", "selector": {} }),
+            json!(["IPv4", "IPv6"]),
+            "RequireDualStack",
+        ),
+        (
+            &["10.96.0.0/16"],
+            json!({ "clusterIP": "None", "selector": {}, "ipFamilyPolicy": "SingleStack" }),
+            json!(["IPv4"]),
+            "SingleStack",
+        ),
+    ] {
+        let directory = Directory::new();
+        let running = start_over(embedded(&directory).await, |config| {
+            config.service_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        })
+        .await;
+        let admin = running.admin();
+        let mut wanted = spec.clone();
+        wanted["ports"] = json!([{ "port": 80 }]);
+        let made = admin.create(&SERVICES, Some("default"), service("a", wanted)).await.expect("made");
+        let what = format!("{spec} with {ranges:?}");
+        assert_eq!(made["spec"]["ipFamilies"], families, "{what}");
+        assert_eq!(made["spec"]["ipFamilyPolicy"], policy, "{what}");
+        // What a client leaves out of a replacement stays as it was settled.
+        let mut again = made.clone();
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            again["spec"].as_object_mut().expect("a spec").remove(field);
+        }
+        let updated = admin.update(&SERVICES, &again, "").await.expect("updated");
+        assert_eq!(updated["spec"], made["spec"], "{what}");
+        running.stop().await;
+    }
 }

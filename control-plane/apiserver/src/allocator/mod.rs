@@ -1,7 +1,7 @@
 //! Cluster addresses and node ports of services: each belongs to at most one service.
 //!
 //! An allocation is a key of its own (`/registry/ranges/serviceips/10.0.0.1`), written in the transaction that writes the
-//! service and deleted in the one that deletes it. So two services can never hold one address, whatever happens between
+//! service, or ahead of it where that would not fit, and deleted with it. So two services can never hold one address, whatever happens between
 //! servers, and nothing leaks when a process dies. What is in memory only helps to choose: it is fed by the watch, and when
 //! it is behind, the transaction fails and another address is tried.
 
@@ -14,6 +14,7 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use hawser_api::{Error, FieldError};
 use hawser_store::{Expect, Key, KeyValue, Write};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::Value;
 
@@ -25,6 +26,12 @@ use crate::{
 /// Places of the allocations, below [`ROOT`].
 pub const ADDRESSES: &str = "ranges/serviceips";
 pub const PORTS: &str = "ranges/servicenodeports";
+
+/// Between owner and time, in the value of a claim that was written ahead of its service. No name has a space.
+const RESERVED: &str = " reserved ";
+
+/// A claim without a service is a service on its way while it is this young. Creating one takes a minute at most.
+const RESERVATION_SECONDS: i64 = 600;
 
 /// What is known to be taken.
 struct Taken<T> {
@@ -62,13 +69,33 @@ struct Claim {
 
 impl Allocations {
     pub fn is_empty(&self) -> bool {
-        self.claims.is_empty() && self.releases.is_empty()
+        self.len() == 0
     }
 
-    pub fn writes(&self) -> impl Iterator<Item = Write> {
-        let claims = self.claims.iter().map(|claim| Write::create(claim.key.clone(), self.owner.clone()));
-        let releases = self.releases.iter().map(|key| Write::delete(key.clone(), Expect::Any));
-        claims.chain(releases)
+    /// Writes that this takes.
+    pub fn len(&self) -> usize {
+        self.claims.len() + self.releases.len()
+    }
+
+    pub fn claims(&self) -> impl Iterator<Item = Write> {
+        self.claims.iter().map(|claim| Write::create(claim.key.clone(), self.owner.clone()))
+    }
+
+    pub fn releases(&self) -> impl Iterator<Item = Write> {
+        self.releases.iter().map(|key| Write::delete(key.clone(), Expect::Any))
+    }
+
+    /// The claims, to be written ahead of their service: with the time, so that they are not taken for leftovers.
+    pub fn reservations(&self, now: Timestamp) -> impl Iterator<Item = Write> {
+        let value = format!("{}{RESERVED}{}", self.owner, now.as_second());
+        self.claims.iter().map(move |claim| Write::create(claim.key.clone(), value.clone()))
+    }
+
+    /// Whether a claim with this value is this owner's.
+    pub fn owns(&self, value: &[u8]) -> bool {
+        value
+            .strip_prefix(self.owner.as_bytes())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(RESERVED.as_bytes()))
     }
 
     /// Another service was faster with `key`: an error where the client wanted that very one.
@@ -130,12 +157,23 @@ impl Allocators {
         service::allocate(self, resource, object, old)
     }
 
-    /// What to write when a service is deleted.
-    pub fn release(&self, resource: &Resource, object: &Value) -> Vec<Write> {
+    /// What to give back when a service is deleted.
+    pub fn release(&self, resource: &Resource, object: &Value) -> Allocations {
         if !is_service(resource) {
-            return Vec::new();
+            return Allocations::default();
         }
-        service::keys_of(object).into_iter().map(|key| Write::delete(key, Expect::Any)).collect()
+        Allocations {
+            owner: service::owner(object),
+            releases: service::keys_of(object),
+            ..Allocations::default()
+        }
+    }
+
+    /// Whether a claim belongs to a service that is being written right now, by any server.
+    pub fn is_reserved(value: &[u8], now: Timestamp) -> bool {
+        let since =
+            std::str::from_utf8(value).ok().and_then(|text| text.split_once(RESERVED)?.1.parse().ok());
+        since.is_some_and(|since: i64| now.as_second().saturating_sub(since) < RESERVATION_SECONDS)
     }
 
     /// The keys that a service holds.

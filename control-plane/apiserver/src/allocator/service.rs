@@ -1,6 +1,9 @@
 //! What a service needs: cluster addresses by family, node ports by type.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use hawser_api::{Error, FieldError};
 use hawser_store::Key;
@@ -17,9 +20,7 @@ pub(super) fn allocate(
     service: &mut Value,
     old: Option<&Value>,
 ) -> Result<Allocations, Error> {
-    let text = |field: &str| service["metadata"][field].as_str().unwrap_or_default().to_owned();
-    let mut allocations =
-        Allocations { owner: format!("{}/{}", text("namespace"), text("name")), ..Allocations::default() };
+    let mut allocations = Allocations { owner: owner(service), ..Allocations::default() };
     if let Some(old) = old {
         keep_allocated(service, old);
     }
@@ -29,6 +30,12 @@ pub(super) fn allocate(
     let wanted: BTreeSet<Key> = keys_of(service).into_iter().collect();
     allocations.releases = held.difference(&wanted).cloned().collect();
     Ok(allocations)
+}
+
+/// Whose a claim is: the value of its key.
+pub(super) fn owner(service: &Value) -> String {
+    let text = |field: &str| service["metadata"][field].as_str().unwrap_or_default();
+    format!("{}/{}", text("namespace"), text("name"))
 }
 
 /// A client that replaces a service without naming what it was given keeps it, as upstream does.
@@ -131,6 +138,33 @@ fn ranges_for<'a>(
     Ok(ranges)
 }
 
+fn is_without_selector(spec: &Value) -> bool {
+    spec["selector"].as_object().is_none_or(serde_json::Map::is_empty)
+}
+
+/// Whoever writes the endpoints of such a service decides about their families: both are named unless the client says
+/// otherwise, whatever the cluster itself has.
+fn name_families(allocators: &Allocators, spec: &mut Value) {
+    let mut families: Vec<String> = spec["ipFamilies"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    if families.is_empty() {
+        families.extend(allocators.ranges.first().map(|range| range.family().to_owned()));
+    }
+    if families.len() == 1 && spec["ipFamilyPolicy"] != "SingleStack" {
+        families.push(if families[0] == "IPv4" { "IPv6" } else { "IPv4" }.to_owned());
+    }
+    if spec["ipFamilyPolicy"].is_null() {
+        spec["ipFamilyPolicy"] = json!(if families.len() > 1 { "RequireDualStack" } else { "SingleStack" });
+    }
+    spec["ipFamilies"] = json!(families);
+    spec["clusterIPs"] = json!([HEADLESS]);
+}
+
 fn allocate_addresses(
     allocators: &Allocators,
     resource: &Resource,
@@ -141,8 +175,12 @@ fn allocate_addresses(
     if service["spec"]["type"] == "ExternalName" {
         return Ok(());
     }
-    let ranges = ranges_for(allocators, resource, service)?;
     let headless = service["spec"]["clusterIP"] == HEADLESS;
+    if headless && is_without_selector(&service["spec"]) {
+        name_families(allocators, &mut service["spec"]);
+        return Ok(());
+    }
+    let ranges = ranges_for(allocators, resource, service)?;
     let mut addresses: Vec<Value> = Vec::new();
     for (position, range) in ranges.iter().enumerate() {
         if headless {
@@ -209,17 +247,23 @@ fn allocate_ports(
 ) -> Result<(), Error> {
     // Ports that this service has by now: one number may serve two protocols of one service.
     let mut own: BTreeSet<u16> = BTreeSet::new();
+    // What is taken, copied when the first port is to be chosen.
+    let mut known: Option<HashSet<u16>> = None;
     let mut claim = |service: &Value, wanted: u16, field: String, own: &mut BTreeSet<u16>| {
         let chosen = wanted != 0;
         let port = if chosen {
             wanted
         } else {
-            let mut known = allocators.used_ports.set.lock().clone();
-            known.extend(own.iter().copied());
-            allocators
+            let known = known.get_or_insert_with(|| {
+                let taken = allocators.used_ports.set.lock().clone();
+                taken.into_iter().chain(own.iter().copied()).collect()
+            });
+            let port = allocators
                 .ports
-                .free(&known)
-                .ok_or_else(|| Error::internal("failed to allocate a nodePort: range is full"))?
+                .free(known)
+                .ok_or_else(|| Error::internal("failed to allocate a nodePort: range is full"))?;
+            known.insert(port);
+            port
         };
         let key = port_key(port);
         if own.insert(port) && !held.contains(&key) {

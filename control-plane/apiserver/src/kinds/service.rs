@@ -86,22 +86,16 @@ fn cluster_addresses(spec: &mut Value) {
         let first = spec.at("clusterIPs")[0].clone();
         spec.set("clusterIP", first);
     }
-    let headless = spec.text("clusterIP") == "None";
-    if headless && spec.map("selector").is_empty() && !spec.has("ipFamilies") {
-        // Whoever writes the endpoints decides about their families.
-        spec.set_default("ipFamilyPolicy", "RequireDualStack");
-        if spec.text("ipFamilyPolicy") != "SingleStack" {
-            spec.set("ipFamilies", json!(["IPv4", "IPv6"]));
-        }
-    }
     if spec.list("ipFamilies").is_empty() {
         let families: Vec<&str> =
             spec.list("clusterIPs").iter().filter_map(Value::as_str).filter_map(family).collect();
-        let families = if families.is_empty() { vec!["IPv4"] } else { families };
-        spec.set("ipFamilies", json!(families));
+        // Without an address only the allocator can tell: it knows the cluster's ranges. The policy is its matter too.
+        if families.is_empty() {
+            spec.drop_field("ipFamilies");
+        } else {
+            spec.set("ipFamilies", json!(families));
+        }
     }
-    let policy = if spec.list("ipFamilies").len() > 1 { "RequireDualStack" } else { "SingleStack" };
-    spec.set_default("ipFamilyPolicy", policy);
 }
 
 fn family(address: &str) -> Option<&'static str> {
@@ -125,6 +119,15 @@ fn prepare_update(new: &mut Value, old: &Value) {
     } else if spec.text("clusterIP").is_empty() && before.text("type") != "ExternalName" {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             spec.copy_field(field, before);
+        }
+    }
+    if kind != "ExternalName" && before.text("type") != "ExternalName" {
+        // What the client leaves out stays as it was settled.
+        if !spec.has("ipFamilies") {
+            spec.copy_field("ipFamilies", before);
+        }
+        if !spec.has("ipFamilyPolicy") && spec.at("ipFamilies") == before.at("ipFamilies") {
+            spec.copy_field("ipFamilyPolicy", before);
         }
     }
     // Who changes one of the two means both.

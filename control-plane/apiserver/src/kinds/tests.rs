@@ -322,9 +322,12 @@ fn defaults_of_a_service() {
         json!({
             "selector": { "app": "web" }, "type": "ClusterIP", "sessionAffinity": "None",
             "ports": [{ "port": 80, "protocol": "TCP", "targetPort": 80 }],
-            "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "internalTrafficPolicy": "Cluster",
         })
     );
+    // Without an address the families are the allocator's matter.
+    let addressed = created("services", with(service(), "/spec/clusterIP", json!("fd00::7")));
+    assert_eq!(addressed["spec"]["ipFamilies"], json!(["IPv6"]));
     let sticky = created("services", with(service(), "/spec/sessionAffinity", json!("ClientIP")));
     assert_eq!(sticky["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10_800);
     let node_port = created("services", with(service(), "/spec/type", json!("NodePort")));

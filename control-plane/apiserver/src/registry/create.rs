@@ -114,14 +114,7 @@ impl Registry {
             }
             let json: bytes::Bytes = json.into();
             let write = Write::create(key.clone(), json.clone());
-            let written = if allocations.is_empty() {
-                self.store.write(write).await.map(|written| written.revision)
-            } else {
-                let mut writes = vec![write];
-                writes.extend(allocations.writes());
-                self.store.transaction(writes).await
-            };
-            match written {
+            match self.commit(write, &allocations).await {
                 Ok(revision) => {
                     return CachedObject::parse(key, &json, revision).map(Arc::new).map_err(Error::internal);
                 }

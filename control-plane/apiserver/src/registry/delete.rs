@@ -24,6 +24,9 @@ const FOREGROUND: &str = "foregroundDeletion";
 /// How often a deletion is tried again on a newer version of the object.
 const ATTEMPTS: usize = 64;
 
+/// 68 years: as good as for ever, and a time that can be written down.
+const MAX_GRACE_SECONDS: i64 = i32::MAX as i64;
+
 /// Objects of a collection that are deleted at a time.
 const WORKERS: usize = 16;
 
@@ -175,7 +178,8 @@ fn step(resource: &Resource, old: &Value, request: &DeleteRequest) -> Step {
     let namespace_content = object["kind"] == "Namespace"
         && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
     let held = namespace_content || metadata::finalizers(&object).next().is_some();
-    let grace = kinds::deletion_grace_seconds(resource.stored, old, request.grace_period_seconds).max(0);
+    let grace = kinds::deletion_grace_seconds(resource.stored, old, request.grace_period_seconds)
+        .clamp(0, MAX_GRACE_SECONDS);
     if metadata::is_deleting(old) {
         let left = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         let shorter = grace < left && (request.grace_period_seconds.is_some());

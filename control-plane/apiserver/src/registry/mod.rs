@@ -5,6 +5,7 @@
 //! bytes everywhere else. The order of a write: type check, defaults, preparation, mutating admission, validation,
 //! validating admission, allocation, store.
 
+mod commit;
 mod create;
 mod delete;
 mod metadata;

@@ -254,14 +254,7 @@ impl Registry {
             self.allocators.allocate(resource, &mut object, Some(old)).map_err(Failure::Other)?;
         let json: bytes::Bytes = resource.stored_json(&object).map_err(Failure::Other)?.into();
         let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
-        let written = if allocations.is_empty() {
-            self.store.write(write).await.map(|written| written.revision)
-        } else {
-            let mut writes = vec![write];
-            writes.extend(allocations.writes());
-            self.store.transaction(writes).await
-        };
-        match written {
+        match self.commit(write, &allocations).await {
             Ok(revision) => CachedObject::parse(base.key().clone(), &json, revision)
                 .map(Arc::new)
                 .map_err(|error| Failure::Other(Error::internal(error))),
@@ -298,14 +291,8 @@ impl Registry {
         base: &CachedObject,
         last: &Value,
     ) -> Result<Arc<CachedObject>, Failure> {
-        let mut writes = vec![Write::delete(base.key().clone(), Expect::Revision(base.revision()))];
-        writes.extend(self.allocators.release(resource, &base.value()));
-        let revision = if writes.len() == 1 {
-            let write = writes.remove(0);
-            self.store.write(write).await.map(|written| written.revision)
-        } else {
-            self.store.transaction(writes).await
-        };
+        let write = Write::delete(base.key().clone(), Expect::Revision(base.revision()));
+        let revision = self.commit(write, &self.allocators.release(resource, &base.value())).await;
         let revision = revision.map_err(failure)?;
         let json = resource.stored_json(last).map_err(Failure::Other)?.into();
         CachedObject::parse(base.key().clone(), &json, revision)
