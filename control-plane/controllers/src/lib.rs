@@ -34,7 +34,7 @@ mod worker;
 use std::sync::Arc;
 
 use hawser_api::Client;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -76,6 +76,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     tokio::select! {
         () = context.caches.synced() => {}
         () = shutdown.cancelled() => return Ok(()),
+        ended = informers.join_next() => return Err(ended_early(ended)),
     }
     info!(controllers = pending.len(), "caches are filled, controllers start");
     for future in pending {
@@ -85,15 +86,34 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     let events_end = CancellationToken::new();
     let writer = tokio::spawn(writer.run(events_end.clone()));
     let mut outcome = Ok(());
-    while let Some(ended) = controllers.join_next().await {
-        if let Err(error) = ended {
-            shutdown.cancel();
-            outcome = Err(anyhow::Error::new(error).context("a controller ended early"));
+    loop {
+        tokio::select! {
+            ended = controllers.join_next() => match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    shutdown.cancel();
+                    outcome = Err(anyhow::Error::new(error).context("a controller ended early"));
+                }
+                None => break,
+            },
+            // Without it its cache stands still, and controllers act on what was: better none, and a restart.
+            ended = informers.join_next(), if outcome.is_ok() => {
+                shutdown.cancel();
+                outcome = Err(ended_early(ended));
+            }
         }
     }
     events_end.cancel();
     writer.await?;
     outcome
+}
+
+/// Informers run until they are dropped: one that ended has panicked.
+fn ended_early(ended: Option<Result<(), JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Err(error)) => anyhow::Error::new(error).context("an informer ended early"),
+        _ => anyhow::anyhow!("an informer ended early"),
+    }
 }
 
 type Pending = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{
     rolling::new_set_size,
-    strategy::{actual, by_age, max_surge, size, spec, sum, wanted_replicas},
+    strategy::{actual, by_age, most_replicas, size, spec, sum, wanted_replicas},
 };
 use crate::meta::{MetaExt, controller_reference};
 
@@ -37,6 +37,21 @@ const NOT_COPIED: [&str; 6] = [
 ];
 /// The history annotation does not grow beyond this; the oldest revisions are dropped from it.
 const HISTORY_CHARS: usize = 2000;
+
+/// Fields of a template that say nothing when they are empty objects: its maps, and structs that are no pointers upstream.
+const SAME_WHEN_EMPTY: [&str; 11] = [
+    "annotations",
+    "labels",
+    "limits",
+    "matchLabels",
+    "metadata",
+    "nodeSelector",
+    "options",
+    "overhead",
+    "requests",
+    "resources",
+    "volumeAttributes",
+];
 
 type Annotations = BTreeMap<String, String>;
 
@@ -74,24 +89,24 @@ fn comparable(template: &PodTemplateSpec) -> Value {
     value
 }
 
-/// Drops nulls and empty lists and maps from maps. An `emptyDir: {}` that this drops is told apart from no
-/// volume source by the volume's name, which stays.
+/// Drops what means the same as absence: nulls, empty lists, and of the empty objects those that are maps or are
+/// always there in upstream's types. Other empty objects say something: `emptyDir: {}`, `namespaceSelector: {}`.
 fn prune(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.values_mut().for_each(prune);
-            fields.retain(|name, field| name == "emptyDir" || !is_hollow(field));
+            fields.retain(|name, field| !is_hollow(name, field));
         }
         Value::Array(items) => items.iter_mut().for_each(prune),
         _ => {}
     }
 }
 
-fn is_hollow(value: &Value) -> bool {
+fn is_hollow(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
+        Value::Object(fields) => fields.is_empty() && SAME_WHEN_EMPTY.contains(&name),
         _ => false,
     }
 }
@@ -211,7 +226,7 @@ pub(super) fn annotate_sizes(deployment: &Deployment, annotations: &mut Annotati
     let mut put = |name: &str, value: i32| {
         annotations.insert(name.to_owned(), value.to_string()) != Some(value.to_string())
     };
-    put(DESIRED_REPLICAS, wanted) | put(MAX_REPLICAS, wanted + max_surge(deployment))
+    put(DESIRED_REPLICAS, wanted) | put(MAX_REPLICAS, most_replicas(deployment))
 }
 
 /// The old sets beyond the history limit that can go: empty, settled, the oldest revisions first.
@@ -281,6 +296,34 @@ mod tests {
         assert!(same_template(&plain, &set));
         spec_of(&mut set).containers[0].args = Some(vec!["x".into()]);
         assert!(!same_template(&plain, &set));
+    }
+
+    #[test]
+    fn an_empty_selector_is_not_an_absent_one() {
+        let term = |selector: Value| {
+            serde_json::json!({ "affinity": { "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    { "topologyKey": "zone", "labelSelector": {}, "namespaceSelector": selector },
+                ],
+            } } })
+        };
+        let with = |selector: Value| {
+            let mut deployment = with_template("a");
+            let mut spec = serde_json::to_value(&deployment.spec.as_ref().unwrap().template.spec).unwrap();
+            spec["affinity"] = term(selector)["affinity"].take();
+            deployment.spec.as_mut().unwrap().template.spec = serde_json::from_value(spec).unwrap();
+            deployment
+        };
+        let all_namespaces = with(serde_json::json!({}));
+        let own_namespace = with(Value::Null);
+        let set = new_set(&own_namespace, &[]);
+        assert!(same_template(&own_namespace, &set));
+        assert!(!same_template(&all_namespaces, &set));
+        assert!(same_template(&all_namespaces, &new_set(&all_namespaces, &[])));
+        assert!(same_template(
+            &all_namespaces,
+            &new_set(&with(serde_json::json!({ "matchLabels": {} })), &[])
+        ));
     }
 
     fn spec_of(set: &mut ReplicaSet) -> &mut PodSpec {

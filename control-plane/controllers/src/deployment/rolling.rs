@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 
 use super::strategy::{
-    available, by_age, is_rolling, max_surge, max_unavailable, size, sum, wanted_replicas,
+    available, by_age, is_rolling, max_unavailable, most_replicas, size, sum, wanted_replicas,
 };
 
 /// A set and the size that it should have.
@@ -22,7 +22,7 @@ pub(super) struct Scale {
 
 /// The next sizes; empty where nothing is to be done, or nothing can be done yet.
 pub(super) fn step(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Vec<Scale> {
-    let wanted = new_set_size(deployment, size(new), sum(old, size) + size(new));
+    let wanted = new_set_size(deployment, size(new), sum(old, size).saturating_add(size(new)));
     if wanted != size(new) {
         return vec![Scale { set: new.clone(), to: wanted }];
     }
@@ -35,17 +35,17 @@ pub(super) fn new_set_size(deployment: &Deployment, current: i32, total: i32) ->
     if !is_rolling(deployment) || current > wanted {
         return wanted;
     }
-    let room = wanted + max_surge(deployment) - total;
+    let room = most_replicas(deployment).saturating_sub(total);
     if room <= 0 { current } else { current + room.min(wanted - current) }
 }
 
 fn shrink_old(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Vec<Scale> {
     let mut old = super::strategy::with_replicas(old);
     by_age(&mut old);
-    let total = sum(&old, size) + size(new);
+    let total = sum(&old, size).saturating_add(size(new));
     let min_available = wanted_replicas(deployment) - max_unavailable(deployment);
     let new_unavailable = size(new) - available(new);
-    let may_go = total - min_available - new_unavailable;
+    let may_go = total.saturating_sub(min_available).saturating_sub(new_unavailable);
     if old.is_empty() || may_go <= 0 {
         return Vec::new();
     }
@@ -59,7 +59,8 @@ fn shrink_old(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<Replica
         budget -= gone;
     }
     // Not the rest of the budget: replicas that went above were not available, so they bought nothing.
-    let mut spare = (sum(&old, available) + available(new) - min_available).max(0).min(budget);
+    let mut spare =
+        sum(&old, available).saturating_add(available(new)).saturating_sub(min_available).max(0).min(budget);
     for size in &mut sizes {
         let gone = spare.min(*size);
         *size -= gone;
@@ -71,7 +72,7 @@ fn shrink_old(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<Replica
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::strategy::max_surge, *};
     use crate::deployment::test_objects::{deployment, set};
 
     /// Each set as (size, available); the new one first.
@@ -101,6 +102,7 @@ mod tests {
     fn steps_keep_availability_and_surge() {
         check("first set", 3, (1, 0), &[(0, 0)], &[3]);
         check("new set starts with the surge", 3, (1, 0), &[(0, 0), (3, 3)], &[1, 3]);
+        check("a surge beyond counting", 3, (i32::MAX, 0), &[(0, 0), (3, 3)], &[3, 3]);
         check("waits for the new pod", 3, (1, 0), &[(1, 0), (3, 3)], &[1, 3]);
         check("then an old pod goes", 3, (1, 0), &[(1, 1), (3, 3)], &[1, 2]);
         check("no surge: an old pod goes first", 3, (0, 1), &[(0, 0), (3, 3)], &[0, 2]);

@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use super::{
     revision::{DESIRED_REPLICAS, MAX_REPLICAS},
     rolling::Scale,
-    strategy::{actual, available, is_rolling, max_surge, size, sum, wanted_replicas, with_replicas},
+    strategy::{actual, available, is_rolling, most_replicas, size, sum, wanted_replicas, with_replicas},
 };
 use crate::meta::MetaExt;
 
@@ -59,8 +59,8 @@ fn proportional(
     let all: Vec<Arc<ReplicaSet>> = old.iter().chain(new).cloned().collect();
     let mut sets = with_replicas(&all);
     let wanted = wanted_replicas(deployment);
-    let allowed = if wanted > 0 { wanted + max_surge(deployment) } else { 0 };
-    let to_add = allowed - sum(&sets, size);
+    let allowed = if wanted > 0 { most_replicas(deployment) } else { 0 };
+    let to_add = allowed.saturating_sub(sum(&sets, size));
     // Largest first; of equal ones, growing favours the newer and shrinking the older.
     sets.sort_by(|a, b| {
         let age = a.created().cmp(&b.created());
@@ -74,7 +74,7 @@ fn proportional(
         plan.push(Scale { to: size(&set) + share, set });
     }
     if let Some(largest) = plan.first_mut() {
-        largest.to = (largest.to + to_add - added).max(0);
+        largest.to = (largest.to + (to_add - added)).max(0);
     }
     plan
 }
@@ -100,7 +100,7 @@ fn fair_share(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     if before == 0 {
         return 0;
     }
-    let after = i64::from(wanted + max_surge(deployment));
+    let after = i64::from(most_replicas(deployment));
     let (size, before) = (i64::from(size(set)), i64::from(before));
     // Rounded to nearest.
     let fair = (2 * size * after + before) / (2 * before) - size;
@@ -146,6 +146,15 @@ mod tests {
         check("leftover goes to the largest", 10, 11, &[(7, 7), (3, 0)], &[8, 3]);
         check("to nothing", 10, 0, &[(6, 6), (4, 4)], &[0, 0]);
         check("done rollout leaves nothing behind", 3, 3, &[(2, 2), (3, 3)], &[0, 3]);
+    }
+
+    #[test]
+    fn a_surge_beyond_counting_is_no_surge_of_errors() {
+        let deployment = deployment(10, i32::MAX, 1);
+        let sets = [set("0", 5, 5), set("1", 4, 0)];
+        let total: i64 =
+            plan(&deployment, Some(&sets[1]), &sets[..1]).iter().map(|scale| i64::from(scale.to)).sum();
+        assert!(total <= i64::from(i32::MAX), "{total}");
     }
 
     #[test]

@@ -28,6 +28,11 @@ pub(super) fn max_surge(deployment: &Deployment) -> i32 {
     if is_rolling(deployment) { fenceposts(deployment).0 } else { 0 }
 }
 
+/// Wanted and surging pods together, which may be more than can be counted.
+pub(super) fn most_replicas(deployment: &Deployment) -> i32 {
+    wanted_replicas(deployment).saturating_add(max_surge(deployment))
+}
+
 /// How many of the wanted pods may be missing during a rolling update.
 pub(super) fn max_unavailable(deployment: &Deployment) -> i32 {
     let wanted = wanted_replicas(deployment);
@@ -95,7 +100,7 @@ pub(super) fn terminating(set: &ReplicaSet) -> i32 {
 }
 
 pub(super) fn sum(sets: &[Arc<ReplicaSet>], value: fn(&ReplicaSet) -> i32) -> i32 {
-    sets.iter().map(|set| value(set)).sum()
+    sets.iter().fold(0, |sum: i32, set| sum.saturating_add(value(set)))
 }
 
 /// The sets that should have pods.

@@ -81,7 +81,9 @@ fn eviction_time(
             return Some(added(taint));
         }
         let seconds = matching.filter_map(|toleration| toleration.toleration_seconds).min()?;
-        Some(added(taint) + SignedDuration::from_secs(seconds.max(0)))
+        // A time beyond what can be written down is for ever.
+        let tolerated = SignedDuration::from_secs(seconds.max(0));
+        Some(added(taint).checked_add(tolerated).unwrap_or(Timestamp::MAX))
     });
     deadlines.min()
 }
@@ -228,6 +230,13 @@ mod tests {
         check("no taint", &[], &[], None);
         check("no toleration", &[taint("a")], &[], Some(0));
         check("tolerated for a time", &[taint("a")], &[toleration("a", "Exists", Some(300))], Some(300));
+        let last = Timestamp::MAX.as_second();
+        check(
+            "longer than time lasts",
+            &[taint("a")],
+            &[toleration("a", "Exists", Some(i64::MAX))],
+            Some(last),
+        );
         check("tolerated for ever", &[taint("a")], &[toleration("a", "Exists", None)], None);
         check("everything tolerated", &[taint("a")], &[toleration("", "Exists", None)], None);
         check("another taint tolerated", &[taint("a")], &[toleration("b", "Exists", None)], Some(0));
