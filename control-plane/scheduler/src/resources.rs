@@ -17,6 +17,9 @@ pub(crate) const PODS: &str = "pods";
 const UNASKED_CPU_MILLI: i64 = 100;
 const UNASKED_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
+/// More than any node has, and still small enough that thousands of them add up. What asks for more fits nowhere anyway.
+const MAX_AMOUNT: i64 = i64::MAX >> 12;
+
 /// Amounts by resource name; cpu in thousandths. Names with nothing are left out.
 pub(crate) type Amounts = BTreeMap<String, i64>;
 
@@ -26,7 +29,8 @@ pub(crate) fn amounts(list: Option<&BTreeMap<String, Text>>) -> Amounts {
         .flatten()
         .filter_map(|(name, text)| {
             let quantity: Quantity = text.0.parse().ok()?;
-            Some((name.clone(), if name == CPU { quantity.milli_value() } else { quantity.value() }))
+            let amount = if name == CPU { quantity.milli_value() } else { quantity.value() };
+            Some((name.clone(), amount.clamp(0, MAX_AMOUNT)))
         })
         .collect()
 }
@@ -78,6 +82,7 @@ fn requests(spec: &PodSpec, fill: bool) -> Amounts {
     }
     add(&mut total, &amounts(spec.overhead.as_ref()));
     total.retain(|_, amount| *amount > 0);
+    total.values_mut().for_each(|amount| *amount = (*amount).min(MAX_AMOUNT));
     total
 }
 

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -83,17 +83,32 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     let mut followers = JoinSet::new();
     for_each_informer(&mut followers, &client, &nodes, &pods);
     let mut writers = JoinSet::new();
-    writers.spawn(event_writer.run(shutdown.clone()));
-    writers.spawn(reports.clone().run(client.clone(), shell.recorder.clone(), shutdown.clone()));
+    // Ends the loop and the writers: with the process, or when a cache stands still.
+    let stop = shutdown.child_token();
+    writers.spawn(event_writer.run(stop.clone()));
+    writers.spawn(reports.clone().run(client.clone(), shell.recorder.clone(), stop.clone()));
 
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         () = async { nodes.synced().await; pods.synced().await; } => (),
+        ended = followers.join_next() => return Err(ended_early(ended)),
     }
     let (active, ..) = shell.core.lock().waiting();
     info!(nodes = nodes.len(), pods = pods.len(), waiting = active, "scheduling");
 
-    let mut bindings = schedule(&shell, &config, &reports, &shutdown).await;
+    let mut outcome = Ok(());
+    let mut bindings = {
+        let mut scheduling = std::pin::pin!(schedule(&shell, &config, &reports, &stop));
+        tokio::select! {
+            bindings = &mut scheduling => bindings,
+            ended = followers.join_next() => {
+                // Without it pods would be placed by what was: better none, and a restart.
+                outcome = Err(ended_early(ended));
+                stop.cancel();
+                scheduling.await
+            }
+        }
+    };
     let drained = tokio::time::timeout(DRAIN, async {
         while bindings.join_next().await.is_some() {}
         while writers.join_next().await.is_some() {}
@@ -101,7 +116,15 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     if drained.await.is_err() {
         warn!(deadline = ?DRAIN, "bindings or reports were still being written at shutdown");
     }
-    Ok(())
+    outcome
+}
+
+/// Informers run until they are dropped: one that ended has panicked.
+fn ended_early(ended: Option<Result<(), JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Err(error)) => anyhow::Error::new(error).context("an informer ended early"),
+        _ => anyhow::anyhow!("an informer ended early"),
+    }
 }
 
 /// Any number: it only decides among equals.

@@ -44,6 +44,31 @@ fn assumed_pods_take_their_room() {
 }
 
 #[test]
+fn requests_without_measure_add_up_and_are_taken_off_again() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let requests =
+        json!({ "cpu": "9223372036854775807", "memory": "8Ei", "example.com/gpu": "9223372036854775807" });
+    let greedy = |name: &str| {
+        let container = json!({ "name": "c", "resources": { "requests": requests } });
+        pod(name, json!({ "containers": [container.clone(), container] }))
+    };
+    // Users can put a pod on a node themselves, whatever it asks for.
+    for name in ["a", "b", "c"] {
+        scheduler.pod_changed(&bound_to(greedy(name), "n1"), START);
+    }
+    scheduler.pod_changed(&greedy("d"), START);
+    scheduler.pod_changed(&cpu("e", "1"), START);
+    assert_eq!(scheduler.schedule(10, START).bindings.len(), 0);
+    for name in ["a", "b", "c"] {
+        scheduler.pod_removed(name, START);
+    }
+    assert_eq!(scheduler.snapshot().requested[0].cpu_milli, 0);
+    let later = scheduler.next_wakeup().unwrap_or(START);
+    assert_eq!(nodes_of(&scheduler.schedule(10, later)), [("e", "n1")]);
+}
+
+#[test]
 fn failed_binding_gives_the_room_back() {
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({})), START);

@@ -55,7 +55,10 @@ pub(crate) fn own(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> Own {
 /// NodeResourcesFit, LeastAllocated: the free share of cpu and memory after the pod.
 fn least_allocated(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
     let (have, used) = (&snapshot.allocatable[slot], &snapshot.scored[slot]);
-    let pairs = [(have.cpu_milli, used.0 + shape.scored.0), (have.memory_bytes, used.1 + shape.scored.1)];
+    let pairs = [
+        (have.cpu_milli, used.0.saturating_add(shape.scored.0)),
+        (have.memory_bytes, used.1.saturating_add(shape.scored.1)),
+    ];
     let (mut sum, mut weights) = (0, 0);
     for (have, used) in pairs.into_iter().filter(|(have, _)| *have > 0) {
         weights += 1;
@@ -85,8 +88,8 @@ fn balanced_allocation(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
     let (have, used) = (&snapshot.allocatable[slot], &snapshot.requested[slot]);
     let asked = |name: &str| shape.requests.get(name).copied().unwrap_or_default();
     let shares: Vec<f64> = [
-        (have.cpu_milli, used.cpu_milli + asked(CPU)),
-        (have.memory_bytes, used.memory_bytes + asked(MEMORY)),
+        (have.cpu_milli, used.cpu_milli.saturating_add(asked(CPU))),
+        (have.memory_bytes, used.memory_bytes.saturating_add(asked(MEMORY))),
     ]
     .into_iter()
     .filter(|(have, _)| *have > 0)

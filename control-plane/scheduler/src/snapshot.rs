@@ -213,18 +213,21 @@ impl Snapshot {
     fn count(&mut self, slot: Slot, shape: &Shape, sign: i64) {
         let requested = &mut self.requested[slot];
         requested.pods += sign;
+        // Saturating, because users choose the amounts. One pod's are bounded so that no number of pods a node can hold gets
+        // there: what is taken off again later is then exact.
         for (name, amount) in &shape.requests {
-            let amount = amount * sign;
-            match name.as_str() {
-                CPU => requested.cpu_milli += amount,
-                MEMORY => requested.memory_bytes += amount,
-                EPHEMERAL_STORAGE => requested.ephemeral_bytes += amount,
-                _ => *self.nodes[slot].extended_requested.entry(name.clone()).or_default() += amount,
-            }
+            let sum = match name.as_str() {
+                CPU => &mut requested.cpu_milli,
+                MEMORY => &mut requested.memory_bytes,
+                EPHEMERAL_STORAGE => &mut requested.ephemeral_bytes,
+                _ => self.nodes[slot].extended_requested.entry(name.clone()).or_default(),
+            };
+            *sum = sum.saturating_add(amount.saturating_mul(sign));
         }
         self.nodes[slot].extended_requested.retain(|_, amount| *amount != 0);
-        self.scored[slot].0 += shape.scored.0 * sign;
-        self.scored[slot].1 += shape.scored.1 * sign;
+        let scored = &mut self.scored[slot];
+        scored.0 = scored.0.saturating_add(shape.scored.0.saturating_mul(sign));
+        scored.1 = scored.1.saturating_add(shape.scored.1.saturating_mul(sign));
         if let Some(key) = &shape.spread {
             let counts = self.spread.entry(key.clone()).or_default();
             bump(&mut counts.by_slot, slot, sign);

@@ -167,3 +167,16 @@ async fn bindings_travel_in_batches() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_stands_still_ends_the_scheduler() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 4));
+    fake.put("pods", pod("a", 1));
+    let client = Arc::new(Connection(fake.clone()));
+    let scheduler = tokio::spawn(run(client, Config::default(), CancellationToken::new()));
+    fake.until("pods", |pods| bound(pods) == 1).await;
+    fake.break_watches();
+    let error = scheduler.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "an informer ended early");
+}

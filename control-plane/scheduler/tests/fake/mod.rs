@@ -52,9 +52,16 @@ struct State {
     faults: Vec<Fault>,
     /// Rules that were broken.
     broken: Vec<String>,
+    /// Watches panic.
+    watches_break: bool,
 }
 
 impl Fake {
+    pub(crate) fn break_watches(&self) {
+        self.state.lock().watches_break = true;
+        self.changed.notify_waiters();
+    }
+
     pub(crate) fn put(&self, resource: &str, object: Value) {
         self.state.lock().put(resource, object);
         self.changed.notify_waiters();
@@ -236,6 +243,7 @@ impl Client for Connection {
                 notified.as_mut().enable();
                 let next = {
                     let state = at.state.lock();
+                    assert!(!state.watches_break, "told to break");
                     let mut later = state
                         .history
                         .iter()
