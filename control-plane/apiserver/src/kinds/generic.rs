@@ -77,7 +77,12 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
 /// The `finalize` subresource of namespaces: nothing but `spec.finalizers` changes.
 pub fn prepare_finalize(new: &mut Value, old: &Value) {
     let mut kept = old.clone();
-    kept.ensure("spec").copy_field("finalizers", new.at("spec"));
+    let spec = kept.ensure("spec");
+    if new.list("spec.finalizers").is_empty() {
+        spec.drop_field("finalizers");
+    } else {
+        spec.copy_field("finalizers", new.at("spec"));
+    }
     kept.ensure("metadata").copy_field("resourceVersion", new.at("metadata"));
     *new = kept;
 }
@@ -111,6 +116,16 @@ pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
 /// Seconds that the object has left when its deletion is asked for; 0 means it goes at once.
 pub fn deletion_grace_seconds(kind: &Kind, object: &Value, requested: Option<i64>) -> i64 {
     hooks_of(kind).deletion_grace.map_or(0, |grace| grace(object, requested))
+}
+
+/// Shows that the deletion has begun.
+pub fn on_deletion(kind: &Kind, object: &mut Value) {
+    (hooks_of(kind).on_deletion)(object);
+}
+
+/// Whether something other than `metadata.finalizers` keeps a deleted object.
+pub fn is_held_back(kind: &Kind, object: &Value) -> bool {
+    (hooks_of(kind).is_held_back)(object)
 }
 
 /// The object as `autoscaling/v1` Scale; `None` for kinds without one.

@@ -31,8 +31,8 @@ mod storage;
 mod value;
 
 pub use generic::{
-    default, deletion_grace_seconds, prepare_create, prepare_finalize, prepare_status, prepare_update,
-    scale_of, scaled, validate_create, validate_status, validate_update,
+    default, deletion_grace_seconds, is_held_back, on_deletion, prepare_create, prepare_finalize,
+    prepare_status, prepare_update, scale_of, scaled, validate_create, validate_status, validate_update,
 };
 pub use names::NameRule;
 

@@ -175,9 +175,8 @@ fn without_version(mut object: Value) -> Result<Value, Error> {
 fn step(resource: &Resource, old: &Value, request: &DeleteRequest) -> Step {
     let mut object = old.clone();
     set_propagation_finalizers(&mut object, request.propagation);
-    let namespace_content = object["kind"] == "Namespace"
-        && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
-    let held = namespace_content || metadata::finalizers(&object).next().is_some();
+    let held =
+        kinds::is_held_back(resource.stored, &object) || metadata::finalizers(&object).next().is_some();
     let grace = kinds::deletion_grace_seconds(resource.stored, old, request.grace_period_seconds)
         .clamp(0, MAX_GRACE_SECONDS);
     if metadata::is_deleting(old) {
@@ -196,9 +195,7 @@ fn step(resource: &Resource, old: &Value, request: &DeleteRequest) -> Step {
         return Step::Remove;
     }
     mark_deleted(&mut object, grace);
-    if object["kind"] == "Namespace" {
-        object["status"]["phase"] = json!("Terminating");
-    }
+    kinds::on_deletion(resource.stored, &mut object);
     Step::Mark(object)
 }
 

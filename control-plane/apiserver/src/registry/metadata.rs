@@ -1,10 +1,10 @@
 //! What the server writes into `metadata`, whatever the kind.
 
-use hawser_api::Error;
+use hawser_api::{Error, kinds::Kind};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::resources::Resource;
+use crate::{kinds, resources::Resource};
 
 /// Longest base that leaves room for the random part in 63 characters.
 const MAX_BASE: usize = 58;
@@ -109,12 +109,10 @@ pub(super) fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
 }
 
 /// True where nothing holds back an object on its way out: no finalizer of either sort, and no grace left.
-pub(super) fn may_go(object: &Value) -> bool {
-    let namespace_finalizers = object["kind"] == "Namespace"
-        && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
+pub(super) fn may_go(kind: &Kind, object: &Value) -> bool {
     is_deleting(object)
         && finalizers(object).next().is_none()
-        && !namespace_finalizers
+        && !kinds::is_held_back(kind, object)
         && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }
 
@@ -132,17 +130,23 @@ mod tests {
 
     #[test]
     fn finalizers_and_grace_hold_an_object_back() {
+        let kind = |plural| {
+            let known =
+                hawser_api::kinds::KINDS.iter().find(|kind| kind.group.is_empty() && kind.plural == plural);
+            known.expect("a kind")
+        };
+        let may_go = |object: &Value, plural| may_go(kind(plural), object);
         let mut pod = json!({ "kind": "Pod", "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
-        assert!(may_go(&pod));
+        assert!(may_go(&pod, "pods"));
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
-        assert!(!may_go(&pod));
+        assert!(!may_go(&pod, "pods"));
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);
         pod["metadata"]["finalizers"] = json!(["a/b"]);
-        assert!(!may_go(&pod));
+        assert!(!may_go(&pod, "pods"));
         let namespace = json!({
             "kind": "Namespace", "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" },
             "spec": { "finalizers": ["kubernetes"] },
         });
-        assert!(!may_go(&namespace));
+        assert!(!may_go(&namespace, "namespaces"));
     }
 }

@@ -123,7 +123,7 @@ impl Registry {
                     .map_err(Error::internal)?;
                 return Ok(Updated { object: Arc::new(object), created: false, warnings });
             }
-            let written = if metadata::may_go(&object) {
+            let written = if metadata::may_go(resource.stored, &object) {
                 self.remove(resource, &base, &object).await
             } else {
                 self.put(resource, &base, object, &old).await
@@ -207,16 +207,7 @@ impl Registry {
                 kinds::prepare_status(stored, &mut object, &old);
                 metadata::of(&mut object)?.remove("resourceVersion");
             }
-            Part::Finalize => {
-                let finalizers = object["spec"]["finalizers"].take();
-                object = old.clone();
-                match finalizers {
-                    Value::Array(finalizers) if !finalizers.is_empty() => {
-                        object["spec"]["finalizers"] = json!(finalizers)
-                    }
-                    _ => drop(object["spec"].as_object_mut().and_then(|spec| spec.remove("finalizers"))),
-                }
-            }
+            Part::Finalize => kinds::prepare_finalize(&mut object, &old),
             Part::Binding => {}
         }
         let mut request = Request {
