@@ -195,4 +195,54 @@ mod tests {
             -3600,
         );
     }
+
+    /// A watch that is resumed between two deletions must find the second: so each has a revision of its own.
+    #[tokio::test]
+    async fn expired_events_go_at_revisions_of_their_own() {
+        use std::collections::HashSet;
+
+        use hawser_api::{Client, GroupVersionResource, client::WriteOptions, resource::Target};
+        use hawser_store::{EmbeddedOptions, EmbeddedStore, Store};
+
+        use crate::{
+            ApiServer, Config,
+            auth::{SYSTEM_MASTERS, User, jwt::SigningKey},
+            local::LocalClient,
+        };
+
+        let directory = std::env::temp_dir().join(format!("hawser-expiry-{}", std::process::id()));
+        let store = EmbeddedStore::open(EmbeddedOptions::new(&directory)).await.expect("a store");
+        let store: Arc<dyn Store> = Arc::new(store);
+        let (mut tasks, shutdown) = (tokio::task::JoinSet::new(), CancellationToken::new());
+        let config = Config::new("192.0.2.1".parse().expect("an address"), 6443, SigningKey::ephemeral());
+        let server =
+            ApiServer::start(store.clone(), config, &mut tasks, shutdown.clone()).await.expect("a server");
+        let client = LocalClient::new(server.clone(), User::named("admin", &[SYSTEM_MASTERS]));
+        let target = Target::collection(GroupVersionResource::fixed("", "v1", "events"), Some("default"));
+        for name in 0..5 {
+            let event = json!({
+                "metadata": { "name": format!("e{name}") },
+                "involvedObject": { "kind": "Pod", "namespace": "default", "name": "a" },
+            });
+            client
+                .create(&target, event.to_string().into(), &WriteOptions::default())
+                .await
+                .expect("created");
+        }
+        let from = server.registry().cache().consistent().await.expect("a revision");
+        let later = Timestamp::from_second(Timestamp::now().as_second() + 7200).expect("a time");
+        let hour = Duration::from_secs(3600);
+        assert_eq!(expire_once(server.registry(), hour, later).await.expect("expired"), 5);
+        let mut watch = store.watch("/registry/events/", from + 1).await.expect("a watch");
+        let mut revisions = Vec::new();
+        while revisions.len() < 5 {
+            let batch = watch.next().await.expect("a batch").expect("no error");
+            revisions.extend(batch.events.iter().map(|event| event.kv.mod_revision));
+        }
+        assert_eq!(revisions.iter().collect::<HashSet<_>>().len(), 5, "{revisions:?}");
+        shutdown.cancel();
+        while tasks.join_next().await.is_some() {}
+        store.close().await.expect("closed");
+        let _ = std::fs::remove_dir_all(&directory);
+    }
 }
