@@ -45,6 +45,7 @@ const TEST: &[Package] = &[
     package("etcd-client", "/usr/bin/etcdctl"),
     package("bpftool", "/usr/sbin/bpftool"),
     package("curl", "/usr/bin/curl"),
+    package("iptables", "/usr/sbin/iptables-restore"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];
 
