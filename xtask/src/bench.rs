@@ -15,7 +15,7 @@ pub(crate) struct Args {
     /// What to measure
     #[arg(value_enum)]
     name: Name,
-    /// `service`: how many services there are, one run each
+    /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
     /// `service`: only cases that begin so (tcp_crr, http, ...)
@@ -36,6 +36,8 @@ pub(crate) struct Args {
 enum Name {
     /// What clients get through a service, beside no proxy, iptables and nftables
     Service,
+    /// How fast a node's kernel follows what changes, and what that costs in memory (1,000, 10,000 and 50,000 services)
+    Program,
     /// Durable writes per second of the embedded store, 64 clients, 2 kB
     Store,
     /// Time from a container's configuration to its running process
@@ -46,6 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::run(setup::Need::EVERYTHING)?;
     match args.name {
         Name::Service => service_path("service", args),
+        Name::Program => service_path("program", args),
         Name::Store => {
             let folder = target_dir().join("bench/store");
             // What an earlier run left would be measured too.

@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! bench service [--services 10,1000,...] [--rounds N] [--milliseconds N] [--cases tcp_crr,...] [--json]
+//! bench program [--services 1000,10000,...] [--json]
 //! ```
 //! Everything runs in network namespaces that the process makes; it needs root.
 
 mod lab;
 mod load;
 mod measure;
+mod memory;
 mod netfilter;
 mod objects;
 mod peers;
+mod program;
 mod report;
 mod service;
 
@@ -34,12 +37,20 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let what = arguments.next().context("what is to be measured: service")?;
+    let what = arguments.next().context("what is to be measured: service, program")?;
     let options = Options::parse(arguments)?;
     ensure!(nix::unistd::geteuid().is_root(), "needs root, for network namespaces and eBPF");
-    let machine = Machine::enter()?;
     Watchdog::start()?;
+    if what == "program" {
+        return program::run(&options.services_or(&[1_000, 10_000, 50_000]), options.format);
+    }
+    let machine = Machine::enter()?;
     match what.as_str() {
+        // One size of the above, in a process of its own.
+        "program-of" => {
+            let services = options.services_or(&[1_000]);
+            program::run_size(&machine, services[0], options.format)
+        }
         "service" => service::run(&machine, &options.service()),
         other => bail!("there is no benchmark {other}"),
     }
@@ -83,14 +94,18 @@ impl Options {
     }
 
     fn service(self) -> service::Options {
-        let services = if self.services.is_empty() { vec![10] } else { self.services };
         service::Options {
-            services: services.into_iter().map(|count| count.clamp(2, objects::MAX_SERVICES)).collect(),
+            services: self.services_or(&[10]),
             rounds: self.rounds,
             length: self.length,
             cases: self.cases,
             format: self.format,
         }
+    }
+
+    fn services_or(&self, default: &[u32]) -> Vec<u32> {
+        let services = if self.services.is_empty() { default } else { &self.services };
+        services.iter().map(|count| (*count).clamp(2, objects::MAX_SERVICES)).collect()
     }
 }
 

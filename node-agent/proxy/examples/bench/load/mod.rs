@@ -95,7 +95,7 @@ impl Turn<'_> {
 }
 
 /// Wakes whoever waits in `accept` of this listener, for good.
-fn stop_accepting(listener: &TcpListener) {
+pub(crate) fn stop_accepting(listener: &TcpListener) {
     // SAFETY: the descriptor is open as long as the listener lives.
     unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RD) };
 }
