@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// `service`: only cases that begin so (tcp_crr, http, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
-    /// `service`: turns of each peer
+    /// `service`, `xdp`: turns of each peer
     #[arg(long)]
     rounds: Option<u32>,
     /// `service`: length of a turn
@@ -38,6 +38,8 @@ enum Name {
     Service,
     /// How fast a node's kernel follows what changes, and what that costs in memory (1,000, 10,000 and 50,000 services)
     Program,
+    /// Nanoseconds per packet of the programs that packets from outside meet: known and new flows, misses
+    Xdp,
     /// Durable writes per second of the embedded store, 64 clients, 2 kB
     Store,
     /// Time from a container's configuration to its running process
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match args.name {
         Name::Service => service_path("service", args),
         Name::Program => service_path("program", args),
+        Name::Xdp => service_path("xdp", args),
         Name::Store => {
             let folder = target_dir().join("bench/store");
             // What an earlier run left would be measured too.

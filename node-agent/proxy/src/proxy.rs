@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     net::IpAddr,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -217,6 +218,11 @@ impl Proxy {
         let program = self.programs.get(program)?;
         sys::test_run(program, packet, repeat)
             .map_err(|source| Error::Kernel { what: "run a program", source })
+    }
+
+    /// A loaded program, for benchmarks that run it in ways of their own.
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
+        self.programs.get(name)
     }
 
     /// Detaches all programs and removes all maps below `bpffs_dir`. Nothing there is no error.

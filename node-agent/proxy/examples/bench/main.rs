@@ -3,6 +3,7 @@
 //! ```text
 //! bench service [--services 10,1000,...] [--rounds N] [--milliseconds N] [--cases tcp_crr,...] [--json]
 //! bench program [--services 1000,10000,...] [--json]
+//! bench xdp [--rounds N] [--json]
 //! ```
 //! Everything runs in network namespaces that the process makes; it needs root.
 
@@ -12,9 +13,11 @@ mod measure;
 mod memory;
 mod netfilter;
 mod objects;
+mod packets;
 mod peers;
 mod program;
 mod report;
+mod restore;
 mod service;
 
 use std::{process::ExitCode, str::FromStr, time::Duration};
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let what = arguments.next().context("what is to be measured: service, program")?;
+    let what = arguments.next().context("what is to be measured: service, program, xdp")?;
     let options = Options::parse(arguments)?;
     ensure!(nix::unistd::geteuid().is_root(), "needs root, for network namespaces and eBPF");
     Watchdog::start()?;
@@ -51,6 +54,7 @@ fn run() -> Result<()> {
             let services = options.services_or(&[1_000]);
             program::run_size(&machine, services[0], options.format)
         }
+        "xdp" => packets::run(&machine, options.rounds, options.format),
         "service" => service::run(&machine, &options.service()),
         other => bail!("there is no benchmark {other}"),
     }
