@@ -201,7 +201,7 @@ impl Client for FakeApi {
         let mut version = self.version.lock();
         *version += 1;
         object["metadata"]["resourceVersion"] = version.to_string().into();
-        self.show(&target.resource.resource, &object);
+        self.show(&target.resource.resource, object);
         Ok(object.to_string().into())
     }
 
