@@ -5,24 +5,49 @@
 //! packet. iptables looks for the service rule by rule, nftables in one verdict map. Chain names have kube-proxy's
 //! length, but count instead of hashing.
 
-use std::{fmt::Write as _, process::Command};
+use std::{
+    fmt::Write as _,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{
     lab::{CLUSTER_CIDR, NODE, Namespace},
+    measure::Watchdog,
     objects::{Port, Spec},
 };
 
 /// Loads what kube-proxy's iptables mode has for `specs`.
 pub(crate) fn load_iptables(node: &Namespace, specs: &[Spec]) -> Result<()> {
-    node.feed(&mut Command::new("iptables-restore"), &iptables(specs))
+    let mut command = Command::new("timeout");
+    command.args([&PATIENCE.as_secs().to_string(), "iptables-restore"]);
+    node.feed(&mut command, &iptables(specs))
 }
 
 /// Loads what kube-proxy's nftables mode has for `specs`.
+///
+/// In parts: in one transaction each new rule is a walk over all before it, which takes minutes at 10,000 services.
 pub(crate) fn load_nftables(node: &Namespace, specs: &[Spec]) -> Result<()> {
-    node.feed(Command::new("nft").args(["-f", "-"]), &nftables(specs))
+    let load = |rules: &str| node.feed(Command::new("nft").args(["-f", "-"]), rules);
+    load(&format!(
+        "table ip kube-proxy {{\n{NFTABLES_FIXED}}}\nadd element ip kube-proxy nodeport-ips {{ {NODE} }}\n"
+    ))?;
+    let started = Instant::now();
+    let mut first = 0;
+    for part in specs.chunks(SERVICES_A_TRANSACTION) {
+        load(&nftables(part, first))?;
+        first += ports(part).count();
+        Watchdog::pat();
+        ensure!(started.elapsed() < PATIENCE, "not loaded after {PATIENCE:?}");
+    }
+    Ok(())
 }
+
+const SERVICES_A_TRANSACTION: usize = 250;
+/// How long rules may take to load: a peer that takes longer is left out.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// One service port, numbered over all.
 fn ports(specs: &[Spec]) -> impl Iterator<Item = (usize, &Spec, &Port)> {
@@ -135,7 +160,8 @@ const IPTABLES_LAST: &str = "\
 -A KUBE-SERVICES -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
 ";
 
-fn nftables(specs: &[Spec]) -> String {
+/// Chains and map entries of `specs`, whose first port has the number `first`.
+fn nftables(specs: &[Spec], first: usize) -> String {
     let mut chains = String::new();
     let mut cluster_ips = String::new();
     let mut service_ips = String::new();
@@ -144,6 +170,7 @@ fn nftables(specs: &[Spec]) -> String {
         let _ = write!(cluster_ips, "{}, ", spec.address);
     }
     for (number, spec, port) in ports(specs) {
+        let number = first + number;
         let protocol = port.protocol.to_lowercase();
         let title = format!("default/{}/{protocol}/{}", spec.name, port.name);
         let service = format!("service-{number:08}-{title}");
@@ -184,8 +211,7 @@ fn nftables(specs: &[Spec]) -> String {
         format!("add element ip kube-proxy {name} {{ {} }}\n", elements.trim_end_matches(", "))
     };
     format!(
-        "table ip kube-proxy {{\n{NFTABLES_FIXED}{chains}}}\n{}{}{}{}",
-        elements("nodeport-ips", NODE.to_string()),
+        "table ip kube-proxy {{\n{chains}}}\n{}{}{}",
         elements("cluster-ips", cluster_ips),
         elements("service-ips", service_ips),
         elements("service-nodeports", node_ports),

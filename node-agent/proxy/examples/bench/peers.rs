@@ -22,6 +22,7 @@ use hawser_proxy::{Config, Proxy};
 use crate::{
     lab::{self, Cluster, Machine, Namespace, Place},
     load::{Path, Turn},
+    measure::Watchdog,
     netfilter,
     objects::{self, NODE_PORT, Spec, TCP_PORT, UDP_PORT},
 };
@@ -237,6 +238,7 @@ fn with_rules(
     load: fn(&Namespace, &[Spec]) -> Result<()>,
 ) -> Result<Option<Cluster>> {
     let cluster = Cluster::new()?;
+    Watchdog::pat();
     let started = Instant::now();
     match load(&cluster.node, specs) {
         Ok(()) => {
