@@ -9,19 +9,25 @@
 //! compares it before it adopts what it finds.
 #![no_std]
 
+pub mod affinity;
 pub mod checksum;
 pub mod flow;
+pub mod maglev;
+pub mod ranges;
 pub mod reason;
 pub mod service;
 pub mod socket;
 
+pub use affinity::{Affinity, AffinityKey};
 pub use flow::{Flow, FlowKey, FlowRef};
+pub use maglev::MaglevBlock;
+pub use ranges::{RangeKey, RangeSubject};
 pub use reason::Reason;
 pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
 pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
 
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
@@ -34,8 +40,8 @@ pub type Addr = [u8; 16];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     pub layout_version: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// Entries of `OPTED_OUT`: a socket whose service is found looks there only when there are any.
+    pub opted_out: u32,
     /// Cookie of the node's own network namespace. Node ports on loopback are served in it alone.
     pub node_netns_cookie: u64,
     /// Source of packets that the node sends on to backends of other nodes. All zero: none of that family.
@@ -93,6 +99,7 @@ mod tests {
     #[test]
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
-        assert_eq!(Reason::DropNoLocalBackend as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
+        assert_eq!(Reason::AffinityFull as usize + 1, reason::REASONS);
     }
 }

@@ -42,10 +42,16 @@ pub enum Reason {
     FlowEvicted = 17,
     /// Dropped: `externalTrafficPolicy: Local`, and no backend on this node.
     DropNoLocalBackend = 18,
+    /// Dropped: the source is outside of the service's `loadBalancerSourceRanges`.
+    DropSourceRange = 19,
+    /// A socket of the node was refused, because the node is outside of the service's `loadBalancerSourceRanges`.
+    SocketRefusedSourceRange = 20,
+    /// A client of a service with affinity was served and not remembered, because the table of clients is full.
+    AffinityFull = 21,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 19;
+pub const REASONS: usize = 22;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -70,4 +76,7 @@ pub const NAMES: [&str; REASONS] = [
     "pass_fragment",
     "flow_evicted",
     "drop_no_local_backend",
+    "drop_source_range",
+    "socket_refused_source_range",
+    "affinity_full",
 ];

@@ -39,8 +39,15 @@ pub struct Frontend {
     pub flags: u32,
     /// Client affinity in seconds; 0 for none.
     pub affinity_seconds: u32,
+    /// First block of `MAGLEV`, and number of entries, for clients outside; 0 entries for no table.
+    pub maglev_base: u32,
+    pub maglev_len: u32,
+    /// List of `SOURCE_RANGES`, with [`FRONTEND_SOURCE_RANGES`].
+    pub source_ranges: u32,
+    /// Always 0.
+    pub pad: u32,
 }
-const _: () = assert!(size_of::<Frontend>() == 32);
+const _: () = assert!(size_of::<Frontend>() == 48);
 
 /// Served to packets that come from outside the node (node ports, external addresses); cluster IPs are not.
 pub const FRONTEND_WIRE: u32 = 1 << 0;
@@ -50,6 +57,14 @@ pub const FRONTEND_NODE_ONLY: u32 = 1 << 1;
 pub const FRONTEND_DEPARTED: u32 = 1 << 2;
 /// Only backends of this node are used for traffic from outside (`externalTrafficPolicy: Local`).
 pub const FRONTEND_WIRE_LOCAL: u32 = 1 << 3;
+/// Only backends of this node are used for clients inside (`internalTrafficPolicy: Local`).
+pub const FRONTEND_INSIDE_LOCAL: u32 = 1 << 8;
+/// A client keeps its backend (`sessionAffinity: ClientIP`).
+pub const FRONTEND_AFFINITY: u32 = 1 << 9;
+/// Only sources of the frontend's list are served (`loadBalancerSourceRanges`).
+pub const FRONTEND_SOURCE_RANGES: u32 = 1 << 10;
+/// The node's own address is in the list.
+pub const FRONTEND_NODE_IN_RANGES: u32 = 1 << 11;
 
 /// One slot of `BACKENDS`.
 #[repr(C)]
@@ -67,10 +82,10 @@ const _: () = assert!(size_of::<Backend>() == 20);
 /// The backend runs on this node: packets from outside keep their source, replies pass the node anyway.
 pub const BACKEND_LOCAL: u8 = 1 << 0;
 
-/// Key of `MEMBERS`: "this backend belongs to this UDP service port". The value is unused.
+/// Key of `MEMBERS`: "this backend belongs to this service port". The value is `MEMBER_*`: the sets it is in.
 ///
-/// A socket or flow that remembers a backend of an older generation asks here whether it is still there, which
-/// costs one lookup whatever the number of backends.
+/// A socket, flow or affinity that remembers a backend asks here whether it is still there, which costs one lookup
+/// whatever the number of backends. Kept for UDP, and for ports with affinity.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberKey {
@@ -81,6 +96,11 @@ pub struct MemberKey {
     pub pad: u16,
 }
 const _: () = assert!(size_of::<MemberKey>() == 24);
+
+/// Among all backends of the service port.
+pub const MEMBER_CLUSTER: u32 = 1 << 0;
+/// Among those of this node.
+pub const MEMBER_LOCAL: u32 = 1 << 1;
 
 /// An address and port, as sockets and flows remember them.
 #[repr(C)]
@@ -114,6 +134,18 @@ pub enum Client {
     Inside,
     /// A packet from outside.
     Wire,
+}
+
+impl Frontend {
+    /// Returns the set that `client`'s backend must be a member of.
+    #[inline(always)]
+    pub const fn member_of(&self, client: Client) -> u32 {
+        let local = match client {
+            Client::Inside => FRONTEND_INSIDE_LOCAL,
+            Client::Wire => FRONTEND_WIRE_LOCAL,
+        };
+        if self.flags & local != 0 { MEMBER_LOCAL } else { MEMBER_CLUSTER }
+    }
 }
 
 /// Returns the slot that `random` chooses for `client`, or `None` when the frontend has no backend for it.

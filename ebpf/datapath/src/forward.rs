@@ -14,15 +14,17 @@ use hawser_ebpf_abi::{
     Addr, Backend, Endpoint, Flow, FlowKey, Frontend, FrontendKey, IPPROTO_UDP, Reason, SNAT_PORT_COUNT,
     SNAT_PORT_FIRST,
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_CLOSING, FLOW_SNAT},
-    service::{BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL, choose_slot},
+    service::{
+        BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+    },
 };
 
 use crate::{
     count::count,
     flows::{self, Claim},
-    maps::{BACKENDS, FRONTENDS, SETTINGS},
+    maps::{FRONTENDS, SETTINGS},
     packet::{DROP, PASS, Packet, parse, rewrite, send_on},
-    socket::is_member,
+    select,
 };
 
 /// Random source ports tried before a flow is refused. With half of a backend's ports taken, 1 in 65,536 fails.
@@ -105,7 +107,7 @@ fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<i32, 
         return Ok(PASS);
     }
     let now_ns = flows::now_ns();
-    let flow = match known_flow(packet, frontend, now_ns) {
+    let flow = match known_flow(packet, frontend, client, now_ns) {
         Some(flow) => flow,
         // The host answers what is not the start of a flow: a reset.
         None if !packet.starts_flow() => return Ok(PASS),
@@ -125,7 +127,12 @@ fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<i32, 
 
 /// Returns the packet's flow, if it may go on.
 #[inline(always)]
-fn known_flow(packet: &Packet, frontend: &Frontend, now_ns: u64) -> Option<&'static mut Flow> {
+fn known_flow(
+    packet: &Packet,
+    frontend: &Frontend,
+    client: Client,
+    now_ns: u64,
+) -> Option<&'static mut Flow> {
     let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
     if direction != DIRECTION_FORWARD {
         return None;
@@ -133,7 +140,7 @@ fn known_flow(packet: &Packet, frontend: &Frontend, now_ns: u64) -> Option<&'sta
     if packet.tuple.protocol == IPPROTO_UDP {
         // UDP has no end: it moves to a living backend as soon as its own is gone. TCP drains.
         if flow.frontend_generation != frontend.generation {
-            if !is_member(frontend.service_id, &flow.reply.source_endpoint()) {
+            if !select::is_member(frontend, client, &flow.reply.source_endpoint()) {
                 flows::expire(flow);
                 return None;
             }
@@ -156,7 +163,10 @@ fn start_flow(
     client: Client,
     now_ns: u64,
 ) -> Result<Option<&'static mut Flow>, Reason> {
-    let Some(mut backend) = choose(frontend, client) else {
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !select::is_in_ranges(packet, frontend) {
+        return Err(Reason::DropSourceRange);
+    }
+    let Some(mut backend) = select::for_packet(packet, frontend, client, 0) else {
         if client == Client::Wire && frontend.flags & FRONTEND_WIRE_LOCAL != 0 {
             return Err(Reason::DropNoLocalBackend);
         }
@@ -166,20 +176,20 @@ fn start_flow(
     let mut flags = 0;
     let mut entered = false;
     if client == Client::Inside || backend.flags & BACKEND_LOCAL != 0 {
-        for _ in 0..BACKEND_ATTEMPTS {
+        for attempt in 1..=BACKEND_ATTEMPTS {
             packet.reply =
                 FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
             entered = flows::insert_reply(&packet.reply, &claim, now_ns);
             if entered {
                 break;
             }
-            if let Some(other) = choose(frontend, client) {
+            if let Some(other) = select::for_packet(packet, frontend, client, attempt) {
                 backend = other;
             }
         }
     } else {
         flags = FLOW_SNAT;
-        entered = allocate_source(packet, backend, &claim, now_ns)?;
+        entered = allocate_source(packet, &backend, &claim, now_ns)?;
     }
     if !entered {
         flows::unclaim(&claim);
@@ -224,13 +234,6 @@ fn allocate_source(
         }
     }
     Ok(false)
-}
-
-#[inline(always)]
-fn choose(frontend: &Frontend, client: Client) -> Option<&'static Backend> {
-    // SAFETY: the helper has no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    BACKENDS.get(choose_slot(frontend, client, random)?)
 }
 
 #[inline(always)]

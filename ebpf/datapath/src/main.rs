@@ -21,6 +21,7 @@ mod flows;
 mod forward;
 mod maps;
 mod packet;
+mod select;
 mod socket;
 mod udp_peers;
 

@@ -2,12 +2,12 @@
 //! makes them.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use hawser_ebpf_abi::{
-    Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MemberKey, Settings, UdpPeer,
-    UdpPeers, flow, reason, socket::OverflowKey,
+    Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey,
+    MaglevBlock, MemberKey, RangeSubject, Settings, UdpPeer, UdpPeers, flow, reason, socket::OverflowKey,
 };
 
 /// Entries are allocated when they are written: a small cluster does not pay for a large one's table.
@@ -17,7 +17,7 @@ const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 
-/// Frontends. Written by the agent, which reports an error when it is full. 52 bytes and the hash's own 48 each.
+/// Frontends. Written by the agent, which reports an error when it is full. 68 bytes and the hash's own 52 each.
 #[btf_map]
 pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, 131_072, NO_PREALLOC> = HashMap::new();
 
@@ -25,9 +25,29 @@ pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, 131_072, NO_PREALLOC
 #[btf_map]
 pub(crate) static BACKENDS: Array<Backend, 524_288> = Array::new();
 
-/// Backends of UDP services. Written by the agent.
+/// Backends of UDP services and of services with affinity, and the sets that they are in. Written by the agent.
 #[btf_map]
 pub(crate) static MEMBERS: HashMap<MemberKey, u32, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// Maglev tables, 32 entries in 64 bytes. Written by the agent, which reports a service that finds no room: it is
+/// served by a plain hash.
+#[btf_map]
+pub(crate) static MAGLEV: Array<MaglevBlock, 262_144> = Array::new();
+
+/// Backends that clients of services with affinity keep, 56 bytes and the hash's own 48 each. Written by the programs;
+/// the agent removes what has expired. A client that finds it full is served, not remembered, and counted.
+#[btf_map]
+pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 131_072, NO_PREALLOC> = HashMap::new();
+
+/// Source ranges of load balancer addresses. Written by the agent, which reports a service whose list finds no room:
+/// its addresses let nobody in.
+#[btf_map]
+pub(crate) static SOURCE_RANGES: LpmTrie<RangeSubject, u32, 65_536> = LpmTrie::new();
+
+/// Network namespaces whose sockets are left alone, by cookie. Written by the agent, which gets an error when it is
+/// full.
+#[btf_map]
+pub(crate) static OPTED_OUT: HashMap<u64, u32, 4_096, NO_PREALLOC> = HashMap::new();
 
 /// What connected sockets asked for. Written by `connect`, read by `getpeername` and `recvmsg`; ends with the socket.
 #[btf_map]

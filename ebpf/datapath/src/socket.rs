@@ -6,26 +6,26 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     programs::{SockAddrContext, SockContext},
 };
 use hawser_ebpf_abi::{
-    Addr, Backend, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MemberKey,
-    Reason,
-    service::{Client, FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, choose_slot},
+    Addr, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, Reason,
+    service::{FRONTEND_DEPARTED, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES},
     v4_mapped, v4_octets,
 };
 
 use crate::{
     count::count,
-    maps::{BACKENDS, CONNECTED, FRONTENDS, MEMBERS, SETTINGS},
-    udp_peers,
+    maps::{CONNECTED, FRONTENDS, OPTED_OUT, SETTINGS},
+    select, udp_peers,
 };
 
 /// Verdicts of the cgroup hooks.
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 const ENOBUFS: i32 = 105;
 const IPPROTO_MPTCP: u32 = 262;
@@ -45,17 +45,20 @@ pub(crate) enum Family {
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(protocol) = protocol(ctx) else { return ALLOW };
     let service = user_endpoint(ctx, family);
-    let Some(frontend) = find_frontend(ctx, &service, protocol) else {
-        if protocol == IPPROTO_UDP {
-            forget_connected(ctx);
+    let frontend = match find_frontend(ctx, &service, protocol) {
+        Ok(Some(frontend)) => frontend,
+        Ok(None) => {
+            if protocol == IPPROTO_UDP {
+                forget_connected(ctx);
+            }
+            return ALLOW;
         }
-        return ALLOW;
+        Err(reason) => return refuse(reason),
     };
-    let Some(backend) = choose_backend(frontend) else {
-        count(Reason::SocketRefusedNoBackend);
-        return refuse(ECONNREFUSED);
+    let Some(backend) = select::for_socket(ctx, frontend) else {
+        return refuse(Reason::SocketRefusedNoBackend);
     };
-    let mut peer = ConnectedPeer { service, backend: backend.endpoint() };
+    let mut peer = ConnectedPeer { service, backend };
     // SAFETY: the context's socket is valid for the length of the call, and the storage as long as the socket.
     unsafe {
         let stored = CONNECTED.get_or_insert_ptr_mut(ctx, Some(&mut peer));
@@ -72,14 +75,14 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub(crate) fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let service = user_endpoint(ctx, family);
-    let Some(frontend) = find_frontend(ctx, &service, IPPROTO_UDP) else { return ALLOW };
+    let frontend = match find_frontend(ctx, &service, IPPROTO_UDP) {
+        Ok(Some(frontend)) => frontend,
+        Ok(None) => return ALLOW,
+        Err(reason) => return refuse(reason),
+    };
     let peer = match udp_peers::find_or_choose(ctx, &service, frontend) {
         Ok(backend) => backend,
-        Err(reason) => {
-            count(reason);
-            let errno = if matches!(reason, Reason::SocketRefusedNoBackend) { ECONNREFUSED } else { ENOBUFS };
-            return refuse(errno);
-        }
+        Err(reason) => return refuse(reason),
     };
     set_user_endpoint(ctx, family, &peer);
     count(Reason::SocketSent);
@@ -118,37 +121,47 @@ pub(crate) fn release(ctx: &SockContext) -> i32 {
     ALLOW
 }
 
-/// Returns a backend of `frontend` for a client inside the cluster.
-#[inline(always)]
-pub(crate) fn choose_backend(frontend: &Frontend) -> Option<&'static Backend> {
-    // SAFETY: the helper has no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    BACKENDS.get(choose_slot(frontend, Client::Inside, random)?)
-}
+/// Flags of frontends that are not served to every socket.
+const RESTRICTED: u32 = FRONTEND_DEPARTED | FRONTEND_NODE_ONLY | FRONTEND_SOURCE_RANGES;
 
-/// Tells whether `backend` still belongs to the UDP service port.
+/// Returns the frontend that this socket is served by; an error when it is refused.
+///
+/// What is left alone here reaches the packet path, if the address is served there.
 #[inline(always)]
-pub(crate) fn is_member(service_id: u32, backend: &Endpoint) -> bool {
-    let key = MemberKey { service_id, addr: backend.addr, port_be: backend.port_be, pad: 0 };
-    MEMBERS.get_ptr(&key).is_some()
-}
-
-#[inline(always)]
-fn find_frontend(ctx: &SockAddrContext, service: &Endpoint, protocol: u8) -> Option<&'static Frontend> {
+fn find_frontend(
+    ctx: &SockAddrContext,
+    service: &Endpoint,
+    protocol: u8,
+) -> Result<Option<&'static Frontend>, Reason> {
     let key = FrontendKey { addr: service.addr, port_be: service.port_be, protocol, pad: 0 };
     // SAFETY: an entry that is replaced meanwhile is freed after this program has ended (RCU).
-    let frontend = unsafe { &*FRONTENDS.get_ptr(&key)? };
-    if frontend.flags & FRONTEND_DEPARTED != 0 {
-        return None;
+    let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else { return Ok(None) };
+    let Some(settings) = SETTINGS.get(0) else { return Ok(None) };
+    if settings.opted_out == 0 && frontend.flags & RESTRICTED == 0 {
+        return Ok(Some(frontend));
     }
-    if frontend.flags & FRONTEND_NODE_ONLY != 0 {
-        // SAFETY: the helper takes the context of this program type.
-        let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-        if netns != SETTINGS.get(0)?.node_netns_cookie {
-            return None;
+    // SAFETY: the helper takes the context of this program type.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if settings.opted_out != 0 && OPTED_OUT.get_ptr(&netns).is_some() {
+        return Ok(None);
+    }
+    if frontend.flags & FRONTEND_DEPARTED != 0 {
+        return Ok(None);
+    }
+    let is_node = netns == settings.node_netns_cookie;
+    if frontend.flags & FRONTEND_NODE_ONLY != 0 && !is_node {
+        return Ok(None);
+    }
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        if !is_node {
+            // A pod's packets show its address, which is what the ranges are about.
+            return Ok(None);
+        }
+        if frontend.flags & FRONTEND_NODE_IN_RANGES == 0 {
+            return Err(Reason::SocketRefusedSourceRange);
         }
     }
-    Some(frontend)
+    Ok(Some(frontend))
 }
 
 /// Returns the service that the socket asked for when it was connected, if `peer` is the backend it was given.
@@ -168,8 +181,15 @@ fn forget_connected(ctx: &SockAddrContext) {
     }
 }
 
+/// Refuses the system call, and counts why.
 #[inline(always)]
-fn refuse(errno: i32) -> i32 {
+fn refuse(reason: Reason) -> i32 {
+    count(reason);
+    let errno = match reason {
+        Reason::SocketRefusedNoBackend => ECONNREFUSED,
+        Reason::SocketRefusedSourceRange => EPERM,
+        _ => ENOBUFS,
+    };
     // SAFETY: a volatile read, because the loader changes the value after compilation; the helper sets the error that
     // the system call returns.
     unsafe {

@@ -7,13 +7,14 @@
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_socket_cookie, programs::SockAddrContext};
 use hawser_ebpf_abi::{
     Endpoint, Frontend, Reason, UdpPeer, UdpPeers,
+    service::Client,
     socket::{OVERFLOW_BY_BACKEND, OVERFLOW_BY_SERVICE, OverflowKey, UDP_OVERFLOW_PER_SOCKET, UDP_PEERS},
 };
 
 use crate::{
     count::count,
     maps::{UDP_OVERFLOW, UDP_SOCKETS},
-    socket::{choose_backend, is_member},
+    select,
 };
 
 /// Returns the backend that the context's socket uses for `service`, choosing one when there is none that lives.
@@ -35,18 +36,16 @@ pub(crate) fn find_or_choose(
             break;
         }
         if peer.service == *service {
-            return keep_or_replace(peer, frontend);
+            return keep_or_replace(ctx, peer, frontend);
         }
     }
     if let Some(index) = free {
-        let peer = new_peer(service, frontend)?;
+        let peer = new_peer(ctx, service, frontend)?;
         // The index is below the array's length; the mask shows it to the verifier.
         peers.peers[index & (UDP_PEERS - 1)] = peer;
         return Ok(peer.backend);
     }
-    // SAFETY: the helper takes the context of this program type.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    overflow(cookie, peers, service, frontend)
+    overflow(ctx, peers, service, frontend)
 }
 
 /// Returns the service that the socket reached through `backend`.
@@ -90,26 +89,30 @@ pub(crate) fn empty_overflow(socket_cookie: u64) {
 }
 
 #[inline(always)]
-fn keep_or_replace(peer: &mut UdpPeer, frontend: &Frontend) -> Result<Endpoint, Reason> {
+fn keep_or_replace(
+    ctx: &SockAddrContext,
+    peer: &mut UdpPeer,
+    frontend: &Frontend,
+) -> Result<Endpoint, Reason> {
     if peer.generation == frontend.generation && peer.service_id == frontend.service_id {
         return Ok(peer.backend);
     }
-    if is_member(frontend.service_id, &peer.backend) {
+    if select::is_member(frontend, Client::Inside, &peer.backend) {
         peer.service_id = frontend.service_id;
         peer.generation = frontend.generation;
         return Ok(peer.backend);
     }
-    *peer = new_peer(&peer.service, frontend)?;
+    *peer = new_peer(ctx, &peer.service, frontend)?;
     count(Reason::SocketBackendReplaced);
     Ok(peer.backend)
 }
 
 #[inline(always)]
-fn new_peer(service: &Endpoint, frontend: &Frontend) -> Result<UdpPeer, Reason> {
-    let Some(backend) = choose_backend(frontend) else { return Err(Reason::SocketRefusedNoBackend) };
+fn new_peer(ctx: &SockAddrContext, service: &Endpoint, frontend: &Frontend) -> Result<UdpPeer, Reason> {
+    let Some(backend) = select::for_socket(ctx, frontend) else { return Err(Reason::SocketRefusedNoBackend) };
     Ok(UdpPeer {
         service: *service,
-        backend: backend.endpoint(),
+        backend,
         service_id: frontend.service_id,
         generation: frontend.generation,
     })
@@ -117,16 +120,18 @@ fn new_peer(service: &Endpoint, frontend: &Frontend) -> Result<UdpPeer, Reason> 
 
 #[inline(always)]
 fn overflow(
-    socket_cookie: u64,
+    ctx: &SockAddrContext,
     peers: &mut UdpPeers,
     service: &Endpoint,
     frontend: &Frontend,
 ) -> Result<Endpoint, Reason> {
+    // SAFETY: the helper takes the context of this program type.
+    let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let mut key = OverflowKey { socket_cookie, endpoint: *service, kind: OVERFLOW_BY_SERVICE };
     // SAFETY: an entry stays readable until this program has ended (RCU).
     if let Some(known) = unsafe { UDP_OVERFLOW.get(&key) } {
         let mut peer = *known;
-        let backend = keep_or_replace(&mut peer, frontend)?;
+        let backend = keep_or_replace(ctx, &mut peer, frontend)?;
         if peer != *known {
             let old = known.backend;
             UDP_OVERFLOW.insert(&key, &peer, 0).map_err(|_| Reason::SocketPeersFull)?;
@@ -141,7 +146,7 @@ fn overflow(
     if peers.overflow >= UDP_OVERFLOW_PER_SOCKET {
         return Err(Reason::SocketPeersFull);
     }
-    let peer = new_peer(service, frontend)?;
+    let peer = new_peer(ctx, service, frontend)?;
     // The number comes first: whatever fails after it, the release finds what was written.
     let numbered = OverflowKey::by_number(socket_cookie, peers.overflow);
     UDP_OVERFLOW.insert(&numbered, &peer, 0).map_err(|_| Reason::SocketPeersFull)?;

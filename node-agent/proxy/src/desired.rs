@@ -4,6 +4,10 @@
 //! this node alone, and its frontends, each of which names the set it uses. Traffic policies follow kube-proxy:
 //! `internalTrafficPolicy` rules the cluster IP, `externalTrafficPolicy` rules what comes from outside, and clients
 //! inside the cluster always reach all backends of an external address.
+//!
+//! `loadBalancerSourceRanges` rule the load balancer's addresses and nothing else, for clients inside the cluster too,
+//! by the address that each has; ranges of the other family say nothing. Processes of the node pass when one of the
+//! node's addresses is in a range.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +17,10 @@ use std::{
 
 use hawser_ebpf_abi::{
     Addr, Backend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, is_v4,
-    service::{BACKEND_LOCAL, FRONTEND_NODE_ONLY, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL},
+    service::{
+        BACKEND_LOCAL, FRONTEND_AFFINITY, FRONTEND_INSIDE_LOCAL, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY,
+        FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+    },
     v4_mapped, v4_octets,
 };
 use k8s_openapi::api::{
@@ -21,10 +28,16 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 
-use crate::endpoints::{self, Overrides};
+use crate::{
+    endpoints::{self, Overrides},
+    ranges::{Ranges, SourceRange},
+};
 
 /// Services with this label are another proxy's.
 const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// The API's default and longest timeout of client affinity: 3 hours and a day.
+const AFFINITY_SECONDS: u32 = 10_800;
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// Names a service port of one family, or a host port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +93,10 @@ pub(crate) struct ServicePort {
     pub(crate) cluster: Vec<Backend>,
     /// Backends of this node; filled when a frontend uses them.
     pub(crate) local: Vec<Backend>,
+    /// How long a client keeps its backend; 0 for no affinity.
+    pub(crate) affinity_seconds: u32,
+    /// Who may use the frontends with `FRONTEND_SOURCE_RANGES`.
+    pub(crate) source_ranges: Ranges,
 }
 
 /// Something that the API asks for and the node does not do.
@@ -108,6 +125,8 @@ pub struct HostPort {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Node {
     pub(crate) name: String,
+    /// Of the label `topology.kubernetes.io/zone`.
+    pub(crate) zone: Option<String>,
     pub(crate) addresses: Vec<IpAddr>,
 }
 
@@ -135,14 +154,28 @@ pub(crate) fn service_ports(
                 .push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
             continue;
         };
-        if spec.session_affinity.as_deref() == Some("ClientIP") {
-            skipped.push(Skipped { what: what(), reason: "sessionAffinity ClientIP is not honoured yet" });
-        }
         for is_v6 in [false, true] {
-            let frontends = frontends(service, spec, port, protocol, is_v6, &cluster_ips, node);
+            let source_ranges = source_ranges(spec, is_v6);
+            let node_in_ranges = node
+                .addresses
+                .iter()
+                .any(|own| source_ranges.iter().any(|range| range.contains(&addr(*own))));
+            let balanced = match (source_ranges.is_empty(), node_in_ranges) {
+                (true, _) => 0,
+                (false, false) => FRONTEND_SOURCE_RANGES,
+                (false, true) => FRONTEND_SOURCE_RANGES | FRONTEND_NODE_IN_RANGES,
+            };
+            let mut frontends = frontends(service, spec, port, protocol, is_v6, &cluster_ips, node, balanced);
             if frontends.is_empty() {
                 continue;
             }
+            let affinity_seconds = affinity_seconds(spec);
+            if affinity_seconds > 0 {
+                frontends.values_mut().for_each(|frontend| frontend.flags |= FRONTEND_AFFINITY);
+            }
+            // Published whatever their readiness: the slices call them ready, and the node's own news mean nothing.
+            let none = Overrides::new();
+            let overrides = if publishes_not_ready(spec) { &none } else { overrides };
             let backends = endpoints::collect(slices, port, is_v6, node, overrides);
             let uses_local = frontends.values().any(|f| f.inside == Set::Local || f.wire == Set::Local);
             let local = if uses_local { backends.local } else { Vec::new() };
@@ -154,14 +187,8 @@ pub(crate) fn service_ports(
                 is_v6,
                 kind: Kind::Service,
             };
-            ports.push((name, ServicePort { frontends, cluster: backends.cluster, local }));
-        }
-        if has_source_ranges(spec) {
-            skipped.push(Skipped {
-                what: what(),
-                reason: "loadBalancerSourceRanges are not enforced yet: its load balancer addresses are served to \
-                         this node and its pods alone",
-            });
+            let cluster = backends.cluster;
+            ports.push((name, ServicePort { frontends, cluster, local, affinity_seconds, source_ranges }));
         }
     }
     ports
@@ -208,12 +235,16 @@ pub(crate) fn host_port(
         is_v6,
         kind: Kind::HostPort,
     };
-    Some((name, ServicePort { frontends, cluster: vec![backend], local: Vec::new() }))
+    Some((name, ServicePort { frontends, cluster: vec![backend], ..ServicePort::default() }))
 }
 
 const NODE_ONLY: DesiredFrontend =
     DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags: FRONTEND_NODE_ONLY };
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a service port's addresses depend on, each a plain value"
+)]
 fn frontends(
     service: &Service,
     spec: &ServiceSpec,
@@ -222,6 +253,7 @@ fn frontends(
     is_v6: bool,
     cluster_ips: &[IpAddr],
     node: &Node,
+    balanced: u32,
 ) -> BTreeMap<FrontendKey, DesiredFrontend> {
     let internal = policy(spec.internal_traffic_policy.as_deref());
     let external = policy(spec.external_traffic_policy.as_deref());
@@ -249,14 +281,12 @@ fn frontends(
     for address in spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok()) {
         add(address, port.port, from_outside);
     }
-    // Where source ranges would have to be enforced, nothing from outside is let in.
-    let balanced =
-        if has_source_ranges(spec) { DesiredFrontend { flags: 0, ..from_outside } } else { from_outside };
     for address in load_balancer_addresses(service) {
-        add(address, port.port, balanced);
+        add(address, port.port, DesiredFrontend { flags: from_outside.flags | balanced, ..from_outside });
     }
+    let flags = if internal == Set::Local { FRONTEND_INSIDE_LOCAL } else { 0 };
     for address in cluster_ips {
-        add(*address, port.port, DesiredFrontend { inside: internal, wire: internal, flags: 0 });
+        add(*address, port.port, DesiredFrontend { inside: internal, wire: internal, flags });
     }
     frontends
 }
@@ -288,8 +318,32 @@ fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + 
         .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
 }
 
-fn has_source_ranges(spec: &ServiceSpec) -> bool {
-    spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
+/// Returns the ranges of one family; none means that everybody may.
+///
+/// The API's validation lets blanks around a range pass, and so does kube-proxy.
+fn source_ranges(spec: &ServiceSpec, is_v6: bool) -> Ranges {
+    let parse = |text: &String| -> Option<SourceRange> {
+        let (address, prefix_len) = text.trim().split_once('/')?;
+        let (address, prefix_len): (IpAddr, u32) = (address.parse().ok()?, prefix_len.parse().ok()?);
+        let (family_bits, bits_before) = if is_v6 { (128, 0) } else { (32, 96) };
+        (address.is_ipv6() == is_v6 && prefix_len <= family_bits)
+            .then(|| SourceRange::new(addr(address), bits_before + prefix_len))
+    };
+    spec.load_balancer_source_ranges.iter().flatten().filter_map(parse).collect()
+}
+
+/// 0 for none.
+fn affinity_seconds(spec: &ServiceSpec) -> u32 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = client_ip.and_then(|config| u32::try_from(config.timeout_seconds?).ok());
+    seconds.unwrap_or(AFFINITY_SECONDS).clamp(1, MAX_AFFINITY_SECONDS)
+}
+
+pub(crate) fn publishes_not_ready(spec: &ServiceSpec) -> bool {
+    spec.publish_not_ready_addresses == Some(true)
 }
 
 fn policy(policy: Option<&str>) -> Set {

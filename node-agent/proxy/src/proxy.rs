@@ -10,7 +10,9 @@ use std::{
     time::Instant,
 };
 
-use hawser_ebpf_abi::{Addr, Frontend, FrontendKey, LAYOUT_VERSION, Settings};
+use hawser_ebpf_abi::{
+    Addr, Frontend, FrontendKey, LAYOUT_VERSION, Settings, affinity::is_fresh, maglev::MAGLEV_BLOCK,
+};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use tracing::{debug, info, warn};
 
@@ -24,7 +26,7 @@ use crate::{
         mount, sys,
     },
     services::{Services, Wanted},
-    table::{Changes, KernelState, Table},
+    table::{Bounds, Changes, KernelState, Table},
     view::{self, Counter, FrontendView},
 };
 
@@ -42,14 +44,28 @@ pub struct Config {
     /// packets that the node sends on to backends of other nodes.
     pub node_addresses: Vec<IpAddr>,
     pub node_name: String,
+    /// The node's zone (its label `topology.kubernetes.io/zone`), for endpoints with hints. [`Proxy::set_zone`]
+    /// changes it later.
+    pub zone: Option<String>,
     /// How packet programs are attached.
     pub packet_attachment: PacketAttachment,
     /// Bound of the table of frontends: an address, port and protocol each.
     pub max_frontends: u32,
     /// Bound of backend slots, over all service ports. Half of it should stay free for updates.
     pub max_backends: u32,
-    /// Bound of backends of UDP service ports.
+    /// Bound of backends of UDP service ports and of those with client affinity.
     pub max_udp_backends: u32,
+    /// Entries of a Maglev table for each backend of a service port that is served to the outside, at least. 0 for no
+    /// tables: clients outside are spread by a plain hash.
+    pub maglev_entries_per_backend: u32,
+    /// Bound of all Maglev tables together, two bytes an entry. Half of it should stay free for updates. A service
+    /// port that finds no room is reported, and spread by a plain hash.
+    pub max_maglev_entries: u32,
+    /// Bound of the clients of services with affinity. One more is served, not remembered, and counted.
+    pub max_affinities: u32,
+    /// Bound of the ranges in all different lists of `loadBalancerSourceRanges`. Load balancer addresses whose list
+    /// finds no room are reported, and let nobody in.
+    pub max_source_ranges: u32,
 }
 
 impl Config {
@@ -61,10 +77,16 @@ impl Config {
             uplinks: Vec::new(),
             node_addresses: Vec::new(),
             node_name,
+            zone: None,
             packet_attachment: PacketAttachment::default(),
             max_frontends: 131_072,
             max_backends: 524_288,
             max_udp_backends: 262_144,
+            maglev_entries_per_backend: 200,
+            // 16 MiB.
+            max_maglev_entries: 8_388_608,
+            max_affinities: 131_072,
+            max_source_ranges: 65_536,
         }
     }
 }
@@ -130,11 +152,18 @@ impl Proxy {
         let sizes = Sizes {
             frontends: config.max_frontends,
             backends: config.max_backends,
-            udp_members: config.max_udp_backends,
+            members: config.max_udp_backends,
+            maglev_blocks: config.max_maglev_entries.div_ceil(MAGLEV_BLOCK).max(1),
+            affinities: config.max_affinities.max(1),
+            source_ranges: config.max_source_ranges.max(1),
         };
         let Loaded { maps, programs, adopted, has_set_retval } =
             loader::load(&maps_dir(&config.bpffs_dir), sizes)?;
-        let node = Node { name: config.node_name.clone(), addresses: config.node_addresses.clone() };
+        let node = Node {
+            name: config.node_name.clone(),
+            zone: config.zone.clone(),
+            addresses: config.node_addresses.clone(),
+        };
         let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
         proxy.write_settings()?;
         proxy.attach_all()?;
@@ -174,6 +203,48 @@ impl Proxy {
             return Ok(());
         }
         self.apply(wanted).map(drop)
+    }
+
+    /// Takes the node's zone: services whose endpoints have hints for zones are computed again.
+    pub fn set_zone(&mut self, zone: Option<String>) -> Result<(), Error> {
+        let wanted = self.services.set_zone(zone);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.apply(wanted).map(drop)
+    }
+
+    /// Takes all network namespaces, by cookie, whose sockets are left alone: their service addresses are translated
+    /// at the packet, as those of a sandboxed runtime are. Sockets that are connected already stay as they are.
+    ///
+    /// The set outlives the agent. At most 4,096; more are an error.
+    pub fn set_opted_out(&self, netns_cookies: &HashSet<u64>) -> Result<(), Error> {
+        let failed = |source| Error::Map { name: "OPTED_OUT", source };
+        let known: HashSet<u64> = self.maps.opted_out.keys().map_err(failed)?.into_iter().collect();
+        for cookie in netns_cookies.difference(&known) {
+            self.maps.opted_out.set(cookie, &1).map_err(failed)?;
+        }
+        for cookie in known.difference(netns_cookies) {
+            self.maps.opted_out.remove(cookie).map_err(failed)?;
+        }
+        self.write_settings()
+    }
+
+    /// Forgets clients whose affinity has ended; returns how many. To be called now and then, once a minute or so:
+    /// an entry that has ended counts for nothing, and takes a place until then.
+    pub fn sweep_affinity(&self) -> Result<usize, Error> {
+        let failed = |source| Error::Map { name: "AFFINITY", source };
+        let now_ns = sys::now_ns();
+        let mut swept = 0;
+        for (key, entry) in self.maps.affinity.entries().map_err(failed)? {
+            // A client that comes back between the look and the removal is chosen for anew once more: its time was
+            // over anyway.
+            if !is_fresh(&entry, entry.timeout_seconds, now_ns) {
+                self.maps.affinity.remove(&key).map_err(failed)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
     }
 
     /// Attaches the packet path to one more interface by which packets from outside, or replies of other nodes,
@@ -254,8 +325,14 @@ impl Proxy {
             Some(table) => (table, wanted),
             None => {
                 let kernel = read_kernel(&self.maps)?;
-                let (slots, frontends) = (self.maps.backends.capacity(), self.maps.frontends.capacity());
-                (Table::new(kernel, slots, frontends), self.services.everything())
+                let bounds = Bounds {
+                    slots: self.maps.backends.capacity(),
+                    frontends: self.maps.frontends.capacity(),
+                    maglev_blocks: self.maps.maglev.capacity(),
+                    maglev_entries: self.config.maglev_entries_per_backend,
+                    source_ranges: self.maps.source_ranges.capacity(),
+                };
+                (Table::new(kernel, bounds), self.services.everything())
             }
         };
         let mut skipped: Vec<Skipped> = Vec::new();
@@ -277,15 +354,20 @@ impl Proxy {
 
     fn write(&self, changes: &Changes) -> Result<(), Error> {
         let failed = |name| move |source| Error::Map { name, source };
-        let new_members: Vec<_> = changes.new_members.iter().map(|member| (*member, 1)).collect();
+        let new_ranges: Vec<_> = changes.new_ranges.iter().map(|range| (*range, 1)).collect();
+        self.maps.source_ranges.set_all(&new_ranges).map_err(failed("SOURCE_RANGES"))?;
+        self.maps.maglev.set_all(&changes.maglev).map_err(failed("MAGLEV"))?;
         self.maps.backends.set_all(&changes.slots).map_err(failed("BACKENDS"))?;
-        self.maps.members.set_all(&new_members).map_err(failed("MEMBERS"))?;
+        self.maps.members.set_all(&changes.new_members).map_err(failed("MEMBERS"))?;
         self.maps.frontends.set_all(&changes.frontends).map_err(failed("FRONTENDS"))?;
         for key in &changes.old_frontends {
             self.maps.frontends.remove(key).map_err(failed("FRONTENDS"))?;
         }
         for key in &changes.old_members {
             self.maps.members.remove(key).map_err(failed("MEMBERS"))?;
+        }
+        for key in &changes.old_ranges {
+            self.maps.source_ranges.remove(key).map_err(failed("SOURCE_RANGES"))?;
         }
         Ok(())
     }
@@ -300,9 +382,11 @@ impl Proxy {
                 .find(|address| address.is_ipv6() == v6)
                 .map(|address| addr(*address))
         };
+        let opted_out = self.maps.opted_out.keys();
+        let opted_out = opted_out.map_err(|source| Error::Map { name: "OPTED_OUT", source })?.len() as u32;
         let settings = Settings {
             layout_version: LAYOUT_VERSION,
-            pad: 0,
+            opted_out,
             node_netns_cookie,
             snat_v4: first(false).unwrap_or_default(),
             snat_v6: first(true).unwrap_or_default(),
@@ -452,8 +536,8 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
     let failed = |name| move |source| Error::Map { name, source };
     let frontends: HashMap<FrontendKey, Frontend> =
         maps.frontends.entries().map_err(failed("FRONTENDS"))?.into_iter().collect();
-    let members =
-        maps.members.entries().map_err(failed("MEMBERS"))?.into_iter().map(|(key, _)| key).collect();
+    let members = maps.members.entries().map_err(failed("MEMBERS"))?.into_iter().collect();
+    let ranges = maps.source_ranges.keys().map_err(failed("SOURCE_RANGES"))?;
     let mut slots = HashMap::new();
     for frontend in frontends.values() {
         for (base, count) in [(frontend.base, frontend.count), (frontend.wire_base, frontend.wire_count)] {
@@ -466,5 +550,5 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
             }
         }
     }
-    Ok(KernelState { frontends, slots, members })
+    Ok(KernelState { frontends, slots, members, ranges })
 }

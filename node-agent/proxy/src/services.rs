@@ -113,6 +113,22 @@ impl Services {
         wanted
     }
 
+    /// Takes the node's zone, and returns the ports of the services whose endpoints have hints for zones.
+    pub(crate) fn set_zone(&mut self, zone: Option<String>) -> Wanted {
+        let mut wanted = Wanted::new();
+        if self.node.zone == zone {
+            return wanted;
+        }
+        self.node.zone = zone;
+        let hinted =
+            self.known.iter().filter(|(_, known)| known.slices.iter().any(|slice| has_zone_hints(slice)));
+        let hinted: Vec<Key> = hinted.map(|(key, _)| key.clone()).collect();
+        for key in hinted {
+            self.compute(&key, &mut wanted);
+        }
+        wanted
+    }
+
     /// Everything, as if nothing were known: for a table that starts anew.
     pub(crate) fn everything(&mut self) -> Wanted {
         let mut wanted = Wanted::new();
@@ -170,16 +186,28 @@ impl Services {
         for address in &local {
             self.by_local_address.entry(*address).or_default().insert(key.clone());
         }
+        let ports = before.map(|known| known.ports).unwrap_or_default();
+        let addresses: Vec<IpAddr> = local.iter().copied().collect();
+        self.known.insert(key.clone(), Known { service, slices, ports, skipped: Vec::new(), local });
         // What the API says now agrees with what the node knew: from here on the API is followed.
-        let references: Vec<&EndpointSlice> = slices.iter().map(Arc::as_ref).collect();
-        for address in &local {
-            if self.overrides.get(address).copied() == endpoints::readiness(&references, *address) {
-                self.overrides.remove(address);
+        for address in addresses {
+            if self.overrides.get(&address).is_some_and(|ready| self.agrees(address, *ready)) {
+                self.overrides.remove(&address);
             }
         }
-        let ports = before.map(|known| known.ports).unwrap_or_default();
-        self.known.insert(key.clone(), Known { service, slices, ports, skipped: Vec::new(), local });
         self.compute(&key, wanted);
+    }
+
+    /// Tells whether the slices of all services with an endpoint of this node at `address` say what the node knows.
+    ///
+    /// Services that publish endpoints whatever their readiness have nothing to say.
+    fn agrees(&self, address: IpAddr, ready: bool) -> bool {
+        let services = self.by_local_address.get(&address).into_iter().flatten();
+        services.filter_map(|key| self.known.get(key)).all(|known| {
+            let slices: Vec<&EndpointSlice> = known.slices.iter().map(Arc::as_ref).collect();
+            known.service.spec.as_ref().is_some_and(desired::publishes_not_ready)
+                || endpoints::readiness(&slices, address) == Some(ready)
+        })
     }
 
     fn compute(&mut self, key: &Key, wanted: &mut Wanted) {
@@ -230,6 +258,11 @@ impl Services {
         self.host_ports = host_ports.to_vec();
         self.host_port_names = names;
     }
+}
+
+fn has_zone_hints(slice: &EndpointSlice) -> bool {
+    let mut hints = slice.endpoints.iter().flatten().filter_map(|endpoint| endpoint.hints.as_ref());
+    hints.any(|hints| hints.for_zones.as_ref().is_some_and(|zones| !zones.is_empty()))
 }
 
 fn local_addresses(slices: &[Arc<EndpointSlice>], node: &Node) -> BTreeSet<IpAddr> {

@@ -1,7 +1,8 @@
 //! The maps' content: what they hold, what they should hold, and the writes between the two. Pure.
 //!
-//! Writes are ordered so that a program that runs between any two of them sees a whole service: slots and members
-//! first, then the frontends that lead to them, and only then is removed what nothing leads to any more.
+//! Writes are ordered so that a program that runs between any two of them sees a whole service: source ranges, Maglev
+//! tables, slots and members first, then the frontends that lead to them, and only then is removed what nothing leads
+//! to any more.
 //!
 //! A table starts from what the kernel has. A service port whose slots are already right keeps its id and its range,
 //! so that a restart writes nothing; whatever nobody claims by the end of the first pass is stale and goes.
@@ -12,12 +13,17 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Backend, Frontend, FrontendKey, IPPROTO_UDP, MemberKey,
-    service::{FRONTEND_DEPARTED, FRONTEND_WIRE_LOCAL},
+    Addr, Backend, Frontend, FrontendKey, IPPROTO_UDP, MaglevBlock, MemberKey, RangeKey,
+    service::{
+        FRONTEND_DEPARTED, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL, MEMBER_CLUSTER,
+        MEMBER_LOCAL,
+    },
 };
 
 use crate::{
     desired::{DesiredFrontend, ServicePort, ServicePortName, Set, Skipped},
+    maglev,
+    ranges::{self, Lists},
     slots::{Range, Ranges, Slots},
 };
 
@@ -29,11 +35,15 @@ const DEPARTED_PER_PORT: usize = 64;
 /// Writes, in the order of the fields.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
+    pub(crate) new_ranges: Vec<RangeKey>,
+    pub(crate) maglev: Vec<(u32, MaglevBlock)>,
     pub(crate) slots: Vec<(u32, Backend)>,
-    pub(crate) new_members: Vec<MemberKey>,
+    /// With the sets that each is in; those that were members of other sets too.
+    pub(crate) new_members: Vec<(MemberKey, u32)>,
     pub(crate) frontends: Vec<(FrontendKey, Frontend)>,
     pub(crate) old_frontends: Vec<FrontendKey>,
     pub(crate) old_members: Vec<MemberKey>,
+    pub(crate) old_ranges: Vec<RangeKey>,
 }
 
 impl Changes {
@@ -48,7 +58,31 @@ impl Changes {
 pub(crate) struct KernelState {
     pub(crate) frontends: HashMap<FrontendKey, Frontend>,
     pub(crate) slots: HashMap<u32, Backend>,
-    pub(crate) members: HashSet<MemberKey>,
+    pub(crate) members: HashMap<MemberKey, u32>,
+    pub(crate) ranges: Vec<RangeKey>,
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) slots: u32,
+    pub(crate) frontends: u32,
+    pub(crate) maglev_blocks: u32,
+    /// Entries of a Maglev table for each backend, at least.
+    pub(crate) maglev_entries: u32,
+    pub(crate) source_ranges: u32,
+}
+
+/// The Maglev table of a service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Maglev {
+    /// The set of backends that clients outside get; `None` when no frontend is served to them.
+    set: Option<Set>,
+    range: Range,
+    /// Entries; 0 for no table.
+    len: u32,
+    /// Blocks that a table would fill for which there was no room.
+    missing: u32,
 }
 
 /// One service port as it is in the maps.
@@ -58,6 +92,9 @@ struct Applied {
     generation: u32,
     range: Range,
     port: ServicePort,
+    maglev: Maglev,
+    /// List of source ranges; 0 for none.
+    source_ranges: u32,
     /// UDP backends that left, and when. Their addresses become frontends as long as nothing else answers there.
     departed: BTreeMap<FrontendKey, Instant>,
 }
@@ -67,6 +104,7 @@ struct Applied {
 struct Adoption {
     slots: HashMap<u32, Backend>,
     ranges: Ranges,
+    maglev: Ranges,
     /// Departed backends' frontends, by service id.
     departed: HashMap<u32, Vec<FrontendKey>>,
     adopted_ids: HashSet<u32>,
@@ -78,24 +116,34 @@ pub(crate) struct Table {
     ports: BTreeMap<ServicePortName, Applied>,
     owners: HashMap<FrontendKey, ServicePortName>,
     frontends: HashMap<FrontendKey, Frontend>,
-    members: HashSet<MemberKey>,
+    members: HashMap<MemberKey, u32>,
     slots: Slots,
+    maglev: Slots,
+    maglev_entries: u32,
+    lists: Lists,
     frontend_capacity: usize,
     next_service_id: u32,
     /// Ports with departed backends: each call looks at them again.
     with_departed: BTreeSet<ServicePortName>,
-    /// Ports that found no room for their slots, and what they wanted: each call tries again.
-    without_slots: BTreeMap<ServicePortName, ServicePort>,
+    /// Ports that found no room for their slots or ranges, and what they wanted: each call tries again.
+    without_room: BTreeMap<ServicePortName, ServicePort>,
+    /// Ports that found no room for a Maglev table, by the number of blocks: each call tries again.
+    without_maglev: BTreeSet<(u32, ServicePortName)>,
     /// Ports that miss a frontend, because another port has it or the table is full: each call tries again.
     without_frontend: BTreeSet<ServicePortName>,
     adoption: Option<Adoption>,
 }
 
 impl Table {
-    pub(crate) fn new(kernel: KernelState, slot_capacity: u32, frontend_capacity: u32) -> Self {
-        let mut slots = Slots::new(slot_capacity);
+    pub(crate) fn new(kernel: KernelState, bounds: Bounds) -> Self {
+        let mut slots = Slots::new(bounds.slots);
         let mut ranges = Ranges::default();
+        let mut maglev = Slots::new(bounds.maglev_blocks);
+        let mut maglev_ranges = Ranges::default();
         for frontend in kernel.frontends.values() {
+            let table = Range { base: frontend.maglev_base, len: maglev::blocks(frontend.maglev_len) };
+            maglev.reserve(table);
+            maglev_ranges.insert(table);
             for (base, len) in [(frontend.base, frontend.count), (frontend.wire_base, frontend.wire_count)] {
                 slots.reserve(Range { base, len });
                 ranges.insert(Range { base, len });
@@ -119,12 +167,22 @@ impl Table {
             frontends: kernel.frontends,
             members: kernel.members,
             slots,
-            frontend_capacity: frontend_capacity as usize,
+            maglev,
+            maglev_entries: bounds.maglev_entries,
+            lists: Lists::new(kernel.ranges, bounds.source_ranges),
+            frontend_capacity: bounds.frontends as usize,
             next_service_id,
             with_departed: BTreeSet::new(),
-            without_slots: BTreeMap::new(),
+            without_room: BTreeMap::new(),
+            without_maglev: BTreeSet::new(),
             without_frontend: BTreeSet::new(),
-            adoption: Some(Adoption { slots: kernel.slots, ranges, departed, adopted_ids: HashSet::new() }),
+            adoption: Some(Adoption {
+                slots: kernel.slots,
+                ranges,
+                maglev: maglev_ranges,
+                departed,
+                adopted_ids: HashSet::new(),
+            }),
         }
     }
 
@@ -143,7 +201,7 @@ impl Table {
         skipped: &mut Vec<Skipped>,
     ) -> Changes {
         let mut changes = Changes::default();
-        for (name, port) in std::mem::take(&mut self.without_slots) {
+        for (name, port) in std::mem::take(&mut self.without_room) {
             wanted.entry(name).or_insert(Some(port));
         }
         // Addresses that change hands within this call are let go first, by all.
@@ -167,6 +225,7 @@ impl Table {
             }
             revisit.insert(name);
         }
+        self.retry_maglev(now, &mut changes, &mut revisit, skipped);
         revisit.extend(self.with_departed.iter().cloned());
         revisit.append(&mut self.without_frontend);
         for name in revisit {
@@ -182,14 +241,15 @@ impl Table {
             }
         }
         self.finish_adoption(now, &mut changes);
+        changes.old_ranges = self.lists.remove_unused();
         changes
     }
 
-    /// Gives a service port its slots.
+    /// Gives a service port its slots, and what goes with them.
     fn set(
         &mut self,
         name: ServicePortName,
-        port: ServicePort,
+        mut port: ServicePort,
         now: Instant,
         changes: &mut Changes,
         skipped: &mut Vec<Skipped>,
@@ -198,44 +258,160 @@ impl Table {
         let old = backends(&applied.port);
         let new = backends(&port);
         if old != new {
-            let Some(range) = self.slots.allocate(new.len() as u32, now) else {
+            if let Some(range) = self.slots.allocate(new.len() as u32, now) {
+                changes.slots.extend((range.base..).zip(new));
+                self.slots.release(std::mem::replace(&mut applied.range, range), now);
+                applied.generation = next_generation(applied.generation);
+            } else {
                 let reason = "no free range of backend slots: the old backends stay";
                 skipped.push(Skipped { what: name.to_string(), reason });
+                self.without_room.insert(name.clone(), port.clone());
                 // Its addresses are served all the same, by the old backends; without any they refuse.
-                applied.port.frontends = port.frontends.clone();
-                self.ports.insert(name.clone(), applied);
-                self.without_slots.insert(name, port);
-                return;
-            };
-            changes.slots.extend((range.base..).zip(new));
-            self.slots.release(std::mem::replace(&mut applied.range, range), now);
+                port.cluster = applied.port.cluster.clone();
+                port.local = applied.port.local.clone();
+            }
+        } else if applied.port.cluster.len() != port.cluster.len() {
+            // The same backends in other sets: who remembers one has to look whether it may.
             applied.generation = next_generation(applied.generation);
         }
+        self.set_source_ranges(&name, &mut applied, &mut port, changes, skipped);
+        self.set_maglev(&name, &mut applied, &port, now, changes);
+        self.set_members(&name, &applied, &port, changes);
         if name.protocol == IPPROTO_UDP {
-            self.set_members(&applied, &port, changes);
-            for backend in applied.port.cluster.iter().filter(|backend| !port.cluster.contains(backend)) {
+            let current: HashSet<FrontendKey> = port.cluster.iter().map(departed_key).collect();
+            for key in applied.port.cluster.iter().map(departed_key).filter(|key| !current.contains(key)) {
                 if applied.departed.len() < DEPARTED_PER_PORT {
-                    applied.departed.insert(departed_key(backend), now);
+                    applied.departed.insert(key, now);
                 }
             }
-            for backend in &port.cluster {
-                applied.departed.remove(&departed_key(backend));
-            }
+            applied.departed.retain(|key, _| !current.contains(key));
         }
         applied.port = port;
         self.ports.insert(name, applied);
     }
 
-    fn set_members(&mut self, applied: &Applied, port: &ServicePort, changes: &mut Changes) {
-        let wanted = members(applied.service_id, port);
-        for member in &wanted {
-            if self.members.insert(*member) {
-                changes.new_members.push(*member);
+    fn set_source_ranges(
+        &mut self,
+        name: &ServicePortName,
+        applied: &mut Applied,
+        port: &mut ServicePort,
+        changes: &mut Changes,
+        skipped: &mut Vec<Skipped>,
+    ) {
+        if applied.port.source_ranges == port.source_ranges {
+            return;
+        }
+        let mut list = 0;
+        let wanted = std::mem::take(&mut port.source_ranges);
+        if !wanted.is_empty() {
+            if let Some(id) = self.lists.acquire(&wanted, &mut changes.new_ranges) {
+                list = id;
+                port.source_ranges = wanted;
+            } else {
+                let reason =
+                    "no room for its loadBalancerSourceRanges: its load balancer addresses let nobody in";
+                skipped.push(Skipped { what: name.to_string(), reason });
+                let unbounded = self.without_room.remove(name).unwrap_or_else(|| port.clone());
+                let again = ServicePort { source_ranges: wanted, ..unbounded };
+                self.without_room.insert(name.clone(), again);
             }
         }
-        for member in members(applied.service_id, &applied.port).difference(&wanted) {
-            self.members.remove(member);
-            changes.old_members.push(*member);
+        self.lists.release(&applied.port.source_ranges);
+        applied.source_ranges = list;
+    }
+
+    /// Gives a service port that is served to the outside its Maglev table.
+    fn set_maglev(
+        &mut self,
+        name: &ServicePortName,
+        applied: &mut Applied,
+        port: &ServicePort,
+        now: Instant,
+        changes: &mut Changes,
+    ) {
+        let set = wire_set(port);
+        let wanted = set.map_or(&[] as &[Backend], |set| backends_of(port, set));
+        let old = applied.maglev;
+        let is_same = old.set == set
+            && old.missing == 0
+            && set.is_none_or(|set| backends_of(&applied.port, set) == wanted);
+        if is_same {
+            return;
+        }
+        self.without_maglev.remove(&(old.missing, name.clone()));
+        self.maglev.release(old.range, now);
+        applied.maglev = Maglev { set, ..Maglev::default() };
+        if wanted.len() > 1 && self.maglev_entries > 0 {
+            applied.maglev = self.new_maglev(set, wanted, now, changes);
+            if applied.maglev.missing > 0 {
+                self.without_maglev.insert((applied.maglev.missing, name.clone()));
+            }
+        }
+    }
+
+    fn new_maglev(
+        &mut self,
+        set: Option<Set>,
+        backends: &[Backend],
+        now: Instant,
+        changes: &mut Changes,
+    ) -> Maglev {
+        let len = maglev::table_len(backends.len(), self.maglev_entries);
+        let blocks = maglev::blocks(len);
+        match self.maglev.allocate(blocks, now).filter(|range| range.len > 0) {
+            Some(range) => {
+                changes.maglev.extend((range.base..).zip(maglev::build(backends, len)));
+                Maglev { set, range, len, missing: 0 }
+            }
+            // More backends than a table can tell apart find no room either.
+            None => Maglev { set, missing: if len == 0 { u32::MAX } else { blocks }, ..Maglev::default() },
+        }
+    }
+
+    /// Gives tables to ports that found no room for one, the smallest first, and reports those that still find none.
+    fn retry_maglev(
+        &mut self,
+        now: Instant,
+        changes: &mut Changes,
+        revisit: &mut BTreeSet<ServicePortName>,
+        skipped: &mut Vec<Skipped>,
+    ) {
+        while let Some((missing, name)) = self.without_maglev.pop_first() {
+            let Some(mut applied) = self.ports.remove(&name) else { continue };
+            let set = applied.maglev.set;
+            let backends = set.map_or(&[] as &[Backend], |set| backends_of(&applied.port, set));
+            applied.maglev = self.new_maglev(set, backends, now, changes);
+            let has_room = applied.maglev.missing == 0;
+            self.ports.insert(name.clone(), applied);
+            if !has_room {
+                let others = self.without_maglev.len();
+                let reason = "no room for a Maglev table: clients outside are spread by a plain hash, of which a \
+                              change of the backends moves most";
+                skipped.push(Skipped { what: format!("{name} and {others} other service ports"), reason });
+                self.without_maglev.insert((missing, name));
+                return;
+            }
+            revisit.insert(name);
+        }
+    }
+
+    fn set_members(
+        &mut self,
+        name: &ServicePortName,
+        applied: &Applied,
+        port: &ServicePort,
+        changes: &mut Changes,
+    ) {
+        let wanted = members(name, applied.service_id, port);
+        for (member, sets) in &wanted {
+            if self.members.insert(*member, *sets) != Some(*sets) {
+                changes.new_members.push((*member, *sets));
+            }
+        }
+        for member in members(name, applied.service_id, &applied.port).into_keys() {
+            if !wanted.contains_key(&member) && self.members.remove(&member).is_some() {
+                changes.old_members.push(member);
+            }
         }
     }
 
@@ -304,8 +480,11 @@ impl Table {
     fn remove(&mut self, name: &ServicePortName, now: Instant, changes: &mut Changes) {
         let Some(applied) = self.ports.remove(name) else { return };
         self.slots.release(applied.range, now);
-        for member in members(applied.service_id, &applied.port) {
-            if self.members.remove(&member) {
+        self.maglev.release(applied.maglev.range, now);
+        self.without_maglev.remove(&(applied.maglev.missing, name.clone()));
+        self.lists.release(&applied.port.source_ranges);
+        for member in members(name, applied.service_id, &applied.port).into_keys() {
+            if self.members.remove(&member).is_some() {
                 changes.old_members.push(member);
             }
         }
@@ -326,7 +505,7 @@ impl Table {
             let base = base.unwrap_or(frontend.base);
             let is_same =
                 (base..).zip(&wanted).all(|(slot, backend)| adoption.slots.get(&slot) == Some(backend));
-            let count = count_of(port, desired.inside);
+            let count = backends_of(port, desired.inside).len() as u32;
             let len = wanted.len() as u32;
             Some((frontend.service_id, frontend.generation, base, len, is_same && frontend.count == count))
         });
@@ -342,11 +521,17 @@ impl Table {
             generation,
             range: Range::default(),
             port: ServicePort::default(),
+            maglev: Maglev::default(),
+            source_ranges: 0,
             departed: departed.into_iter().map(|key| (key, now)).collect(),
         };
         if is_same {
             applied.range = if len == 0 { Range::default() } else { Range { base, len } };
-            applied.port = ServicePort { frontends: BTreeMap::new(), ..port.clone() };
+            // Its ranges are found again by what they are.
+            let (frontends, source_ranges) = (BTreeMap::new(), ranges::Ranges::new());
+            applied.port = ServicePort { frontends, source_ranges, ..port.clone() };
+            applied.maglev = adopted_maglev(&self.frontends, &applied, port, self.maglev_entries);
+            adoption.maglev.remove(applied.maglev.range);
             adoption.ranges.remove(applied.range);
             // The range may be wider than any one frontend: all of it is in use.
             self.slots.reserve(applied.range);
@@ -362,6 +547,8 @@ impl Table {
             generation: 1,
             range: Range::default(),
             port: ServicePort::default(),
+            maglev: Maglev::default(),
+            source_ranges: 0,
             departed: BTreeMap::new(),
         }
     }
@@ -375,19 +562,18 @@ impl Table {
             self.frontends.remove(&key);
             changes.old_frontends.push(key);
         }
-        let wanted: HashSet<MemberKey> = self
+        let wanted: HashMap<MemberKey, u32> = self
             .ports
             .iter()
-            .filter(|(name, _)| name.protocol == IPPROTO_UDP)
-            .flat_map(|(_, applied)| members(applied.service_id, &applied.port))
+            .flat_map(|(name, applied)| members(name, applied.service_id, &applied.port))
             .collect();
-        for member in wanted.difference(&self.members) {
-            changes.new_members.push(*member);
-        }
-        for member in self.members.difference(&wanted) {
-            changes.old_members.push(*member);
-        }
+        let missing = wanted.iter().filter(|(member, sets)| self.members.get(*member) != Some(*sets));
+        changes.new_members.extend(missing.map(|(member, sets)| (*member, *sets)));
+        changes.old_members.extend(self.members.keys().filter(|member| !wanted.contains_key(*member)));
         self.members = wanted;
+        for range in adoption.maglev.iter() {
+            self.maglev.release(range, now);
+        }
         for range in adoption.ranges.iter() {
             self.slots.release(range, now);
         }
@@ -397,6 +583,9 @@ impl Table {
 fn frontend_value(applied: &Applied, frontend: &DesiredFrontend) -> Frontend {
     let (base, count) = slots_of(applied, frontend.inside);
     let (wire_base, wire_count) = slots_of(applied, frontend.wire);
+    let has_table = frontend.flags & FRONTEND_WIRE != 0 && applied.maglev.set == Some(frontend.wire);
+    let maglev = if has_table { applied.maglev } else { Maglev::default() };
+    let is_bounded = frontend.flags & FRONTEND_SOURCE_RANGES != 0;
     Frontend {
         service_id: applied.service_id,
         generation: applied.generation,
@@ -406,8 +595,43 @@ fn frontend_value(applied: &Applied, frontend: &DesiredFrontend) -> Frontend {
         wire_count,
         // A hint for drops alone; it means nothing without backends elsewhere.
         flags: frontend.flags & !if applied.port.cluster.is_empty() { FRONTEND_WIRE_LOCAL } else { 0 },
-        affinity_seconds: 0,
+        affinity_seconds: applied.port.affinity_seconds,
+        maglev_base: maglev.range.base,
+        maglev_len: maglev.len,
+        source_ranges: if is_bounded { applied.source_ranges } else { 0 },
+        pad: 0,
     }
+}
+
+/// Returns the set of backends that clients outside get: one for all frontends, as the policy is the service's.
+fn wire_set(port: &ServicePort) -> Option<Set> {
+    port.frontends.values().find(|frontend| frontend.flags & FRONTEND_WIRE != 0).map(|frontend| frontend.wire)
+}
+
+/// Returns the table that the kernel has for a port whose slots are right. Frontends name only whole tables.
+fn adopted_maglev(
+    kernel: &HashMap<FrontendKey, Frontend>,
+    applied: &Applied,
+    port: &ServicePort,
+    entries_per_backend: u32,
+) -> Maglev {
+    let Some(set) = wire_set(port) else { return Maglev::default() };
+    let len = maglev::table_len(backends_of(port, set).len(), entries_per_backend);
+    let found = port.frontends.keys().filter_map(|key| kernel.get(key)).find(|frontend| {
+        frontend.service_id == applied.service_id
+            && (frontend.wire_base, frontend.wire_count) == slots_of(applied, set)
+            && frontend.maglev_len == len
+            && len > 0
+    });
+    // Without one `missing` asks for a new one, unless none is needed.
+    found.map_or(Maglev { set: Some(set), missing: u32::from(len > 0), ..Maglev::default() }, |frontend| {
+        Maglev {
+            set: Some(set),
+            range: Range { base: frontend.maglev_base, len: maglev::blocks(len) },
+            len,
+            missing: 0,
+        }
+    })
 }
 
 fn slots_of(applied: &Applied, set: Set) -> (u32, u32) {
@@ -418,23 +642,31 @@ fn slots_of(applied: &Applied, set: Set) -> (u32, u32) {
     }
 }
 
-fn count_of(port: &ServicePort, set: Set) -> u32 {
-    match set {
-        Set::Cluster => port.cluster.len() as u32,
-        Set::Local => port.local.len() as u32,
-    }
-}
-
 /// All slots of a port, in the order of its range.
 fn backends(port: &ServicePort) -> Vec<Backend> {
     port.cluster.iter().chain(&port.local).copied().collect()
 }
 
-fn members(service_id: u32, port: &ServicePort) -> BTreeSet<MemberKey> {
-    port.cluster
-        .iter()
-        .map(|backend| MemberKey { service_id, addr: backend.addr, port_be: backend.port_be, pad: 0 })
-        .collect()
+fn backends_of(port: &ServicePort, set: Set) -> &[Backend] {
+    match set {
+        Set::Cluster => &port.cluster,
+        Set::Local => &port.local,
+    }
+}
+
+/// Returns the entries of `MEMBERS` that a port needs, and the sets that each backend is in.
+fn members(name: &ServicePortName, service_id: u32, port: &ServicePort) -> BTreeMap<MemberKey, u32> {
+    let mut members = BTreeMap::new();
+    if name.protocol != IPPROTO_UDP && port.affinity_seconds == 0 {
+        return members;
+    }
+    for (backends, set) in [(&port.cluster, MEMBER_CLUSTER), (&port.local, MEMBER_LOCAL)] {
+        for backend in backends {
+            let key = MemberKey { service_id, addr: backend.addr, port_be: backend.port_be, pad: 0 };
+            *members.entry(key).or_default() |= set;
+        }
+    }
+    members
 }
 
 fn departed_key(backend: &Backend) -> FrontendKey {

@@ -4,7 +4,9 @@ use std::{fmt, net::SocketAddr, path::Path};
 
 use hawser_ebpf_abi::{
     IPPROTO_UDP, reason,
-    service::{FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL},
+    service::{
+        FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+    },
 };
 
 use crate::{desired::ip, error::Error, kernel::loader::Maps};
@@ -27,6 +29,12 @@ pub struct FrontendView {
     pub departed: bool,
     /// `externalTrafficPolicy: Local`.
     pub wire_local: bool,
+    /// Timeout of `sessionAffinity: ClientIP`; 0 for none.
+    pub affinity_seconds: u32,
+    /// Entries of the Maglev table; 0 for none.
+    pub maglev_entries: u32,
+    /// `loadBalancerSourceRanges` are enforced.
+    pub source_ranges: bool,
 }
 
 impl fmt::Display for FrontendView {
@@ -85,6 +93,9 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
             node_only: frontend.flags & FRONTEND_NODE_ONLY != 0,
             departed: frontend.flags & FRONTEND_DEPARTED != 0,
             wire_local: frontend.flags & FRONTEND_WIRE_LOCAL != 0,
+            affinity_seconds: frontend.affinity_seconds,
+            maglev_entries: frontend.maglev_len,
+            source_ranges: frontend.flags & FRONTEND_SOURCE_RANGES != 0,
         });
     }
     views.sort_by_key(|view| (view.address, view.protocol));

@@ -8,7 +8,10 @@ use std::{
 };
 
 use aya::{EbpfLoader, programs::Program};
-use hawser_ebpf_abi::{Backend, Frontend, FrontendKey, LAYOUT_VERSION, MemberKey, Settings};
+use hawser_ebpf_abi::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, LAYOUT_VERSION, MaglevBlock, MemberKey, RangeKey,
+    Settings,
+};
 
 use super::{
     map::{Counters, Map},
@@ -17,11 +20,15 @@ use super::{
 use crate::{error::Error, object};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 10] = [
+const PINNED: [&str; 14] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
     "MEMBERS",
+    "MAGLEV",
+    "AFFINITY",
+    "SOURCE_RANGES",
+    "OPTED_OUT",
     "CONNECTED",
     "UDP_SOCKETS",
     "UDP_OVERFLOW",
@@ -35,7 +42,10 @@ const PINNED: [&str; 10] = [
 pub(crate) struct Sizes {
     pub(crate) frontends: u32,
     pub(crate) backends: u32,
-    pub(crate) udp_members: u32,
+    pub(crate) members: u32,
+    pub(crate) maglev_blocks: u32,
+    pub(crate) affinities: u32,
+    pub(crate) source_ranges: u32,
 }
 
 /// The maps that the agent reads and writes.
@@ -45,6 +55,10 @@ pub(crate) struct Maps {
     pub(crate) frontends: Map<FrontendKey, Frontend>,
     pub(crate) backends: Map<u32, Backend>,
     pub(crate) members: Map<MemberKey, u32>,
+    pub(crate) maglev: Map<u32, MaglevBlock>,
+    pub(crate) affinity: Map<AffinityKey, Affinity>,
+    pub(crate) source_ranges: Map<RangeKey, u32>,
+    pub(crate) opted_out: Map<u64, u32>,
     pub(crate) counters: Counters,
 }
 
@@ -93,7 +107,10 @@ fn load_programs(maps_dir: &Path, sizes: Sizes, set_retval: bool) -> Result<(Map
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .map_max_entries("FRONTENDS", sizes.frontends)
         .map_max_entries("BACKENDS", sizes.backends)
-        .map_max_entries("MEMBERS", sizes.udp_members);
+        .map_max_entries("MEMBERS", sizes.members)
+        .map_max_entries("MAGLEV", sizes.maglev_blocks)
+        .map_max_entries("AFFINITY", sizes.affinities)
+        .map_max_entries("SOURCE_RANGES", sizes.source_ranges);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
@@ -130,6 +147,10 @@ pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
         frontends: open(maps_dir, "FRONTENDS", Map::new)?,
         backends: open(maps_dir, "BACKENDS", Map::new)?,
         members: open(maps_dir, "MEMBERS", Map::new)?,
+        maglev: open(maps_dir, "MAGLEV", Map::new)?,
+        affinity: open(maps_dir, "AFFINITY", Map::new)?,
+        source_ranges: open(maps_dir, "SOURCE_RANGES", Map::new)?,
+        opted_out: open(maps_dir, "OPTED_OUT", Map::new)?,
         counters: open(maps_dir, "COUNTERS", Counters::new)?,
     })
 }

@@ -6,7 +6,9 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use hawser_ebpf_abi::{Backend, Frontend, FrontendKey, MemberKey, Settings};
+use hawser_ebpf_abi::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, MaglevBlock, MemberKey, RangeKey, Settings,
+};
 
 use super::sys::{self, MapInfo};
 
@@ -30,6 +32,14 @@ unsafe impl Plain for FrontendKey {}
 unsafe impl Plain for MemberKey {}
 // SAFETY: as above.
 unsafe impl Plain for Settings {}
+// SAFETY: as above.
+unsafe impl Plain for MaglevBlock {}
+// SAFETY: as above.
+unsafe impl Plain for AffinityKey {}
+// SAFETY: as above.
+unsafe impl Plain for Affinity {}
+// SAFETY: as above.
+unsafe impl Plain for RangeKey {}
 
 /// A map with keys `K` and values `V`.
 #[derive(Debug)]
@@ -101,6 +111,24 @@ impl<K: Plain, V: Plain> Map<K, V> {
             }
         }
         Ok(())
+    }
+
+    /// Reads all keys, one at a time: for small maps, and for those that a batch cannot read. Keys that are written or
+    /// removed meanwhile may be in it or not.
+    pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys: Vec<K> = Vec::new();
+        let mut next = K::default();
+        // A key that is removed under way sends the kernel back to the first: the capacity bounds the walk.
+        while keys.len() < self.info.max_entries as usize {
+            // SAFETY: `new` checked the size.
+            let more =
+                unsafe { sys::map_next_key(self.fd.as_fd(), keys.last().map(bytes), bytes_mut(&mut next)) }?;
+            if !more {
+                break;
+            }
+            keys.push(next);
+        }
+        Ok(keys)
     }
 
     /// Reads all entries of a hash map. Entries that are written meanwhile may be in it or not.

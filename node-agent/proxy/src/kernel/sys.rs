@@ -19,6 +19,7 @@ enum Command {
     MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
+    MapNextKey = 4,
     ObjPin = 6,
     ObjGet = 7,
     ProgTestRun = 10,
@@ -95,6 +96,29 @@ pub(crate) unsafe fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<(
     match unsafe { bpf(Command::MapDelete, &mut attr) } {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Writes the key after `key`, or the first one for `None`, to `next`; returns false at the end.
+///
+/// # Safety
+/// `key` and `next` have the map's size.
+pub(crate) unsafe fn map_next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
+    let mut attr = MapElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.map_or(0, |key| key.as_ptr() as u64),
+        value: next.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the caller vouches for the sizes.
+    match unsafe { bpf(Command::MapNextKey, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -335,6 +359,17 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> i
     unsafe { bpf(Command::ProgTestRun, &mut attr) }?;
     out.truncate(attr.data_size_out as usize);
     Ok(TestRun { verdict: attr.retval as i32, packet: out, duration_ns: attr.duration })
+}
+
+/// Returns the time on the clock of the programs: monotonic, coarse.
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: all zero is a valid value, which the call fills; this clock exists on every kernel.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time);
+        time
+    };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Returns the cookie of this thread's network namespace.

@@ -12,6 +12,7 @@ use crate::{
 fn node() -> Node {
     Node {
         name: "here".to_owned(),
+        zone: None,
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
     }
 }
@@ -240,16 +241,95 @@ fn named_ports_find_their_target() {
 }
 
 #[test]
-fn source_ranges_that_are_not_enforced_let_nothing_in() {
-    let service = service(json!({
-        "type": "LoadBalancer",
-        "loadBalancerSourceRanges": ["203.0.113.0/24"],
-        "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.2" }] } },
-    }));
-    let (ports, skipped) = ports(&service, &[]);
-    let key = frontend_key("198.51.100.2".parse().unwrap(), 80, IPPROTO_TCP);
-    assert_eq!(ports[0].1.frontends[&key].flags & FRONTEND_WIRE, 0);
-    assert_eq!(skipped.len(), 1);
+fn source_ranges_rule_the_load_balancers_addresses_alone() {
+    let balanced = |ranges: Value| {
+        let service = service(json!({
+            "type": "LoadBalancer",
+            "clusterIPs": ["10.96.0.1", "fd96::1"],
+            "ports": [{ "port": 80, "nodePort": 30080 }],
+            "externalIPs": ["198.51.100.1"],
+            "loadBalancerSourceRanges": ranges,
+            "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.2" }, { "ip": "2001:db8:2::2" }] } },
+        }));
+        let (ports, skipped) = ports(&service, &[]);
+        assert!(skipped.is_empty(), "{skipped:?}");
+        let mut ruled = Vec::new();
+        for (_, port) in &ports {
+            for (key, frontend) in &port.frontends {
+                assert_eq!(frontend.flags & FRONTEND_SOURCE_RANGES == 0, {
+                    let is_balanced =
+                        ["198.51.100.2", "2001:db8:2::2"].contains(&&*ip(&key.addr).to_string());
+                    !is_balanced || port.source_ranges.is_empty()
+                });
+                if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+                    ruled.push((ip(&key.addr).to_string(), frontend.flags & FRONTEND_NODE_IN_RANGES != 0));
+                }
+            }
+        }
+        ruled
+    };
+    #[track_caller]
+    fn check(what: &str, found: Vec<(String, bool)>, expected: &[(&str, bool)]) {
+        let found: Vec<(&str, bool)> =
+            found.iter().map(|(address, node)| (address.as_str(), *node)).collect();
+        assert_eq!(found, expected, "{what}");
+    }
+    let (v4, v6) = ("198.51.100.2", "2001:db8:2::2");
+    check("none", balanced(json!([])), &[]);
+    check(
+        "both families",
+        balanced(json!(["203.0.113.0/24", "2001:db8:9::/48"])),
+        &[(v4, false), (v6, false)],
+    );
+    check("one family says nothing of the other", balanced(json!(["203.0.113.0/24"])), &[(v4, false)]);
+    check("the node is in one", balanced(json!(["203.0.113.0/24", " 192.0.2.0/28 "])), &[(v4, true)]);
+    check("everybody", balanced(json!(["0.0.0.0/0"])), &[(v4, true)]);
+}
+
+#[test]
+fn affinity_belongs_to_all_frontends_of_a_port() {
+    #[track_caller]
+    fn check(what: &str, spec: Value, seconds: u32) {
+        let port = only(&service(spec), &[]);
+        assert_eq!(port.affinity_seconds, seconds, "{what}");
+        let flagged =
+            port.frontends.values().filter(|frontend| frontend.flags & FRONTEND_AFFINITY != 0).count();
+        assert_eq!(flagged, if seconds > 0 { port.frontends.len() } else { 0 }, "{what}");
+    }
+    let timeout = |seconds: i64| json!({ "clientIP": { "timeoutSeconds": seconds } });
+    check("none", json!({}), 0);
+    check("None", json!({ "sessionAffinity": "None" }), 0);
+    check("the API's default", json!({ "sessionAffinity": "ClientIP" }), 10_800);
+    check("its own", json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": timeout(7) }), 7);
+    check(
+        "node ports too",
+        json!({
+            "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30080 }],
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": timeout(86_400),
+        }),
+        86_400,
+    );
+}
+
+#[test]
+fn service_with_400_ports_has_them_all() {
+    let numbers: Vec<Value> =
+        (0..400).map(|n| json!({ "name": format!("p{n}"), "port": 10_000 + n, "protocol": "TCP" })).collect();
+    let mut endpoints = slice(&[("10.0.0.1", "a", "ready")]);
+    endpoints.ports = serde_json::from_value(
+        (0..400)
+            .map(|n| json!({ "name": format!("p{n}"), "port": 20_000 + n, "protocol": "TCP" }))
+            .collect::<Vec<_>>()
+            .into(),
+    )
+    .unwrap();
+    let (ports, _) = ports(&service(json!({ "ports": numbers })), &[endpoints]);
+    assert_eq!(ports.len(), 400);
+    for (name, port) in ports {
+        let number: u16 = name.port[1..].parse().unwrap();
+        assert_eq!(addresses(&port.cluster), [format!("10.0.0.1:{}", 20_000 + number)]);
+        assert_eq!(port.frontends.keys().next().unwrap().port_be, (10_000 + number).to_be());
+    }
 }
 
 #[test]

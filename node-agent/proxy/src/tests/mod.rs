@@ -1,6 +1,9 @@
 //! Tests of the pure cores.
 
 mod desired;
+mod endpoints;
+mod maglev;
+mod ranges;
 mod services;
 mod slots;
 mod table;

@@ -24,7 +24,7 @@ fn slice(service: &str, address: &str, ready: bool) -> Arc<EndpointSlice> {
 }
 
 fn services() -> Services {
-    Services::new(Node { name: "here".to_owned(), addresses: Vec::new() })
+    Services::new(Node { name: "here".to_owned(), ..Node::default() })
 }
 
 #[test]
@@ -74,7 +74,53 @@ fn news_of_an_address_that_no_service_has_waits_for_one() {
 #[test]
 fn news_of_the_nodes_own_address_are_not_taken() {
     let address = "10.0.0.1".parse().unwrap();
-    let mut services = Services::new(Node { name: "here".to_owned(), addresses: vec![address] });
+    let mut services =
+        Services::new(Node { name: "here".to_owned(), addresses: vec![address], ..Node::default() });
     services.replace(&[service("web")], &[slice("web", "10.0.0.1", true)], &[]);
     assert!(services.set_local_readiness(address, false).is_empty());
+}
+
+#[test]
+fn news_hold_until_the_slices_of_all_services_agree() {
+    let both = [service("web"), service("api")];
+    let slices = |web: bool, api: bool| [slice("web", "10.0.0.1", web), slice("api", "10.0.0.1", api)];
+    let mut services = services();
+    services.replace(&both, &slices(false, false), &[]);
+    services.set_local_readiness("10.0.0.1".parse().unwrap(), true);
+    let wanted = services.replace(&both, &slices(true, false), &[]);
+    let ready = wanted.values().flatten().filter(|port| port.cluster.len() == 1).count();
+    assert_eq!(ready, 2, "one slice is newer than the other");
+    services.replace(&both, &slices(true, true), &[]);
+    let wanted = services.replace(&both, &slices(false, false), &[]);
+    assert!(wanted.values().flatten().all(|port| port.cluster.is_empty()), "all have agreed: the API leads");
+}
+
+#[test]
+fn endpoints_that_are_published_unready_stay_whatever_the_node_knows() {
+    let mut object = serde_json::to_value(&*service("web")).unwrap();
+    object["spec"]["publishNotReadyAddresses"] = true.into();
+    let web = [Arc::new(serde_json::from_value(object).unwrap())];
+    let mut services = services();
+    services.replace(&web, &[slice("web", "10.0.0.1", true)], &[]);
+    let wanted = services.set_local_readiness("10.0.0.1".parse().unwrap(), false);
+    assert!(wanted.values().flatten().all(|port| port.cluster.len() == 1), "{wanted:?}");
+}
+
+#[test]
+fn zone_changes_services_with_hints_alone() {
+    let mut hinted = serde_json::to_value(&*slice("web", "10.0.0.1", true)).unwrap();
+    let mut elsewhere = hinted["endpoints"][0].clone();
+    hinted["endpoints"][0]["hints"] = json!({ "forZones": [{ "name": "east" }] });
+    elsewhere["addresses"] = json!(["10.0.0.2"]);
+    elsewhere["hints"] = json!({ "forZones": [{ "name": "west" }] });
+    hinted["endpoints"].as_array_mut().unwrap().push(elsewhere);
+    let slices = [Arc::new(serde_json::from_value(hinted).unwrap()), slice("api", "10.0.0.3", true)];
+    let mut services = services();
+    services.replace(&[service("web"), service("api")], &slices, &[]);
+    let backends = |wanted: &crate::services::Wanted| -> Vec<usize> {
+        wanted.values().flatten().map(|port| port.cluster.len()).collect()
+    };
+    assert_eq!(backends(&services.set_zone(Some("west".to_owned()))), [1]);
+    assert!(services.set_zone(Some("west".to_owned())).is_empty(), "nothing new");
+    assert_eq!(backends(&services.set_zone(None)), [2]);
 }

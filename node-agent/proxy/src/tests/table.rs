@@ -4,13 +4,15 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Backend, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MemberKey, service::*, v4_mapped,
+    Addr, Backend, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, MaglevBlock, MemberKey,
+    RangeKey, maglev, service::*, v4_mapped,
 };
 
 use super::Random;
 use crate::{
     desired::{DesiredFrontend, Kind, ServicePort, ServicePortName, Set, Skipped},
-    table::{Changes, KernelState, Table},
+    ranges::{Ranges, SourceRange},
+    table::{Bounds, Changes, KernelState, Table},
 };
 
 /// The maps, as the kernel would hold them.
@@ -18,18 +20,28 @@ use crate::{
 struct Maps {
     frontends: HashMap<FrontendKey, Frontend>,
     slots: HashMap<u32, Backend>,
-    members: HashSet<MemberKey>,
+    members: HashMap<MemberKey, u32>,
+    maglev: HashMap<u32, MaglevBlock>,
+    ranges: HashSet<RangeKey>,
 }
 
 impl Maps {
     /// Applies changes one write at a time, and calls `between` after each.
     fn write(&mut self, changes: &Changes, mut between: impl FnMut(&Self)) {
+        for range in &changes.new_ranges {
+            assert!(self.ranges.insert(*range), "wrote what was there");
+            between(self);
+        }
+        for (block, content) in &changes.maglev {
+            self.maglev.insert(*block, *content);
+            between(self);
+        }
         for (slot, backend) in &changes.slots {
             self.slots.insert(*slot, *backend);
             between(self);
         }
-        for member in &changes.new_members {
-            self.members.insert(*member);
+        for (member, sets) in &changes.new_members {
+            self.members.insert(*member, *sets);
             between(self);
         }
         for (key, frontend) in &changes.frontends {
@@ -41,7 +53,11 @@ impl Maps {
             between(self);
         }
         for member in &changes.old_members {
-            assert!(self.members.remove(member), "removed what was not there");
+            assert!(self.members.remove(member).is_some(), "removed what was not there");
+            between(self);
+        }
+        for range in &changes.old_ranges {
+            assert!(self.ranges.remove(range), "removed what was not there");
             between(self);
         }
     }
@@ -51,11 +67,31 @@ impl Maps {
         Some((base..base + count).map(|slot| self.slots[&slot]).collect())
     }
 
+    /// Returns the backends that the entries of a frontend's Maglev table lead to, in their order.
+    fn table(&self, key: &FrontendKey) -> Option<Vec<Backend>> {
+        let frontend = self.frontends.get(key)?;
+        let entries = (0..frontend.maglev_len).map(|hash| {
+            let (block, entry) = maglev::entry_of(frontend, hash);
+            let place = u32::from(self.maglev[&block].places[entry as usize]);
+            assert!(place < frontend.wire_count, "a place behind the backends");
+            self.slots[&(frontend.wire_base + place)]
+        });
+        Some(entries.collect())
+    }
+
+    /// Returns the source ranges of a frontend.
+    fn source_ranges(&self, key: &FrontendKey) -> Option<Ranges> {
+        let list = self.frontends.get(key)?.source_ranges;
+        let ranges = self.ranges.iter().filter(|range| range.subject.list == list);
+        Some(ranges.map(|range| SourceRange::new(range.subject.addr, range.prefix_len - 32)).collect())
+    }
+
     fn kernel_state(&self) -> KernelState {
         KernelState {
             frontends: self.frontends.clone(),
             slots: self.slots.clone(),
             members: self.members.clone(),
+            ranges: self.ranges.iter().copied().collect(),
         }
     }
 }
@@ -96,7 +132,33 @@ fn port(number: u64, protocol: u8, backends: &[u64]) -> ServicePort {
     let frontend = DesiredFrontend { inside: Set::Cluster, wire: Set::Local, flags: FRONTEND_WIRE };
     let cluster: Vec<Backend> = backends.iter().map(|number| backend(*number)).collect();
     let local = cluster.iter().copied().filter(|backend| backend.flags & BACKEND_LOCAL != 0).collect();
-    ServicePort { frontends: BTreeMap::from([(key(number, 80, protocol), frontend)]), cluster, local }
+    let frontends = BTreeMap::from([(key(number, 80, protocol), frontend)]);
+    ServicePort { frontends, cluster, local, ..ServicePort::default() }
+}
+
+fn new_table(kernel: KernelState, slots: u32, frontends: u32) -> Table {
+    let bounds = Bounds { slots, frontends, maglev_blocks: 100_000, maglev_entries: 20, source_ranges: 100 };
+    Table::new(kernel, bounds)
+}
+
+/// A port with some of what a service may have besides backends.
+fn port_with(random: &mut Random, number: u64, protocol: u8, backends: &[u64]) -> ServicePort {
+    let mut port = port(number, protocol, backends);
+    if random.below(3) == 0 {
+        port.affinity_seconds = 10;
+    }
+    // Few different lists: ports share them.
+    let ranges = (0..random.below(3)).map(|n| SourceRange::new(v4_mapped([10, n as u8, 0, 0]), 112));
+    port.source_ranges = ranges.collect();
+    for frontend in port.frontends.values_mut() {
+        if !port.source_ranges.is_empty() {
+            frontend.flags |= FRONTEND_SOURCE_RANGES;
+        }
+        if random.below(4) == 0 {
+            frontend.wire = Set::Cluster;
+        }
+    }
+    port
 }
 
 fn dead(_: &Addr) -> bool {
@@ -121,7 +183,7 @@ fn maps_follow_any_history_and_a_restart_changes_nothing() {
         let mut random = Random(seed * 0x9e37_79b9);
         let mut now = Instant::now();
         let mut maps = Maps::default();
-        let mut table = Table::new(maps.kernel_state(), 400, 1000);
+        let mut table = new_table(maps.kernel_state(), 400, 1000);
         let mut wanted: BTreeMap<ServicePortName, ServicePort> = BTreeMap::new();
         for _ in 0..60 {
             let mut step = BTreeMap::new();
@@ -130,7 +192,8 @@ fn maps_follow_any_history_and_a_restart_changes_nothing() {
                 let protocol = if random.below(2) == 0 { IPPROTO_TCP } else { IPPROTO_UDP };
                 let backends: BTreeSet<u64> = (0..random.below(6)).map(|_| 1 + random.below(30)).collect();
                 let backends: Vec<u64> = backends.into_iter().collect();
-                let port = (random.below(4) > 0).then(|| port(number, protocol, &backends));
+                let is_there = random.below(4) > 0;
+                let port = is_there.then(|| port_with(&mut random, number, protocol, &backends));
                 step.insert(name(number, protocol), port);
             }
             for (name, port) in &step {
@@ -151,12 +214,17 @@ fn maps_follow_any_history_and_a_restart_changes_nothing() {
                         assert!(now == before.backends(key, set) || now == after.backends(key, set));
                     }
                 }
+                for key in between.frontends.keys() {
+                    let (table, ranges) = (between.table(key), between.source_ranges(key));
+                    assert!(table == before.table(key) || table == after.table(key));
+                    assert!(ranges == before.source_ranges(key) || ranges == after.source_ranges(key));
+                }
             });
             check(&maps, &wanted);
             now += Duration::from_millis(random.below(2500));
 
             if random.below(5) == 0 {
-                table = Table::new(maps.kernel_state(), 400, 1000);
+                table = new_table(maps.kernel_state(), 400, 1000);
                 let all: Vec<_> =
                     wanted.iter().map(|(name, port)| (name.clone(), Some(port.clone()))).collect();
                 let (changes, _) = apply(&mut table, all.clone(), now);
@@ -169,22 +237,34 @@ fn maps_follow_any_history_and_a_restart_changes_nothing() {
 }
 
 fn check(maps: &Maps, wanted: &BTreeMap<ServicePortName, ServicePort>) {
-    let mut members = 0;
+    let mut members = HashMap::new();
+    let mut lists = HashSet::new();
     for (name, port) in wanted {
-        for key in port.frontends.keys() {
+        for (key, frontend) in &port.frontends {
+            let wire_set = if frontend.wire == Set::Local { &port.local } else { &port.cluster };
             assert_eq!(maps.backends(key, inside).as_ref(), Some(&port.cluster));
-            assert_eq!(maps.backends(key, wire).as_ref(), Some(&port.local));
-            if name.protocol == IPPROTO_UDP {
-                members += port.cluster.len();
-                let service_id = maps.frontends[key].service_id;
-                for Backend { addr, port_be, .. } in &port.cluster {
-                    let member = MemberKey { service_id, addr: *addr, port_be: *port_be, pad: 0 };
-                    assert!(maps.members.contains(&member));
+            assert_eq!(maps.backends(key, wire).as_ref(), Some(wire_set));
+            let shares: BTreeSet<Endpoint> = maps.table(key).unwrap().iter().map(Backend::endpoint).collect();
+            let expected = if wire_set.len() > 1 { wire_set.as_slice() } else { &[] };
+            let expected: BTreeSet<Endpoint> = expected.iter().map(Backend::endpoint).collect();
+            assert_eq!(shares, expected, "the Maglev table has all of the set");
+            assert_eq!(maps.source_ranges(key).as_ref(), Some(&port.source_ranges));
+            lists.insert(&port.source_ranges);
+            let found = &maps.frontends[key];
+            assert_eq!(found.affinity_seconds, port.affinity_seconds);
+            if name.protocol == IPPROTO_UDP || port.affinity_seconds > 0 {
+                for (backends, set) in [(&port.cluster, MEMBER_CLUSTER), (&port.local, MEMBER_LOCAL)] {
+                    for Backend { addr, port_be, .. } in backends {
+                        let service_id = found.service_id;
+                        let member = MemberKey { service_id, addr: *addr, port_be: *port_be, pad: 0 };
+                        *members.entry(member).or_insert(0) |= set;
+                    }
                 }
             }
         }
     }
-    assert_eq!(maps.members.len(), members);
+    assert_eq!(maps.members, members);
+    assert_eq!(maps.ranges.len(), lists.iter().map(|ranges| ranges.len()).sum::<usize>(), "each list once");
     let served = wanted.values().map(|port| port.frontends.len()).sum::<usize>();
     let departed = maps.frontends.values().filter(|frontend| frontend.flags & FRONTEND_DEPARTED != 0).count();
     assert_eq!(maps.frontends.len(), served + departed);
@@ -194,7 +274,7 @@ fn check(maps: &Maps, wanted: &BTreeMap<ServicePortName, ServicePort>) {
 fn restart_repairs_a_kernel_that_differs() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(maps.kernel_state(), 100, 100);
+    let mut table = new_table(maps.kernel_state(), 100, 100);
     let all = [
         (name(1, IPPROTO_TCP), Some(port(1, IPPROTO_TCP, &[1, 2]))),
         (name(2, IPPROTO_UDP), Some(port(2, IPPROTO_UDP, &[3]))),
@@ -204,7 +284,7 @@ fn restart_repairs_a_kernel_that_differs() {
     let generation = maps.frontends[&key(1, 80, IPPROTO_TCP)].generation;
 
     // While no agent ran, one backend of s1 changed, s2 went, and s3 came.
-    let mut table = Table::new(maps.kernel_state(), 100, 100);
+    let mut table = new_table(maps.kernel_state(), 100, 100);
     let all = [
         (name(1, IPPROTO_TCP), Some(port(1, IPPROTO_TCP, &[1, 4]))),
         (name(3, IPPROTO_UDP), Some(port(3, IPPROTO_UDP, &[5]))),
@@ -221,7 +301,7 @@ fn restart_repairs_a_kernel_that_differs() {
 fn address_moves_between_services_within_one_step() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(maps.kernel_state(), 100, 100);
+    let mut table = new_table(maps.kernel_state(), 100, 100);
     maps.write(&apply(&mut table, [(name(2, IPPROTO_TCP), Some(port(7, IPPROTO_TCP, &[1])))], now).0, |_| ());
     // s1 sorts before s2, which lets the address go in the same step.
     let step = [
@@ -238,7 +318,7 @@ fn address_moves_between_services_within_one_step() {
 #[test]
 fn second_service_with_an_address_is_reported_and_the_first_keeps_it() {
     let now = Instant::now();
-    let mut table = Table::new(KernelState::default(), 100, 100);
+    let mut table = new_table(KernelState::default(), 100, 100);
     apply(&mut table, [(name(1, IPPROTO_TCP), Some(port(7, IPPROTO_TCP, &[1])))], now);
     let (changes, skipped) =
         apply(&mut table, [(name(2, IPPROTO_TCP), Some(port(7, IPPROTO_TCP, &[2])))], now);
@@ -255,7 +335,7 @@ fn second_service_with_an_address_is_reported_and_the_first_keeps_it() {
 fn full_tables_are_reported_and_what_is_served_stays() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(KernelState::default(), 4, 1);
+    let mut table = new_table(KernelState::default(), 4, 1);
     maps.write(
         &apply(&mut table, [(name(1, IPPROTO_TCP), Some(port(1, IPPROTO_TCP, &[2, 4])))], now).0,
         |_| (),
@@ -279,7 +359,7 @@ fn full_tables_are_reported_and_what_is_served_stays() {
 fn port_without_slots_gets_them_when_others_go() {
     let start = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(KernelState::default(), 4, 100);
+    let mut table = new_table(KernelState::default(), 4, 100);
     maps.write(
         &apply(&mut table, [(name(1, IPPROTO_TCP), Some(port(1, IPPROTO_TCP, &[2, 4, 6])))], start).0,
         |_| (),
@@ -300,7 +380,7 @@ fn port_without_slots_gets_them_when_others_go() {
 fn departed_udp_backend_leads_to_the_living_ones_for_a_while() {
     let start = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(KernelState::default(), 100, 100);
+    let mut table = new_table(KernelState::default(), 100, 100);
     let service = |backends: &[u64]| [(name(1, IPPROTO_UDP), Some(port(1, IPPROTO_UDP, backends)))];
     maps.write(&apply(&mut table, service(&[1, 2]), start).0, |_| ());
     maps.write(&apply(&mut table, service(&[2]), start).0, |_| ());
@@ -310,7 +390,7 @@ fn departed_udp_backend_leads_to_the_living_ones_for_a_while() {
     assert_eq!(maps.backends(&gone, inside), Some(vec![backend(2)]));
 
     // It survives a restart, follows the service, and goes when something answers at the address.
-    let mut table = Table::new(maps.kernel_state(), 100, 100);
+    let mut table = new_table(maps.kernel_state(), 100, 100);
     assert!(apply(&mut table, service(&[2]), start).0.is_empty());
     maps.write(&apply(&mut table, service(&[3]), start).0, |_| ());
     assert_eq!(maps.backends(&gone, inside), Some(vec![backend(3)]));
@@ -322,4 +402,66 @@ fn departed_udp_backend_leads_to_the_living_ones_for_a_while() {
     assert!(maps.frontends.contains_key(&gone), "quiet again");
     maps.write(&apply(&mut table, [], start + Duration::from_secs(3600)).0, |_| ());
     assert_eq!(maps.frontends.len(), 1, "its time is over");
+}
+
+#[test]
+fn ports_that_find_no_room_for_a_maglev_table_get_one_when_others_go() {
+    let start = Instant::now();
+    let mut maps = Maps::default();
+    // Room for one table of 101 entries: two backends, 20 entries each at least, 5 backends in the smallest.
+    let bounds =
+        Bounds { slots: 100, frontends: 100, maglev_blocks: 4, maglev_entries: 20, source_ranges: 0 };
+    let mut table = Table::new(KernelState::default(), bounds);
+    let wanted = |number: u64| (name(number, IPPROTO_TCP), Some(port(number, IPPROTO_TCP, &[1, 3])));
+    let (changes, skipped) = apply(&mut table, [wanted(1), wanted(2), wanted(3)], start);
+    maps.write(&changes, |_| ());
+    assert_eq!(skipped.len(), 1, "{skipped:?}");
+    assert!(skipped[0].what.ends_with("and 1 other service ports"), "{skipped:?}");
+    let len = |maps: &Maps, number| maps.frontends[&key(number, 80, IPPROTO_TCP)].maglev_len;
+    assert_eq!((len(&maps, 1), len(&maps, 2), len(&maps, 3)), (101, 0, 0));
+    assert_eq!(apply(&mut table, [], start).1, skipped, "as long as it lasts");
+    maps.write(&apply(&mut table, [(name(1, IPPROTO_TCP), None)], start).0, |_| ());
+    let (changes, skipped) = apply(&mut table, [], start + Duration::from_secs(2));
+    maps.write(&changes, |_| ());
+    assert_eq!((len(&maps, 2), len(&maps, 3)), (101, 0));
+    assert!(skipped[0].what.ends_with("and 0 other service ports"), "{skipped:?}");
+    // A backend fewer: one that is alone needs no table.
+    let (changes, skipped) = apply(
+        &mut table,
+        [(name(3, IPPROTO_TCP), Some(port(3, IPPROTO_TCP, &[1])))],
+        start + Duration::from_secs(2),
+    );
+    maps.write(&changes, |_| ());
+    assert!(skipped.is_empty(), "{skipped:?}");
+}
+
+#[test]
+fn source_ranges_that_find_no_room_let_nobody_in() {
+    let now = Instant::now();
+    let mut maps = Maps::default();
+    let bounds = Bounds { slots: 100, frontends: 100, maglev_blocks: 4, maglev_entries: 0, source_ranges: 1 };
+    let mut table = Table::new(KernelState::default(), bounds);
+    let wanted = |number: u64, octet: u8| {
+        let mut port = port(number, IPPROTO_TCP, &[1]);
+        port.source_ranges = Ranges::from([SourceRange::new(v4_mapped([10, octet, 0, 0]), 112)]);
+        port.frontends.values_mut().for_each(|frontend| frontend.flags |= FRONTEND_SOURCE_RANGES);
+        (name(number, IPPROTO_TCP), Some(port))
+    };
+    let (changes, skipped) = apply(&mut table, [wanted(1, 1), wanted(2, 1), wanted(3, 2)], now);
+    maps.write(&changes, |_| ());
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].reason.contains("nobody"), "{skipped:?}");
+    let frontend = |maps: &Maps, number| maps.frontends[&key(number, 80, IPPROTO_TCP)];
+    assert_eq!(frontend(&maps, 1).source_ranges, frontend(&maps, 2).source_ranges, "one list for both");
+    assert_ne!(frontend(&maps, 3).flags & FRONTEND_SOURCE_RANGES, 0);
+    assert!(maps.source_ranges(&key(3, 80, IPPROTO_TCP)).unwrap().is_empty());
+    // The others go, and then there is room.
+    maps.write(
+        &apply(&mut table, [(name(1, IPPROTO_TCP), None), (name(2, IPPROTO_TCP), None)], now).0,
+        |_| (),
+    );
+    let (changes, skipped) = apply(&mut table, [], now);
+    maps.write(&changes, |_| ());
+    assert!(skipped.is_empty(), "{skipped:?}");
+    assert_eq!(maps.source_ranges(&key(3, 80, IPPROTO_TCP)).unwrap().len(), 1);
 }
