@@ -123,5 +123,7 @@ fn next_prime(from: u32) -> Option<u32> {
 
 fn is_prime(number: u32) -> bool {
     number >= 2
-        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }

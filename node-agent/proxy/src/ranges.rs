@@ -3,7 +3,7 @@
 //! Equal lists are one list, whatever the number of service ports that use it. A new list's prefixes are written
 //! before the frontends that name it; a list's prefixes are removed after its last frontend.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 
 use hawser_ebpf_abi::{
     Addr, RangeKey, RangeSubject,
@@ -71,10 +71,11 @@ impl Lists {
         let mut lists = BTreeMap::new();
         let mut stale = Vec::new();
         for (id, ranges) in by_id {
-            if lists.contains_key(&ranges) {
-                stale.extend(ranges.iter().map(|range| range.key(id)));
-            } else {
-                lists.insert(ranges, List { id, users: 0 });
+            match lists.entry(ranges) {
+                Entry::Occupied(known) => stale.extend(known.key().iter().map(|range| range.key(id))),
+                Entry::Vacant(free) => {
+                    free.insert(List { id, users: 0 });
+                }
             }
         }
         Self { lists, stale, next_id, len, capacity: capacity as usize }

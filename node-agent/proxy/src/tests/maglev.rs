@@ -13,7 +13,7 @@ fn backends(count: usize, seed: u64) -> Vec<Backend> {
     let mut random = Random(seed * 0x9e37_79b9);
     let mut backends: Vec<Backend> = (0..count as u32)
         .map(|n| {
-            let number = if seed % 2 == 0 { n } else { n << 8 | random.below(256) as u32 };
+            let number = if seed.is_multiple_of(2) { n } else { n << 8 | random.below(256) as u32 };
             let addr = v4_mapped((0x0a00_0000 + number).to_be_bytes());
             Backend { addr, port_be: (8000 + seed as u16).to_be(), flags: 0, pad: 0 }
         })
@@ -30,7 +30,7 @@ fn entries(table: &[MaglevBlock], len: u32) -> Vec<usize> {
 
 #[test]
 fn length_is_a_prime_of_at_least_200_entries_a_backend() {
-    let is_prime = |n: u32| n > 1 && (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u32| n > 1 && (2..n).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
     let mut before = 0;
     for count in (2..500).chain([1280, 1281, 5_000, 5_120, 20_480, 65_536]) {
         let len = table_len(count, ENTRIES);
