@@ -32,6 +32,21 @@ pub fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
     sum
 }
 
+/// Returns the difference that replacing one 32-bit word makes, both in memory order.
+#[inline(always)]
+pub const fn word_difference(from: u32, to: u32) -> u32 {
+    add(!from, to)
+}
+
+/// Returns the sum of 32-bit words in memory order, to go on from `sum`.
+#[inline(always)]
+pub fn sum_words(mut sum: u32, words: &[u32]) -> u32 {
+    for word in words {
+        sum = add(sum, *word);
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +76,23 @@ mod tests {
             // Both zeros of one's complement are the same sum.
             assert!(updated == computed || (updated ^ computed == 0xffff && (updated == 0 || computed == 0)));
         }
+    }
+
+    #[test]
+    fn words_add_up_as_their_bytes_do() {
+        let bytes: [u8; 16] = core::array::from_fn(|index| (index * 37 + 200) as u8);
+        let words: [u32; 4] = core::array::from_fn(|index| {
+            u32::from_ne_bytes([
+                bytes[4 * index],
+                bytes[4 * index + 1],
+                bytes[4 * index + 2],
+                bytes[4 * index + 3],
+            ])
+        });
+        assert_eq!(fold(sum_words(0, &words)), sum(&bytes));
+        let other = [words[0], words[1], 7, words[3]];
+        let changed = add(sum_words(0, &words), word_difference(words[2], 7));
+        assert_eq!(fold(changed), fold(sum_words(0, &other)));
     }
 
     #[test]

@@ -21,16 +21,56 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
-/// Value of `FLOW_INDEX`.
+/// Value of `FLOW_INDEX`: generation, slot and direction in one word, so that an entry changes as a whole.
+///
+/// An entry that has gone stale is first exchanged for [`FlowRef::REMOVED`], atomically, and removed by the CPU that
+/// did so and by no other: nobody removes an entry that was made meanwhile.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowRef {
-    pub generation: u64,
-    pub slot: u32,
-    /// [`DIRECTION_FORWARD`] or [`DIRECTION_REPLY`].
-    pub direction: u32,
+    pub word: u64,
 }
-const _: () = assert!(size_of::<FlowRef>() == 16);
+const _: () = assert!(size_of::<FlowRef>() == 8);
+
+const SLOT_BITS: u32 = 24;
+const GENERATION_SHIFT: u32 = SLOT_BITS + 1;
+const _: () = assert!(FLOW_SLOTS <= 1 << SLOT_BITS);
+
+/// Generations count from 1 to this and begin again: at a million new flows a second in a single slot, after six days
+/// in which that slot's index entries would have had to be left behind. They are removed when the slot is taken.
+pub const LAST_GENERATION: u64 = (1 << (64 - GENERATION_SHIFT)) - 1;
+
+impl FlowRef {
+    /// Marks an entry that its finder is about to remove. No flow has this reference: generations start at 1.
+    pub const REMOVED: Self = Self { word: 0 };
+
+    #[inline(always)]
+    pub const fn new(slot: u32, generation: u64, direction: u32) -> Self {
+        Self { word: generation << GENERATION_SHIFT | (direction as u64) << SLOT_BITS | slot as u64 }
+    }
+
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        (self.word & ((1 << SLOT_BITS) - 1)) as u32
+    }
+
+    #[inline(always)]
+    pub const fn generation(self) -> u64 {
+        self.word >> GENERATION_SHIFT
+    }
+
+    /// Returns [`DIRECTION_FORWARD`] or [`DIRECTION_REPLY`].
+    #[inline(always)]
+    pub const fn direction(self) -> u32 {
+        (self.word >> SLOT_BITS & 1) as u32
+    }
+}
+
+/// Returns the generation of the next flow in a slot.
+#[inline(always)]
+pub const fn next_generation(generation: u64) -> u64 {
+    if generation >= LAST_GENERATION { 1 } else { generation + 1 }
+}
 
 pub const DIRECTION_FORWARD: u32 = 0;
 pub const DIRECTION_REPLY: u32 = 1;
@@ -40,8 +80,6 @@ pub const DIRECTION_REPLY: u32 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Raised by whoever takes the slot; index entries of an older generation are misses.
-    ///
-    /// 64 bits: it never comes round.
     pub generation: u64,
     pub last_seen_ns: u64,
     /// The tuple of packets from the client, as they arrive.
@@ -82,7 +120,7 @@ pub const TCP_IDLE_NS: u64 = 4 * 3600 * SECOND_NS;
 /// TCP after FIN or RST: as long as TIME_WAIT.
 pub const TCP_CLOSING_NS: u64 = 60 * SECOND_NS;
 
-/// Tells whether a flow has been idle for so long that its slot may be taken.
+/// Tells whether a flow has been idle for so long that its slot may be taken, or was given up (last seen at 0).
 #[inline(always)]
 pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
     let limit = if flow.flags & FLOW_CONFIRMED == 0 {
@@ -94,7 +132,7 @@ pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
     } else {
         TCP_IDLE_NS
     };
-    now_ns.saturating_sub(flow.last_seen_ns) > limit
+    flow.last_seen_ns == 0 || now_ns.saturating_sub(flow.last_seen_ns) > limit
 }
 
 impl FlowKey {
@@ -170,12 +208,31 @@ mod tests {
             assert!(!is_expired(&flow, 1_000 + limit_ns), "{what}");
             assert!(is_expired(&flow, 1_001 + limit_ns), "{what}");
             assert!(!is_expired(&flow, 0), "{what}: a clock that is behind");
+            assert!(is_expired(&Flow { last_seen_ns: 0, ..flow }, 1), "{what}: given up, right after boot");
         }
         check("TCP without answer", IPPROTO_TCP, 0, UNCONFIRMED_NS);
         check("UDP without answer", IPPROTO_UDP, 0, UNCONFIRMED_NS);
         check("UDP", IPPROTO_UDP, FLOW_CONFIRMED, UDP_IDLE_NS);
         check("TCP", IPPROTO_TCP, FLOW_CONFIRMED, TCP_IDLE_NS);
         check("TCP at its end", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_CLOSING, TCP_CLOSING_NS);
+    }
+
+    #[test]
+    fn reference_holds_all_of_its_parts() {
+        for (slot, generation, direction) in [
+            (0, 1, DIRECTION_FORWARD),
+            (FLOW_SLOTS - 1, LAST_GENERATION, DIRECTION_REPLY),
+            ((1 << SLOT_BITS) - 1, 0x12_3456_789a, DIRECTION_REPLY),
+        ] {
+            let reference = FlowRef::new(slot, generation, direction);
+            assert_eq!(
+                (reference.slot(), reference.generation(), reference.direction()),
+                (slot, generation, direction)
+            );
+            assert_ne!(reference, FlowRef::REMOVED);
+        }
+        assert_eq!(next_generation(0), 1);
+        assert_eq!(next_generation(LAST_GENERATION), 1);
     }
 
     #[test]

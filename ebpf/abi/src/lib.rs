@@ -12,7 +12,10 @@
 pub mod affinity;
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
+pub mod icmp;
 pub mod maglev;
+pub mod pod;
 pub mod ranges;
 pub mod reason;
 pub mod service;
@@ -20,7 +23,9 @@ pub mod socket;
 
 pub use affinity::{Affinity, AffinityKey};
 pub use flow::{Flow, FlowKey, FlowRef};
+pub use fragment::{FragmentKey, FragmentPorts};
 pub use maglev::MaglevBlock;
+pub use pod::{PodLink, Range};
 pub use ranges::{RangeKey, RangeSubject};
 pub use reason::Reason;
 pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
@@ -29,8 +34,10 @@ pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
 pub const LAYOUT_VERSION: u32 = 2;
 
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMPV6: u8 = 58;
 
 /// An address of either family, network order, IPv4 as `::ffff:a.b.c.d`.
 pub type Addr = [u8; 16];
@@ -42,13 +49,22 @@ pub struct Settings {
     pub layout_version: u32,
     /// Entries of `OPTED_OUT`: a socket whose service is found looks there only when there are any.
     pub opted_out: u32,
+    /// `SETTINGS_*`.
+    pub flags: u32,
+    /// Always 0.
+    pub pad: u32,
     /// Cookie of the node's own network namespace. Node ports on loopback are served in it alone.
     pub node_netns_cookie: u64,
     /// Source of packets that the node sends on to backends of other nodes. All zero: none of that family.
     pub snat_v4: Addr,
     pub snat_v6: Addr,
+    /// Ranges of the cluster's pods: packets among them need nothing of the host.
+    pub pod_ranges: [Range; pod::RANGES],
 }
-const _: () = assert!(size_of::<Settings>() == 48);
+const _: () = assert!(size_of::<Settings>() == 56 + 32 * pod::RANGES);
+
+/// Programs move packets to and from pods themselves, where they can.
+pub const SETTINGS_SHORT_WAYS: u32 = 1 << 0;
 
 /// First port that the packet path uses as a source. Linux leaves 61000 and up to nobody by default
 /// (`ip_local_port_range` ends at 60999).
@@ -100,6 +116,7 @@ mod tests {
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
         assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
-        assert_eq!(Reason::AffinityFull as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::PacketToNode as usize], "packet_to_node");
+        assert_eq!(Reason::PacketToNode as usize + 1, reason::REASONS);
     }
 }

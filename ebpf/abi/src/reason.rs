@@ -20,7 +20,7 @@ pub enum Reason {
     PacketNewFlow = 6,
     /// A reply was translated back.
     PacketReplied = 7,
-    /// A packet was for a service without backend, and was left to the host, which answers it.
+    /// A packet was for a service without backend.
     PacketNoBackend = 8,
     /// Dropped: every flow that could have made room is established.
     DropFlowTableFull = 9,
@@ -36,7 +36,7 @@ pub enum Reason {
     DropHopLimit = 14,
     /// Passed on: a header was cut short or malformed.
     PassMalformed = 15,
-    /// Passed on: a fragment without ports.
+    /// Passed on: a fragment whose first part was not seen, or was no service's.
     PassFragment = 16,
     /// An unconfirmed flow gave way to a new one.
     FlowEvicted = 17,
@@ -48,10 +48,28 @@ pub enum Reason {
     SocketRefusedSourceRange = 20,
     /// A client of a service with affinity was served and not remembered, because the table of clients is full.
     AffinityFull = 21,
+    /// Passed on: IPv6 extension headers that are not walked (too many, or a route that is not finished).
+    PassExtensionHeaders = 22,
+    /// Dropped: for a service without backend, and no answer could be made.
+    DropNoBackend = 23,
+    /// A packet for a service without backend was answered at once (a reset, port unreachable).
+    AnsweredNoBackend = 24,
+    /// A packet was too large for its way, and its sender was told.
+    AnsweredTooBig = 25,
+    /// Dropped: too large for its way, and no answer could be made.
+    DropTooBig = 26,
+    /// Dropped: an answer by ICMP was due, but this CPU has sent its share of this second.
+    AnswersLimited = 27,
+    /// An ICMP error about a flow's packet was translated.
+    IcmpErrorTranslated = 28,
+    /// A packet went straight to a pod of this node.
+    PacketToPod = 29,
+    /// A packet of a pod went straight out of the node.
+    PacketToNode = 30,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 22;
+pub const REASONS: usize = 31;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -79,4 +97,13 @@ pub const NAMES: [&str; REASONS] = [
     "drop_source_range",
     "socket_refused_source_range",
     "affinity_full",
+    "pass_extension_headers",
+    "drop_no_backend",
+    "answered_no_backend",
+    "answered_too_big",
+    "drop_too_big",
+    "answers_limited",
+    "icmp_error_translated",
+    "packet_to_pod",
+    "packet_to_node",
 ];

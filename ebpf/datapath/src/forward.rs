@@ -4,15 +4,17 @@
 //! |---|---|---|
 //! | ingress of an uplink | node ports, external addresses: to a backend here, or on to another node | replies of other nodes' backends, sent on at once |
 //! | egress of an uplink | | replies of this node's backends |
-//! | ingress from a pod | any service address | |
+//! | ingress from a pod | any service address | replies of this pod to flows whose source was replaced |
 //! | egress to a pod | | replies of backends to this pod |
 //!
-//! Only a backend on another node needs the source replaced: its replies have to come back here.
+//! A source is replaced where replies would not come back by themselves: towards a backend on another node for a
+//! client outside, and towards the client itself where it is its own backend. ICMP errors travel with their flows.
+//! What a program does not translate may still take a short way (`short_ways`), and is translated there if its egress
+//! hook is passed by.
 
-use aya_ebpf::{helpers::generated::bpf_get_prandom_u32, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use hawser_ebpf_abi::{
-    Addr, Backend, Endpoint, Flow, FlowKey, Frontend, FrontendKey, IPPROTO_UDP, Reason, SNAT_PORT_COUNT,
-    SNAT_PORT_FIRST,
+    Backend, Flow, FlowKey, Frontend, FrontendKey, IPPROTO_UDP, Reason, SNAT_PORT_FIRST,
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_CLOSING, FLOW_SNAT},
     service::{
         BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
@@ -20,39 +22,49 @@ use hawser_ebpf_abi::{
 };
 
 use crate::{
+    answer,
     count::count,
-    flows::{self, Claim},
-    maps::{FRONTENDS, SETTINGS},
-    packet::{DROP, PASS, Packet, parse, rewrite, send_on},
-    select,
+    flows,
+    maps::FRONTENDS,
+    packet::{DROP, PASS, Packet, parse},
+    rewrite::rewrite,
+    route::send_on,
+    select, short_ways, sources,
 };
 
-/// Random source ports tried before a flow is refused. With half of a backend's ports taken, 1 in 65,536 fails.
-const PORT_ATTEMPTS: u32 = 16;
-/// Backends tried when the client's own tuple towards one is taken by another flow.
+/// Backends tried when the client's own tuple towards one is taken by another flow. Then the source is replaced.
 const BACKEND_ATTEMPTS: u32 = 4;
 
 #[inline(always)]
 pub(crate) fn from_wire(ctx: &TcContext) -> i32 {
-    let packet = match parse(ctx) {
-        Ok(Some(packet)) => packet,
-        other => return pass_unparsed(other),
-    };
-    // Only packets to ports of this range can be such replies; most others are spared the lookup.
-    if u16::from_be(packet.tuple.destination_port_be) >= SNAT_PORT_FIRST
-        && let Some(verdict) = reply_from_wire(ctx, packet)
-    {
-        return finish(verdict);
+    match parse(ctx) {
+        Ok(Some(packet)) => ingress(ctx, packet, Client::Wire),
+        other => pass_unparsed(other),
     }
-    finish(forward(ctx, packet, Client::Wire))
 }
 
 #[inline(always)]
 pub(crate) fn from_pod(ctx: &TcContext) -> i32 {
     match parse(ctx) {
-        Ok(Some(packet)) => finish(forward(ctx, packet, Client::Inside)),
+        Ok(Some(packet)) => ingress(ctx, packet, Client::Inside),
         other => pass_unparsed(other),
     }
+}
+
+#[inline(always)]
+fn ingress(ctx: &TcContext, packet: &mut Packet, client: Client) -> i32 {
+    // Only packets to ports of this range can be such replies; most others are spared the lookup.
+    if u16::from_be(packet.tuple.destination_port_be) >= SNAT_PORT_FIRST
+        && let Some(verdict) = reply_with_source(ctx, packet)
+    {
+        return finish(verdict);
+    }
+    let verdict = match forward(ctx, packet, client) {
+        Some(verdict) => verdict,
+        None if client == Client::Wire => short_ways::from_wire(ctx, packet),
+        None => short_ways::from_pod(ctx, packet),
+    };
+    finish(verdict)
 }
 
 /// Egress: gives replies of local backends (at an uplink), or of any backend (at a pod), the service's address.
@@ -68,29 +80,32 @@ pub(crate) fn reply(ctx: &TcContext) -> i32 {
         return PASS;
     }
     flows::touch(flow, packet, direction, now_ns);
-    finish(rewrite(ctx, packet, flow.opposite(direction)).map(|()| {
+    finish(rewrite(ctx, packet, flow, direction).map(|()| {
         count(Reason::PacketReplied);
         PASS
     }))
 }
 
+/// Sends a reply on to its client, if it is for a source that this node replaced.
 #[inline(always)]
-fn reply_from_wire(ctx: &TcContext, packet: &Packet) -> Option<Result<i32, Reason>> {
+fn reply_with_source(ctx: &TcContext, packet: &Packet) -> Option<Result<i32, Reason>> {
     let now_ns = flows::now_ns();
     let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
     if direction != DIRECTION_REPLY || flow.flags & FLOW_SNAT == 0 {
         return None;
     }
     flows::touch(flow, packet, direction, now_ns);
-    let opposite = flow.opposite(direction);
-    Some(rewrite(ctx, packet, opposite).and_then(|()| {
-        count(Reason::PacketReplied);
-        send_on(ctx, packet, opposite)
-    }))
+    Some(send_on(ctx, packet, flow, direction).inspect(|_| count(Reason::PacketReplied)))
 }
 
+/// Translates a packet for a service; `None` for all others.
 #[inline(always)]
-fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<i32, Reason> {
+fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Option<Result<i32, Reason>> {
+    if packet.is_error() {
+        let now_ns = flows::now_ns();
+        let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
+        return (direction == DIRECTION_FORWARD).then(|| translate(ctx, packet, flow, client));
+    }
     let key = FrontendKey {
         addr: packet.tuple.destination,
         port_be: packet.tuple.destination_port_be,
@@ -98,14 +113,24 @@ fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<i32, 
         pad: 0,
     };
     // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
-    let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else { return Ok(PASS) };
+    let frontend = unsafe { FRONTENDS.get(&key)? };
     let served = match client {
         Client::Wire => frontend.flags & FRONTEND_WIRE != 0,
         Client::Inside => frontend.flags & FRONTEND_NODE_ONLY == 0,
     };
     if !served {
-        return Ok(PASS);
+        return Some(Ok(PASS));
     }
+    Some(forward_to(ctx, packet, frontend, client))
+}
+
+#[inline(always)]
+fn forward_to(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    frontend: &Frontend,
+    client: Client,
+) -> Result<i32, Reason> {
     let now_ns = flows::now_ns();
     let flow = match known_flow(packet, frontend, client, now_ns) {
         Some(flow) => flow,
@@ -115,14 +140,24 @@ fn forward(ctx: &TcContext, packet: &mut Packet, client: Client) -> Result<i32, 
             Some(flow) => flow,
             None => {
                 count(Reason::PacketNoBackend);
-                return Ok(PASS);
+                return answer::refuse(ctx, packet);
             }
         },
     };
-    let opposite = flow.opposite(DIRECTION_FORWARD);
-    rewrite(ctx, packet, opposite)?;
-    count(Reason::PacketForwarded);
-    if flow.flags & FLOW_SNAT != 0 { send_on(ctx, packet, opposite) } else { Ok(PASS) }
+    translate(ctx, packet, flow, client).inspect(|_| count(Reason::PacketForwarded))
+}
+
+/// Sends a packet from the client on to its flow's backend.
+#[inline(always)]
+fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, client: Client) -> Result<i32, Reason> {
+    if flow.flags & FLOW_SNAT != 0 {
+        return send_on(ctx, packet, flow, DIRECTION_FORWARD);
+    }
+    rewrite(ctx, packet, flow, DIRECTION_FORWARD)?;
+    match client {
+        Client::Wire => short_ways::translated_from_wire(ctx, packet, flow),
+        Client::Inside => short_ways::translated_from_pod(ctx, packet, flow),
+    }
 }
 
 /// Returns the packet's flow, if it may go on.
@@ -175,25 +210,26 @@ fn start_flow(
     let claim = flows::claim(packet.tuple.hash(), now_ns)?;
     let mut flags = 0;
     let mut entered = false;
-    if client == Client::Inside || backend.flags & BACKEND_LOCAL != 0 {
-        for attempt in 1..=BACKEND_ATTEMPTS {
-            packet.reply =
-                FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
-            entered = flows::insert_reply(&packet.reply, &claim, now_ns);
-            if entered {
-                break;
-            }
-            if let Some(other) = select::for_packet(packet, frontend, client, attempt) {
-                backend = other;
-            }
+    for attempt in 1..=BACKEND_ATTEMPTS {
+        if !keeps_source(packet, &backend, client) {
+            break;
         }
-    } else {
-        flags = FLOW_SNAT;
-        entered = allocate_source(packet, &backend, &claim, now_ns)?;
+        packet.reply =
+            FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
+        entered = flows::insert_reply(&packet.reply, &claim, now_ns);
+        if entered {
+            break;
+        }
+        if let Some(other) = select::for_packet(packet, frontend, client, attempt) {
+            backend = other;
+        }
     }
     if !entered {
-        flows::unclaim(&claim);
-        return Err(Reason::DropNoSourcePort);
+        flags = FLOW_SNAT;
+        if let Err(reason) = sources::allocate(packet, &backend, &claim, now_ns) {
+            flows::unclaim(&claim);
+            return Err(reason);
+        }
     }
     let flow = flows::get(claim.slot).ok_or(Reason::DropFlowTableFull)?;
     flow.flags = flags;
@@ -209,31 +245,14 @@ fn start_flow(
     Ok(Some(flow))
 }
 
-/// Finds a source of the node's that no other flow to this backend uses. The index of replies decides.
+/// Tells whether replies of the backend come back by themselves: they pass this node, or are for one of its pods, and
+/// they leave the backend at all.
 #[inline(always)]
-fn allocate_source(
-    packet: &mut Packet,
-    backend: &Backend,
-    claim: &Claim,
-    now_ns: u64,
-) -> Result<bool, Reason> {
-    let settings = SETTINGS.get(0).ok_or(Reason::DropNoSourceAddress)?;
-    let source: &Addr = if packet.is_v4() { &settings.snat_v4 } else { &settings.snat_v6 };
-    if *source == [0; 16] {
-        flows::unclaim(claim);
-        return Err(Reason::DropNoSourceAddress);
+fn keeps_source(packet: &Packet, backend: &Backend, client: Client) -> bool {
+    match client {
+        Client::Wire => backend.flags & BACKEND_LOCAL != 0,
+        Client::Inside => backend.addr != packet.tuple.source,
     }
-    packet.reply = FlowKey::new(backend.endpoint(), Endpoint::new(*source, 0), packet.tuple.protocol);
-    for _ in 0..PORT_ATTEMPTS {
-        // SAFETY: the helper has no arguments.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let port = SNAT_PORT_FIRST + (random % u32::from(SNAT_PORT_COUNT)) as u16;
-        packet.reply.destination_port_be = port.to_be();
-        if flows::insert_reply(&packet.reply, claim, now_ns) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 #[inline(always)]

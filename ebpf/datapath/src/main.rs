@@ -16,13 +16,18 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext, TcContext},
 };
 
+mod answer;
 mod count;
 mod flows;
 mod forward;
 mod maps;
 mod packet;
+mod rewrite;
+mod route;
 mod select;
+mod short_ways;
 mod socket;
+mod sources;
 mod udp_peers;
 
 use socket::Family;

@@ -2,12 +2,13 @@
 //! makes them.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use hawser_ebpf_abi::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowKey, FlowRef, Frontend, FrontendKey,
-    MaglevBlock, MemberKey, RangeSubject, Settings, UdpPeer, UdpPeers, flow, reason, socket::OverflowKey,
+    Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, Settings, UdpPeer, UdpPeers, flow,
+    fragment, pod, reason, socket::OverflowKey,
 };
 
 /// Entries are allocated when they are written: a small cluster does not pay for a large one's table.
@@ -71,6 +72,25 @@ pub(crate) static FLOWS: Array<Flow, { flow::FLOW_SLOTS as usize }> = Array::new
 #[btf_map]
 pub(crate) static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 3 * flow::FLOW_SLOTS as usize }, NO_PREALLOC> =
     HashMap::new();
+
+/// Ports of datagrams in parts. Written by the packet programs when a first part was translated; the oldest entry makes
+/// room. 40 and 8 bytes and the hash's own 64 each.
+#[btf_map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { fragment::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+/// Pods of this node by address. Written by the agent, which bounds their number.
+#[btf_map]
+pub(crate) static PODS: HashMap<Addr, PodLink, { pod::PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Backends towards which every source port of the node was in use, and until when none is looked for again. Written
+/// by the packet programs, read by the agent; the oldest entry makes room. The key is a reply tuple without port.
+#[btf_map]
+pub(crate) static EXHAUSTED: LruHashMap<FlowKey, u64, 1024> = LruHashMap::new();
+
+/// ICMP errors that this CPU has sent: the second that is counted, and the number. Not pinned.
+#[btf_map]
+pub(crate) static ANSWERS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 
 /// Counters per CPU, by reason.
 #[btf_map]

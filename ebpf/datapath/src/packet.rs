@@ -1,42 +1,86 @@
-//! Packets at tc: reading the tuple, rewriting it, and sending the packet on.
+//! Packets at tc: reading what the programs need of the headers.
 //!
-//! Bytes are read and written by helpers, which check the bounds themselves; no packet pointer is ever held.
+//! Bytes are read by helpers, which check the bounds themselves; no packet pointer is ever held. What is read lives in
+//! a map, not on the stack: there it is an unknown number to the verifier, which therefore looks at each loop and
+//! branch once and not once for every path that leads there.
 
-use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_fib_lookup as FibLookup},
-    helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
-    programs::TcContext,
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use hawser_ebpf_abi::{
+    Addr, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
+    Reason, icmp, v4_mapped,
 };
-use hawser_ebpf_abi::{Addr, FlowKey, IPPROTO_TCP, IPPROTO_UDP, Reason, checksum, v4_mapped, v4_octets};
 
-use crate::maps::SCRATCH;
+use crate::maps::{FRAGMENTS, SCRATCH};
 
 /// Leave the packet to the next program or to the host's stack. The value is the same for tcx and for classic tc.
 pub(crate) const PASS: i32 = -1;
 pub(crate) const DROP: i32 = 2;
 
-const ETH_LEN: usize = 14;
+pub(crate) const ETH_LEN: usize = 14;
+pub(crate) const IPV4_LEN: usize = 20;
+pub(crate) const IPV6_LEN: usize = 40;
 const ETH_P_IP_BE: u32 = 0x0008;
 const ETH_P_IPV6_BE: u32 = 0xdd86;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+const PACKET_HOST: u32 = 0;
 
-const TCP_FIN: u8 = 0x01;
-const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
+pub(crate) const TCP_FIN: u8 = 0x01;
+pub(crate) const TCP_SYN: u8 = 0x02;
+pub(crate) const TCP_RST: u8 = 0x04;
+pub(crate) const TCP_ACK: u8 = 0x10;
+
+/// IPv6 extension headers that are walked (RFC 8200, section 4.1, recommends at most these four before TCP or UDP).
+const EXTENSION_HEADERS: usize = 4;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Values of `Packet::part`.
+const WHOLE: u8 = 0;
+const FIRST_PART: u8 = 1;
+const LATER_PART: u8 = 2;
 
 /// Fields of the headers that the programs need.
 #[repr(C)]
 pub(crate) struct Packet {
+    /// The packet's tuple; for an ICMP error the tuple of the direction that it travels in: the quoted one reversed.
     pub(crate) tuple: FlowKey,
     /// The tuple of the reply that is being tried for a new flow.
     pub(crate) reply: FlowKey,
+    /// Names the datagram that a part belongs to.
+    fragment: FragmentKey,
+    /// Who sent an ICMP error: not always the destination of the quoted packet.
+    pub(crate) outer_source: Addr,
+    pub(crate) search: Search,
     l4_offset: u32,
+    /// Where the IP header and the ports of the packet are that an ICMP error quotes.
+    quoted_offset: u32,
+    quoted_l4_offset: u32,
+    /// Length of the IP packet.
+    pub(crate) ip_len: u16,
     is_v4: u8,
-    hop_limit: u8,
+    /// The protocol of this packet's own: that of `tuple` is the quoted packet's in an ICMP error.
+    protocol: u8,
+    pub(crate) hop_limit: u8,
     tcp_flags: u8,
-    pad: u8,
+    tcp_header_len: u8,
+    part: u8,
+    /// Has options that a router must look at.
+    pub(crate) has_options: u8,
+    pub(crate) may_fragment: u8,
+    pad: [u8; 6],
+}
+
+/// State of a search for a free source port, see `sources`.
+#[repr(C)]
+pub(crate) struct Search {
+    pub(crate) generation: u64,
+    pub(crate) now_ns: u64,
+    pub(crate) slot: u32,
+    /// The port to try next, counted from the first one.
+    pub(crate) next: u32,
+    pub(crate) step: u32,
+    pub(crate) is_found: u32,
 }
 
 impl Packet {
@@ -45,25 +89,84 @@ impl Packet {
         self.is_v4 != 0
     }
 
+    /// An ICMP error about a TCP or UDP packet.
     #[inline(always)]
-    fn l4_offset(&self) -> usize {
-        // The mask shows the verifier its limit: Ethernet and the longest IPv4 header end at 74.
-        (self.l4_offset & 0x7f) as usize
+    pub(crate) fn is_error(&self) -> bool {
+        self.protocol == IPPROTO_ICMP || self.protocol == IPPROTO_ICMPV6
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_whole(&self) -> bool {
+        self.part == WHOLE
+    }
+
+    /// Has no transport header: its checksum and ports are in the first part.
+    #[inline(always)]
+    pub(crate) fn is_later_part(&self) -> bool {
+        self.part == LATER_PART
+    }
+
+    #[inline(always)]
+    pub(crate) fn l4_offset(&self) -> usize {
+        self.l4_offset as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn quoted_offset(&self) -> usize {
+        self.quoted_offset as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn quoted_l4_offset(&self) -> usize {
+        self.quoted_l4_offset as usize
+    }
+
+    /// Tells whether the transport header follows right after the fixed IP header.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.l4_offset() == ETH_LEN + if self.is_v4() { IPV4_LEN } else { IPV6_LEN }
+    }
+
+    /// Length of the transport header, where there is one.
+    #[inline(always)]
+    pub(crate) fn l4_header_len(&self) -> usize {
+        if self.tuple.protocol == IPPROTO_TCP { usize::from(self.tcp_header_len) } else { 8 }
     }
 
     /// Tells whether the packet may start a flow: any UDP, and TCP's first segment.
     #[inline(always)]
     pub(crate) fn starts_flow(&self) -> bool {
-        self.tuple.protocol != IPPROTO_TCP || self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+        !self.is_error()
+            && (self.tuple.protocol != IPPROTO_TCP || self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
     }
 
     #[inline(always)]
     pub(crate) fn ends_flow(&self) -> bool {
         self.tcp_flags & (TCP_FIN | TCP_RST) != 0
     }
+
+    #[inline(always)]
+    pub(crate) fn tcp_flags(&self) -> u8 {
+        self.tcp_flags
+    }
+
+    /// Remembers the ports of a first part, so that the others can follow.
+    #[inline(always)]
+    pub(crate) fn remember_part(&self) {
+        if self.part == FIRST_PART {
+            let ports = FragmentPorts {
+                source_port_be: self.tuple.source_port_be,
+                destination_port_be: self.tuple.destination_port_be,
+                protocol: self.tuple.protocol,
+                pad: [0; 3],
+            };
+            // A failure costs this datagram its other parts.
+            let _ = FRAGMENTS.insert(&self.fragment, &ports, 0);
+        }
+    }
 }
 
-/// Reads the tuple of a TCP or UDP packet. `Ok(None)` is a packet of another protocol.
+/// Reads the tuple of a TCP or UDP packet, or of the one that an ICMP error quotes. `Ok(None)` is any other packet.
 ///
 /// The result is this CPU's scratch: with its tuples it would fill half of a program's stack. Programs at tc do not
 /// interrupt each other on a CPU, so it is theirs until they end.
@@ -74,6 +177,9 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Option<&'static mut Packet>, Reas
     let Some(packet) = packet else { return Ok(None) };
     // SAFETY: the verifier checks accesses to the context.
     let protocol_be = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
+    packet.part = WHOLE;
+    packet.has_options = 0;
+    packet.tcp_flags = 0;
     let found = match protocol_be {
         ETH_P_IP_BE => parse_v4(ctx, packet)?,
         ETH_P_IPV6_BE => parse_v6(ctx, packet)?,
@@ -82,52 +188,114 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Option<&'static mut Packet>, Reas
     if !found {
         return Ok(None);
     }
+    if packet.is_error() {
+        return Ok(parse_error(ctx, packet)?.then_some(packet));
+    }
+    packet.tuple.protocol = packet.protocol;
+    if packet.is_later_part() {
+        // SAFETY: an entry that makes room may be used again while it is read: the worst outcome is one datagram lost.
+        let ports = unsafe { FRAGMENTS.get(&packet.fragment) }.ok_or(Reason::PassFragment)?;
+        packet.tuple.source_port_be = ports.source_port_be;
+        packet.tuple.destination_port_be = ports.destination_port_be;
+        packet.tuple.protocol = ports.protocol;
+        return Ok(Some(packet));
+    }
     parse_l4(ctx, packet)?;
     Ok(Some(packet))
 }
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    let header: [u8; 20] = load(ctx, ETH_LEN)?;
+    let header: [u8; IPV4_LEN] = load(ctx, ETH_LEN)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || header_len < 20 {
+    if header[0] >> 4 != 4 || header_len < IPV4_LEN {
         return Err(Reason::PassMalformed);
     }
-    let protocol = header[9];
-    if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+    packet.protocol = header[9];
+    if !matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP) {
         return Ok(false);
-    }
-    // The first fragment has "more fragments" set, and ports; it is left out too, because the others cannot follow.
-    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
-        return Err(Reason::PassFragment);
     }
     packet.tuple.source = v4_mapped([header[12], header[13], header[14], header[15]]);
     packet.tuple.destination = v4_mapped([header[16], header[17], header[18], header[19]]);
-    packet.tuple.protocol = protocol;
     packet.is_v4 = 1;
     packet.l4_offset = (ETH_LEN + header_len) as u32;
     packet.hop_limit = header[8];
+    packet.ip_len = u16::from_be_bytes([header[2], header[3]]);
+    packet.may_fragment = u8::from(header[6] & 0x40 == 0);
+    packet.has_options = u8::from(header_len > IPV4_LEN);
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    // "More fragments" and the offset: the last part has no flag, the first part no offset.
+    if fragment & 0x3fff != 0 {
+        let identification_be = u32::from(u16::from_ne_bytes([header[4], header[5]]));
+        parse_part(packet, identification_be, packet.protocol, fragment & 0x1fff == 0);
+    }
     Ok(true)
 }
 
-/// Extension headers are not walked: such packets are left to the host.
 #[inline(always)]
 fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     let header: [u8; 8] = load(ctx, ETH_LEN)?;
     if header[0] >> 4 != 6 {
         return Err(Reason::PassMalformed);
     }
-    let protocol = header[6];
-    if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
-        return Ok(false);
-    }
+    packet.protocol = header[6];
+    packet.l4_offset = (ETH_LEN + IPV6_LEN) as u32;
     packet.tuple.source = load(ctx, ETH_LEN + 8)?;
     packet.tuple.destination = load(ctx, ETH_LEN + 24)?;
-    packet.tuple.protocol = protocol;
     packet.is_v4 = 0;
-    packet.l4_offset = (ETH_LEN + 40) as u32;
     packet.hop_limit = header[7];
+    packet.ip_len = u16::from_be_bytes([header[4], header[5]]).saturating_add(IPV6_LEN as u16);
+    packet.may_fragment = 0;
+    for _ in 0..EXTENSION_HEADERS {
+        if is_last(packet) {
+            break;
+        }
+        match packet.protocol {
+            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
+                let extension: [u8; 4] = load(ctx, packet.l4_offset())?;
+                if packet.protocol == ROUTING && extension[3] != 0 {
+                    // The destination is not the last one yet, and the checksum covers the last one.
+                    return Err(Reason::PassExtensionHeaders);
+                }
+                packet.has_options |= u8::from(packet.protocol != DESTINATION_OPTIONS);
+                packet.protocol = extension[0];
+                packet.l4_offset += (u32::from(extension[1]) + 1) * 8;
+            }
+            FRAGMENT => {
+                let extension: [u8; 8] = load(ctx, packet.l4_offset())?;
+                let fragment = u16::from_be_bytes([extension[2], extension[3]]);
+                packet.protocol = extension[0];
+                packet.l4_offset += 8;
+                // A fragment header on a whole packet (RFC 6946) says nothing.
+                if fragment & 0xfff9 != 0 {
+                    let identification_be =
+                        u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
+                    parse_part(packet, identification_be, 0, fragment & 0xfff8 == 0);
+                }
+            }
+            _ => return Ok(false),
+        }
+    }
+    if !is_last(packet) {
+        return Err(Reason::PassExtensionHeaders);
+    }
     Ok(true)
+}
+
+/// Tells whether the chain of extension headers ends here: at a transport header, or at a later part's data.
+#[inline(always)]
+fn is_last(packet: &Packet) -> bool {
+    packet.is_later_part() || matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMPV6)
+}
+
+#[inline(always)]
+fn parse_part(packet: &mut Packet, identification_be: u32, protocol: u8, is_first: bool) {
+    packet.part = if is_first { FIRST_PART } else { LATER_PART };
+    packet.fragment.source = packet.tuple.source;
+    packet.fragment.destination = packet.tuple.destination;
+    packet.fragment.identification_be = identification_be;
+    packet.fragment.protocol = protocol;
+    packet.fragment.pad = [0; 3];
 }
 
 #[inline(always)]
@@ -135,117 +303,82 @@ fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     let ports: [u16; 2] = load(ctx, packet.l4_offset())?;
     packet.tuple.source_port_be = ports[0];
     packet.tuple.destination_port_be = ports[1];
-    packet.tcp_flags = 0;
     if packet.tuple.protocol == IPPROTO_TCP {
-        packet.tcp_flags = load(ctx, packet.l4_offset() + 13)?;
+        let offset_and_flags: [u8; 2] = load(ctx, packet.l4_offset() + 12)?;
+        packet.tcp_header_len = offset_and_flags[0] >> 4 << 2;
+        packet.tcp_flags = offset_and_flags[1];
     }
     Ok(())
 }
 
-/// Replaces source and destination, and brings the checksums up to date by the difference.
-///
-/// `opposite` is the tuple of the flow's other direction: its destination is this direction's source.
+/// Reads the packet that an ICMP error quotes, and turns its tuple round. False for errors about other packets, and
+/// for what is no error.
 #[inline(always)]
-pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> Result<(), Reason> {
-    let tuple = &packet.tuple;
-    let (source, destination) = (&opposite.destination, &opposite.source);
-    let addresses = checksum::add(
-        checksum::difference(&tuple.source, source),
-        checksum::difference(&tuple.destination, destination),
-    );
-    let (checksum_offset, pseudo_flags) = if tuple.protocol == IPPROTO_TCP {
-        (packet.l4_offset() + 16, u64::from(BPF_F_PSEUDO_HDR))
-    } else {
-        // A UDP checksum of zero means "none" and stays; a computed zero is sent as 0xffff.
-        (packet.l4_offset() + 6, u64::from(BPF_F_PSEUDO_HDR) | u64::from(BPF_F_MARK_MANGLED_0))
-    };
-    let port_flags = pseudo_flags & !u64::from(BPF_F_PSEUDO_HDR);
-    let old_ports = u32::from(tuple.source_port_be) | u32::from(tuple.destination_port_be) << 16;
-    let new_ports = u32::from(opposite.destination_port_be) | u32::from(opposite.source_port_be) << 16;
-
-    let result = (|| {
-        ctx.l4_csum_replace(checksum_offset, 0, u64::from(addresses), pseudo_flags)?;
-        ctx.l4_csum_replace(checksum_offset, u64::from(old_ports), u64::from(new_ports), port_flags | 4)?;
-        ctx.store(packet.l4_offset(), &new_ports, 0)?;
-        if packet.is_v4() {
-            ctx.l3_csum_replace(ETH_LEN + 10, 0, u64::from(addresses), 0)?;
-            ctx.store(ETH_LEN + 12, &[v4_octets(source), v4_octets(destination)], 0)
-        } else {
-            ctx.store(ETH_LEN + 8, source, 0)?;
-            ctx.store(ETH_LEN + 24, destination, 0)
-        }
-    })();
-    result.map_err(|_| Reason::DropRewrite)
-}
-
-/// Sends a rewritten packet out by the route to its destination, past the host's forwarding.
-///
-/// The host would drop it: its source is one of the node's own addresses.
-#[inline(always)]
-pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> Result<i32, Reason> {
-    let Some(out_ifindex) = route(ctx, packet, &opposite.destination, &opposite.source)? else {
-        return Ok(PASS);
-    };
-    lower_hop_limit(ctx, packet)?;
-    // SAFETY: without parameters the helper resolves the neighbour by the packet's own addresses.
-    let verdict = unsafe { bpf_redirect_neigh(out_ifindex, core::ptr::null_mut(), 0, 0) };
-    Ok(verdict as i32)
-}
-
-/// Returns the interface towards `destination`; `None` when that is the node itself.
-#[inline(always)]
-fn route(ctx: &TcContext, packet: &Packet, source: &Addr, destination: &Addr) -> Result<Option<u32>, Reason> {
-    const SUCCESS: i64 = 0;
-    const NOT_FORWARDED: i64 = 4;
-    const NO_NEIGHBOUR: i64 = 7;
-    // SAFETY: all zero is a valid value of the structure.
-    let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
-    // SAFETY: the verifier checks accesses to the context.
-    lookup.ifindex = unsafe { (&raw const (*ctx.skb.skb).ifindex).read_volatile() };
-    lookup.l4_protocol = packet.tuple.protocol;
+fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
+    if !packet.is_whole() {
+        return Err(Reason::PassFragment);
+    }
+    let kind: u8 = load(ctx, packet.l4_offset())?;
+    if !icmp::is_error(packet.protocol, kind) {
+        return Ok(false);
+    }
+    let quoted = packet.l4_offset() + icmp::QUOTE_OFFSET;
+    packet.quoted_offset = quoted as u32;
+    packet.outer_source = packet.tuple.source;
     if packet.is_v4() {
-        lookup.family = AF_INET;
-        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(v4_octets(source));
-        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(v4_octets(destination));
-    } else {
-        lookup.family = AF_INET6;
-        // SAFETY: both are 16 bytes without padding.
-        unsafe {
-            lookup.__bindgen_anon_3.ipv6_src = core::mem::transmute(*source);
-            lookup.__bindgen_anon_4.ipv6_dst = core::mem::transmute(*destination);
+        let header: [u8; IPV4_LEN] = load(ctx, quoted)?;
+        let header_len = usize::from(header[0] & 0x0f) * 4;
+        if header[0] >> 4 != 4 || header_len < IPV4_LEN {
+            return Err(Reason::PassMalformed);
         }
-    }
-    // SAFETY: the structure lives on the stack and its size is given.
-    let result = unsafe {
-        bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut lookup, size_of::<FibLookup>() as i32, 0) as i64
-    };
-    match result {
-        // A missing neighbour is asked for by bpf_redirect_neigh.
-        SUCCESS | NO_NEIGHBOUR => Ok(Some(lookup.ifindex)),
-        NOT_FORWARDED => Ok(None),
-        _ => Err(Reason::DropNoRoute),
-    }
-}
-
-#[inline(always)]
-fn lower_hop_limit(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
-    if packet.hop_limit <= 1 {
-        return Err(Reason::DropHopLimit);
-    }
-    let lowered = packet.hop_limit - 1;
-    let result = if packet.is_v4() {
-        // The checksum covers 16-bit words: this one is hop limit and protocol.
-        let old = u16::from_ne_bytes([packet.hop_limit, packet.tuple.protocol]);
-        let new = u16::from_ne_bytes([lowered, packet.tuple.protocol]);
-        ctx.l3_csum_replace(ETH_LEN + 10, u64::from(old), u64::from(new), 2)
-            .and_then(|()| ctx.store(ETH_LEN + 8, &lowered, 0))
+        // A later part quotes no ports. The error about the first one is the one that counts.
+        if u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0 {
+            return Ok(false);
+        }
+        packet.tuple.protocol = header[9];
+        packet.tuple.source = v4_mapped([header[16], header[17], header[18], header[19]]);
+        let source = v4_mapped([header[12], header[13], header[14], header[15]]);
+        if source != packet.tuple.destination {
+            return Err(Reason::PassMalformed);
+        }
+        packet.quoted_l4_offset = (quoted + header_len) as u32;
     } else {
-        ctx.store(ETH_LEN + 7, &lowered, 0)
-    };
-    result.map_err(|_| Reason::DropRewrite)
+        let header: [u8; 8] = load(ctx, quoted)?;
+        if header[0] >> 4 != 6 {
+            return Err(Reason::PassMalformed);
+        }
+        packet.tuple.protocol = header[6];
+        let source: Addr = load(ctx, quoted + 8)?;
+        packet.tuple.source = load(ctx, quoted + 24)?;
+        if source != packet.tuple.destination {
+            return Err(Reason::PassMalformed);
+        }
+        packet.quoted_l4_offset = (quoted + IPV6_LEN) as u32;
+    }
+    if !matches!(packet.tuple.protocol, IPPROTO_TCP | IPPROTO_UDP) {
+        return Ok(false);
+    }
+    // An error quotes at least 8 bytes of what follows the IP header.
+    let ports: [u16; 4] = load(ctx, packet.quoted_l4_offset())?;
+    packet.tuple.source_port_be = ports[1];
+    packet.tuple.destination_port_be = ports[0];
+    Ok(true)
+}
+
+/// Tells whether the link layer addressed the packet to this host: others pass an interface that is promiscuous.
+#[inline(always)]
+pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe { (&raw const (*ctx.skb.skb).pkt_type).read_volatile() == PACKET_HOST }
 }
 
 #[inline(always)]
-fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+pub(crate) fn ifindex(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe { (&raw const (*skb).ifindex).read_volatile() }
+}
+
+#[inline(always)]
+pub(crate) fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     ctx.load::<T>(offset).map_err(|_| Reason::PassMalformed)
 }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Frontend, FrontendKey, LAYOUT_VERSION, Settings, affinity::is_fresh, maglev::MAGLEV_BLOCK,
+    Addr, Frontend, FrontendKey, LAYOUT_VERSION, SETTINGS_SHORT_WAYS, Settings, affinity::is_fresh,
+    maglev::MAGLEV_BLOCK,
 };
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use tracing::{debug, info, warn};
@@ -25,9 +26,10 @@ use crate::{
         loader::{self, Loaded, Maps, Programs, Sizes},
         mount, sys,
     },
+    pods::{self, ShortWays},
     services::{Services, Wanted},
     table::{Bounds, Changes, KernelState, Table},
-    view::{self, Counter, FrontendView},
+    view::{self, Counter, ExhaustedSource, FrontendView},
 };
 
 /// What the proxy needs to know of its node.
@@ -49,6 +51,10 @@ pub struct Config {
     pub zone: Option<String>,
     /// How packet programs are attached.
     pub packet_attachment: PacketAttachment,
+    /// Whether programs move packets to and from pods themselves, past the host's routes and rules.
+    pub short_ways: ShortWays,
+    /// Ranges of the cluster's pods: packets between them need no rule of the host. At most 4 are looked at.
+    pub pod_ranges: Vec<(IpAddr, u8)>,
     /// Bound of the table of frontends: an address, port and protocol each.
     pub max_frontends: u32,
     /// Bound of backend slots, over all service ports. Half of it should stay free for updates.
@@ -79,6 +85,8 @@ impl Config {
             node_name,
             zone: None,
             packet_attachment: PacketAttachment::default(),
+            short_ways: ShortWays::default(),
+            pod_ranges: Vec::new(),
             max_frontends: 131_072,
             max_backends: 524_288,
             max_udp_backends: 262_144,
@@ -165,12 +173,14 @@ impl Proxy {
             addresses: config.node_addresses.clone(),
         };
         let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
+        pods::remove_stale(&proxy.maps.pods).map_err(|source| Error::Map { name: "PODS", source })?;
         proxy.write_settings()?;
         proxy.attach_all()?;
         info!(
             adopted,
             refusal = if has_set_retval { "ECONNREFUSED" } else { "EPERM" },
             uplinks = ?proxy.config.uplinks,
+            short_ways = ?proxy.config.short_ways,
             "service datapath is attached"
         );
         Ok(proxy)
@@ -263,8 +273,22 @@ impl Proxy {
         self.attach_interface(ifindex, &format!("pod-{ifindex}"), &POD_PROGRAMS)
     }
 
-    /// Detaches the packet path from a pod's interface. One that is not attached, or gone, is no error.
+    /// Opens the short way to a pod: packets for `addresses` go straight to the pod's side of the interface, whose
+    /// link-layer address is `mac`. Returns false where the interface is not of a kind that can (a veth): its packets
+    /// go by the host's routes.
+    pub fn set_pod_addresses(&self, ifindex: u32, mac: [u8; 6], addresses: &[IpAddr]) -> Result<bool, Error> {
+        let is_veth = sys::is_veth(ifindex)
+            .map_err(|source| Error::Kernel { what: "ask for the kind of an interface", source })?;
+        let addresses = if is_veth { addresses } else { &[] };
+        pods::set(&self.maps.pods, ifindex, mac, addresses)
+            .map_err(|source| Error::Map { name: "PODS", source })?;
+        Ok(is_veth)
+    }
+
+    /// Detaches the packet path from a pod's interface, and closes the short way to it. One that is not attached, or gone, is no error.
     pub fn detach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
+        pods::set(&self.maps.pods, ifindex, [0; 6], &[])
+            .map_err(|source| Error::Map { name: "PODS", source })?;
         let role = format!("pod-{ifindex}");
         let dir = links_dir(&self.config.bpffs_dir);
         for (program, attach_type) in POD_PROGRAMS {
@@ -282,6 +306,11 @@ impl Proxy {
     /// Returns all counters, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<Counter>, Error> {
         view::counters(&self.maps)
+    }
+
+    /// Returns the backends towards which source ports of the node have run out lately.
+    pub fn exhausted_sources(&self) -> Result<Vec<ExhaustedSource>, Error> {
+        view::exhausted(&self.maps, sys::boot_time_ns())
     }
 
     /// Runs a packet program over a packet, for tests and benchmarks. No interface sees the packet.
@@ -384,12 +413,20 @@ impl Proxy {
         };
         let opted_out = self.maps.opted_out.keys();
         let opted_out = opted_out.map_err(|source| Error::Map { name: "OPTED_OUT", source })?.len() as u32;
+        let (pod_ranges, left_out) = pods::ranges(&self.config.pod_ranges);
+        if left_out > 0 {
+            warn!(left_out, "not all pod ranges fit: packets to some go by the host's routes");
+        }
+        let flags = if self.config.short_ways == ShortWays::Off { 0 } else { SETTINGS_SHORT_WAYS };
         let settings = Settings {
             layout_version: LAYOUT_VERSION,
+            flags,
             opted_out,
+            pad: 0,
             node_netns_cookie,
             snat_v4: first(false).unwrap_or_default(),
             snat_v6: first(true).unwrap_or_default(),
+            pod_ranges,
         };
         self.maps.settings.set(&0, &settings).map_err(|source| Error::Map { name: "SETTINGS", source })
     }

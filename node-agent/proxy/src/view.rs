@@ -1,6 +1,10 @@
 //! What the kernel holds, for people: the services and the counters, read from the pinned maps.
 
-use std::{fmt, net::SocketAddr, path::Path};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use hawser_ebpf_abi::{
     IPPROTO_UDP, reason,
@@ -60,9 +64,36 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// A backend towards which all source ports of the node were in use when a flow needed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExhaustedSource {
+    pub backend: SocketAddr,
+    /// The node's address that has no port left.
+    pub source: IpAddr,
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    /// Seconds since the last fruitless search, by the kernel's clock.
+    pub seconds_ago: u64,
+}
+
 /// Returns all frontends below `bpffs_dir`, in the order of their addresses. Works without a running proxy.
 pub fn dump_services(bpffs_dir: &Path) -> Result<Vec<FrontendView>, Error> {
     frontends(&crate::kernel::loader::open_maps(&crate::proxy::maps_dir(bpffs_dir))?)
+}
+
+pub(crate) fn exhausted(maps: &Maps, now_ns: u64) -> Result<Vec<ExhaustedSource>, Error> {
+    let entries = maps.exhausted.entries().map_err(|source| Error::Map { name: "EXHAUSTED", source })?;
+    let mut found: Vec<_> = entries
+        .into_iter()
+        .map(|(key, until_ns)| ExhaustedSource {
+            backend: SocketAddr::new(ip(&key.source), u16::from_be(key.source_port_be)),
+            source: ip(&key.destination),
+            protocol: if key.protocol == IPPROTO_UDP { "UDP" } else { "TCP" },
+            seconds_ago: now_ns.saturating_sub(until_ns) / 1_000_000_000,
+        })
+        .collect();
+    found.sort_unstable();
+    Ok(found)
 }
 
 pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {

@@ -97,7 +97,6 @@ fn kernel_without_tcx_is_served_through_clsact() {
         lab.tcp_server(OTHER, "10.93.0.2:8080");
         let mut config = lab.config();
         config.packet_attachment = PacketAttachment::Classic;
-        // A pod does not reach itself by packet: its own service has backends elsewhere alone.
         let services = [
             service(&Spec { node_port: Some(30080), ..Spec::default() }),
             service(&Spec { name: "there", cluster_ips: &["10.96.0.11"], ..Spec::default() }),

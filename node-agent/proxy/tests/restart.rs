@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use hawser_ebpf_abi::Settings;
 use hawser_proxy::{Error, Proxy};
 use support::{CLIENT, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice};
 
@@ -161,7 +162,7 @@ fn maps_of_another_layout_are_refused_and_left_alone() {
             .args(["map", "update", "pinned"])
             .arg(settings)
             .args(["key", "0", "0", "0", "0", "value"])
-            .args(std::iter::once("99").chain(std::iter::repeat_n("0", 47)))
+            .args(std::iter::once("99").chain(std::iter::repeat_n("0", size_of::<Settings>() - 1)))
             .status()
             .unwrap();
         assert!(status.success());

@@ -9,8 +9,8 @@ use std::{
 
 use aya::{EbpfLoader, programs::Program};
 use hawser_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, LAYOUT_VERSION, MaglevBlock, MemberKey, RangeKey,
-    Settings,
+    Addr, Affinity, AffinityKey, Backend, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, MaglevBlock,
+    MemberKey, PodLink, RangeKey, Settings,
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
 use crate::{error::Error, object};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 14] = [
+const PINNED: [&str; 17] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
@@ -34,6 +34,9 @@ const PINNED: [&str; 14] = [
     "UDP_OVERFLOW",
     "FLOWS",
     "FLOW_INDEX",
+    "FRAGMENTS",
+    "PODS",
+    "EXHAUSTED",
     "COUNTERS",
 ];
 
@@ -59,6 +62,8 @@ pub(crate) struct Maps {
     pub(crate) affinity: Map<AffinityKey, Affinity>,
     pub(crate) source_ranges: Map<RangeKey, u32>,
     pub(crate) opted_out: Map<u64, u32>,
+    pub(crate) pods: Map<Addr, PodLink>,
+    pub(crate) exhausted: Map<FlowKey, u64>,
     pub(crate) counters: Counters,
 }
 
@@ -151,6 +156,8 @@ pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
         affinity: open(maps_dir, "AFFINITY", Map::new)?,
         source_ranges: open(maps_dir, "SOURCE_RANGES", Map::new)?,
         opted_out: open(maps_dir, "OPTED_OUT", Map::new)?,
+        pods: open(maps_dir, "PODS", Map::new)?,
+        exhausted: open(maps_dir, "EXHAUSTED", Map::new)?,
         counters: open(maps_dir, "COUNTERS", Counters::new)?,
     })
 }

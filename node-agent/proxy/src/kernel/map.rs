@@ -7,7 +7,8 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, MaglevBlock, MemberKey, RangeKey, Settings,
+    Addr, Affinity, AffinityKey, Backend, FlowKey, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink,
+    RangeKey, Settings,
 };
 
 use super::sys::{self, MapInfo};
@@ -40,6 +41,12 @@ unsafe impl Plain for AffinityKey {}
 unsafe impl Plain for Affinity {}
 // SAFETY: as above.
 unsafe impl Plain for RangeKey {}
+// SAFETY: as above.
+unsafe impl Plain for Addr {}
+// SAFETY: as above.
+unsafe impl Plain for PodLink {}
+// SAFETY: as above.
+unsafe impl Plain for FlowKey {}
 
 /// A map with keys `K` and values `V`.
 #[derive(Debug)]

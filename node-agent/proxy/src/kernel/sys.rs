@@ -419,3 +419,47 @@ pub(crate) fn interface_name(index: u32) -> io::Result<String> {
     let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
     String::from_utf8(name[..len].to_vec()).map_err(io::Error::other)
 }
+
+/// Tells whether an interface of this thread's network namespace is a veth. One that is gone is not.
+pub(crate) fn is_veth(index: u32) -> io::Result<bool> {
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    /// `struct ethtool_drvinfo`.
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+    const _: () = assert!(size_of::<DriverInfo>() == 196);
+
+    let Ok(name) = interface_name(index) else { return Ok(false) };
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    // SAFETY: no addresses; the result is a descriptor of our own.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: all zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: the request names an interface and a structure of the size that the command writes.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) } < 0 {
+        // Gone meanwhile, or a device that knows nothing of itself.
+        return Ok(false);
+    }
+    Ok(info.driver.starts_with(b"veth\0"))
+}
+
+/// Returns the clock that the programs read.
+pub(crate) fn boot_time_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives for the length of the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -9,6 +9,8 @@
 //! which the threads of the node and of its pod join, and those of other machines do not.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod wire;
+
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
@@ -37,12 +39,16 @@ pub(crate) const CLIENT: &str = "client";
 pub(crate) const NODE: &str = "node";
 pub(crate) const POD: &str = "pod";
 pub(crate) const OTHER: &str = "other";
+/// See [`Lab::add_pod`].
+pub(crate) const POD_2: &str = "pod2";
 
 pub(crate) struct Lab {
     prefix: String,
     root: PathBuf,
     cgroup: PathBuf,
     cgroup_before: PathBuf,
+    /// Namespaces beyond the four.
+    more: Mutex<Vec<&'static str>>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -70,30 +76,26 @@ impl Lab {
         fs::create_dir_all(cgroup.join("node")).unwrap();
         fs::write(cgroup.join("node/cgroup.type"), "threaded").unwrap();
         fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        let lab = Self { prefix, root, cgroup, cgroup_before: cgroup_mount.join(own), _turn: turn };
+        let lab = Self {
+            prefix,
+            root,
+            cgroup,
+            cgroup_before: cgroup_mount.join(own),
+            more: Mutex::default(),
+            _turn: turn,
+        };
         for ns in [CLIENT, NODE, POD, OTHER] {
             ip(&["netns", "add", &lab.ns(ns)]);
             lab.ip(ns, &["link", "set", "lo", "up"]);
         }
         lab.veth((NODE, "up0"), (CLIENT, "eth0"));
-        lab.veth((NODE, "pod0"), (POD, "eth0"));
         lab.veth((NODE, "up1"), (OTHER, "eth0"));
         lab.address(NODE, "up0", "10.90.0.1/24", "fd90::1/64");
         lab.address(CLIENT, "eth0", "10.90.0.2/24", "fd90::2/64");
         lab.address(NODE, "up1", "10.92.0.1/24", "fd92::1/64");
         lab.address(OTHER, "eth0", "10.92.0.2/24", "fd92::2/64");
         lab.address(OTHER, "lo", "10.93.0.2/32", "fd93::2/128");
-        lab.address(POD, "eth0", "10.91.0.2/32", "fd91::2/128");
-        // The node's end of a pod's interface has an address of link scope: the pod's way out.
-        lab.address(NODE, "pod0", "169.254.1.1/32", "fe80::1/64");
-        for (net, gateway) in [("-4", "169.254.1.1"), ("-6", "fe80::1")] {
-            if net == "-4" {
-                lab.ip(POD, &[net, "route", "add", gateway, "dev", "eth0", "scope", "link"]);
-            }
-            lab.ip(POD, &[net, "route", "add", "default", "via", gateway, "dev", "eth0"]);
-        }
-        lab.ip(NODE, &["route", "add", "10.91.0.2", "dev", "pod0", "src", "10.90.0.1"]);
-        lab.ip(NODE, &["-6", "route", "add", "fd91::2", "dev", "pod0", "src", "fd90::1"]);
+        lab.wire_pod(POD, "pod0", "10.91.0.2", "fd91::2");
         lab.ip(NODE, &["route", "add", "10.93.0.0/24", "via", "10.92.0.2"]);
         lab.ip(NODE, &["-6", "route", "add", "fd93::/64", "via", "fd92::2"]);
         for (v4, v6) in [("10.90.0.0/24", "fd90::/64"), ("10.91.0.0/24", "fd91::/64")] {
@@ -111,6 +113,29 @@ impl Lab {
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
         });
         lab
+    }
+
+    /// Makes a second pod on the node, 10.91.0.3 and fd91::3.
+    pub(crate) fn add_pod(&self) {
+        ip(&["netns", "add", &self.ns(POD_2)]);
+        self.more.lock().unwrap().push(POD_2);
+        self.ip(POD_2, &["link", "set", "lo", "up"]);
+        self.wire_pod(POD_2, "pod1", "10.91.0.3", "fd91::3");
+    }
+
+    fn wire_pod(&self, pod: &str, device: &str, v4: &str, v6: &str) {
+        self.veth((NODE, device), (pod, "eth0"));
+        self.address(pod, "eth0", &format!("{v4}/32"), &format!("{v6}/128"));
+        // The node's end of a pod's interface has an address of link scope: the pod's way out.
+        self.address(NODE, device, "169.254.1.1/32", "fe80::1/64");
+        for (net, gateway) in [("-4", "169.254.1.1"), ("-6", "fe80::1")] {
+            if net == "-4" {
+                self.ip(pod, &[net, "route", "add", gateway, "dev", "eth0", "scope", "link"]);
+            }
+            self.ip(pod, &[net, "route", "add", "default", "via", gateway, "dev", "eth0"]);
+        }
+        self.ip(NODE, &["route", "add", v4, "dev", device, "src", "10.90.0.1"]);
+        self.ip(NODE, &["-6", "route", "add", v6, "dev", device, "src", "fd90::1"]);
     }
 
     pub(crate) fn bpffs(&self) -> PathBuf {
@@ -133,19 +158,31 @@ impl Lab {
     }
 
     pub(crate) fn pod_ifindex(&self) -> u32 {
-        let index = fs::read_to_string("/sys/class/net/pod0/ifindex");
-        // sysfs shows the namespace that mounted it; ask ip otherwise.
-        index.ok().and_then(|text| text.trim().parse().ok()).unwrap_or_else(|| {
-            let output =
-                Command::new("ip").args(["-n", &self.ns(NODE), "-o", "link", "show", "pod0"]).output();
-            let text = String::from_utf8(output.unwrap().stdout).unwrap();
-            text.split(':').next().unwrap().trim().parse().unwrap()
-        })
+        self.ifindex("pod0")
+    }
+
+    /// Returns the index of one of the node's interfaces.
+    pub(crate) fn ifindex(&self, device: &str) -> u32 {
+        self.link(NODE, device).split(':').next().unwrap().trim().parse().unwrap()
+    }
+
+    /// Returns the link-layer address of an interface.
+    pub(crate) fn mac(&self, ns: &str, device: &str) -> [u8; 6] {
+        let text = self.link(ns, device);
+        let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    fn link(&self, ns: &str, device: &str) -> String {
+        let output =
+            Command::new("ip").args(["-n", &self.ns(ns), "-o", "link", "show", device]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs `work` on a thread in a namespace, and in the node's cgroup if the namespace is the node's or its pod's.
     pub(crate) fn inside<T: Send>(&self, ns: &str, work: impl FnOnce() -> T + Send) -> T {
-        let cgroup = matches!(ns, NODE | POD).then(|| self.cgroup.join("node"));
+        let cgroup = matches!(ns, NODE | POD | POD_2).then(|| self.cgroup.join("node"));
         self.on_thread(ns, cgroup, work)
     }
 
@@ -203,7 +240,7 @@ impl Lab {
         format!("{}-{ns}", self.prefix)
     }
 
-    fn veth(&self, (left_ns, left): (&str, &str), (right_ns, right): (&str, &str)) {
+    pub(crate) fn veth(&self, (left_ns, left): (&str, &str), (right_ns, right): (&str, &str)) {
         let (left_ns_full, right_ns_full) = (self.ns(left_ns), self.ns(right_ns));
         ip(&[
             "link",
@@ -223,7 +260,7 @@ impl Lab {
         self.ip(right_ns, &["link", "set", right, "up"]);
     }
 
-    fn address(&self, ns: &str, device: &str, v4: &str, v6: &str) {
+    pub(crate) fn address(&self, ns: &str, device: &str, v4: &str, v6: &str) {
         self.ip(ns, &["address", "add", v4, "dev", device]);
         self.ip(ns, &["-6", "address", "add", v6, "dev", device, "nodad"]);
     }
@@ -287,7 +324,8 @@ impl Drop for Lab {
             eprintln!("cannot remove the datapath: {error}");
         }
         let _ = fs::write(self.cgroup_before.join("cgroup.procs"), std::process::id().to_string());
-        for ns in [CLIENT, NODE, POD, OTHER] {
+        let more = std::mem::take(&mut *self.more.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        for ns in [CLIENT, NODE, POD, OTHER].into_iter().chain(more) {
             let _ = Command::new("ip").args(["netns", "del", &self.ns(ns)]).status();
         }
         // A cgroup is busy until the last task has left it.

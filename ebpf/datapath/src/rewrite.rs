@@ -1,0 +1,173 @@
+//! Translating a packet in place, checksums included.
+//!
+//! Checksums change by the difference that the new bytes make (RFC 1624), so what was wrong stays wrong, and a checksum
+//! that the sender left to its hardware stays so. Where a network card has summed the whole packet, its sum is kept in
+//! step too: by the kernel, as long as each changed byte is part of a checksum that changes against it, or is stored
+//! with "recompute". IPv6's own header has no checksum, hence the second way there.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    programs::TcContext,
+};
+use hawser_ebpf_abi::{Addr, Flow, FlowKey, IPPROTO_TCP, Reason, checksum, flow::FLOW_SNAT, v4_octets};
+
+use crate::{
+    count::count,
+    packet::{ETH_LEN, Packet},
+};
+
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+const ICMP_CHECKSUM: usize = 2;
+
+/// Makes of a packet that travels in `direction` what the flow's other end expects to see.
+#[inline(always)]
+pub(crate) fn rewrite(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Result<(), Reason> {
+    let opposite = flow.opposite(direction);
+    if packet.is_error() {
+        let is_snat = u32::from(flow.flags & FLOW_SNAT != 0);
+        if rewrite_error(ctx.skb.skb, packet, opposite, is_snat) != 0 {
+            return Err(Reason::DropRewrite);
+        }
+        count(Reason::IcmpErrorTranslated);
+        return Ok(());
+    }
+    rewrite_data(ctx, packet, opposite).map_err(|_| Reason::DropRewrite)?;
+    packet.remember_part();
+    Ok(())
+}
+
+/// Replaces source and destination. `opposite` is the tuple of the flow's other direction: its destination is this
+/// direction's source.
+#[inline(always)]
+fn rewrite_data(ctx: &TcContext, packet: &Packet, opposite: &FlowKey) -> Result<(), i64> {
+    let tuple = &packet.tuple;
+    let (source, destination) = (&opposite.destination, &opposite.source);
+    let addresses = checksum::add(
+        checksum::difference(&tuple.source, source),
+        checksum::difference(&tuple.destination, destination),
+    );
+    if !packet.is_later_part() {
+        let (checksum_offset, flags) = l4_checksum(tuple.protocol, packet.l4_offset());
+        let old_ports = u32::from(tuple.source_port_be) | u32::from(tuple.destination_port_be) << 16;
+        let new_ports = u32::from(opposite.destination_port_be) | u32::from(opposite.source_port_be) << 16;
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR);
+        ctx.l4_csum_replace(checksum_offset, 0, u64::from(addresses), flags | pseudo)?;
+        ctx.l4_csum_replace(checksum_offset, u64::from(old_ports), u64::from(new_ports), flags | 4)?;
+        ctx.store(packet.l4_offset(), &new_ports, 0)?;
+    }
+    store_addresses(ctx, packet, source, destination, addresses)
+}
+
+/// Stores the addresses of the packet itself.
+#[inline(always)]
+fn store_addresses(
+    ctx: &TcContext,
+    packet: &Packet,
+    source: &Addr,
+    destination: &Addr,
+    difference: u32,
+) -> Result<(), i64> {
+    if packet.is_v4() {
+        ctx.l3_csum_replace(ETH_LEN + 10, 0, u64::from(difference), 0)?;
+        ctx.store(ETH_LEN + 12, &[v4_octets(source), v4_octets(destination)], 0)
+    } else {
+        let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
+        ctx.store(ETH_LEN + 8, source, recompute)?;
+        ctx.store(ETH_LEN + 24, destination, recompute)
+    }
+}
+
+/// Where a transport checksum is, and how it is replaced: a UDP checksum of zero means "none" and stays, and a
+/// computed zero is sent as 0xffff.
+#[inline(always)]
+fn l4_checksum(protocol: u8, l4_offset: usize) -> (usize, u64) {
+    if protocol == IPPROTO_TCP {
+        (l4_offset + TCP_CHECKSUM, 0)
+    } else {
+        (l4_offset + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
+    }
+}
+
+/// Translates an ICMP error and the packet that it quotes. Returns 0, or -1 when the packet cannot be written to.
+///
+/// A subprogram of its own, so that the verifier's work for it is not part of every path. The source is replaced when
+/// it is the flow's own address; behind a replaced source always, because the network behind may know no other.
+#[inline(never)]
+fn rewrite_error(skb: *mut __sk_buff, packet: &Packet, opposite: &FlowKey, is_snat: u32) -> i32 {
+    let ctx = TcContext::new(skb);
+    match try_rewrite_error(&ctx, packet, opposite, is_snat != 0) {
+        Ok(()) => 0,
+        Err(_) => -1,
+    }
+}
+
+#[inline(always)]
+fn try_rewrite_error(ctx: &TcContext, packet: &Packet, opposite: &FlowKey, is_snat: bool) -> Result<(), i64> {
+    let tuple = &packet.tuple;
+    // The quoted packet went the other way: it becomes what the other end sent, which is `opposite` itself.
+    let quoted_addresses = checksum::add(
+        difference(&tuple.destination, &opposite.source),
+        difference(&tuple.source, &opposite.destination),
+    );
+    let old_ports = u32::from(tuple.destination_port_be) | u32::from(tuple.source_port_be) << 16;
+    let new_ports = u32::from(opposite.source_port_be) | u32::from(opposite.destination_port_be) << 16;
+    let ports = checksum::word_difference(old_ports, new_ports);
+    let quoted = checksum::add(quoted_addresses, ports);
+
+    // The quoted packet's own checksums first: what they change by is part of what the error's checksum covers.
+    let (checksum_offset, flags) = l4_checksum(tuple.protocol, packet.quoted_l4_offset());
+    let has_checksum = match ctx.load::<u16>(checksum_offset) {
+        Ok(found) => tuple.protocol == IPPROTO_TCP || found != 0,
+        // Cut off: only 8 bytes have to be quoted.
+        Err(_) => false,
+    };
+    let mut covered = quoted;
+    if has_checksum {
+        ctx.l4_csum_replace(checksum_offset, 0, u64::from(quoted), flags)?;
+        covered = 0;
+    }
+    ctx.store(packet.quoted_l4_offset(), &new_ports, 0)?;
+    let ip = packet.quoted_offset();
+    if packet.is_v4() {
+        ctx.l3_csum_replace(ip + 10, 0, u64::from(quoted_addresses), 0)?;
+        covered = checksum::add(covered, !quoted_addresses);
+        ctx.store(ip + 12, &[v4_octets(&opposite.source), v4_octets(&opposite.destination)], 0)?;
+    } else {
+        ctx.store(ip + 8, &opposite.source, 0)?;
+        ctx.store(ip + 24, &opposite.destination, 0)?;
+    }
+
+    let replaces_source = is_snat || packet.outer_source == tuple.source;
+    let source = if replaces_source { &opposite.destination } else { &packet.outer_source };
+    let outer = checksum::add(
+        difference(&packet.outer_source, source),
+        difference(&tuple.destination, &opposite.source),
+    );
+    let checksum_offset = packet.l4_offset() + ICMP_CHECKSUM;
+    ctx.l4_csum_replace(checksum_offset, 0, u64::from(covered), 0)?;
+    if !packet.is_v4() {
+        ctx.l4_csum_replace(checksum_offset, 0, u64::from(outer), u64::from(BPF_F_PSEUDO_HDR))?;
+    }
+    store_addresses(ctx, packet, source, &opposite.source, outer)
+}
+
+/// A subprogram, because a subprogram that has four of these in line needs more stack than there is.
+#[inline(never)]
+fn difference(from: &Addr, to: &Addr) -> u32 {
+    checksum::difference(from, to)
+}
+
+/// Lowers the hop limit, which the caller knows to be above 1.
+#[inline(always)]
+pub(crate) fn lower_hop_limit(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
+    let lowered = packet.hop_limit.wrapping_sub(1);
+    let result = if packet.is_v4() {
+        // The checksum covers 16-bit words: this one is hop limit and protocol, of which one byte changes.
+        ctx.l3_csum_replace(ETH_LEN + 10, u64::from(packet.hop_limit), u64::from(lowered), 2)
+            .and_then(|()| ctx.store(ETH_LEN + 8, &lowered, 0))
+    } else {
+        ctx.store(ETH_LEN + 7, &lowered, u64::from(BPF_F_RECOMPUTE_CSUM))
+    };
+    result.map_err(|_| Reason::DropRewrite)
+}

@@ -1,0 +1,115 @@
+//! Ways out of the node: the kernel's own routes and neighbours, asked by the programs.
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop},
+    helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use hawser_ebpf_abi::{Addr, Flow, Reason, v4_octets};
+
+use crate::{
+    answer,
+    packet::{ETH_LEN, Packet, ifindex},
+    rewrite::{lower_hop_limit, rewrite},
+};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// What the kernel says of a way.
+pub(crate) enum Way {
+    /// Out of the interface that the lookup names.
+    Out,
+    /// The packet is larger than the way allows: this many bytes.
+    TooBig(u16),
+    /// To this host, or nowhere.
+    No,
+}
+
+/// Sends a packet of a flow on to its other end, past the host's forwarding.
+///
+/// The host would drop it: its source is one of the node's own addresses. Its sender hears of what is in the way.
+#[inline(always)]
+pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Result<i32, Reason> {
+    let opposite = flow.opposite(direction);
+    if packet.hop_limit <= 1 {
+        return answer::hop_limit(ctx, packet);
+    }
+    let mut lookup = new_lookup(ctx, packet, &opposite.destination, &opposite.source);
+    match find_way(ctx, &mut lookup) {
+        Way::Out => {}
+        Way::TooBig(mtu) => return answer::too_big(ctx, packet, mtu),
+        Way::No => return Err(Reason::DropNoRoute),
+    }
+    rewrite(ctx, packet, flow, direction)?;
+    lower_hop_limit(ctx, packet)?;
+    Ok(leave(&lookup))
+}
+
+/// Prepares a lookup of the way from `source` to `destination`.
+#[inline(always)]
+pub(crate) fn new_lookup(ctx: &TcContext, packet: &Packet, source: &Addr, destination: &Addr) -> FibLookup {
+    // SAFETY: all zero is a valid value of the structure.
+    let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+    lookup.ifindex = ifindex(ctx.skb.skb);
+    lookup.l4_protocol = packet.tuple.protocol;
+    lookup.__bindgen_anon_1.tot_len = largest_packet(ctx, packet);
+    if packet.is_v4() {
+        lookup.family = AF_INET;
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(v4_octets(source));
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(v4_octets(destination));
+    } else {
+        lookup.family = AF_INET6;
+        // SAFETY: both are 16 bytes without padding.
+        unsafe {
+            lookup.__bindgen_anon_3.ipv6_src = core::mem::transmute(*source);
+            lookup.__bindgen_anon_4.ipv6_dst = core::mem::transmute(*destination);
+        }
+    }
+    lookup
+}
+
+/// Asks the kernel. The lookup then holds the interface and the next hop.
+#[inline(always)]
+pub(crate) fn find_way(ctx: &TcContext, lookup: &mut FibLookup) -> Way {
+    const SUCCESS: i64 = 0;
+    const NO_NEIGHBOUR: i64 = 7;
+    const FRAGMENTATION_NEEDED: i64 = 8;
+    // SAFETY: the size of the structure is given.
+    let result = unsafe {
+        bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0) as i64
+    };
+    match result {
+        // A missing neighbour is asked for by bpf_redirect_neigh.
+        SUCCESS | NO_NEIGHBOUR => Way::Out,
+        // SAFETY: the kernel has written this member of the union.
+        FRAGMENTATION_NEEDED => Way::TooBig(unsafe { lookup.__bindgen_anon_1.mtu_result }),
+        _ => Way::No,
+    }
+}
+
+/// Sends the packet out by the way that was found; the kernel writes the link-layer header.
+#[inline(always)]
+pub(crate) fn leave(lookup: &FibLookup) -> i32 {
+    // SAFETY: all zero is a valid value of the structure.
+    let mut next_hop: NextHop = unsafe { core::mem::zeroed() };
+    next_hop.nh_family = u32::from(lookup.family);
+    // SAFETY: the kernel has written the address of the next hop's family; the other one's first bytes are the same
+    // memory.
+    unsafe { next_hop.__bindgen_anon_1.ipv6_nh = lookup.__bindgen_anon_4.ipv6_dst };
+    // SAFETY: the size of the structure is given.
+    let verdict =
+        unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut next_hop, size_of::<NextHop>() as i32, 0) };
+    verdict as i32
+}
+
+/// Length of the largest packet that this one becomes on the wire: one with segments in it is cut up later.
+#[inline(always)]
+fn largest_packet(ctx: &TcContext, packet: &Packet) -> u16 {
+    // SAFETY: the verifier checks accesses to the context.
+    let segment = unsafe { (&raw const (*ctx.skb.skb).gso_size).read_volatile() };
+    if segment == 0 {
+        return packet.ip_len;
+    }
+    (packet.l4_offset() - ETH_LEN + packet.l4_header_len() + segment as usize) as u16
+}

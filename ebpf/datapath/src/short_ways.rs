@@ -1,0 +1,165 @@
+//! Packets that go straight to a pod of this node, or from one of its pods out of the node, past the host's routing
+//! and netfilter.
+//!
+//! The host's rules still see what leaves the cluster or comes from outside of it. So a short way is open between
+//! addresses of pods, and for flows that the packet path translates, both ways: if the host saw one direction of a
+//! connection alone, its connection tracking would take the other for a new one, and masquerade it. Packets that a
+//! router has to look into, parts of datagrams outside of flows, and ICMP go the ordinary way.
+
+use aya_ebpf::{helpers::generated::bpf_redirect_peer, programs::TcContext};
+use hawser_ebpf_abi::{
+    Addr, Flow, PodLink, Reason, SETTINGS_SHORT_WAYS, Settings,
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_SNAT},
+    pod::RANGES,
+};
+
+use crate::{
+    count::count,
+    flows,
+    maps::{PODS, SETTINGS},
+    packet::{PASS, Packet, ifindex, is_for_host, load},
+    rewrite::{lower_hop_limit, rewrite},
+    route::{Way, find_way, leave, new_lookup},
+};
+
+/// A packet from outside, or from another node, that is for no service.
+#[inline(always)]
+pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+    let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
+    let Some(pod) = pod(&packet.tuple.destination) else { return Ok(PASS) };
+    if let Some(flow) = flow_of_reply(packet) {
+        rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
+        count(Reason::PacketReplied);
+    } else if !packet.is_whole() || !is_pod_range(settings, &packet.tuple.source) {
+        return Ok(PASS);
+    }
+    to_pod(ctx, packet, pod)
+}
+
+/// A packet of a pod that is for no service.
+#[inline(always)]
+pub(crate) fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+    let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
+    if !is_own_address(ctx, packet) {
+        return Ok(PASS);
+    }
+    let destination = &packet.tuple.destination;
+    let flow = flow_of_reply(packet);
+    if flow.is_none() && !packet.is_whole() {
+        return Ok(PASS);
+    }
+    if let Some(pod) = pod(destination) {
+        if let Some(flow) = flow {
+            rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
+            count(Reason::PacketReplied);
+        }
+        return to_pod(ctx, packet, pod);
+    }
+    if flow.is_none() && !is_pod_range(settings, destination) {
+        return Ok(PASS);
+    }
+    let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
+    // The host answers what is in the way.
+    let Way::Out = find_way(ctx, &mut lookup) else { return Ok(PASS) };
+    if let Some(flow) = flow {
+        rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
+        count(Reason::PacketReplied);
+    }
+    lower_hop_limit(ctx, packet)?;
+    count(Reason::PacketToNode);
+    Ok(leave(&lookup))
+}
+
+/// A packet from outside whose destination has become a backend of this node.
+#[inline(always)]
+pub(crate) fn translated_from_wire(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, Reason> {
+    if settings(ctx, packet).is_none() {
+        return Ok(PASS);
+    }
+    match pod(&flow.opposite(DIRECTION_FORWARD).source) {
+        Some(pod) => to_pod(ctx, packet, pod),
+        None => Ok(PASS),
+    }
+}
+
+/// A packet of a pod whose destination has become a backend.
+#[inline(always)]
+pub(crate) fn translated_from_pod(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, Reason> {
+    let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
+    if !is_own_address(ctx, packet) {
+        return Ok(PASS);
+    }
+    let destination = &flow.opposite(DIRECTION_FORWARD).source;
+    if let Some(pod) = pod(destination) {
+        return to_pod(ctx, packet, pod);
+    }
+    if !is_pod_range(settings, destination) {
+        return Ok(PASS);
+    }
+    let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
+    let Way::Out = find_way(ctx, &mut lookup) else { return Ok(PASS) };
+    lower_hop_limit(ctx, packet)?;
+    count(Reason::PacketToNode);
+    Ok(leave(&lookup))
+}
+
+/// Returns the node's settings if this packet may take a short way.
+#[inline(always)]
+fn settings(ctx: &TcContext, packet: &Packet) -> Option<&'static Settings> {
+    let settings = SETTINGS.get(0)?;
+    let may = settings.flags & SETTINGS_SHORT_WAYS != 0
+        && packet.hop_limit > 1
+        && packet.has_options == 0
+        && !packet.is_error()
+        && is_for_host(ctx);
+    may.then_some(settings)
+}
+
+#[inline(always)]
+fn pod(addr: &Addr) -> Option<&'static PodLink> {
+    // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
+    unsafe { PODS.get(addr) }
+}
+
+/// Tells whether the packet's source belongs to the pod that sent it. The host decides about others.
+#[inline(always)]
+fn is_own_address(ctx: &TcContext, packet: &Packet) -> bool {
+    pod(&packet.tuple.source).is_some_and(|pod| pod.ifindex == ifindex(ctx.skb.skb))
+}
+
+#[inline(always)]
+fn is_pod_range(settings: &Settings, addr: &Addr) -> bool {
+    // By number: the verifier cannot tell where a loop over pointers ends.
+    let mut index = 0;
+    while index < RANGES {
+        if settings.pod_ranges[index].contains(addr) {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// Returns the flow that the packet is a reply of, if its client has the destination's address.
+#[inline(always)]
+fn flow_of_reply(packet: &Packet) -> Option<&'static Flow> {
+    let now_ns = flows::now_ns();
+    let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
+    if direction != DIRECTION_REPLY || flow.flags & FLOW_SNAT != 0 {
+        return None;
+    }
+    flows::touch(flow, packet, direction, now_ns);
+    Some(flow)
+}
+
+/// Puts the packet into the pod's namespace, as if the pod's own link had received it.
+#[inline(always)]
+fn to_pod(ctx: &TcContext, packet: &Packet, pod: &PodLink) -> Result<i32, Reason> {
+    lower_hop_limit(ctx, packet)?;
+    // It comes from where the node received it.
+    let received_by: [u8; 6] = load(ctx, 0)?;
+    ctx.store(0, &[pod.mac, received_by], 0).map_err(|_| Reason::DropRewrite)?;
+    count(Reason::PacketToPod);
+    // SAFETY: the helper takes an index and no flags.
+    Ok(unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32)
+}
