@@ -75,6 +75,9 @@ pub(crate) struct Options {
     /// Leave the source addresses of pods' traffic to outside the cluster as they are
     #[arg(long)]
     pub(crate) no_masquerade: bool,
+    /// Leave packets between pods to the host's routes and rules
+    #[arg(long)]
+    pub(crate) no_short_ways: bool,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
     /// Size at which a container's log is rotated, as a quantity: 10Mi

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::service_path::ServicePath;
+use crate::service_path::{PodLink, ServicePath};
 
 /// Ready when the node has a pod range and its network is set up.
 pub(crate) struct AgentNetwork {
@@ -212,7 +212,8 @@ impl PodNetwork for AgentNetwork {
             name: request.name.clone(),
         };
         let interface = self.network_soon().await?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
-        self.service_path.attach_pod(interface.host_ifindex);
+        let link = PodLink { mac: interface.pod_mac, ips: interface.ips.clone() };
+        self.service_path.attach_pod(interface.host_ifindex, link);
         let attached = Attached {
             netns: interface.netns_path.clone(),
             ifindex: interface.host_ifindex,

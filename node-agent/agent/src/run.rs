@@ -300,6 +300,11 @@ fn proxy_config(options: &Options) -> anyhow::Result<hawser_proxy::Config> {
     let cgroup = cgroup::unified(&options.cgroup_root)?;
     let mut config = hawser_proxy::Config::new(pins(&options.state_dir), cgroup, options.node_name.clone());
     config.node_addresses = vec![options.node_ip];
+    config.pod_ranges =
+        options.cluster_cidr.iter().map(|range| (range.network(), range.prefix_len())).collect();
+    if options.no_short_ways {
+        config.short_ways = hawser_proxy::ShortWays::Off;
+    }
     config.uplinks = options.uplink.iter().cloned().collect();
     if options.network_mode == NetworkMode::Vxlan {
         config.uplinks.push(hawser_network::TUNNEL.to_owned());

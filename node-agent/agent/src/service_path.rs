@@ -45,10 +45,18 @@ struct Shared {
 struct Pending {
     sync: bool,
     readiness: HashMap<IpAddr, bool>,
-    attach: HashSet<u32>,
+    attach: HashMap<u32, PodLink>,
     detach: HashSet<u32>,
     host_ports: Vec<HostPort>,
     stop: bool,
+}
+
+/// What a pod's interface leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodLink {
+    /// Link-layer address of the pod's own end.
+    pub(crate) mac: [u8; 6],
+    pub(crate) ips: Vec<IpAddr>,
 }
 
 impl Pending {
@@ -98,10 +106,10 @@ impl ServicePath {
         self.change(|pending| pending.sync = true);
     }
 
-    pub(crate) fn attach_pod(&self, ifindex: u32) {
+    pub(crate) fn attach_pod(&self, ifindex: u32, link: PodLink) {
         self.change(|pending| {
             pending.detach.remove(&ifindex);
-            pending.attach.insert(ifindex);
+            pending.attach.insert(ifindex, link);
         });
     }
 
@@ -171,8 +179,8 @@ impl Worker {
                     failed = true;
                 }
             }
-            for ifindex in work.attach {
-                if let Err(error) = self.proxy.attach_pod_interface(ifindex) {
+            for (ifindex, link) in work.attach {
+                if let Err(error) = self.attach(ifindex, &link) {
                     error!(ifindex, error = &error as &dyn std::error::Error, "pod link has no packet path");
                 }
             }
@@ -189,6 +197,14 @@ impl Worker {
                 failed = !self.sync(&work.host_ports);
             }
         }
+    }
+
+    fn attach(&self, ifindex: u32, link: &PodLink) -> Result<(), hawser_proxy::Error> {
+        self.proxy.attach_pod_interface(ifindex)?;
+        if !self.proxy.set_pod_addresses(ifindex, link.mac, &link.ips)? {
+            debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
+        }
+        Ok(())
     }
 
     /// Waits for work; after a failure at most as long as until the next try.

@@ -52,6 +52,8 @@ pub struct PodInterface {
     /// The node's end of the pod's link.
     pub host_ifindex: u32,
     pub host_ifname: String,
+    /// Link-layer address of the pod's own end.
+    pub pod_mac: [u8; 6],
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -142,6 +144,8 @@ impl Pods {
             ips: record.ips,
             host_ifindex: host.index,
             host_ifname: record.host_ifname,
+            // A veth has an address of six bytes, and the kernel gave one.
+            pod_mac: mac.try_into().unwrap_or_default(),
         })
     }
 
