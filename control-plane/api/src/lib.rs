@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address_range;
 pub mod client;
 pub mod error;
 pub mod grpc;
@@ -22,6 +23,7 @@ pub mod time;
 pub mod typed;
 pub mod validation;
 
+pub use address_range::AddressRange;
 pub use client::Client;
 pub use error::{Error, FieldError};
 pub use resource::GroupVersionResource;

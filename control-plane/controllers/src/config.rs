@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use hawser_api::AddressRange;
 use ipnet::IpNet;
 
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Config {
     /// The cluster's CA certificates, in PEM, for the ConfigMap `kube-root-ca.crt` of each namespace.
     /// Empty: no ConfigMap is written.
     pub root_ca_pem: String,
+    /// Where Services of type LoadBalancer get their addresses from, in order. Empty: another implementation's matter.
+    pub load_balancer_ranges: Vec<AddressRange>,
 }
 
 impl Default for Config {
@@ -50,6 +53,7 @@ impl Default for Config {
             pod_gc_period: Duration::from_secs(20),
             pod_gc_quarantine: Duration::from_secs(40),
             root_ca_pem: String::new(),
+            load_balancer_ranges: Vec::new(),
         }
     }
 }

@@ -26,6 +26,7 @@ mod queue;
 mod replicaset;
 mod root_ca;
 mod selector;
+mod service_lb;
 mod serviceaccount;
 #[cfg(test)]
 mod testing;
@@ -66,6 +67,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     node::register(&mut starts);
     podgc::register(&mut starts);
     namespace::register(&mut starts);
+    service_lb::register(&mut starts);
     serviceaccount::register(&mut starts);
     root_ca::register(&mut starts);
     garbage_collector::register(&mut starts);

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
-use hawser_api::Client;
+use hawser_api::{AddressRange, Client};
 use hawser_apiserver::{
     ApiServer, Config,
     admission::DefaultTolerationSeconds,
@@ -87,6 +87,10 @@ pub(crate) struct Flags {
     /// Size of a node's block of IPv4 addresses.
     #[arg(long, default_value_t = 24)]
     node_cidr_mask_size_ipv4: u8,
+    /// Addresses for Services of type LoadBalancer, as 10.0.0.200-10.0.0.250 or 10.0.1.0/24; nodes need the same flag.
+    /// Empty: another implementation gives them.
+    #[arg(long, value_delimiter = ',')]
+    load_balancer_ip_range: Vec<AddressRange>,
     /// Seconds without a heartbeat after which a node is Unknown.
     #[arg(long, default_value_t = 40)]
     node_monitor_grace_period: u64,
@@ -327,6 +331,7 @@ fn start_components(
             node_cidr_mask_size_ipv4: flags.node_cidr_mask_size_ipv4,
             node_monitor_grace_period: Duration::from_secs(flags.node_monitor_grace_period),
             root_ca_pem: authority.certificate().to_owned(),
+            load_balancer_ranges: flags.load_balancer_ip_range.clone(),
             ..hawser_controllers::Config::default()
         };
         spawn(
