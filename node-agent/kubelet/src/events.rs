@@ -51,6 +51,19 @@ pub struct NewEvent {
     pub reason: &'static str,
     pub message: String,
     pub at: Timestamp,
+    /// Who says it.
+    pub component: &'static str,
+    pub told_by: ToldBy,
+}
+
+/// Who else says the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldBy {
+    /// This node alone.
+    ThisNode,
+    /// Every node that sees the object. The event's name follows from what it says, so there is one of it however
+    /// many nodes tell it.
+    EveryNode,
 }
 
 /// Cheap to clone.
@@ -58,13 +71,21 @@ pub struct NewEvent {
 pub struct Recorder {
     queue: mpsc::Sender<NewEvent>,
     dropped: Arc<AtomicU64>,
+    component: &'static str,
 }
+
+const KUBELET: &str = "kubelet";
 
 impl Recorder {
     /// The recorder, and the end that [`write_events`] reads.
     pub fn new() -> (Self, mpsc::Receiver<NewEvent>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue, dropped: Arc::default() }, receiver)
+        (Self { queue, dropped: Arc::default(), component: KUBELET }, receiver)
+    }
+
+    /// The same queue and bounds, in the name of another part of the agent.
+    pub fn of(&self, component: &'static str) -> Self {
+        Self { component, ..self.clone() }
     }
 
     /// About a pod as a whole.
@@ -103,7 +124,30 @@ impl Recorder {
         reason: &'static str,
         message: String,
     ) {
-        let event = NewEvent { object, event_type, reason, message, at: Timestamp::now() };
+        self.queue(object, event_type, reason, message, ToldBy::ThisNode);
+    }
+
+    /// About an object that all nodes see and judge alike.
+    pub fn shared_event(
+        &self,
+        object: ObjectReference,
+        event_type: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
+        self.queue(object, event_type, reason, message, ToldBy::EveryNode);
+    }
+
+    fn queue(
+        &self,
+        object: ObjectReference,
+        event_type: EventType,
+        reason: &'static str,
+        message: String,
+        told_by: ToldBy,
+    ) {
+        let (at, component) = (Timestamp::now(), self.component);
+        let event = NewEvent { object, event_type, reason, message, at, component, told_by };
         if self.queue.try_send(event).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -170,7 +214,10 @@ impl Correlator {
             known.count += 1;
             return Fate::Repeat { name: known.name.clone(), count: known.count };
         }
-        let unique = event.at.as_nanosecond() as u64 ^ (self.known.len() as u64);
+        let unique = match event.told_by {
+            ToldBy::ThisNode => event.at.as_nanosecond() as u64 ^ (self.known.len() as u64),
+            ToldBy::EveryNode => fnv(&key),
+        };
         let name = format!("{}.{unique:016x}", event.object.name.as_deref().unwrap_or("node"));
         self.known.insert(key.clone(), Known { name: name.clone(), count: 1 });
         Fate::Create(Box::new(new_object(node, event, name)), key)
@@ -189,6 +236,12 @@ fn key_of(event: &NewEvent) -> String {
     )
 }
 
+/// FNV-1a: the same on every node, whatever it was built with.
+fn fnv(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 fn new_object(node: &str, event: &NewEvent, name: String) -> Event {
     let namespace = event.object.namespace.clone().unwrap_or_else(|| "default".into());
     Event {
@@ -200,8 +253,8 @@ fn new_object(node: &str, event: &NewEvent, name: String) -> Event {
         count: Some(1),
         first_timestamp: Some(time(event.at)),
         last_timestamp: Some(time(event.at)),
-        source: Some(EventSource { component: Some("kubelet".into()), host: Some(node.to_owned()) }),
-        reporting_component: Some("kubelet".into()),
+        source: Some(EventSource { component: Some(event.component.into()), host: Some(node.to_owned()) }),
+        reporting_component: Some(event.component.into()),
         reporting_instance: Some(node.to_owned()),
         ..Event::default()
     }
@@ -295,7 +348,23 @@ mod tests {
             reason: "Pulled",
             message: message.into(),
             at: Timestamp::UNIX_EPOCH,
+            component: KUBELET,
+            told_by: ToldBy::ThisNode,
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_every_node_says_is_one_event() {
+        let name = |node: &str, told_by: ToldBy, nanosecond: i32| {
+            let at = Timestamp::new(1, nanosecond).unwrap();
+            let event = NewEvent { told_by, at, ..event("port 1 is not served") };
+            match Correlator::default().take(node, &event, Instant::now()) {
+                Fate::Create(event, _) => event.metadata.name.unwrap(),
+                _ => panic!("it is new"),
+            }
+        };
+        assert_eq!(name("n1", ToldBy::EveryNode, 1), name("n2", ToldBy::EveryNode, 2));
+        assert_ne!(name("n1", ToldBy::ThisNode, 1), name("n2", ToldBy::ThisNode, 2));
     }
 
     #[tokio::test(start_paused = true)]
