@@ -12,7 +12,9 @@
 //! The process runs in the node's network namespace; nothing here looks at `/sys`, which may show another one.
 
 mod addresses;
+mod announce;
 mod error;
+mod gratuitous;
 mod masquerade;
 mod netlink;
 mod netns;
@@ -21,7 +23,7 @@ mod pods;
 mod sysctl;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     path::PathBuf,
 };
@@ -30,9 +32,10 @@ use ipnet::IpNet;
 use tokio::sync::Mutex;
 
 pub use crate::{
+    announce::{Announced, LIFETIME as ANNOUNCEMENT_LIFETIME},
     error::Error,
     nodes::NodeRoute,
-    pods::{PodId, PodInterface},
+    pods::{PodId, PodInterface, pod_addresses},
 };
 use crate::{netlink::Netlink, pods::Pods};
 
@@ -119,6 +122,15 @@ impl Network {
         nodes::replace(&self.netlink, &self.config, nodes).await
     }
 
+    /// Makes this node answer, on its uplink, for exactly these addresses of services, for
+    /// [`ANNOUNCEMENT_LIFETIME`]: to be called again before that is over.
+    ///
+    /// # Errors
+    /// The first that the kernel refused; the others were tried.
+    pub async fn announce(&self, addresses: &BTreeSet<IpAddr>) -> Result<Announced, Error> {
+        announce::replace(&self.netlink, &self.config, addresses).await
+    }
+
     /// Gives a pod its namespace, link and addresses; a pod that has them keeps them.
     ///
     /// # Errors
@@ -163,6 +175,7 @@ impl Network {
     pub async fn remove_all(self) -> Result<(), Error> {
         let mut outcome = self.reconcile(&HashSet::new()).await.map(|_| ());
         outcome = outcome.and(self.set_nodes(&[]).await);
+        outcome = outcome.and(self.announce(&BTreeSet::new()).await.map(drop));
         outcome = outcome.and(self.netlink.delete_link(TUNNEL).await);
         for address in &self.config.dns_addresses {
             outcome = outcome.and(self.netlink.delete_address(*address).await);

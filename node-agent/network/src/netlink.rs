@@ -1,6 +1,9 @@
 //! rtnetlink in the words of this crate: each call makes one thing so, whatever was there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -8,7 +11,7 @@ use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        address::{AddressAttribute, AddressScope},
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo},
         link::{LinkAttribute, LinkMessage},
         neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -18,7 +21,10 @@ use rtnetlink::{
 use crate::Error;
 
 /// Marks our routes (`ip route show proto 72`): those without a node any more are found by it.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(PROTOCOL_NUMBER);
+/// Marks addresses that the node answers for on behalf of services (`ip address show proto 72`; since Linux 5.18).
+const ADDRESS_PROTOCOL: AddressProtocol = AddressProtocol::Other(PROTOCOL_NUMBER);
+const PROTOCOL_NUMBER: u8 = 72;
 
 /// A link as far as it matters here.
 #[derive(Clone, Debug)]
@@ -145,6 +151,62 @@ impl Netlink {
         request.message_mut().header.scope = AddressScope::Host;
         let action = || format!("add address {address} to link {link}");
         request.execute().await.map_err(|source| Error::Netlink { action: action(), source })
+    }
+
+    /// An address that the node answers for and never uses as a source, until `lifetime` is over.
+    pub(crate) async fn replace_lent_address(
+        &self,
+        link: u32,
+        address: IpAddr,
+        lifetime: Duration,
+    ) -> Result<(), Error> {
+        let whole = IpNet::from(address);
+        let mut request = self.handle.address().add(link, address, whole.prefix_len()).replace();
+        let message = request.message_mut();
+        let mut life = CacheInfo::default();
+        // Preferred for no time at all: IPv6 does not choose a deprecated address.
+        life.ifa_valid = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
+        message.attributes.push(AddressAttribute::CacheInfo(life));
+        message.attributes.push(AddressAttribute::Protocol(ADDRESS_PROTOCOL));
+        if address.is_ipv4() {
+            // What IPv4 does not choose is an address of a narrower scope.
+            message.header.scope = AddressScope::Host;
+        } else {
+            // Whoever had it before may still answer: waiting for that to end would be a gap.
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+        }
+        let action = || format!("add address {address} to link {link}");
+        request.execute().await.map_err(|source| Error::Netlink { action: action(), source })
+    }
+
+    /// The addresses of a link, each with its message and whether it was lent to it.
+    pub(crate) async fn addresses(&self, link: u32) -> Result<Vec<(IpAddr, AddressMessage, bool)>, Error> {
+        let failed = |source| Error::Netlink { action: "list addresses".into(), source };
+        let mut found = Vec::new();
+        let mut addresses = Box::pin(self.handle.address().get().set_link_index_filter(link).execute());
+        while let Some(message) = addresses.try_next().await.map_err(failed)? {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            let is_lent = message.attributes.contains(&AddressAttribute::Protocol(ADDRESS_PROTOCOL));
+            if let Some(address) = address {
+                found.push((address, message, is_lent));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes an address that [`Netlink::addresses`] found; one that is gone meanwhile is no error.
+    pub(crate) async fn delete_found_address(&self, message: AddressMessage) -> Result<(), Error> {
+        match self.handle.address().del(message).execute().await {
+            Err(error) if !is(&error, libc_code::EADDRNOTAVAIL) => {
+                Err(Error::Netlink { action: "delete an address".into(), source: error })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) async fn delete_address(&self, address: IpAddr) -> Result<(), Error> {
@@ -327,6 +389,7 @@ fn is(error: &rtnetlink::Error, code: i32) -> bool {
 mod libc_code {
     use nix::libc;
 
+    pub(super) const EADDRNOTAVAIL: i32 = libc::EADDRNOTAVAIL;
     pub(super) const ENODEV: i32 = libc::ENODEV;
     pub(super) const ENOENT: i32 = libc::ENOENT;
     pub(super) const ESRCH: i32 = libc::ESRCH;

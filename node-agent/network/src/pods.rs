@@ -65,6 +65,31 @@ struct Record {
     host_ifname: String,
 }
 
+/// The pods that have addresses, by the records below `state_dir`: for commands that only look.
+///
+/// # Errors
+/// Where there are no records yet, or one cannot be read.
+pub fn pod_addresses(state_dir: &Path) -> Result<Vec<(PodId, Vec<IpAddr>)>, Error> {
+    let folder = state_dir.join("pods");
+    let mut pods = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(Error::file("cannot read", &folder))? {
+        let path = entry.map_err(Error::file("cannot read", &folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            continue;
+        }
+        let bytes = match fs::read(&path) {
+            // The pod went between the look at the folder and the one at its record.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(Error::file("cannot read", &path))?,
+        };
+        let record: Record =
+            serde_json::from_slice(&bytes).map_err(|source| Error::Record { path, source })?;
+        let Record { uid, namespace, name, ips, .. } = record;
+        pods.push((PodId { uid, namespace, name }, ips));
+    }
+    Ok(pods)
+}
+
 /// All pods of the node. Bounded by the node's address blocks.
 pub(crate) struct Pods {
     records_dir: PathBuf,

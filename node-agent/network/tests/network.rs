@@ -309,3 +309,94 @@ fn full_block_is_a_clear_error_and_takes_nothing() {
         });
     });
 }
+
+/// The link-layer address of a node's uplink.
+fn mac_of(netns: &str) -> String {
+    let output = Command::new("ip").args(["-n", netns, "-o", "link", "show", "eth0"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
+}
+
+/// What the outside knows of a neighbour, after it has asked.
+fn neighbour(lan: &Lan, address: IpAddr) -> String {
+    // A datagram to a port that nobody has: enough to make the kernel ask who has the address.
+    inside(&lan.outside(), || {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = std::net::UdpSocket::bind(any).unwrap();
+        let _ = socket.send_to(b"?", (address, 9));
+    });
+    known_neighbour(lan, address)
+}
+
+fn known_neighbour(lan: &Lan, address: IpAddr) -> String {
+    let arguments = ["-n", &lan.netns("out"), "neighbour", "show", &address.to_string(), "dev", "lan"];
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn eventually(what: &str, check: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !check() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn announce(lan: &Lan, node: u8, addresses: &[IpAddr]) -> hawser_network::Announced {
+    let addresses = addresses.iter().copied().collect();
+    lan.with(node, async |network| network.announce(&addresses).await).unwrap()
+}
+
+/// The addresses of a node's uplink that do not last.
+fn lent(lan: &Lan, node: u8) -> Vec<String> {
+    let netns = lan.netns(&format!("n{node}"));
+    let output = Command::new("ip").args(["-n", &netns, "-o", "address", "show", "dev", "eth0"]).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    text.lines().filter(|line| !line.contains("valid_lft forever")).map(str::to_owned).collect()
+}
+
+#[test]
+fn announced_address_is_answered_for_by_one_node_and_neighbours_hear_that_it_moved() {
+    let Some(lan) = Lan::new(Mode::Routes) else { return };
+    ip(&format!("-n {} address add fd29::1/64 dev lan nodad", lan.netns("out")));
+    let addresses: [IpAddr; 2] = ["172.29.0.200".parse().unwrap(), "fd29::200".parse().unwrap()];
+    let macs = [1, 2].map(|node| mac_of(&lan.netns(&format!("n{node}"))));
+    let announced = announce(&lan, 1, &addresses);
+    assert_eq!(announced.taken, addresses);
+    assert_eq!(lent(&lan, 1).len(), 2);
+    for address in addresses {
+        eventually("node 1 answers", || neighbour(&lan, address) == macs[0]);
+    }
+    assert!(announce(&lan, 1, &addresses).taken.is_empty(), "a renewal takes nothing");
+
+    assert_eq!(announce(&lan, 1, &[]).released.len(), 2);
+    assert!(lent(&lan, 1).is_empty(), "nothing is left");
+    announce(&lan, 2, &addresses);
+    for address in addresses {
+        // Nobody asks: the node has told.
+        eventually("the outside has heard", || known_neighbour(&lan, address) == macs[1]);
+    }
+}
+
+#[test]
+fn announced_address_lapses_by_itself_and_is_never_a_source() {
+    let Some(lan) = Lan::new(Mode::Routes) else { return };
+    let address: IpAddr = "172.29.0.2".parse().unwrap();
+    announce(&lan, 1, &[address, "fd29::2".parse().unwrap()]);
+    let shown = lent(&lan, 1);
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    for line in shown {
+        let seconds = line.split_whitespace().skip_while(|word| *word != "valid_lft").nth(1).unwrap();
+        let seconds: u64 = seconds.trim_end_matches("sec").parse().unwrap_or_else(|_| panic!("{line}"));
+        assert!(seconds <= hawser_network::ANNOUNCEMENT_LIFETIME.as_secs(), "{line}");
+    }
+    let seen = seen_from(&lan.node(1), &lan.outside(), "172.29.0.1".parse().unwrap());
+    assert_eq!(seen, Lan::node_ip(1), "the node goes on to speak with its own address");
+    // Its own address is not lent, whatever is asked for, and stays.
+    announce(&lan, 1, &[Lan::node_ip(1)]);
+    assert!(lent(&lan, 1).is_empty());
+    announce(&lan, 1, &[]);
+    seen_from(&lan.outside(), &lan.node(1), Lan::node_ip(1));
+}
