@@ -10,6 +10,7 @@
 mod desired;
 mod endpoints;
 mod error;
+mod inspect;
 mod kernel;
 mod maglev;
 pub mod object;
@@ -17,6 +18,7 @@ mod pods;
 mod proxy;
 mod ranges;
 mod services;
+mod skipped;
 mod slots;
 mod table;
 mod view;
@@ -26,7 +28,9 @@ mod tests;
 
 pub use desired::{HostPort, Kind, ServicePortName, Skipped};
 pub use error::Error;
+pub use inspect::{Client, Datapath, Explanation, FlowState, FlowView, MapUsage, Outcome, Query};
 pub use kernel::sys::TestRun;
 pub use pods::ShortWays;
 pub use proxy::{Config, PacketAttachment, Proxy, SyncReport};
+pub use skipped::Subject;
 pub use view::{Counter, ExhaustedSource, FrontendView, dump_services};

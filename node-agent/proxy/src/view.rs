@@ -1,6 +1,7 @@
 //! What the kernel holds, for people: the services and the counters, read from the pinned maps.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -9,7 +10,8 @@ use std::{
 use hawser_ebpf_abi::{
     IPPROTO_UDP, reason,
     service::{
-        FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+        BACKEND_LOCAL, FRONTEND_DEPARTED, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE,
+        FRONTEND_WIRE_LOCAL,
     },
 };
 
@@ -27,6 +29,10 @@ pub struct FrontendView {
     pub backends: Vec<SocketAddr>,
     /// For clients outside; empty when the frontend is not served to them.
     pub wire_backends: Vec<SocketAddr>,
+    /// Those of both that run on this node.
+    pub local_backends: Vec<SocketAddr>,
+    /// Served to clients outside at all.
+    pub served_to_wire: bool,
     /// Served to the node's own processes alone (loopback node ports).
     pub node_only: bool,
     /// The address of a UDP backend that is gone, kept for its connected clients.
@@ -98,29 +104,40 @@ pub(crate) fn exhausted(maps: &Maps, now_ns: u64) -> Result<Vec<ExhaustedSource>
 
 pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
     let entries = maps.frontends.entries().map_err(|source| Error::Map { name: "FRONTENDS", source })?;
-    let backends = |base: u32, count: u32| -> Result<Vec<SocketAddr>, Error> {
+    let backends = |base: u32, count: u32| -> Result<Vec<(SocketAddr, bool)>, Error> {
         (base..base.saturating_add(count))
             .map(|slot| {
                 let backend =
                     maps.backends.get(&slot).map_err(|source| Error::Map { name: "BACKENDS", source })?;
                 let backend = backend.unwrap_or_default();
-                Ok(SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be)))
+                let address = SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be));
+                Ok((address, backend.flags & BACKEND_LOCAL != 0))
             })
             .collect()
     };
+    let addresses =
+        |slots: &[(SocketAddr, bool)]| slots.iter().map(|(address, _)| *address).collect::<Vec<_>>();
     let mut views = Vec::with_capacity(entries.len());
     for (key, frontend) in entries {
         let served_to_wire = frontend.flags & FRONTEND_WIRE != 0;
+        let inside = backends(frontend.base, frontend.count)?;
+        let wire =
+            if served_to_wire { backends(frontend.wire_base, frontend.wire_count)? } else { Vec::new() };
+        let local: BTreeSet<SocketAddr> = inside
+            .iter()
+            .chain(&wire)
+            .filter(|(_, is_local)| *is_local)
+            .map(|(address, _)| *address)
+            .collect();
         views.push(FrontendView {
             address: SocketAddr::new(ip(&key.addr), u16::from_be(key.port_be)),
             protocol: if key.protocol == IPPROTO_UDP { "UDP" } else { "TCP" },
             service_id: frontend.service_id,
             generation: frontend.generation,
-            backends: backends(frontend.base, frontend.count)?,
-            wire_backends: backends(
-                frontend.wire_base,
-                if served_to_wire { frontend.wire_count } else { 0 },
-            )?,
+            backends: addresses(&inside),
+            wire_backends: addresses(&wire),
+            local_backends: local.into_iter().collect(),
+            served_to_wire,
             node_only: frontend.flags & FRONTEND_NODE_ONLY != 0,
             departed: frontend.flags & FRONTEND_DEPARTED != 0,
             wire_local: frontend.flags & FRONTEND_WIRE_LOCAL != 0,

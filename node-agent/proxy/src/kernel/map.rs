@@ -7,7 +7,7 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, FlowKey, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink,
+    Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink,
     RangeKey, Settings,
 };
 
@@ -25,6 +25,12 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for Backend {}
+// SAFETY: as above.
+unsafe impl Plain for Flow {}
+// SAFETY: as above.
+unsafe impl Plain for FlowKey {}
+// SAFETY: as above.
+unsafe impl Plain for FlowRef {}
 // SAFETY: as above.
 unsafe impl Plain for Frontend {}
 // SAFETY: as above.
@@ -138,7 +144,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(keys)
     }
 
-    /// Reads all entries of a hash map. Entries that are written meanwhile may be in it or not.
+    /// Reads all entries of a hash map or array. Entries that are written meanwhile may be in it or not.
     pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         let mut keys = vec![K::default(); BATCH];

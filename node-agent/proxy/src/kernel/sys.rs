@@ -156,7 +156,7 @@ pub(crate) unsafe fn map_update_batch(
     unsafe { bpf(Command::MapUpdateBatch, &mut attr) }.map(drop)
 }
 
-/// Reads up to `count` entries of a hash map from `cursor` on, which the call moves. Returns the number read, and
+/// Reads up to `count` entries of a hash map or array from `cursor` on, which the call moves. Returns the number read, and
 /// whether there may be more.
 ///
 /// # Safety
@@ -179,7 +179,7 @@ pub(crate) unsafe fn map_lookup_batch(
         map_fd: map.as_raw_fd() as u32,
         ..Default::default()
     };
-    // SAFETY: the caller vouches for the sizes; a hash map's cursor is 4 bytes.
+    // SAFETY: the caller vouches for the sizes; a hash map's cursor is 4 bytes, and so is an array's.
     let more = match unsafe { bpf(Command::MapLookupBatch, &mut attr) } {
         Ok(_) => true,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
@@ -396,6 +396,16 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Returns the clock that the programs write into flows (`bpf_ktime_get_coarse_ns`).
+pub(crate) fn coarse_now_ns() -> io::Result<u64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives for the length of the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// Returns the index of an interface of this thread's network namespace.

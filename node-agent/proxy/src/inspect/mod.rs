@@ -1,0 +1,126 @@
+//! Looking at the datapath from outside: counters, how full the maps are, flows, and what would happen to a packet.
+//!
+//! Everything is read from the pinned maps, so it works while no agent runs, and beside one that does. Nothing is
+//! written. A read is no snapshot: entries that change meanwhile may be seen as they were or as they are.
+
+mod explain;
+mod flows;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use hawser_ebpf_abi::{Flow, FlowKey, FlowRef, LAYOUT_VERSION, Settings};
+
+pub use self::{
+    explain::{Client, Explanation, Outcome, Query},
+    flows::{FlowState, FlowView},
+};
+use crate::{
+    error::Error,
+    kernel::{
+        loader::{Maps, open_maps},
+        map::Map,
+        sys,
+    },
+    proxy::maps_dir,
+    view::{self, Counter, FrontendView},
+};
+
+/// The pinned datapath of a node.
+#[derive(Debug)]
+pub struct Datapath {
+    maps: Maps,
+    flows: Map<u32, Flow>,
+    flow_index: Map<FlowKey, FlowRef>,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapUsage {
+    pub name: &'static str,
+    pub entries: u64,
+    pub capacity: u64,
+}
+
+impl Datapath {
+    /// Opens what is pinned below `bpffs_dir`.
+    ///
+    /// Fails where nothing is, and where another version of the agent made it.
+    pub fn open(bpffs_dir: &Path) -> Result<Self, Error> {
+        let dir = maps_dir(bpffs_dir);
+        let maps = open_maps(&dir)?;
+        let found = settings(&maps)?.layout_version;
+        if found != LAYOUT_VERSION {
+            return Err(Error::Layout { found, expected: LAYOUT_VERSION, path: dir });
+        }
+        let flows = Map::new(pinned(&dir, "FLOWS")?).map_err(failed("FLOWS"))?;
+        let flow_index = Map::new(pinned(&dir, "FLOW_INDEX")?).map_err(failed("FLOW_INDEX"))?;
+        Ok(Self { maps, flows, flow_index })
+    }
+
+    /// All counters, summed over the CPUs.
+    pub fn counters(&self) -> Result<Vec<Counter>, Error> {
+        view::counters(&self.maps)
+    }
+
+    /// All frontends, in the order of their addresses.
+    pub fn services(&self) -> Result<Vec<FrontendView>, Error> {
+        view::frontends(&self.maps)
+    }
+
+    /// Flows that have not expired, in the order of their clients.
+    pub fn flows(&self) -> Result<Vec<FlowView>, Error> {
+        let entries = self.flows.entries().map_err(failed("FLOWS"))?;
+        let mut views: Vec<FlowView> = {
+            let now_ns = sys::coarse_now_ns().map_err(failed("FLOWS"))?;
+            entries.iter().filter_map(|(_, flow)| flows::view(flow, now_ns)).collect()
+        };
+        views.sort();
+        Ok(views)
+    }
+
+    /// Entries and capacities of the maps that can be full. Reads them all: about 20 MB in a large cluster.
+    pub fn usage(&self) -> Result<Vec<MapUsage>, Error> {
+        let frontends = self.maps.frontends.entries().map_err(failed("FRONTENDS"))?;
+        // Frontends of one service port share their ranges, so the highest end is a bound, and each is counted once.
+        let ranges: std::collections::BTreeSet<(u32, u32)> = frontends
+            .iter()
+            .flat_map(|(_, it)| [(it.base, it.count), (it.wire_base, it.wire_count)])
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let slots = ranges.iter().map(|(_, count)| u64::from(*count)).sum();
+        let members = self.maps.members.entries().map_err(failed("MEMBERS"))?.len();
+        let flows = self.flows()?.len();
+        let index = self.flow_index.entries().map_err(failed("FLOW_INDEX"))?.len();
+        let usage = |name, entries, capacity| MapUsage { name, entries, capacity: u64::from(capacity) };
+        Ok(vec![
+            usage("frontends", frontends.len() as u64, self.maps.frontends.capacity()),
+            usage("backends", slots, self.maps.backends.capacity()),
+            usage("udp_backends", members as u64, self.maps.members.capacity()),
+            usage("flows", flows as u64, self.flows.capacity()),
+            usage("flow_index", index as u64, self.flow_index.capacity()),
+        ])
+    }
+
+    /// Says what the programs would do with a connection or datagram, and why.
+    pub fn explain(&self, query: &Query) -> Result<Explanation, Error> {
+        explain::explain(query, &settings(&self.maps)?, &self.services()?)
+    }
+}
+
+fn settings(maps: &Maps) -> Result<Settings, Error> {
+    Ok(maps.settings.get(&0).map_err(failed("SETTINGS"))?.unwrap_or_default())
+}
+
+fn pinned(dir: &Path, name: &'static str) -> Result<OwnedFd, Error> {
+    let path: PathBuf = dir.join(name);
+    let fd = sys::obj_get(&path).map_err(failed(name))?;
+    fd.ok_or_else(|| failed(name)(io::ErrorKind::NotFound.into()))
+}
+
+fn failed(name: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Map { name, source }
+}
