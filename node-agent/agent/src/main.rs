@@ -2,13 +2,22 @@
 
 mod caches;
 mod cgroup;
+mod explain;
+mod flows;
+mod health_check;
+mod healthz;
+mod http_server;
 mod kubelet_api;
+mod load_balancer;
+mod metrics;
 mod names;
 mod options;
 mod pod_network;
 mod run;
 mod service_path;
 mod services;
+mod slices;
+mod visibility;
 
 use std::{path::Path, process::ExitCode};
 
@@ -30,6 +39,10 @@ enum Command {
     Run(Box<options::Options>),
     /// Shows the services and backends that this node's kernel holds
     Services(services::Options),
+    /// Shows the flows that this node's kernel holds, or what it counts
+    Flows(flows::Options),
+    /// Says what this node would do with a connection, and why
+    Explain(explain::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +56,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(options) => run::run(*options),
         Command::Services(options) => services::run(&options),
+        Command::Flows(options) => flows::run(&options),
+        Command::Explain(options) => explain::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

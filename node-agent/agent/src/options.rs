@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use hawser_api::quantity::Quantity;
+use hawser_api::{AddressRange, quantity::Quantity};
 use ipnet::IpNet;
 
 #[derive(clap::Args)]
@@ -78,6 +78,16 @@ pub(crate) struct Options {
     /// Leave packets between pods to the host's routes and rules
     #[arg(long)]
     pub(crate) no_short_ways: bool,
+    /// Load balancer addresses that this node may answer for on its network, as 10.0.0.200-10.0.0.250 or 10.0.1.0/24;
+    /// the control plane gives them out by the same flag
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) load_balancer_ip_range: Vec<AddressRange>,
+    /// Where metrics are served
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    pub(crate) metrics_bind_address: SocketAddr,
+    /// Where load balancers ask for the health of the node's service path
+    #[arg(long, default_value = "0.0.0.0:10256")]
+    pub(crate) healthz_bind_address: SocketAddr,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
     /// Size at which a container's log is rotated, as a quantity: 10Mi

@@ -1,7 +1,7 @@
 //! The kubelet's view of the pod network, and what follows from it: packet paths and host ports.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use hawser_api::informer::Informer;
 use hawser_kubelet::{NetworkError, PodNetwork, PodNetworkRequest, PodNetworkStatus};
-use hawser_network::{Network, NodeRoute, PodId};
+use hawser_network::{Announced, Network, NodeRoute, PodId};
 use hawser_proxy::HostPort;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
@@ -112,6 +112,17 @@ impl AgentNetwork {
         let routes: Vec<NodeRoute> = nodes.all().iter().filter_map(|node| route_of(node, own_name)).collect();
         if let Err(error) = network.set_nodes(&routes).await {
             warn!(error = &error as &dyn std::error::Error, "not every node can be reached");
+        }
+    }
+
+    /// Makes this node answer for exactly these addresses of services; none before the network is set up.
+    pub(crate) async fn announce(
+        &self,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<Announced, hawser_network::Error> {
+        match self.network.get() {
+            Some(network) => network.announce(addresses).await,
+            None => Ok(Announced::default()),
         }
     }
 

@@ -9,10 +9,11 @@ use hawser_api::{
     resource::{ObjectKey, Target},
 };
 use hawser_dns::Dns;
-use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader};
+use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader, events::Recorder};
 use hawser_network::{Mode, Network};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,11 +22,19 @@ use tracing::{info, warn};
 use crate::{
     LOG_WRITER,
     caches::Caches,
-    cgroup, kubelet_api, names,
+    cgroup,
+    health_check::HealthChecks,
+    healthz::{Health, answer_metrics},
+    http_server, kubelet_api,
+    load_balancer::LoadBalancer,
+    metrics::Metrics,
+    names,
     options::{NetworkMode, Options, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
+    slices::Slices,
+    visibility,
 };
 
 /// VXLAN network identifier and port (Linux's own default port, which flannel uses too).
@@ -61,7 +70,10 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let containerd = connect_containerd(containerd_config(&options)?).await?;
 
     let caches = Caches::default();
-    let service_path = ServicePath::default();
+    let metrics = Metrics::new();
+    let service_path = ServicePath::new(metrics.clone());
+    // First of the slices' readers: the others find in it what they hear of.
+    let slices = Slices::new(&caches.slices);
     let pod_network = AgentNetwork::new(service_path.clone());
     let dns = Dns::new(hawser_dns::Config {
         cluster_domain: options.cluster_domain.clone(),
@@ -70,7 +82,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         ttl_seconds: 5,
         upstream_timeout: Duration::from_secs(2),
     })?;
-    names::feed(&dns, &caches.objects.services, &caches.slices);
+    names::feed(&dns, &caches.objects.services, &caches.slices, &slices);
     let containerd: Arc<dyn Runtime> = Arc::new(containerd);
     let parts = Parts {
         runtime: containerd.clone(),
@@ -81,6 +93,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         endpoints: Arc::new(service_path.clone()),
     };
     let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
+    let surroundings = Surroundings::new(&options, &caches, &slices, &metrics, kubelet.recorder());
     let server = kubelet_api::bind(&options, containerd, kubelet.pods.clone(), pod_network.clone()).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
@@ -95,6 +108,9 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         () = kubelet.ended() => Err(anyhow::anyhow!("a part of the kubelet ended by itself")),
         _ = &mut serving => Err(anyhow::anyhow!("the kubelet's API ended by itself")),
         _ = &mut following => Err(anyhow::anyhow!("the node's caches ended by themselves")),
+        () = surroundings.run(&options, &caches, &service_path, pod_network.clone()) => {
+            Err(anyhow::anyhow!("what surrounds the service path ended by itself"))
+        }
         () = asked_to_stop() => Ok(()),
     };
     shutdown.cancel();
@@ -173,6 +189,97 @@ struct StreamWriter(NodeSession);
 impl StatusWriter for StreamWriter {
     async fn patch_status(&self, target: &Target, uid: &str, patch: Value) -> Result<(), hawser_api::Error> {
         self.0.update_status(&target.clone().with_subresource("status"), uid, &patch).await
+    }
+}
+
+/// What surrounds the service path: metrics, health, events, load balancer addresses.
+struct Surroundings {
+    metrics: Metrics,
+    health: Health,
+    health_checks: HealthChecks,
+    load_balancer: LoadBalancer,
+    recorder: Recorder,
+}
+
+impl Surroundings {
+    /// Registers its readers: before the caches are filled.
+    fn new(
+        options: &Options,
+        caches: &Caches,
+        slices: &Slices,
+        metrics: &Metrics,
+        recorder: &Recorder,
+    ) -> Self {
+        let (services, nodes) = (&caches.objects.services, &caches.objects.nodes);
+        let recorder = recorder.of("node-agent");
+        let node = &options.node_name;
+        let health = Health::new(metrics.clone(), nodes.clone(), node);
+        Self {
+            health_checks: HealthChecks::new(
+                services,
+                slices.clone(),
+                node,
+                health.clone(),
+                recorder.clone(),
+            ),
+            load_balancer: LoadBalancer::new(
+                options.load_balancer_ip_range.clone(),
+                node,
+                services,
+                (&caches.slices, slices),
+                nodes,
+                metrics.clone(),
+            ),
+            metrics: metrics.clone(),
+            health,
+            recorder,
+        }
+    }
+
+    /// Runs all of it until dropped.
+    async fn run(
+        self,
+        options: &Options,
+        caches: &Caches,
+        service_path: &ServicePath,
+        network: Arc<AgentNetwork>,
+    ) {
+        let Self { metrics, health, health_checks, load_balancer, recorder } = self;
+        let objects = &caches.objects;
+        let node = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(options.node_name.clone()),
+            // As the kubelet's own events about its node name it.
+            uid: Some(options.node_name.clone()),
+            ..ObjectReference::default()
+        };
+        let scraped = metrics.clone();
+        let balance = async {
+            service_path.opened().await;
+            load_balancer.run(network).await;
+        };
+        let watch = async {
+            service_path.opened().await;
+            let pins = pins(&options.state_dir);
+            visibility::watch_datapath(pins, metrics, node, recorder.clone()).await;
+        };
+        tokio::join!(
+            http_server::serve_at("metrics", options.metrics_bind_address, move |request| {
+                answer_metrics(&scraped, request)
+            }),
+            http_server::serve_at("healthz", options.healthz_bind_address, move |request| health
+                .answer(request)),
+            health_checks.run(),
+            balance,
+            watch,
+            visibility::tell_skipped(
+                service_path.skipped(),
+                objects.services.clone(),
+                objects.pods.clone(),
+                recorder.clone(),
+            ),
+        );
     }
 }
 

@@ -12,24 +12,32 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use hawser_api::informer::Informer;
 use hawser_kubelet::{LocalEndpoints, LocalPod};
-use hawser_proxy::{Config, HostPort, Proxy};
+use hawser_proxy::{Config, HostPort, Proxy, Skipped};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
+
+use crate::metrics::Metrics;
 
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Annotation of EndpointSlices: when what they show began to change.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// The way to the thread. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct ServicePath {
     shared: Arc<Shared>,
+    metrics: Metrics,
+    /// What the last sync left out: latest wins.
+    skipped: watch::Sender<Vec<Skipped>>,
 }
 
 #[derive(Default)]
@@ -38,6 +46,7 @@ struct Shared {
     wake: Condvar,
     /// Set once the caches and the node's own pods are known: a sync before would remove what is merely unheard of.
     is_open: AtomicBool,
+    on_open: Notify,
 }
 
 /// What is to be done; bounded by the node's pods.
@@ -70,6 +79,15 @@ impl Pending {
 }
 
 impl ServicePath {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { shared: Arc::default(), metrics, skipped: watch::Sender::default() }
+    }
+
+    /// What the API asks for and the node does not do, as of each sync.
+    pub(crate) fn skipped(&self) -> watch::Receiver<Vec<Skipped>> {
+        self.skipped.subscribe()
+    }
+
     /// Loads or adopts the datapath and starts to follow the caches. To be called in the node's network
     /// namespace. Syncs wait for [`ServicePath::open`], so that an agent that starts removes nothing.
     ///
@@ -82,8 +100,14 @@ impl ServicePath {
     ) -> anyhow::Result<oneshot::Receiver<()>> {
         let proxy = Proxy::start(config).context("the service path cannot be set up")?;
         let (wake, wake_too) = (self.clone(), self.clone());
-        services.on_change(move |_| wake.request_sync());
-        slices.on_change(move |_| wake_too.request_sync());
+        services.on_change(move |_| {
+            wake.metrics.service_changed();
+            wake.request_sync();
+        });
+        slices.on_change(move |change| {
+            wake_too.metrics.endpoints_changed(change.new.and_then(|slice| trigger_time(slice)));
+            wake_too.request_sync();
+        });
         let worker = Worker { proxy, path: self.clone(), services: services.clone(), slices: slices.clone() };
         let (running, ended) = oneshot::channel();
         let work = move || {
@@ -99,7 +123,22 @@ impl ServicePath {
     /// Lets syncs through: the caches are complete, and the node's own pods are known.
     pub(crate) fn open(&self) {
         self.shared.is_open.store(true, Ordering::Release);
+        self.shared.on_open.notify_waiters();
+        self.metrics.queued();
         self.request_sync();
+    }
+
+    /// Waits until syncs are let through.
+    pub(crate) async fn opened(&self) {
+        loop {
+            let notified = self.shared.on_open.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.shared.is_open.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
     }
 
     fn request_sync(&self) {
@@ -227,11 +266,15 @@ impl Worker {
         if !self.path.shared.is_open.load(Ordering::Acquire) {
             return true;
         }
+        let (pending, begin) = (self.path.metrics.sync_begins(), Instant::now());
         match self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports) {
             Ok(report) => {
-                for skipped in &report.skipped {
-                    debug!(?skipped, "not served");
-                }
+                self.path.metrics.synced(pending, begin.elapsed(), &report.skipped);
+                self.path.skipped.send_if_modified(|known| {
+                    let is_new = *known != report.skipped;
+                    known.clone_from(&report.skipped);
+                    is_new
+                });
                 if report.frontends_written + report.frontends_removed > 0 {
                     info!(
                         frontends = report.frontends,
@@ -243,9 +286,14 @@ impl Worker {
                 true
             }
             Err(error) => {
+                self.path.metrics.sync_failed(pending);
                 error!(error = &error as &dyn std::error::Error, "sync of the service path failed");
                 false
             }
         }
     }
+}
+
+fn trigger_time(slice: &EndpointSlice) -> Option<jiff::Timestamp> {
+    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The agent's --state-dir
-    #[arg(long, default_value = "/run/hawser/agent")]
+    #[arg(long, env = "HAWSER_STATE_DIR", default_value = "/run/hawser/agent")]
     state_dir: PathBuf,
 }
 

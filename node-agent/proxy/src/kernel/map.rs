@@ -51,8 +51,6 @@ unsafe impl Plain for RangeKey {}
 unsafe impl Plain for Addr {}
 // SAFETY: as above.
 unsafe impl Plain for PodLink {}
-// SAFETY: as above.
-unsafe impl Plain for FlowKey {}
 
 /// A map with keys `K` and values `V`.
 #[derive(Debug)]

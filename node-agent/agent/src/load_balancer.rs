@@ -1,0 +1,371 @@
+//! Which load balancer addresses this node answers for on its network.
+//!
+//! Of every address one node answers. All agents choose it alike and without a word between them: the highest hash of
+//! (address, node) over the nodes that can serve it (rendezvous), so that a node that goes moves only its own
+//! addresses. With `externalTrafficPolicy: Local` those are the nodes with a ready endpoint.
+//!
+//! An agent that is cut off from the control plane goes on with what it knows, as everything else of the node does:
+//! should the others have given its addresses to another node meanwhile, two answer, and either serves. Only
+//! addresses of `--load-balancer-ip-range` are ever answered for, whatever a Service's status says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use hawser_api::{AddressRange, informer::Informer, resource::ObjectKey};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    metrics::Metrics,
+    pod_network::AgentNetwork,
+    slices::{Slices, ready_endpoints},
+};
+
+/// Several times within the lifetime of an announcement, so that one failure lets none lapse.
+const RENEWAL: Duration = hawser_network::ANNOUNCEMENT_LIFETIME.checked_div(4).expect("four is not zero");
+/// Changes that come together are one look: a rollout changes slices many times a second.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Label of nodes that no load balancer sends traffic to.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Label of Services that are another proxy's.
+const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Follows Services, slices and nodes. Its handlers must be registered before the caches are filled.
+pub(crate) struct LoadBalancer {
+    ranges: Vec<AddressRange>,
+    node_name: String,
+    services: Informer<Service>,
+    slices: Slices,
+    nodes: Informer<Node>,
+    changed: watch::Receiver<()>,
+    metrics: Metrics,
+}
+
+impl LoadBalancer {
+    pub(crate) fn new(
+        ranges: Vec<AddressRange>,
+        node_name: &str,
+        services: &Informer<Service>,
+        (slices, by_service): (&Informer<EndpointSlice>, &Slices),
+        nodes: &Informer<Node>,
+        metrics: Metrics,
+    ) -> Self {
+        let (sender, changed) = watch::channel(());
+        let sender = Arc::new(sender);
+        if !ranges.is_empty() {
+            let tell = sender.clone();
+            services.on_change(move |change| {
+                let is_balanced = |service: Option<&Arc<Service>>| service.is_some_and(|it| is_balanced(it));
+                if is_balanced(change.old) || is_balanced(change.new) {
+                    tell.send_replace(());
+                }
+            });
+            let (tell, known) = (sender.clone(), services.clone());
+            slices.on_change(move |change| {
+                let concerned = crate::slices::services_of(change);
+                let is_local = |key: &ObjectKey| known.get(key).is_some_and(|service| is_local(&service));
+                if concerned.iter().any(is_local) {
+                    tell.send_replace(());
+                }
+            });
+            nodes.on_change(move |change| {
+                let can_serve = |node: Option<&Arc<Node>>| node.is_some_and(|node| can_serve(node));
+                if can_serve(change.old) != can_serve(change.new) {
+                    sender.send_replace(());
+                }
+            });
+        }
+        let (services, nodes) = (services.clone(), nodes.clone());
+        Self {
+            ranges,
+            node_name: node_name.to_owned(),
+            services,
+            slices: by_service.clone(),
+            nodes,
+            changed,
+            metrics,
+        }
+    }
+
+    /// Answers for this node's addresses until dropped; the kernel lets them lapse afterwards, unless another agent
+    /// comes. To be called when the caches are complete.
+    pub(crate) async fn run(mut self, network: Arc<AgentNetwork>) {
+        if self.ranges.is_empty() {
+            return std::future::pending().await;
+        }
+        loop {
+            self.changed.borrow_and_update();
+            let own = self.own();
+            match network.announce(&own).await {
+                Ok(announced) => {
+                    if !announced.taken.is_empty() || !announced.released.is_empty() {
+                        info!(taken = ?announced.taken, released = ?announced.released, "load balancer addresses");
+                    }
+                    self.metrics.set_announced(own.len());
+                }
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "not every load balancer address is announced"
+                    );
+                }
+            }
+            // A sender that is gone leaves the renewals.
+            if let Ok(Ok(())) = timeout(RENEWAL, self.changed.changed()).await {
+                sleep(SETTLE).await;
+            } else if self.changed.has_changed().is_err() {
+                sleep(RENEWAL).await;
+            }
+        }
+    }
+
+    /// The addresses that this node answers for.
+    fn own(&self) -> BTreeSet<IpAddr> {
+        let nodes = self.nodes.filter(can_serve);
+        let nodes: BTreeSet<&str> = nodes.iter().filter_map(|node| node.metadata.name.as_deref()).collect();
+        let mut own = BTreeSet::new();
+        for (address, candidates) in self.candidates(&nodes) {
+            if elect(address, candidates.iter().map(String::as_str)) == Some(&self.node_name) {
+                own.insert(address);
+            }
+        }
+        own
+    }
+
+    /// The nodes that can serve each address. Services that share one (two protocols) need one that serves any.
+    fn candidates(&self, nodes: &BTreeSet<&str>) -> BTreeMap<IpAddr, BTreeSet<String>> {
+        let mut candidates: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        for service in self.services.filter(is_balanced) {
+            let addresses = addresses(&service);
+            let addresses =
+                addresses.into_iter().filter(|it| self.ranges.iter().any(|range| range.contains(*it)));
+            let can: BTreeSet<String> = if is_local(&service) {
+                let slices = self.slices.of(&ObjectKey::of(&*service));
+                let ready =
+                    ready_endpoints(&slices).map(|(node, _)| node).filter(|node| nodes.contains(node));
+                ready.map(str::to_owned).collect()
+            } else {
+                nodes.iter().map(|node| (*node).to_owned()).collect()
+            };
+            for address in addresses {
+                candidates.entry(address).or_default().extend(can.iter().cloned());
+            }
+        }
+        candidates
+    }
+}
+
+/// Returns the node that answers for `address`; `None` without candidates.
+fn elect<'a>(address: IpAddr, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates.max_by_key(|node| (weight(address, node), *node))
+}
+
+/// FNV-1a with a final mix. Every agent of a cluster computes it, of whatever version: it may never change.
+fn weight(address: IpAddr, node: &str) -> u64 {
+    let octets = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in octets.iter().copied().chain(node.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    // Names that differ in their last byte alone would differ in the low bits alone.
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+/// A Service whose addresses may be this cluster's to answer for.
+fn is_balanced(service: &Service) -> bool {
+    let is_others =
+        service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
+    let spec = service.spec.as_ref();
+    spec.is_some_and(|spec| {
+        spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none() && !is_others
+    })
+}
+
+fn is_local(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    is_balanced(service) && spec.and_then(|spec| spec.external_traffic_policy.as_deref()) == Some("Local")
+}
+
+fn addresses(service: &Service) -> Vec<IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    ingress
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+        .collect()
+}
+
+fn can_serve(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let is_ready = conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True");
+    let is_excluded = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(EXCLUDED));
+    is_ready && !is_excluded && node.metadata.deletion_timestamp.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(name: &str, ready: &str) -> Node {
+        serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+        }))
+        .unwrap()
+    }
+
+    fn service(name: &str, policy: &str, ip: &str) -> Service {
+        serde_json::from_value(json!({
+            "metadata": { "namespace": "shop", "name": name },
+            "spec": { "type": "LoadBalancer", "externalTrafficPolicy": policy },
+            "status": { "loadBalancer": { "ingress": [{ "ip": ip, "ipMode": "VIP" }] } },
+        }))
+        .unwrap()
+    }
+
+    struct Cluster {
+        services: Informer<Service>,
+        slices: Informer<EndpointSlice>,
+        nodes: Informer<Node>,
+        by_service: Slices,
+    }
+
+    impl Cluster {
+        fn new(nodes: &[&str]) -> Self {
+            let slices = Informer::new();
+            let by_service = Slices::new(&slices);
+            let cluster = Self { services: Informer::new(), slices, nodes: Informer::new(), by_service };
+            nodes.iter().for_each(|name| cluster.nodes.put(node(name, "True")));
+            cluster
+        }
+
+        fn agent(&self, name: &str) -> LoadBalancer {
+            let ranges = vec!["10.0.0.100-10.0.0.250".parse().unwrap(), "fd00::/120".parse().unwrap()];
+            let slices = (&self.slices, &self.by_service);
+            LoadBalancer::new(ranges, name, &self.services, slices, &self.nodes, Metrics::new())
+        }
+
+        /// Who answers for `address`, as each node's agent sees it.
+        fn owners(&self, nodes: &[&str], address: &str) -> Vec<String> {
+            let address: IpAddr = address.parse().unwrap();
+            let owns = |node: &&&str| self.agent(node).own().contains(&address);
+            nodes.iter().filter(owns).map(|node| (*node).to_owned()).collect()
+        }
+    }
+
+    const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+    #[test]
+    fn every_address_has_one_node_and_a_lost_node_moves_its_own_alone() {
+        let cluster = Cluster::new(&NODES);
+        let address = |number: u8| format!("10.0.0.{number}");
+        for number in 100..200 {
+            cluster.services.put(service(&format!("s{number}"), "Cluster", &address(number)));
+        }
+        let before: Vec<String> = (100..200)
+            .map(|number| {
+                let owners = cluster.owners(&NODES, &address(number));
+                assert_eq!(owners.len(), 1, "{owners:?}");
+                owners[0].clone()
+            })
+            .collect();
+        for node in NODES {
+            let share = before.iter().filter(|owner| *owner == node).count();
+            assert!((15..55).contains(&share), "{node} has {share} of 100");
+        }
+        cluster.nodes.put(node("n2", "Unknown"));
+        for (number, before) in (100..200).zip(before) {
+            let owners = cluster.owners(&NODES, &address(number));
+            assert_eq!(owners.len(), 1);
+            assert!(owners[0] == before || before == "n2", "{number} moved from {before} to {owners:?}");
+            assert_ne!(owners[0], "n2");
+        }
+    }
+
+    #[test]
+    fn local_policy_leaves_the_nodes_with_ready_endpoints() {
+        let cluster = Cluster::new(&NODES);
+        cluster.services.put(service("web", "Local", "10.0.0.100"));
+        assert!(cluster.owners(&NODES, "10.0.0.100").is_empty(), "nobody can serve it");
+        for ready_on in NODES {
+            let endpoints: Vec<_> = NODES
+                .iter()
+                .map(|node| {
+                    let conditions = json!({ "ready": *node == ready_on });
+                    json!({ "addresses": ["10.1.0.1"], "nodeName": node, "conditions": conditions })
+                })
+                .collect();
+            cluster.slices.put(
+                serde_json::from_value(json!({
+                    "metadata": {
+                        "namespace": "shop", "name": "a", "labels": { "kubernetes.io/service-name": "web" },
+                    },
+                    "addressType": "IPv4", "endpoints": endpoints,
+                }))
+                .unwrap(),
+            );
+            assert_eq!(cluster.owners(&NODES, "10.0.0.100"), [ready_on]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_never_answered_for() {
+        #[track_caller]
+        fn check(what: &str, change: impl FnOnce(&mut Service)) {
+            let cluster = Cluster::new(&NODES);
+            let mut service = service("web", "Cluster", "10.0.0.100");
+            change(&mut service);
+            let address = addresses(&service).first().map(ToString::to_string).unwrap_or("10.0.0.100".into());
+            cluster.services.put(service);
+            assert!(cluster.owners(&NODES, &address).is_empty(), "{what}");
+        }
+        let ingress = |service: &mut Service, field: &str, value: &str| {
+            let mut json = serde_json::to_value(&*service).unwrap();
+            json["status"]["loadBalancer"]["ingress"][0][field] = value.into();
+            *service = serde_json::from_value(json).unwrap();
+        };
+        check("an address outside of the range", |it| ingress(it, "ip", "10.0.0.1"));
+        check("a proxy in front", |it| ingress(it, "ipMode", "Proxy"));
+        check("another implementation's", |it| {
+            it.spec.as_mut().unwrap().load_balancer_class = Some("example.com/lb".into());
+        });
+        check("another type", |it| it.spec.as_mut().unwrap().type_ = Some("ClusterIP".into()));
+        check("another proxy's", |it| {
+            it.metadata.labels = Some([(SERVICE_PROXY_NAME.to_owned(), "x".to_owned())].into());
+        });
+        let cluster = Cluster::new(&[]);
+        let mut excluded = node("n1", "True");
+        excluded.metadata.labels = Some([(EXCLUDED.to_owned(), String::new())].into());
+        cluster.nodes.put(excluded);
+        cluster.services.put(service("web", "Cluster", "10.0.0.100"));
+        assert!(cluster.owners(&["n1"], "10.0.0.100").is_empty(), "an excluded node");
+    }
+
+    /// Agents of two versions must agree.
+    #[test]
+    fn weights_never_change() {
+        assert_eq!(weight("10.0.0.1".parse().unwrap(), "node-a"), WEIGHT_V4);
+        assert_eq!(weight("fd00::1".parse().unwrap(), "node-a"), WEIGHT_V6);
+    }
+
+    const WEIGHT_V4: u64 = 0x0cad_b4d2_a779_2580;
+    const WEIGHT_V6: u64 = 0x18bd_1c56_afb6_63ec;
+}
