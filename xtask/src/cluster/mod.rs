@@ -80,6 +80,11 @@ impl Settings {
         format!("{}:{}", self.host_address(), self.registry_port)
     }
 
+    /// Addresses for Services of type LoadBalancer: of the nodes' network, beyond the nodes' own.
+    pub(crate) fn load_balancer_range(&self) -> String {
+        format!("{0}.200-{0}.250", self.lan)
+    }
+
     /// The address of cluster DNS: the tenth of the service range.
     pub(crate) fn dns_address(&self) -> anyhow::Result<String> {
         let network = self.service_cidr.split('/').next().unwrap_or_default();

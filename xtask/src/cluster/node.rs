@@ -24,6 +24,11 @@ impl Node<'_> {
         self.cluster.run_dir().join(&self.name)
     }
 
+    /// The agent's `--state-dir`.
+    pub(crate) fn agent_state(&self) -> PathBuf {
+        self.run_dir().join("agent")
+    }
+
     fn credentials(&self) -> PathBuf {
         self.data_dir().join("pki")
     }
@@ -116,7 +121,7 @@ disabled_plugins = [
             ("tls-cert-file", path(pki.join("kubelet.crt"))),
             ("tls-private-key-file", path(pki.join("kubelet.key"))),
             ("root-dir", path(self.data_dir().join("agent"))),
-            ("state-dir", path(self.run_dir().join("agent"))),
+            ("state-dir", path(self.agent_state())),
             ("container-runtime-endpoint", path(self.run_dir().join("containerd/containerd.sock"))),
             // The cluster's registry speaks plain HTTP, on the nodes' network only.
             ("insecure-registry", settings.registry()),
@@ -124,6 +129,7 @@ disabled_plugins = [
             ("cluster-cidr", settings.pod_cidr.clone()),
             ("service-cluster-ip-range", settings.service_cidr.clone()),
             ("cluster-dns", settings.dns_address()?),
+            ("load-balancer-ip-range", settings.load_balancer_range()),
             ("resolv-conf", path(resolv_conf)),
             ("network-mode", mode.to_owned()),
             ("uplink", "eth0".to_owned()),

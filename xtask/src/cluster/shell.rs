@@ -49,5 +49,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     command.env("KUBECONFIG", cluster.kubeconfig());
+    // So that `node-agent services` is this node's.
+    command.env("HAWSER_STATE_DIR", node.agent_state());
+    let own_folder = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.to_owned()));
+    let known = std::env::var_os("PATH").unwrap_or_default();
+    let folders = own_folder.into_iter().chain(std::env::split_paths(&known));
+    command.env("PATH", std::env::join_paths(folders).context("a folder of PATH has a colon in its name")?);
     Err(command.exec()).with_context(|| format!("cannot run {:?}", command.get_program()))
 }

@@ -192,6 +192,7 @@ fn control_plane(cluster: &Cluster, settings: &Settings, binaries: &Binaries) ->
         format!("--advertise-address={}", settings.host_address()),
         format!("--cluster-cidr={}", settings.pod_cidr),
         format!("--service-cluster-ip-range={}", settings.service_cidr),
+        format!("--load-balancer-ip-range={}", settings.load_balancer_range()),
     ];
     match settings.store {
         Store::Embedded => args.push("--store=embedded".into()),
