@@ -210,3 +210,110 @@ fn api_is_reached_through_its_service_with_the_pods_token() {
     let script = "nc -w 2 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT < /dev/null";
     ns.exec("client", &["sh", "-c", script]).expect("the API's address answers");
 }
+
+/// What an HTTP server at `address` says: status line, headers, body.
+fn get(address: &str, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[test]
+fn load_balancer_gets_an_address_that_answers_from_outside_until_it_is_given_back() {
+    let Some(ns) = Namespace::of_shared_cluster("balancer") else { return };
+    serve(&ns, "LoadBalancer");
+    let path = "/status/loadBalancer/ingress/0/ip";
+    let address = eventually(SOON, "it gets an address", || ns.field("service/web", path));
+    eventually(SOON, "the address answers over HTTP", || {
+        let text = get(&format!("{address}:80"), "/clientip")?;
+        anyhow::ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+        Ok(())
+    });
+    eventually(SOON, "the address answers over UDP", || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.connect((address.as_str(), 80))?;
+        socket.send(b"hello")?;
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer)?;
+        anyhow::ensure!(buffer[..length].ends_with(b"hello"), "{:?}", &buffer[..length]);
+        Ok(())
+    });
+    let shown = ns.kubectl("get service web").expect("shown");
+    assert!(shown.contains(&address), "kubectl shows the address: {shown}");
+    ns.kubectl(r#"patch service web -p {"spec":{"type":"ClusterIP"}}"#).expect("changed");
+    eventually(SOON, "the address is given back", || {
+        let given = ns.field("service/web", path);
+        anyhow::ensure!(given.is_err() || given.as_ref().is_ok_and(String::is_empty), "{given:?}");
+        anyhow::ensure!(get(&format!("{address}:80"), "/clientip").is_err(), "{address} still answers");
+        Ok(())
+    });
+}
+
+#[test]
+fn local_load_balancer_is_answered_for_and_healthy_where_its_endpoints_are() {
+    let Some(ns) = Namespace::of_shared_cluster("healthport") else { return };
+    serve(&ns, "LoadBalancer");
+    ns.kubectl("scale deployment web --replicas=1").expect("scaled");
+    ns.kubectl(r#"patch service web -p {"spec":{"externalTrafficPolicy":"Local"}}"#).expect("changed");
+    let port = ns.field("service/web", "/spec/healthCheckNodePort").expect("a health port is allocated");
+    let endpoint = |replicas: usize| {
+        let nodes = ns.kubectl("get pods -l app=web -o jsonpath={.items[*].spec.nodeName}")?;
+        let nodes: Vec<String> = nodes.split_whitespace().map(str::to_owned).collect();
+        anyhow::ensure!(nodes.len() == replicas, "{nodes:?}");
+        Ok(nodes)
+    };
+    let on = eventually(SOON, "one pod is left", || endpoint(1));
+    for node in ns.cluster.nodes().expect("nodes") {
+        let address = ns.cluster.node_address(&node).expect("an address");
+        let (status, count) = if on.contains(&node) { ("200", 1) } else { ("503", 0) };
+        eventually(SOON, "the node says whether it has endpoints", || {
+            let text = get(&format!("{address}:{port}"), "/")?;
+            anyhow::ensure!(text.contains(status), "{node}: {text}");
+            anyhow::ensure!(text.contains(&format!("\"localEndpoints\":{count}")), "{node}: {text}");
+            Ok(())
+        });
+    }
+    let address = ns.field("service/web", "/status/loadBalancer/ingress/0/ip").expect("an address");
+    eventually(
+        SOON,
+        "the node with the endpoint answers for the address, and the client's own is seen",
+        || {
+            let text = get(&format!("{address}:80"), "/clientip")?;
+            anyhow::ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+            Ok(())
+        },
+    );
+    ns.kubectl("scale deployment web --replicas=0").expect("scaled");
+    eventually(SOON, "no node is healthy without endpoints", || {
+        for node in ns.cluster.nodes()? {
+            let text = get(&format!("{}:{port}", ns.cluster.node_address(&node)?), "/")?;
+            anyhow::ensure!(text.contains("503"), "{node}: {text}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn port_that_is_not_served_is_told_in_one_event() {
+    let Some(ns) = Namespace::of_shared_cluster("notserved") else { return };
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: { name: signalling }
+spec:
+  selector: { app: none }
+  ports: [{ name: m3ua, port: 2905, protocol: SCTP }]
+"#,
+    )
+    .expect("applied");
+    eventually(SOON, "the event is there", || {
+        let events = ns.kubectl("get events --field-selector reason=ServiceNotServed -o name")?;
+        anyhow::ensure!(events.lines().count() == 1, "one event for all nodes: {events}");
+        Ok(())
+    });
+}
