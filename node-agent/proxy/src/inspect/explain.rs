@@ -183,6 +183,9 @@ mod tests {
             departed: false,
             served_to_wire: false,
             wire_local: false,
+            affinity_seconds: 0,
+            maglev_entries: 0,
+            source_ranges: false,
         }
     }
 

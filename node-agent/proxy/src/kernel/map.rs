@@ -7,8 +7,8 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink,
-    RangeKey, Settings,
+    Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MaglevBlock,
+    MemberKey, PodLink, RangeKey, Settings,
 };
 
 use super::sys::{self, MapInfo};
