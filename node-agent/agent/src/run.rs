@@ -6,6 +6,7 @@ use anyhow::Context;
 use async_trait::async_trait;
 use hawser_api::{
     grpc::{NodeSession, Remote, RemoteOptions},
+    informer::Informer,
     resource::{ObjectKey, Target},
 };
 use hawser_dns::Dns;
@@ -13,7 +14,7 @@ use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader, events::Recorder
 use hawser_network::{Mode, Network};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -305,6 +306,7 @@ async fn run_network(
     let follow_nodes = async {
         loop {
             if caches.objects.nodes.is_synced() {
+                service_path.set_zone(zone_of(&caches.objects.nodes, &options.node_name));
                 pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
             }
             if node_changes.changed().await.is_err() {
@@ -319,6 +321,7 @@ async fn run_network(
         caches.objects.pods.synced().await;
         pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
         pod_network.adopted(&caches.objects.pods).await;
+        service_path.set_zone(zone_of(&caches.objects.nodes, &options.node_name));
         service_path.open();
         dns.complete();
         // Known from a record while the API was away: another node may have the block by now.
@@ -340,6 +343,12 @@ async fn run_network(
 fn known_range(options: &Options, caches: &Caches) -> Vec<IpNet> {
     let key = ObjectKey::new("", options.node_name.clone());
     caches.objects.nodes.get(&key).map(|node| pod_network::pod_cidrs(&node)).unwrap_or_default()
+}
+
+/// The zone that the node's label names.
+fn zone_of(nodes: &Informer<Node>, own_name: &str) -> Option<String> {
+    let node = nodes.get(&ObjectKey::new("", own_name))?;
+    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).cloned()
 }
 
 /// The node's pod range, from the API or, where that is away, from an earlier run.

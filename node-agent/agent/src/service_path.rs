@@ -27,6 +27,8 @@ use tracing::{debug, error, info, warn};
 use crate::metrics::Metrics;
 
 const RETRY: Duration = Duration::from_secs(1);
+/// How often clients whose affinity has ended are forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Annotation of EndpointSlices: when what they show began to change.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -57,6 +59,8 @@ struct Pending {
     attach: HashMap<u32, PodLink>,
     detach: HashSet<u32>,
     host_ports: Vec<HostPort>,
+    /// The node's zone, where it may have changed.
+    zone: Option<Option<String>>,
     stop: bool,
 }
 
@@ -74,6 +78,7 @@ impl Pending {
             && self.readiness.is_empty()
             && self.attach.is_empty()
             && self.detach.is_empty()
+            && self.zone.is_none()
             && !self.stop
     }
 }
@@ -168,6 +173,11 @@ impl ServicePath {
         });
     }
 
+    /// Takes the node's zone, for services whose endpoints have hints.
+    pub(crate) fn set_zone(&self, zone: Option<String>) {
+        self.change(|pending| pending.zone = Some(zone));
+    }
+
     pub(crate) fn stop(&self) {
         self.change(|pending| pending.stop = true);
     }
@@ -206,6 +216,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let mut failed = false;
+        let mut swept = Instant::now();
         loop {
             let work = self.next(failed);
             if work.stop {
@@ -217,6 +228,12 @@ impl Worker {
                     error!(%ip, ready, error = &error as &dyn std::error::Error, "readiness did not reach the kernel");
                     failed = true;
                 }
+            }
+            if let Some(zone) = work.zone
+                && let Err(error) = self.proxy.set_zone(zone)
+            {
+                error!(error = &error as &dyn std::error::Error, "the node's zone did not reach the kernel");
+                failed = true;
             }
             for (ifindex, link) in work.attach {
                 if let Err(error) = self.attach(ifindex, &link) {
@@ -235,6 +252,15 @@ impl Worker {
             if work.sync || failed {
                 failed = !self.sync(&work.host_ports);
             }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                if let Err(error) = self.proxy.sweep_affinity() {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "clients whose affinity has ended stay for now"
+                    );
+                }
+            }
         }
     }
 
@@ -246,14 +272,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for work; after a failure at most as long as until the next try.
+    /// Waits for work, at most as long as until the next sweep, or after a failure until the next try.
     fn next(&self, failed: bool) -> Pending {
         let shared = &self.path.shared;
         let mut pending = shared.pending.lock();
         while pending.is_empty() {
-            if !failed {
-                shared.wake.wait(&mut pending);
-            } else if shared.wake.wait_for(&mut pending, RETRY).timed_out() {
+            if shared.wake.wait_for(&mut pending, if failed { RETRY } else { SWEEP }).timed_out() {
                 break;
             }
         }
