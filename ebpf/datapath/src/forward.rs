@@ -14,7 +14,7 @@
 
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_abi::{
-    Backend, Flow, FlowKey, Frontend, FrontendKey, IPPROTO_UDP, Reason, SNAT_PORT_FIRST,
+    Flow, FlowKey, Frontend, FrontendKey, IPPROTO_UDP, Reason, SNAT_PORT_FIRST,
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_CLOSING, FLOW_SNAT},
     service::{
         BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
@@ -201,32 +201,31 @@ fn start_flow(
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !select::is_in_ranges(packet, frontend) {
         return Err(Reason::DropSourceRange);
     }
-    let Some(mut backend) = select::for_packet(packet, frontend, client, 0) else {
+    if !select::for_packet(packet, frontend, client, 0) {
         if client == Client::Wire && frontend.flags & FRONTEND_WIRE_LOCAL != 0 {
             return Err(Reason::DropNoLocalBackend);
         }
         return Ok(None);
-    };
+    }
     let claim = flows::claim(packet.tuple.hash(), now_ns)?;
     let mut flags = 0;
     let mut entered = false;
     for attempt in 1..=BACKEND_ATTEMPTS {
-        if !keeps_source(packet, &backend, client) {
+        if !keeps_source(packet, client) {
             break;
         }
         packet.reply =
-            FlowKey::new(backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
+            FlowKey::new(packet.backend.endpoint(), packet.tuple.source_endpoint(), packet.tuple.protocol);
         entered = flows::insert_reply(&packet.reply, &claim, now_ns);
         if entered {
             break;
         }
-        if let Some(other) = select::for_packet(packet, frontend, client, attempt) {
-            backend = other;
-        }
+        // Without another one the same is tried again.
+        let _ = select::for_packet(packet, frontend, client, attempt);
     }
     if !entered {
         flags = FLOW_SNAT;
-        if let Err(reason) = sources::allocate(packet, &backend, &claim, now_ns) {
+        if let Err(reason) = sources::allocate(packet, &claim, now_ns) {
             flows::unclaim(&claim);
             return Err(reason);
         }
@@ -248,10 +247,10 @@ fn start_flow(
 /// Tells whether replies of the backend come back by themselves: they pass this node, or are for one of its pods, and
 /// they leave the backend at all.
 #[inline(always)]
-fn keeps_source(packet: &Packet, backend: &Backend, client: Client) -> bool {
+fn keeps_source(packet: &Packet, client: Client) -> bool {
     match client {
-        Client::Wire => backend.flags & BACKEND_LOCAL != 0,
-        Client::Inside => backend.addr != packet.tuple.source,
+        Client::Wire => packet.backend.flags & BACKEND_LOCAL != 0,
+        Client::Inside => packet.backend.addr != packet.tuple.source,
     }
 }
 

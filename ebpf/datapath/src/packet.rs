@@ -6,8 +6,8 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hawser_ebpf_abi::{
-    Addr, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    Reason, icmp, v4_mapped,
+    Addr, Backend, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
+    IPPROTO_UDP, Reason, icmp, v4_mapped,
 };
 
 use crate::maps::{FRAGMENTS, SCRATCH};
@@ -52,6 +52,8 @@ pub(crate) struct Packet {
     /// Who sent an ICMP error: not always the destination of the quoted packet.
     pub(crate) outer_source: Addr,
     pub(crate) search: Search,
+    /// The backend that was chosen for a new flow.
+    pub(crate) backend: Backend,
     l4_offset: u32,
     /// Where the IP header and the ports of the packet are that an ICMP error quotes.
     quoted_offset: u32,
@@ -68,7 +70,7 @@ pub(crate) struct Packet {
     /// Has options that a router must look at.
     pub(crate) has_options: u8,
     pub(crate) may_fragment: u8,
-    pad: [u8; 6],
+    pad: [u8; 2],
 }
 
 /// State of a search for a free source port, see `sources`.

@@ -42,14 +42,10 @@ pub(crate) fn for_socket(ctx: &SockAddrContext, frontend: &Frontend) -> Option<E
     keep_or_choose(&key, frontend, Client::Inside, 0).map(|backend| backend.endpoint())
 }
 
-/// Returns the backend for the sender of the first packet of a flow. `attempt` counts those that could not be used.
+/// Chooses `packet.backend` for the sender of the first packet of a flow; false where there is none. `attempt` counts
+/// those that could not be used.
 #[inline(always)]
-pub(crate) fn for_packet(
-    packet: &Packet,
-    frontend: &Frontend,
-    client: Client,
-    attempt: u32,
-) -> Option<Backend> {
+pub(crate) fn for_packet(packet: &mut Packet, frontend: &Frontend, client: Client, attempt: u32) -> bool {
     let has_affinity = frontend.flags & FRONTEND_AFFINITY != 0;
     let mut hash = 0;
     if client == Client::Wire {
@@ -60,13 +56,24 @@ pub(crate) fn for_packet(
         };
     }
     if attempt > 0 {
-        return choose(frontend, client, maglev::rehash(hash.wrapping_add(attempt))).copied();
+        hash = maglev::rehash(hash.wrapping_add(attempt));
+    } else if has_affinity {
+        return keep_for_packet(packet, frontend, u32::from(client == Client::Wire), hash) != 0;
     }
-    if has_affinity {
-        let key = AffinityKey::address(packet.tuple.source, frontend.service_id);
-        return keep_or_choose(&key, frontend, client, hash);
-    }
-    choose(frontend, client, hash).copied()
+    let Some(backend) = choose(frontend, client, hash) else { return false };
+    packet.backend = *backend;
+    true
+}
+
+/// [`for_packet`] for a service with affinity; returns 1 or 0. A subprogram, because its keys and values beside all
+/// others of a packet program need more stack than there is.
+#[inline(never)]
+fn keep_for_packet(packet: &mut Packet, frontend: &Frontend, is_wire: u32, hash: u32) -> u32 {
+    let client = if is_wire != 0 { Client::Wire } else { Client::Inside };
+    let key = AffinityKey::address(packet.tuple.source, frontend.service_id);
+    let Some(backend) = keep_or_choose(&key, frontend, client, hash) else { return 0 };
+    packet.backend = backend;
+    1
 }
 
 /// Tells whether `backend` is in the set of the service port's backends that `client` may use.

@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_get_prandom_u32, bpf_loop},
 };
-use hawser_ebpf_abi::{Addr, Backend, Endpoint, FlowKey, Reason, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
+use hawser_ebpf_abi::{Addr, Endpoint, FlowKey, Reason, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
 use crate::{
     flows::{self, Claim},
@@ -24,18 +24,13 @@ const PAUSE_NS: u64 = 1_000_000_000;
 
 /// Finds a source of the node's that no other flow to this backend uses, and enters the flow's reply tuple with it.
 #[inline(always)]
-pub(crate) fn allocate(
-    packet: &mut Packet,
-    backend: &Backend,
-    claim: &Claim,
-    now_ns: u64,
-) -> Result<(), Reason> {
+pub(crate) fn allocate(packet: &mut Packet, claim: &Claim, now_ns: u64) -> Result<(), Reason> {
     let settings = SETTINGS.get(0).ok_or(Reason::DropNoSourceAddress)?;
     let source: &Addr = if packet.is_v4() { &settings.snat_v4 } else { &settings.snat_v6 };
     if *source == [0; 16] {
         return Err(Reason::DropNoSourceAddress);
     }
-    packet.reply = FlowKey::new(backend.endpoint(), Endpoint::new(*source, 0), packet.tuple.protocol);
+    packet.reply = FlowKey::new(packet.backend.endpoint(), Endpoint::new(*source, 0), packet.tuple.protocol);
     // SAFETY: an entry that makes room may be used again while it is read: the worst outcome is one search too many,
     // or one flow refused.
     if unsafe { EXHAUSTED.get(&packet.reply) }.is_some_and(|until_ns| now_ns < *until_ns) {
