@@ -528,6 +528,7 @@ fn mptcp_connects_as_tcp_does() {
 #[test]
 fn service_with_5000_endpoints_uses_all_of_them() {
     run("service_with_5000_endpoints_uses_all_of_them", |lab| {
+        lab.ip(NODE, &["route", "add", "10.93.0.0/16", "via", "10.92.0.2"]);
         let mut config = lab.config();
         config.max_backends = 65_536;
         let mut proxy = Proxy::start(config).unwrap();
