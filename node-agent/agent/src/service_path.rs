@@ -1,8 +1,8 @@
 //! The thread that owns the service proxy.
 //!
 //! Kernel writes block, so the proxy lives on a thread of its own. What it has to do is merged while it works: any
-//! number of changes in the caches are one full sync, each pod has one newest readiness. News of the node's own pods
-//! goes first. A failed sync is repeated after a second, and whenever something changes.
+//! number of changes of a service and its slices are one, each pod has one newest readiness. News of the node's own
+//! pods goes first. A failed sync is repeated after a second, and whenever something changes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,15 +16,18 @@ use std::{
 };
 
 use anyhow::Context;
-use hawser_api::informer::Informer;
+use hawser_api::{informer::Informer, resource::ObjectKey};
 use hawser_kubelet::{LocalEndpoints, LocalPod};
-use hawser_proxy::{Config, HostPort, Proxy, Skipped};
+use hawser_proxy::{Config, HostPort, Proxy, ServiceObjects, Skipped};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    slices::{Slices, services_of},
+};
 
 const RETRY: Duration = Duration::from_secs(1);
 /// How often clients whose affinity has ended are forgotten.
@@ -51,10 +54,13 @@ struct Shared {
     on_open: Notify,
 }
 
-/// What is to be done; bounded by the node's pods.
+/// What is to be done; bounded by the node's pods and the cluster's services.
 #[derive(Default)]
 struct Pending {
     sync: bool,
+    /// The sync looks at all services, not at those that are named alone.
+    all: bool,
+    services: HashSet<ObjectKey>,
     readiness: HashMap<IpAddr, bool>,
     attach: HashMap<u32, PodLink>,
     detach: HashSet<u32>,
@@ -102,18 +108,25 @@ impl ServicePath {
         config: Config,
         services: &Informer<Service>,
         slices: &Informer<EndpointSlice>,
+        by_service: &Slices,
     ) -> anyhow::Result<oneshot::Receiver<()>> {
         let proxy = Proxy::start(config).context("the service path cannot be set up")?;
         let (wake, wake_too) = (self.clone(), self.clone());
-        services.on_change(move |_| {
+        services.on_change(move |change| {
             wake.metrics.service_changed();
-            wake.request_sync();
+            wake.services_changed([change.key.clone()]);
         });
         slices.on_change(move |change| {
             wake_too.metrics.endpoints_changed(change.new.and_then(|slice| trigger_time(slice)));
-            wake_too.request_sync();
+            wake_too.services_changed(services_of(change));
         });
-        let worker = Worker { proxy, path: self.clone(), services: services.clone(), slices: slices.clone() };
+        let worker = Worker {
+            proxy,
+            path: self.clone(),
+            services: services.clone(),
+            slices: slices.clone(),
+            by_service: by_service.clone(),
+        };
         let (running, ended) = oneshot::channel();
         let work = move || {
             // Dropped when the thread ends, however it does.
@@ -130,7 +143,10 @@ impl ServicePath {
         self.shared.is_open.store(true, Ordering::Release);
         self.shared.on_open.notify_waiters();
         self.metrics.queued();
-        self.request_sync();
+        self.change(|pending| {
+            pending.all = true;
+            pending.sync = true;
+        });
     }
 
     /// Waits until syncs are let through.
@@ -146,8 +162,14 @@ impl ServicePath {
         }
     }
 
-    fn request_sync(&self) {
-        self.change(|pending| pending.sync = true);
+    /// Until the path is open nothing is noted: its opening looks at all services.
+    fn services_changed(&self, keys: impl IntoIterator<Item = ObjectKey>) {
+        if self.shared.is_open.load(Ordering::Acquire) {
+            self.change(|pending| {
+                pending.services.extend(keys);
+                pending.sync = true;
+            });
+        }
     }
 
     pub(crate) fn attach_pod(&self, ifindex: u32, link: PodLink) {
@@ -211,6 +233,7 @@ struct Worker {
     path: ServicePath,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    by_service: Slices,
 }
 
 impl Worker {
@@ -250,7 +273,7 @@ impl Worker {
                 }
             }
             if work.sync || failed {
-                failed = !self.sync(&work.host_ports);
+                failed = !self.sync(work.all, &work.services, &work.host_ports);
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
@@ -286,12 +309,23 @@ impl Worker {
     }
 
     /// True where the kernel now holds what the caches say, or they are not complete yet.
-    fn sync(&mut self, host_ports: &[HostPort]) -> bool {
+    fn sync(&mut self, all: bool, changed: &HashSet<ObjectKey>, host_ports: &[HostPort]) -> bool {
         if !self.path.shared.is_open.load(Ordering::Acquire) {
             return true;
         }
         let (pending, begin) = (self.path.metrics.sync_begins(), Instant::now());
-        match self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports) {
+        let outcome = if all {
+            self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports)
+        } else {
+            let objects = changed.iter().map(|key| ServiceObjects {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                service: self.services.get(key),
+                slices: self.by_service.of(key),
+            });
+            self.proxy.sync_services(objects.collect(), host_ports)
+        };
+        match outcome {
             Ok(report) => {
                 self.path.metrics.synced(pending, begin.elapsed(), &report.skipped);
                 self.path.skipped.send_if_modified(|known| {

@@ -32,5 +32,6 @@ pub use inspect::{Client, Datapath, Explanation, FlowState, FlowView, MapUsage, 
 pub use kernel::sys::TestRun;
 pub use pods::ShortWays;
 pub use proxy::{Config, PacketAttachment, Proxy, SyncReport};
+pub use services::ServiceObjects;
 pub use skipped::Subject;
 pub use view::{Counter, ExhaustedSource, FrontendView, dump_services};

@@ -27,7 +27,7 @@ use crate::{
         mount, sys,
     },
     pods::{self, ShortWays},
-    services::{Services, Wanted},
+    services::{ServiceObjects, Services, Wanted},
     table::{Bounds, Changes, KernelState, Table},
     view::{self, Counter, ExhaustedSource, FrontendView},
 };
@@ -186,8 +186,9 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Brings the kernel to what the objects say. Takes all objects each time; unchanged ones (the same `Arc`) cost
-    /// next to nothing. Returns an error when the kernel refused a write: the next call starts from what it holds.
+    /// Brings the kernel to what the objects say. Takes all objects, and removes what is of none of them; the first
+    /// sync has to be this one. Returns an error when the kernel refused a write: the next call starts from what it
+    /// holds.
     pub fn sync(
         &mut self,
         services: &[Arc<Service>],
@@ -195,6 +196,21 @@ impl Proxy {
         host_ports: &[HostPort],
     ) -> Result<SyncReport, Error> {
         let wanted = self.services.replace(services, slices, host_ports);
+        self.apply_and_report(wanted)
+    }
+
+    /// Brings the kernel to what some services' objects say. Costs by what changed, not by what there is. Errors as
+    /// those of [`Proxy::sync`]: what was passed is known then, and the next call writes it.
+    pub fn sync_services(
+        &mut self,
+        changed: Vec<ServiceObjects>,
+        host_ports: &[HostPort],
+    ) -> Result<SyncReport, Error> {
+        let wanted = self.services.replace_some(changed, host_ports);
+        self.apply_and_report(wanted)
+    }
+
+    fn apply_and_report(&mut self, wanted: Wanted) -> Result<SyncReport, Error> {
         let mut report = self.apply(wanted)?;
         report.skipped.extend(self.services.skipped().cloned());
         report.skipped.sort();

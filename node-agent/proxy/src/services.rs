@@ -20,7 +20,18 @@ use crate::{
 /// Label of an EndpointSlice that names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// Namespace and name.
 type Key = (String, String);
+
+/// What there is of one service now. Without the service, or without slices: it is gone, or has none.
+#[derive(Clone, Debug)]
+pub struct ServiceObjects {
+    pub namespace: String,
+    pub name: String,
+    pub service: Option<Arc<Service>>,
+    pub slices: Vec<Arc<EndpointSlice>>,
+}
+
 pub(crate) type Wanted = BTreeMap<ServicePortName, Option<ServicePort>>;
 
 #[derive(Debug)]
@@ -42,6 +53,8 @@ pub(crate) struct Services {
     host_port_names: BTreeSet<ServicePortName>,
     host_port_skipped: Vec<Skipped>,
     overrides: Overrides,
+    /// Services of which something is skipped.
+    with_skipped: BTreeSet<Key>,
     /// Services that have an endpoint of this node at an address.
     by_local_address: HashMap<IpAddr, BTreeSet<Key>>,
 }
@@ -87,6 +100,21 @@ impl Services {
         let gone: Vec<Key> = self.known.keys().filter(|key| !present.contains(*key)).cloned().collect();
         for key in gone {
             self.forget(&key, &mut wanted);
+        }
+        self.replace_host_ports(host_ports, &mut wanted);
+        wanted
+    }
+
+    /// Takes the objects of those services that changed, and returns the ports that they change.
+    pub(crate) fn replace_some(&mut self, changed: Vec<ServiceObjects>, host_ports: &[HostPort]) -> Wanted {
+        let mut wanted = Wanted::new();
+        for ServiceObjects { namespace, name, service, mut slices } in changed {
+            let key = (namespace, name);
+            slices.sort_unstable_by_key(|slice| Arc::as_ptr(slice).addr());
+            match service {
+                Some(service) => self.update(key, service, slices, &mut wanted),
+                None => self.forget(&key, &mut wanted),
+            }
         }
         self.replace_host_ports(host_ports, &mut wanted);
         wanted
@@ -144,7 +172,8 @@ impl Services {
 
     /// What the API asks for and the node does not do.
     pub(crate) fn skipped(&self) -> impl Iterator<Item = &Skipped> {
-        self.known.values().flat_map(|known| &known.skipped).chain(&self.host_port_skipped)
+        let services = self.with_skipped.iter().filter_map(|key| self.known.get(key));
+        services.flat_map(|known| &known.skipped).chain(&self.host_port_skipped)
     }
 
     /// Addresses at which some endpoint answers. Costs a walk over all endpoints.
@@ -221,11 +250,16 @@ impl Services {
             wanted.insert(gone.clone(), None);
         }
         known.ports = names;
+        match known.skipped.is_empty() {
+            true => self.with_skipped.remove(key),
+            false => self.with_skipped.insert(key.clone()),
+        };
         wanted.extend(ports.into_iter().map(|(name, port)| (name, Some(port))));
     }
 
     fn forget(&mut self, key: &Key, wanted: &mut Wanted) {
         let Some(known) = self.known.remove(key) else { return };
+        self.with_skipped.remove(key);
         for address in &known.local {
             self.forget_address(*address, key);
         }

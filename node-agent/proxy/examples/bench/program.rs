@@ -1,10 +1,11 @@
 //! `bench program`: how fast the kernel hears of what changes, from the objects to the first right connection.
 //!
-//! A change is measured as the agent makes it: one object is new, all objects are handed to [`Proxy::sync`] in fresh
-//! lists, and a client that connects afterwards must be answered by the new backend. Each size runs in a process of
+//! A change is measured as the agent makes it: one object is new, what there is of its service is handed to
+//! [`Proxy::sync_services`], and a client that connects afterwards must be answered by the new backend. Each size runs in a process of
 //! its own, so that resident memory is that size's.
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
@@ -15,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use hawser_proxy::{Config, Proxy};
+use hawser_proxy::{Config, Proxy, ServiceObjects};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::json;
 
@@ -181,8 +182,8 @@ impl<'a> Bench<'a> {
             let slice = self.moved_to(address);
             let started = Instant::now();
             self.replace_last(slice);
-            let (services, slices) = (self.services.clone(), self.slices.clone());
-            proxy.sync(&services, &slices, &[])?;
+            proxy
+                .sync_services(vec![objects_of(&self.services, &self.slices, self.slices.len() - 1)], &[])?;
             sync.push(started.elapsed());
             self.expect(address)?;
             total.push(started.elapsed());
@@ -229,6 +230,7 @@ impl<'a> Bench<'a> {
         let mut next = 0;
         while let Ok(first) = pending.recv() {
             let happened: Vec<Instant> = std::iter::once(first).chain(pending.try_iter()).collect();
+            let mut changed = BTreeSet::new();
             for _ in &happened {
                 // Any step that is coprime to the number of services visits them all.
                 next = (next + 7919) % (self.slices.len() - 1);
@@ -241,9 +243,10 @@ impl<'a> Bench<'a> {
                     endpoints[0].addresses = vec![address.to_string()];
                 }
                 self.slices[next] = Arc::new(slice);
+                changed.insert(next);
             }
-            let (services, slices) = (self.services.clone(), self.slices.clone());
-            proxy.sync(&services, &slices, &[])?;
+            let changed = changed.into_iter().map(|index| objects_of(&self.services, &self.slices, index));
+            proxy.sync_services(changed.collect(), &[])?;
             times.extend(happened.into_iter().map(|event| event.elapsed()));
         }
         if producer.join().is_err() {
@@ -285,7 +288,7 @@ impl<'a> Bench<'a> {
                     *last = objects::slice(&changed);
                 }
                 let started = Instant::now();
-                proxy.sync(&services.clone(), &slices.clone(), &[])?;
+                proxy.sync_services(vec![objects_of(&services, &slices, slices.len() - 1)], &[])?;
                 times.push(started.elapsed());
             }
             self.print(case, "change", &times);
@@ -359,5 +362,16 @@ impl<'a> Bench<'a> {
 
     fn record<'r>(&self, case: &'r str, metric: &'r str, unit: &'r str, spread: Spread) -> Record<'r> {
         Record { case, labels: vec![("services", json!(self.count))], metric, unit, spread, cpu: None }
+    }
+}
+
+/// What the agent passes of one service that has changed. Each service has one slice, at the same place.
+fn objects_of(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], index: usize) -> ServiceObjects {
+    let metadata = &services[index].metadata;
+    ServiceObjects {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        service: Some(services[index].clone()),
+        slices: vec![slices[index].clone()],
     }
 }

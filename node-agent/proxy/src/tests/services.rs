@@ -3,7 +3,10 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::json;
 
-use crate::{desired::Node, services::Services};
+use crate::{
+    desired::Node,
+    services::{ServiceObjects, Services},
+};
 
 fn service(name: &str) -> Arc<Service> {
     let object = json!({
@@ -123,4 +126,49 @@ fn zone_changes_services_with_hints_alone() {
     assert_eq!(backends(&services.set_zone(Some("west".to_owned()))), [1]);
     assert!(services.set_zone(Some("west".to_owned())).is_empty(), "nothing new");
     assert_eq!(backends(&services.set_zone(None)), [2]);
+}
+
+/// Thousands of random steps: who hears of the changed services alone knows what one knows who is told everything.
+#[test]
+fn some_services_at_a_time_come_to_the_same_as_all_at_once() {
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let mut state = 7u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let (mut whole, mut by_part) = (services(), services());
+    let mut present: [Option<Arc<Service>>; 6] = Default::default();
+    let mut slices: [Option<Arc<EndpointSlice>>; 6] = Default::default();
+    for _ in 0..3_000 {
+        let index = random(NAMES.len());
+        match random(4) {
+            0 => present[index] = None,
+            1 => present[index] = Some(service(NAMES[index])),
+            2 if slices[index].is_none() => continue,
+            2 => slices[index] = None,
+            _ => {
+                let address = format!("10.0.0.{}", random(4) + 1);
+                slices[index] = Some(slice(NAMES[index], &address, random(2) == 0));
+            }
+        }
+        let all_services: Vec<_> = present.iter().flatten().cloned().collect();
+        let all_slices: Vec<_> = slices.iter().flatten().cloned().collect();
+        let changed = ServiceObjects {
+            namespace: "default".to_owned(),
+            name: NAMES[index].to_owned(),
+            service: present[index].clone(),
+            slices: slices[index].iter().cloned().collect(),
+        };
+        let told = by_part.replace_some(vec![changed], &[]);
+        assert_eq!(whole.replace(&all_services, &all_slices, &[]), told);
+        if random(4) == 0 {
+            let (address, ready) = (format!("10.0.0.{}", random(4) + 1).parse().unwrap(), random(2) == 0);
+            assert_eq!(
+                whole.set_local_readiness(address, ready),
+                by_part.set_local_readiness(address, ready)
+            );
+        }
+        assert_eq!(whole.everything(), by_part.everything());
+    }
 }
