@@ -159,7 +159,8 @@ impl ServicePolicy {
         use std::os::unix::fs::PermissionsExt;
         let found = std::fs::read_to_string(POLICY);
         // One that an interrupted run of ours left is taken over, and so removed.
-        if found.is_ok_and(|text| text != POLICY_TEXT) {
+        let is_absent = found.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        if !is_absent && !found.is_ok_and(|text| text == POLICY_TEXT) {
             return Ok(Self { is_ours: false });
         }
         std::fs::write(POLICY, POLICY_TEXT).with_context(|| format!("cannot write {POLICY}"))?;

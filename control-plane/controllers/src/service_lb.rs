@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -72,6 +73,9 @@ struct Plan {
     lacks: Option<String>,
 }
 
+/// An address that came free while a Service was looked at, or that was only reserved, wakes nobody.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 #[async_trait]
 impl Reconciler for Controller {
     type Key = ObjectKey;
@@ -108,6 +112,7 @@ impl Reconciler for Controller {
                 format!("Failed to allocate an IP: {lacks}"),
             );
             self.state.waiting.lock().insert(key.clone());
+            return Ok(Next::After(LOOK_AGAIN));
         }
         Ok(Next::Done)
     }

@@ -35,8 +35,8 @@ impl Health {
 
     /// Whether the kernel is in step with the API.
     pub(crate) fn is_in_step(&self) -> bool {
-        let (synced, queued) = self.metrics.last_times();
-        is_in_step(synced, queued, Timestamp::now().as_duration().as_secs_f64())
+        let (synced, oldest_queued) = self.metrics.sync_times();
+        is_in_step(synced, oldest_queued, Timestamp::now().as_duration().as_secs_f64())
     }
 
     fn is_eligible(&self) -> bool {
@@ -53,7 +53,7 @@ impl Health {
         let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         count(&self.metrics, status.as_u16());
         let now = Timestamp::now();
-        let (synced, _) = self.metrics.last_times();
+        let (synced, _) = self.metrics.sync_times();
         let synced =
             if self.is_in_step() { now } else { Timestamp::from_second(synced as i64).unwrap_or(now) };
         let body = json!({
@@ -71,9 +71,9 @@ pub(crate) fn answer_metrics(metrics: &Metrics, request: &Request<Incoming>) -> 
     }
 }
 
-fn is_in_step(synced: f64, queued: f64, now: f64) -> bool {
+fn is_in_step(synced: f64, oldest_queued: Option<f64>, now: f64) -> bool {
     // Zero: there was no sync yet.
-    synced > 0.0 && (queued <= synced || now - queued < LATE_SECONDS)
+    synced > 0.0 && oldest_queued.is_none_or(|queued| now - queued < LATE_SECONDS)
 }
 
 fn is_eligible(node: &Node) -> bool {
@@ -88,14 +88,15 @@ mod tests {
     #[test]
     fn health_follows_the_last_sync() {
         #[track_caller]
-        fn check(what: &str, synced: f64, queued: f64, expected: bool) {
-            assert_eq!(is_in_step(synced, queued, 1000.0), expected, "{what}");
+        fn check(what: &str, synced: f64, oldest_queued: Option<f64>, expected: bool) {
+            assert_eq!(is_in_step(synced, oldest_queued, 1000.0), expected, "{what}");
         }
-        check("never synced", 0.0, 0.0, false);
-        check("never synced, asked just now", 0.0, 999.0, false);
-        check("in step for long", 10.0, 9.0, true);
-        check("asked just now", 10.0, 990.0, true);
-        check("asked long ago", 10.0, 900.0, false);
+        check("never synced", 0.0, None, false);
+        check("never synced, asked just now", 0.0, Some(999.0), false);
+        check("in step for long", 10.0, None, true);
+        check("asked just now", 10.0, Some(990.0), true);
+        check("asked long ago", 10.0, Some(900.0), false);
+        check("asked long ago, synced since in vain", 999.0, Some(900.0), false);
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! addresses. With `externalTrafficPolicy: Local` those are the nodes with a ready endpoint.
 //!
 //! An agent that is cut off from the control plane goes on with what it knows, as everything else of the node does:
-//! should the others have given its addresses to another node meanwhile, two answer, and either serves. Only
-//! addresses of `--load-balancer-ip-range` are ever answered for, whatever a Service's status says.
+//! should the others have given its addresses to another node meanwhile, two answer, and either serves. One that
+//! starts while it is cut off knows nothing: the addresses of the run before lapse, and come back with the control
+//! plane. Only addresses of `--load-balancer-ip-range` are ever answered for, whatever a Service's status says.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

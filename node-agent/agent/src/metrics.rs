@@ -33,6 +33,8 @@ struct Inner {
     network_programming: Histogram,
     last_synced: Gauge,
     last_queued: Gauge,
+    /// When the oldest change that no sync has programmed was heard of, in seconds since 1970.
+    oldest_queued: Mutex<Option<f64>>,
     service_changes: IntCounter,
     service_changes_pending: IntGauge,
     endpoint_changes: IntCounter,
@@ -55,6 +57,8 @@ struct Inner {
 
 /// Changes that one sync programs.
 pub(crate) struct Pending {
+    /// In seconds since 1970.
+    begun: f64,
     triggers: Vec<Timestamp>,
     services: i64,
     endpoints: i64,
@@ -88,12 +92,16 @@ impl Metrics {
     }
 
     pub(crate) fn queued(&self) {
-        self.inner.last_queued.set(seconds(Timestamp::now()));
+        let now = seconds(Timestamp::now());
+        self.inner.last_queued.set(now);
+        self.inner.oldest_queued.lock().get_or_insert(now);
     }
 
     /// A sync begins; what it is about to program is told from what comes later.
     pub(crate) fn sync_begins(&self) -> Pending {
         Pending {
+            // First: what comes from here on may be part of this sync or not.
+            begun: seconds(Timestamp::now()),
             triggers: std::mem::take(&mut self.inner.triggers.lock()),
             services: self.inner.service_changes_pending.get(),
             endpoints: self.inner.endpoint_changes_pending.get(),
@@ -105,6 +113,7 @@ impl Metrics {
         let inner = &self.inner;
         inner.sync_duration.observe(took.as_secs_f64());
         inner.last_synced.set(seconds(now));
+        *inner.oldest_queued.lock() = (inner.last_queued.get() > pending.begun).then_some(pending.begun);
         inner.service_changes_pending.sub(pending.services);
         inner.endpoint_changes_pending.sub(pending.endpoints);
         for trigger in pending.triggers {
@@ -167,9 +176,10 @@ impl Metrics {
         self.inner.livez.with_label_values(&[code.to_string().as_str()]).inc();
     }
 
-    /// When a sync last succeeded, and when one was last asked for, in seconds since 1970; 0 for never.
-    pub(crate) fn last_times(&self) -> (f64, f64) {
-        (self.inner.last_synced.get(), self.inner.last_queued.get())
+    /// When a sync last succeeded (0 for never), and when the oldest change came that none has programmed, in seconds
+    /// since 1970.
+    pub(crate) fn sync_times(&self) -> (f64, Option<f64>) {
+        (self.inner.last_synced.get(), *self.inner.oldest_queued.lock())
     }
 
     /// The text of `/metrics`.
@@ -213,6 +223,7 @@ impl Inner {
                 "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
                 "When a sync was last asked for",
             )?,
+            oldest_queued: Mutex::default(),
             service_changes: made
                 .counter("kubeproxy_sync_proxy_rules_service_changes_total", "Changes of Services")?,
             service_changes_pending: made.int_gauge(
@@ -347,6 +358,24 @@ mod tests {
         assert_eq!(metrics.count(&counters(2)), [("drop_no_source_port", 2)], "the maps were made anew");
         let series = r#"hawser_datapath_drops_total{reason="no_source_port"}"#;
         assert_eq!(line(&metrics.render(), series), format!("{series} 47"));
+    }
+
+    #[test]
+    fn change_that_no_sync_programs_grows_old_whatever_comes_after_it() {
+        let metrics = Metrics::new();
+        metrics.synced(metrics.sync_begins(), Duration::ZERO, &[]);
+        assert_eq!(metrics.sync_times().1, None);
+        metrics.service_changed();
+        let (_, oldest) = metrics.sync_times();
+        assert!(oldest.is_some());
+        let pending = metrics.sync_begins();
+        metrics.service_changed();
+        metrics.sync_failed(pending);
+        metrics.service_changed();
+        assert_eq!(metrics.sync_times().1, oldest);
+        let pending = metrics.sync_begins();
+        metrics.synced(pending, Duration::ZERO, &[]);
+        assert_eq!(metrics.sync_times().1, None);
     }
 
     #[test]

@@ -103,11 +103,15 @@ async fn serve(options: Options) -> anyhow::Result<()> {
 
     // A part that ends by itself ends the agent: one that goes on without it would report a node that is well.
     let usage = kubelet.usage_reader();
+    let mut is_serving = true;
     let outcome = tokio::select! {
-        outcome = run_network(&options, &caches, &pod_network, &service_path, &dns, &shutdown) => outcome,
+        outcome = run_network(&options, (&caches, &slices), &pod_network, &service_path, &dns, &shutdown) => outcome,
         () = report_usage(&usage, &session) => Ok(()),
         () = kubelet.ended() => Err(anyhow::anyhow!("a part of the kubelet ended by itself")),
-        _ = &mut serving => Err(anyhow::anyhow!("the kubelet's API ended by itself")),
+        ended = &mut serving => {
+            is_serving = false;
+            Err(anyhow::anyhow!("the kubelet's API ended by itself: {ended:?}"))
+        }
         _ = &mut following => Err(anyhow::anyhow!("the node's caches ended by themselves")),
         () = surroundings.run(&options, &caches, &service_path, pod_network.clone()) => {
             Err(anyhow::anyhow!("what surrounds the service path ended by itself"))
@@ -117,7 +121,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     shutdown.cancel();
     service_path.stop();
     kubelet.stopped().await;
-    if let Err(error) = serving.await {
+    if is_serving && let Err(error) = serving.await {
         warn!(%error, "the kubelet's API panicked");
     }
     info!("node agent ends; pods and their network go on");
@@ -287,7 +291,7 @@ impl Surroundings {
 /// Sets the node's network up as soon as its pod range is known, then keeps it in step until `shutdown`.
 async fn run_network(
     options: &Options,
-    caches: &Caches,
+    (caches, by_service): (&Caches, &Slices),
     pod_network: &AgentNetwork,
     service_path: &ServicePath,
     dns: &Dns,
@@ -301,7 +305,7 @@ async fn run_network(
     info!(?pod_cidrs, "pod range");
     pod_network.provide(Network::start(network_config(options, pod_cidrs.clone())).await?);
     let (services, slices) = (&caches.objects.services, &caches.slices);
-    let service_path_ended = service_path.start(proxy_config(options)?, services, slices)?;
+    let service_path_ended = service_path.start(proxy_config(options)?, services, slices, by_service)?;
 
     let follow_nodes = async {
         loop {

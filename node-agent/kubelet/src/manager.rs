@@ -182,6 +182,9 @@ impl Manager {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(%error, "listing containers panicked");
+                if self.list_again || !self.takeovers.is_empty() {
+                    self.list();
+                }
                 return;
             }
         };

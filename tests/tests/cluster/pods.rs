@@ -245,9 +245,13 @@ spec:
         anyhow::ensure!(phase == "Succeeded", "{phase}");
         Ok(())
     });
-    let log = ns.kubectl("logs talker").expect("its log");
+    // The log's writer may be a moment behind the container's end.
+    let log = eventually(SOON, "its log is whole", || {
+        let log = ns.kubectl("logs talker")?;
+        anyhow::ensure!(log.lines().count() >= 2500, "{} lines", log.lines().count());
+        Ok(log)
+    });
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!(lines.len(), 2500);
     let numbers = lines.iter().map(|line| line[5..10].parse::<usize>().expect("a numbered line"));
     assert!(numbers.eq(1..=2500), "lines are lost, doubled or out of order");
     let tail = ns.kubectl("logs talker --tail=1250").expect("its end");

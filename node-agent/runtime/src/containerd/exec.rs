@@ -198,10 +198,8 @@ impl ExecProcess {
             // Fails when the caller has given up: seen next.
             Ok(stdin) => drop(started.send(Ok((stdin, streams)))),
             Err(error) => {
-                if matches!(error, Error::Timeout { .. } | Error::Unavailable { .. }) {
-                    // It may run all the same.
-                    self.kill().await;
-                }
+                // It may run all the same: an answer is missing, or its input could not be opened.
+                self.kill().await;
                 self.delete().await;
                 let _ = started.send(Err(exec_error(&self.id, error)));
                 return;
