@@ -14,7 +14,7 @@ use crate::{Addr, service::Backend};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
-    /// An address, or the cookie of a network namespace in the machine's order, followed by zeros.
+    /// An address, or the cookie of a network namespace, low word first, followed by zeros.
     pub client: Addr,
     pub service_id: u32,
     /// `CLIENT_*`.
@@ -49,8 +49,7 @@ impl AffinityKey {
 
     #[inline(always)]
     pub const fn netns(cookie: u64, service_id: u32) -> Self {
-        let c = cookie.to_ne_bytes();
-        let client = [c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], 0, 0, 0, 0, 0, 0, 0, 0];
+        let client = Addr::from_words([cookie as u32, (cookie >> 32) as u32, 0, 0]);
         Self { client, service_id, kind: CLIENT_NETNS }
     }
 }

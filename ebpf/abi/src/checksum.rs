@@ -1,5 +1,7 @@
 //! Internet checksums (RFC 1071), as differences (RFC 1624).
 
+use crate::Addr;
+
 /// Folds a 32-bit sum of 16-bit words into 16 bits.
 #[inline(always)]
 pub const fn fold(mut sum: u32) -> u16 {
@@ -20,14 +22,12 @@ pub const fn add(a: u32, b: u32) -> u32 {
 ///
 /// Both are read as 32-bit words in memory order, which is what `bpf_l4_csum_replace` adds up.
 #[inline(always)]
-pub fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
+pub fn difference(from: &Addr, to: &Addr) -> u32 {
     let mut sum = 0;
     let mut index = 0;
-    while index < 16 {
-        let old = u32::from_ne_bytes([from[index], from[index + 1], from[index + 2], from[index + 3]]);
-        let new = u32::from_ne_bytes([to[index], to[index + 1], to[index + 2], to[index + 3]]);
-        sum = add(add(sum, !old), new);
-        index += 4;
+    while index < 4 {
+        sum = add(add(sum, !from.words()[index]), to.words()[index]);
+        index += 1;
     }
     sum
 }
@@ -71,7 +71,8 @@ mod tests {
             let old: [u8; 16] = core::array::from_fn(|_| random());
             let new: [u8; 16] = core::array::from_fn(|_| if random() < 128 { 0 } else { random() });
             // RFC 1624: the new checksum is the complement of the old sum with the difference added.
-            let updated = !fold(add(u32::from(sum(&old)), u32::from(fold(difference(&old, &new)))));
+            let updated =
+                !fold(add(u32::from(sum(&old)), u32::from(fold(difference(&old.into(), &new.into())))));
             let computed = !sum(&new);
             // Both zeros of one's complement are the same sum.
             assert!(updated == computed || (updated ^ computed == 0xffff && (updated == 0 || computed == 0)));
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     fn nothing_replaced_is_no_difference() {
-        let addr = [7; 16];
+        let addr = Addr::from([7; 16]);
         assert!(matches!(fold(difference(&addr, &addr)), 0 | 0xffff));
     }
 }

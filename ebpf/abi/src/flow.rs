@@ -1,14 +1,13 @@
-//! Flows of the packet path: one object per flow, reached through two indexes, one per direction.
+//! Flows of the packet path: one object per flow, reached through two index entries, one per direction.
 //!
-//! Objects live in the array `FLOWS`; `FLOW_INDEX` maps the tuple of each direction to a slot and a generation. Taking
-//! a slot for another flow raises its generation, which makes both indexes stale at the same moment: there is never
-//! half a flow. A slot is found by probing a few places that the tuple's hash chooses.
+//! A slot that is taken by another flow raises its generation, which makes both entries stale at the same moment: there
+//! is never half a flow. How flows are found, entered and given up is `flow_table`'s.
 
 use crate::{Addr, service::Endpoint};
 
-/// Key of `FLOW_INDEX`: a packet's tuple as it arrives, in either direction.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// A packet's tuple as it arrives, in either direction.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub struct FlowKey {
     pub source: Addr,
     pub destination: Addr,
@@ -21,10 +20,8 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
-/// Value of `FLOW_INDEX`: generation, slot and direction in one word, so that an entry changes as a whole.
-///
-/// An entry that has gone stale is first exchanged for [`FlowRef::REMOVED`], atomically, and removed by the CPU that
-/// did so and by no other: nobody removes an entry that was made meanwhile.
+/// Entry of `FLOW_INDEX`: slot, direction, a part of the tuple's hash and generation in one word, so that an entry
+/// changes as a whole. 0 for an entry that is free: generations start at 1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowRef {
@@ -33,20 +30,25 @@ pub struct FlowRef {
 const _: () = assert!(size_of::<FlowRef>() == 8);
 
 const SLOT_BITS: u32 = 24;
-const GENERATION_SHIFT: u32 = SLOT_BITS + 1;
+const TAG_SHIFT: u32 = SLOT_BITS + 1;
+const TAG_BITS: u32 = 15;
+const GENERATION_SHIFT: u32 = TAG_SHIFT + TAG_BITS;
+const TAG_MASK: u64 = ((1 << TAG_BITS) - 1) << TAG_SHIFT;
 const _: () = assert!(FLOW_SLOTS <= 1 << SLOT_BITS);
 
-/// Generations count from 1 to this and begin again: at a million new flows a second in a single slot, after six days
-/// in which that slot's index entries would have had to be left behind. They are removed when the slot is taken.
+/// Generations count from 1 to this and begin again. Entries of a generation that is over are removed when it ends, so
+/// one that comes again meets none of the last time.
 pub const LAST_GENERATION: u64 = (1 << (64 - GENERATION_SHIFT)) - 1;
 
 impl FlowRef {
-    /// Marks an entry that its finder is about to remove. No flow has this reference: generations start at 1.
-    pub const REMOVED: Self = Self { word: 0 };
+    /// An entry that is free.
+    pub const FREE: Self = Self { word: 0 };
 
+    /// `hash` is that of the tuple.
     #[inline(always)]
-    pub const fn new(slot: u32, generation: u64, direction: u32) -> Self {
-        Self { word: generation << GENERATION_SHIFT | (direction as u64) << SLOT_BITS | slot as u64 }
+    pub const fn new(slot: u32, direction: u32, generation: u64, hash: u64) -> Self {
+        let place = (direction as u64) << SLOT_BITS | slot as u64;
+        Self { word: generation << GENERATION_SHIFT | (hash >> TAG_SHIFT << TAG_SHIFT) & TAG_MASK | place }
     }
 
     #[inline(always)]
@@ -64,7 +66,28 @@ impl FlowRef {
     pub const fn direction(self) -> u32 {
         (self.word >> SLOT_BITS & 1) as u32
     }
+
+    /// Tells whether the entry may be that of a tuple with this hash. One free entry in 32,768 seems so too.
+    #[inline(always)]
+    pub const fn may_be_of(self, hash: u64) -> bool {
+        (self.word ^ hash) & TAG_MASK == 0
+    }
 }
+
+/// Entries that are looked at together: a cache line.
+pub const FLOW_WAYS: usize = 8;
+
+/// Value of `FLOW_INDEX`: the entries of the tuples that a hash leads to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowBucket {
+    pub entries: [FlowRef; FLOW_WAYS],
+}
+const _: () = assert!(size_of::<FlowBucket>() == 64);
+
+/// Size of `FLOW_INDEX`, a power of two: a table that is full fills a quarter of the entries, so that one bucket in
+/// four thousand has more tuples than entries.
+pub const FLOW_BUCKETS: u32 = FLOW_SLOTS;
 
 /// Returns the generation of the next flow in a slot.
 #[inline(always)]
@@ -91,24 +114,44 @@ pub struct Flow {
     pub service_id: u32,
     /// The frontend's generation when the backend was last seen to be a member.
     pub frontend_generation: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// What a TCP client acknowledges first: the backend's first sequence number and one. Of an answered flow.
+    pub expected_ack: u32,
+    /// Always 0. Two cache lines together.
+    pub pad: [u32; 4],
 }
-const _: () = assert!(size_of::<Flow>() == 112);
+const _: () = assert!(size_of::<Flow>() == 128);
 
-/// The backend has answered.
+/// Both ends are there: a TCP client has acknowledged what the backend answered, a UDP client has sent again after it.
+/// Who sends with another's address does not see the answers, and gets no flow so far.
 pub const FLOW_CONFIRMED: u32 = 1 << 0;
-/// A FIN or RST was seen in either direction.
-pub const FLOW_CLOSING: u32 = 1 << 1;
-/// The source was replaced: packets leave the node for another one.
+/// The backend has answered.
+pub const FLOW_ANSWERED: u32 = 1 << 1;
+/// The source was replaced, by an address of the node's or a port that no other flow of the client has.
 pub const FLOW_SNAT: u32 = 1 << 2;
+/// The client asked for the backend itself, from a port from which a service's flow leads there. Has a source of its
+/// own, so that the backend's replies to both can be told apart.
+pub const FLOW_DIRECT: u32 = 1 << 3;
+/// The backend has a connection of the client's that is none of this flow's: a direct one from the same port, which is
+/// older. Its packets are left alone.
+pub const FLOW_FOREIGN: u32 = 1 << 4;
+/// The client has sent its last byte.
+pub const FLOW_FIN_FORWARD: u32 = 1 << 5;
+/// The backend has sent its last byte.
+pub const FLOW_FIN_REPLY: u32 = 1 << 6;
+/// The client's last packet was a reset.
+pub const FLOW_RST_FORWARD: u32 = 1 << 7;
+/// The backend's last packet was a reset.
+pub const FLOW_RST_REPLY: u32 = 1 << 8;
 
 /// Size of `FLOWS`, a power of two.
 pub const FLOW_SLOTS: u32 = 1 << 16;
 const _: () = assert!(FLOW_SLOTS.is_power_of_two());
 
-/// Places that are tried for a new flow. Bounds the verifier's work too.
-pub const FLOW_PROBES: u32 = 8;
+/// Slots that are tried for a new flow, from where its hash leads. With nine of ten slots in use, one flow in a thousand
+/// finds none.
+pub const FLOW_PROBES: u32 = 64;
+/// After so many, a slot whose flow has not been answered will do.
+pub const FLOW_PROBES_KIND: u32 = 8;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// An unanswered flow. TCP's own third SYN comes after 3 s, its fourth after 7 s.
@@ -117,8 +160,14 @@ pub const UNCONFIRMED_NS: u64 = 30 * SECOND_NS;
 pub const UDP_IDLE_NS: u64 = 120 * SECOND_NS;
 /// TCP after its last packet: twice the default keep-alive time.
 pub const TCP_IDLE_NS: u64 = 4 * 3600 * SECOND_NS;
-/// TCP after FIN or RST: as long as TIME_WAIT.
-pub const TCP_CLOSING_NS: u64 = 60 * SECOND_NS;
+/// TCP of which one end has sent all: the other may have more to send, and takes its time.
+pub const TCP_HALF_CLOSED_NS: u64 = 3600 * SECOND_NS;
+/// TCP after a reset of the client's, which anybody could have sent: as long as TIME_WAIT.
+pub const TCP_RESET_NS: u64 = 60 * SECOND_NS;
+/// TCP after its end.
+pub const TCP_CLOSED_NS: u64 = 10 * SECOND_NS;
+/// TCP after its end, when another flow wants its tuple.
+pub const TCP_REUSE_NS: u64 = 2 * SECOND_NS;
 
 /// Tells whether a flow has been idle for so long that its slot may be taken, or was given up (last seen at 0).
 #[inline(always)]
@@ -127,8 +176,12 @@ pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
         UNCONFIRMED_NS
     } else if flow.forward.protocol != crate::IPPROTO_TCP {
         UDP_IDLE_NS
-    } else if flow.flags & FLOW_CLOSING != 0 {
-        TCP_CLOSING_NS
+    } else if flow.is_closed() {
+        TCP_CLOSED_NS
+    } else if flow.flags & FLOW_RST_FORWARD != 0 {
+        TCP_RESET_NS
+    } else if flow.flags & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY) != 0 {
+        TCP_HALF_CLOSED_NS
     } else {
         TCP_IDLE_NS
     };
@@ -158,23 +211,68 @@ impl FlowKey {
         Endpoint::new(self.destination, self.destination_port_be)
     }
 
-    /// Mixes the tuple into 32 bits. Spreads flows over slots; not a defence against chosen tuples by itself, which
-    /// is why an established flow never gives way.
+    /// Mixes the tuple into 64 bits. `seed` is the node's secret: who does not know it cannot choose tuples that
+    /// meet in one bucket.
     #[inline(always)]
-    pub const fn hash(&self) -> u32 {
-        let mut hash = 0x9e37_79b9u32 ^ self.protocol as u32;
-        hash = mix(hash, (self.source_port_be as u32) << 16 | self.destination_port_be as u32);
-        let mut index = 0;
-        while index < 16 {
-            hash = mix(hash, word(&self.source, index));
-            hash = mix(hash, word(&self.destination, index));
-            index += 4;
+    pub fn hash(&self, seed: u64) -> u64 {
+        let mut hash = seed;
+        for word in self.words() {
+            hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 32;
         }
-        hash ^= hash >> 16;
-        hash = hash.wrapping_mul(0x85eb_ca6b);
-        hash ^ (hash >> 13)
+        hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        hash ^ hash >> 32
+    }
+
+    /// Returns the tuple of packets that go the other way.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.destination_endpoint(), self.source_endpoint(), self.protocol)
+    }
+
+    #[expect(unsafe_code, reason = "one load a word, not one a byte")]
+    #[inline(always)]
+    fn words(&self) -> &[u64; 5] {
+        // SAFETY: the same size and alignment, no padding, and every bit pattern is a value.
+        unsafe { &*(&raw const *self).cast() }
     }
 }
+
+// By words, without branches: most of what is compared is equal.
+impl PartialEq for FlowKey {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.words(), other.words());
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) == 0
+    }
+}
+
+impl Eq for FlowKey {}
+
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
+
+/// What flows look at of a TCP header, in the machine's order. All zero for a UDP datagram.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    pub sequence: u32,
+    pub acknowledgement: u32,
+    /// `TCP_*`.
+    pub flags: u32,
+}
+
+impl Segment {
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags as u32 == flags as u32
+    }
+}
+
+/// A client may acknowledge data that came with the backend's first packet or right behind it (RFC 7413).
+const FIRST_ACK_WINDOW: u32 = 0xffff;
 
 impl Flow {
     /// Returns the tuple that packets of `direction` become when it is turned round: the other direction's.
@@ -182,16 +280,57 @@ impl Flow {
     pub const fn opposite(&self, direction: u32) -> &FlowKey {
         if direction == DIRECTION_FORWARD { &self.reply } else { &self.forward }
     }
-}
 
-#[inline(always)]
-const fn mix(hash: u32, word: u32) -> u32 {
-    (hash ^ word).wrapping_mul(0xcc9e_2d51).rotate_left(15)
-}
+    /// Tells whether nothing more is to come: both ends have sent all, or the backend knows no such connection.
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        let fins = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+        self.flags & fins == fins || self.flags & FLOW_RST_REPLY != 0
+    }
 
-#[inline(always)]
-const fn word(addr: &Addr, index: usize) -> u32 {
-    u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]])
+    /// Tells whether another flow may have the tuple: this one is over, and for long enough.
+    #[inline(always)]
+    pub const fn is_reusable(&self, now_ns: u64) -> bool {
+        let idle_ns = now_ns.saturating_sub(self.last_seen_ns);
+        is_expired(self, now_ns) || self.is_closed() && idle_ns > TCP_REUSE_NS
+    }
+
+    /// Returns the flags after a packet of `direction` was seen. [`FLOW_FOREIGN`] may be new among them.
+    #[inline(always)]
+    pub const fn flags_after(&self, direction: u32, segment: &Segment) -> u32 {
+        let flags = self.flags;
+        let is_reply = direction == DIRECTION_REPLY;
+        if self.forward.protocol != crate::IPPROTO_TCP {
+            return match (is_reply, flags & FLOW_ANSWERED != 0) {
+                (true, _) => flags | FLOW_ANSWERED,
+                (false, true) => flags | FLOW_CONFIRMED,
+                (false, false) => flags,
+            };
+        }
+        let mut flags = flags & !(FLOW_RST_FORWARD | FLOW_RST_REPLY);
+        if segment.has(TCP_RST) {
+            flags |= if is_reply { FLOW_RST_REPLY } else { FLOW_RST_FORWARD };
+        }
+        if segment.has(TCP_FIN) {
+            flags |= if is_reply { FLOW_FIN_REPLY } else { FLOW_FIN_FORWARD };
+        }
+        if flags & FLOW_CONFIRMED != 0 {
+            return flags;
+        }
+        if is_reply {
+            if segment.has(TCP_SYN | TCP_ACK) {
+                flags |= FLOW_ANSWERED;
+            } else if flags & (FLOW_ANSWERED | FLOW_SNAT) == 0 && !segment.has(TCP_RST) {
+                flags |= FLOW_FOREIGN;
+            }
+        } else if flags & FLOW_ANSWERED != 0 && segment.has(TCP_ACK) {
+            let ahead = segment.acknowledgement.wrapping_sub(self.expected_ack);
+            if ahead <= FIRST_ACK_WINDOW {
+                flags |= FLOW_CONFIRMED;
+            }
+        }
+        flags
+    }
 }
 
 #[cfg(test)]
@@ -211,28 +350,124 @@ mod tests {
             assert!(is_expired(&Flow { last_seen_ns: 0, ..flow }, 1), "{what}: given up, right after boot");
         }
         check("TCP without answer", IPPROTO_TCP, 0, UNCONFIRMED_NS);
+        check("TCP with an answer alone", IPPROTO_TCP, FLOW_ANSWERED, UNCONFIRMED_NS);
         check("UDP without answer", IPPROTO_UDP, 0, UNCONFIRMED_NS);
         check("UDP", IPPROTO_UDP, FLOW_CONFIRMED, UDP_IDLE_NS);
         check("TCP", IPPROTO_TCP, FLOW_CONFIRMED, TCP_IDLE_NS);
-        check("TCP at its end", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_CLOSING, TCP_CLOSING_NS);
+        check("TCP half closed", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_FIN_REPLY, TCP_HALF_CLOSED_NS);
+        check("TCP reset by the client", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_RST_FORWARD, TCP_RESET_NS);
+        check("TCP reset by the backend", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_RST_REPLY, TCP_CLOSED_NS);
+        let fins = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+        check("TCP at its end", IPPROTO_TCP, FLOW_CONFIRMED | fins, TCP_CLOSED_NS);
+    }
+
+    /// A flow that sees one packet after the other: direction, flags, sequence and acknowledgement numbers.
+    fn after(protocol: u8, packets: &[(u32, u8, u32, u32)]) -> Flow {
+        let mut flow = Flow { last_seen_ns: 1, ..Flow::default() };
+        flow.forward.protocol = protocol;
+        for (direction, flags, sequence, acknowledgement) in packets {
+            let segment =
+                Segment { sequence: *sequence, acknowledgement: *acknowledgement, flags: u32::from(*flags) };
+            let flags = flow.flags_after(*direction, &segment);
+            if flags & FLOW_ANSWERED != 0 && segment.has(TCP_SYN | TCP_ACK) {
+                flow.expected_ack = segment.sequence.wrapping_add(1);
+            }
+            flow.flags = flags;
+        }
+        flow
+    }
+
+    const FORWARD: u32 = DIRECTION_FORWARD;
+    const REPLY: u32 = DIRECTION_REPLY;
+
+    #[test]
+    fn flow_is_confirmed_by_a_client_that_saw_the_answer() {
+        let answered = [(FORWARD, TCP_SYN, 7, 0), (REPLY, TCP_SYN | TCP_ACK, u32::MAX, 8)];
+        assert_eq!(after(IPPROTO_TCP, &answered).flags, FLOW_ANSWERED);
+        let then = |packet| after(IPPROTO_TCP, &[answered[0], answered[1], packet]).flags;
+        assert_eq!(then((FORWARD, TCP_ACK, 8, 0)), FLOW_ANSWERED | FLOW_CONFIRMED);
+        assert_eq!(then((FORWARD, TCP_ACK, 8, 1460)), FLOW_ANSWERED | FLOW_CONFIRMED, "data was quick");
+        assert_eq!(then((FORWARD, TCP_ACK, 8, u32::MAX)), FLOW_ANSWERED, "nobody's number");
+        assert_eq!(then((FORWARD, TCP_SYN, 7, 0)), FLOW_ANSWERED, "sent again");
+    }
+
+    #[test]
+    fn udp_flow_is_confirmed_by_a_client_that_sends_again() {
+        let sent = (FORWARD, 0, 0, 0);
+        let answer = (REPLY, 0, 0, 0);
+        assert_eq!(after(IPPROTO_UDP, &[sent, sent]).flags, 0);
+        assert_eq!(after(IPPROTO_UDP, &[sent, answer, answer]).flags, FLOW_ANSWERED);
+        assert_eq!(after(IPPROTO_UDP, &[sent, answer, sent]).flags, FLOW_ANSWERED | FLOW_CONFIRMED);
+    }
+
+    #[test]
+    fn flow_is_closed_by_both_ends_or_by_the_backends_reset() {
+        let open = [(FORWARD, TCP_SYN, 0, 0), (REPLY, TCP_SYN | TCP_ACK, 0, 1), (FORWARD, TCP_ACK, 1, 1)];
+        let closed = |more: &[(u32, u8, u32, u32)]| {
+            let mut packets = [(FORWARD, TCP_ACK, 1, 1); 8];
+            packets[..3].copy_from_slice(&open);
+            packets[3..3 + more.len()].copy_from_slice(more);
+            after(IPPROTO_TCP, &packets[..3 + more.len()]).is_closed()
+        };
+        let fin = TCP_FIN | TCP_ACK;
+        assert!(!closed(&[]));
+        assert!(!closed(&[(FORWARD, fin, 1, 1)]));
+        assert!(!closed(&[(REPLY, fin, 1, 1), (FORWARD, TCP_ACK, 1, 2)]));
+        assert!(closed(&[(REPLY, fin, 1, 1), (FORWARD, fin, 1, 2), (REPLY, TCP_ACK, 2, 2)]));
+        assert!(closed(&[(REPLY, TCP_RST, 1, 0)]));
+        assert!(!closed(&[(FORWARD, TCP_RST, 1, 0)]), "anybody could have sent it");
+        assert!(!closed(&[(REPLY, TCP_RST, 1, 0), (REPLY, TCP_ACK, 1, 1)]), "it goes on");
+    }
+
+    #[test]
+    fn answer_to_nobodys_question_is_an_older_connections() {
+        let sent = (FORWARD, TCP_SYN, 7, 0);
+        assert_eq!(after(IPPROTO_TCP, &[sent, (REPLY, TCP_ACK, 1, 1)]).flags, FLOW_FOREIGN);
+        assert_eq!(after(IPPROTO_TCP, &[sent, (REPLY, TCP_RST, 0, 8)]).flags, FLOW_RST_REPLY);
+    }
+
+    #[test]
+    fn tuple_can_be_reused_soon_after_the_end() {
+        let fins = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+        let mut flow = Flow { last_seen_ns: 1, flags: FLOW_CONFIRMED | fins, ..Flow::default() };
+        flow.forward.protocol = IPPROTO_TCP;
+        assert!(!flow.is_reusable(1 + TCP_REUSE_NS));
+        assert!(flow.is_reusable(2 + TCP_REUSE_NS));
+        flow.flags &= !FLOW_FIN_REPLY;
+        assert!(!flow.is_reusable(2 + TCP_REUSE_NS));
     }
 
     #[test]
     fn reference_holds_all_of_its_parts() {
-        for (slot, generation, direction) in [
-            (0, 1, DIRECTION_FORWARD),
-            (FLOW_SLOTS - 1, LAST_GENERATION, DIRECTION_REPLY),
-            ((1 << SLOT_BITS) - 1, 0x12_3456_789a, DIRECTION_REPLY),
+        for (slot, generation, direction, hash) in [
+            (0, 1, DIRECTION_FORWARD, 0),
+            (FLOW_SLOTS - 1, LAST_GENERATION, DIRECTION_REPLY, u64::MAX),
+            ((1 << SLOT_BITS) - 1, 0x12_3456, DIRECTION_REPLY, 0x0123_4567_89ab_cdef),
         ] {
-            let reference = FlowRef::new(slot, generation, direction);
+            let reference = FlowRef::new(slot, direction, generation, hash);
             assert_eq!(
                 (reference.slot(), reference.generation(), reference.direction()),
                 (slot, generation, direction)
             );
-            assert_ne!(reference, FlowRef::REMOVED);
+            assert!(reference.may_be_of(hash));
+            assert!(!reference.may_be_of(hash ^ 1 << TAG_SHIFT));
+            assert_ne!(reference, FlowRef::FREE);
         }
         assert_eq!(next_generation(0), 1);
         assert_eq!(next_generation(LAST_GENERATION), 1);
+    }
+
+    #[test]
+    fn tuples_are_equal_by_every_field() {
+        let endpoint = |last, port: u16| Endpoint::new(v4_mapped([10, 0, 0, last]), port.to_be());
+        let key = FlowKey::new(endpoint(1, 4000), endpoint(2, 80), IPPROTO_TCP);
+        assert_eq!(key, key.reversed().reversed());
+        assert_ne!(key, key.reversed());
+        assert_ne!(key, FlowKey::new(endpoint(3, 4000), endpoint(2, 80), IPPROTO_TCP));
+        assert_ne!(key, FlowKey::new(endpoint(1, 4001), endpoint(2, 80), IPPROTO_TCP));
+        assert_ne!(key, FlowKey::new(endpoint(1, 4000), endpoint(3, 80), IPPROTO_TCP));
+        assert_ne!(key, FlowKey::new(endpoint(1, 4000), endpoint(2, 81), IPPROTO_TCP));
+        assert_ne!(key, FlowKey::new(endpoint(1, 4000), endpoint(2, 80), IPPROTO_UDP));
     }
 
     #[test]
@@ -253,14 +488,33 @@ mod tests {
 
     #[test]
     fn hash_spreads_neighbouring_tuples() {
-        let mut buckets = [0u32; 256];
-        for port in 0..u16::MAX {
-            let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
-            let service = Endpoint::new(v4_mapped([10, 0, 0, 2]), 80u16.to_be());
-            let hash = FlowKey::new(client, service, IPPROTO_TCP).hash();
-            buckets[(hash & 0xff) as usize] += 1;
+        // Buckets, tags and the slots that are tried first are different bits.
+        for (what, shift) in [("bucket", 0), ("tag", TAG_SHIFT), ("slot", 40)] {
+            let mut counts = [0u32; 256];
+            for port in 0..u16::MAX {
+                let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
+                let service = Endpoint::new(v4_mapped([10, 0, 0, 2]), 80u16.to_be());
+                let hash = FlowKey::new(client, service, IPPROTO_TCP).hash(0x1234_5678_9abc_def0);
+                counts[(hash >> shift & 0xff) as usize] += 1;
+            }
+            // 256 each on average; a Poisson spread stays well within half and one and a half of that.
+            assert!(counts.iter().all(|count| (128..384).contains(count)), "{what}: {counts:?}");
         }
-        // 256 a bucket on average; a Poisson spread stays well within half and one and a half of that.
-        assert!(buckets.iter().all(|count| (128..384).contains(count)), "{buckets:?}");
+    }
+
+    #[test]
+    fn seed_decides_who_meets_whom() {
+        let hash = |port: u16, seed| {
+            let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
+            FlowKey::new(client, client, IPPROTO_TCP).hash(seed) as u32 % FLOW_BUCKETS
+        };
+        let meet = |a: u16, b: u16, seed| hash(a, seed) == hash(b, seed);
+        let pairs = (0..400u16).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let (mut met, mut again) = (0, 0);
+        for (a, b) in pairs.filter(|(a, b)| meet(*a, *b, 1)) {
+            met += 1;
+            again += u32::from(meet(a, b, 2));
+        }
+        assert!(met > 0 && again < met, "{again} of {met}");
     }
 }

@@ -2,16 +2,18 @@
 //! that both sides must take alike.
 //!
 //! Everything here is plain data of fixed layout: `repr(C)`, integers, explicit zeroed padding, a size assertion.
-//! Addresses are 128 bits in network order, IPv4 as `::ffff:a.b.c.d`, so that there is one code path for both
-//! families. Fields whose name ends in `_be` are in network order, all others in the machine's.
+//! Addresses are 128 bits ([`Addr`]). Fields whose name ends in `_be` are in network order, all others in the machine's.
 //!
 //! Pinned maps outlive the process that made them. A change of any layout raises [`LAYOUT_VERSION`]; the agent
 //! compares it before it adopts what it finds.
 #![no_std]
 
+pub mod addr;
 pub mod affinity;
 pub mod checksum;
 pub mod flow;
+#[expect(unsafe_code, reason = "memory that other CPUs write to is reached by pointers")]
+pub mod flow_table;
 pub mod fragment;
 pub mod icmp;
 pub mod maglev;
@@ -21,8 +23,9 @@ pub mod reason;
 pub mod service;
 pub mod socket;
 
+pub use addr::{Addr, v4_mapped};
 pub use affinity::{Affinity, AffinityKey};
-pub use flow::{Flow, FlowKey, FlowRef};
+pub use flow::{Flow, FlowBucket, FlowKey, FlowRef};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use maglev::MaglevBlock;
 pub use pod::{PodLink, Range};
@@ -32,15 +35,12 @@ pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
 pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
 
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_ICMPV6: u8 = 58;
-
-/// An address of either family, network order, IPv4 as `::ffff:a.b.c.d`.
-pub type Addr = [u8; 16];
 
 /// Settings of the node, the one entry of `SETTINGS`. The agent writes, the programs read.
 #[repr(C)]
@@ -53,6 +53,8 @@ pub struct Settings {
     pub flags: u32,
     /// Always 0.
     pub pad: u32,
+    /// Secret of the node that its flows are hashed with. Never changes while there are flows.
+    pub flow_seed: u64,
     /// Cookie of the node's own network namespace. Node ports on loopback are served in it alone.
     pub node_netns_cookie: u64,
     /// Source of packets that the node sends on to backends of other nodes. All zero: none of that family.
@@ -61,7 +63,7 @@ pub struct Settings {
     /// Ranges of the cluster's pods: packets among them need nothing of the host.
     pub pod_ranges: [Range; pod::RANGES],
 }
-const _: () = assert!(size_of::<Settings>() == 56 + 32 * pod::RANGES);
+const _: () = assert!(size_of::<Settings>() == 64 + 32 * pod::RANGES);
 
 /// Programs move packets to and from pods themselves, where they can.
 pub const SETTINGS_SHORT_WAYS: u32 = 1 << 0;
@@ -72,45 +74,9 @@ pub const SNAT_PORT_FIRST: u16 = 61_000;
 /// Number of ports from [`SNAT_PORT_FIRST`] on: to 65535.
 pub const SNAT_PORT_COUNT: u16 = 4_536;
 
-/// Maps an IPv4 address in network order (as the kernel's context fields have it) into [`Addr`].
-#[inline(always)]
-pub const fn v4_mapped(octets: [u8; 4]) -> Addr {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, octets[0], octets[1], octets[2], octets[3]]
-}
-
-/// Tells whether `addr` is an IPv4 address in its mapped form.
-#[inline(always)]
-pub const fn is_v4(addr: &Addr) -> bool {
-    let mut zero = 0;
-    let mut index = 0;
-    while index < 10 {
-        zero |= addr[index];
-        index += 1;
-    }
-    zero == 0 && addr[10] == 0xff && addr[11] == 0xff
-}
-
-/// Returns the four octets of a mapped IPv4 address.
-#[inline(always)]
-pub const fn v4_octets(addr: &Addr) -> [u8; 4] {
-    [addr[12], addr[13], addr[14], addr[15]]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mapped_addresses_are_told_from_others() {
-        let addr = v4_mapped([192, 0, 2, 1]);
-        assert!(is_v4(&addr));
-        assert_eq!(v4_octets(&addr), [192, 0, 2, 1]);
-        for byte in 0..12 {
-            let mut other = addr;
-            other[byte] ^= 1;
-            assert!(!is_v4(&other), "byte {byte}");
-        }
-    }
 
     #[test]
     fn every_reason_has_a_name() {

@@ -56,11 +56,10 @@ pub const fn entry_of(frontend: &Frontend, hash: u32) -> (u32, u32) {
 const fn address_hash(addr: &Addr) -> u32 {
     let mut hash = 0x5bd1_e995;
     let mut index = 0;
-    while index < 16 {
+    while index < 4 {
         // Big-endian: nodes of either byte order agree.
-        let word = u32::from_be_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]]);
-        hash = mix(hash, word);
-        index += 4;
+        hash = mix(hash, u32::from_be(addr.words()[index]));
+        index += 1;
     }
     hash
 }

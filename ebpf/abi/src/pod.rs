@@ -42,21 +42,22 @@ impl Range {
             0 => 0,
             len => u128::MAX << (128 - len.min(128)),
         };
-        Self { addr: (u128::from_be_bytes(addr) & mask).to_be_bytes(), mask: mask.to_be_bytes() }
+        Self {
+            addr: (u128::from_be_bytes(addr.octets()) & mask).to_be_bytes().into(),
+            mask: mask.to_be_bytes().into(),
+        }
     }
 
     #[inline(always)]
     pub fn contains(&self, addr: &Addr) -> bool {
+        let (addr, own, mask) = (addr.words(), self.addr.words(), self.mask.words());
         let mut different = 0;
         let mut used = 0;
         let mut index = 0;
-        while index < 16 {
-            let word = |addr: &Addr| {
-                u32::from_ne_bytes([addr[index], addr[index + 1], addr[index + 2], addr[index + 3]])
-            };
-            different |= (word(addr) ^ word(&self.addr)) & word(&self.mask);
-            used |= word(&self.mask);
-            index += 4;
+        while index < 4 {
+            different |= (addr[index] ^ own[index]) & mask[index];
+            used |= mask[index];
+            index += 1;
         }
         used != 0 && different == 0
     }
@@ -78,21 +79,10 @@ mod tests {
         let v4 = |last: [u8; 4]| v4_mapped(last);
         check(v4([10, 244, 0, 0]), 96 + 16, v4([10, 244, 255, 1]), v4([10, 245, 0, 1]));
         check(v4([10, 244, 1, 7]), 128, v4([10, 244, 1, 7]), v4([10, 244, 1, 6]));
-        check(v4([0; 4]), 96, v4([255; 4]), [0xfd; 16]);
-        let mut v6 = [0; 16];
-        v6[0] = 0xfd;
-        let mut neighbour = v6;
-        neighbour[7] = 1;
-        check(
-            v6,
-            64,
-            {
-                let mut last = v6;
-                last[15] = 9;
-                last
-            },
-            neighbour,
-        );
-        assert!(!Range::default().contains(&v6), "not in use");
+        check(v4([0; 4]), 96, v4([255; 4]), Addr::from([0xfd; 16]));
+        let v6 =
+            |seventh: u8, last: u8| Addr::from([0xfd, 0, 0, 0, 0, 0, 0, seventh, 0, 0, 0, 0, 0, 0, 0, last]);
+        check(v6(0, 0), 64, v6(0, 9), v6(1, 0));
+        assert!(!Range::default().contains(&v6(0, 0)), "not in use");
     }
 }

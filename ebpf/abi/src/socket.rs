@@ -1,6 +1,6 @@
 //! What a socket remembers of the services it talks to, in socket-local storage.
 
-use crate::service::Endpoint;
+use crate::{Addr, service::Endpoint};
 
 /// Value of `CONNECTED`: the service that a connected socket (TCP, UDP) asked for.
 #[repr(C)]
@@ -66,7 +66,7 @@ impl OverflowKey {
     pub const fn by_number(socket_cookie: u64, number: u32) -> Self {
         Self {
             socket_cookie,
-            endpoint: Endpoint { addr: [0; 16], port_be: 0, pad: 0 },
+            endpoint: Endpoint { addr: Addr::UNSPECIFIED, port_be: 0, pad: 0 },
             kind: OVERFLOW_BY_NUMBER | number << 8,
         }
     }

@@ -12,6 +12,7 @@ use aya_ebpf::{
 };
 use hawser_ebpf_abi::{
     IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, Reason, checksum,
+    flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     icmp::{
         ANSWERS_PER_SECOND, V4_FRAGMENTATION_NEEDED, V4_PORT, V4_TIME_EXCEEDED, V4_UNREACHABLE,
         V6_PACKET_TOO_BIG, V6_PORT, V6_TIME_EXCEEDED, V6_UNREACHABLE,
@@ -21,11 +22,9 @@ use hawser_ebpf_abi::{
 use crate::{
     count::count,
     flows,
+    forward::finish,
     maps::ANSWERS,
-    packet::{
-        ETH_LEN, IPV4_LEN, IPV6_LEN, PASS, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, ifindex, is_for_host,
-        load,
-    },
+    packet::{ETH_LEN, IPV4_LEN, IPV6_LEN, PASS, Packet, ifindex, is_for_host, load, scratch},
 };
 
 const HOP_LIMIT: u8 = 64;
@@ -33,13 +32,21 @@ const TCP_LEN: usize = 20;
 const ICMP_LEN: usize = 8;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Refuses a packet for a service without backend.
+/// Refuses the scratch's packet: its service has no backend.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_refuse(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
+    let Some(packet) = scratch() else { return PASS };
+    finish(refuse(&ctx, packet))
+}
+
 #[inline(always)]
-pub(crate) fn refuse(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+fn refuse(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
     if !is_for_host(ctx) {
         return Ok(PASS);
     }
-    if !packet.is_plain() || !packet.is_whole() || packet.tcp_flags() & TCP_RST != 0 {
+    if !packet.is_plain() || !packet.is_whole() || packet.segment.has(TCP_RST) {
         return Err(Reason::DropNoBackend);
     }
     let verdict = if packet.tuple.protocol == IPPROTO_TCP {
@@ -152,7 +159,7 @@ fn icmp_v4(skb: *mut __sk_buff, packet: &Packet, [kind, code]: [u8; 2], rest: u3
     header_v4(&mut words, packet, LEN, IPPROTO_ICMP);
     words[5] = u32::from_ne_bytes([kind, code, 0, 0]);
     words[6] = rest;
-    words[5] |= finish(checksum::sum_words(0, &words[5..]));
+    words[5] |= complement(checksum::sum_words(0, &words[5..]));
     send_back(&ctx, &words)
 }
 
@@ -168,7 +175,7 @@ fn icmp_v6(skb: *mut __sk_buff, packet: &Packet, [kind, code]: [u8; 2], rest: u3
     let pseudo = header_v6(&mut words, packet, LEN, IPPROTO_ICMPV6);
     words[10] = u32::from_ne_bytes([kind, code, 0, 0]);
     words[11] = rest;
-    words[10] |= finish(checksum::sum_words(pseudo, &words[10..]));
+    words[10] |= complement(checksum::sum_words(pseudo, &words[10..]));
     send_back(&ctx, &words)
 }
 
@@ -179,14 +186,14 @@ fn reset(skb: *mut __sk_buff, packet: &Packet) -> i32 {
     let Ok(tcp) = load::<[u32; TCP_LEN / 4]>(&ctx, packet.l4_offset()) else { return -1 };
     let mut segment = [0u32; TCP_LEN / 4];
     segment[0] = tcp[0].rotate_left(16);
-    let flags = packet.tcp_flags();
-    let reset_flags = if flags & TCP_ACK != 0 {
+    let asked = &packet.segment;
+    let reset_flags = if asked.has(TCP_ACK) {
         segment[1] = tcp[2];
         TCP_RST
     } else {
         let headers = (packet.l4_offset() - ETH_LEN + packet.l4_header_len()) as u32;
         let data = u32::from(packet.ip_len).saturating_sub(headers);
-        let ends = u32::from(flags & TCP_SYN != 0) + u32::from(flags & TCP_FIN != 0);
+        let ends = u32::from(asked.has(TCP_SYN)) + u32::from(asked.has(TCP_FIN));
         segment[2] = u32::from_be(tcp[1]).wrapping_add(data).wrapping_add(ends).to_be();
         TCP_RST | TCP_ACK
     };
@@ -231,14 +238,13 @@ fn send_reset<const WORDS: usize>(
 #[inline(always)]
 fn header_v4(words: &mut [u32], packet: &Packet, len: usize, protocol: u8) -> u32 {
     let [high, low] = (len as u16).to_be_bytes();
-    let from = |addr: &[u8; 16]| u32::from_ne_bytes([addr[12], addr[13], addr[14], addr[15]]);
     words[0] = u32::from_ne_bytes([0x45, 0, high, low]);
     // Not to be cut.
     words[1] = u32::from_ne_bytes([0, 0, 0x40, 0]);
     words[2] = u32::from_ne_bytes([HOP_LIMIT, protocol, 0, 0]);
-    words[3] = from(&packet.tuple.destination);
-    words[4] = from(&packet.tuple.source);
-    words[2] |= finish(checksum::sum_words(0, &words[..5]));
+    words[3] = packet.tuple.destination.v4_word();
+    words[4] = packet.tuple.source.v4_word();
+    words[2] |= complement(checksum::sum_words(0, &words[..5]));
     let [high, low] = ((len - IPV4_LEN) as u16).to_be_bytes();
     let pseudo = [words[3], words[4], u32::from_ne_bytes([0, protocol, high, low])];
     checksum::sum_words(0, &pseudo)
@@ -250,16 +256,8 @@ fn header_v6(words: &mut [u32], packet: &Packet, len: usize, protocol: u8) -> u3
     words[0] = u32::from_ne_bytes([0x60, 0, 0, 0]);
     words[1] = u32::from_ne_bytes([high, low, protocol, HOP_LIMIT]);
     for index in 0..4 {
-        let from = |addr: &[u8; 16]| {
-            u32::from_ne_bytes([
-                addr[4 * index],
-                addr[4 * index + 1],
-                addr[4 * index + 2],
-                addr[4 * index + 3],
-            ])
-        };
-        words[2 + index] = from(&packet.tuple.destination);
-        words[6 + index] = from(&packet.tuple.source);
+        words[2 + index] = packet.tuple.destination.words()[index];
+        words[6 + index] = packet.tuple.source.words()[index];
     }
     let rest = u32::from_ne_bytes([0, protocol, high, low]);
     checksum::add(checksum::sum_words(0, &words[2..10]), rest)
@@ -267,7 +265,7 @@ fn header_v6(words: &mut [u32], packet: &Packet, len: usize, protocol: u8) -> u3
 
 /// Returns a checksum in the upper half of a word in memory order, which is where all headers here have it.
 #[inline(always)]
-fn finish(sum: u32) -> u32 {
+fn complement(sum: u32) -> u32 {
     u32::from(!checksum::fold(sum)) << 16
 }
 

@@ -1,24 +1,18 @@
-//! The flow table of the packet path.
-//!
-//! A flow's slot is one of a few places that its tuple's hash chooses. Whoever takes a slot raises its generation by
-//! an atomic exchange, which makes both index entries of the flow that was there stale at once. Established flows are
-//! never evicted: a table without room refuses new flows.
+//! The flow table of the packet path, in the kernel's maps. How it works is `hawser_ebpf_abi::flow_table`'s.
 
 use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use hawser_ebpf_abi::{
-    Flow, FlowKey, FlowRef, Reason,
-    flow::{
-        DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_CLOSING, FLOW_CONFIRMED, FLOW_PROBES, FLOW_SLOTS,
-        is_expired, next_generation,
-    },
+    Flow, FlowBucket, FlowKey, FlowRef, Reason,
+    flow::{DIRECTION_REPLY, FLOW_ANSWERED, FLOW_FOREIGN},
+    flow_table::{self, Claim, Entered, Tables},
 };
 
 use crate::{
     count::count,
-    maps::{FLOW_INDEX, FLOWS},
-    packet::Packet,
+    maps::{FLOW_INDEX, FLOWS, SETTINGS},
+    packet::{Packet, scratch},
 };
 
 /// A flow's `last_seen_ns` is written once a second at most, so that CPUs do not fight for its cache line.
@@ -30,163 +24,165 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Returns the live flow that `tuple` belongs to, and the packet's direction.
-#[inline(always)]
-pub(crate) fn find(tuple: &FlowKey, now_ns: u64) -> Option<(&'static mut Flow, u32)> {
-    let reference = read(FLOW_INDEX.get_ptr_mut(tuple)?);
-    let flow = get(reference.slot())?;
-    if flow.generation != reference.generation() || is_expired(flow, now_ns) {
-        return None;
-    }
-    Some((flow, reference.direction()))
+/// A live flow, and the direction that the packet travels in.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) slot: u32,
+    pub(crate) direction: u32,
+    generation: u64,
 }
 
-/// Notes that a packet of the flow was seen.
+impl Found {
+    #[inline(always)]
+    pub(crate) fn flow(self) -> Option<&'static mut Flow> {
+        get(self.slot)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_reply(self) -> bool {
+        self.direction == DIRECTION_REPLY
+    }
+}
+
+/// Returns the live flow that the scratch's packet belongs to.
 #[inline(always)]
-pub(crate) fn touch(flow: &mut Flow, packet: &Packet, direction: u32, now_ns: u64) {
+pub(crate) fn find(now_ns: u64) -> Option<Found> {
+    found(hawser_flow_find(0, now_ns))
+}
+
+/// Returns the live flow that a packet would belong to that answers the scratch's.
+#[inline(always)]
+pub(crate) fn find_reversed(now_ns: u64) -> Option<Found> {
+    found(hawser_flow_find(1, now_ns))
+}
+
+#[inline(always)]
+fn found(found: u64) -> Option<Found> {
+    let reference = FlowRef { word: found };
+    (reference != FlowRef::FREE).then_some(Found {
+        slot: reference.slot(),
+        direction: reference.direction(),
+        generation: reference.generation(),
+    })
+}
+
+/// Notes that a packet of the flow was seen. False for one that is none of the flow's, and left alone.
+#[inline(always)]
+pub(crate) fn note(flow: &mut Flow, packet: &Packet, direction: u32, now_ns: u64) -> bool {
     // An error is no sign of life: anybody can send one.
     if packet.is_error() {
-        return;
+        return true;
     }
-    let mut flags = flow.flags;
-    if direction == DIRECTION_REPLY {
-        flags |= FLOW_CONFIRMED;
-    }
-    if packet.ends_flow() {
-        flags |= FLOW_CLOSING;
-    }
-    // Two CPUs may each add a flag and one be lost: the next packet of that direction adds it again.
+    let flags = flow.flags_after(direction, &packet.segment);
+    // Two CPUs may each change a flag and one change be lost: the next packet makes it again.
     if flags != flow.flags {
+        // What the client is to acknowledge comes first, for a CPU that sees it do so.
+        if flags & FLOW_ANSWERED != 0 && direction == DIRECTION_REPLY {
+            flow.expected_ack = packet.segment.sequence.wrapping_add(1);
+        }
         flow.flags = flags;
     }
     if now_ns.saturating_sub(flow.last_seen_ns) > SEEN_STEP_NS {
         flow.last_seen_ns = now_ns;
     }
+    direction != DIRECTION_REPLY || flags & FLOW_FOREIGN == 0
 }
 
-/// Lets the flow's slot be taken, and its tuple start anew.
+/// Takes a slot for a new flow with this first packet.
 #[inline(always)]
-pub(crate) fn expire(flow: &mut Flow) {
-    flow.last_seen_ns = 0;
-}
-
-/// A slot that belongs to the caller.
-pub(crate) struct Claim {
-    pub(crate) slot: u32,
-    pub(crate) generation: u64,
-}
-
-/// Takes a slot for a new flow.
-#[inline(always)]
-pub(crate) fn claim(hash: u32, now_ns: u64) -> Result<Claim, Reason> {
-    let mut unconfirmed = None;
-    for probe in 0..FLOW_PROBES {
-        let slot = hash.wrapping_add(probe) & (FLOW_SLOTS - 1);
-        let Some(flow) = get(slot) else { continue };
-        if flow.forward.protocol == 0 || is_expired(flow, now_ns) {
-            if let Some(claim) = take(flow, slot, now_ns) {
-                return Ok(claim);
-            }
-        } else if flow.flags & FLOW_CONFIRMED == 0 && unconfirmed.is_none() {
-            unconfirmed = Some(slot);
-        }
+pub(crate) fn claim(tuple: &FlowKey, now_ns: u64) -> Result<(Claim, &'static mut Flow), Reason> {
+    let claimed = hawser_flow_claim(tuple.hash(Kernel.seed()), now_ns);
+    let claim = Claim { slot: claimed as u32 & SLOT_MASK, generation: claimed >> SLOT_BITS };
+    if claimed == NONE {
+        return Err(Reason::DropFlowTableFull);
     }
-    let slot = unconfirmed.ok_or(Reason::DropFlowTableFull)?;
-    let flow = get(slot).ok_or(Reason::DropFlowTableFull)?;
-    let claim = take(flow, slot, now_ns).ok_or(Reason::DropFlowTableFull)?;
-    count(Reason::FlowEvicted);
-    Ok(claim)
+    Ok((claim, get(claim.slot).ok_or(Reason::DropFlowTableFull)?))
+}
+
+/// Enters the tuple that the claim's flow has for `direction`.
+#[inline(always)]
+pub(crate) fn enter(claim: Claim, direction: u32, now_ns: u64) -> Entered {
+    match hawser_flow_enter(claim.slot, claim.generation, direction, now_ns) {
+        YES => Entered::Yes,
+        TAKEN => Entered::Taken,
+        _ => Entered::Full,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn publish(claim: Claim) {
+    flow_table::publish(Kernel, claim);
+}
+
+/// Ends a flow, so that its tuples and its slot are free.
+#[inline(always)]
+pub(crate) fn end(found: Found) {
+    hawser_flow_end(found.slot, found.generation);
 }
 
 /// Gives a claimed slot back, when no flow came of it.
 #[inline(always)]
-pub(crate) fn unclaim(claim: &Claim) {
-    if let Some(flow) = get(claim.slot) {
-        flow.last_seen_ns = 0;
+pub(crate) fn give_back(claim: Claim) {
+    hawser_flow_give_back(claim.slot, claim.generation);
+}
+
+// The verifier looks at a global function once, whoever calls it; at any other once for each way that leads there, of
+// which there are too many. Global functions take numbers.
+
+/// Returns an entry of the flow's, free where there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_flow_find(reversed: u32, now_ns: u64) -> u64 {
+    let Some(packet) = scratch() else { return FlowRef::FREE.word };
+    let found = if reversed == 0 {
+        flow_table::find(Kernel, &packet.tuple, now_ns)
+    } else {
+        flow_table::find(Kernel, &packet.tuple.reversed(), now_ns)
+    };
+    found.map_or(FlowRef::FREE.word, |found| {
+        FlowRef::new(found.slot, found.direction, found.generation, 0).word
+    })
+}
+
+const SLOT_BITS: u32 = 32;
+const SLOT_MASK: u32 = u32::MAX;
+const NONE: u64 = u64::MAX;
+
+/// Returns the slot, and the generation above it; [`NONE`] where there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_flow_claim(hash: u64, now_ns: u64) -> u64 {
+    match flow_table::claim(Kernel, hash, now_ns) {
+        Some(claim) => u64::from(claim.slot) | claim.generation << SLOT_BITS,
+        None => NONE,
     }
 }
 
-/// Enters the reply tuple, unless another live flow has it. At most one flow ever gets a true for it.
-#[inline(always)]
-pub(crate) fn insert_reply(tuple: &FlowKey, claim: &Claim, now_ns: u64) -> bool {
-    let reference = FlowRef::new(claim.slot, claim.generation, DIRECTION_REPLY);
-    insert(tuple, reference) || (clear_stale(tuple, now_ns) && insert(tuple, reference))
-}
+const YES: u32 = 0;
+const TAKEN: u32 = 1;
+const FULL: u32 = 2;
 
-/// Enters the forward tuple, in place of what was there.
-///
-/// Two CPUs may make a flow of the same first packet, sent twice: the later one is found from then on, and the other
-/// ages.
-#[inline(always)]
-pub(crate) fn insert_forward(tuple: &FlowKey, claim: &Claim) -> bool {
-    let reference = FlowRef::new(claim.slot, claim.generation, DIRECTION_FORWARD);
-    if insert(tuple, reference) {
-        return true;
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_flow_enter(slot: u32, generation: u64, direction: u32, now_ns: u64) -> u32 {
+    match flow_table::enter(Kernel, Claim { slot, generation }, direction, now_ns) {
+        Entered::Yes => YES,
+        Entered::Taken => TAKEN,
+        Entered::Full => FULL,
     }
-    if let Some(entry) = FLOW_INDEX.get_ptr_mut(tuple) {
-        remove(tuple, read(entry));
-    }
-    insert(tuple, reference)
 }
 
-#[inline(always)]
-fn insert(tuple: &FlowKey, reference: FlowRef) -> bool {
-    FLOW_INDEX.insert(tuple, &reference, u64::from(BPF_NOEXIST)).is_ok()
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_flow_end(slot: u32, generation: u64) -> u32 {
+    u32::from(flow_table::end(Kernel, slot, generation))
 }
 
-/// Removes the entry of `tuple` if its flow is over. False when that flow lives, or another CPU is at the entry.
-#[inline(always)]
-fn clear_stale(tuple: &FlowKey, now_ns: u64) -> bool {
-    let Some(entry) = FLOW_INDEX.get_ptr_mut(tuple) else { return true };
-    let reference = read(entry);
-    let Some(flow) = get(reference.slot()) else { return false };
-    if flow.generation == reference.generation() {
-        // The flow ends for both of its directions at once: a packet of it that is seen now must not revive it. (One
-        // that found it just before is still sent on with a source that is another flow's from here on.)
-        if !is_expired(flow, now_ns) || !end_generation(flow, reference.generation()) {
-            return false;
-        }
-        remove(&flow.forward, FlowRef::new(reference.slot(), reference.generation(), DIRECTION_FORWARD));
-    }
-    remove(tuple, reference)
-}
-
-/// Removes an entry if it still is `reference`. The exchange decides which CPU removes it, so that no other entry is
-/// removed that is made at once thereafter.
-#[inline(always)]
-fn remove(tuple: &FlowKey, reference: FlowRef) -> bool {
-    let Some(entry) = FLOW_INDEX.get_ptr_mut(tuple) else { return false };
-    // SAFETY: the entry is aligned, and stays in memory until this program has ended (RCU).
-    let is_ours = unsafe { exchange(entry.cast(), reference.word, FlowRef::REMOVED.word) };
-    if is_ours {
-        let _ = FLOW_INDEX.remove(tuple);
-    }
-    is_ours
-}
-
-#[inline(always)]
-fn read(entry: *mut FlowRef) -> FlowRef {
-    // SAFETY: the entry stays in memory until this program has ended (RCU). Volatile: other CPUs write to it.
-    unsafe { entry.read_volatile() }
-}
-
-/// Ends the flow that has `generation`. False when another CPU did so first.
-#[inline(always)]
-fn end_generation(flow: &mut Flow, generation: u64) -> bool {
-    // SAFETY: the field is aligned and lives as long as the map; all CPUs change it in this way alone.
-    unsafe { exchange(&raw mut flow.generation, generation, next_generation(generation)) }
-}
-
-/// Writes `new` if `old` is still there.
-///
-/// # Safety
-/// `word` is aligned and valid.
-#[inline(always)]
-unsafe fn exchange(word: *mut u64, old: u64, new: u64) -> bool {
-    // The intrinsic, because core offers no exchange for this target; the kernel has one since 5.12.
-    // SAFETY: the caller vouches for the pointer.
-    let (_, exchanged) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, old, new) };
-    exchanged
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_flow_give_back(slot: u32, generation: u64) -> u32 {
+    flow_table::give_back(Kernel, Claim { slot, generation });
+    0
 }
 
 #[inline(always)]
@@ -196,17 +192,36 @@ pub(crate) fn get(slot: u32) -> Option<&'static mut Flow> {
     unsafe { FLOWS.get_ptr_mut(slot)?.as_mut() }
 }
 
-#[inline(always)]
-fn take(flow: &mut Flow, slot: u32, now_ns: u64) -> Option<Claim> {
-    let old = flow.generation;
-    if !end_generation(flow, old) {
-        return None;
+/// The maps.
+#[derive(Clone, Copy)]
+struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn flow(self, slot: u32) -> Option<*mut Flow> {
+        FLOWS.get_ptr_mut(slot)
     }
-    // From here on the slot looks busy to others.
-    flow.last_seen_ns = now_ns;
-    if flow.forward.protocol != 0 {
-        remove(&flow.forward, FlowRef::new(slot, old, DIRECTION_FORWARD));
-        remove(&flow.reply, FlowRef::new(slot, old, DIRECTION_REPLY));
+
+    #[inline(always)]
+    fn bucket(self, number: u32) -> Option<*mut FlowBucket> {
+        FLOW_INDEX.get_ptr_mut(number)
     }
-    Some(Claim { slot, generation: next_generation(old) })
+
+    #[inline(always)]
+    unsafe fn exchange(self, word: *mut u64, old: u64, new: u64) -> bool {
+        // The intrinsic, because core offers no exchange for this target; the kernel has one since 5.12.
+        // SAFETY: the caller vouches for the pointer.
+        let (_, exchanged) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, old, new) };
+        exchanged
+    }
+
+    #[inline(always)]
+    fn evicted(self) {
+        count(Reason::FlowEvicted);
+    }
+
+    #[inline(always)]
+    fn seed(self) -> u64 {
+        SETTINGS.get(0).map_or(0, |settings| settings.flow_seed)
+    }
 }

@@ -28,6 +28,7 @@ mod select;
 mod short_ways;
 mod socket;
 mod sources;
+mod start;
 mod udp_peers;
 
 use socket::Family;
@@ -80,7 +81,7 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 /// Ingress of an uplink: packets from outside, and replies of backends on other nodes.
 #[classifier]
 pub fn from_wire(ctx: TcContext) -> i32 {
-    forward::from_wire(&ctx)
+    forward::ingress(&ctx, forward::WIRE)
 }
 
 /// Egress of an uplink: replies of this node's backends to clients outside.
@@ -92,7 +93,7 @@ pub fn to_wire(ctx: TcContext) -> i32 {
 /// Ingress of the host's side of a pod interface: packets that the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    forward::from_pod(&ctx)
+    forward::ingress(&ctx, forward::INSIDE)
 }
 
 /// Egress of the host's side of a pod interface: packets that the pod gets.

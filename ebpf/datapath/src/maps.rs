@@ -6,13 +6,16 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use hawser_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, Settings, UdpPeer, UdpPeers, flow,
-    fragment, pod, reason, socket::OverflowKey,
+    Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowBucket, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, Settings, UdpPeer,
+    UdpPeers, flow, fragment, pod, reason, socket::OverflowKey,
 };
 
 /// Entries are allocated when they are written: a small cluster does not pay for a large one's table.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+
+/// The values begin at a page, so that those of 64 bytes are cache lines. (Other arrays begin 16 bytes behind one.)
+const IN_PAGES: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
 /// Settings of the node. Written by the agent, 1 entry.
 #[btf_map]
@@ -63,15 +66,13 @@ pub(crate) static UDP_SOCKETS: SkStorage<UdpPeers> = SkStorage::new();
 #[btf_map]
 pub(crate) static UDP_OVERFLOW: HashMap<OverflowKey, UdpPeer, 65_536, NO_PREALLOC> = HashMap::new();
 
-/// Flows of the packet path, 112 bytes each. Written by the packet programs.
+/// Flows of the packet path, 128 bytes each. Written by the packet programs.
 #[btf_map]
-pub(crate) static FLOWS: Array<Flow, { flow::FLOW_SLOTS as usize }> = Array::new();
+pub(crate) static FLOWS: Array<Flow, { flow::FLOW_SLOTS as usize }, IN_PAGES> = Array::new();
 
-/// Tuples of both directions of each flow. Twice the flows, and as much again for entries that are stale: those are
-/// removed when their slot is taken.
+/// Where the flow of a tuple is: buckets of 64 bytes. Written by the packet programs.
 #[btf_map]
-pub(crate) static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 3 * flow::FLOW_SLOTS as usize }, NO_PREALLOC> =
-    HashMap::new();
+pub(crate) static FLOW_INDEX: Array<FlowBucket, { flow::FLOW_BUCKETS as usize }, IN_PAGES> = Array::new();
 
 /// Ports of datagrams in parts. Written by the packet programs when a first part was translated; the oldest entry makes
 /// room. 40 and 8 bytes and the hash's own 64 each.

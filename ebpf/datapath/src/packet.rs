@@ -7,10 +7,16 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hawser_ebpf_abi::{
     Addr, Backend, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
-    IPPROTO_UDP, Reason, icmp, v4_mapped,
+    IPPROTO_UDP, Reason,
+    flow::{Segment, TCP_ACK, TCP_RST, TCP_SYN},
+    flow_table::Claim,
+    icmp,
 };
 
-use crate::maps::{FRAGMENTS, SCRATCH};
+use crate::{
+    count::count,
+    maps::{FRAGMENTS, SCRATCH},
+};
 
 /// Leave the packet to the next program or to the host's stack. The value is the same for tcx and for classic tc.
 pub(crate) const PASS: i32 = -1;
@@ -22,11 +28,6 @@ pub(crate) const IPV6_LEN: usize = 40;
 const ETH_P_IP_BE: u32 = 0x0008;
 const ETH_P_IPV6_BE: u32 = 0xdd86;
 const PACKET_HOST: u32 = 0;
-
-pub(crate) const TCP_FIN: u8 = 0x01;
-pub(crate) const TCP_SYN: u8 = 0x02;
-pub(crate) const TCP_RST: u8 = 0x04;
-pub(crate) const TCP_ACK: u8 = 0x10;
 
 /// IPv6 extension headers that are walked (RFC 8200, section 4.1, recommends at most these four before TCP or UDP).
 const EXTENSION_HEADERS: usize = 4;
@@ -45,8 +46,7 @@ const LATER_PART: u8 = 2;
 pub(crate) struct Packet {
     /// The packet's tuple; for an ICMP error the tuple of the direction that it travels in: the quoted one reversed.
     pub(crate) tuple: FlowKey,
-    /// The tuple of the reply that is being tried for a new flow.
-    pub(crate) reply: FlowKey,
+    pub(crate) segment: Segment,
     /// Names the datagram that a part belongs to.
     fragment: FragmentKey,
     /// Who sent an ICMP error: not always the destination of the quoted packet.
@@ -64,21 +64,21 @@ pub(crate) struct Packet {
     /// The protocol of this packet's own: that of `tuple` is the quoted packet's in an ICMP error.
     protocol: u8,
     pub(crate) hop_limit: u8,
-    tcp_flags: u8,
     tcp_header_len: u8,
     part: u8,
     /// Has options that a router must look at.
     pub(crate) has_options: u8,
     pub(crate) may_fragment: u8,
+    /// The client's own port towards the backend is another connection's.
+    pub(crate) replaces_port: u8,
     pad: [u8; 2],
 }
 
 /// State of a search for a free source port, see `sources`.
 #[repr(C)]
 pub(crate) struct Search {
-    pub(crate) generation: u64,
+    pub(crate) claim: Claim,
     pub(crate) now_ns: u64,
-    pub(crate) slot: u32,
     /// The port to try next, counted from the first one.
     pub(crate) next: u32,
     pub(crate) step: u32,
@@ -86,6 +86,16 @@ pub(crate) struct Search {
 }
 
 impl Packet {
+    /// A TCP segment that neither starts a connection nor resets one.
+    #[inline(always)]
+    pub(crate) fn is_stray(&self) -> bool {
+        self.tuple.protocol == IPPROTO_TCP
+            && !self.is_error()
+            && !self.is_later_part()
+            && !self.segment.has(TCP_RST)
+            && !self.starts_flow()
+    }
+
     #[inline(always)]
     pub(crate) fn is_v4(&self) -> bool {
         self.is_v4 != 0
@@ -139,17 +149,7 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn starts_flow(&self) -> bool {
         !self.is_error()
-            && (self.tuple.protocol != IPPROTO_TCP || self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
-    }
-
-    #[inline(always)]
-    pub(crate) fn ends_flow(&self) -> bool {
-        self.tcp_flags & (TCP_FIN | TCP_RST) != 0
-    }
-
-    #[inline(always)]
-    pub(crate) fn tcp_flags(&self) -> u8 {
-        self.tcp_flags
+            && (self.tuple.protocol != IPPROTO_TCP || self.segment.has(TCP_SYN) && !self.segment.has(TCP_ACK))
     }
 
     /// Remembers the ports of a first part, so that the others can follow.
@@ -168,30 +168,53 @@ impl Packet {
     }
 }
 
-/// Reads the tuple of a TCP or UDP packet, or of the one that an ICMP error quotes. `Ok(None)` is any other packet.
-///
-/// The result is this CPU's scratch: with its tuples it would fill half of a program's stack. Programs at tc do not
-/// interrupt each other on a CPU, so it is theirs until they end.
+/// Returns this CPU's packet: with its tuples it would fill half of a program's stack. Programs at tc do not interrupt
+/// each other on a CPU, so it is theirs until they end.
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext) -> Result<Option<&'static mut Packet>, Reason> {
+pub(crate) fn scratch() -> Option<&'static mut Packet> {
     // SAFETY: the entry lives as long as the map, and is this CPU's own.
-    let packet = unsafe { SCRATCH.get_ptr_mut(0).and_then(|scratch| scratch.as_mut()) };
-    let Some(packet) = packet else { return Ok(None) };
+    unsafe { SCRATCH.get_ptr_mut(0).and_then(|scratch| scratch.as_mut()) }
+}
+
+/// Reads into the scratch the tuple of a TCP or UDP packet, or of the one that an ICMP error quotes. False for any
+/// other packet.
+#[inline(always)]
+pub(crate) fn parse(ctx: &TcContext) -> bool {
+    hawser_parse(ctx.skb.skb) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_parse(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some(packet) = scratch() else { return 0 };
+    match try_parse(&ctx, packet) {
+        Ok(found) => u32::from(found),
+        Err(reason) => {
+            count(reason);
+            0
+        }
+    }
+}
+
+#[inline(always)]
+fn try_parse(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     // SAFETY: the verifier checks accesses to the context.
     let protocol_be = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
     packet.part = WHOLE;
     packet.has_options = 0;
-    packet.tcp_flags = 0;
+    packet.segment = Segment::default();
+    packet.replaces_port = 0;
     let found = match protocol_be {
         ETH_P_IP_BE => parse_v4(ctx, packet)?,
         ETH_P_IPV6_BE => parse_v6(ctx, packet)?,
         _ => false,
     };
     if !found {
-        return Ok(None);
+        return Ok(false);
     }
     if packet.is_error() {
-        return Ok(parse_error(ctx, packet)?.then_some(packet));
+        return parse_error(ctx, packet);
     }
     packet.tuple.protocol = packet.protocol;
     if packet.is_later_part() {
@@ -200,15 +223,27 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Option<&'static mut Packet>, Reas
         packet.tuple.source_port_be = ports.source_port_be;
         packet.tuple.destination_port_be = ports.destination_port_be;
         packet.tuple.protocol = ports.protocol;
-        return Ok(Some(packet));
+        return Ok(true);
     }
     parse_l4(ctx, packet)?;
-    Ok(Some(packet))
+    Ok(true)
 }
+
+/// The IPv4 header without options.
+#[repr(C)]
+struct V4Header {
+    /// What comes before the addresses.
+    fixed: [u8; 12],
+    /// Words in memory order.
+    source: u32,
+    destination: u32,
+}
+const _: () = assert!(size_of::<V4Header>() == IPV4_LEN);
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    let header: [u8; IPV4_LEN] = load(ctx, ETH_LEN)?;
+    let header: V4Header = load(ctx, ETH_LEN)?;
+    let V4Header { source, destination, fixed: header } = header;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_len < IPV4_LEN {
         return Err(Reason::PassMalformed);
@@ -217,8 +252,8 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     if !matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP) {
         return Ok(false);
     }
-    packet.tuple.source = v4_mapped([header[12], header[13], header[14], header[15]]);
-    packet.tuple.destination = v4_mapped([header[16], header[17], header[18], header[19]]);
+    packet.tuple.source = Addr::from_v4_word(source);
+    packet.tuple.destination = Addr::from_v4_word(destination);
     packet.is_v4 = 1;
     packet.l4_offset = (ETH_LEN + header_len) as u32;
     packet.hop_limit = header[8];
@@ -300,16 +335,33 @@ fn parse_part(packet: &mut Packet, identification_be: u32, protocol: u8, is_firs
     packet.fragment.pad = [0; 3];
 }
 
+/// The TCP header without checksum, urgent pointer and options.
+#[repr(C)]
+struct TcpHeader {
+    ports: [u16; 2],
+    sequence_be: u32,
+    acknowledgement_be: u32,
+    offset: u8,
+    flags: u8,
+    _window_be: u16,
+}
+
 #[inline(always)]
 fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
-    let ports: [u16; 2] = load(ctx, packet.l4_offset())?;
+    let ports: [u16; 2] = if packet.tuple.protocol == IPPROTO_TCP {
+        let header: TcpHeader = load(ctx, packet.l4_offset())?;
+        packet.tcp_header_len = header.offset >> 4 << 2;
+        packet.segment = Segment {
+            sequence: u32::from_be(header.sequence_be),
+            acknowledgement: u32::from_be(header.acknowledgement_be),
+            flags: u32::from(header.flags),
+        };
+        header.ports
+    } else {
+        load(ctx, packet.l4_offset())?
+    };
     packet.tuple.source_port_be = ports[0];
     packet.tuple.destination_port_be = ports[1];
-    if packet.tuple.protocol == IPPROTO_TCP {
-        let offset_and_flags: [u8; 2] = load(ctx, packet.l4_offset() + 12)?;
-        packet.tcp_header_len = offset_and_flags[0] >> 4 << 2;
-        packet.tcp_flags = offset_and_flags[1];
-    }
     Ok(())
 }
 
@@ -328,7 +380,7 @@ fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     packet.quoted_offset = quoted as u32;
     packet.outer_source = packet.tuple.source;
     if packet.is_v4() {
-        let header: [u8; IPV4_LEN] = load(ctx, quoted)?;
+        let V4Header { source, destination, fixed: header } = load(ctx, quoted)?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
         if header[0] >> 4 != 4 || header_len < IPV4_LEN {
             return Err(Reason::PassMalformed);
@@ -338,8 +390,8 @@ fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
             return Ok(false);
         }
         packet.tuple.protocol = header[9];
-        packet.tuple.source = v4_mapped([header[16], header[17], header[18], header[19]]);
-        let source = v4_mapped([header[12], header[13], header[14], header[15]]);
+        packet.tuple.source = Addr::from_v4_word(destination);
+        let source = Addr::from_v4_word(source);
         if source != packet.tuple.destination {
             return Err(Reason::PassMalformed);
         }

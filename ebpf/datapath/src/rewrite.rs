@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     programs::TcContext,
 };
-use hawser_ebpf_abi::{Addr, Flow, FlowKey, IPPROTO_TCP, Reason, checksum, flow::FLOW_SNAT, v4_octets};
+use hawser_ebpf_abi::{Addr, Flow, FlowKey, IPPROTO_TCP, Reason, checksum, flow::FLOW_SNAT};
 
 use crate::{
     count::count,
@@ -70,7 +70,7 @@ fn store_addresses(
 ) -> Result<(), i64> {
     if packet.is_v4() {
         ctx.l3_csum_replace(ETH_LEN + 10, 0, u64::from(difference), 0)?;
-        ctx.store(ETH_LEN + 12, &[v4_octets(source), v4_octets(destination)], 0)
+        ctx.store(ETH_LEN + 12, &[source.v4_word(), destination.v4_word()], 0)
     } else {
         let recompute = u64::from(BPF_F_RECOMPUTE_CSUM);
         ctx.store(ETH_LEN + 8, source, recompute)?;
@@ -132,7 +132,7 @@ fn try_rewrite_error(ctx: &TcContext, packet: &Packet, opposite: &FlowKey, is_sn
     if packet.is_v4() {
         ctx.l3_csum_replace(ip + 10, 0, u64::from(quoted_addresses), 0)?;
         covered = checksum::add(covered, !quoted_addresses);
-        ctx.store(ip + 12, &[v4_octets(&opposite.source), v4_octets(&opposite.destination)], 0)?;
+        ctx.store(ip + 12, &[opposite.source.v4_word(), opposite.destination.v4_word()], 0)?;
     } else {
         ctx.store(ip + 8, &opposite.source, 0)?;
         ctx.store(ip + 24, &opposite.destination, 0)?;

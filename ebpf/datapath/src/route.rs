@@ -1,15 +1,18 @@
 //! Ways out of the node: the kernel's own routes and neighbours, asked by the programs.
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop},
+    bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop},
     helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
 };
-use hawser_ebpf_abi::{Addr, Flow, Reason, v4_octets};
+use hawser_ebpf_abi::{Addr, Flow, Reason, flow::DIRECTION_REPLY};
 
 use crate::{
     answer,
-    packet::{ETH_LEN, Packet, ifindex},
+    count::count,
+    flows,
+    forward::finish,
+    packet::{ETH_LEN, PASS, Packet, ifindex, scratch},
     rewrite::{lower_hop_limit, rewrite},
 };
 
@@ -22,15 +25,32 @@ pub(crate) enum Way {
     Out,
     /// The packet is larger than the way allows: this many bytes.
     TooBig(u16),
-    /// To this host, or nowhere.
+    /// To this host.
+    Here,
     No,
 }
 
-/// Sends a packet of a flow on to its other end, past the host's forwarding.
+/// Sends the scratch's packet on to the other end of its flow, past the host's forwarding.
 ///
 /// The host would drop it: its source is one of the node's own addresses. Its sender hears of what is in the way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_send_on(skb: *mut __sk_buff, slot: u32, direction: u32) -> i32 {
+    let ctx = TcContext::new(skb);
+    let Some(packet) = scratch() else { return PASS };
+    let Some(flow) = flows::get(slot) else { return PASS };
+    let verdict = send_on(&ctx, packet, flow, direction).inspect(|_| {
+        if direction == DIRECTION_REPLY {
+            count(Reason::PacketReplied);
+        } else if !packet.is_error() {
+            count(Reason::PacketForwarded);
+        }
+    });
+    finish(verdict)
+}
+
 #[inline(always)]
-pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Result<i32, Reason> {
+fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Result<i32, Reason> {
     let opposite = flow.opposite(direction);
     if packet.hop_limit <= 1 {
         return answer::hop_limit(ctx, packet);
@@ -39,6 +59,11 @@ pub(crate) fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: 
     match find_way(ctx, &mut lookup) {
         Way::Out => {}
         Way::TooBig(mtu) => return answer::too_big(ctx, packet, mtu),
+        // A backend on the host's network. The host drops what has one of its own addresses as the source.
+        Way::Here => {
+            rewrite(ctx, packet, flow, direction)?;
+            return Ok(PASS);
+        }
         Way::No => return Err(Reason::DropNoRoute),
     }
     rewrite(ctx, packet, flow, direction)?;
@@ -56,15 +81,12 @@ pub(crate) fn new_lookup(ctx: &TcContext, packet: &Packet, source: &Addr, destin
     lookup.__bindgen_anon_1.tot_len = largest_packet(ctx, packet);
     if packet.is_v4() {
         lookup.family = AF_INET;
-        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(v4_octets(source));
-        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(v4_octets(destination));
+        lookup.__bindgen_anon_3.ipv4_src = source.v4_word();
+        lookup.__bindgen_anon_4.ipv4_dst = destination.v4_word();
     } else {
         lookup.family = AF_INET6;
-        // SAFETY: both are 16 bytes without padding.
-        unsafe {
-            lookup.__bindgen_anon_3.ipv6_src = core::mem::transmute(*source);
-            lookup.__bindgen_anon_4.ipv6_dst = core::mem::transmute(*destination);
-        }
+        lookup.__bindgen_anon_3.ipv6_src = *source.words();
+        lookup.__bindgen_anon_4.ipv6_dst = *destination.words();
     }
     lookup
 }
@@ -73,6 +95,7 @@ pub(crate) fn new_lookup(ctx: &TcContext, packet: &Packet, source: &Addr, destin
 #[inline(always)]
 pub(crate) fn find_way(ctx: &TcContext, lookup: &mut FibLookup) -> Way {
     const SUCCESS: i64 = 0;
+    const NOT_FORWARDED: i64 = 4;
     const NO_NEIGHBOUR: i64 = 7;
     const FRAGMENTATION_NEEDED: i64 = 8;
     // SAFETY: the size of the structure is given.
@@ -82,6 +105,7 @@ pub(crate) fn find_way(ctx: &TcContext, lookup: &mut FibLookup) -> Way {
     match result {
         // A missing neighbour is asked for by bpf_redirect_neigh.
         SUCCESS | NO_NEIGHBOUR => Way::Out,
+        NOT_FORWARDED => Way::Here,
         // SAFETY: the kernel has written this member of the union.
         FRAGMENTATION_NEEDED => Way::TooBig(unsafe { lookup.__bindgen_anon_1.mtu_result }),
         _ => Way::No,

@@ -9,25 +9,24 @@
 use aya_ebpf::{helpers::generated::bpf_redirect_peer, programs::TcContext};
 use hawser_ebpf_abi::{
     Addr, Flow, PodLink, Reason, SETTINGS_SHORT_WAYS, Settings,
-    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_SNAT},
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY},
     pod::RANGES,
 };
 
 use crate::{
     count::count,
-    flows,
     maps::{PODS, SETTINGS},
     packet::{PASS, Packet, ifindex, is_for_host, load},
     rewrite::{lower_hop_limit, rewrite},
     route::{Way, find_way, leave, new_lookup},
 };
 
-/// A packet from outside, or from another node, that is for no service.
+/// A packet from outside, or from another node, that is for no service. `flow` is the one that it is a reply of.
 #[inline(always)]
-pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
     let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
     let Some(pod) = pod(&packet.tuple.destination) else { return Ok(PASS) };
-    if let Some(flow) = flow_of_reply(packet) {
+    if let Some(flow) = flow {
         rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
         count(Reason::PacketReplied);
     } else if !packet.is_whole() || !is_pod_range(settings, &packet.tuple.source) {
@@ -36,15 +35,14 @@ pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason>
     to_pod(ctx, packet, pod)
 }
 
-/// A packet of a pod that is for no service.
+/// A packet of a pod that is for no service. `flow` is the one that it is a reply of.
 #[inline(always)]
-pub(crate) fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<i32, Reason> {
+pub(crate) fn from_pod(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
     let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
     if !is_own_address(ctx, packet) {
         return Ok(PASS);
     }
     let destination = &packet.tuple.destination;
-    let flow = flow_of_reply(packet);
     if flow.is_none() && !packet.is_whole() {
         return Ok(PASS);
     }
@@ -138,18 +136,6 @@ fn is_pod_range(settings: &Settings, addr: &Addr) -> bool {
         index += 1;
     }
     false
-}
-
-/// Returns the flow that the packet is a reply of, if its client has the destination's address.
-#[inline(always)]
-fn flow_of_reply(packet: &Packet) -> Option<&'static Flow> {
-    let now_ns = flows::now_ns();
-    let (flow, direction) = flows::find(&packet.tuple, now_ns)?;
-    if direction != DIRECTION_REPLY || flow.flags & FLOW_SNAT != 0 {
-        return None;
-    }
-    flows::touch(flow, packet, direction, now_ns);
-    Some(flow)
 }
 
 /// Puts the packet into the pod's namespace, as if the pod's own link had received it.

@@ -12,7 +12,6 @@ use aya_ebpf::{
 use hawser_ebpf_abi::{
     Addr, ConnectedPeer, Endpoint, Frontend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, Reason,
     service::{FRONTEND_DEPARTED, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES},
-    v4_mapped, v4_octets,
 };
 
 use crate::{
@@ -229,15 +228,14 @@ unsafe fn user_addr(context: *mut bpf_sock_addr, family: Family) -> Addr {
     // SAFETY: the caller passes the context; the verifier checks accesses.
     unsafe {
         if family == Family::V4 {
-            return v4_mapped((&raw const (*context).user_ip4).read_volatile().to_ne_bytes());
+            return Addr::from_v4_word((&raw const (*context).user_ip4).read_volatile());
         }
-        let words = [
+        Addr::from_words([
             (&raw const (*context).user_ip6[0]).read_volatile(),
             (&raw const (*context).user_ip6[1]).read_volatile(),
             (&raw const (*context).user_ip6[2]).read_volatile(),
             (&raw const (*context).user_ip6[3]).read_volatile(),
-        ];
-        core::mem::transmute(words)
+        ])
     }
 }
 
@@ -247,9 +245,9 @@ fn set_user_endpoint(ctx: &SockAddrContext, family: Family, endpoint: &Endpoint)
     // SAFETY: the verifier checks accesses to the context.
     unsafe {
         if family == Family::V4 {
-            (&raw mut (*context).user_ip4).write_volatile(u32::from_ne_bytes(v4_octets(&endpoint.addr)));
+            (&raw mut (*context).user_ip4).write_volatile(endpoint.addr.v4_word());
         } else {
-            let words: [u32; 4] = core::mem::transmute(endpoint.addr);
+            let words = endpoint.addr.words();
             (&raw mut (*context).user_ip6[0]).write_volatile(words[0]);
             (&raw mut (*context).user_ip6[1]).write_volatile(words[1]);
             (&raw mut (*context).user_ip6[2]).write_volatile(words[2]);

@@ -48,7 +48,7 @@ pub(crate) struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Verdict {
     /// The backend has not answered
-    Unanswered,
+    Unconfirmed,
     Established,
     /// A FIN or RST was seen
     Closing,
@@ -79,7 +79,7 @@ impl Filter {
             }),
         };
         let state = options.verdict.map(|verdict| match verdict {
-            Verdict::Unanswered => FlowState::Unanswered,
+            Verdict::Unconfirmed => FlowState::Unconfirmed,
             Verdict::Established => FlowState::Established,
             Verdict::Closing => FlowState::Closing,
         });

@@ -16,12 +16,12 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Backend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP, is_v4,
+    Addr, Backend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP,
     service::{
         BACKEND_LOCAL, FRONTEND_AFFINITY, FRONTEND_INSIDE_LOCAL, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY,
         FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
     },
-    v4_mapped, v4_octets,
+    v4_mapped,
 };
 use k8s_openapi::api::{
     core::v1::{Service, ServicePort as ApiServicePort, ServiceSpec},
@@ -371,11 +371,12 @@ pub(crate) fn frontend_key(address: IpAddr, port: u16, protocol: u8) -> Frontend
 pub(crate) fn addr(address: IpAddr) -> Addr {
     match address {
         IpAddr::V4(address) => v4_mapped(address.octets()),
-        IpAddr::V6(address) => address.octets(),
+        IpAddr::V6(address) => address.octets().into(),
     }
 }
 
 /// The address that the maps' form stands for.
 pub(crate) fn ip(addr: &Addr) -> IpAddr {
-    if is_v4(addr) { Ipv4Addr::from(v4_octets(addr)).into() } else { Ipv6Addr::from(*addr).into() }
+    let address = Ipv6Addr::from(addr.octets());
+    address.to_ipv4_mapped().map_or(address.into(), IpAddr::from)
 }

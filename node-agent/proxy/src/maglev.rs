@@ -12,7 +12,7 @@
 //! clients do move in a step, from 5 backends to 6, 20 to 21, 80 to 81, and so on. Pure.
 
 use hawser_ebpf_abi::{
-    Addr, Backend, MaglevBlock, is_v4,
+    Addr, Backend, MaglevBlock,
     maglev::{MAGLEV_BACKENDS, MAGLEV_BLOCK},
 };
 
@@ -106,7 +106,8 @@ impl Turn {
 
 /// FNV-1a with a last mixing step: equal on all nodes and in all versions.
 fn backend_hash(addr: &Addr, port: u16) -> u64 {
-    let significant = if is_v4(addr) { &addr[12..] } else { &addr[..] };
+    let octets = addr.octets();
+    let significant = if addr.is_v4() { &octets[12..] } else { &octets[..] };
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in significant.iter().copied().chain(port.to_be_bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

@@ -434,17 +434,21 @@ impl Proxy {
             warn!(left_out, "not all pod ranges fit: packets to some go by the host's routes");
         }
         let flags = if self.config.short_ways == ShortWays::Off { 0 } else { SETTINGS_SHORT_WAYS };
+        let failed = |source| Error::Map { name: "SETTINGS", source };
+        let known_seed = self.maps.settings.get(&0).map_err(failed)?.map_or(0, |known| known.flow_seed);
         let settings = Settings {
             layout_version: LAYOUT_VERSION,
             flags,
             opted_out,
             pad: 0,
+            // Another one would hide all flows.
+            flow_seed: if known_seed == 0 { random() } else { known_seed },
             node_netns_cookie,
             snat_v4: first(false).unwrap_or_default(),
             snat_v6: first(true).unwrap_or_default(),
             pod_ranges,
         };
-        self.maps.settings.set(&0, &settings).map_err(|source| Error::Map { name: "SETTINGS", source })
+        self.maps.settings.set(&0, &settings).map_err(failed)
     }
 
     fn attach_all(&self) -> Result<(), Error> {
@@ -604,4 +608,10 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
         }
     }
     Ok(KernelState { frontends, slots, members, ranges })
+}
+
+/// Returns a number that nobody outside of this process can guess; never 0.
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    RandomState::new().build_hasher().finish().max(1)
 }

@@ -22,7 +22,7 @@ impl SourceRange {
     pub(crate) fn new(addr: Addr, prefix_len: u32) -> Self {
         let prefix_len = prefix_len.min(128);
         let mask = u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0);
-        Self { addr: (u128::from_be_bytes(addr) & mask).to_be_bytes(), prefix_len }
+        Self { addr: (u128::from_be_bytes(addr.octets()) & mask).to_be_bytes().into(), prefix_len }
     }
 
     pub(crate) fn contains(&self, addr: &Addr) -> bool {

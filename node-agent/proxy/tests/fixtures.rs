@@ -18,6 +18,7 @@ const UDP: u8 = 17;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const FIN_ACK: u8 = 0x11;
+const SYN_ACK: u8 = 0x12;
 
 /// A packet in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,8 +203,8 @@ fn packets_for_a_backend_here_are_rewritten_and_left_to_the_host() {
             let sent = packet(client, &frontend, protocol, ACK);
             let expected = packet(client, backend, protocol, ACK);
             check("a later one", &proxy, "from_wire", &sent, PASS, &expected, Some("packet_forwarded"));
-            let sent = packet(backend, client, protocol, ACK);
-            let expected = packet(&frontend, client, protocol, ACK);
+            let sent = packet(backend, client, protocol, SYN_ACK);
+            let expected = packet(&frontend, client, protocol, SYN_ACK);
             check("the reply", &proxy, "to_wire", &sent, PASS, &expected, Some("packet_replied"));
         }
     });
@@ -323,46 +324,110 @@ fn client_that_uses_its_port_again_gets_a_new_flow() {
         let sent = |flags| packet("10.90.0.2:4000", "10.90.0.1:30080", TCP, flags);
         let expected = |flags| packet("10.90.0.2:4000", "10.91.0.2:8080", TCP, flags);
         let new = Some("packet_new_flow");
+        let forwarded = Some("packet_forwarded");
         check("the first", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
-        check(
-            "it ends",
-            &proxy,
-            "from_wire",
-            &sent(FIN_ACK),
-            PASS,
-            &expected(FIN_ACK),
-            Some("packet_forwarded"),
-        );
-        check("the port again", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
         let back = |flags| packet("10.91.0.2:8080", "10.90.0.2:4000", TCP, flags);
-        let expected = packet("10.90.0.1:30080", "10.90.0.2:4000", TCP, ACK);
-        check("its reply", &proxy, "to_wire", &back(ACK), PASS, &expected, Some("packet_replied"));
+        let expected_back = |flags| packet("10.90.0.1:30080", "10.90.0.2:4000", TCP, flags);
+        let replied = Some("packet_replied");
+        let answer =
+            |flags| check("answer", &proxy, "to_wire", &back(flags), PASS, &expected_back(flags), replied);
+        answer(SYN_ACK);
+        check("the client ends", &proxy, "from_wire", &sent(FIN_ACK), PASS, &expected(FIN_ACK), forwarded);
+        let before = counter(&proxy, "packet_new_flow");
+        check("anybody's SYN", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), forwarded);
+        assert_eq!(counter(&proxy, "packet_new_flow"), before, "the backend has more to say");
+        answer(FIN_ACK);
+        check("the port again", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
+        answer(SYN_ACK);
     });
 }
 
+/// A service and its backend, asked from one port of a client: the backend sees two clients, whoever came first, and
+/// each gets its own answers.
+#[test]
+fn client_may_use_one_port_for_a_service_and_its_backend() {
+    run("client_may_use_one_port_for_a_service_and_its_backend", |lab| {
+        let proxy = proxy(lab);
+        let (client, node, backend) = ("10.90.0.2:4000", "10.90.0.1:30080", "10.91.0.2:8080");
+        let through = |what: &str, program, sent: Packet, expected: Packet| {
+            check(what, &proxy, program, &sent, PASS, &expected, None);
+        };
+        // Returns the packet as a client of another port would have sent it.
+        let with_port = |what: &str, sent: &Packet| {
+            let out = proxy.test_run("from_wire", &sent.bytes(), 1).unwrap();
+            let port = u16::from_be_bytes([out.packet[34], out.packet[35]]);
+            assert!(port >= 61_000, "{what}: {port}");
+            assert_eq!(out.packet[26..30], [10, 90, 0, 2], "{what}: the address is the client's own");
+            format!("10.90.0.2:{port}")
+        };
+
+        through("service", "from_wire", packet(client, node, TCP, SYN), packet(client, backend, TCP, SYN));
+        let answer = packet(backend, client, TCP, SYN_ACK);
+        through("service's answer", "to_wire", answer, packet(node, client, TCP, SYN_ACK));
+        through(
+            "service's client",
+            "from_wire",
+            packet(client, node, TCP, ACK),
+            packet(client, backend, TCP, ACK),
+        );
+        let source = with_port("direct, later", &packet(client, backend, TCP, SYN));
+        let answer = packet(backend, &source, TCP, SYN_ACK);
+        through("direct's answer", "to_wire", answer, packet(backend, client, TCP, SYN_ACK));
+        let answer = packet(backend, client, TCP, ACK);
+        through("service's answer still", "to_wire", answer, packet(node, client, TCP, ACK));
+
+        let (client, others) = ("10.90.0.2:4001", packet(backend, "10.90.0.2:4001", TCP, ACK));
+        through(
+            "service, later",
+            "from_wire",
+            packet(client, node, TCP, SYN),
+            packet(client, backend, TCP, SYN),
+        );
+        through("the older one's answer", "to_wire", others.clone(), others.clone());
+        let source = with_port("service, sent again", &packet(client, node, TCP, SYN));
+        let answer = packet(backend, &source, TCP, SYN_ACK);
+        through("service's answer", "to_wire", answer, packet(node, client, TCP, SYN_ACK));
+        through("the older one's answer still", "to_wire", others.clone(), others);
+
+        let client = "10.90.0.2:4002";
+        through(
+            "datagram",
+            "from_wire",
+            packet(client, "10.90.0.1:30053", UDP, 0),
+            packet(client, backend, UDP, 0),
+        );
+        let source = with_port("datagram, direct", &packet(client, backend, UDP, 0));
+        through("its answer", "to_wire", packet(backend, &source, UDP, 0), packet(backend, client, UDP, 0));
+        let answer = packet("10.90.0.1:30053", client, UDP, 0);
+        through("service's answer", "to_wire", packet(backend, client, UDP, 0), answer);
+    });
+}
+
+/// A flood of first packets, each of which the backend answers: a client that is not there never answers that.
 #[test]
 fn flood_of_first_packets_costs_no_established_flow() {
     run("flood_of_first_packets_costs_no_established_flow", |lab| {
         let proxy = proxy(lab);
+        let (node, backend) = ("10.90.0.1:30080", "10.91.0.2:8080");
         let clients: Vec<String> = (0..200).map(|n| format!("10.90.0.2:{}", 2000 + n)).collect();
         for client in &clients {
-            let sent = packet(client, "10.90.0.1:30080", TCP, SYN);
-            let expected = packet(client, "10.91.0.2:8080", TCP, SYN);
+            let (sent, expected) = (packet(client, node, TCP, SYN), packet(client, backend, TCP, SYN));
             check("first", &proxy, "from_wire", &sent, PASS, &expected, None);
-            let sent = packet("10.91.0.2:8080", client, TCP, ACK);
-            let expected = packet("10.90.0.1:30080", client, TCP, ACK);
+            let (sent, expected) =
+                (packet(backend, client, TCP, SYN_ACK), packet(node, client, TCP, SYN_ACK));
             check("answered", &proxy, "to_wire", &sent, PASS, &expected, None);
+            let (sent, expected) = (packet(client, node, TCP, ACK), packet(client, backend, TCP, ACK));
+            check("confirmed", &proxy, "from_wire", &sent, PASS, &expected, None);
         }
         // More than three times what the table holds.
         for n in 0..220_000u32 {
             let client = format!("10.90.{}.{}:{}", 1 + n / 60_000, 3, 1024 + n % 60_000);
-            let sent = packet(&client, "10.90.0.1:30080", TCP, SYN).bytes();
-            proxy.test_run("from_wire", &sent, 1).unwrap();
+            proxy.test_run("from_wire", &packet(&client, node, TCP, SYN).bytes(), 1).unwrap();
+            proxy.test_run("to_wire", &packet(backend, &client, TCP, SYN_ACK).bytes(), 1).unwrap();
         }
         assert!(counter(&proxy, "flow_evicted") > 100_000);
         for client in &clients {
-            let sent = packet("10.91.0.2:8080", client, TCP, ACK);
-            let expected = packet("10.90.0.1:30080", client, TCP, ACK);
+            let (sent, expected) = (packet(backend, client, TCP, ACK), packet(node, client, TCP, ACK));
             check("still known", &proxy, "to_wire", &sent, PASS, &expected, Some("packet_replied"));
         }
     });

@@ -328,8 +328,8 @@ fn extension_headers_are_walked_to_the_fourth() {
                 check(sentence, &proxy, "from_wire", &sent.bytes(), PASS, &expected.bytes());
                 assert_eq!(counter(&proxy, "pass_extension_headers") - before, u64::from(!is_served));
                 if is_served {
-                    let sent = with(packet("[fd91::2]:8080", &client, protocol, ACK));
-                    let expected = with(packet(&frontend, &client, protocol, ACK));
+                    let sent = with(packet("[fd91::2]:8080", &client, protocol, SYN | ACK));
+                    let expected = with(packet(&frontend, &client, protocol, SYN | ACK));
                     check(sentence, &proxy, "to_wire", &sent.bytes(), PASS, &expected.bytes());
                 }
             }

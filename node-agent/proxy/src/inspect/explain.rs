@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use hawser_ebpf_abi::Settings;
+use hawser_ebpf_abi::{Addr, Settings};
 
 use crate::{desired::ip, error::Error, view::FrontendView};
 
@@ -149,7 +149,7 @@ fn at_the_uplink(frontend: &FrontendView, settings: &Settings, steps: &mut Vec<S
     let is_remote = frontend.wire_backends.iter().any(|backend| !frontend.local_backends.contains(backend));
     if is_remote {
         let source = if frontend.address.is_ipv4() { settings.snat_v4 } else { settings.snat_v6 };
-        if source == [0; 16] {
+        if source == Addr::UNSPECIFIED {
             steps.push("the node has no address of this family to send to other nodes from".into());
             if frontend.local_backends.is_empty() {
                 return Outcome::Dropped { counter: "drop_no_source_address" };

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use hawser_ebpf_abi::{
     Flow, IPPROTO_UDP,
-    flow::{FLOW_CLOSING, FLOW_CONFIRMED, FLOW_SNAT, is_expired},
+    flow::{FLOW_CONFIRMED, FLOW_FIN_FORWARD, FLOW_FIN_REPLY, FLOW_RST_FORWARD, FLOW_SNAT, is_expired},
     service::Endpoint,
 };
 
@@ -13,8 +13,8 @@ use crate::desired::ip;
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FlowState {
-    /// The backend has not answered yet. The first to give way when the table is full.
-    Unanswered,
+    /// The client has not shown yet that the backend's answer reached it. The first to give way when the table is full.
+    Unconfirmed,
     Established,
     /// A FIN or RST was seen.
     Closing,
@@ -23,7 +23,7 @@ pub enum FlowState {
 impl fmt::Display for FlowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Unanswered => "unanswered",
+            Self::Unconfirmed => "unconfirmed",
             Self::Established => "established",
             Self::Closing => "closing",
         })
@@ -52,12 +52,13 @@ pub(super) fn view(flow: &Flow, now_ns: u64) -> Option<FlowView> {
     if flow.forward.protocol == 0 || is_expired(flow, now_ns) {
         return None;
     }
-    let state = if flow.flags & FLOW_CLOSING != 0 {
+    let closing = FLOW_FIN_FORWARD | FLOW_FIN_REPLY | FLOW_RST_FORWARD;
+    let state = if flow.is_closed() || flow.flags & closing != 0 {
         FlowState::Closing
     } else if flow.flags & FLOW_CONFIRMED != 0 {
         FlowState::Established
     } else {
-        FlowState::Unanswered
+        FlowState::Unconfirmed
     };
     let source = socket_address(flow.reply.destination_endpoint());
     Some(FlowView {
@@ -109,7 +110,10 @@ mod tests {
     fn free_and_expired_slots_are_not_shown() {
         assert_eq!(view(&Flow::default(), NOW_NS), None);
         assert_eq!(view(&flow(0, UNCONFIRMED_NS + 1), NOW_NS), None);
-        assert_eq!(view(&flow(0, 0), NOW_NS).unwrap().state, FlowState::Unanswered);
-        assert_eq!(view(&flow(FLOW_CONFIRMED | FLOW_CLOSING, 0), NOW_NS).unwrap().state, FlowState::Closing);
+        assert_eq!(view(&flow(0, 0), NOW_NS).unwrap().state, FlowState::Unconfirmed);
+        assert_eq!(
+            view(&flow(FLOW_CONFIRMED | FLOW_FIN_FORWARD, 0), NOW_NS).unwrap().state,
+            FlowState::Closing
+        );
     }
 }

@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hawser_ebpf_abi::{Flow, FlowKey, FlowRef, LAYOUT_VERSION, Settings};
+use hawser_ebpf_abi::{
+    Flow, FlowBucket, LAYOUT_VERSION, Settings,
+    flow::{FLOW_WAYS, FlowRef},
+};
 
 pub use self::{
     explain::{Client, Explanation, Outcome, Query},
@@ -34,7 +37,7 @@ use crate::{
 pub struct Datapath {
     maps: Maps,
     flows: Map<u32, Flow>,
-    flow_index: Map<FlowKey, FlowRef>,
+    flow_index: Map<u32, FlowBucket>,
 }
 
 /// How full a map is.
@@ -94,14 +97,17 @@ impl Datapath {
         let slots = ranges.iter().map(|(_, count)| u64::from(*count)).sum();
         let members = self.maps.members.entries().map_err(failed("MEMBERS"))?.len();
         let flows = self.flows()?.len();
-        let index = self.flow_index.entries().map_err(failed("FLOW_INDEX"))?.len();
+        let buckets = self.flow_index.entries().map_err(failed("FLOW_INDEX"))?;
+        let index =
+            buckets.iter().flat_map(|(_, bucket)| bucket.entries).filter(|it| *it != FlowRef::FREE).count();
+        let ways = self.flow_index.capacity() * FLOW_WAYS as u32;
         let usage = |name, entries, capacity| MapUsage { name, entries, capacity: u64::from(capacity) };
         Ok(vec![
             usage("frontends", frontends.len() as u64, self.maps.frontends.capacity()),
             usage("backends", slots, self.maps.backends.capacity()),
             usage("udp_backends", members as u64, self.maps.members.capacity()),
             usage("flows", flows as u64, self.flows.capacity()),
-            usage("flow_index", index as u64, self.flow_index.capacity()),
+            usage("flow_index", index as u64, ways),
         ])
     }
 

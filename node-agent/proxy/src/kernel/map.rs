@@ -7,7 +7,7 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Affinity, AffinityKey, Backend, Flow, FlowKey, FlowRef, Frontend, FrontendKey, MaglevBlock,
+    Addr, Affinity, AffinityKey, Backend, Flow, FlowBucket, FlowKey, Frontend, FrontendKey, MaglevBlock,
     MemberKey, PodLink, RangeKey, Settings,
 };
 
@@ -30,7 +30,7 @@ unsafe impl Plain for Flow {}
 // SAFETY: as above.
 unsafe impl Plain for FlowKey {}
 // SAFETY: as above.
-unsafe impl Plain for FlowRef {}
+unsafe impl Plain for FlowBucket {}
 // SAFETY: as above.
 unsafe impl Plain for Frontend {}
 // SAFETY: as above.

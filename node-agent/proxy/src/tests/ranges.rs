@@ -19,9 +19,9 @@ fn equal_ranges_are_one_value() {
     assert!(range([10, 0, 0, 0], 8).contains(&v4_mapped([10, 255, 0, 1])));
     assert!(!range([10, 0, 0, 0], 8).contains(&v4_mapped([11, 0, 0, 1])));
     assert!(range([0, 0, 0, 0], 0).contains(&v4_mapped([192, 0, 2, 1])));
-    assert!(!range([0, 0, 0, 0], 0).contains(&[0x20; 16]), "all of IPv4 is nothing of IPv6");
-    assert!(SourceRange::new([0x20; 16], 0).contains(&[0xfe; 16]));
-    assert!(SourceRange::new([0x20; 16], 128).contains(&[0x20; 16]));
+    assert!(!range([0, 0, 0, 0], 0).contains(&[0x20; 16].into()), "all of IPv4 is nothing of IPv6");
+    assert!(SourceRange::new([0x20; 16].into(), 0).contains(&[0xfe; 16].into()));
+    assert!(SourceRange::new([0x20; 16].into(), 128).contains(&[0x20; 16].into()));
 }
 
 #[test]

@@ -1,0 +1,160 @@
+//! The start of flows. Most packets belong to a flow already, so all of it is in functions of their own.
+
+use hawser_ebpf_abi::{
+    Backend, FlowKey, Frontend, IPPROTO_UDP, Reason,
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_RST_FORWARD, FLOW_SNAT},
+    flow_table::{Claim, Entered},
+    service::{
+        BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+    },
+};
+
+use crate::{
+    count::count,
+    flows,
+    forward::{client_of, frontend_of},
+    packet::{Packet, scratch},
+    select, sources,
+};
+
+/// Backends tried when the client's own tuple towards one is taken by another flow. Then the port is replaced.
+const BACKEND_ATTEMPTS: u32 = 4;
+
+/// What came of a flow's start, where it is not the flow's slot.
+pub(crate) const NO_FLOW: i64 = -1;
+pub(crate) const NO_BACKEND: i64 = -2;
+/// Counted already.
+pub(crate) const REFUSED: i64 = -3;
+/// The frontend is not for this client.
+pub(crate) const NOT_SERVED: i64 = -4;
+
+/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_start_flow(client: u32, now_ns: u64) -> i64 {
+    let Some(packet) = scratch() else { return NO_FLOW };
+    let client = client_of(client);
+    let Some(frontend) = frontend_of(packet) else { return NO_FLOW };
+    if !is_served(frontend, client) {
+        return NOT_SERVED;
+    }
+    match try_start_flow(packet, frontend, client, now_ns) {
+        Ok(Some(slot)) => i64::from(slot),
+        Ok(None) => NO_BACKEND,
+        Err(reason) => refused(reason),
+    }
+}
+
+#[inline(always)]
+fn try_start_flow(
+    packet: &mut Packet,
+    frontend: &Frontend,
+    client: Client,
+    now_ns: u64,
+) -> Result<Option<u32>, Reason> {
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !select::is_in_ranges(packet, frontend) {
+        return Err(Reason::DropSourceRange);
+    }
+    if !select::for_packet(packet, frontend, client, 0) {
+        if client == Client::Wire && frontend.flags & FRONTEND_WIRE_LOCAL != 0 {
+            return Err(Reason::DropNoLocalBackend);
+        }
+        return Ok(None);
+    }
+    let (claim, flow) = flows::claim(&packet.tuple, now_ns)?;
+    flow.flags = 0;
+    flow.forward = packet.tuple;
+    flow.service_id = frontend.service_id;
+    flow.frontend_generation = frontend.generation;
+    for attempt in 1..=BACKEND_ATTEMPTS {
+        if packet.replaces_port != 0 || !keeps_source(packet, client) {
+            break;
+        }
+        let client_endpoint = packet.tuple.source_endpoint();
+        flow.reply = FlowKey::new(packet.backend.endpoint(), client_endpoint, packet.tuple.protocol);
+        if flows::enter(claim, DIRECTION_REPLY, now_ns) == Entered::Yes {
+            return complete(claim, now_ns).map(Some);
+        }
+        // Without another one the same is tried again.
+        let _ = select::for_packet(packet, frontend, client, attempt);
+    }
+    flow.flags = FLOW_SNAT;
+    // Where replies come back by themselves the client keeps its address: its own port alone is taken.
+    let from = if keeps_source(packet, client) { sources::CLIENT } else { sources::NODE };
+    sources::allocate(packet, flow, claim, from, now_ns).inspect_err(|_| flows::give_back(claim))?;
+    complete(claim, now_ns).map(Some)
+}
+
+/// Enters the last tuple of a new flow, and returns the flow's slot.
+#[inline(always)]
+fn complete(claim: Claim, now_ns: u64) -> Result<u32, Reason> {
+    match flows::enter(claim, DIRECTION_FORWARD, now_ns) {
+        Entered::Yes => {
+            flows::publish(claim);
+            count(Reason::PacketNewFlow);
+            return Ok(claim.slot);
+        }
+        Entered::Taken | Entered::Full => flows::give_back(claim),
+    }
+    // Another CPU may have made a flow of the same first packet, sent twice.
+    flows::find(now_ns).map(|found| found.slot).ok_or(Reason::DropFlowTableFull)
+}
+
+/// Makes a flow of a packet for a backend itself, if a service's flow leads there from the same client's port: the
+/// backend's replies to both would be the same. An ended one makes room; beside another the client gets another port.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_start_direct_flow(now_ns: u64) -> i64 {
+    let Some(packet) = scratch() else { return NO_FLOW };
+    let Some(found) = flows::find_reversed(now_ns) else { return NO_FLOW };
+    let Some(flow) = found.flow() else { return NO_FLOW };
+    if !found.is_reply() || flow.flags & FLOW_SNAT != 0 {
+        return NO_FLOW;
+    }
+    if packet.tuple.protocol != IPPROTO_UDP && (flow.is_closed() || flow.flags & FLOW_RST_FORWARD != 0) {
+        flows::end(found);
+        return NO_FLOW;
+    }
+    match try_start_direct_flow(packet, now_ns) {
+        Ok(slot) => i64::from(slot),
+        Err(reason) => refused(reason),
+    }
+}
+
+#[inline(always)]
+fn try_start_direct_flow(packet: &mut Packet, now_ns: u64) -> Result<u32, Reason> {
+    let (claim, flow) = flows::claim(&packet.tuple, now_ns)?;
+    flow.flags = FLOW_SNAT | FLOW_DIRECT;
+    flow.forward = packet.tuple;
+    flow.service_id = 0;
+    flow.frontend_generation = 0;
+    let FlowKey { destination, destination_port_be, .. } = packet.tuple;
+    packet.backend = Backend { addr: destination, port_be: destination_port_be, flags: 0, pad: 0 };
+    sources::allocate(packet, flow, claim, sources::CLIENT, now_ns)
+        .inspect_err(|_| flows::give_back(claim))?;
+    complete(claim, now_ns)
+}
+
+#[inline(always)]
+fn refused(reason: Reason) -> i64 {
+    count(reason);
+    REFUSED
+}
+
+/// Tells whether replies of the backend come back by themselves: they pass this node, or are for one of its pods, and
+/// they leave the backend at all.
+#[inline(always)]
+fn keeps_source(packet: &Packet, client: Client) -> bool {
+    match client {
+        Client::Wire => packet.backend.flags & BACKEND_LOCAL != 0,
+        Client::Inside => packet.backend.addr != packet.tuple.source,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn is_served(frontend: &Frontend, client: Client) -> bool {
+    match client {
+        Client::Wire => frontend.flags & FRONTEND_WIRE != 0,
+        Client::Inside => frontend.flags & FRONTEND_NODE_ONLY == 0,
+    }
+}
