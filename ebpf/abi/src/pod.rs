@@ -12,8 +12,8 @@ use crate::Addr;
 pub struct PodLink {
     /// The host's side of the pod's interface.
     pub ifindex: u32,
-    /// Link-layer address of the pod's side.
-    pub mac: [u8; 6],
+    /// Link-layer address of the pod's side, in words as they lie in memory.
+    pub mac: [u16; 3],
     /// Always 0.
     pub pad: u16,
 }

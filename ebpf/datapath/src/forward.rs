@@ -25,7 +25,7 @@ use crate::{
     flows::{self, Found},
     maps::FRONTENDS,
     packet::{DROP, PASS, Packet, parse, scratch},
-    rewrite::rewrite,
+    rewrite::{rewrite, write_ip},
     route, select, short_ways,
     start::{
         NO_BACKEND, NO_FLOW, NOT_SERVED, REFUSED, hawser_start_direct_flow, hawser_start_flow, is_served,
@@ -64,7 +64,7 @@ pub(crate) fn ingress(ctx: &TcContext, client: u32) -> i32 {
 /// Egress: gives replies of local backends (at an uplink), or of any backend (at a pod), the service's address.
 #[inline(always)]
 pub(crate) fn reply(ctx: &TcContext) -> i32 {
-    if !parse(ctx) {
+    if route::takes_leave(ctx) || !parse(ctx) {
         return PASS;
     }
     let Some(packet) = scratch() else { return PASS };
@@ -74,7 +74,8 @@ pub(crate) fn reply(ctx: &TcContext) -> i32 {
     if !found.is_reply() || !flows::note(flow, packet, DIRECTION_REPLY, now_ns) {
         return PASS;
     }
-    finish(rewrite(ctx, packet, flow, DIRECTION_REPLY).map(|()| {
+    let rewritten = rewrite(ctx, packet, flow, DIRECTION_REPLY).and_then(|()| write_ip(ctx, packet));
+    finish(rewritten.map(|()| {
         count(Reason::PacketReplied);
         PASS
     }))
@@ -181,7 +182,7 @@ extern "C" fn hawser_translate(skb: *mut __sk_buff, client: u32, slot: u32) -> i
 }
 
 #[inline(always)]
-fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, client: Client) -> Result<i32, Reason> {
+fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow, client: Client) -> Result<i32, Reason> {
     rewrite(ctx, packet, flow, DIRECTION_FORWARD)?;
     let verdict = match client {
         Client::Wire => short_ways::translated_from_wire(ctx, packet, flow),

@@ -4,7 +4,7 @@
 //! a map, not on the stack: there it is an unknown number to the verifier, which therefore looks at each loop and
 //! branch once and not once for every path that leads there.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, programs::TcContext};
 use hawser_ebpf_abi::{
     Addr, Backend, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
     IPPROTO_UDP, Reason,
@@ -47,6 +47,7 @@ pub(crate) struct Packet {
     /// The packet's tuple; for an ICMP error the tuple of the direction that it travels in: the quoted one reversed.
     pub(crate) tuple: FlowKey,
     pub(crate) segment: Segment,
+    pub(crate) header: Header,
     /// Names the datagram that a part belongs to.
     fragment: FragmentKey,
     /// Who sent an ICMP error: not always the destination of the quoted packet.
@@ -73,6 +74,19 @@ pub(crate) struct Packet {
     pub(crate) replaces_port: u8,
     pad: [u8; 2],
 }
+
+/// The packet's first bytes as they lie in memory: the link-layer header, and the IP header without options. What
+/// programs change is changed here, and written once.
+#[repr(C)]
+pub(crate) struct Header {
+    /// So that the words of the IP header are aligned.
+    pad: u16,
+    /// Destination, source, and the protocol.
+    pub(crate) link: [u16; 7],
+    /// Five words of IPv4, ten of IPv6.
+    pub(crate) ip: [u32; 10],
+}
+const _: () = assert!(size_of::<Header>() == 2 + ETH_LEN + IPV6_LEN);
 
 /// State of a search for a free source port, see `sources`.
 #[repr(C)]
@@ -133,10 +147,15 @@ impl Packet {
         self.quoted_l4_offset as usize
     }
 
+    #[inline(always)]
+    pub(crate) fn ip_header_len(&self) -> usize {
+        if self.is_v4() { IPV4_LEN } else { IPV6_LEN }
+    }
+
     /// Tells whether the transport header follows right after the fixed IP header.
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
-        self.l4_offset() == ETH_LEN + if self.is_v4() { IPV4_LEN } else { IPV6_LEN }
+        self.l4_offset() == ETH_LEN + self.ip_header_len()
     }
 
     /// Length of the transport header, where there is one.
@@ -229,7 +248,7 @@ fn try_parse(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     Ok(true)
 }
 
-/// The IPv4 header without options.
+/// An IPv4 header without options, that an ICMP error quotes.
 #[repr(C)]
 struct V4Header {
     /// What comes before the addresses.
@@ -240,48 +259,65 @@ struct V4Header {
 }
 const _: () = assert!(size_of::<V4Header>() == IPV4_LEN);
 
+/// Reads the link-layer header, and as much of the IP header.
+#[inline(always)]
+fn load_header(ctx: &TcContext, header: &mut Header, ip_header_len: usize) -> Result<(), Reason> {
+    // SAFETY: the header has room for the longer of both.
+    let result = unsafe {
+        let to = (&raw mut header.link).cast();
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to, (ETH_LEN + ip_header_len) as u32)
+    };
+    if result == 0 { Ok(()) } else { Err(Reason::PassMalformed) }
+}
+
 #[inline(always)]
 fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    let header: V4Header = load(ctx, ETH_LEN)?;
-    let V4Header { source, destination, fixed: header } = header;
-    let header_len = usize::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || header_len < IPV4_LEN {
+    load_header(ctx, &mut packet.header, IPV4_LEN)?;
+    let [lengths, identification_and_fragment, hop_limit_and_protocol, source, destination, ..] =
+        packet.header.ip;
+    let [version_and_len, _, total_high, total_low] = lengths.to_ne_bytes();
+    let header_len = usize::from(version_and_len & 0x0f) * 4;
+    if version_and_len >> 4 != 4 || header_len < IPV4_LEN {
         return Err(Reason::PassMalformed);
     }
-    packet.protocol = header[9];
-    if !matches!(packet.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP) {
+    let [hop_limit, protocol, ..] = hop_limit_and_protocol.to_ne_bytes();
+    packet.protocol = protocol;
+    if !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP) {
         return Ok(false);
     }
     packet.tuple.source = Addr::from_v4_word(source);
     packet.tuple.destination = Addr::from_v4_word(destination);
     packet.is_v4 = 1;
     packet.l4_offset = (ETH_LEN + header_len) as u32;
-    packet.hop_limit = header[8];
-    packet.ip_len = u16::from_be_bytes([header[2], header[3]]);
-    packet.may_fragment = u8::from(header[6] & 0x40 == 0);
+    packet.hop_limit = hop_limit;
+    packet.ip_len = u16::from_be_bytes([total_high, total_low]);
     packet.has_options = u8::from(header_len > IPV4_LEN);
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let [id_high, id_low, fragment_high, fragment_low] = identification_and_fragment.to_ne_bytes();
+    packet.may_fragment = u8::from(fragment_high & 0x40 == 0);
+    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
     // "More fragments" and the offset: the last part has no flag, the first part no offset.
     if fragment & 0x3fff != 0 {
-        let identification_be = u32::from(u16::from_ne_bytes([header[4], header[5]]));
-        parse_part(packet, identification_be, packet.protocol, fragment & 0x1fff == 0);
+        let identification_be = u32::from(u16::from_ne_bytes([id_high, id_low]));
+        parse_part(packet, identification_be, protocol, fragment & 0x1fff == 0);
     }
     Ok(true)
 }
 
 #[inline(always)]
 fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    let header: [u8; 8] = load(ctx, ETH_LEN)?;
-    if header[0] >> 4 != 6 {
+    load_header(ctx, &mut packet.header, IPV6_LEN)?;
+    let [first, lengths, s0, s1, s2, s3, d0, d1, d2, d3] = packet.header.ip;
+    if first.to_ne_bytes()[0] >> 4 != 6 {
         return Err(Reason::PassMalformed);
     }
-    packet.protocol = header[6];
+    let [len_high, len_low, next_header, hop_limit] = lengths.to_ne_bytes();
+    packet.protocol = next_header;
     packet.l4_offset = (ETH_LEN + IPV6_LEN) as u32;
-    packet.tuple.source = load(ctx, ETH_LEN + 8)?;
-    packet.tuple.destination = load(ctx, ETH_LEN + 24)?;
+    packet.tuple.source = Addr::from_words([s0, s1, s2, s3]);
+    packet.tuple.destination = Addr::from_words([d0, d1, d2, d3]);
     packet.is_v4 = 0;
-    packet.hop_limit = header[7];
-    packet.ip_len = u16::from_be_bytes([header[4], header[5]]).saturating_add(IPV6_LEN as u16);
+    packet.hop_limit = hop_limit;
+    packet.ip_len = u16::from_be_bytes([len_high, len_low]).saturating_add(IPV6_LEN as u16);
     packet.may_fragment = 0;
     for _ in 0..EXTENSION_HEADERS {
         if is_last(packet) {

@@ -13,7 +13,7 @@ use crate::{
     flows,
     forward::finish,
     packet::{ETH_LEN, PASS, Packet, ifindex, scratch},
-    rewrite::{lower_hop_limit, rewrite},
+    rewrite::{lower_hop_limit, rewrite, write_ip},
 };
 
 const AF_INET: u8 = 2;
@@ -50,7 +50,7 @@ pub(crate) extern "C" fn hawser_send_on(skb: *mut __sk_buff, slot: u32, directio
 }
 
 #[inline(always)]
-fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Result<i32, Reason> {
+fn send_on(ctx: &TcContext, packet: &mut Packet, flow: &Flow, direction: u32) -> Result<i32, Reason> {
     let opposite = flow.opposite(direction);
     if packet.hop_limit <= 1 {
         return answer::hop_limit(ctx, packet);
@@ -62,13 +62,13 @@ fn send_on(ctx: &TcContext, packet: &Packet, flow: &Flow, direction: u32) -> Res
         // A backend on the host's network. The host drops what has one of its own addresses as the source.
         Way::Here => {
             rewrite(ctx, packet, flow, direction)?;
+            write_ip(ctx, packet)?;
             return Ok(PASS);
         }
         Way::No => return Err(Reason::DropNoRoute),
     }
     rewrite(ctx, packet, flow, direction)?;
-    lower_hop_limit(ctx, packet)?;
-    Ok(leave(&lookup))
+    leave(ctx, packet, &lookup)
 }
 
 /// Prepares a lookup of the way from `source` to `destination`.
@@ -112,9 +112,31 @@ pub(crate) fn find_way(ctx: &TcContext, lookup: &mut FibLookup) -> Way {
     }
 }
 
-/// Sends the packet out by the way that was found; the kernel writes the link-layer header.
+/// What `tc_index` says of a packet that these programs send out: they have nothing more to do with it.
+const OURS: u16 = 0x4857;
+
+/// Tells whether the packet comes from [`leave`], and clears that: a tunnel sends the same packet again.
 #[inline(always)]
-pub(crate) fn leave(lookup: &FibLookup) -> i32 {
+pub(crate) fn takes_leave(ctx: &TcContext) -> bool {
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe {
+        let tc_index = &raw mut (*ctx.skb.skb).tc_index;
+        if tc_index.read_volatile() != u32::from(OURS) {
+            return false;
+        }
+        tc_index.write_volatile(0);
+    }
+    true
+}
+
+/// Writes the packet's header, its hop limit lowered, and sends it out by the way that was found; the kernel writes the
+/// link-layer header.
+#[inline(always)]
+pub(crate) fn leave(ctx: &TcContext, packet: &mut Packet, lookup: &FibLookup) -> Result<i32, Reason> {
+    lower_hop_limit(packet);
+    write_ip(ctx, packet)?;
+    // SAFETY: the verifier checks accesses to the context.
+    unsafe { (&raw mut (*ctx.skb.skb).tc_index).write_volatile(u32::from(OURS)) };
     // SAFETY: all zero is a valid value of the structure.
     let mut next_hop: NextHop = unsafe { core::mem::zeroed() };
     next_hop.nh_family = u32::from(lookup.family);
@@ -124,7 +146,7 @@ pub(crate) fn leave(lookup: &FibLookup) -> i32 {
     // SAFETY: the size of the structure is given.
     let verdict =
         unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut next_hop, size_of::<NextHop>() as i32, 0) };
-    verdict as i32
+    Ok(verdict as i32)
 }
 
 /// Length of the largest packet that this one becomes on the wire: one with segments in it is cut up later.

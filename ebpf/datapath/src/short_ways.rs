@@ -16,14 +16,14 @@ use hawser_ebpf_abi::{
 use crate::{
     count::count,
     maps::{PODS, SETTINGS},
-    packet::{PASS, Packet, ifindex, is_for_host, load},
-    rewrite::{lower_hop_limit, rewrite},
+    packet::{PASS, Packet, ifindex, is_for_host},
+    rewrite::{lower_hop_limit, rewrite, write_all, write_ip},
     route::{Way, find_way, leave, new_lookup},
 };
 
 /// A packet from outside, or from another node, that is for no service. `flow` is the one that it is a reply of.
 #[inline(always)]
-pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
+pub(crate) fn from_wire(ctx: &TcContext, packet: &mut Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
     let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
     let Some(pod) = pod(&packet.tuple.destination) else { return Ok(PASS) };
     if let Some(flow) = flow {
@@ -37,7 +37,7 @@ pub(crate) fn from_wire(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) -
 
 /// A packet of a pod that is for no service. `flow` is the one that it is a reply of.
 #[inline(always)]
-pub(crate) fn from_pod(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
+pub(crate) fn from_pod(ctx: &TcContext, packet: &mut Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
     let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
     if !is_own_address(ctx, packet) {
         return Ok(PASS);
@@ -63,42 +63,40 @@ pub(crate) fn from_pod(ctx: &TcContext, packet: &Packet, flow: Option<&Flow>) ->
         rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
         count(Reason::PacketReplied);
     }
-    lower_hop_limit(ctx, packet)?;
     count(Reason::PacketToNode);
-    Ok(leave(&lookup))
+    leave(ctx, packet, &lookup)
 }
 
 /// A packet from outside whose destination has become a backend of this node.
 #[inline(always)]
-pub(crate) fn translated_from_wire(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, Reason> {
-    if settings(ctx, packet).is_none() {
-        return Ok(PASS);
+pub(crate) fn translated_from_wire(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<i32, Reason> {
+    if settings(ctx, packet).is_some()
+        && let Some(pod) = pod(&flow.opposite(DIRECTION_FORWARD).source)
+    {
+        return to_pod(ctx, packet, pod);
     }
-    match pod(&flow.opposite(DIRECTION_FORWARD).source) {
-        Some(pod) => to_pod(ctx, packet, pod),
-        None => Ok(PASS),
-    }
+    write_ip(ctx, packet).map(|()| PASS)
 }
 
 /// A packet of a pod whose destination has become a backend.
 #[inline(always)]
-pub(crate) fn translated_from_pod(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<i32, Reason> {
-    let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
-    if !is_own_address(ctx, packet) {
-        return Ok(PASS);
-    }
+pub(crate) fn translated_from_pod(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<i32, Reason> {
     let destination = &flow.opposite(DIRECTION_FORWARD).source;
-    if let Some(pod) = pod(destination) {
-        return to_pod(ctx, packet, pod);
+    if let Some(settings) = settings(ctx, packet)
+        && is_own_address(ctx, packet)
+    {
+        if let Some(pod) = pod(destination) {
+            return to_pod(ctx, packet, pod);
+        }
+        if is_pod_range(settings, destination) {
+            let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
+            if let Way::Out = find_way(ctx, &mut lookup) {
+                count(Reason::PacketToNode);
+                return leave(ctx, packet, &lookup);
+            }
+        }
     }
-    if !is_pod_range(settings, destination) {
-        return Ok(PASS);
-    }
-    let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
-    let Way::Out = find_way(ctx, &mut lookup) else { return Ok(PASS) };
-    lower_hop_limit(ctx, packet)?;
-    count(Reason::PacketToNode);
-    Ok(leave(&lookup))
+    write_ip(ctx, packet).map(|()| PASS)
 }
 
 /// Returns the node's settings if this packet may take a short way.
@@ -140,11 +138,13 @@ fn is_pod_range(settings: &Settings, addr: &Addr) -> bool {
 
 /// Puts the packet into the pod's namespace, as if the pod's own link had received it.
 #[inline(always)]
-fn to_pod(ctx: &TcContext, packet: &Packet, pod: &PodLink) -> Result<i32, Reason> {
-    lower_hop_limit(ctx, packet)?;
+fn to_pod(ctx: &TcContext, packet: &mut Packet, pod: &PodLink) -> Result<i32, Reason> {
+    lower_hop_limit(packet);
+    let link = &mut packet.header.link;
     // It comes from where the node received it.
-    let received_by: [u8; 6] = load(ctx, 0)?;
-    ctx.store(0, &[pod.mac, received_by], 0).map_err(|_| Reason::DropRewrite)?;
+    (link[3], link[4], link[5]) = (link[0], link[1], link[2]);
+    (link[0], link[1], link[2]) = (pod.mac[0], pod.mac[1], pod.mac[2]);
+    write_all(ctx, packet)?;
     count(Reason::PacketToPod);
     // SAFETY: the helper takes an index and no flags.
     Ok(unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32)

@@ -39,7 +39,8 @@ pub(crate) fn set(
     {
         map.remove(address)?;
     }
-    let link = PodLink { ifindex, mac, pad: 0 };
+    let word = |at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
+    let link = PodLink { ifindex, mac: [word(0), word(2), word(4)], pad: 0 };
     for address in wanted {
         map.set(&address, &link).map_err(|error| {
             let full = error.raw_os_error() == Some(libc::E2BIG);
