@@ -82,7 +82,7 @@ mod tests {
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
         assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
-        assert_eq!(reason::NAMES[Reason::PacketToNode as usize], "packet_to_node");
-        assert_eq!(Reason::PacketToNode as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::PassForeignSource as usize], "pass_foreign_source");
+        assert_eq!(Reason::PassForeignSource as usize + 1, reason::REASONS);
     }
 }

@@ -1,4 +1,4 @@
-//! Pods of this node, and the short ways to them and to pods of other nodes.
+//! Pods of this node, the addresses that they may send from, and the short ways to them and to pods of other nodes.
 //!
 //! A packet takes a short way only where nobody else has to see it: between pods of the cluster, and as part of a flow
 //! that the packet path itself translates. All other packets leave the cluster or come from outside of it, and the
@@ -12,7 +12,8 @@ use crate::Addr;
 pub struct PodLink {
     /// The host's side of the pod's interface.
     pub ifindex: u32,
-    /// Link-layer address of the pod's side, in words as they lie in memory.
+    /// Link-layer address of the pod's side, in words as they lie in memory. All zero where packets for the pod go by
+    /// the host's routes.
     pub mac: [u16; 3],
     /// Always 0.
     pub pad: u16,

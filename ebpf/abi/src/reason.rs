@@ -66,10 +66,12 @@ pub enum Reason {
     PacketToPod = 29,
     /// A packet of a pod went straight out of the node.
     PacketToNode = 30,
+    /// Passed on: a pod sent from an address that is not its own. The host decides; no service is served to it.
+    PassForeignSource = 31,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 31;
+pub const REASONS: usize = 32;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -106,4 +108,5 @@ pub const NAMES: [&str; REASONS] = [
     "icmp_error_translated",
     "packet_to_pod",
     "packet_to_node",
+    "pass_foreign_source",
 ];

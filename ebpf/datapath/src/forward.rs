@@ -47,6 +47,10 @@ pub(crate) fn ingress(ctx: &TcContext, client: u32) -> i32 {
         return PASS;
     }
     let Some(packet) = scratch() else { return PASS };
+    if client == INSIDE && !short_ways::has_own_source(ctx, packet) {
+        count(Reason::PassForeignSource);
+        return PASS;
+    }
     let now_ns = flows::now_ns();
     match flows::find(now_ns) {
         Some(found) if found.is_reply() || goes_on(packet, found, client_of(client)) => {

@@ -39,9 +39,6 @@ pub(crate) fn from_wire(ctx: &TcContext, packet: &mut Packet, flow: Option<&Flow
 #[inline(always)]
 pub(crate) fn from_pod(ctx: &TcContext, packet: &mut Packet, flow: Option<&Flow>) -> Result<i32, Reason> {
     let Some(settings) = settings(ctx, packet) else { return Ok(PASS) };
-    if !is_own_address(ctx, packet) {
-        return Ok(PASS);
-    }
     let destination = &packet.tuple.destination;
     if flow.is_none() && !packet.is_whole() {
         return Ok(PASS);
@@ -82,9 +79,7 @@ pub(crate) fn translated_from_wire(ctx: &TcContext, packet: &mut Packet, flow: &
 #[inline(always)]
 pub(crate) fn translated_from_pod(ctx: &TcContext, packet: &mut Packet, flow: &Flow) -> Result<i32, Reason> {
     let destination = &flow.opposite(DIRECTION_FORWARD).source;
-    if let Some(settings) = settings(ctx, packet)
-        && is_own_address(ctx, packet)
-    {
+    if let Some(settings) = settings(ctx, packet) {
         if let Some(pod) = pod(destination) {
             return to_pod(ctx, packet, pod);
         }
@@ -111,16 +106,24 @@ fn settings(ctx: &TcContext, packet: &Packet) -> Option<&'static Settings> {
     may.then_some(settings)
 }
 
+/// Returns the pod that has the address, if there is a short way to it.
 #[inline(always)]
 fn pod(addr: &Addr) -> Option<&'static PodLink> {
-    // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
+    pod_with(addr).filter(|pod| pod.mac != [0; 3])
+}
+
+#[inline(always)]
+fn pod_with(addr: &Addr) -> Option<&'static PodLink> {
+    // SAFETY: an entry that is removed meanwhile may be another pod's by the time it is read: this one packet then goes
+    // the way of one that was sent a moment later.
     unsafe { PODS.get(addr) }
 }
 
-/// Tells whether the packet's source belongs to the pod that sent it. The host decides about others.
+/// Tells whether the packet's source belongs to the pod that sent it. An ICMP error comes from wherever its cause is.
 #[inline(always)]
-fn is_own_address(ctx: &TcContext, packet: &Packet) -> bool {
-    pod(&packet.tuple.source).is_some_and(|pod| pod.ifindex == ifindex(ctx.skb.skb))
+pub(crate) fn has_own_source(ctx: &TcContext, packet: &Packet) -> bool {
+    let source = if packet.is_error() { &packet.outer_source } else { &packet.tuple.source };
+    pod_with(source).is_some_and(|pod| pod.ifindex == ifindex(ctx.skb.skb))
 }
 
 #[inline(always)]

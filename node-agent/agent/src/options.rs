@@ -72,6 +72,9 @@ pub(crate) struct Options {
     /// Link to the other nodes; found by --node-ip where unset
     #[arg(long)]
     pub(crate) uplink: Option<String>,
+    /// Node addresses at which node ports are served, as ranges; all of the uplink's where unset
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) nodeport_addresses: Vec<IpNet>,
     /// Leave the source addresses of pods' traffic to outside the cluster as they are
     #[arg(long)]
     pub(crate) no_masquerade: bool,

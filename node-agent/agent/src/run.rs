@@ -1,6 +1,11 @@
 //! `node-agent run`: what runs, in which order it starts, and how it stops.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -11,7 +16,7 @@ use hawser_api::{
 };
 use hawser_dns::Dns;
 use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader, events::Recorder};
-use hawser_network::{Mode, Network};
+use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
@@ -303,9 +308,12 @@ async fn run_network(
     });
     let pod_cidrs = pod_range(options, caches, &mut node_changes).await?;
     info!(?pod_cidrs, "pod range");
-    pod_network.provide(Network::start(network_config(options, pod_cidrs.clone())).await?);
+    let network = Network::start(network_config(options, pod_cidrs.clone())).await?;
+    let uplink = network.uplink().await?;
+    pod_network.provide(network);
     let (services, slices) = (&caches.objects.services, &caches.slices);
-    let service_path_ended = service_path.start(proxy_config(options)?, services, slices, by_service)?;
+    let service_path_ended =
+        service_path.start(proxy_config(options, uplink)?, services, slices, by_service)?;
 
     let follow_nodes = async {
         loop {
@@ -416,20 +424,29 @@ fn network_config(options: &Options, pod_cidrs: Vec<IpNet>) -> hawser_network::C
     }
 }
 
-fn proxy_config(options: &Options) -> anyhow::Result<hawser_proxy::Config> {
+fn proxy_config(options: &Options, uplink: Uplink) -> anyhow::Result<hawser_proxy::Config> {
     let cgroup = cgroup::unified(&options.cgroup_root)?;
     let mut config = hawser_proxy::Config::new(pins(&options.state_dir), cgroup, options.node_name.clone());
-    config.node_addresses = vec![options.node_ip];
+    config.node_addresses = node_addresses(options.node_ip, &uplink.addresses);
+    config.nodeport_addresses =
+        options.nodeport_addresses.iter().map(|range| (range.network(), range.prefix_len())).collect();
     config.pod_ranges =
         options.cluster_cidr.iter().map(|range| (range.network(), range.prefix_len())).collect();
     if options.no_short_ways {
         config.short_ways = hawser_proxy::ShortWays::Off;
     }
-    config.uplinks = options.uplink.iter().cloned().collect();
+    config.uplinks = vec![uplink.name];
     if options.network_mode == NetworkMode::Vxlan {
         config.uplinks.push(hawser_network::TUNNEL.to_owned());
     }
     Ok(config)
+}
+
+/// The node's addresses, its own first: the first of a family is the source of what the node sends on.
+fn node_addresses(node_ip: IpAddr, others: &[IpAddr]) -> Vec<IpAddr> {
+    let mut addresses = vec![node_ip];
+    addresses.extend(others.iter().filter(|address| **address != node_ip));
+    addresses
 }
 
 async fn report_usage(usage: &UsageReader, session: &NodeSession) {

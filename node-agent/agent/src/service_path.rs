@@ -288,8 +288,7 @@ impl Worker {
     }
 
     fn attach(&self, ifindex: u32, link: &PodLink) -> Result<(), hawser_proxy::Error> {
-        self.proxy.attach_pod_interface(ifindex)?;
-        if !self.proxy.set_pod_addresses(ifindex, link.mac, &link.ips)? {
+        if !self.proxy.attach_pod(ifindex, Some(link.mac), &link.ips)? {
             debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
         }
         Ok(())

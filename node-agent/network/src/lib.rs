@@ -54,6 +54,14 @@ pub enum Mode {
     Routes,
 }
 
+/// The link that leads to the other nodes and to outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub name: String,
+    /// The node's own: without those of services that are announced on the link, and without link-local ones.
+    pub addresses: Vec<IpAddr>,
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The node's own address, by which other nodes reach it.
@@ -112,6 +120,18 @@ impl Network {
         }
         let pods = Pods::load(&config.state_dir, &config.pod_cidrs, config.node_ip, pod_mtu)?;
         Ok(Self { config, netlink, pods: Mutex::new(pods) })
+    }
+
+    /// Looks at the link to the other nodes: the configured one, or the one with the node's address.
+    ///
+    /// # Errors
+    /// Where there is no such link, or the kernel refuses to show it.
+    pub async fn uplink(&self) -> Result<Uplink, Error> {
+        let link = self.netlink.uplink(self.config.uplink.as_deref(), self.config.node_ip).await?;
+        let found = self.netlink.addresses(link.index).await?;
+        let own = found.into_iter().filter(|(_, _, is_lent)| !is_lent).map(|(address, ..)| address);
+        let addresses = own.filter(|address| !is_link_local(*address)).collect();
+        Ok(Uplink { name: link.name, addresses })
     }
 
     /// Makes tunnels and routes lead to exactly these nodes (the node itself left out).
@@ -185,5 +205,12 @@ impl Network {
             outcome = outcome.and(self.netlink.delete_unreachable(*range).await);
         }
         outcome
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

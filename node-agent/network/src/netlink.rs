@@ -29,6 +29,7 @@ const PROTOCOL_NUMBER: u8 = 72;
 /// A link as far as it matters here.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
+    pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) mtu: u32,
     /// Six bytes for Ethernet; empty for links without.
@@ -346,9 +347,10 @@ pub(crate) fn neighbour_parts(entry: &NeighbourMessage) -> (Option<IpAddr>, Vec<
 }
 
 fn link_of(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, mtu: 1500, mac: Vec::new() };
+    let mut link = Link { name: String::new(), index: message.header.index, mtu: 1500, mac: Vec::new() };
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(mac) => link.mac.clone_from(mac),
             _ => {}

@@ -206,6 +206,15 @@ fn pods_nodes_and_outside_reach_each_other_over_plain_routes() {
 }
 
 #[test]
+fn uplink_is_found_by_the_nodes_address() {
+    let Some(lan) = Lan::new(Mode::Routes) else { return };
+    let lent: IpAddr = "172.29.0.77".parse().unwrap();
+    announce(&lan, 1, &[lent]);
+    let uplink = lan.with(1, async |network| network.uplink().await).unwrap();
+    assert_eq!((uplink.name.as_str(), uplink.addresses), ("eth0", vec![Lan::node_ip(1)]));
+}
+
+#[test]
 fn addresses_that_nobody_serves_leave_no_node() {
     let Some(lan) = Lan::new(VXLAN) else { return };
     let pod = lan.attach(1, "a");

@@ -128,6 +128,18 @@ pub(crate) struct Node {
     /// Of the label `topology.kubernetes.io/zone`.
     pub(crate) zone: Option<String>,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Where node ports are served, as ranges and their lengths in bits; everywhere where there are none.
+    pub(crate) node_port_ranges: Vec<(IpAddr, u8)>,
+}
+
+impl Node {
+    fn has_node_ports_at(&self, address: IpAddr) -> bool {
+        let contains = |(range, len): &(IpAddr, u8)| {
+            let bits = u32::from(*len) + if range.is_ipv4() { 96 } else { 0 };
+            SourceRange::new(addr(*range), bits).contains(&addr(address))
+        };
+        self.node_port_ranges.is_empty() || self.node_port_ranges.iter().any(contains)
+    }
 }
 
 /// Returns the ports of `service`, with backends from `slices`, which are the service's own.
@@ -273,10 +285,12 @@ fn frontends(
         && let Some(node_port) = port.node_port
         && matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
     {
-        for address in &node.addresses {
+        for address in node.addresses.iter().filter(|address| node.has_node_ports_at(**address)) {
             add(*address, node_port, from_outside);
         }
-        add(loopback(is_v6), node_port, NODE_ONLY);
+        if node.has_node_ports_at(loopback(is_v6)) {
+            add(loopback(is_v6), node_port, NODE_ONLY);
+        }
     }
     for address in spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok()) {
         add(address, port.port, from_outside);

@@ -1,4 +1,4 @@
-//! Pods of this node whose interfaces packets reach by the short way.
+//! Pods of this node: whose address is whose, and which interfaces packets reach by the short way.
 //!
 //! The map in the kernel is what counts: it outlives the agent, so an agent that starts reads it. An entry is removed
 //! with its interface, and by nobody who speaks of another interface: addresses are used again.
@@ -25,11 +25,11 @@ pub enum ShortWays {
     Off,
 }
 
-/// Makes `addresses`, and no others, lead to the interface.
+/// Makes `addresses`, and no others, the interface's; without `mac` they are reached by the host's routes.
 pub(crate) fn set(
     map: &Map<Addr, PodLink>,
     ifindex: u32,
-    mac: [u8; 6],
+    mac: Option<[u8; 6]>,
     addresses: &[IpAddr],
 ) -> io::Result<()> {
     let wanted: Vec<Addr> = addresses.iter().map(|address| addr(*address)).collect();
@@ -39,6 +39,7 @@ pub(crate) fn set(
     {
         map.remove(address)?;
     }
+    let mac = mac.unwrap_or_default();
     let word = |at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
     let link = PodLink { ifindex, mac: [word(0), word(2), word(4)], pad: 0 };
     for address in wanted {
@@ -50,10 +51,10 @@ pub(crate) fn set(
     Ok(())
 }
 
-/// Removes entries whose interface is gone, or cannot be reached by the short way.
+/// Removes entries whose interface is gone.
 pub(crate) fn remove_stale(map: &Map<Addr, PodLink>) -> io::Result<()> {
     for (address, link) in map.entries()? {
-        if !sys::is_veth(link.ifindex)? {
+        if sys::interface_name(link.ifindex).is_err() {
             map.remove(&address)?;
         }
     }

@@ -45,6 +45,9 @@ pub struct Config {
     /// Addresses of the node. Node ports and host ports are served on each; the first of a family is the source of
     /// packets that the node sends on to backends of other nodes.
     pub node_addresses: Vec<IpAddr>,
+    /// Node addresses at which node ports are served, as ranges and their lengths in bits; all where there are none.
+    /// `127.0.0.0/8` stands for node ports on loopback.
+    pub nodeport_addresses: Vec<(IpAddr, u8)>,
     pub node_name: String,
     /// The node's zone (its label `topology.kubernetes.io/zone`), for endpoints with hints. [`Proxy::set_zone`]
     /// changes it later.
@@ -82,6 +85,7 @@ impl Config {
             cgroup_dir,
             uplinks: Vec::new(),
             node_addresses: Vec::new(),
+            nodeport_addresses: Vec::new(),
             node_name,
             zone: None,
             packet_attachment: PacketAttachment::default(),
@@ -171,6 +175,7 @@ impl Proxy {
             name: config.node_name.clone(),
             zone: config.zone.clone(),
             addresses: config.node_addresses.clone(),
+            node_port_ranges: config.nodeport_addresses.clone(),
         };
         let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
         pods::remove_stale(&proxy.maps.pods).map_err(|source| Error::Map { name: "PODS", source })?;
@@ -284,26 +289,33 @@ impl Proxy {
         self.attach_interface(ifindex, &format!("uplink-{name}"), &UPLINK_PROGRAMS)
     }
 
-    /// Attaches the packet path to the host's side of a pod's interface: for traffic that no socket program sees.
-    pub fn attach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
+    /// Attaches the packet path to the host's side of a pod's interface: for traffic that no socket program sees, and
+    /// only from the pod's own `addresses`. `mac` is the link-layer address of the pod's side, and opens the short way to
+    /// it. Returns false where there is none: without `mac`, and for interfaces that cannot (other than veth). Packets
+    /// for the pod then go by the host's routes.
+    pub fn attach_pod(
+        &self,
+        ifindex: u32,
+        mac: Option<[u8; 6]>,
+        addresses: &[IpAddr],
+    ) -> Result<bool, Error> {
+        let is_veth = sys::is_veth(ifindex)
+            .map_err(|source| Error::Kernel { what: "ask for the kind of an interface", source })?;
+        let mac = mac.filter(|_| is_veth);
+        pods::set(&self.maps.pods, ifindex, mac, addresses)
+            .map_err(|source| Error::Map { name: "PODS", source })?;
+        self.attach_pod_programs(ifindex)?;
+        Ok(mac.is_some())
+    }
+
+    fn attach_pod_programs(&self, ifindex: u32) -> Result<(), Error> {
         self.attach_interface(ifindex, &format!("pod-{ifindex}"), &POD_PROGRAMS)
     }
 
-    /// Opens the short way to a pod: packets for `addresses` go straight to the pod's side of the interface, whose
-    /// link-layer address is `mac`. Returns false where the interface is not of a kind that can (a veth): its packets
-    /// go by the host's routes.
-    pub fn set_pod_addresses(&self, ifindex: u32, mac: [u8; 6], addresses: &[IpAddr]) -> Result<bool, Error> {
-        let is_veth = sys::is_veth(ifindex)
-            .map_err(|source| Error::Kernel { what: "ask for the kind of an interface", source })?;
-        let addresses = if is_veth { addresses } else { &[] };
-        pods::set(&self.maps.pods, ifindex, mac, addresses)
-            .map_err(|source| Error::Map { name: "PODS", source })?;
-        Ok(is_veth)
-    }
-
-    /// Detaches the packet path from a pod's interface, and closes the short way to it. One that is not attached, or gone, is no error.
+    /// Detaches the packet path from a pod's interface, and closes the short way to it. One that is not attached, or
+    /// gone, is no error.
     pub fn detach_pod_interface(&self, ifindex: u32) -> Result<(), Error> {
-        pods::set(&self.maps.pods, ifindex, [0; 6], &[])
+        pods::set(&self.maps.pods, ifindex, None, &[])
             .map_err(|source| Error::Map { name: "PODS", source })?;
         let role = format!("pod-{ifindex}");
         let dir = links_dir(&self.config.bpffs_dir);
@@ -505,7 +517,7 @@ impl Proxy {
             }
         }
         for ifindex in interfaces {
-            if let Err(error) = self.attach_pod_interface(ifindex) {
+            if let Err(error) = self.attach_pod_programs(ifindex) {
                 // The interface went between the look and the attachment.
                 warn!(ifindex, %error, "cannot take over a pod interface");
             }

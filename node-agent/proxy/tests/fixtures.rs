@@ -268,6 +268,13 @@ fn packets_that_are_not_ours_are_left_alone() {
             None,
         );
         left_alone(
+            "another's address from a pod",
+            "from_pod",
+            packet("10.91.0.3:4000", "10.96.0.1:80", TCP, SYN),
+            Some("pass_foreign_source"),
+        );
+        lab.test_runs_are_from(&proxy, &["10.91.0.2"]);
+        left_alone(
             "loopback from a pod",
             "from_pod",
             packet("10.91.0.2:4000", "127.0.0.1:30080", TCP, SYN),

@@ -109,7 +109,7 @@ fn kernel_without_tcx_is_served_through_clsact() {
         for _ in 0..2 {
             let mut proxy = Proxy::start(config.clone()).unwrap();
             proxy.sync(&services, &slices, &[]).unwrap();
-            proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+            lab.attach_pod(&proxy);
             drop(proxy);
             for _ in 0..10 {
                 ask_tcp(lab, CLIENT, "10.90.0.1:30080");
@@ -243,7 +243,7 @@ fn pod_without_socket_programs_reaches_cluster_ips_by_packet() {
             slice("dns", "UDP", 5353, &[("10.93.0.2", "node-b", true)]),
         ];
         proxy.sync(&services, &slices, &[]).unwrap();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         lab.inside_unserved(POD, || {
             let (mut stream, line) = connect("10.96.0.10:80").unwrap();
             assert_eq!(line, "10.93.0.2:8080 sees 10.91.0.2");
@@ -265,7 +265,7 @@ fn connected_udp_client_reaches_a_living_backend_without_closing() {
     run("connected_udp_client_reaches_a_living_backend_without_closing", |lab| {
         let servers = [lab.udp_server(OTHER, "10.93.0.2:5301"), lab.udp_server(OTHER, "10.93.0.2:5302")];
         let mut proxy = lab.proxy();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
         proxy.sync(&services, &[slice("web", "UDP", 5301, &[("10.93.0.2", "node-b", true)])], &[]).unwrap();
         let socket = lab.inside(POD, || {

@@ -22,7 +22,7 @@ fn agent_restart_interrupts_nothing() {
         let slices =
             [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true), ("10.93.0.2", "node-b", true)])];
         let mut proxy = lab.proxy();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         proxy.sync(&services, &slices, &[]).unwrap();
 
         let (mut through_socket, _) = connect("10.96.0.10:80").unwrap();
@@ -180,7 +180,7 @@ fn removal_leaves_nothing_behind() {
     run("removal_leaves_nothing_behind", |lab| {
         lab.tcp_server(POD, "10.91.0.2:8080");
         let mut proxy = lab.proxy();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
         proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
         drop(proxy);

@@ -229,6 +229,8 @@ fn packets_of_one_address_go_to_one_backend_with_affinity() {
         let mut proxy = lab.proxy();
         let spec = Spec { node_port: Some(30080), ..Spec::default() };
         proxy.sync(&[affine(&spec, 60)], &on_ports("TCP", 8081..=8090), &[]).unwrap();
+        let clients: Vec<String> = (1..=40).map(|client| format!("10.90.7.{client}")).collect();
+        lab.test_runs_are_from(&proxy, &clients.iter().map(String::as_str).collect::<Vec<_>>());
         // Other ports for each: a tuple towards a backend that a flow has already makes another attempt of a packet.
         for (program, frontend, first_port) in
             [("from_wire", "10.90.0.1:30080", 4000), ("from_pod", "10.96.0.10:80", 5000)]
@@ -331,12 +333,13 @@ fn pods_and_the_node_are_ruled_by_their_own_addresses() {
     run("pods_and_the_node_are_ruled_by_their_own_addresses", |lab| {
         lab.tcp_server(OTHER, "10.93.0.2:8080");
         let mut proxy = lab.proxy();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         let slices = [slice("web", "TCP", 8080, &[("10.93.0.2", "node-b", true)])];
         let from = |ns: &str| lab.inside(ns, || connect("10.96.1.1:80").map(|(_, line)| line));
+        lab.test_runs_are_from(&proxy, &["10.91.0.3"]);
         let pod_dropped = |proxy: &Proxy| {
             let before = counter(proxy, "drop_source_range");
-            let out = sent_to(proxy, "from_pod", "10.91.0.2:4000", "10.96.1.1:80");
+            let out = sent_to(proxy, "from_pod", "10.91.0.3:4000", "10.96.1.1:80");
             assert_eq!((out, counter(proxy, "drop_source_range")), (Err(DROP), before + 1));
         };
         proxy.sync(&[balanced(&["10.91.0.0/24"])], &slices, &[]).unwrap();
@@ -475,7 +478,7 @@ fn opted_out_pod_is_served_by_packet() {
         proxy.set_opted_out(&HashSet::from([lab.inside(POD, netns_cookie), 12_345])).unwrap();
         let from_pod = || lab.inside(POD, || connect("10.96.0.10:80").map(|(_, line)| line));
         assert!(from_pod().is_err(), "nobody translates for it yet");
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         assert_eq!(from_pod().unwrap(), "10.93.0.2:8080 sees 10.91.0.2");
         lab.inside(POD, || {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -21,9 +21,8 @@ fn proxy(lab: &Lab, short_ways: ShortWays) -> Proxy {
         [("pod0", POD, ["10.91.0.2", "fd91::2"]), ("pod1", POD_2, ["10.91.0.3", "fd91::3"])]
     {
         let ifindex = lab.ifindex(device);
-        proxy.attach_pod_interface(ifindex).unwrap();
         let addresses = addresses.map(|address| address.parse().unwrap());
-        assert!(proxy.set_pod_addresses(ifindex, lab.mac(pod, "eth0"), &addresses).unwrap());
+        assert!(proxy.attach_pod(ifindex, Some(lab.mac(pod, "eth0")), &addresses).unwrap());
     }
     proxy
 }
@@ -208,15 +207,15 @@ fn way_to_a_pod_closes_with_its_interface() {
         let (old, new) = (lab.ifindex("pod0"), lab.ifindex("pod1"));
         let both = ["10.91.0.2".parse().unwrap(), "10.91.0.3".parse().unwrap()];
         // An address moves to another interface before its old one is detached: it stays with the new one.
-        proxy.set_pod_addresses(old, [2; 6], &both).unwrap();
-        proxy.set_pod_addresses(new, lab.mac(POD_2, "eth0"), &both[1..]).unwrap();
-        proxy.set_pod_addresses(old, lab.mac(POD, "eth0"), &both[..1]).unwrap();
+        proxy.attach_pod(old, Some([2; 6]), &both).unwrap();
+        proxy.attach_pod(new, Some(lab.mac(POD_2, "eth0")), &both[1..]).unwrap();
+        proxy.attach_pod(old, Some(lab.mac(POD, "eth0")), &both[..1]).unwrap();
         assert_eq!(lab.inside(POD, || line("10.91.0.3:8080")), "10.91.0.3:8080 sees 10.91.0.2");
         let before = counter(&proxy, "packet_to_pod");
         assert!(before > 0);
         proxy.detach_pod_interface(new).unwrap();
         assert_eq!(lab.inside(POD, || line("10.91.0.3:8080")), "10.91.0.3:8080 sees 10.91.0.2");
         // An interface that is no veth has no short way.
-        assert!(!proxy.set_pod_addresses(1, [0; 6], &both).unwrap());
+        assert!(!proxy.attach_pod(1, Some([2; 6]), &both).unwrap());
     });
 }

@@ -26,7 +26,7 @@ fn with_backend(lab: &Lab, protocol: &str, v4: &str, v6: &str, node: &str) -> ha
         slice("web", protocol, 8080, &[(v6, node, true)]),
     ];
     proxy.sync(&services, &slices, &[]).unwrap();
-    proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+    lab.attach_pod(&proxy);
     proxy
 }
 
@@ -215,7 +215,7 @@ fn service_without_backend_refuses_at_once_wherever_its_address_is() {
             nothing("udp", "UDP", &["10.96.0.11", "fd96::11"], 30080),
         ];
         proxy.sync(&services, &[], &[]).unwrap();
-        proxy.attach_pod_interface(lab.pod_ifindex()).unwrap();
+        lab.attach_pod(&proxy);
         let refused = |tcp: &str, udp: &str| {
             let error = connect(tcp).map(drop).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{tcp}: {error}");

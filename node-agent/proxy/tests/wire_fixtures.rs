@@ -439,6 +439,7 @@ fn last_free_source_port_is_found_and_none_is_given_twice() {
 fn pod_that_is_its_own_backend_gets_a_source_of_the_nodes() {
     run("pod_that_is_its_own_backend_gets_a_source_of_the_nodes", |lab| {
         let proxy = proxy(lab);
+        lab.test_runs_are_from(&proxy, &["10.91.0.2", "fd91::2"]);
         for (pod, cluster_ip, node) in
             [("10.91.0.2", "10.96.0.1:80", "10.90.0.1"), ("[fd91::2]", "[fd96::1]:80", "[fd90::1]")]
         {

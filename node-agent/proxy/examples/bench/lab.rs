@@ -27,6 +27,29 @@ use nix::{
     unistd::Pid,
 };
 
+/// A pod of the first node.
+pub(crate) struct Pod {
+    /// The node's side of its interface.
+    pub(crate) link: &'static str,
+    /// Of the pod's side.
+    pub(crate) mac: [u8; 6],
+    pub(crate) addresses: &'static [Ipv4Addr],
+}
+
+/// The client, the unserved client, and the backends, which share a namespace.
+pub(crate) const PODS: [Pod; 3] = [
+    Pod { link: "cli0", mac: [2, 0, 0, 0, 0, 2], addresses: &[Ipv4Addr::new(10, 91, 0, 2)] },
+    Pod { link: "cli1", mac: [2, 0, 0, 0, 0, 5], addresses: &[Ipv4Addr::new(10, 91, 0, 5)] },
+    Pod {
+        link: "be0",
+        mac: [2, 0, 0, 0, 0, 3],
+        addresses: &[Ipv4Addr::new(10, 91, 0, 3), Ipv4Addr::new(10, 91, 0, 4)],
+    },
+];
+/// Ranges of pods, of both nodes.
+pub(crate) const POD_RANGES: [(Ipv4Addr, u8); 2] =
+    [(Ipv4Addr::new(10, 91, 0, 0), 24), (Ipv4Addr::new(10, 93, 0, 0), 24)];
+
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 90, 0, 1);
 pub(crate) const BACKENDS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 91, 0, 3), Ipv4Addr::new(10, 91, 0, 4)];
 pub(crate) const REMOTE_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 93, 0, 2);
@@ -237,15 +260,12 @@ impl Cluster {
     }
 
     fn wire(&self) -> Result<()> {
-        for (end, peer) in [
-            ("up0", &self.outside),
-            ("cli0", &self.client),
-            ("cli1", &self.unserved),
-            ("be0", &self.backend),
-            ("up1", &self.second),
-        ] {
+        let pods = [&self.client, &self.unserved, &self.backend];
+        let pods = PODS.iter().zip(pods).map(|(pod, namespace)| (pod.link, namespace, pod.mac[5]));
+        let others = [("up0", &self.outside, 0x10), ("up1", &self.second, 0x11)];
+        for (end, peer, mac) in others.into_iter().chain(pods) {
             self.node.ip(&format!(
-                "link add {end} type veth peer name eth0 netns {}\nlink set {end} up",
+                "link add {end} type veth peer name eth0 address 02:00:00:00:00:{mac:02x} netns {}\nlink set {end} up",
                 peer.path()
             ))?;
             peer.ip("link set eth0 up")?;

@@ -72,7 +72,7 @@ const HERE: [Case; 3] = [
         program: "to_wire",
         verdict: PASS,
         counter: Some("packet_replied"),
-        template: |family, flows| to_client(family, flows),
+        template: |family, flows| to_client(family, ACK, flows),
     },
     Case {
         name: "miss",
@@ -154,9 +154,10 @@ fn known_flows(
     rounds: usize,
     format: Format,
 ) -> Result<()> {
-    // First packets make the flows, and replies confirm those of the backend here.
+    // First packets make the flows; answers, and what answers those, confirm the ones of the backend here.
     Restorer::new(from_client(family, port, SYN, flows))?.run(proxy.program("from_wire")?, flows)?;
-    Restorer::new(to_client(family, flows))?.run(proxy.program("to_wire")?, flows)?;
+    Restorer::new(to_client(family, SYN | ACK, flows))?.run(proxy.program("to_wire")?, flows)?;
+    Restorer::new(from_client(family, port, ACK, flows))?.run(proxy.program("from_wire")?, flows)?;
     let restorers =
         cases.iter().map(|case| Restorer::new((case.template)(family, flows))).collect::<Result<Vec<_>>>()?;
     let mut costs = vec![Vec::new(); cases.len()];
@@ -249,8 +250,8 @@ fn from_client(family: &Family, port: u16, flags: u8, flows: u32) -> Template {
 }
 
 /// From the backend here to one of `flows` clients.
-fn to_client(family: &Family, flows: u32) -> Template {
-    let headers = Headers::new(family.here, family.client, TARGET_PORT, 0, ACK);
+fn to_client(family: &Family, flags: u8, flows: u32) -> Template {
+    let headers = Headers::new(family.here, family.client, TARGET_PORT, 0, flags);
     Template {
         header_len: headers.bytes.len(),
         port_offset: headers.l4 + 2,
@@ -290,7 +291,7 @@ impl Headers {
         let l4 = bytes.len();
         bytes.extend(source_port.to_be_bytes());
         bytes.extend(destination_port.to_be_bytes());
-        bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+        bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
         Self { bytes, source: at, address_len: if is_v4 { 4 } else { 16 }, l4 }
     }
 }

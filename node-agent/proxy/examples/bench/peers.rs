@@ -150,12 +150,15 @@ impl Rig {
         let mut hawser_config = Config::new(bpffs[1].clone(), hawser_cgroup.clone(), "node-a".to_owned());
         hawser_config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
         hawser_config.node_addresses = vec![lab::NODE.into()];
+        hawser_config.pod_ranges = lab::POD_RANGES.map(|(range, len)| (range.into(), len)).to_vec();
         let plain_proxy = start(&plain, machine, plain_config, &specs)?;
         let hawser_proxy = start(&hawser, machine, hawser_config, &specs)?;
         let node = Place { namespace: &hawser.node, cgroup: machine.unserved() };
         node.run(|| -> Result<()> {
-            for link in ["cli0", "cli1", "be0"] {
-                hawser_proxy.attach_pod_interface(nix::net::if_::if_nametoindex(link)?)?;
+            for pod in lab::PODS {
+                let addresses: Vec<_> = pod.addresses.iter().map(|address| (*address).into()).collect();
+                let index = nix::net::if_::if_nametoindex(pod.link)?;
+                ensure!(hawser_proxy.attach_pod(index, Some(pod.mac), &addresses)?, "no short way");
             }
             Ok(())
         })?;

@@ -14,6 +14,7 @@ fn node() -> Node {
         name: "here".to_owned(),
         zone: None,
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        node_port_ranges: Vec::new(),
     }
 }
 
@@ -77,6 +78,34 @@ fn addresses(backends: &[Backend]) -> Vec<String> {
         .iter()
         .map(|backend| SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port_be)).to_string())
         .collect()
+}
+
+#[test]
+fn node_ports_are_served_in_the_ranges_that_are_named() {
+    #[track_caller]
+    fn check(ranges: &[(&str, u8)], expected: &[&str]) {
+        let ports = json!([{ "port": 80, "nodePort": 30080 }]);
+        let service = service(json!({
+            "type": "NodePort", "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": ports,
+        }));
+        let node = Node {
+            node_port_ranges: ranges.iter().map(|(text, len)| (text.parse().unwrap(), *len)).collect(),
+            ..node()
+        };
+        let ports = desired::service_ports(&service, &[], &node, &Overrides::new(), &mut Vec::new());
+        let keys = ports.iter().flat_map(|(_, port)| port.frontends.keys());
+        let mut found: Vec<String> = keys
+            .filter(|key| u16::from_be(key.port_be) == 30080)
+            .map(|key| ip(&key.addr).to_string())
+            .collect();
+        found.sort();
+        assert_eq!(found, expected, "{ranges:?}");
+    }
+    check(&[], &["127.0.0.1", "192.0.2.1", "2001:db8::1", "::1"]);
+    check(&[("192.0.2.0", 24)], &["192.0.2.1"]);
+    check(&[("127.0.0.0", 8), ("2001:db8::", 32)], &["127.0.0.1", "2001:db8::1"]);
+    check(&[("0.0.0.0", 0)], &["127.0.0.1", "192.0.2.1"]);
+    check(&[("198.51.100.0", 24)], &[]);
 }
 
 #[test]

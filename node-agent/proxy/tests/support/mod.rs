@@ -157,6 +157,18 @@ impl Lab {
         Proxy::start(self.config()).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
+    /// Attaches the packet path to the pod's interface; its packets go by the host's routes.
+    pub(crate) fn attach_pod(&self, proxy: &Proxy) {
+        let addresses = ["10.91.0.2", "fd91::2"].map(|text| text.parse().unwrap());
+        proxy.attach_pod(self.pod_ifindex(), None, &addresses).unwrap();
+    }
+
+    /// Lets packets of test runs of `from_pod` come from a pod with these addresses: they come by loopback.
+    pub(crate) fn test_runs_are_from(&self, proxy: &Proxy, addresses: &[&str]) {
+        let addresses: Vec<_> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        proxy.attach_pod(1, None, &addresses).unwrap();
+    }
+
     pub(crate) fn pod_ifindex(&self) -> u32 {
         self.ifindex("pod0")
     }
