@@ -1,13 +1,17 @@
 //! Addresses of either family in one type, so that there is one code path for both.
 
-use core::{cmp::Ordering, fmt};
+use core::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 /// An address in network order, IPv4 as `::ffff:a.b.c.d`.
 ///
 /// Held in words as they lie in memory: the machine of the kernel programs has no unaligned loads, and would copy,
 /// compare and add up an array of bytes one by one.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Hash)]
+#[derive(Clone, Copy, Default)]
 pub struct Addr {
     words: [u32; 4],
 }
@@ -84,6 +88,12 @@ impl PartialEq for Addr {
 }
 
 impl Eq for Addr {}
+
+impl Hash for Addr {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words.hash(state);
+    }
+}
 
 /// In the order of the addresses, whatever the machine's.
 impl Ord for Addr {

@@ -3,11 +3,13 @@
 //! A slot that is taken by another flow raises its generation, which makes both entries stale at the same moment: there
 //! is never half a flow. How flows are found, entered and given up is `flow_table`'s.
 
+use core::hash::{Hash, Hasher};
+
 use crate::{Addr, service::Endpoint};
 
 /// A packet's tuple as it arrives, in either direction.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, Hash)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FlowKey {
     pub source: Addr,
     pub destination: Addr,
@@ -214,7 +216,7 @@ impl FlowKey {
     /// Mixes the tuple into 64 bits. `seed` is the node's secret: who does not know it cannot choose tuples that
     /// meet in one bucket.
     #[inline(always)]
-    pub fn hash(&self, seed: u64) -> u64 {
+    pub fn seeded_hash(&self, seed: u64) -> u64 {
         let mut hash = seed;
         for word in self.words() {
             hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -248,6 +250,12 @@ impl PartialEq for FlowKey {
 }
 
 impl Eq for FlowKey {}
+
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
+    }
+}
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
@@ -494,7 +502,7 @@ mod tests {
             for port in 0..u16::MAX {
                 let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
                 let service = Endpoint::new(v4_mapped([10, 0, 0, 2]), 80u16.to_be());
-                let hash = FlowKey::new(client, service, IPPROTO_TCP).hash(0x1234_5678_9abc_def0);
+                let hash = FlowKey::new(client, service, IPPROTO_TCP).seeded_hash(0x1234_5678_9abc_def0);
                 counts[(hash >> shift & 0xff) as usize] += 1;
             }
             // 256 each on average; a Poisson spread stays well within half and one and a half of that.
@@ -506,7 +514,7 @@ mod tests {
     fn seed_decides_who_meets_whom() {
         let hash = |port: u16, seed| {
             let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
-            FlowKey::new(client, client, IPPROTO_TCP).hash(seed) as u32 % FLOW_BUCKETS
+            FlowKey::new(client, client, IPPROTO_TCP).seeded_hash(seed) as u32 % FLOW_BUCKETS
         };
         let meet = |a: u16, b: u16, seed| hash(a, seed) == hash(b, seed);
         let pairs = (0..400u16).flat_map(|a| (0..a).map(move |b| (a, b)));

@@ -69,7 +69,7 @@ const OWNED: u64 = 1 << 63;
 /// Returns the live flow that `tuple` belongs to.
 #[inline(always)]
 pub fn find<T: Tables>(tables: T, tuple: &FlowKey, now_ns: u64) -> Option<Found> {
-    let hash = tuple.hash(tables.seed());
+    let hash = tuple.seeded_hash(tables.seed());
     let bucket = tables.bucket(number(hash))?;
     for way in 0..FLOW_WAYS {
         let reference = read(bucket, way);
@@ -138,7 +138,7 @@ pub fn enter<T: Tables>(tables: T, claim: Claim, direction: u32, now_ns: u64) ->
     let Some(flow) = tables.flow(claim.slot) else { return Entered::Full };
     // SAFETY: `Tables` vouches for the pointer, and the slot is the caller's.
     let tuple = unsafe { tuple_of(flow, direction) };
-    let hash = tuple.hash(tables.seed());
+    let hash = tuple.seeded_hash(tables.seed());
     let Some(bucket) = tables.bucket(number(hash)) else { return Entered::Full };
     let reference = FlowRef::new(claim.slot, direction, claim.generation, hash);
     let mut place = FLOW_WAYS;
@@ -287,7 +287,7 @@ fn remove_entries<T: Tables>(tables: T, flow: *mut Flow, slot: u32, generation: 
         if tuple.protocol == 0 {
             continue;
         }
-        let hash = tuple.hash(tables.seed());
+        let hash = tuple.seeded_hash(tables.seed());
         let Some(bucket) = tables.bucket(number(hash)) else { return };
         let reference = FlowRef::new(slot, direction, generation, hash);
         for way in 0..FLOW_WAYS {
@@ -369,7 +369,7 @@ mod tests {
 
         /// Makes a flow as the programs do.
         fn start(&self, forward: FlowKey, reply: FlowKey, flags: u32, now_ns: u64) -> Result<Claim, Entered> {
-            let claim = claim(self, forward.hash(self.seed()), now_ns).ok_or(Entered::Full)?;
+            let claim = claim(self, forward.seeded_hash(self.seed()), now_ns).ok_or(Entered::Full)?;
             let flow = self.flows[claim.slot as usize].get();
             // SAFETY: the slot is ours.
             unsafe {
@@ -498,7 +498,7 @@ mod tests {
         let memory = Memory::new();
         let meet: Vec<_> = (0..)
             .map(|client| tuples(client, 4000))
-            .filter(|(forward, _)| number(forward.hash((&memory).seed())) == 7)
+            .filter(|(forward, _)| number(forward.seeded_hash((&memory).seed())) == 7)
             .take(FLOW_WAYS + 2)
             .collect();
         for (forward, reply) in &meet[..FLOW_WAYS] {

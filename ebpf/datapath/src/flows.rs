@@ -91,7 +91,7 @@ pub(crate) fn note(flow: &mut Flow, packet: &Packet, direction: u32, now_ns: u64
 /// Takes a slot for a new flow with this first packet.
 #[inline(always)]
 pub(crate) fn claim(tuple: &FlowKey, now_ns: u64) -> Result<(Claim, &'static mut Flow), Reason> {
-    let claimed = hawser_flow_claim(tuple.hash(Kernel.seed()), now_ns);
+    let claimed = hawser_flow_claim(tuple.seeded_hash(Kernel.seed()), now_ns);
     let claim = Claim { slot: claimed as u32 & SLOT_MASK, generation: claimed >> SLOT_BITS };
     if claimed == NONE {
         return Err(Reason::DropFlowTableFull);

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use tracing::{debug, warn};
 
-use crate::{Config, Error, gratuitous, netlink::Netlink};
+use crate::{Config, Error, gratuitous, guard, netlink::Netlink};
 
 /// A node without heartbeats is lost for the others after 40 s.
 pub const LIFETIME: Duration = Duration::from_secs(40);
@@ -48,7 +48,11 @@ pub(crate) async fn replace(
         }
     }
     // One that the node has for other reasons is answered for already, and is not ours to limit.
-    for address in wanted.difference(&own).copied() {
+    let ours: BTreeSet<IpAddr> = wanted.difference(&own).copied().collect();
+    if ours != lent || !announced.released.is_empty() {
+        guard::install(&ours).await?;
+    }
+    for address in ours {
         match netlink.replace_lent_address(uplink.index, address, LIFETIME).await {
             Ok(()) if !lent.contains(&address) => announced.taken.push(address),
             other => outcome = outcome.and(other),

@@ -42,8 +42,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("nft refused the masquerade rules: {0}")]
-    Masquerade(String),
+    #[error("nft refused rules: {0}")]
+    Nft(String),
 }
 
 impl Error {

@@ -1,14 +1,11 @@
 //! Pods that talk to the outside do so from the node's address.
 //!
-//! One nftables table, replaced whole in one transaction by the `nft` program: the crates that speak nfnetlink
-//! do not cover NAT expressions, and this runs once a start. Pods' traffic among themselves never matches.
-
-use std::process::Stdio;
+//! Pods' traffic among themselves never matches. The service path sends from ports of its own, from 61000 on, which
+//! are none of these.
 
 use ipnet::IpNet;
-use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::Error;
+use crate::{Error, nft};
 
 const TABLE: &str = "inet hawser";
 
@@ -17,12 +14,12 @@ pub(crate) async fn install(pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> Res
     if pod_cidrs.is_empty() {
         return remove().await;
     }
-    apply(&ruleset(pod_cidrs, cluster_cidrs)).await
+    nft::apply(&ruleset(pod_cidrs, cluster_cidrs)).await
 }
 
 pub(crate) async fn remove() -> Result<(), Error> {
     // Made first, so that deleting does not fail where it is not there.
-    apply(&format!("add table {TABLE}\ndelete table {TABLE}\n")).await
+    nft::apply(&format!("add table {TABLE}\ndelete table {TABLE}\n")).await
 }
 
 fn ruleset(pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> String {
@@ -32,7 +29,10 @@ fn ruleset(pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> String {
         for cluster in cluster_cidrs.iter().filter(|cluster| family == self::family(cluster)) {
             rules.push_str(&format!("    {family} saddr {pods} {family} daddr {cluster} return\n"));
         }
-        rules.push_str(&format!("    {family} saddr {pods} masquerade fully-random\n"));
+        rules.push_str(&format!(
+            "    {family} saddr {pods} meta l4proto {{ tcp, udp }} masquerade to :1024-60999 fully-random\n    \
+             {family} saddr {pods} masquerade fully-random\n"
+        ));
     }
     format!(
         "add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n  chain postrouting {{\n    \
@@ -42,26 +42,6 @@ fn ruleset(pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> String {
 
 fn family(range: &IpNet) -> &'static str {
     if range.addr().is_ipv4() { "ip" } else { "ip6" }
-}
-
-async fn apply(rules: &str) -> Result<(), Error> {
-    let failed = |text: &dyn ToString| Error::Masquerade(text.to_string());
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(&format!("cannot run nft: {error}")))?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(rules.as_bytes()).await.map_err(|error| failed(&error))?;
-    }
-    let output = nft.wait_with_output().await.map_err(|error| failed(&error))?;
-    if !output.status.success() {
-        return Err(failed(&String::from_utf8_lossy(&output.stderr).trim()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

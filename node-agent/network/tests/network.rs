@@ -379,6 +379,13 @@ fn announced_address_is_answered_for_by_one_node_and_neighbours_hear_that_it_mov
         eventually("node 1 answers", || neighbour(&lan, address) == macs[0]);
     }
     assert!(announce(&lan, 1, &addresses).taken.is_empty(), "a renewal takes nothing");
+    // What listens on all of the node's addresses is not reached at these.
+    let _server = inside(&lan.node(1), || TcpListener::bind("[::]:8080").unwrap());
+    assert!(connect(&lan.outside(), Lan::node_ip(1), 8080).is_ok());
+    for address in addresses {
+        let error = connect(&lan.outside(), address, 8080).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{address}: {error}");
+    }
 
     assert_eq!(announce(&lan, 1, &[]).released.len(), 2);
     assert!(lent(&lan, 1).is_empty(), "nothing is left");

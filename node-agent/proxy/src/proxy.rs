@@ -11,8 +11,8 @@ use std::{
 };
 
 use hawser_ebpf_abi::{
-    Addr, Frontend, FrontendKey, LAYOUT_VERSION, SETTINGS_SHORT_WAYS, Settings, affinity::is_fresh,
-    maglev::MAGLEV_BLOCK,
+    Addr, Frontend, FrontendKey, LAYOUT_VERSION, SETTINGS_SHORT_WAYS, SNAT_PORT_FIRST, Settings,
+    affinity::is_fresh, maglev::MAGLEV_BLOCK,
 };
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use tracing::{debug, info, warn};
@@ -24,7 +24,7 @@ use crate::{
         classic::{self, Filter},
         link,
         loader::{self, Loaded, Maps, Programs, Sizes},
-        mount, sys,
+        mount, ports, sys,
     },
     pods::{self, ShortWays},
     services::{ServiceObjects, Services, Wanted},
@@ -161,6 +161,10 @@ impl Proxy {
         for dir in [maps_dir(&config.bpffs_dir), links_dir(&config.bpffs_dir)] {
             fs::create_dir_all(&dir).map_err(|source| Error::Prepare { path: dir, source })?;
         }
+        ports::reserve_from(SNAT_PORT_FIRST).map_err(|source| Error::Kernel {
+            what: "reserve the ports that the node sends on from",
+            source,
+        })?;
         let sizes = Sizes {
             frontends: config.max_frontends,
             backends: config.max_backends,

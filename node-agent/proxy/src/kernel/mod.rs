@@ -8,4 +8,5 @@ pub(crate) mod link;
 pub(crate) mod loader;
 pub(crate) mod map;
 pub(crate) mod mount;
+pub(crate) mod ports;
 pub(crate) mod sys;
