@@ -18,7 +18,14 @@ use hawser_network::{Config, Error, Mode, Network, NodeRoute, PodId, PodInterfac
 use nix::sched::{CloneFlags, setns};
 
 const VXLAN: Mode = Mode::Vxlan { vni: 1, port: 8472 };
-const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long anything may take that should happen at once: `HAWSER_TEST_PATIENCE` times longer where the machine is
+/// emulated.
+fn patience() -> Duration {
+    let factor = std::env::var("HAWSER_TEST_PATIENCE");
+    Duration::from_secs(10)
+        * factor.map_or(1, |factor| factor.parse().expect("HAWSER_TEST_PATIENCE is a number"))
+}
 
 /// Two nodes on a bridge in a namespace of its own, which also is the outside. Removed on drop.
 struct Lan {
@@ -162,7 +169,7 @@ fn listen(netns: &Path) -> TcpListener {
 }
 
 fn connect(netns: &Path, to: IpAddr, port: u16) -> io::Result<TcpStream> {
-    inside(netns, || TcpStream::connect_timeout(&SocketAddr::new(to, port), TIMEOUT))
+    inside(netns, || TcpStream::connect_timeout(&SocketAddr::new(to, port), patience()))
 }
 
 /// The address from which `to`'s side sees a connection of `from`.
@@ -239,7 +246,7 @@ fn connections_outlive_a_restart_and_pods_keep_their_addresses() {
     let listener = listen(&to.netns_path);
     let mut stream = connect(&from.netns_path, to.ips[0], listener.local_addr().unwrap().port()).unwrap();
     let (mut peer, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_read_timeout(Some(patience())).unwrap();
     for _ in 0..3 {
         assert_eq!(lan.attach(1, "a"), from);
         assert_eq!(lan.attach(2, "b"), to);
@@ -346,7 +353,7 @@ fn known_neighbour(lan: &Lan, address: IpAddr) -> String {
 
 #[track_caller]
 fn eventually(what: &str, check: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + patience();
     while !check() {
         assert!(std::time::Instant::now() < deadline, "not in time: {what}");
         thread::sleep(Duration::from_millis(20));

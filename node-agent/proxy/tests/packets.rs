@@ -6,7 +6,7 @@ use std::{io::ErrorKind, net::UdpSocket};
 
 use hawser_proxy::{HostPort, PacketAttachment, Proxy};
 use support::{
-    CLIENT, Lab, NODE, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice,
+    CLIENT, Lab, NODE, OTHER, POD, Spec, connect, counter, echo, eventually, patience, run, service, slice,
 };
 
 #[test]
@@ -299,7 +299,7 @@ fn ask_tcp(lab: &Lab, ns: &str, address: &str) -> String {
 }
 
 fn ask_udp(socket: &UdpSocket) -> String {
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket.send(b"?").unwrap();
     let mut buffer = [0; 64];
     let len = socket.recv(&mut buffer).unwrap();

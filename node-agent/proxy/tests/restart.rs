@@ -11,7 +11,7 @@ use std::{
 
 use hawser_ebpf_abi::Settings;
 use hawser_proxy::{Error, Proxy};
-use support::{CLIENT, OTHER, PATIENCE, POD, Spec, connect, counter, echo, eventually, run, service, slice};
+use support::{CLIENT, OTHER, POD, Spec, connect, counter, echo, eventually, patience, run, service, slice};
 
 #[test]
 fn agent_restart_interrupts_nothing() {
@@ -130,7 +130,7 @@ fn udp_conversation_survives_a_restart() {
         let mut proxy = lab.proxy();
         proxy.sync(&services, &slices, &[]).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
         let ask = || {
             socket.send_to(b"?", "10.96.0.10:53").unwrap();
             let mut buffer = [0; 64];

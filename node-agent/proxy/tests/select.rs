@@ -15,7 +15,7 @@ use hawser_ebpf_abi::{Affinity, AffinityKey};
 use hawser_proxy::{Config, Proxy};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::{Value, json};
-use support::{Lab, NODE, OTHER, PATIENCE, POD, Spec, chain, connect, counter, echo, run, service, slice};
+use support::{Lab, NODE, OTHER, POD, Spec, chain, connect, counter, echo, patience, run, service, slice};
 
 const DROP: i32 = 2;
 
@@ -145,7 +145,7 @@ fn udp_sockets_of_a_pod_share_the_backend_too() {
         proxy.sync(&services, &on_ports("UDP", 5301..=5308), &[]).unwrap();
         let ask = |connected: bool| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
             if connected {
                 socket.connect("10.96.0.10:53").unwrap();
                 socket.send(b"?").unwrap();
@@ -482,7 +482,7 @@ fn opted_out_pod_is_served_by_packet() {
         assert_eq!(from_pod().unwrap(), "10.93.0.2:8080 sees 10.91.0.2");
         lab.inside(POD, || {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
             socket.send_to(b"?", "10.96.0.53:53").unwrap();
             let (_, source) = socket.recv_from(&mut [0; 64]).unwrap();
             assert_eq!(source.to_string(), "10.96.0.53:53");
@@ -520,7 +520,7 @@ fn mptcp_connects_as_tcp_does() {
         let address = nix::sys::socket::SockaddrIn::new(10, 96, 0, 10, 80);
         nix::sys::socket::connect(socket.as_raw_fd(), &address).unwrap();
         let mut stream = std::net::TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         let mut line = [0; 64];
         let len = std::io::Read::read(&mut stream, &mut line).unwrap();
         assert!(String::from_utf8_lossy(&line[..len]).starts_with(&server.to_string()));

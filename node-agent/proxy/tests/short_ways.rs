@@ -153,7 +153,7 @@ fn node_port_leads_to_a_pod_and_back_past_the_hosts_rules() {
             assert_eq!(line("10.90.0.1:30080"), "10.91.0.2:8080 sees 10.90.0.2");
             assert_eq!(line("[fd90::1]:30080"), "[fd91::2]:8080 sees fd90::2");
             let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(support::patience())).unwrap();
             socket.connect("10.90.0.1:30053").unwrap();
             socket.send(b"?").unwrap();
             let mut buffer = [0; 64];

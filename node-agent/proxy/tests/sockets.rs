@@ -4,7 +4,7 @@ mod support;
 
 use std::{io::ErrorKind, net::UdpSocket};
 
-use support::{Lab, NODE, PATIENCE, POD, Spec, connect, counter, echo, mapped, run, service, slice};
+use support::{Lab, NODE, POD, Spec, connect, counter, echo, mapped, patience, run, service, slice};
 
 #[test]
 fn tcp_reaches_a_backend_and_sees_the_service_as_its_peer() {
@@ -78,7 +78,7 @@ fn unconnected_udp_sees_replies_from_the_service() {
             let socket = UdpSocket::bind(own).unwrap();
             socket.connect(address).unwrap();
             assert_eq!(socket.peer_addr().unwrap().to_string(), address);
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
             socket.send(b"?").unwrap();
             assert!(socket.recv(&mut [0; 64]).is_ok(), "connected to {address}");
         }
@@ -205,7 +205,7 @@ fn local_readiness_takes_effect_before_the_api_hears_of_it() {
 }
 
 fn ask(socket: &UdpSocket, address: &str) -> (String, String) {
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket.send_to(b"?", address).unwrap_or_else(|error| panic!("send to {address}: {error}"));
     let mut buffer = [0; 64];
     let (len, source) =

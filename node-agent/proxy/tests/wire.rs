@@ -10,7 +10,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Service;
-use support::{CLIENT, Lab, NODE, OTHER, PATIENCE, POD, Spec, connect, counter, echo, run, service, slice};
+use support::{CLIENT, Lab, NODE, OTHER, POD, Spec, connect, counter, echo, patience, run, service, slice};
 
 /// A service on 10.96.0.10 and fd96::10, port 80, node port 30080, with one backend a family.
 fn with_backend(lab: &Lab, protocol: &str, v4: &str, v6: &str, node: &str) -> hawser_proxy::Proxy {
@@ -41,7 +41,7 @@ fn line(address: &str) -> String {
 fn ask_udp(local: &str, address: &str) -> String {
     let socket = UdpSocket::bind(local).unwrap();
     socket.connect(address).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket.send(b"?").unwrap();
     let mut buffer = [0; 64];
     let len = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -221,7 +221,7 @@ fn service_without_backend_refuses_at_once_wherever_its_address_is() {
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{tcp}: {error}");
             let socket = UdpSocket::bind(if udp.contains('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
             socket.connect(udp).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
             socket.send(b"?").unwrap();
             let error = socket.recv(&mut [0; 8]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{udp}: {error}");
@@ -253,7 +253,7 @@ fn datagrams_in_parts_go_there_and_back() {
                 for (local, address) in [("0.0.0.0:0", "10.90.0.1:30080"), ("[::]:0", "[fd90::1]:30080")] {
                     let socket = UdpSocket::bind(local).unwrap();
                     socket.connect(address).unwrap();
-                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    socket.set_read_timeout(Some(patience())).unwrap();
                     let sent: Vec<u8> = (0..5000).map(|n| (n % 251) as u8).collect();
                     socket.send(&sent).unwrap();
                     let mut back = vec![0; 6000];

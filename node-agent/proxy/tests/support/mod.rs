@@ -28,8 +28,13 @@ use std::{
 use hawser_proxy::{Config, Proxy};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
-/// How long anything may take that should happen at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take that should happen at once: `HAWSER_TEST_PATIENCE` times longer where the machine is
+/// emulated.
+pub(crate) fn patience() -> Duration {
+    let factor = std::env::var("HAWSER_TEST_PATIENCE");
+    Duration::from_secs(10)
+        * factor.map_or(1, |factor| factor.parse().expect("HAWSER_TEST_PATIENCE is a number"))
+}
 
 /// The process joins one cgroup at a time, so laboratories take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -341,7 +346,7 @@ impl Drop for Lab {
             let _ = Command::new("ip").args(["netns", "del", &self.ns(ns)]).status();
         }
         // A cgroup is busy until the last task has left it.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while (fs::remove_dir(self.cgroup.join("node"))
             .is_err_and(|error| error.kind() != ErrorKind::NotFound)
             || fs::remove_dir(&self.cgroup).is_err())
@@ -377,8 +382,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// Connects, and returns the stream with the server's first line.
 pub(crate) fn connect(address: &str) -> std::io::Result<(TcpStream, String)> {
-    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), patience())?;
+    stream.set_read_timeout(Some(patience()))?;
     let mut line = Vec::new();
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
@@ -398,7 +403,7 @@ pub(crate) fn echo(stream: &mut TcpStream) {
 /// Waits until `check` holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while !check() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         thread::yield_now();
