@@ -34,7 +34,7 @@ pub(crate) struct Image {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    setup::run(setup::Need { run: true, etcd: false, test: false })?;
+    setup::run(setup::Need { run: true, ..setup::Need::BUILD })?;
     for image in pack(&args.folder)? {
         println!("{}\toci:{}", image.reference, image.layout.display());
     }

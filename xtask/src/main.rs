@@ -11,6 +11,7 @@ mod command;
 mod ebpf_toolchain;
 mod gen_schema;
 mod image;
+mod kernel;
 mod setup;
 mod test;
 

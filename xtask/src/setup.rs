@@ -49,23 +49,29 @@ const TEST: &[Package] = &[
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];
 
+/// For tests on other kernels.
+const EMULATE: &[Package] = &[package("qemu-system-x86", "/usr/bin/qemu-system-x86_64")];
+
 /// Which parts a command needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Need {
     pub(crate) run: bool,
     pub(crate) etcd: bool,
     pub(crate) test: bool,
+    pub(crate) emulate: bool,
 }
 
 impl Need {
-    pub(crate) const BUILD: Self = Self { run: false, etcd: false, test: false };
-    pub(crate) const EVERYTHING: Self = Self { run: true, etcd: true, test: true };
+    pub(crate) const BUILD: Self = Self { run: false, etcd: false, test: false, emulate: false };
+    /// For everything but other kernels.
+    pub(crate) const EVERYTHING: Self = Self { run: true, etcd: true, test: true, emulate: false };
 }
 
 /// Installs what is missing of `need`; says so, and does nothing where all is there.
 pub(crate) fn run(need: Need) -> anyhow::Result<()> {
     let mut wanted: Vec<&Package> = BUILD.iter().collect();
-    for (is_needed, packages) in [(need.run, RUN), (need.etcd, ETCD), (need.test, TEST)] {
+    let parts = [(need.run, RUN), (need.etcd, ETCD), (need.test, TEST), (need.emulate, EMULATE)];
+    for (is_needed, packages) in parts {
         if is_needed {
             wanted.extend(packages);
         }

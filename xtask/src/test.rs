@@ -11,7 +11,7 @@ use crate::{
     build::{cargo, own_program, target_dir},
     cluster::{self, Cluster, Selector},
     command::{run as run_command, say, succeeds},
-    image, setup,
+    image, kernel, setup,
 };
 
 #[derive(clap::Args)]
@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Suites to run; all that CI runs where none is named
     #[arg(value_parser = SUITES.map(|suite| suite.name))]
     suites: Vec<String>,
-    /// Also what takes long: soaks, many seeds
+    /// Also what takes long: soaks, many seeds, an older kernel
     #[arg(long)]
     all: bool,
 }
@@ -29,8 +29,15 @@ struct Suite {
     run: fn(&Args) -> anyhow::Result<()>,
 }
 
+/// Its tests run on this machine's kernel, and on an older one in the suite of that name.
+const DATAPATH: &str = "(package(hawser-ebpf-abi) | package(hawser-proxy) | package(hawser-network) \
+                        | package(hawser-dns)) & kind(test)";
+
+/// The suite that runs only where it is named, or with `--all`.
+const KERNEL: &str = "kernel";
+
 /// In the order in which they run: what fails fast comes first.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite { name: "lint", run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
@@ -42,13 +49,7 @@ const SUITES: [Suite; 7] = [
             nextest(&format!("({packages}) & kind(test)"), args)
         },
     },
-    Suite {
-        name: "datapath",
-        run: |args| {
-            let packages = "package(hawser-ebpf-abi) | package(hawser-proxy) | package(hawser-network) | package(hawser-dns)";
-            nextest(&format!("({packages}) & kind(test)"), args)
-        },
-    },
+    Suite { name: "datapath", run: |args| nextest(DATAPATH, args) },
     Suite {
         name: "node",
         run: |args| {
@@ -57,19 +58,28 @@ const SUITES: [Suite; 7] = [
         },
     },
     Suite { name: "e2e", run: end_to_end },
+    Suite { name: KERNEL, run: |_| kernel::run(DATAPATH) },
 ];
 
+impl Args {
+    fn chooses(&self, suite: &Suite) -> bool {
+        if self.suites.is_empty() {
+            return self.all || suite.name != KERNEL;
+        }
+        self.suites.iter().any(|name| name == suite.name)
+    }
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    setup::run(setup::Need::EVERYTHING)?;
+    let chosen: Vec<&Suite> = SUITES.iter().filter(|suite| args.chooses(suite)).collect();
+    let emulate = chosen.iter().any(|suite| suite.name == KERNEL);
+    setup::run(setup::Need { emulate, ..setup::Need::EVERYTHING })?;
     ensure_nextest()?;
     if args.suites.iter().any(|name| name != "lint") || args.suites.is_empty() {
         // Everything with one set of features, so that no suite builds anew what another one has built.
         say("building all crates, binaries and tests");
         run_command(cargo().args(["build", "--workspace", "--all-targets"]))?;
     }
-    let chosen = SUITES
-        .iter()
-        .filter(|suite| args.suites.is_empty() || args.suites.iter().any(|name| name == suite.name));
     let mut outcomes = Vec::new();
     for suite in chosen {
         say(format!("suite {}", suite.name));
@@ -186,7 +196,7 @@ fn environment() -> anyhow::Result<Vec<(&'static str, String)>> {
 }
 
 /// The test runner: a process a test, so that a test may enter a network namespace.
-fn nextest_command() -> Command {
+pub(crate) fn nextest_command() -> Command {
     let mut command = cargo();
     let path = std::env::var("PATH").unwrap_or_default();
     command.arg("nextest").env("PATH", format!("{}:{path}", target_dir().join("tools/bin").display()));

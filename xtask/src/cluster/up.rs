@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cluster = Cluster::new(&args.selector)?;
     let settings = settle(args, cluster.settings()?)?;
-    setup::run(setup::Need { run: true, etcd: settings.store == Store::Etcd, test: false })?;
+    setup::run(setup::Need { run: true, etcd: settings.store == Store::Etcd, ..setup::Need::BUILD })?;
     check_machine()?;
     if daemon::pid_of(&cluster, "control-plane").is_none() {
         check_port("0.0.0.0", settings.port, "--port")?;
