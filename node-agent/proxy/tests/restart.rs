@@ -11,7 +11,10 @@ use std::{
 
 use hawser_ebpf_abi::Settings;
 use hawser_proxy::{Error, Proxy};
-use support::{CLIENT, OTHER, POD, Spec, connect, counter, echo, eventually, patience, run, service, slice};
+use support::{
+    CLIENT, OTHER, POD, Spec, USUAL_PATIENCE, connect, counter, echo, eventually, patience, run, service,
+    slice,
+};
 
 #[test]
 fn agent_restart_interrupts_nothing() {
@@ -30,6 +33,8 @@ fn agent_restart_interrupts_nothing() {
             (0..8).map(|_| lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap().0)).collect();
         let stop = AtomicBool::new(false);
         let (connections, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        // Clients that never pause leave the agent of an emulated machine no time to start.
+        let pause = (patience() - USUAL_PATIENCE) / 1000;
         let proxy = thread::scope(|scope| {
             let load = |ns: &'static str, address: &'static str| {
                 let (stop, connections, failures) = (&stop, &connections, &failures);
@@ -47,6 +52,7 @@ fn agent_restart_interrupts_nothing() {
                                     failures.fetch_add(1, Ordering::Relaxed)
                                 }
                             };
+                            thread::sleep(pause);
                         }
                     });
                 })

@@ -28,12 +28,13 @@ use std::{
 use hawser_proxy::{Config, Proxy};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
-/// How long anything may take that should happen at once: `HAWSER_TEST_PATIENCE` times longer where the machine is
-/// emulated.
+/// How long anything may take that should happen at once, where the machine is not emulated.
+pub(crate) const USUAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take here: `HAWSER_TEST_PATIENCE` times longer.
 pub(crate) fn patience() -> Duration {
     let factor = std::env::var("HAWSER_TEST_PATIENCE");
-    Duration::from_secs(10)
-        * factor.map_or(1, |factor| factor.parse().expect("HAWSER_TEST_PATIENCE is a number"))
+    USUAL_PATIENCE * factor.map_or(1, |factor| factor.parse().expect("HAWSER_TEST_PATIENCE is a number"))
 }
 
 /// The process joins one cgroup at a time, so laboratories take turns.
