@@ -10,7 +10,7 @@ use hawser_api::{
     typed::{Kind, decode},
 };
 use hawser_kubelet::Objects;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use hawser_services::Key;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -18,38 +18,39 @@ use tracing::{debug, info, warn};
 #[derive(Clone, Default)]
 pub(crate) struct Caches {
     pub(crate) objects: Objects,
-    pub(crate) slices: Informer<EndpointSlice>,
+}
+
+/// What a stream has named and not taken back.
+#[derive(Default)]
+struct Named {
+    services: HashSet<Key>,
+    slices: HashSet<Key>,
+    others: HashSet<(GroupVersionResource, ObjectKey)>,
 }
 
 impl Caches {
     /// Applies what the stream says, until it ends.
     pub(crate) async fn follow(self, mut events: mpsc::Receiver<NodeEvent>) {
-        // What the stream has named and not taken back, until its snapshot ends: bounded by what concerns the node. A
-        // stream that is resumed has no snapshot; there it only grows with the objects that change.
-        let mut named: Option<HashSet<(GroupVersionResource, ObjectKey)>> = None;
+        // Until the stream's snapshot ends: bounded by what concerns the node. A stream that is resumed has no
+        // snapshot; there it only grows with the objects that change.
+        let mut named: Option<Named> = None;
         while let Some(event) = events.recv().await {
             match event {
                 NodeEvent::Connected => {
                     debug!("node stream is open");
-                    named = Some(HashSet::new());
+                    named = Some(Named::default());
                 }
                 NodeEvent::Changed { resource, key, object } => {
-                    self.put(&resource, &key, &object);
-                    if let Some(named) = &mut named {
-                        named.insert((resource, key));
-                    }
+                    self.put(resource, key, &object, named.as_mut());
                 }
                 NodeEvent::Deleted { resource, key } => {
-                    self.remove(&resource, &key);
-                    if let Some(named) = &mut named {
-                        named.remove(&(resource, key));
-                    }
+                    self.remove(resource, key, named.as_mut());
                 }
                 NodeEvent::SnapshotEnd => {
                     self.prune(&named.take().unwrap_or_default());
                     info!(
                         pods = self.objects.pods.len(),
-                        services = self.objects.services.len(),
+                        services = self.objects.services.services(),
                         "node is in step"
                     );
                 }
@@ -57,44 +58,73 @@ impl Caches {
         }
     }
 
-    fn put(&self, resource: &GroupVersionResource, key: &ObjectKey, object: &Bytes) {
+    fn put(&self, resource: GroupVersionResource, key: ObjectKey, object: &Bytes, named: Option<&mut Named>) {
+        let services = &self.objects.services;
         let outcome = match &*resource.resource {
+            "services" => decode(object).map(|object| services.put_service(&object)),
+            "endpointslices" => decode(object).map(|object| services.put_slice(&object)),
             "pods" => put(&self.objects.pods, object),
             "configmaps" => put(&self.objects.config_maps, object),
             "secrets" => put(&self.objects.secrets, object),
-            "services" => put(&self.objects.services, object),
             "nodes" => put(&self.objects.nodes, object),
-            "endpointslices" => put(&self.slices, object),
             // A newer control plane may send more kinds than this agent knows.
             _ => Ok(()),
         };
         if let Err(error) = outcome {
             warn!(%resource, %key, %error, "object cannot be read");
         }
+        if let Some(named) = named {
+            named.insert(resource, key);
+        }
     }
 
-    fn remove(&self, resource: &GroupVersionResource, key: &ObjectKey) {
+    fn remove(&self, resource: GroupVersionResource, key: ObjectKey, named: Option<&mut Named>) {
         match &*resource.resource {
-            "pods" => self.objects.pods.remove(key),
-            "configmaps" => self.objects.config_maps.remove(key),
-            "secrets" => self.objects.secrets.remove(key),
-            "services" => self.objects.services.remove(key),
-            "nodes" => self.objects.nodes.remove(key),
-            "endpointslices" => self.slices.remove(key),
+            "services" => self.objects.services.remove_service(&key_of(&key)),
+            "endpointslices" => self.objects.services.remove_slice(&key_of(&key)),
+            "pods" => self.objects.pods.remove(&key),
+            "configmaps" => self.objects.config_maps.remove(&key),
+            "secrets" => self.objects.secrets.remove(&key),
+            "nodes" => self.objects.nodes.remove(&key),
             _ => {}
+        }
+        if let Some(named) = named {
+            named.remove(resource, key);
         }
     }
 
     /// Removes what the snapshot did not name, and marks the caches as complete.
-    fn prune(&self, named: &HashSet<(GroupVersionResource, ObjectKey)>) {
-        retain(&self.objects.config_maps, named);
-        retain(&self.objects.secrets, named);
-        retain(&self.objects.nodes, named);
-        retain(&self.objects.services, named);
-        retain(&self.slices, named);
+    fn prune(&self, named: &Named) {
+        retain(&self.objects.config_maps, &named.others);
+        retain(&self.objects.secrets, &named.others);
+        retain(&self.objects.nodes, &named.others);
+        self.objects.services.retain(&named.services, &named.slices);
         // Last: who acts on a pod finds what the pod names.
-        retain(&self.objects.pods, named);
+        retain(&self.objects.pods, &named.others);
     }
+}
+
+impl Named {
+    fn insert(&mut self, resource: GroupVersionResource, key: ObjectKey) {
+        match &*resource.resource {
+            "services" => self.services.insert(key_of(&key)),
+            "endpointslices" => self.slices.insert(key_of(&key)),
+            _ => self.others.insert((resource, key)),
+        };
+    }
+
+    fn remove(&mut self, resource: GroupVersionResource, key: ObjectKey) {
+        match &*resource.resource {
+            "services" => self.services.remove(&key_of(&key)),
+            "endpointslices" => self.slices.remove(&key_of(&key)),
+            _ => self.others.remove(&(resource, key)),
+        };
+    }
+}
+
+/// The directory's form of a key.
+fn key_of(key: &ObjectKey) -> Key {
+    Key::new(&key.namespace, &key.name)
 }
 
 fn put<K: Kind>(cache: &Informer<K>, object: &Bytes) -> Result<(), hawser_api::Error> {

@@ -6,18 +6,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-use hawser_api::{informer::Informer, resource::ObjectKey};
 use hawser_kubelet::events::{EventType, Recorder};
+use hawser_services::{Change, Directory, EndpointSlice, Key, Service, ServiceType};
 use http::{HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
-use k8s_openapi::api::{
-    core::v1::{ObjectReference, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -29,54 +27,45 @@ use tracing::{info, warn};
 use crate::{
     healthz::Health,
     http_server::{Answer, answer, bind_everywhere, serve},
-    slices::{Slices, ready_endpoints},
 };
 
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
-/// Label of Services that are another proxy's.
-const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// How often a port that was taken is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// A Service that wants a health port, and the port.
-type Wanted = BTreeMap<u16, ObjectKey>;
+type Wanted = BTreeMap<u16, Key>;
 
 /// What the servers answer from. Cheap to clone.
 #[derive(Clone)]
 struct Source {
-    services: Informer<Service>,
-    slices: Slices,
+    services: Directory,
     node_name: Arc<str>,
     health: Health,
 }
 
-/// Follows the Services. Its handler must be registered before the caches are filled.
+/// Follows the Services. Its handler must be registered before the directory is filled.
 pub(crate) struct HealthChecks {
     source: Source,
     changed: watch::Receiver<()>,
     recorder: Recorder,
     /// By port; bounded by the node port range.
-    running: BTreeMap<u16, (ObjectKey, AbortHandle)>,
+    running: BTreeMap<u16, (Key, AbortHandle)>,
     /// Services that were told that their port is taken; bounded by those that want one.
-    told: BTreeSet<ObjectKey>,
+    told: BTreeSet<Key>,
 }
 
 impl HealthChecks {
-    pub(crate) fn new(
-        services: &Informer<Service>,
-        slices: Slices,
-        node_name: &str,
-        health: Health,
-        recorder: Recorder,
-    ) -> Self {
+    pub(crate) fn new(services: &Directory, node_name: &str, health: Health, recorder: Recorder) -> Self {
         let (sender, changed) = watch::channel(());
-        services.on_change(move |change| {
-            let port = |service: Option<&Arc<Service>>| service.and_then(|service| health_port(service));
-            if port(change.old) != port(change.new) {
+        services.on_change(move |_, change| {
+            if let Change::Service { old, new } = change
+                && old.and_then(health_port) != new.and_then(health_port)
+            {
                 sender.send_replace(());
             }
         });
-        let source = Source { services: services.clone(), slices, node_name: node_name.into(), health };
+        let source = Source { services: services.clone(), node_name: node_name.into(), health };
         Self { source, changed, recorder, running: BTreeMap::new(), told: BTreeSet::new() }
     }
 
@@ -130,7 +119,7 @@ impl HealthChecks {
         all_served
     }
 
-    async fn open(&self, port: u16, key: &ObjectKey) -> std::io::Result<AbortHandle> {
+    async fn open(&self, port: u16, key: &Key) -> std::io::Result<AbortHandle> {
         let listener = match bind_everywhere(port).await {
             // A server that was just told to stop may hold the port for a moment.
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
@@ -143,7 +132,7 @@ impl HealthChecks {
         Ok(tokio::spawn(serve(listener, move |_: &Request<Incoming>| source.answer(&key))).abort_handle())
     }
 
-    fn tell(&mut self, port: u16, key: ObjectKey, error: &std::io::Error) {
+    fn tell(&mut self, port: u16, key: Key, error: &std::io::Error) {
         if !self.told.insert(key.clone()) {
             return;
         }
@@ -152,9 +141,9 @@ impl HealthChecks {
         let object = ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Service".into()),
-            namespace: Some(key.namespace),
-            name: Some(key.name),
-            uid: service.metadata.uid.clone(),
+            namespace: Some(key.namespace.to_string()),
+            name: Some(key.name.to_string()),
+            uid: Some(service.uid.to_string()),
             ..ObjectReference::default()
         };
         let message =
@@ -170,25 +159,25 @@ impl Drop for HealthChecks {
 }
 
 impl Source {
-    fn answer(&self, key: &ObjectKey) -> Answer {
-        let endpoints = local_endpoints(&self.slices.of(key), &self.node_name);
+    fn answer(&self, key: &Key) -> Answer {
+        let endpoints = local_endpoints(&self.services.slices(key), &self.node_name);
         respond(key, endpoints, self.health.is_in_step())
     }
 }
 
 /// Addresses of ready endpoints on this node: one pod with many ports, or in two slices, is one.
 fn local_endpoints(slices: &[Arc<EndpointSlice>], node_name: &str) -> usize {
-    let local = ready_endpoints(slices).filter(|(node, _)| *node == node_name);
-    let addresses: BTreeSet<&str> =
-        local.filter_map(|(_, endpoint)| endpoint.addresses.first().map(String::as_str)).collect();
+    let ready = slices.iter().flat_map(|slice| slice.ready_endpoints());
+    let local = ready.filter(|(node, _)| *node == node_name);
+    let addresses: BTreeSet<IpAddr> = local.map(|(_, endpoint)| endpoint.address).collect();
     addresses.len()
 }
 
-fn respond(key: &ObjectKey, endpoints: usize, is_in_step: bool) -> Answer {
+fn respond(key: &Key, endpoints: usize, is_in_step: bool) -> Answer {
     let is_ok = endpoints > 0 && is_in_step;
     let status = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
-        "service": { "namespace": key.namespace, "name": key.name },
+        "service": { "namespace": &*key.namespace, "name": &*key.name },
         "localEndpoints": endpoints,
         "serviceProxyHealthy": is_in_step,
     });
@@ -199,33 +188,30 @@ fn respond(key: &ObjectKey, endpoints: usize, is_in_step: bool) -> Answer {
     answer
 }
 
-fn wanted(services: &Informer<Service>) -> Wanted {
+fn wanted(services: &Directory) -> Wanted {
     let services = services.filter(|service| health_port(service).is_some());
-    services.iter().filter_map(|service| Some((health_port(service)?, ObjectKey::of(&**service)))).collect()
+    services.iter().filter_map(|service| Some((health_port(service)?, service.key.clone()))).collect()
 }
 
 fn health_port(service: &Service) -> Option<u16> {
-    let spec = service.spec.as_ref()?;
-    let is_others =
-        service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
-    let is_local = spec.type_.as_deref() == Some("LoadBalancer")
-        && spec.external_traffic_policy.as_deref() == Some("Local")
-        && !is_others;
-    let port = spec.health_check_node_port.filter(|_| is_local)?;
-    u16::try_from(port).ok().filter(|port| *port != 0)
+    let is_local =
+        service.type_ == ServiceType::LoadBalancer && service.is_external_local && !service.is_other_proxys;
+    let port = service.external.as_ref()?.health_check_node_port;
+    (is_local && port != 0).then_some(port)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
 
-    use k8s_openapi::api::core::v1::Node;
+    use hawser_api::informer::Informer;
+    use k8s_openapi::api::{core, core::v1::Node, discovery};
     use serde_json::Value;
 
     use super::*;
     use crate::metrics::Metrics;
 
-    fn service(name: &str, port: u16) -> Service {
+    fn service(name: &str, port: u16) -> core::v1::Service {
         serde_json::from_value(json!({
             "metadata": { "namespace": "shop", "name": name, "uid": name },
             "spec": {
@@ -235,7 +221,7 @@ mod tests {
         .unwrap()
     }
 
-    fn slice(name: &str, endpoints: Value) -> EndpointSlice {
+    fn slice(name: &str, endpoints: Value) -> discovery::v1::EndpointSlice {
         serde_json::from_value(json!({
             "metadata": {
                 "namespace": "shop", "name": name, "labels": { "kubernetes.io/service-name": "web" },
@@ -281,53 +267,46 @@ mod tests {
     fn ready_addresses_of_this_node_are_counted_once() {
         let on = |node: &str, address: &str, ready: bool| json!({ "addresses": [address], "nodeName": node, "conditions": { "ready": ready } });
         let slices = [
-            Arc::new(slice(
-                "a",
-                json!([on("n1", "10.0.0.1", true), on("n1", "10.0.0.2", false), on("n2", "10.0.0.3", true)]),
-            )),
-            Arc::new(slice("b", json!([on("n1", "10.0.0.1", true), on("n1", "10.0.0.4", true)]))),
-        ];
+            json!([on("n1", "10.0.0.1", true), on("n1", "10.0.0.2", false), on("n2", "10.0.0.3", true)]),
+            json!([on("n1", "10.0.0.1", true), on("n1", "10.0.0.4", true)]),
+        ]
+        .map(|endpoints| Arc::new(EndpointSlice::of(&slice("a", endpoints)).unwrap()));
         assert_eq!(local_endpoints(&slices, "n1"), 2);
         assert_eq!(local_endpoints(&slices, "n3"), 0);
     }
 
     #[test]
     fn only_local_load_balancers_have_a_health_port() {
-        let mut other = service("web", 30_100);
-        assert_eq!(health_port(&other), Some(30_100));
-        other.spec.as_mut().unwrap().external_traffic_policy = Some("Cluster".into());
-        assert_eq!(health_port(&other), None);
-        let mut other = service("web", 30_100);
-        other.metadata.labels = Some([(SERVICE_PROXY_NAME.to_owned(), "x".to_owned())].into());
-        assert_eq!(health_port(&other), None);
+        let local = Service::from(&service("web", 30_100));
+        assert_eq!(health_port(&local), Some(30_100));
+        assert_eq!(health_port(&Service { is_external_local: false, ..local.clone() }), None);
+        assert_eq!(health_port(&Service { is_other_proxys: true, ..local }), None);
     }
 
     #[tokio::test]
     async fn health_port_follows_the_service_and_its_local_endpoints() {
-        let (services, slices, nodes) =
-            (Informer::<Service>::new(), Informer::<EndpointSlice>::new(), Informer::<Node>::new());
-        let by_service = Slices::new(&slices);
+        let (services, nodes) = (Directory::default(), Informer::<Node>::new());
         let metrics = Metrics::new();
         let health = Health::new(metrics.clone(), nodes, "n1");
         let (recorder, mut events) = Recorder::new();
-        let checks = HealthChecks::new(&services, by_service, "n1", health, recorder);
+        let checks = HealthChecks::new(&services, "n1", health, recorder);
         let (port, taken) = (free_port(), std::net::TcpListener::bind("[::]:0").unwrap());
-        services.put(service("web", port));
+        services.put_service(&service("web", port));
         let running = tokio::spawn(checks.run());
         until(port, &["503", "\"serviceProxyHealthy\":false"]).await;
         metrics.synced(metrics.sync_begins(), Duration::ZERO, &[]);
         until(port, &["503", "\"localEndpoints\":0", "\"serviceProxyHealthy\":true"]).await;
-        slices.put(slice("a", json!([{ "addresses": ["10.0.0.1"], "nodeName": "n1" }])));
+        services.put_slice(&slice("a", json!([{ "addresses": ["10.0.0.1"], "nodeName": "n1" }])));
         let text = until(port, &["HTTP/1.1 200", "\"localEndpoints\":1"]).await;
         assert!(text.contains("x-load-balancing-endpoint-weight: 1"), "{text}");
         assert!(text.contains(r#""service":{"name":"web","namespace":"shop"}"#), "{text}");
 
-        services.put(service("other", taken.local_addr().unwrap().port()));
+        services.put_service(&service("other", taken.local_addr().unwrap().port()));
         let event = events.recv().await.unwrap();
         assert_eq!(event.reason, "FailedToStartServiceHealthcheck");
         assert_eq!(event.object.name.as_deref(), Some("other"));
 
-        services.remove(&ObjectKey::new("shop", "web"));
+        services.remove_service(&Key::new("shop", "web"));
         until(port, &["refused"]).await;
         running.abort();
     }

@@ -16,22 +16,16 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::{AddressRange, informer::Informer, resource::ObjectKey};
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
+use hawser_api::{AddressRange, informer::Informer};
+use hawser_services::{Change, Directory, Service, ServiceType};
+use k8s_openapi::api::core::v1::Node;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
-use crate::{
-    metrics::Metrics,
-    pod_network::AgentNetwork,
-    slices::{Slices, ready_endpoints},
-};
+use crate::{metrics::Metrics, pod_network::AgentNetwork};
 
 /// Several times within the lifetime of an announcement, so that one failure lets none lapse.
 const RENEWAL: Duration = hawser_network::ANNOUNCEMENT_LIFETIME.checked_div(4).expect("four is not zero");
@@ -39,15 +33,12 @@ const RENEWAL: Duration = hawser_network::ANNOUNCEMENT_LIFETIME.checked_div(4).e
 const SETTLE: Duration = Duration::from_millis(50);
 /// Label of nodes that no load balancer sends traffic to.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-/// Label of Services that are another proxy's.
-const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Follows Services, slices and nodes. Its handlers must be registered before the caches are filled.
 pub(crate) struct LoadBalancer {
     ranges: Vec<AddressRange>,
     node_name: String,
-    services: Informer<Service>,
-    slices: Slices,
+    services: Directory,
     nodes: Informer<Node>,
     changed: watch::Receiver<()>,
     metrics: Metrics,
@@ -57,8 +48,7 @@ impl LoadBalancer {
     pub(crate) fn new(
         ranges: Vec<AddressRange>,
         node_name: &str,
-        services: &Informer<Service>,
-        (slices, by_service): (&Informer<EndpointSlice>, &Slices),
+        services: &Directory,
         nodes: &Informer<Node>,
         metrics: Metrics,
     ) -> Self {
@@ -66,17 +56,15 @@ impl LoadBalancer {
         let sender = Arc::new(sender);
         if !ranges.is_empty() {
             let tell = sender.clone();
-            services.on_change(move |change| {
-                let is_balanced = |service: Option<&Arc<Service>>| service.is_some_and(|it| is_balanced(it));
-                if is_balanced(change.old) || is_balanced(change.new) {
-                    tell.send_replace(());
-                }
-            });
-            let (tell, known) = (sender.clone(), services.clone());
-            slices.on_change(move |change| {
-                let concerned = crate::slices::services_of(change);
-                let is_local = |key: &ObjectKey| known.get(key).is_some_and(|service| is_local(&service));
-                if concerned.iter().any(is_local) {
+            let known = services.clone();
+            services.on_change(move |key, change| {
+                let is_concerned = match change {
+                    Change::Service { old, new } => {
+                        old.is_some_and(is_balanced) || new.is_some_and(is_balanced)
+                    }
+                    Change::Slice { .. } => known.get(key).is_some_and(|service| is_local(&service)),
+                };
+                if is_concerned {
                     tell.send_replace(());
                 }
             });
@@ -88,15 +76,7 @@ impl LoadBalancer {
             });
         }
         let (services, nodes) = (services.clone(), nodes.clone());
-        Self {
-            ranges,
-            node_name: node_name.to_owned(),
-            services,
-            slices: by_service.clone(),
-            nodes,
-            changed,
-            metrics,
-        }
+        Self { ranges, node_name: node_name.to_owned(), services, nodes, changed, metrics }
     }
 
     /// Answers for this node's addresses until dropped; the kernel lets them lapse afterwards, unless another agent
@@ -148,13 +128,12 @@ impl LoadBalancer {
     fn candidates(&self, nodes: &BTreeSet<&str>) -> BTreeMap<IpAddr, BTreeSet<String>> {
         let mut candidates: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
         for service in self.services.filter(is_balanced) {
-            let addresses = addresses(&service);
-            let addresses =
-                addresses.into_iter().filter(|it| self.ranges.iter().any(|range| range.contains(*it)));
+            let addresses = addresses(&service).iter().copied();
+            let addresses = addresses.filter(|it| self.ranges.iter().any(|range| range.contains(*it)));
             let can: BTreeSet<String> = if is_local(&service) {
-                let slices = self.slices.of(&ObjectKey::of(&*service));
-                let ready =
-                    ready_endpoints(&slices).map(|(node, _)| node).filter(|node| nodes.contains(node));
+                let slices = self.services.slices(&service.key);
+                let ready = slices.iter().flat_map(|slice| slice.ready_endpoints());
+                let ready = ready.map(|(node, _)| node).filter(|node| nodes.contains(node));
                 ready.map(str::to_owned).collect()
             } else {
                 nodes.iter().map(|node| (*node).to_owned()).collect()
@@ -190,26 +169,16 @@ fn weight(address: IpAddr, node: &str) -> u64 {
 
 /// A Service whose addresses may be this cluster's to answer for.
 fn is_balanced(service: &Service) -> bool {
-    let is_others =
-        service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
-    let spec = service.spec.as_ref();
-    spec.is_some_and(|spec| {
-        spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none() && !is_others
-    })
+    let has_class = service.external.as_ref().is_some_and(|external| external.has_load_balancer_class);
+    service.type_ == ServiceType::LoadBalancer && !has_class && !service.is_other_proxys
 }
 
 fn is_local(service: &Service) -> bool {
-    let spec = service.spec.as_ref();
-    is_balanced(service) && spec.and_then(|spec| spec.external_traffic_policy.as_deref()) == Some("Local")
+    is_balanced(service) && service.is_external_local
 }
 
-fn addresses(service: &Service) -> Vec<IpAddr> {
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
-    ingress
-        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
-        .collect()
+fn addresses(service: &Service) -> &[IpAddr] {
+    service.external.as_ref().map_or(&[], |external| &external.load_balancer_ips)
 }
 
 fn can_serve(node: &Node) -> bool {
@@ -221,6 +190,7 @@ fn can_serve(node: &Node) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1;
     use serde_json::json;
 
     use super::*;
@@ -233,7 +203,7 @@ mod tests {
         .unwrap()
     }
 
-    fn service(name: &str, policy: &str, ip: &str) -> Service {
+    fn service(name: &str, policy: &str, ip: &str) -> v1::Service {
         serde_json::from_value(json!({
             "metadata": { "namespace": "shop", "name": name },
             "spec": { "type": "LoadBalancer", "externalTrafficPolicy": policy },
@@ -243,25 +213,20 @@ mod tests {
     }
 
     struct Cluster {
-        services: Informer<Service>,
-        slices: Informer<EndpointSlice>,
+        services: Directory,
         nodes: Informer<Node>,
-        by_service: Slices,
     }
 
     impl Cluster {
         fn new(nodes: &[&str]) -> Self {
-            let slices = Informer::new();
-            let by_service = Slices::new(&slices);
-            let cluster = Self { services: Informer::new(), slices, nodes: Informer::new(), by_service };
+            let cluster = Self { services: Directory::default(), nodes: Informer::new() };
             nodes.iter().for_each(|name| cluster.nodes.put(node(name, "True")));
             cluster
         }
 
         fn agent(&self, name: &str) -> LoadBalancer {
             let ranges = vec!["10.0.0.100-10.0.0.250".parse().unwrap(), "fd00::/120".parse().unwrap()];
-            let slices = (&self.slices, &self.by_service);
-            LoadBalancer::new(ranges, name, &self.services, slices, &self.nodes, Metrics::new())
+            LoadBalancer::new(ranges, name, &self.services, &self.nodes, Metrics::new())
         }
 
         /// Who answers for `address`, as each node's agent sees it.
@@ -279,7 +244,7 @@ mod tests {
         let cluster = Cluster::new(&NODES);
         let address = |number: u8| format!("10.0.0.{number}");
         for number in 100..200 {
-            cluster.services.put(service(&format!("s{number}"), "Cluster", &address(number)));
+            cluster.services.put_service(&service(&format!("s{number}"), "Cluster", &address(number)));
         }
         let before: Vec<String> = (100..200)
             .map(|number| {
@@ -304,7 +269,7 @@ mod tests {
     #[test]
     fn local_policy_leaves_the_nodes_with_ready_endpoints() {
         let cluster = Cluster::new(&NODES);
-        cluster.services.put(service("web", "Local", "10.0.0.100"));
+        cluster.services.put_service(&service("web", "Local", "10.0.0.100"));
         assert!(cluster.owners(&NODES, "10.0.0.100").is_empty(), "nobody can serve it");
         for ready_on in NODES {
             let endpoints: Vec<_> = NODES
@@ -314,8 +279,8 @@ mod tests {
                     json!({ "addresses": ["10.1.0.1"], "nodeName": node, "conditions": conditions })
                 })
                 .collect();
-            cluster.slices.put(
-                serde_json::from_value(json!({
+            cluster.services.put_slice(
+                &serde_json::from_value(json!({
                     "metadata": {
                         "namespace": "shop", "name": "a", "labels": { "kubernetes.io/service-name": "web" },
                     },
@@ -330,15 +295,16 @@ mod tests {
     #[test]
     fn what_is_not_ours_is_never_answered_for() {
         #[track_caller]
-        fn check(what: &str, change: impl FnOnce(&mut Service)) {
+        fn check(what: &str, change: impl FnOnce(&mut v1::Service)) {
             let cluster = Cluster::new(&NODES);
             let mut service = service("web", "Cluster", "10.0.0.100");
             change(&mut service);
-            let address = addresses(&service).first().map(ToString::to_string).unwrap_or("10.0.0.100".into());
-            cluster.services.put(service);
+            let kept = Service::from(&service);
+            let address = addresses(&kept).first().map(ToString::to_string).unwrap_or("10.0.0.100".into());
+            cluster.services.put_service(&service);
             assert!(cluster.owners(&NODES, &address).is_empty(), "{what}");
         }
-        let ingress = |service: &mut Service, field: &str, value: &str| {
+        let ingress = |service: &mut v1::Service, field: &str, value: &str| {
             let mut json = serde_json::to_value(&*service).unwrap();
             json["status"]["loadBalancer"]["ingress"][0][field] = value.into();
             *service = serde_json::from_value(json).unwrap();
@@ -350,13 +316,14 @@ mod tests {
         });
         check("another type", |it| it.spec.as_mut().unwrap().type_ = Some("ClusterIP".into()));
         check("another proxy's", |it| {
-            it.metadata.labels = Some([(SERVICE_PROXY_NAME.to_owned(), "x".to_owned())].into());
+            it.metadata.labels =
+                Some([("service.kubernetes.io/service-proxy-name".to_owned(), "x".to_owned())].into());
         });
         let cluster = Cluster::new(&[]);
         let mut excluded = node("n1", "True");
         excluded.metadata.labels = Some([(EXCLUDED.to_owned(), String::new())].into());
         cluster.nodes.put(excluded);
-        cluster.services.put(service("web", "Cluster", "10.0.0.100"));
+        cluster.services.put_service(&service("web", "Cluster", "10.0.0.100"));
         assert!(cluster.owners(&["n1"], "10.0.0.100").is_empty(), "an excluded node");
     }
 

@@ -16,7 +16,6 @@ mod pod_network;
 mod run;
 mod service_path;
 mod services;
-mod slices;
 mod visibility;
 
 use std::{path::Path, process::ExitCode};

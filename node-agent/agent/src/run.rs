@@ -39,7 +39,6 @@ use crate::{
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
-    slices::Slices,
     visibility,
 };
 
@@ -78,8 +77,6 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let caches = Caches::default();
     let metrics = Metrics::new();
     let service_path = ServicePath::new(metrics.clone());
-    // First of the slices' readers: the others find in it what they hear of.
-    let slices = Slices::new(&caches.slices);
     let pod_network = AgentNetwork::new(service_path.clone());
     let dns = Dns::new(hawser_dns::Config {
         cluster_domain: options.cluster_domain.clone(),
@@ -88,7 +85,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         ttl_seconds: 5,
         upstream_timeout: Duration::from_secs(2),
     })?;
-    names::feed(&dns, &caches.objects.services, &caches.slices, &slices);
+    names::feed(&dns, &caches.objects.services);
     let containerd: Arc<dyn Runtime> = Arc::new(containerd);
     let parts = Parts {
         runtime: containerd.clone(),
@@ -99,7 +96,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         endpoints: Arc::new(service_path.clone()),
     };
     let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
-    let surroundings = Surroundings::new(&options, &caches, &slices, &metrics, kubelet.recorder());
+    let surroundings = Surroundings::new(&options, &caches, &metrics, kubelet.recorder());
     let server = kubelet_api::bind(&options, containerd, kubelet.pods.clone(), pod_network.clone()).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
@@ -110,7 +107,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let usage = kubelet.usage_reader();
     let mut is_serving = true;
     let outcome = tokio::select! {
-        outcome = run_network(&options, (&caches, &slices), &pod_network, &service_path, &dns, &shutdown) => outcome,
+        outcome = run_network(&options, &caches, &pod_network, &service_path, &dns, &shutdown) => outcome,
         () = report_usage(&usage, &session) => Ok(()),
         () = kubelet.ended() => Err(anyhow::anyhow!("a part of the kubelet ended by itself")),
         ended = &mut serving => {
@@ -213,30 +210,17 @@ struct Surroundings {
 
 impl Surroundings {
     /// Registers its readers: before the caches are filled.
-    fn new(
-        options: &Options,
-        caches: &Caches,
-        slices: &Slices,
-        metrics: &Metrics,
-        recorder: &Recorder,
-    ) -> Self {
+    fn new(options: &Options, caches: &Caches, metrics: &Metrics, recorder: &Recorder) -> Self {
         let (services, nodes) = (&caches.objects.services, &caches.objects.nodes);
         let recorder = recorder.of("node-agent");
         let node = &options.node_name;
         let health = Health::new(metrics.clone(), nodes.clone(), node);
         Self {
-            health_checks: HealthChecks::new(
-                services,
-                slices.clone(),
-                node,
-                health.clone(),
-                recorder.clone(),
-            ),
+            health_checks: HealthChecks::new(services, node, health.clone(), recorder.clone()),
             load_balancer: LoadBalancer::new(
                 options.load_balancer_ip_range.clone(),
                 node,
                 services,
-                (&caches.slices, slices),
                 nodes,
                 metrics.clone(),
             ),
@@ -296,7 +280,7 @@ impl Surroundings {
 /// Sets the node's network up as soon as its pod range is known, then keeps it in step until `shutdown`.
 async fn run_network(
     options: &Options,
-    (caches, by_service): (&Caches, &Slices),
+    caches: &Caches,
     pod_network: &AgentNetwork,
     service_path: &ServicePath,
     dns: &Dns,
@@ -311,9 +295,7 @@ async fn run_network(
     let network = Network::start(network_config(options, pod_cidrs.clone())).await?;
     let uplink = network.uplink().await?;
     pod_network.provide(network);
-    let (services, slices) = (&caches.objects.services, &caches.slices);
-    let service_path_ended =
-        service_path.start(proxy_config(options, uplink)?, services, slices, by_service)?;
+    let service_path_ended = service_path.start(proxy_config(options, uplink)?, &caches.objects.services)?;
 
     let follow_nodes = async {
         loop {
@@ -327,9 +309,7 @@ async fn run_network(
         }
     };
     let first_sync = async {
-        caches.objects.nodes.synced().await;
-        services.synced().await;
-        slices.synced().await;
+        // Pods come last: everything else is there.
         caches.objects.pods.synced().await;
         pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
         pod_network.adopted(&caches.objects.pods).await;

@@ -16,25 +16,18 @@ use std::{
 };
 
 use anyhow::Context;
-use hawser_api::{informer::Informer, resource::ObjectKey};
 use hawser_kubelet::{LocalEndpoints, LocalPod};
-use hawser_proxy::{Config, HostPort, Proxy, ServiceObjects, Skipped};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_proxy::{Config, HostPort, Proxy, ServiceObjects, Skipped, SyncReport};
+use hawser_services::{Change, Directory, Key};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::{
-    metrics::Metrics,
-    slices::{Slices, services_of},
-};
+use crate::metrics::Metrics;
 
 const RETRY: Duration = Duration::from_secs(1);
 /// How often clients whose affinity has ended are forgotten.
 const SWEEP: Duration = Duration::from_secs(60);
-
-/// Annotation of EndpointSlices: when what they show began to change.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The way to the thread. Cheap to clone.
 #[derive(Clone)]
@@ -60,7 +53,7 @@ struct Pending {
     sync: bool,
     /// The sync looks at all services, not at those that are named alone.
     all: bool,
-    services: HashSet<ObjectKey>,
+    services: HashSet<Key>,
     readiness: HashMap<IpAddr, bool>,
     attach: HashMap<u32, PodLink>,
     detach: HashSet<u32>,
@@ -106,27 +99,20 @@ impl ServicePath {
     pub(crate) fn start(
         &self,
         config: Config,
-        services: &Informer<Service>,
-        slices: &Informer<EndpointSlice>,
-        by_service: &Slices,
+        services: &Directory,
     ) -> anyhow::Result<oneshot::Receiver<()>> {
         let proxy = Proxy::start(config).context("the service path cannot be set up")?;
-        let (wake, wake_too) = (self.clone(), self.clone());
-        services.on_change(move |change| {
-            wake.metrics.service_changed();
-            wake.services_changed([change.key.clone()]);
+        let wake = self.clone();
+        services.on_change(move |key, change| {
+            match change {
+                Change::Service { .. } => wake.metrics.service_changed(),
+                Change::Slice { trigger_time } => {
+                    wake.metrics.endpoints_changed(trigger_time.and_then(|text| text.parse().ok()));
+                }
+            }
+            wake.service_changed(key);
         });
-        slices.on_change(move |change| {
-            wake_too.metrics.endpoints_changed(change.new.and_then(|slice| trigger_time(slice)));
-            wake_too.services_changed(services_of(change));
-        });
-        let worker = Worker {
-            proxy,
-            path: self.clone(),
-            services: services.clone(),
-            slices: slices.clone(),
-            by_service: by_service.clone(),
-        };
+        let worker = Worker { proxy, path: self.clone(), services: services.clone() };
         let (running, ended) = oneshot::channel();
         let work = move || {
             // Dropped when the thread ends, however it does.
@@ -163,10 +149,10 @@ impl ServicePath {
     }
 
     /// Until the path is open nothing is noted: its opening looks at all services.
-    fn services_changed(&self, keys: impl IntoIterator<Item = ObjectKey>) {
+    fn service_changed(&self, key: &Key) {
         if self.shared.is_open.load(Ordering::Acquire) {
             self.change(|pending| {
-                pending.services.extend(keys);
+                pending.services.insert(key.clone());
                 pending.sync = true;
             });
         }
@@ -231,9 +217,7 @@ impl LocalEndpoints for ServicePath {
 struct Worker {
     proxy: Proxy,
     path: ServicePath,
-    services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
-    by_service: Slices,
+    services: Directory,
 }
 
 impl Worker {
@@ -247,16 +231,23 @@ impl Worker {
             }
             for (ip, ready) in work.readiness {
                 debug!(%ip, ready, "a pod of this node");
-                if let Err(error) = self.proxy.local_endpoint_changed(ip, ready) {
-                    error!(%ip, ready, error = &error as &dyn std::error::Error, "readiness did not reach the kernel");
-                    failed = true;
+                match self.proxy.local_endpoint_changed(ip, ready) {
+                    Ok(report) => self.tell_skipped(report),
+                    Err(error) => {
+                        error!(%ip, ready, error = &error as &dyn std::error::Error, "readiness did not reach the kernel");
+                        failed = true;
+                    }
                 }
             }
-            if let Some(zone) = work.zone
-                && let Err(error) = self.proxy.set_zone(zone)
-            {
-                error!(error = &error as &dyn std::error::Error, "the node's zone did not reach the kernel");
-                failed = true;
+            match work.zone.map(|zone| self.proxy.set_zone(zone)).transpose() {
+                Ok(report) => self.tell_skipped(report.flatten()),
+                Err(error) => {
+                    error!(
+                        error = &error as &dyn std::error::Error,
+                        "the node's zone did not reach the kernel"
+                    );
+                    failed = true;
+                }
             }
             for (ifindex, link) in work.attach {
                 if let Err(error) = self.attach(ifindex, &link) {
@@ -308,30 +299,24 @@ impl Worker {
     }
 
     /// True where the kernel now holds what the caches say, or they are not complete yet.
-    fn sync(&mut self, all: bool, changed: &HashSet<ObjectKey>, host_ports: &[HostPort]) -> bool {
+    fn sync(&mut self, all: bool, changed: &HashSet<Key>, host_ports: &[HostPort]) -> bool {
         if !self.path.shared.is_open.load(Ordering::Acquire) {
             return true;
         }
         let (pending, begin) = (self.path.metrics.sync_begins(), Instant::now());
         let outcome = if all {
-            self.proxy.sync(&self.services.all(), &self.slices.all(), host_ports)
+            self.proxy.sync(&self.services.filter(|_| true), &self.services.all_slices(), host_ports)
         } else {
             let objects = changed.iter().map(|key| ServiceObjects {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
+                key: key.clone(),
                 service: self.services.get(key),
-                slices: self.by_service.of(key),
+                slices: self.services.slices(key),
             });
             self.proxy.sync_services(objects.collect(), host_ports)
         };
         match outcome {
             Ok(report) => {
                 self.path.metrics.synced(pending, begin.elapsed(), &report.skipped);
-                self.path.skipped.send_if_modified(|known| {
-                    let is_new = *known != report.skipped;
-                    known.clone_from(&report.skipped);
-                    is_new
-                });
                 if report.frontends_written + report.frontends_removed > 0 {
                     info!(
                         frontends = report.frontends,
@@ -340,6 +325,7 @@ impl Worker {
                         "service path is in step"
                     );
                 }
+                self.tell_skipped(Some(report));
                 true
             }
             Err(error) => {
@@ -349,8 +335,14 @@ impl Worker {
             }
         }
     }
-}
 
-fn trigger_time(slice: &EndpointSlice) -> Option<jiff::Timestamp> {
-    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+    /// Passes on what a report says of ports that are not served; without a report nothing has changed.
+    fn tell_skipped(&self, report: Option<SyncReport>) {
+        let Some(SyncReport { skipped, .. }) = report else { return };
+        self.path.skipped.send_if_modified(|known| {
+            let is_new = *known != skipped;
+            *known = skipped;
+            is_new
+        });
+    }
 }

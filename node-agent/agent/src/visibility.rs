@@ -13,7 +13,8 @@ use std::{
 use hawser_api::{informer::Informer, resource::ObjectKey};
 use hawser_kubelet::events::{EventType, Recorder};
 use hawser_proxy::{Datapath, Kind, Skipped};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use hawser_services::{Directory, Key};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
@@ -54,7 +55,7 @@ impl Told {
 /// Tells of skipped ports until the sender is gone.
 pub(crate) async fn tell_skipped(
     mut skipped: watch::Receiver<Vec<Skipped>>,
-    services: Informer<Service>,
+    services: Directory,
     pods: Informer<Pod>,
     recorder: Recorder,
 ) {
@@ -79,20 +80,25 @@ pub(crate) async fn tell_skipped(
 /// The object that an event is about, and what it says.
 fn describe(
     skipped: &Skipped,
-    services: &Informer<Service>,
+    services: &Directory,
     pods: &Informer<Pod>,
 ) -> Option<(ObjectReference, String)> {
     let subject = skipped.subject()?;
-    let key = ObjectKey::new(subject.namespace, subject.name);
     let (kind, uid, port) = match subject.kind {
-        Kind::Service => ("Service", services.get(&key)?.metadata.uid.clone(), "port"),
-        Kind::HostPort => ("Pod", pods.get(&key)?.metadata.uid.clone(), "host port"),
+        Kind::Service => {
+            let service = services.get(&Key::new(subject.namespace, subject.name))?;
+            ("Service", Some(service.uid.to_string()), "port")
+        }
+        Kind::HostPort => {
+            let pod = pods.get(&ObjectKey::new(subject.namespace, subject.name))?;
+            ("Pod", pod.metadata.uid.clone(), "host port")
+        }
     };
     let object = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some(kind.into()),
-        namespace: Some(key.namespace.clone()),
-        name: Some(key.name.clone()),
+        namespace: Some(subject.namespace.to_owned()),
+        name: Some(subject.name.to_owned()),
         uid,
         ..ObjectReference::default()
     };
@@ -230,9 +236,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn service_that_is_not_served_gets_one_event_of_all_nodes() {
-        let (services, pods) = (Informer::<Service>::new(), Informer::<Pod>::new());
-        services.put(
-            serde_json::from_value(
+        let (services, pods) = (Directory::default(), Informer::<Pod>::new());
+        services.put_service(
+            &serde_json::from_value(
                 json!({ "metadata": { "namespace": "shop", "name": "web", "uid": "u1" } }),
             )
             .unwrap(),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hawser_api::resource::ObjectKey;
+use hawser_services::{EndpointPort, Key, Protocol};
 use hickory_proto::{
     op::{Query, ResponseCode},
     rr::{
@@ -11,7 +11,7 @@ use hickory_proto::{
     },
 };
 
-use crate::records::{Endpoint, Entry, Port, Records};
+use crate::records::{Endpoint, Entry, Records};
 
 /// Version of the specification that is served, as `dns-version.<zone>` says.
 const SCHEMA_VERSION: &str = "1.1.0";
@@ -67,7 +67,7 @@ fn find<'a>(records: &'a Records, labels: &[&str]) -> Option<Found<'a>> {
             records.has_namespace(namespace).then(|| Found::Addresses(vec![ip]))
         }
         [service, namespace, "svc"] => Some(match entry(records, service, namespace)? {
-            Entry::Addressed { ips, .. } => Found::Addresses(ips.clone()),
+            Entry::Addressed(service) => Found::Addresses(service.cluster_ips.to_vec()),
             Entry::Headless { endpoints } => {
                 // A service without endpoints has no such name (specification 2.4.1).
                 (!endpoints.is_empty()).then(|| Found::Addresses(unique(endpoints.iter())))?
@@ -76,22 +76,33 @@ fn find<'a>(records: &'a Records, labels: &[&str]) -> Option<Found<'a>> {
         }),
         [label, service, namespace, "svc"] if !label.starts_with('_') => {
             let Entry::Headless { endpoints } = entry(records, service, namespace)? else { return None };
-            let ips = unique(endpoints.iter().filter(|endpoint| endpoint.label == *label));
+            let ips = unique(endpoints.iter().filter(|endpoint| *endpoint.label == **label));
             (!ips.is_empty()).then_some(Found::Addresses(ips))
         }
         [port, protocol, service, namespace, "svc"] => {
             let (port, protocol) = (port.strip_prefix('_')?, protocol.strip_prefix('_')?);
-            let is_asked = |known: &&Port| known.name == port && known.protocol == protocol;
+            let is_asked = |name: &str, number: u16, known: Protocol| {
+                name == port && number != 0 && known.as_str().eq_ignore_ascii_case(protocol)
+            };
             let path = [*service, *namespace, "svc"].map(str::to_owned);
             let targets: Vec<Target> = match entry(records, service, namespace)? {
-                Entry::Addressed { ips, ports } => ports
+                Entry::Addressed(service) => service
+                    .ports
                     .iter()
-                    .filter(is_asked)
-                    .map(|known| Target { labels: path.to_vec(), port: known.port, ips: ips.clone() })
+                    .filter(|known| is_asked(&known.name, known.port, known.protocol))
+                    .map(|known| Target {
+                        labels: path.to_vec(),
+                        port: known.port,
+                        ips: service.cluster_ips.to_vec(),
+                    })
                     .collect(),
                 Entry::Headless { endpoints } => endpoints
                     .iter()
-                    .flat_map(|endpoint| endpoint_targets(endpoint, &path, is_asked))
+                    .flat_map(|endpoint| {
+                        endpoint_targets(endpoint, &path, |known| {
+                            is_asked(&known.name, known.port, known.protocol)
+                        })
+                    })
                     .collect(),
                 Entry::External { .. } => return None,
             };
@@ -102,16 +113,17 @@ fn find<'a>(records: &'a Records, labels: &[&str]) -> Option<Found<'a>> {
 }
 
 fn entry<'a>(records: &'a Records, service: &str, namespace: &str) -> Option<&'a Entry> {
-    records.get(&ObjectKey::new(namespace, service))
+    records.get(&Key::new(namespace, service))
 }
 
 fn endpoint_targets(
     endpoint: &Endpoint,
     path: &[String; 3],
-    is_asked: impl Fn(&&Port) -> bool,
+    is_asked: impl Fn(&&EndpointPort) -> bool,
 ) -> Vec<Target> {
-    let labels: Vec<String> = std::iter::once(endpoint.label.clone()).chain(path.iter().cloned()).collect();
-    let ports = endpoint.ports.iter().filter(is_asked);
+    let labels: Vec<String> =
+        std::iter::once(endpoint.label.to_string()).chain(path.iter().cloned()).collect();
+    let ports = endpoint.ports().iter().filter(is_asked);
     ports.map(|known| Target { labels: labels.clone(), port: known.port, ips: vec![endpoint.ip] }).collect()
 }
 
@@ -133,8 +145,10 @@ fn reverse(records: &Records, zone: &Name, ttl: u32, query: &Query) -> Answer {
     let Ok(network) = query.name().parse_arpa_name() else { return Answer::Forward };
     let names: Vec<Record> = records
         .names_of(&network.addr())
+        .iter()
         .filter_map(|(key, label)| {
-            let labels = label.iter().cloned().chain([key.name.clone(), key.namespace.clone(), "svc".into()]);
+            let labels = label.iter().chain([&key.name, &key.namespace]).map(ToString::to_string);
+            let labels = labels.chain(["svc".to_owned()]);
             let target = under(zone, labels)?;
             Some(Record::from_rdata(query.name().clone(), ttl, RData::PTR(PTR(target))))
         })
@@ -216,13 +230,16 @@ fn under(zone: &Name, labels: impl IntoIterator<Item = String>) -> Option<Name> 
 mod tests {
     use std::sync::Arc;
 
-    use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+    use hawser_services::{EndpointSlice, Service};
+    use k8s_openapi::api;
 
     use super::*;
     use crate::records::dashed;
 
-    fn service(spec: &str) -> Service {
-        serde(&format!("{{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{{}},\"spec\":{spec}}}"))
+    fn service(spec: &str) -> Arc<Service> {
+        let text =
+            format!("{{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{{}},\"spec\":{spec}}}");
+        Arc::new(Service::from(&serde::<api::core::v1::Service>(&text)))
     }
 
     fn serde<T: k8s_openapi::serde::de::DeserializeOwned>(json: &str) -> T {
@@ -230,18 +247,19 @@ mod tests {
     }
 
     fn records() -> Records {
-        let slice: EndpointSlice = serde(
-            r#"{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{},"addressType":"IPv4",
+        let slice: api::discovery::v1::EndpointSlice = serde(
+            r#"{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice",
+                "metadata":{"labels":{"kubernetes.io/service-name":"any"}},"addressType":"IPv4",
                 "ports":[{"name":"http","protocol":"TCP","port":8080}],
                 "endpoints":[
                   {"addresses":["10.1.0.2"],"hostname":"db-0","conditions":{"ready":true}},
                   {"addresses":["10.1.0.3"],"conditions":{"ready":true}},
                   {"addresses":["10.1.0.4"],"hostname":"db-2","conditions":{"ready":false}}]}"#,
         );
-        let slices = [Arc::new(slice)];
+        let slices = [Arc::new(EndpointSlice::of(&slice).unwrap())];
         let mut records = Records::default();
         let mut set = |name: &str, spec: &str| {
-            records.set(&ObjectKey::new("shop", name), Entry::of(&service(spec), &slices));
+            records.set(&Key::new("shop", name), Entry::of(service(spec), &slices));
         };
         set(
             "web",
@@ -329,10 +347,10 @@ mod tests {
     fn service_that_goes_takes_its_names_along() {
         let mut records = records();
         for name in ["web", "db", "all", "out"] {
-            records.set(&ObjectKey::new("shop", name), None);
+            records.set(&Key::new("shop", name), None);
         }
         assert!(!records.has_namespace("shop"));
-        assert_eq!(records.names_of(&"10.1.0.2".parse().unwrap()).count(), 0);
+        assert_eq!(records.names_of(&"10.1.0.2".parse().unwrap()).len(), 0);
     }
 
     #[test]

@@ -20,9 +20,8 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::resource::ObjectKey;
+use hawser_services::{EndpointSlice, Key, Service};
 use hickory_proto::rr::Name;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +96,7 @@ impl Dns {
     }
 
     /// Makes the records of one service those of `service` and its slices; none where it is gone.
-    pub fn update_service(&self, key: &ObjectKey, service: Option<&Service>, slices: &[Arc<EndpointSlice>]) {
+    pub fn update_service(&self, key: &Key, service: Option<Arc<Service>>, slices: &[Arc<EndpointSlice>]) {
         let entry = service.and_then(|service| records::Entry::of(service, slices));
         self.shared.records.write().set(key, entry);
     }

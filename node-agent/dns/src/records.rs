@@ -1,55 +1,49 @@
 //! What is known of each service, and which name an address has.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use hawser_api::resource::ObjectKey;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointPort, EndpointSlice, Key, Service, ServiceType};
+
+/// A name of an address: a Service, and the label of the endpoint where it is one of a headless Service.
+type AddressName = (Key, Option<Arc<str>>);
 
 /// All services, and the way back from addresses to names.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    services: HashMap<ObjectKey, Entry>,
+    services: HashMap<Key, Entry>,
     /// Number of services in each namespace that has some.
-    namespaces: HashMap<String, usize>,
-    /// Names of an address: a service's, or an endpoint's of a headless one. Never an empty set.
-    reverse: HashMap<IpAddr, BTreeSet<(ObjectKey, Option<String>)>>,
+    namespaces: HashMap<Arc<str>, usize>,
+    /// Names of an address, in order. Never none: most have one, so that a list is what costs least.
+    reverse: HashMap<IpAddr, Box<[AddressName]>>,
 }
 
 /// One service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// Has addresses of its own.
-    Addressed { ips: Vec<IpAddr>, ports: Vec<Port> },
+    Addressed(Arc<Service>),
     /// Stands for its endpoints.
-    Headless { endpoints: Vec<Endpoint> },
+    Headless { endpoints: Box<[Endpoint]> },
     /// Stands for another name.
-    External { target: String },
-}
-
-/// A port that can be asked for by name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Port {
-    /// Empty where the port has no name.
-    pub(crate) name: String,
-    /// `tcp`, `udp`, `sctp`
-    pub(crate) protocol: String,
-    pub(crate) port: u16,
+    External { target: Box<str> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) ip: IpAddr,
     /// The pod's hostname, or the address with dashes.
-    pub(crate) label: String,
-    pub(crate) ports: Vec<Port>,
+    pub(crate) label: Arc<str>,
+    slice: Arc<EndpointSlice>,
+}
+
+impl Endpoint {
+    pub(crate) fn ports(&self) -> &[EndpointPort] {
+        &self.slice.ports
+    }
 }
 
 impl Records {
-    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &Key) -> Option<&Entry> {
         self.services.get(key)
     }
 
@@ -58,11 +52,11 @@ impl Records {
     }
 
     /// The names of an address, in order: the service's, or label and service of an endpoint.
-    pub(crate) fn names_of(&self, ip: &IpAddr) -> impl Iterator<Item = &(ObjectKey, Option<String>)> {
-        self.reverse.get(ip).into_iter().flatten()
+    pub(crate) fn names_of(&self, ip: &IpAddr) -> &[AddressName] {
+        self.reverse.get(ip).map_or(&[], |names| names)
     }
 
-    pub(crate) fn set(&mut self, key: &ObjectKey, entry: Option<Entry>) {
+    pub(crate) fn set(&mut self, key: &Key, entry: Option<Entry>) {
         if self.services.get(key) == entry.as_ref() {
             return;
         }
@@ -71,20 +65,24 @@ impl Records {
         }
         if let Some(entry) = entry {
             for (ip, label) in entry.names() {
-                self.reverse.entry(ip).or_default().insert((key.clone(), label));
+                let names = self.reverse.entry(ip).or_default();
+                let mut sorted = std::mem::take(names).into_vec();
+                sorted.push((key.clone(), label));
+                sorted.sort_unstable();
+                *names = sorted.into();
             }
             *self.namespaces.entry(key.namespace.clone()).or_default() += 1;
             self.services.insert(key.clone(), entry);
         }
     }
 
-    fn forget(&mut self, key: &ObjectKey, old: &Entry) {
+    fn forget(&mut self, key: &Key, old: &Entry) {
         for (ip, label) in old.names() {
-            if let Some(names) = self.reverse.get_mut(&ip) {
-                names.remove(&(key.clone(), label));
-                if names.is_empty() {
-                    self.reverse.remove(&ip);
-                }
+            let Some(names) = self.reverse.get_mut(&ip) else { continue };
+            let gone = (key.clone(), label);
+            *names = std::mem::take(names).into_iter().filter(|name| *name != gone).collect();
+            if names.is_empty() {
+                self.reverse.remove(&ip);
             }
         }
         if let Some(count) = self.namespaces.get_mut(&key.namespace) {
@@ -98,29 +96,21 @@ impl Records {
 
 impl Entry {
     /// `None` for a service that has no name yet: its address is not allocated.
-    pub(crate) fn of(service: &Service, slices: &[Arc<EndpointSlice>]) -> Option<Self> {
-        let spec = service.spec.as_ref()?;
-        if spec.type_.as_deref() == Some("ExternalName") {
-            return spec.external_name.clone().map(|target| Self::External { target });
+    pub(crate) fn of(service: Arc<Service>, slices: &[Arc<EndpointSlice>]) -> Option<Self> {
+        if service.type_ == ServiceType::ExternalName {
+            let target = service.external.as_ref()?.name.clone()?;
+            return Some(Self::External { target });
         }
-        if spec.cluster_ip.as_deref() == Some("None") {
-            let unready_too = spec.publish_not_ready_addresses == Some(true);
-            return Some(Self::Headless { endpoints: endpoints(slices, unready_too) });
+        if service.is_headless {
+            return Some(Self::Headless { endpoints: endpoints(slices, service.publishes_not_ready) });
         }
-        let listed = spec.cluster_ips.clone().unwrap_or_else(|| spec.cluster_ip.iter().cloned().collect());
-        let ips: Vec<IpAddr> = listed.iter().filter_map(|ip| ip.parse().ok()).collect();
-        let ports = spec.ports.iter().flatten().filter_map(|port| {
-            let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-            let name = port.name.clone().unwrap_or_default();
-            Some(Port { name, protocol, port: u16::try_from(port.port).ok()? })
-        });
-        (!ips.is_empty()).then(|| Self::Addressed { ips, ports: ports.collect() })
+        (!service.cluster_ips.is_empty()).then_some(Self::Addressed(service))
     }
 
     /// Each address with the label of its endpoint, where it is one.
-    fn names(&self) -> Vec<(IpAddr, Option<String>)> {
+    fn names(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
         match self {
-            Self::Addressed { ips, .. } => ips.iter().map(|ip| (*ip, None)).collect(),
+            Self::Addressed(service) => service.cluster_ips.iter().map(|ip| (*ip, None)).collect(),
             Self::Headless { endpoints } => {
                 endpoints.iter().map(|endpoint| (endpoint.ip, Some(endpoint.label.clone()))).collect()
             }
@@ -129,34 +119,19 @@ impl Entry {
     }
 }
 
-fn endpoints(slices: &[Arc<EndpointSlice>], unready_too: bool) -> Vec<Endpoint> {
+fn endpoints(slices: &[Arc<EndpointSlice>], unready_too: bool) -> Box<[Endpoint]> {
     let mut found = Vec::new();
     for slice in slices {
-        let ports: Vec<Port> = slice
-            .ports
-            .iter()
-            .flatten()
-            .filter_map(|port| {
-                let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-                let name = port.name.clone().unwrap_or_default();
-                Some(Port { name, protocol, port: u16::try_from(port.port?).ok()? })
-            })
-            .collect();
-        for endpoint in slice.endpoints.iter().flatten() {
-            let is_ready =
-                endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false);
-            if !is_ready && !unready_too {
-                continue;
-            }
-            for ip in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-                let label = endpoint.hostname.clone().unwrap_or_else(|| dashed(&ip));
-                found.push(Endpoint { ip, label, ports: ports.clone() });
+        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready || unready_too) {
+            for ip in endpoint.addresses() {
+                let label = endpoint.hostname().map_or_else(|| dashed(&ip).into(), Into::into);
+                found.push(Endpoint { ip, label, slice: slice.clone() });
             }
         }
     }
     found.sort_by(|a, b| (a.ip, &a.label).cmp(&(b.ip, &b.label)));
     found.dedup_by(|a, b| a.ip == b.ip && a.label == b.label);
-    found
+    found.into()
 }
 
 /// `10-1-2-3`; the form of pods' names too.

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::resource::ObjectKey;
 use hawser_dns::{Config, Dns};
+use hawser_services::{EndpointSlice, Key, Service};
 use hickory_proto::{
     op::{Edns, Message, Query, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata::A},
 };
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -101,16 +101,17 @@ async fn ask_tcp(server: SocketAddr, question: &Message) -> Message {
     Message::from_vec(&answer).unwrap()
 }
 
-fn many_endpoints(count: u8) -> (Service, Arc<EndpointSlice>) {
+fn many_endpoints(count: u8) -> (Arc<Service>, Arc<EndpointSlice>) {
     let endpoints: Vec<_> =
         (0..count).map(|last| json!({ "addresses": [format!("10.1.0.{last}")] })).collect();
-    let slice = json!({ "metadata": {}, "addressType": "IPv4", "endpoints": endpoints });
+    let metadata = json!({ "labels": { "kubernetes.io/service-name": "db" } });
+    let slice = json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": endpoints });
     let service = json!({ "metadata": {}, "spec": { "clusterIP": "None" } });
     let slice = with_kind(slice, "discovery.k8s.io/v1", "EndpointSlice");
-    (
-        serde_json::from_value(with_kind(service, "v1", "Service")).unwrap(),
-        Arc::new(serde_json::from_value(slice).unwrap()),
-    )
+    let service: api::core::v1::Service =
+        serde_json::from_value(with_kind(service, "v1", "Service")).unwrap();
+    let slice: api::discovery::v1::EndpointSlice = serde_json::from_value(slice).unwrap();
+    (Arc::new(Service::from(&service)), Arc::new(EndpointSlice::of(&slice).unwrap()))
 }
 
 fn with_kind(mut object: serde_json::Value, version: &str, kind: &str) -> serde_json::Value {
@@ -125,7 +126,7 @@ async fn what_is_not_known_yet_is_not_denied() {
     let asked = question("db.shop.svc.cluster.local.", RecordType::A);
     assert_eq!(ask_udp(server.address, &asked).await.metadata.response_code, ResponseCode::ServFail);
     let (service, slice) = many_endpoints(3);
-    server.dns.update_service(&ObjectKey::new("shop", "db"), Some(&service), &[slice]);
+    server.dns.update_service(&Key::new("shop", "db"), Some(service), &[slice]);
     assert_eq!(ask_udp(server.address, &asked).await.answers.len(), 3, "what is known is told at once");
     let other = question("other.shop.svc.cluster.local.", RecordType::A);
     assert_eq!(ask_tcp(server.address, &other).await.metadata.response_code, ResponseCode::ServFail);
@@ -138,10 +139,10 @@ async fn answers_follow_the_services() {
     let server = start(vec![]).await;
     server.dns.complete();
     let (service, slice) = many_endpoints(3);
-    let key = ObjectKey::new("shop", "db");
+    let key = Key::new("shop", "db");
     let asked = question("db.shop.svc.cluster.local.", RecordType::A);
     assert_eq!(ask_udp(server.address, &asked).await.metadata.response_code, ResponseCode::NXDomain);
-    server.dns.update_service(&key, Some(&service), &[slice]);
+    server.dns.update_service(&key, Some(service), &[slice]);
     let answer = ask_udp(server.address, &asked).await;
     assert_eq!(answer.answers.len(), 3);
     assert!(answer.metadata.authoritative);
@@ -153,13 +154,13 @@ async fn answers_follow_the_services() {
 async fn large_answers_are_cut_over_udp_and_whole_over_tcp() {
     let server = start(vec![]).await;
     let (service, slice) = many_endpoints(200);
-    server.dns.update_service(&ObjectKey::new("shop", "db"), Some(&service), &[slice]);
+    server.dns.update_service(&Key::new("shop", "db"), Some(service), &[slice]);
     let mut asked = question("db.shop.svc.cluster.local.", RecordType::A);
     let cut = ask_udp(server.address, &asked).await;
     assert!(cut.metadata.truncation && cut.answers.is_empty());
     assert_eq!(ask_tcp(server.address, &asked).await.answers.len(), 200);
     let (service, slice) = many_endpoints(50);
-    server.dns.update_service(&ObjectKey::new("shop", "db"), Some(&service), &[slice]);
+    server.dns.update_service(&Key::new("shop", "db"), Some(service), &[slice]);
     let mut edns = Edns::new();
     edns.set_max_payload(4096);
     asked.set_edns(edns);

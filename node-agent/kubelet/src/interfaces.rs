@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use hawser_api::client::{Client, Patch, WriteOptions};
 use hawser_api::informer::Informer;
 use hawser_api::resource::Target;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+use hawser_services::Directory;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use serde_json::Value;
 
 /// Network namespaces and addresses of pods.
@@ -130,6 +131,6 @@ pub struct Objects {
     /// The ConfigMaps and Secrets that they name.
     pub config_maps: Informer<ConfigMap>,
     pub secrets: Informer<Secret>,
-    pub services: Informer<Service>,
+    pub services: Directory,
     pub nodes: Informer<Node>,
 }

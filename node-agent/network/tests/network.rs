@@ -377,6 +377,7 @@ fn lent(lan: &Lan, node: u8) -> Vec<String> {
 fn announced_address_is_answered_for_by_one_node_and_neighbours_hear_that_it_moved() {
     let Some(lan) = Lan::new(Mode::Routes) else { return };
     ip(&format!("-n {} address add fd29::1/64 dev lan nodad", lan.netns("out")));
+    ip(&format!("-n {} route add fd29::/64 dev eth0", lan.netns("n1")));
     let addresses: [IpAddr; 2] = ["172.29.0.200".parse().unwrap(), "fd29::200".parse().unwrap()];
     let macs = [1, 2].map(|node| mac_of(&lan.netns(&format!("n{node}"))));
     let announced = announce(&lan, 1, &addresses);

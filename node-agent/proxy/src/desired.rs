@@ -10,9 +10,9 @@
 //! node's addresses is in a range.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use hawser_ebpf_abi::{
@@ -23,33 +23,28 @@ use hawser_ebpf_abi::{
     },
     v4_mapped,
 };
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort as ApiServicePort, ServiceSpec},
-    discovery::v1::EndpointSlice,
-};
+use hawser_services::{self as services, EndpointSlice, Protocol, Service, ServiceType};
 
 use crate::{
     endpoints::{self, Overrides},
+    frontends::Frontends,
     ranges::{Ranges, SourceRange},
 };
-
-/// Services with this label are another proxy's.
-const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// The API's default and longest timeout of client affinity: 3 hours and a day.
-const AFFINITY_SECONDS: u32 = 10_800;
-const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// Names a service port of one family, or a host port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePortName {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
     /// The port's name, empty when it has none; for a host port its number.
-    pub port: String,
+    pub port: Arc<str>,
     pub protocol: u8,
     pub is_v6: bool,
     pub kind: Kind,
 }
+
+/// A name that is held once, however many tables have it.
+pub(crate) type Name = Arc<ServicePortName>;
 
 /// What a [`ServicePortName`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,11 +83,11 @@ pub(crate) struct DesiredFrontend {
 /// One service port of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServicePort {
-    pub(crate) frontends: BTreeMap<FrontendKey, DesiredFrontend>,
+    pub(crate) frontends: Frontends,
     /// In the order of their addresses, so that equal sets are equal lists.
-    pub(crate) cluster: Vec<Backend>,
+    pub(crate) cluster: Box<[Backend]>,
     /// Backends of this node; filled when a frontend uses them.
-    pub(crate) local: Vec<Backend>,
+    pub(crate) local: Box<[Backend]>,
     /// How long a client keeps its backend; 0 for no affinity.
     pub(crate) affinity_seconds: u32,
     /// Who may use the frontends with `FRONTEND_SOURCE_RANGES`.
@@ -145,62 +140,48 @@ impl Node {
 /// Returns the ports of `service`, with backends from `slices`, which are the service's own.
 pub(crate) fn service_ports(
     service: &Service,
-    slices: &[&EndpointSlice],
+    slices: &[Arc<EndpointSlice>],
     node: &Node,
     overrides: &Overrides,
     skipped: &mut Vec<Skipped>,
 ) -> Vec<(ServicePortName, ServicePort)> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let cluster_ips = cluster_ips(spec);
-    if cluster_ips.is_empty() || is_left_alone(service) {
+    if service.cluster_ips.is_empty() || is_left_alone(service) {
         return Vec::new();
     }
-    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-    let name = service.metadata.name.as_deref().unwrap_or_default();
-    let mut ports = Vec::new();
-    for port in spec.ports.iter().flatten() {
-        let port_name = port.name.as_deref().unwrap_or_default();
-        let what = || format!("{namespace}/{name}:{port_name}");
-        let Some(protocol) = protocol_number(port.protocol.as_deref()) else {
-            skipped
-                .push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
+    // Published whatever their readiness: the slices call them ready, and the node's own news mean nothing.
+    let none = Overrides::new();
+    let overrides = if service.publishes_not_ready { &none } else { overrides };
+    let mut ports = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let Some(protocol) = protocol_number(port.protocol) else {
+            let what = format!("{}:{}", service.key, port.name);
+            skipped.push(Skipped { what, reason: UNSERVED_PROTOCOL });
             continue;
         };
         for is_v6 in [false, true] {
-            let source_ranges = source_ranges(spec, is_v6);
-            let node_in_ranges = node
-                .addresses
-                .iter()
-                .any(|own| source_ranges.iter().any(|range| range.contains(&addr(*own))));
-            let balanced = match (source_ranges.is_empty(), node_in_ranges) {
-                (true, _) => 0,
-                (false, false) => FRONTEND_SOURCE_RANGES,
-                (false, true) => FRONTEND_SOURCE_RANGES | FRONTEND_NODE_IN_RANGES,
-            };
-            let mut frontends = frontends(service, spec, port, protocol, is_v6, &cluster_ips, node, balanced);
+            let source_ranges = source_ranges(service, is_v6);
+            let frontends = frontends(service, port, protocol, is_v6, node, &source_ranges);
             if frontends.is_empty() {
                 continue;
             }
-            let affinity_seconds = affinity_seconds(spec);
-            if affinity_seconds > 0 {
-                frontends.values_mut().for_each(|frontend| frontend.flags |= FRONTEND_AFFINITY);
-            }
-            // Published whatever their readiness: the slices call them ready, and the node's own news mean nothing.
-            let none = Overrides::new();
-            let overrides = if publishes_not_ready(spec) { &none } else { overrides };
             let backends = endpoints::collect(slices, port, is_v6, node, overrides);
             let uses_local = frontends.values().any(|f| f.inside == Set::Local || f.wire == Set::Local);
-            let local = if uses_local { backends.local } else { Vec::new() };
             let name = ServicePortName {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-                port: port_name.to_owned(),
+                namespace: service.key.namespace.clone(),
+                name: service.key.name.clone(),
+                port: port.name.clone(),
                 protocol,
                 is_v6,
                 kind: Kind::Service,
             };
-            let cluster = backends.cluster;
-            ports.push((name, ServicePort { frontends, cluster, local, affinity_seconds, source_ranges }));
+            let port = ServicePort {
+                frontends,
+                cluster: backends.cluster,
+                local: if uses_local { backends.local } else { Box::default() },
+                affinity_seconds: service.affinity_seconds,
+                source_ranges,
+            };
+            ports.push((name, port));
         }
     }
     ports
@@ -215,8 +196,8 @@ pub(crate) fn host_port(
     let what = || {
         format!("host port {} of pod {}/{}", host_port.host_port, host_port.pod_namespace, host_port.pod_name)
     };
-    let Some(protocol) = protocol_number(Some(&host_port.protocol)) else {
-        skipped.push(Skipped { what: what(), reason: "its protocol is not served: only TCP and UDP are" });
+    let Some(protocol) = protocol_number(Protocol::parse(&host_port.protocol)) else {
+        skipped.push(Skipped { what: what(), reason: UNSERVED_PROTOCOL });
         return None;
     };
     let is_v6 = host_port.pod_ip.is_ipv6();
@@ -224,15 +205,16 @@ pub(crate) fn host_port(
         Some(ip) => vec![ip],
         None => node.addresses.clone(),
     };
-    let mut frontends = BTreeMap::new();
+    let mut frontends = Vec::new();
     for address in addresses.into_iter().filter(|address| address.is_ipv6() == is_v6) {
         let flags = if address.is_loopback() { FRONTEND_NODE_ONLY } else { FRONTEND_WIRE };
         let frontend = DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags };
-        frontends.insert(frontend_key(address, host_port.host_port, protocol), frontend);
+        frontends.push((frontend_key(address, host_port.host_port, protocol), frontend));
     }
     if host_port.host_ip.is_none_or(|ip| ip.is_unspecified()) {
-        frontends.insert(frontend_key(loopback(is_v6), host_port.host_port, protocol), NODE_ONLY);
+        frontends.push((frontend_key(loopback(is_v6), host_port.host_port, protocol), NODE_ONLY));
     }
+    let frontends = frontends.into_iter().collect();
     let backend = Backend {
         addr: addr(host_port.pod_ip),
         port_be: host_port.container_port.to_be(),
@@ -240,136 +222,102 @@ pub(crate) fn host_port(
         pad: 0,
     };
     let name = ServicePortName {
-        namespace: host_port.pod_namespace.clone(),
-        name: host_port.pod_name.clone(),
-        port: host_port.host_port.to_string(),
+        namespace: host_port.pod_namespace.as_str().into(),
+        name: host_port.pod_name.as_str().into(),
+        port: host_port.host_port.to_string().into(),
         protocol,
         is_v6,
         kind: Kind::HostPort,
     };
-    Some((name, ServicePort { frontends, cluster: vec![backend], ..ServicePort::default() }))
+    Some((name, ServicePort { frontends, cluster: [backend].into(), ..ServicePort::default() }))
 }
 
 const NODE_ONLY: DesiredFrontend =
     DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags: FRONTEND_NODE_ONLY };
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what a service port's addresses depend on, each a plain value"
-)]
+const UNSERVED_PROTOCOL: &str = "its protocol is not served: only TCP and UDP are";
+
+/// Returns what a service port is reached at in one family; the source ranges are those of the family.
 fn frontends(
     service: &Service,
-    spec: &ServiceSpec,
-    port: &ApiServicePort,
+    port: &services::ServicePort,
     protocol: u8,
     is_v6: bool,
-    cluster_ips: &[IpAddr],
     node: &Node,
-    balanced: u32,
-) -> BTreeMap<FrontendKey, DesiredFrontend> {
-    let internal = policy(spec.internal_traffic_policy.as_deref());
-    let external = policy(spec.external_traffic_policy.as_deref());
-    let wire_flags = if external == Set::Local { FRONTEND_WIRE | FRONTEND_WIRE_LOCAL } else { FRONTEND_WIRE };
-    let from_outside = DesiredFrontend { inside: Set::Cluster, wire: external, flags: wire_flags };
-    let mut frontends = BTreeMap::new();
-    let mut add = |address: IpAddr, port: i32, frontend| {
-        if let Ok(port) = u16::try_from(port)
-            && port != 0
-            && address.is_ipv6() == is_v6
-        {
-            frontends.insert(frontend_key(address, port, protocol), frontend);
+    source_ranges: &Ranges,
+) -> Frontends {
+    let (internal, external) = (set(service.is_internal_local), set(service.is_external_local));
+    let affinity = if service.affinity_seconds > 0 { FRONTEND_AFFINITY } else { 0 };
+    let wire_flags =
+        if service.is_external_local { FRONTEND_WIRE | FRONTEND_WIRE_LOCAL } else { FRONTEND_WIRE };
+    let from_outside = DesiredFrontend { inside: Set::Cluster, wire: external, flags: wire_flags | affinity };
+    let mut frontends = Vec::new();
+    let mut add = |address: IpAddr, port: u16, frontend| {
+        if port != 0 && address.is_ipv6() == is_v6 {
+            frontends.push((frontend_key(address, port, protocol), frontend));
         }
     };
-    let serves_family = cluster_ips.iter().any(|address| address.is_ipv6() == is_v6);
-    if serves_family
-        && let Some(node_port) = port.node_port
-        && matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
-    {
+    let serves_family = service.cluster_ips.iter().any(|address| address.is_ipv6() == is_v6);
+    if serves_family && matches!(service.type_, ServiceType::NodePort | ServiceType::LoadBalancer) {
         for address in node.addresses.iter().filter(|address| node.has_node_ports_at(**address)) {
-            add(*address, node_port, from_outside);
+            add(*address, port.node_port, from_outside);
         }
         if node.has_node_ports_at(loopback(is_v6)) {
-            add(loopback(is_v6), node_port, NODE_ONLY);
+            let frontend = DesiredFrontend { flags: NODE_ONLY.flags | affinity, ..NODE_ONLY };
+            add(loopback(is_v6), port.node_port, frontend);
         }
     }
-    for address in spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok()) {
-        add(address, port.port, from_outside);
+    if let Some(external) = &service.external {
+        for address in &external.ips {
+            add(*address, port.port, from_outside);
+        }
+        let balanced = from_outside.flags | range_flags(source_ranges, node);
+        for address in &external.load_balancer_ips {
+            add(*address, port.port, DesiredFrontend { flags: balanced, ..from_outside });
+        }
     }
-    for address in load_balancer_addresses(service) {
-        add(address, port.port, DesiredFrontend { flags: from_outside.flags | balanced, ..from_outside });
-    }
-    let flags = if internal == Set::Local { FRONTEND_INSIDE_LOCAL } else { 0 };
-    for address in cluster_ips {
+    let inside_flags = if service.is_internal_local { FRONTEND_INSIDE_LOCAL } else { 0 };
+    for address in &service.cluster_ips {
+        let flags = inside_flags | affinity;
         add(*address, port.port, DesiredFrontend { inside: internal, wire: internal, flags });
     }
-    frontends
+    frontends.into_iter().collect()
 }
 
-fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
-    let listed = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    let mut addresses: Vec<IpAddr> = listed.filter_map(|text| text.parse().ok()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
+fn range_flags(source_ranges: &Ranges, node: &Node) -> u32 {
+    let is_in_ranges = |own: &IpAddr| source_ranges.iter().any(|range| range.contains(&addr(*own)));
+    match (source_ranges.is_empty(), node.addresses.iter().any(is_in_ranges)) {
+        (true, _) => 0,
+        (false, false) => FRONTEND_SOURCE_RANGES,
+        (false, true) => FRONTEND_SOURCE_RANGES | FRONTEND_NODE_IN_RANGES,
+    }
 }
 
 /// Headless services have no address to serve, external names are DNS's, and labelled ones another proxy's.
 fn is_left_alone(service: &Service) -> bool {
-    let spec = service.spec.as_ref();
-    spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
-        || spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
-        || service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME))
-}
-
-/// Addresses that a load balancer announces for this cluster to answer; with `ipMode: Proxy` it answers itself.
-fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    status
-        .and_then(|status| status.ingress.as_ref())
-        .into_iter()
-        .flatten()
-        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+    service.type_ == ServiceType::ExternalName || service.is_headless || service.is_other_proxys
 }
 
 /// Returns the ranges of one family; none means that everybody may.
-///
-/// The API's validation lets blanks around a range pass, and so does kube-proxy.
-fn source_ranges(spec: &ServiceSpec, is_v6: bool) -> Ranges {
-    let parse = |text: &String| -> Option<SourceRange> {
-        let (address, prefix_len) = text.trim().split_once('/')?;
-        let (address, prefix_len): (IpAddr, u32) = (address.parse().ok()?, prefix_len.parse().ok()?);
-        let (family_bits, bits_before) = if is_v6 { (128, 0) } else { (32, 96) };
-        (address.is_ipv6() == is_v6 && prefix_len <= family_bits)
-            .then(|| SourceRange::new(addr(address), bits_before + prefix_len))
-    };
-    spec.load_balancer_source_ranges.iter().flatten().filter_map(parse).collect()
+fn source_ranges(service: &Service, is_v6: bool) -> Ranges {
+    let ranges = service.external.iter().flat_map(|external| &external.load_balancer_source_ranges);
+    let bits_before = if is_v6 { 0 } else { 96 };
+    ranges
+        .filter(|range| range.address.is_ipv6() == is_v6)
+        .map(|range| SourceRange::new(addr(range.address), bits_before + u32::from(range.prefix_len)))
+        .collect()
 }
 
-/// 0 for none.
-fn affinity_seconds(spec: &ServiceSpec) -> u32 {
-    if spec.session_affinity.as_deref() != Some("ClientIP") {
-        return 0;
-    }
-    let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let seconds = client_ip.and_then(|config| u32::try_from(config.timeout_seconds?).ok());
-    seconds.unwrap_or(AFFINITY_SECONDS).clamp(1, MAX_AFFINITY_SECONDS)
-}
-
-pub(crate) fn publishes_not_ready(spec: &ServiceSpec) -> bool {
-    spec.publish_not_ready_addresses == Some(true)
-}
-
-fn policy(policy: Option<&str>) -> Set {
-    if policy == Some("Local") { Set::Local } else { Set::Cluster }
+fn set(is_local: bool) -> Set {
+    if is_local { Set::Local } else { Set::Cluster }
 }
 
 /// `None` for a protocol that is not served.
-pub(crate) fn protocol_number(protocol: Option<&str>) -> Option<u8> {
-    match protocol.unwrap_or("TCP") {
-        "TCP" => Some(IPPROTO_TCP),
-        "UDP" => Some(IPPROTO_UDP),
-        _ => None,
+fn protocol_number(protocol: Protocol) -> Option<u8> {
+    match protocol {
+        Protocol::Tcp => Some(IPPROTO_TCP),
+        Protocol::Udp => Some(IPPROTO_UDP),
+        Protocol::Sctp | Protocol::Other => None,
     }
 }
 

@@ -6,16 +6,10 @@
 //! kube-proxy's `CategorizeEndpoints` has it (`pkg/proxy/topology.go`, v1.36). What the node knows of its own pods goes
 //! before what the slices say.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use hawser_ebpf_abi::{Addr, Backend, service::BACKEND_LOCAL};
-use k8s_openapi::api::{
-    core::v1::ServicePort as ApiServicePort,
-    discovery::v1::{Endpoint, EndpointSlice},
-};
+use hawser_services::{Endpoint, EndpointSlice, Family, ServicePort};
 
 use crate::desired::{Node, addr};
 
@@ -25,12 +19,14 @@ pub(crate) type Overrides = HashMap<IpAddr, bool>;
 /// The backends of a service port: all, and this node's.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backends {
-    pub(crate) cluster: Vec<Backend>,
-    pub(crate) local: Vec<Backend>,
+    pub(crate) cluster: Box<[Backend]>,
+    pub(crate) local: Box<[Backend]>,
 }
 
 #[derive(Clone, Copy)]
 struct Candidate {
+    addr: Addr,
+    port: u16,
     is_ready: bool,
     is_terminating: bool,
     is_serving_terminating: bool,
@@ -50,36 +46,31 @@ enum Hint {
 
 /// Returns the backends of `port`, sorted by address and port.
 pub(crate) fn collect(
-    slices: &[&EndpointSlice],
-    port: &ApiServicePort,
+    slices: &[Arc<EndpointSlice>],
+    port: &ServicePort,
     is_v6: bool,
     node: &Node,
     overrides: &Overrides,
 ) -> Backends {
-    let family = if is_v6 { "IPv6" } else { "IPv4" };
+    let family = if is_v6 { Family::V6 } else { Family::V4 };
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.family == family) {
+        let Some(target_port) = target_port(slice, port) else { continue };
+        candidates.extend(slice.endpoints.iter().map(|it| candidate(it, target_port, node, overrides)));
+    }
     // An endpoint may be in two slices while it moves: being ready in one of them counts. Two pods may have one address
     // when it is given again before the first is gone: the one that does not terminate counts.
-    let mut candidates: BTreeMap<(Addr, u16), Candidate> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == family) {
-        let Some(target_port) = target_port(slice, port) else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            // Addresses of one endpoint are fungible; all consumers use the first.
-            let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
-            else {
-                continue;
-            };
-            let candidate = candidate(endpoint, address, node, overrides);
-            let known = candidates.entry((addr(address), target_port)).or_insert(candidate);
-            if known.is_terminating != candidate.is_terminating {
-                if known.is_terminating {
-                    *known = candidate;
-                }
-                continue;
-            }
-            known.is_ready |= candidate.is_ready;
-            known.is_serving_terminating |= candidate.is_serving_terminating;
+    candidates.sort_by_key(|candidate| (candidate.addr, candidate.port));
+    candidates.dedup_by(|other, known| {
+        let is_same = (other.addr, other.port) == (known.addr, known.port);
+        if is_same && known.is_terminating == other.is_terminating {
+            known.is_ready |= other.is_ready;
+            known.is_serving_terminating |= other.is_serving_terminating;
+        } else if is_same && known.is_terminating {
+            *known = *other;
         }
-    }
+        is_same
+    });
     let is_for_here = topology(&candidates);
     Backends {
         cluster: usable(&candidates, |_| true, is_for_here),
@@ -88,9 +79,9 @@ pub(crate) fn collect(
 }
 
 /// Returns which ready endpoints are for this node: all of them, unless the hints of all of them allow less.
-fn topology(candidates: &BTreeMap<(Addr, u16), Candidate>) -> fn(&Candidate) -> bool {
+fn topology(candidates: &[Candidate]) -> fn(&Candidate) -> bool {
     let narrows = |hint: fn(&Candidate) -> Hint| {
-        let mut ready = candidates.values().filter(|candidate| candidate.is_ready).map(hint).peekable();
+        let mut ready = candidates.iter().filter(|candidate| candidate.is_ready).map(hint).peekable();
         let mut any_here = false;
         ready.peek().is_some()
             && ready.all(|hint| {
@@ -109,58 +100,52 @@ fn topology(candidates: &BTreeMap<(Addr, u16), Candidate>) -> fn(&Candidate) -> 
 }
 
 /// Returns what the slices say of the readiness of the endpoint at `address`; `None` when they do not have it.
-pub(crate) fn readiness(slices: &[&EndpointSlice], address: IpAddr) -> Option<bool> {
-    let mut readiness = None;
-    for endpoint in slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()) {
-        if endpoint.addresses.first().and_then(|text| text.parse().ok()) == Some(address) {
-            readiness = Some(is_ready(endpoint) || readiness.unwrap_or(false));
-        }
-    }
-    readiness
+pub(crate) fn readiness(slices: &[Arc<EndpointSlice>], address: IpAddr) -> Option<bool> {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    endpoints
+        .filter(|endpoint| endpoint.address == address)
+        .map(|endpoint| endpoint.ready)
+        .reduce(|a, b| a || b)
 }
 
 fn usable(
-    candidates: &BTreeMap<(Addr, u16), Candidate>,
+    candidates: &[Candidate],
     of_set: fn(&Candidate) -> bool,
     is_for_here: fn(&Candidate) -> bool,
-) -> Vec<Backend> {
-    let pick = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<Backend> {
-        candidates
-            .iter()
-            .filter(|(_, candidate)| of_set(candidate) && wanted(candidate))
-            .map(|((addr, port), candidate)| Backend {
-                addr: *addr,
-                port_be: port.to_be(),
-                flags: if candidate.is_local { BACKEND_LOCAL } else { 0 },
-                pad: 0,
-            })
-            .collect()
+) -> Box<[Backend]> {
+    let pick = |wanted: &dyn Fn(&Candidate) -> bool| -> Box<[Backend]> {
+        let picked = candidates.iter().filter(|candidate| of_set(candidate) && wanted(candidate));
+        picked.map(Candidate::backend).collect()
     };
     let ready = pick(&|candidate| candidate.is_ready && is_for_here(candidate));
     if ready.is_empty() { pick(&|candidate| candidate.is_serving_terminating) } else { ready }
 }
 
-fn candidate(endpoint: &Endpoint, address: IpAddr, node: &Node, overrides: &Overrides) -> Candidate {
-    let conditions = endpoint.conditions.as_ref();
-    let ready = is_ready(endpoint);
-    let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
-    let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-    let is_local = endpoint.node_name.as_deref() == Some(node.name.as_str());
-    let hints = endpoint.hints.as_ref();
-    let for_node = hints.and_then(|hints| hints.for_nodes.as_ref());
-    let for_zone = hints.and_then(|hints| hints.for_zones.as_ref());
+impl Candidate {
+    fn backend(&self) -> Backend {
+        Backend {
+            addr: self.addr,
+            port_be: self.port.to_be(),
+            flags: if self.is_local { BACKEND_LOCAL } else { 0 },
+            pad: 0,
+        }
+    }
+}
+
+fn candidate(endpoint: &Endpoint, port: u16, node: &Node, overrides: &Overrides) -> Candidate {
+    let serving = endpoint.serving.unwrap_or(true);
+    let is_local = endpoint.node.as_deref() == Some(node.name.as_str());
     let mut candidate = Candidate {
-        is_ready: ready,
-        is_terminating: terminating,
-        is_serving_terminating: serving && terminating,
+        addr: addr(endpoint.address),
+        port,
+        is_ready: endpoint.ready,
+        is_terminating: endpoint.terminating,
+        is_serving_terminating: serving && endpoint.terminating,
         is_local,
-        for_node: hint(for_node.map(|nodes| nodes.iter().map(|hint| hint.name.as_str())), Some(&node.name)),
-        for_zone: hint(
-            for_zone.map(|zones| zones.iter().map(|hint| hint.name.as_str())),
-            node.zone.as_deref(),
-        ),
+        for_node: hint(endpoint.for_nodes(), Some(&node.name)),
+        for_zone: hint(endpoint.for_zones(), node.zone.as_deref()),
     };
-    match overrides.get(&address).filter(|_| is_local) {
+    match overrides.get(&endpoint.address).filter(|_| is_local) {
         Some(true) => {
             candidate.is_ready = true;
             candidate.is_serving_terminating = false;
@@ -175,28 +160,17 @@ fn candidate(endpoint: &Endpoint, address: IpAddr, node: &Node, overrides: &Over
     candidate
 }
 
-fn hint<'a>(names: Option<impl Iterator<Item = &'a str>>, here: Option<&str>) -> Hint {
-    let mut names = names.into_iter().flatten().peekable();
-    if names.peek().is_none() {
+fn hint(names: &[Arc<str>], here: Option<&str>) -> Hint {
+    if names.is_empty() {
         Hint::None
-    } else if names.any(|name| Some(name) == here) {
+    } else if names.iter().any(|name| Some(&**name) == here) {
         Hint::Here
     } else {
         Hint::Elsewhere
     }
 }
 
-/// A condition that is not given means ready.
-fn is_ready(endpoint: &Endpoint) -> bool {
-    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
-}
-
-fn target_port(slice: &EndpointSlice, port: &ApiServicePort) -> Option<u16> {
-    let name = port.name.as_deref().unwrap_or_default();
-    let protocol = port.protocol.as_deref().unwrap_or("TCP");
-    let found = slice.ports.iter().flatten().find(|candidate| {
-        candidate.name.as_deref().unwrap_or_default() == name
-            && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
-    })?;
-    u16::try_from(found.port?).ok().filter(|port| *port != 0)
+fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let found = slice.ports.iter().find(|it| it.name == port.name && it.protocol == port.protocol)?;
+    Some(found.port).filter(|port| *port != 0)
 }

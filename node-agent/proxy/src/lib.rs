@@ -4,12 +4,16 @@
 //! the node's cgroup, uplinks and pod interfaces. [`Proxy::sync`] takes all objects and writes the difference. Maps
 //! and links are pinned below one directory; dropping the proxy leaves them at work.
 //!
-//! Decisions are made in pure modules (`desired`, `endpoints`, `table`, `slots`); `kernel` is the thin shell. The
+//! Decisions are made in pure modules (`desired`, `endpoints`, `table`, `slots`); `kernel` is the thin shell. Every
+//! service of the cluster is held here twice, as what is wanted (`services`) and as what the maps have (`table`): both
+//! keep flat lists and share names, as these are most of an agent's memory. The
 //! proxy belongs to one thread at a time and never blocks on anything but the kernel.
 
+mod attach;
 mod desired;
 mod endpoints;
 mod error;
+mod frontends;
 mod inspect;
 mod kernel;
 mod maglev;

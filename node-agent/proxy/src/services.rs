@@ -10,47 +10,39 @@ use std::{
 };
 
 use hawser_ebpf_abi::Addr;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Key, Service};
 
 use crate::{
-    desired::{self, HostPort, Node, ServicePort, ServicePortName, Skipped, addr},
+    desired::{self, HostPort, Name, Node, ServicePort, ServicePortName, Skipped, addr},
     endpoints::{self, Overrides},
 };
-
-/// Label of an EndpointSlice that names its service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
-/// Namespace and name.
-type Key = (String, String);
 
 /// What there is of one service now. Without the service, or without slices: it is gone, or has none.
 #[derive(Clone, Debug)]
 pub struct ServiceObjects {
-    pub namespace: String,
-    pub name: String,
+    pub key: Key,
     pub service: Option<Arc<Service>>,
     pub slices: Vec<Arc<EndpointSlice>>,
 }
 
-pub(crate) type Wanted = BTreeMap<ServicePortName, Option<ServicePort>>;
+pub(crate) type Wanted = BTreeMap<Name, Option<ServicePort>>;
 
 #[derive(Debug)]
 struct Known {
     service: Arc<Service>,
-    slices: Vec<Arc<EndpointSlice>>,
-    ports: BTreeSet<ServicePortName>,
-    skipped: Vec<Skipped>,
-    /// Addresses of endpoints on this node.
-    local: BTreeSet<IpAddr>,
+    /// In the order of their places in memory.
+    slices: Box<[Arc<EndpointSlice>]>,
+    ports: Box<[Name]>,
+    skipped: Box<[Skipped]>,
 }
 
 /// All services, as of the last sync.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     node: Node,
-    known: BTreeMap<Key, Known>,
+    known: HashMap<Key, Known>,
     host_ports: Vec<HostPort>,
-    host_port_names: BTreeSet<ServicePortName>,
+    host_port_names: BTreeSet<Name>,
     host_port_skipped: Vec<Skipped>,
     overrides: Overrides,
     /// Services of which something is skipped.
@@ -71,33 +63,25 @@ impl Services {
         slices: &[Arc<EndpointSlice>],
         host_ports: &[HostPort],
     ) -> Wanted {
-        let mut slices_by_service: HashMap<(&str, &str), Vec<Arc<EndpointSlice>>> = HashMap::new();
+        let mut by_service: HashMap<&Key, Vec<Arc<EndpointSlice>>> = HashMap::new();
         for slice in slices {
-            let labels = slice.metadata.labels.as_ref();
-            let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) else { continue };
-            let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-            slices_by_service.entry((namespace, service)).or_default().push(slice.clone());
+            by_service.entry(&slice.service).or_default().push(slice.clone());
         }
         let mut wanted = Wanted::new();
         let mut present = HashSet::new();
         for service in services {
-            let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-            let name = service.metadata.name.as_deref().unwrap_or_default();
-            let key = (namespace.to_owned(), name.to_owned());
-            let mut slices = slices_by_service.remove(&(namespace, name)).unwrap_or_default();
-            // In any order that two calls share: a cache may list them differently each time.
-            slices.sort_unstable_by_key(|slice| Arc::as_ptr(slice).addr());
-            let is_same = self.known.get(&key).is_some_and(|known| {
+            let slices = in_memory_order(by_service.remove(&service.key).unwrap_or_default());
+            let is_same = self.known.get(&service.key).is_some_and(|known| {
                 Arc::ptr_eq(&known.service, service)
                     && known.slices.len() == slices.len()
                     && known.slices.iter().zip(&slices).all(|(a, b)| Arc::ptr_eq(a, b))
             });
             if !is_same {
-                self.update(key.clone(), service.clone(), slices, &mut wanted);
+                self.update(service.clone(), slices, &mut wanted);
             }
-            present.insert(key);
+            present.insert(&service.key);
         }
-        let gone: Vec<Key> = self.known.keys().filter(|key| !present.contains(*key)).cloned().collect();
+        let gone: Vec<Key> = self.known.keys().filter(|key| !present.contains(key)).cloned().collect();
         for key in gone {
             self.forget(&key, &mut wanted);
         }
@@ -108,11 +92,9 @@ impl Services {
     /// Takes the objects of those services that changed, and returns the ports that they change.
     pub(crate) fn replace_some(&mut self, changed: Vec<ServiceObjects>, host_ports: &[HostPort]) -> Wanted {
         let mut wanted = Wanted::new();
-        for ServiceObjects { namespace, name, service, mut slices } in changed {
-            let key = (namespace, name);
-            slices.sort_unstable_by_key(|slice| Arc::as_ptr(slice).addr());
+        for ServiceObjects { key, service, slices } in changed {
             match service {
-                Some(service) => self.update(key, service, slices, &mut wanted),
+                Some(service) => self.update(service, in_memory_order(slices), &mut wanted),
                 None => self.forget(&key, &mut wanted),
             }
         }
@@ -173,24 +155,17 @@ impl Services {
     /// What the API asks for and the node does not do.
     pub(crate) fn skipped(&self) -> impl Iterator<Item = &Skipped> {
         let services = self.with_skipped.iter().filter_map(|key| self.known.get(key));
-        services.flat_map(|known| &known.skipped).chain(&self.host_port_skipped)
+        services.flat_map(|known| known.skipped.iter()).chain(&self.host_port_skipped)
     }
 
     /// Addresses at which some endpoint answers. Costs a walk over all endpoints.
     pub(crate) fn live_addresses(&self) -> HashSet<Addr> {
         let mut live = HashSet::new();
-        for slice in self.known.values().flat_map(|known| &known.slices) {
-            for endpoint in slice.endpoints.iter().flatten() {
-                let conditions = endpoint.conditions.as_ref();
-                let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-                let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
-                if let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok())
-                {
-                    let known = self.overrides.get(&address).copied();
-                    if known.unwrap_or(ready || serving) {
-                        live.insert(addr(address));
-                    }
-                }
+        let slices = self.known.values().flat_map(|known| &known.slices);
+        for endpoint in slices.flat_map(|slice| &slice.endpoints) {
+            let answers = endpoint.ready || endpoint.serving == Some(true);
+            if self.overrides.get(&endpoint.address).copied().unwrap_or(answers) {
+                live.insert(addr(endpoint.address));
             }
         }
         live.extend(self.overrides.iter().filter(|(_, ready)| **ready).map(|(address, _)| addr(*address)));
@@ -198,28 +173,21 @@ impl Services {
         live
     }
 
-    fn update(
-        &mut self,
-        key: Key,
-        service: Arc<Service>,
-        slices: Vec<Arc<EndpointSlice>>,
-        wanted: &mut Wanted,
-    ) {
+    fn update(&mut self, service: Arc<Service>, slices: Box<[Arc<EndpointSlice>]>, wanted: &mut Wanted) {
+        let key = service.key.clone();
         let local = local_addresses(&slices, &self.node);
         let before = self.known.remove(&key);
-        for address in
-            before.iter().flat_map(|known| &known.local).filter(|address| !local.contains(*address))
-        {
-            self.forget_address(*address, &key);
+        let were_local = before.iter().flat_map(|known| local_addresses(&known.slices, &self.node));
+        for address in were_local.filter(|address| !local.contains(address)).collect::<Vec<_>>() {
+            self.forget_address(address, &key);
         }
         for address in &local {
             self.by_local_address.entry(*address).or_default().insert(key.clone());
         }
         let ports = before.map(|known| known.ports).unwrap_or_default();
-        let addresses: Vec<IpAddr> = local.iter().copied().collect();
-        self.known.insert(key.clone(), Known { service, slices, ports, skipped: Vec::new(), local });
+        self.known.insert(key.clone(), Known { service, slices, ports, skipped: Box::default() });
         // What the API says now agrees with what the node knew: from here on the API is followed.
-        for address in addresses {
+        for address in local {
             if self.overrides.get(&address).is_some_and(|ready| self.agrees(address, *ready)) {
                 self.overrides.remove(&address);
             }
@@ -233,35 +201,40 @@ impl Services {
     fn agrees(&self, address: IpAddr, ready: bool) -> bool {
         let services = self.by_local_address.get(&address).into_iter().flatten();
         services.filter_map(|key| self.known.get(key)).all(|known| {
-            let slices: Vec<&EndpointSlice> = known.slices.iter().map(Arc::as_ref).collect();
-            known.service.spec.as_ref().is_some_and(desired::publishes_not_ready)
-                || endpoints::readiness(&slices, address) == Some(ready)
+            known.service.publishes_not_ready || endpoints::readiness(&known.slices, address) == Some(ready)
         })
     }
 
     fn compute(&mut self, key: &Key, wanted: &mut Wanted) {
         let Some(known) = self.known.get_mut(key) else { return };
-        let slices: Vec<&EndpointSlice> = known.slices.iter().map(Arc::as_ref).collect();
-        known.skipped.clear();
+        let mut skipped = Vec::new();
         let ports =
-            desired::service_ports(&known.service, &slices, &self.node, &self.overrides, &mut known.skipped);
-        let names: BTreeSet<ServicePortName> = ports.iter().map(|(name, _)| name.clone()).collect();
-        for gone in known.ports.difference(&names) {
-            wanted.insert(gone.clone(), None);
-        }
-        known.ports = names;
+            desired::service_ports(&known.service, &known.slices, &self.node, &self.overrides, &mut skipped);
+        known.skipped = skipped.into();
         match known.skipped.is_empty() {
             true => self.with_skipped.remove(key),
             false => self.with_skipped.insert(key.clone()),
         };
-        wanted.extend(ports.into_iter().map(|(name, port)| (name, Some(port))));
+        let mut names = Vec::with_capacity(ports.len());
+        for (name, port) in ports {
+            let name = same_or_new(&known.ports, names.len(), name);
+            names.push(name.clone());
+            wanted.insert(name, Some(port));
+        }
+        let is_same = known.ports.len() == names.len()
+            && known.ports.iter().zip(&names).all(|(old, new)| Arc::ptr_eq(old, new));
+        if !is_same {
+            let gone = known.ports.iter().filter(|name| !names.contains(name));
+            wanted.extend(gone.map(|name| (name.clone(), None)));
+            known.ports = names.into();
+        }
     }
 
     fn forget(&mut self, key: &Key, wanted: &mut Wanted) {
         let Some(known) = self.known.remove(key) else { return };
         self.with_skipped.remove(key);
-        for address in &known.local {
-            self.forget_address(*address, key);
+        for address in local_addresses(&known.slices, &self.node) {
+            self.forget_address(address, key);
         }
         wanted.extend(known.ports.into_iter().map(|name| (name, None)));
     }
@@ -278,11 +251,12 @@ impl Services {
 
     fn replace_host_ports(&mut self, host_ports: &[HostPort], wanted: &mut Wanted) {
         self.host_port_skipped.clear();
-        let ports: Vec<_> = host_ports
+        let ports: Vec<(Name, ServicePort)> = host_ports
             .iter()
             .filter_map(|port| desired::host_port(port, &self.node, &mut self.host_port_skipped))
+            .map(|(name, port)| (Name::new(name), port))
             .collect();
-        let names: BTreeSet<ServicePortName> = ports.iter().map(|(name, _)| name.clone()).collect();
+        let names: BTreeSet<Name> = ports.iter().map(|(name, _)| name.clone()).collect();
         for gone in self.host_port_names.difference(&names) {
             wanted.insert(gone.clone(), None);
         }
@@ -294,16 +268,28 @@ impl Services {
     }
 }
 
+/// In any order that two calls share: a cache may list them differently each time.
+fn in_memory_order(mut slices: Vec<Arc<EndpointSlice>>) -> Box<[Arc<EndpointSlice>]> {
+    slices.sort_unstable_by_key(|slice| Arc::as_ptr(slice).addr());
+    slices.into()
+}
+
+/// Returns the name that is known already, as that is one with the tables' own; it is at `place` where nothing moved.
+fn same_or_new(known: &[Name], place: usize, name: ServicePortName) -> Name {
+    let found = known.get(place).filter(|known| ***known == name);
+    let found = found.or_else(|| known.iter().find(|known| ***known == name));
+    found.cloned().unwrap_or_else(|| Name::new(name))
+}
+
 fn has_zone_hints(slice: &EndpointSlice) -> bool {
-    let mut hints = slice.endpoints.iter().flatten().filter_map(|endpoint| endpoint.hints.as_ref());
-    hints.any(|hints| hints.for_zones.as_ref().is_some_and(|zones| !zones.is_empty()))
+    slice.endpoints.iter().any(|endpoint| !endpoint.for_zones().is_empty())
 }
 
 fn local_addresses(slices: &[Arc<EndpointSlice>], node: &Node) -> BTreeSet<IpAddr> {
     slices
         .iter()
-        .flat_map(|slice| slice.endpoints.iter().flatten())
-        .filter(|endpoint| endpoint.node_name.as_deref() == Some(node.name.as_str()))
-        .filter_map(|endpoint| endpoint.addresses.first()?.parse().ok())
+        .flat_map(|slice| &slice.endpoints)
+        .filter(|endpoint| endpoint.node.as_deref() == Some(node.name.as_str()))
+        .map(|endpoint| endpoint.address)
         .collect()
 }

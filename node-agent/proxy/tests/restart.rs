@@ -126,12 +126,7 @@ fn udp_conversation_survives_a_restart() {
         let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
         let slices: Vec<_> = servers
             .iter()
-            .map(|server| {
-                let port = server.address.port();
-                let mut slice = (*slice("web", "UDP", port, &[("10.91.0.2", "node-a", true)])).clone();
-                slice.metadata.name = Some(format!("web-{port}"));
-                std::sync::Arc::new(slice)
-            })
+            .map(|server| slice("web", "UDP", server.address.port(), &[("10.91.0.2", "node-a", true)]))
             .collect();
         let mut proxy = lab.proxy();
         proxy.sync(&services, &slices, &[]).unwrap();

@@ -13,28 +13,19 @@ use std::{
 
 use hawser_ebpf_abi::{Affinity, AffinityKey};
 use hawser_proxy::{Config, Proxy};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Service};
 use serde_json::{Value, json};
-use support::{Lab, NODE, OTHER, POD, Spec, chain, connect, counter, echo, patience, run, service, slice};
+use support::{
+    Lab, NODE, OTHER, POD, Spec, chain, connect, counter, echo, patience, run, service, service_with, slice,
+    slice_with,
+};
 
 const DROP: i32 = 2;
 
-/// Changes a service's `spec`, or its `status`.
-fn with(service: &Service, changes: Value) -> Arc<Service> {
-    let mut object = serde_json::to_value(service).unwrap();
-    for (name, value) in changes.as_object().unwrap() {
-        match name.as_str() {
-            "status" => object["status"] = value.clone(),
-            name => object["spec"][name] = value.clone(),
-        }
-    }
-    Arc::new(serde_json::from_value(object).unwrap())
-}
-
 fn affine(spec: &Spec<'_>, seconds: u32) -> Arc<Service> {
-    with(
-        &service(spec),
-        json!({
+    service_with(
+        spec,
+        &json!({
             "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": seconds } },
         }),
@@ -43,12 +34,7 @@ fn affine(spec: &Spec<'_>, seconds: u32) -> Arc<Service> {
 
 /// A slice for each of some ports of the pod: so many backends at one address.
 fn on_ports(protocol: &str, ports: impl IntoIterator<Item = u16>) -> Vec<Arc<EndpointSlice>> {
-    let slices = ports.into_iter().map(|port| {
-        let mut slice = (*slice("web", protocol, port, &[("10.91.0.2", "node-a", true)])).clone();
-        slice.metadata.name = Some(format!("web-{port}"));
-        Arc::new(slice)
-    });
-    slices.collect()
+    ports.into_iter().map(|port| slice("web", protocol, port, &[("10.91.0.2", "node-a", true)])).collect()
 }
 
 /// Connects, and returns the backend that answered.
@@ -276,9 +262,9 @@ fn client_that_finds_no_room_is_served_and_counted() {
 /// A load balancer's service with ranges, both families.
 fn balanced(ranges: &[&str]) -> Arc<Service> {
     let spec = Spec { cluster_ips: &["10.96.0.10", "fd96::10"], node_port: Some(30080), ..Spec::default() };
-    with(
-        &service(&spec),
-        json!({
+    service_with(
+        &spec,
+        &json!({
             "type": "LoadBalancer",
             "externalIPs": ["10.96.2.1"],
             "loadBalancerSourceRanges": ranges,
@@ -541,9 +527,7 @@ fn service_with_5000_endpoints_uses_all_of_them() {
                 let addresses: Vec<String> = (0..100).map(|m| format!("10.93.{}.{}", n + 1, m + 1)).collect();
                 let words: Vec<_> =
                     addresses.iter().map(|address| (address.as_str(), "node-b", true)).collect();
-                let mut slice = (*slice("web", "TCP", 8080, &words)).clone();
-                slice.metadata.name = Some(format!("web-{n}"));
-                Arc::new(slice)
+                slice("web", "TCP", 8080, &words)
             })
             .collect();
         let report = proxy.sync(&[service(&spec)], &slices, &[]).unwrap();
@@ -563,7 +547,7 @@ fn service_with_5000_endpoints_uses_all_of_them() {
         // One goes: it is the only one that nobody gets any more.
         let mut fewer = slices.clone();
         let mut changed = (*fewer[0]).clone();
-        changed.endpoints.as_mut().unwrap().remove(0);
+        changed.endpoints = changed.endpoints[1..].into();
         fewer[0] = Arc::new(changed);
         proxy.sync(&[service(&spec)], &fewer, &[]).unwrap();
         let views = proxy.dump_services().unwrap();
@@ -581,11 +565,11 @@ fn service_with_400_ports_is_served_on_each() {
                 .map(|n| json!({ "name": format!("p{n}"), "port": first + n, "protocol": "TCP" }))
                 .collect()
         };
-        let service = with(&service(&Spec::default()), json!({ "ports": numbered(10_000) }));
-        let mut endpoints = (*slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])).clone();
+        let service = service_with(&Spec::default(), &json!({ "ports": numbered(10_000) }));
         // Each leads to a port of its own; one of them has a server.
-        endpoints.ports = serde_json::from_value(numbered(8080 - 399).into()).unwrap();
-        let report = proxy.sync(&[service], &[Arc::new(endpoints)], &[]).unwrap();
+        let targets = numbered(8080 - 399).into();
+        let endpoints = slice_with("web", &targets, &[("10.91.0.2", "node-a", true)]);
+        let report = proxy.sync(&[service], &[endpoints], &[]).unwrap();
         assert_eq!((report.frontends, report.skipped.len()), (400, 0));
         assert_eq!(backend("10.96.0.10:10399"), server);
         for port in [10_000, 10_200, 10_398] {

@@ -94,13 +94,9 @@ fn udp_socket_keeps_its_backend_until_that_is_gone() {
         let mut proxy = lab.proxy();
         let services = [service(&Spec { protocol: "UDP", port: 53, ..Spec::default() })];
         let on = |ports: &[u16]| {
-            let mut slices = Vec::new();
-            for port in ports {
-                let mut slice = (*slice("web", "UDP", *port, &[("10.91.0.2", "node-a", true)])).clone();
-                slice.metadata.name = Some(format!("web-{port}"));
-                slices.push(std::sync::Arc::new(slice));
-            }
-            slices
+            let slices =
+                ports.iter().map(|port| slice("web", "UDP", *port, &[("10.91.0.2", "node-a", true)]));
+            slices.collect::<Vec<_>>()
         };
         proxy.sync(&services, &on(&[5301, 5302, 5303, 5304]), &[]).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

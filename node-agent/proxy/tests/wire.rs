@@ -9,8 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::Service;
-use support::{CLIENT, Lab, NODE, OTHER, POD, Spec, connect, counter, echo, patience, run, service, slice};
+use hawser_services::Service;
+use support::{
+    CLIENT, Lab, NODE, OTHER, POD, Spec, connect, counter, echo, patience, run, service, service_with, slice,
+};
 
 /// A service on 10.96.0.10 and fd96::10, port 80, node port 30080, with one backend a family.
 fn with_backend(lab: &Lab, protocol: &str, v4: &str, v6: &str, node: &str) -> hawser_proxy::Proxy {
@@ -206,9 +208,7 @@ fn service_without_backend_refuses_at_once_wherever_its_address_is() {
         let mut proxy = lab.proxy();
         let nothing = |name: &str, protocol: &str, cluster_ips: &[&str], node_port| -> Arc<Service> {
             let spec = Spec { name, protocol, cluster_ips, node_port: Some(node_port), ..Spec::default() };
-            let mut service = Service::clone(&service(&spec));
-            service.spec.as_mut().unwrap().external_ips = Some(vec![external.to_owned()]);
-            Arc::new(service)
+            service_with(&spec, &serde_json::json!({ "externalIPs": [external] }))
         };
         let services = [
             nothing("tcp", "TCP", &["10.96.0.10", "fd96::10"], 30080),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hawser_api::resource::ObjectKey;
-use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, Secret, Service};
+use hawser_services::Service;
+use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, Secret};
 
 use super::ConfigError;
 use super::downward::Fields;
@@ -31,13 +32,12 @@ impl Lookup for Objects {
     }
 
     fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
-        self.services.filter(|s| s.metadata.namespace.as_deref() == Some(namespace) || is_api_server(s))
+        self.services.filter(|service| &*service.key.namespace == namespace || is_api_server(service))
     }
 }
 
 fn is_api_server(service: &Service) -> bool {
-    service.metadata.namespace.as_deref() == Some("default")
-        && service.metadata.name.as_deref() == Some("kubernetes")
+    &*service.key.namespace == "default" && &*service.key.name == "kubernetes"
 }
 
 /// The environment, in an order in which each name appears once.
@@ -73,9 +73,8 @@ fn services(fields: &Fields<'_>, lookup: &dyn Lookup) -> BTreeMap<String, String
     let links = fields.pod.spec().enable_service_links != Some(false);
     let namespace = fields.pod.namespace();
     let all = lookup.services(namespace);
-    let visible = all
-        .iter()
-        .filter(|s| is_api_server(s) || links && s.metadata.namespace.as_deref() == Some(namespace));
+    let visible =
+        all.iter().filter(|service| is_api_server(service) || links && &*service.key.namespace == namespace);
     // The pod's own namespace comes last, so that its `kubernetes` service would win.
     service_variables(visible.map(AsRef::as_ref)).into_iter().collect()
 }

@@ -1,14 +1,15 @@
-//! The cluster's services, once as plain values for rule generators and once as the API's objects for the proxy.
+//! The cluster's services: as plain values for rule generators, as the API's objects, and as a node keeps them.
 //!
 //! All but the last few lead to endpoints that do not exist: nothing is ever sent to them. The last ones are measured,
 //! which is the worst place for a proxy that looks at one rule after another.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
+use hawser_services::{EndpointSlice, Service};
 use k8s_openapi::{
     api::{
-        core::v1::{Service, ServicePort, ServiceSpec},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+        core::v1::{self, ServicePort, ServiceSpec},
+        discovery::v1::{self as discovery, Endpoint, EndpointConditions, EndpointPort},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -93,6 +94,10 @@ pub(crate) fn nowhere(n: u32) -> Ipv4Addr {
 }
 
 pub(crate) fn service(spec: &Spec) -> Arc<Service> {
+    Arc::new(Service::from(&api_service(spec)))
+}
+
+pub(crate) fn api_service(spec: &Spec) -> v1::Service {
     let ports = spec.ports.iter().map(|port| ServicePort {
         name: Some(port.name.clone()),
         protocol: Some(port.protocol.to_owned()),
@@ -101,7 +106,7 @@ pub(crate) fn service(spec: &Spec) -> Arc<Service> {
         ..ServicePort::default()
     });
     let has_node_port = spec.ports.iter().any(|port| port.node_port.is_some());
-    Arc::new(Service {
+    v1::Service {
         metadata: metadata(&spec.name),
         spec: Some(ServiceSpec {
             type_: Some(if has_node_port { "NodePort" } else { "ClusterIP" }.to_owned()),
@@ -110,11 +115,15 @@ pub(crate) fn service(spec: &Spec) -> Arc<Service> {
             ports: Some(ports.collect()),
             ..ServiceSpec::default()
         }),
-        ..Service::default()
-    })
+        ..v1::Service::default()
+    }
 }
 
 pub(crate) fn slice(spec: &Spec) -> Arc<EndpointSlice> {
+    Arc::new(EndpointSlice::of(&api_slice(spec)).expect("it names its service"))
+}
+
+pub(crate) fn api_slice(spec: &Spec) -> discovery::EndpointSlice {
     let endpoints = spec.endpoints.iter().map(|address| {
         let is_here = lab::BACKENDS.contains(address);
         Endpoint {
@@ -136,12 +145,12 @@ pub(crate) fn slice(spec: &Spec) -> Arc<EndpointSlice> {
     });
     let mut metadata = metadata(&format!("{}-slice", spec.name));
     metadata.labels = Some([("kubernetes.io/service-name".to_owned(), spec.name.clone())].into());
-    Arc::new(EndpointSlice {
+    discovery::EndpointSlice {
         metadata,
         address_type: "IPv4".to_owned(),
         endpoints: Some(endpoints.collect()),
         ports: Some(ports.collect()),
-    })
+    }
 }
 
 pub(crate) fn objects(specs: &[Spec]) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>) {
@@ -149,5 +158,11 @@ pub(crate) fn objects(specs: &[Spec]) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSli
 }
 
 fn metadata(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), namespace: Some("default".to_owned()), ..ObjectMeta::default() }
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some("default".to_owned()),
+        // As long as one of the API server's.
+        uid: Some(format!("{name:0>36}")),
+        ..ObjectMeta::default()
+    }
 }

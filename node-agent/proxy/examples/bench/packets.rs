@@ -4,11 +4,12 @@
 //! own cost is measured beside each and subtracted. That a program did what its case says is shown by its verdict and
 //! by the counters, which must have moved with the packets. What runs is the tc programs.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use hawser_proxy::{Config, Proxy};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Service};
+use k8s_openapi::api;
 use serde_json::{from_value, json};
 
 use crate::{
@@ -209,7 +210,7 @@ fn start(config: &Config) -> Result<Proxy> {
         [("here", 1, HERE_PORT, "node-a", here), ("there", 2, THERE_PORT, "node-b", there)]
     {
         let addresses = [format!("10.96.0.{number}"), format!("fd96::{number}")];
-        services.push(std::sync::Arc::new(from_value::<Service>(json!({
+        let service: api::core::v1::Service = from_value(json!({
             "metadata": { "name": name, "namespace": "default" },
             "spec": {
                 "type": "NodePort",
@@ -217,11 +218,12 @@ fn start(config: &Config) -> Result<Proxy> {
                 "clusterIPs": addresses,
                 "ports": [{ "port": 80, "protocol": "TCP", "nodePort": node_port }],
             },
-        }))?));
+        }))?;
+        services.push(Arc::new(Service::from(&service)));
         for (family, addresses) in ["IPv4", "IPv6"].iter().zip(endpoints) {
             let endpoint = |address| json!({ "addresses": [address], "nodeName": node, "conditions": { "ready": true } });
             let endpoints: Vec<_> = addresses.into_iter().map(endpoint).collect();
-            slices.push(std::sync::Arc::new(from_value::<EndpointSlice>(json!({
+            let slice: api::discovery::v1::EndpointSlice = from_value(json!({
                 "metadata": {
                     "name": format!("{name}-{family}"),
                     "namespace": "default",
@@ -230,7 +232,8 @@ fn start(config: &Config) -> Result<Proxy> {
                 "addressType": family,
                 "endpoints": endpoints,
                 "ports": [{ "port": TARGET_PORT, "protocol": "TCP" }],
-            }))?));
+            }))?;
+            slices.extend(EndpointSlice::of(&slice).map(Arc::new));
         }
     }
     proxy.sync(&services, &slices, &[])?;

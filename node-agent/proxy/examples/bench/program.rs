@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hawser_proxy::{Config, Proxy, ServiceObjects};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{Directory, EndpointSlice, Key, Service};
 use serde_json::json;
 
 use crate::{
@@ -85,6 +85,8 @@ struct Bench<'a> {
     bpffs: PathBuf,
     count: u32,
     format: Format,
+    /// As the agent has them, for their memory; what changes is passed to the proxy alone.
+    _directory: Directory,
     services: Vec<Arc<Service>>,
     slices: Vec<Arc<EndpointSlice>>,
     /// The measured service: the last.
@@ -101,7 +103,15 @@ impl<'a> Bench<'a> {
         measured.ports = vec![Port::new("tcp", "TCP", TCP_PORT, TARGET_PORT)];
         measured.endpoints.truncate(1);
         let measured = measured.clone();
-        let (services, slices) = objects::objects(&specs);
+        let directory = Directory::default();
+        let (mut services, mut slices) = (Vec::new(), Vec::new());
+        for spec in &specs {
+            directory.put_service(&objects::api_service(spec));
+            directory.put_slice(&objects::api_slice(spec));
+            let key = Key::new("default", &spec.name);
+            services.extend(directory.get(&key));
+            slices.extend(directory.slices(&key));
+        }
         drop(specs);
         let cgroup = machine.node_cgroup("hawser")?;
         let bpffs = machine.bpffs("hawser")?;
@@ -118,6 +128,7 @@ impl<'a> Bench<'a> {
             bpffs,
             count,
             format,
+            _directory: directory,
             services,
             slices,
             measured,
@@ -235,12 +246,9 @@ impl<'a> Bench<'a> {
                 // Any step that is coprime to the number of services visits them all.
                 next = (next + 7919) % (self.slices.len() - 1);
                 let mut slice = (*self.slices[next]).clone();
-                if let Some(endpoints) = &mut slice.endpoints
-                    && endpoints.len() > 1
-                {
-                    let address =
-                        objects::nowhere(next as u32 * objects::MAX_ENDPOINTS + times.len() as u32 % 4 + 4);
-                    endpoints[0].addresses = vec![address.to_string()];
+                if let [first, _, ..] = &mut *slice.endpoints {
+                    let number = next as u32 * objects::MAX_ENDPOINTS + times.len() as u32 % 4 + 4;
+                    first.address = objects::nowhere(number).into();
                 }
                 self.slices[next] = Arc::new(slice);
                 changed.insert(next);
@@ -367,10 +375,8 @@ impl<'a> Bench<'a> {
 
 /// What the agent passes of one service that has changed. Each service has one slice, at the same place.
 fn objects_of(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], index: usize) -> ServiceObjects {
-    let metadata = &services[index].metadata;
     ServiceObjects {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
+        key: services[index].key.clone(),
         service: Some(services[index].clone()),
         slices: vec![slices[index].clone()],
     }

@@ -1,9 +1,13 @@
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use hawser_ebpf_abi::{Backend, IPPROTO_TCP, IPPROTO_UDP, service::*};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Service};
 use serde_json::{Value, json};
 
+use super::{service_of, slice_of};
 use crate::{
     desired::{self, HostPort, Node, ServicePort, ServicePortName, Set, Skipped, frontend_key, ip},
     endpoints::Overrides,
@@ -19,7 +23,7 @@ fn node() -> Node {
 }
 
 /// A service with one port, 80, whose spec is changed by `spec`.
-fn service(spec: Value) -> Service {
+fn service(spec: Value) -> Arc<Service> {
     let mut object = json!({
         "metadata": { "name": "web", "namespace": "default" },
         "spec": { "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{ "port": 80 }] },
@@ -31,11 +35,15 @@ fn service(spec: Value) -> Service {
             _ => object["spec"][name] = value.clone(),
         }
     }
-    serde_json::from_value(object).unwrap()
+    service_of(object)
 }
 
 /// A slice on port 8080: address, node, and a word per condition.
-fn slice(endpoints: &[(&str, &str, &str)]) -> EndpointSlice {
+fn slice(endpoints: &[(&str, &str, &str)]) -> Arc<EndpointSlice> {
+    slice_with(endpoints, &json!([{ "port": 8080, "protocol": "TCP" }]))
+}
+
+fn slice_with(endpoints: &[(&str, &str, &str)], ports: &Value) -> Arc<EndpointSlice> {
     let is_v6 = endpoints.first().is_some_and(|(address, ..)| address.contains(':'));
     let endpoints: Vec<Value> = endpoints
         .iter()
@@ -51,23 +59,24 @@ fn slice(endpoints: &[(&str, &str, &str)]) -> EndpointSlice {
             json!({ "addresses": [address], "nodeName": node, "conditions": conditions })
         })
         .collect();
-    let object = json!({
-        "metadata": { "name": "web-1" },
+    slice_of(json!({
+        "metadata": { "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } },
         "addressType": if is_v6 { "IPv6" } else { "IPv4" },
         "endpoints": endpoints,
-        "ports": [{ "port": 8080, "protocol": "TCP" }],
-    });
-    serde_json::from_value(object).unwrap()
+        "ports": ports,
+    }))
 }
 
-fn ports(service: &Service, slices: &[EndpointSlice]) -> (Vec<(ServicePortName, ServicePort)>, Vec<Skipped>) {
+fn ports(
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+) -> (Vec<(ServicePortName, ServicePort)>, Vec<Skipped>) {
     let mut skipped = Vec::new();
-    let slices: Vec<&EndpointSlice> = slices.iter().collect();
-    let ports = desired::service_ports(service, &slices, &node(), &Overrides::new(), &mut skipped);
+    let ports = desired::service_ports(service, slices, &node(), &Overrides::new(), &mut skipped);
     (ports, skipped)
 }
 
-fn only(service: &Service, slices: &[EndpointSlice]) -> ServicePort {
+fn only(service: &Service, slices: &[Arc<EndpointSlice>]) -> ServicePort {
     let (mut ports, _) = ports(service, slices);
     assert_eq!(ports.len(), 1, "{ports:?}");
     ports.remove(0).1
@@ -255,16 +264,14 @@ fn named_ports_find_their_target() {
     let service = service(json!({ "ports": [
         { "name": "http", "port": 80 }, { "name": "metrics", "port": 9090 }, { "name": "none", "port": 1 },
     ] }));
-    let mut endpoints = slice(&[("10.0.0.1", "a", "ready")]);
-    endpoints.ports = serde_json::from_value(json!([
+    let targets = json!([
         { "name": "metrics", "port": 9100, "protocol": "TCP" },
         { "name": "http", "port": 8080, "protocol": "TCP" },
         { "name": "none", "protocol": "TCP" },
-    ]))
-    .unwrap();
+    ]);
+    let endpoints = slice_with(&[("10.0.0.1", "a", "ready")], &targets);
     let (ports, _) = ports(&service, &[endpoints]);
-    let found: Vec<_> =
-        ports.iter().map(|(name, port)| (name.port.as_str(), addresses(&port.cluster))).collect();
+    let found: Vec<_> = ports.iter().map(|(name, port)| (&*name.port, addresses(&port.cluster))).collect();
     let one = |text: &str| vec![text.to_owned()];
     assert_eq!(found, [("http", one("10.0.0.1:8080")), ("metrics", one("10.0.0.1:9100")), ("none", vec![])]);
 }
@@ -344,14 +351,9 @@ fn affinity_belongs_to_all_frontends_of_a_port() {
 fn service_with_400_ports_has_them_all() {
     let numbers: Vec<Value> =
         (0..400).map(|n| json!({ "name": format!("p{n}"), "port": 10_000 + n, "protocol": "TCP" })).collect();
-    let mut endpoints = slice(&[("10.0.0.1", "a", "ready")]);
-    endpoints.ports = serde_json::from_value(
-        (0..400)
-            .map(|n| json!({ "name": format!("p{n}"), "port": 20_000 + n, "protocol": "TCP" }))
-            .collect::<Vec<_>>()
-            .into(),
-    )
-    .unwrap();
+    let targets: Vec<Value> =
+        (0..400).map(|n| json!({ "name": format!("p{n}"), "port": 20_000 + n, "protocol": "TCP" })).collect();
+    let endpoints = slice_with(&[("10.0.0.1", "a", "ready")], &targets.into());
     let (ports, _) = ports(&service(json!({ "ports": numbers })), &[endpoints]);
     assert_eq!(ports.len(), 400);
     for (name, port) in ports {

@@ -1,10 +1,11 @@
 //! Rules of kube-proxy's `CategorizeEndpoints` (`pkg/proxy/topology.go`, v1.36), a test each.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
-use k8s_openapi::api::{core::v1::ServicePort, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Protocol, ServicePort};
 use serde_json::{Value, json};
 
+use super::slice_of;
 use crate::{
     desired::{Node, ip},
     endpoints::{self, Overrides},
@@ -13,7 +14,7 @@ use crate::{
 /// An endpoint in words: address, node, state, nodes and zones that it is meant for.
 type Words<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
 
-fn slice(endpoints: &[Words<'_>]) -> EndpointSlice {
+fn slice(endpoints: &[Words<'_>]) -> Arc<EndpointSlice> {
     let names = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({ "name": name })).collect() };
     let endpoint = |(address, node, state, nodes, zones): &Words<'_>| {
         let conditions = match *state {
@@ -28,13 +29,12 @@ fn slice(endpoints: &[Words<'_>]) -> EndpointSlice {
         let hints = json!({ "forNodes": names(nodes), "forZones": names(zones) });
         json!({ "addresses": [address], "nodeName": node, "conditions": conditions, "hints": hints })
     };
-    let object = json!({
-        "metadata": { "name": "web" },
+    slice_of(json!({
+        "metadata": { "name": "web", "labels": { "kubernetes.io/service-name": "web" } },
         "addressType": "IPv4",
         "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         "ports": [{ "port": 8080, "protocol": "TCP" }],
-    });
-    serde_json::from_value(object).unwrap()
+    }))
 }
 
 /// Both sets, by the last octets, for node `here` in zone `east`.
@@ -44,11 +44,10 @@ fn check(what: &str, endpoints: &[Words<'_>], cluster: &[u8], local: &[u8]) {
 }
 
 #[track_caller]
-fn check_slices(what: &str, zone: Option<&str>, slices: &[EndpointSlice], cluster: &[u8], local: &[u8]) {
+fn check_slices(what: &str, zone: Option<&str>, slices: &[Arc<EndpointSlice>], cluster: &[u8], local: &[u8]) {
     let node = Node { name: "here".to_owned(), zone: zone.map(str::to_owned), ..Node::default() };
-    let port = ServicePort { port: 80, ..ServicePort::default() };
-    let slices: Vec<&EndpointSlice> = slices.iter().collect();
-    let found = endpoints::collect(&slices, &port, false, &node, &Overrides::new());
+    let port = ServicePort { name: "".into(), port: 80, node_port: 0, protocol: Protocol::Tcp };
+    let found = endpoints::collect(slices, &port, false, &node, &Overrides::new());
     let octets = |backends: &[hawser_ebpf_abi::Backend]| -> Vec<u8> {
         let last =
             |address: SocketAddr| address.to_string().split(['.', ':']).nth(3).unwrap().parse().unwrap();

@@ -1,29 +1,33 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use serde_json::json;
+use hawser_services::{EndpointSlice, Key, Service};
+use serde_json::{Value, json};
 
+use super::{service_of, slice_of};
 use crate::{
     desired::Node,
     services::{ServiceObjects, Services},
 };
 
 fn service(name: &str) -> Arc<Service> {
-    let object = json!({
+    service_of(json!({
         "metadata": { "name": name, "namespace": "default" },
         "spec": { "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{ "port": 80 }] },
-    });
-    Arc::new(serde_json::from_value(object).unwrap())
+    }))
 }
 
 fn slice(service: &str, address: &str, ready: bool) -> Arc<EndpointSlice> {
-    let object = json!({
+    let endpoint = json!({ "addresses": [address], "nodeName": "here", "conditions": { "ready": ready } });
+    slice_with(service, &json!([endpoint]))
+}
+
+fn slice_with(service: &str, endpoints: &Value) -> Arc<EndpointSlice> {
+    slice_of(json!({
         "metadata": { "name": service, "namespace": "default", "labels": { "kubernetes.io/service-name": service } },
         "addressType": "IPv4",
-        "endpoints": [{ "addresses": [address], "nodeName": "here", "conditions": { "ready": ready } }],
+        "endpoints": endpoints,
         "ports": [{ "port": 8080, "protocol": "TCP" }],
-    });
-    Arc::new(serde_json::from_value(object).unwrap())
+    }))
 }
 
 fn services() -> Services {
@@ -100,9 +104,7 @@ fn news_hold_until_the_slices_of_all_services_agree() {
 
 #[test]
 fn endpoints_that_are_published_unready_stay_whatever_the_node_knows() {
-    let mut object = serde_json::to_value(&*service("web")).unwrap();
-    object["spec"]["publishNotReadyAddresses"] = true.into();
-    let web = [Arc::new(serde_json::from_value(object).unwrap())];
+    let web = [Arc::new(Service { publishes_not_ready: true, ..(*service("web")).clone() })];
     let mut services = services();
     services.replace(&web, &[slice("web", "10.0.0.1", true)], &[]);
     let wanted = services.set_local_readiness("10.0.0.1".parse().unwrap(), false);
@@ -111,13 +113,12 @@ fn endpoints_that_are_published_unready_stay_whatever_the_node_knows() {
 
 #[test]
 fn zone_changes_services_with_hints_alone() {
-    let mut hinted = serde_json::to_value(&*slice("web", "10.0.0.1", true)).unwrap();
-    let mut elsewhere = hinted["endpoints"][0].clone();
-    hinted["endpoints"][0]["hints"] = json!({ "forZones": [{ "name": "east" }] });
-    elsewhere["addresses"] = json!(["10.0.0.2"]);
-    elsewhere["hints"] = json!({ "forZones": [{ "name": "west" }] });
-    hinted["endpoints"].as_array_mut().unwrap().push(elsewhere);
-    let slices = [Arc::new(serde_json::from_value(hinted).unwrap()), slice("api", "10.0.0.3", true)];
+    let endpoint = |address: &str, zone: &str| {
+        let hints = json!({ "forZones": [{ "name": zone }] });
+        json!({ "addresses": [address], "nodeName": "here", "hints": hints })
+    };
+    let hinted = slice_with("web", &json!([endpoint("10.0.0.1", "east"), endpoint("10.0.0.2", "west")]));
+    let slices = [hinted, slice("api", "10.0.0.3", true)];
     let mut services = services();
     services.replace(&[service("web"), service("api")], &slices, &[]);
     let backends = |wanted: &crate::services::Wanted| -> Vec<usize> {
@@ -155,8 +156,7 @@ fn some_services_at_a_time_come_to_the_same_as_all_at_once() {
         let all_services: Vec<_> = present.iter().flatten().cloned().collect();
         let all_slices: Vec<_> = slices.iter().flatten().cloned().collect();
         let changed = ServiceObjects {
-            namespace: "default".to_owned(),
-            name: NAMES[index].to_owned(),
+            key: Key::new("default", NAMES[index]),
             service: present[index].clone(),
             slices: slices[index].iter().cloned().collect(),
         };

@@ -10,15 +10,15 @@ use hawser_ebpf_abi::{
 
 use super::Random;
 use crate::{
-    desired::{DesiredFrontend, Kind, ServicePort, ServicePortName, Set, Skipped},
+    desired::{DesiredFrontend, Kind, Name, ServicePort, ServicePortName, Set, Skipped},
     ranges::{Ranges, SourceRange},
     table::{Bounds, Changes, KernelState, Table},
 };
 
 /// The maps, as the kernel would hold them.
 #[derive(Clone, Default)]
-struct Maps {
-    frontends: HashMap<FrontendKey, Frontend>,
+pub(super) struct Maps {
+    pub(super) frontends: HashMap<FrontendKey, Frontend>,
     slots: HashMap<u32, Backend>,
     members: HashMap<MemberKey, u32>,
     maglev: HashMap<u32, MaglevBlock>,
@@ -27,7 +27,7 @@ struct Maps {
 
 impl Maps {
     /// Applies changes one write at a time, and calls `between` after each.
-    fn write(&mut self, changes: &Changes, mut between: impl FnMut(&Self)) {
+    pub(super) fn write(&mut self, changes: &Changes, mut between: impl FnMut(&Self)) {
         for range in &changes.new_ranges {
             assert!(self.ranges.insert(*range), "wrote what was there");
             between(self);
@@ -62,13 +62,17 @@ impl Maps {
         }
     }
 
-    fn backends(&self, key: &FrontendKey, set: impl Fn(&Frontend) -> (u32, u32)) -> Option<Vec<Backend>> {
+    pub(super) fn backends(
+        &self,
+        key: &FrontendKey,
+        set: impl Fn(&Frontend) -> (u32, u32),
+    ) -> Option<Vec<Backend>> {
         let (base, count) = set(self.frontends.get(key)?);
         Some((base..base + count).map(|slot| self.slots[&slot]).collect())
     }
 
     /// Returns the backends that the entries of a frontend's Maglev table lead to, in their order.
-    fn table(&self, key: &FrontendKey) -> Option<Vec<Backend>> {
+    pub(super) fn table(&self, key: &FrontendKey) -> Option<Vec<Backend>> {
         let frontend = self.frontends.get(key)?;
         let entries = (0..frontend.maglev_len).map(|hash| {
             let (block, entry) = maglev::entry_of(frontend, hash);
@@ -80,13 +84,13 @@ impl Maps {
     }
 
     /// Returns the source ranges of a frontend.
-    fn source_ranges(&self, key: &FrontendKey) -> Option<Ranges> {
+    pub(super) fn source_ranges(&self, key: &FrontendKey) -> Option<Ranges> {
         let list = self.frontends.get(key)?.source_ranges;
         let ranges = self.ranges.iter().filter(|range| range.subject.list == list);
         Some(ranges.map(|range| SourceRange::new(range.subject.addr, range.prefix_len - 32)).collect())
     }
 
-    fn kernel_state(&self) -> KernelState {
+    pub(super) fn kernel_state(&self) -> KernelState {
         KernelState {
             frontends: self.frontends.clone(),
             slots: self.slots.clone(),
@@ -96,19 +100,19 @@ impl Maps {
     }
 }
 
-fn inside(frontend: &Frontend) -> (u32, u32) {
+pub(super) fn inside(frontend: &Frontend) -> (u32, u32) {
     (frontend.base, frontend.count)
 }
 
-fn wire(frontend: &Frontend) -> (u32, u32) {
+pub(super) fn wire(frontend: &Frontend) -> (u32, u32) {
     (frontend.wire_base, frontend.wire_count)
 }
 
 fn name(number: u64, protocol: u8) -> ServicePortName {
     ServicePortName {
-        namespace: "default".to_owned(),
-        name: format!("s{number}"),
-        port: String::new(),
+        namespace: "default".into(),
+        name: format!("s{number}").into(),
+        port: "".into(),
         protocol,
         is_v6: false,
         kind: Kind::Service,
@@ -130,14 +134,23 @@ fn backend(number: u64) -> Backend {
 
 fn port(number: u64, protocol: u8, backends: &[u64]) -> ServicePort {
     let frontend = DesiredFrontend { inside: Set::Cluster, wire: Set::Local, flags: FRONTEND_WIRE };
-    let cluster: Vec<Backend> = backends.iter().map(|number| backend(*number)).collect();
+    let cluster: Box<[Backend]> = backends.iter().map(|number| backend(*number)).collect();
     let local = cluster.iter().copied().filter(|backend| backend.flags & BACKEND_LOCAL != 0).collect();
-    let frontends = BTreeMap::from([(key(number, 80, protocol), frontend)]);
+    let frontends = [(key(number, 80, protocol), frontend)].into_iter().collect();
     ServicePort { frontends, cluster, local, ..ServicePort::default() }
 }
 
+pub(super) const ROOMY: Bounds = Bounds {
+    slots: 100,
+    frontends: 100,
+    members: 1000,
+    maglev_blocks: 100_000,
+    maglev_entries: 20,
+    source_ranges: 100,
+};
+
 fn new_table(kernel: KernelState, slots: u32, frontends: u32) -> Table {
-    let bounds = Bounds { slots, frontends, maglev_blocks: 100_000, maglev_entries: 20, source_ranges: 100 };
+    let bounds = Bounds { slots, frontends, ..ROOMY };
     Table::new(kernel, bounds)
 }
 
@@ -171,7 +184,8 @@ fn apply(
     now: Instant,
 ) -> (Changes, Vec<Skipped>) {
     let mut skipped = Vec::new();
-    let changes = table.apply(wanted.into_iter().collect(), &dead, now, &mut skipped);
+    let wanted = wanted.into_iter().map(|(name, port)| (Name::new(name), port)).collect();
+    let changes = table.apply(wanted, &dead, now, &mut skipped);
     (changes, skipped)
 }
 
@@ -242,10 +256,10 @@ fn check(maps: &Maps, wanted: &BTreeMap<ServicePortName, ServicePort>) {
     for (name, port) in wanted {
         for (key, frontend) in &port.frontends {
             let wire_set = if frontend.wire == Set::Local { &port.local } else { &port.cluster };
-            assert_eq!(maps.backends(key, inside).as_ref(), Some(&port.cluster));
-            assert_eq!(maps.backends(key, wire).as_ref(), Some(wire_set));
+            assert_eq!(maps.backends(key, inside).as_deref(), Some(&*port.cluster));
+            assert_eq!(maps.backends(key, wire).as_deref(), Some(&**wire_set));
             let shares: BTreeSet<Endpoint> = maps.table(key).unwrap().iter().map(Backend::endpoint).collect();
-            let expected = if wire_set.len() > 1 { wire_set.as_slice() } else { &[] };
+            let expected = if wire_set.len() > 1 { &**wire_set } else { &[] };
             let expected: BTreeSet<Endpoint> = expected.iter().map(Backend::endpoint).collect();
             assert_eq!(shares, expected, "the Maglev table has all of the set");
             assert_eq!(maps.source_ranges(key).as_ref(), Some(&port.source_ranges));
@@ -409,8 +423,7 @@ fn ports_that_find_no_room_for_a_maglev_table_get_one_when_others_go() {
     let start = Instant::now();
     let mut maps = Maps::default();
     // Room for one table of 101 entries: two backends, 20 entries each at least, 5 backends in the smallest.
-    let bounds =
-        Bounds { slots: 100, frontends: 100, maglev_blocks: 4, maglev_entries: 20, source_ranges: 0 };
+    let bounds = Bounds { maglev_blocks: 4, source_ranges: 0, ..ROOMY };
     let mut table = Table::new(KernelState::default(), bounds);
     let wanted = |number: u64| (name(number, IPPROTO_TCP), Some(port(number, IPPROTO_TCP, &[1, 3])));
     let (changes, skipped) = apply(&mut table, [wanted(1), wanted(2), wanted(3)], start);
@@ -439,7 +452,7 @@ fn ports_that_find_no_room_for_a_maglev_table_get_one_when_others_go() {
 fn source_ranges_that_find_no_room_let_nobody_in() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let bounds = Bounds { slots: 100, frontends: 100, maglev_blocks: 4, maglev_entries: 0, source_ranges: 1 };
+    let bounds = Bounds { maglev_blocks: 4, maglev_entries: 0, source_ranges: 1, ..ROOMY };
     let mut table = Table::new(KernelState::default(), bounds);
     let wanted = |number: u64, octet: u8| {
         let mut port = port(number, IPPROTO_TCP, &[1]);
@@ -464,4 +477,48 @@ fn source_ranges_that_find_no_room_let_nobody_in() {
     maps.write(&changes, |_| ());
     assert!(skipped.is_empty(), "{skipped:?}");
     assert_eq!(maps.source_ranges(&key(3, 80, IPPROTO_TCP)).unwrap().len(), 1);
+}
+
+/// 64 are remembered of a port; who asks for the report hears of the others.
+#[test]
+fn departed_backends_that_find_no_room_are_reported() {
+    let now = Instant::now();
+    let mut table = new_table(KernelState::default(), 1000, 1000);
+    let many: Vec<u64> = (1..=66).collect();
+    apply(&mut table, [(name(1, IPPROTO_UDP), Some(port(1, IPPROTO_UDP, &many)))], now);
+    let (changes, skipped) =
+        apply(&mut table, [(name(1, IPPROTO_UDP), Some(port(1, IPPROTO_UDP, &many[65..])))], now);
+    assert_eq!(changes.frontends.len(), 65, "its own, and 64 departed");
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0].reason.contains("remembered"), "{skipped:?}");
+}
+
+#[test]
+fn full_table_of_members_is_reported_and_what_is_served_stays() {
+    let now = Instant::now();
+    let mut maps = Maps::default();
+    let mut table = Table::new(KernelState::default(), Bounds { members: 3, ..ROOMY });
+    let wanted = |number: u64, backends: &[u64]| {
+        (name(number, IPPROTO_UDP), Some(port(number, IPPROTO_UDP, backends)))
+    };
+    let (changes, skipped) = apply(&mut table, [wanted(1, &[2]), wanted(2, &[4, 6])], now);
+    maps.write(&changes, |_| ());
+    assert!(skipped.is_empty());
+    let (changes, skipped) = apply(&mut table, [wanted(1, &[2, 8]), wanted(3, &[2])], now);
+    maps.write(&changes, |_| ());
+    assert_eq!(skipped.len(), 2);
+    assert!(skipped[0].reason.contains("UDP"), "{skipped:?}");
+    assert_eq!(maps.backends(&key(1, 80, IPPROTO_UDP), inside), Some(vec![backend(2)]));
+    assert_eq!(maps.backends(&key(3, 80, IPPROTO_UDP), inside), Some(vec![]), "it refuses");
+    // A port of TCP needs no such room.
+    let tcp = (name(4, IPPROTO_TCP), Some(port(4, IPPROTO_TCP, &[2])));
+    let (changes, skipped) = apply(&mut table, [(name(2, IPPROTO_UDP), None), tcp], now);
+    maps.write(&changes, |_| ());
+    assert_eq!(maps.backends(&key(4, 80, IPPROTO_TCP), inside), Some(vec![backend(2)]));
+    assert!(skipped.len() <= 2);
+    let (changes, skipped) = apply(&mut table, [], now);
+    maps.write(&changes, |_| ());
+    assert!(skipped.is_empty(), "others have gone: {skipped:?}");
+    assert_eq!(maps.backends(&key(1, 80, IPPROTO_UDP), inside), Some(vec![backend(2), backend(8)]));
+    assert_eq!(maps.backends(&key(3, 80, IPPROTO_UDP), inside), Some(vec![backend(2)]));
 }

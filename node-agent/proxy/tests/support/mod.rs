@@ -26,7 +26,9 @@ use std::{
 };
 
 use hawser_proxy::{Config, Proxy};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use hawser_services::{EndpointSlice, Service};
+use k8s_openapi::api;
+use serde_json::{Value, json};
 
 /// How long anything may take that should happen at once, where the machine is not emulated.
 pub(crate) const USUAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -435,11 +437,16 @@ impl Default for Spec<'_> {
 }
 
 pub(crate) fn service(spec: &Spec<'_>) -> Arc<Service> {
-    let mut port = serde_json::json!({ "port": spec.port, "protocol": spec.protocol });
+    service_with(spec, &json!({}))
+}
+
+/// The same with changes of its `spec`, and of its `status` where that is among them.
+pub(crate) fn service_with(spec: &Spec<'_>, changes: &Value) -> Arc<Service> {
+    let mut port = json!({ "port": spec.port, "protocol": spec.protocol });
     if let Some(node_port) = spec.node_port {
         port["nodePort"] = node_port.into();
     }
-    let object = serde_json::json!({
+    let mut object = json!({
         "metadata": { "name": spec.name, "namespace": "default" },
         "spec": {
             "type": if spec.node_port.is_some() { "NodePort" } else { "ClusterIP" },
@@ -449,7 +456,13 @@ pub(crate) fn service(spec: &Spec<'_>) -> Arc<Service> {
             "ports": [port],
         },
     });
-    Arc::new(serde_json::from_value(object).unwrap())
+    for (name, value) in changes.as_object().unwrap() {
+        match name.as_str() {
+            "status" => object["status"] = value.clone(),
+            name => object["spec"][name] = value.clone(),
+        }
+    }
+    Arc::new(Service::from(&serde_json::from_value::<api::core::v1::Service>(object).unwrap()))
 }
 
 /// Builds a slice of endpoints: `(address, node, ready)`.
@@ -459,18 +472,27 @@ pub(crate) fn slice(
     port: u16,
     endpoints: &[(&str, &str, bool)],
 ) -> Arc<EndpointSlice> {
+    slice_with(service, &json!([{ "port": port, "protocol": protocol }]), endpoints)
+}
+
+/// The same with any ports.
+pub(crate) fn slice_with(
+    service: &str,
+    ports: &Value,
+    endpoints: &[(&str, &str, bool)],
+) -> Arc<EndpointSlice> {
     let is_v6 = endpoints.first().is_some_and(|(address, ..)| address.parse::<Ipv6Addr>().is_ok());
     let endpoints: Vec<_> = endpoints
         .iter()
         .map(|(address, node, ready)| {
-            serde_json::json!({
+            json!({
                 "addresses": [address],
                 "nodeName": node,
                 "conditions": { "ready": ready, "serving": ready, "terminating": false },
             })
         })
         .collect();
-    let object = serde_json::json!({
+    let object = json!({
         "metadata": {
             "name": format!("{service}-{is_v6}"),
             "namespace": "default",
@@ -478,9 +500,10 @@ pub(crate) fn slice(
         },
         "addressType": if is_v6 { "IPv6" } else { "IPv4" },
         "endpoints": endpoints,
-        "ports": [{ "port": port, "protocol": protocol }],
+        "ports": ports,
     });
-    Arc::new(serde_json::from_value(object).unwrap())
+    let object: api::discovery::v1::EndpointSlice = serde_json::from_value(object).unwrap();
+    Arc::new(EndpointSlice::of(&object).unwrap())
 }
 
 pub(crate) fn counter(proxy: &Proxy, name: &str) -> u64 {
