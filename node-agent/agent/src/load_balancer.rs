@@ -17,7 +17,7 @@ use std::{
 };
 
 use hawser_api::{AddressRange, informer::Informer};
-use hawser_services::{Change, Directory, Service, ServiceType};
+use hawser_services::{Change, Directory, Endpoint, EndpointSlice, Service, ServiceType};
 use k8s_openapi::api::core::v1::Node;
 use tokio::{
     sync::watch,
@@ -132,9 +132,10 @@ impl LoadBalancer {
             let addresses = addresses.filter(|it| self.ranges.iter().any(|range| range.contains(*it)));
             let can: BTreeSet<String> = if is_local(&service) {
                 let slices = self.services.slices(&service.key);
-                let ready = slices.iter().flat_map(|slice| slice.ready_endpoints());
-                let ready = ready.map(|(node, _)| node).filter(|node| nodes.contains(node));
-                ready.map(str::to_owned).collect()
+                nodes_with_endpoints(&slices)
+                    .into_iter()
+                    .filter(|node| nodes.contains(node.as_str()))
+                    .collect()
             } else {
                 nodes.iter().map(|node| (*node).to_owned()).collect()
             };
@@ -143,6 +144,21 @@ impl LoadBalancer {
             }
         }
         candidates
+    }
+}
+
+/// Nodes with an endpoint that is ready; without any, those with one that ends and still serves, as the service path
+/// has it (KEP-1669).
+fn nodes_with_endpoints(slices: &[Arc<EndpointSlice>]) -> BTreeSet<String> {
+    let nodes = |keep: fn(&Endpoint) -> bool| -> BTreeSet<String> {
+        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| keep(endpoint));
+        endpoints.filter_map(|endpoint| endpoint.node.as_deref().map(str::to_owned)).collect()
+    };
+    let ready = nodes(|endpoint| endpoint.ready);
+    if ready.is_empty() {
+        nodes(|endpoint| endpoint.serving == Some(true) && endpoint.terminating)
+    } else {
+        ready
     }
 }
 
@@ -267,15 +283,20 @@ mod tests {
     }
 
     #[test]
-    fn local_policy_leaves_the_nodes_with_ready_endpoints() {
+    fn local_policy_leaves_the_nodes_whose_endpoints_are_used() {
         let cluster = Cluster::new(&NODES);
         cluster.services.put_service(&service("web", "Local", "10.0.0.100"));
         assert!(cluster.owners(&NODES, "10.0.0.100").is_empty(), "nobody can serve it");
-        for ready_on in NODES {
+        // With none ready, one that ends and still serves will do.
+        for (used, ending) in
+            NODES.map(|node| (node, false)).into_iter().chain(NODES.map(|node| (node, true)))
+        {
             let endpoints: Vec<_> = NODES
                 .iter()
                 .map(|node| {
-                    let conditions = json!({ "ready": *node == ready_on });
+                    let conditions = json!({
+                        "ready": *node == used && !ending, "serving": *node == used, "terminating": ending,
+                    });
                     json!({ "addresses": ["10.1.0.1"], "nodeName": node, "conditions": conditions })
                 })
                 .collect();
@@ -288,7 +309,7 @@ mod tests {
                 }))
                 .unwrap(),
             );
-            assert_eq!(cluster.owners(&NODES, "10.0.0.100"), [ready_on]);
+            assert_eq!(cluster.owners(&NODES, "10.0.0.100"), [used]);
         }
     }
 

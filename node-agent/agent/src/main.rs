@@ -13,6 +13,7 @@ mod metrics;
 mod names;
 mod options;
 mod pod_network;
+mod remove_datapath;
 mod run;
 mod service_path;
 mod services;
@@ -42,6 +43,9 @@ enum Command {
     Flows(flows::Options),
     /// Says what this node would do with a connection, and why
     Explain(explain::Options),
+    /// Takes the service path out of this node's kernel; connections of the packet path end. For a node that is taken
+    /// down, or whose agent is replaced by one that cannot go on with what the kernel holds
+    RemoveDatapath(remove_datapath::Options),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Command::Services(options) => services::run(&options),
         Command::Flows(options) => flows::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::RemoveDatapath(options) => remove_datapath::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -224,7 +224,11 @@ pub(crate) fn host_port(
     let name = ServicePortName {
         namespace: host_port.pod_namespace.as_str().into(),
         name: host_port.pod_name.as_str().into(),
-        port: host_port.host_port.to_string().into(),
+        // A pod may have one port at several addresses.
+        port: match host_port.host_ip.filter(|ip| !ip.is_unspecified()) {
+            Some(ip) => SocketAddr::new(ip, host_port.host_port).to_string().into(),
+            None => host_port.host_port.to_string().into(),
+        },
         protocol,
         is_v6,
         kind: Kind::HostPort,

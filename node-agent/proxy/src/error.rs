@@ -5,7 +5,11 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing was touched: the maps belong to another version of the agent, whose programs still run.
-    #[error("the maps in {} have layout {found}, and this agent speaks {expected}", path.display())]
+    #[error(
+        "the maps in {} have layout {found}, and this agent speaks {expected}: go back to the agent that made them, or \
+         give their flows up by `node-agent remove-datapath`",
+        path.display()
+    )]
     Layout { found: u32, expected: u32, path: PathBuf },
     #[error("cannot prepare {}", path.display())]
     Prepare {

@@ -341,12 +341,13 @@ impl Proxy {
         self.maps.maglev.set_all(&changes.maglev).map_err(failed("MAGLEV"))?;
         self.maps.backends.set_all(&changes.slots).map_err(failed("BACKENDS"))?;
         self.maps.members.set_all(&changes.new_members).map_err(failed("MEMBERS"))?;
+        // Before the frontends with their new generations: who sees one looks here once, and not again.
+        for key in &changes.old_members {
+            self.maps.members.remove(key).map_err(failed("MEMBERS"))?;
+        }
         self.maps.frontends.set_all(&changes.frontends).map_err(failed("FRONTENDS"))?;
         for key in &changes.old_frontends {
             self.maps.frontends.remove(key).map_err(failed("FRONTENDS"))?;
-        }
-        for key in &changes.old_members {
-            self.maps.members.remove(key).map_err(failed("MEMBERS"))?;
         }
         for key in &changes.old_ranges {
             self.maps.source_ranges.remove(key).map_err(failed("SOURCE_RANGES"))?;

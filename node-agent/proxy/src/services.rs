@@ -158,13 +158,13 @@ impl Services {
         services.flat_map(|known| known.skipped.iter()).chain(&self.host_port_skipped)
     }
 
-    /// Addresses at which some endpoint answers. Costs a walk over all endpoints.
+    /// Addresses at which somebody is: endpoints that are not about to end, whether they are ready or not. What is sent
+    /// to one is meant for it. Costs a walk over all endpoints.
     pub(crate) fn live_addresses(&self) -> HashSet<Addr> {
         let mut live = HashSet::new();
         let slices = self.known.values().flat_map(|known| &known.slices);
         for endpoint in slices.flat_map(|slice| &slice.endpoints) {
-            let answers = endpoint.ready || endpoint.serving == Some(true);
-            if self.overrides.get(&endpoint.address).copied().unwrap_or(answers) {
+            if endpoint.ready || endpoint.serving == Some(true) || !endpoint.terminating {
                 live.insert(addr(endpoint.address));
             }
         }

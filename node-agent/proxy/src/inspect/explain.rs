@@ -137,7 +137,7 @@ fn at_the_uplink(frontend: &FrontendView, settings: &Settings, steps: &mut Vec<S
             return Outcome::Dropped { counter: "drop_no_local_backend" };
         }
         steps.push(
-            "it has no ready backend: the host answers with a reset or an ICMP error (packet_no_backend)"
+            "it has no ready backend: the client gets a reset or an ICMP error at once (answered_no_backend)"
                 .into(),
         );
         return Outcome::Refused;
