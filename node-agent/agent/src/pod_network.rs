@@ -223,7 +223,11 @@ impl PodNetwork for AgentNetwork {
             name: request.name.clone(),
         };
         let interface = self.network_soon().await?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
-        let link = PodLink { mac: interface.pod_mac, ips: interface.ips.clone() };
+        let link = PodLink {
+            mac: interface.pod_mac,
+            ips: interface.ips.clone(),
+            unserved_netns: request.leaves_sockets.then(|| interface.netns_path.clone()),
+        };
         self.service_path.attach_pod(interface.host_ifindex, link);
         let attached = Attached {
             netns: interface.netns_path.clone(),

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -69,6 +70,8 @@ pub(crate) struct PodLink {
     /// Link-layer address of the pod's own end.
     pub(crate) mac: [u8; 6],
     pub(crate) ips: Vec<IpAddr>,
+    /// The pod's network namespace, where its sockets are to be left alone.
+    pub(crate) unserved_netns: Option<PathBuf>,
 }
 
 impl Pending {
@@ -112,7 +115,13 @@ impl ServicePath {
             }
             wake.service_changed(key);
         });
-        let worker = Worker { proxy, path: self.clone(), services: services.clone() };
+        let worker = Worker {
+            proxy,
+            path: self.clone(),
+            services: services.clone(),
+            unserved: HashMap::new(),
+            opted_out: None,
+        };
         let (running, ended) = oneshot::channel();
         let work = move || {
             // Dropped when the thread ends, however it does.
@@ -218,6 +227,10 @@ struct Worker {
     proxy: Proxy,
     path: ServicePath,
     services: Directory,
+    /// Cookies of the network namespaces whose sockets are left alone, by the interface of their pod.
+    unserved: HashMap<u32, u64>,
+    /// What of it the kernel knows; `None` before it was told.
+    opted_out: Option<HashMap<u32, u64>>,
 }
 
 impl Worker {
@@ -255,12 +268,27 @@ impl Worker {
                 }
             }
             for ifindex in work.detach {
+                self.unserved.remove(&ifindex);
                 if let Err(error) = self.proxy.detach_pod_interface(ifindex) {
                     warn!(
                         ifindex,
                         error = &error as &dyn std::error::Error,
                         "packet path of a pod that is gone"
                     );
+                }
+            }
+            // What an earlier run left stays until the node's own pods are known again.
+            let is_open = self.path.shared.is_open.load(Ordering::Acquire);
+            if is_open && self.opted_out.as_ref() != Some(&self.unserved) {
+                match self.proxy.set_opted_out(&self.unserved.values().copied().collect()) {
+                    Ok(()) => self.opted_out = Some(self.unserved.clone()),
+                    Err(error) => {
+                        error!(
+                            error = &error as &dyn std::error::Error,
+                            "the kernel does not know which pods' sockets to leave alone"
+                        );
+                        failed = true;
+                    }
                 }
             }
             if work.sync || failed {
@@ -278,7 +306,11 @@ impl Worker {
         }
     }
 
-    fn attach(&self, ifindex: u32, link: &PodLink) -> Result<(), hawser_proxy::Error> {
+    fn attach(&mut self, ifindex: u32, link: &PodLink) -> Result<(), hawser_proxy::Error> {
+        match &link.unserved_netns {
+            Some(path) => self.unserved.insert(ifindex, hawser_proxy::netns_cookie(path)?),
+            None => self.unserved.remove(&ifindex),
+        };
         if !self.proxy.attach_pod(ifindex, Some(link.mac), &link.ips)? {
             debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
         }

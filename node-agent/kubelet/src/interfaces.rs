@@ -35,6 +35,9 @@ pub struct PodNetworkRequest {
     pub name: String,
     pub hostname: String,
     pub host_ports: Vec<HostPort>,
+    /// From the annotation `hawser.io/socket-translation: "off"`: the pod's sockets see service addresses as they asked
+    /// for them, for a mesh that has ways of its own.
+    pub leaves_sockets: bool,
     /// From `kubernetes.io/ingress-bandwidth`, bits per second.
     pub ingress_bits_per_second: Option<u64>,
     /// From `kubernetes.io/egress-bandwidth`, bits per second.

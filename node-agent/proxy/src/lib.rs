@@ -35,7 +35,7 @@ pub use error::Error;
 pub use inspect::{Client, Datapath, Explanation, FlowState, FlowView, MapUsage, Outcome, Query};
 pub use kernel::sys::TestRun;
 pub use pods::ShortWays;
-pub use proxy::{Config, PacketAttachment, Proxy, SyncReport};
+pub use proxy::{Config, PacketAttachment, Proxy, SyncReport, netns_cookie};
 pub use services::ServiceObjects;
 pub use skipped::Subject;
 pub use view::{Counter, ExhaustedSource, FrontendView, dump_services};

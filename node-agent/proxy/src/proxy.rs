@@ -390,6 +390,11 @@ impl Proxy {
     }
 }
 
+/// Returns the cookie of the network namespace that is pinned at `path`, for [`Proxy::set_opted_out`].
+pub fn netns_cookie(path: &Path) -> Result<u64, Error> {
+    sys::netns_cookie_of(path).map_err(|source| Error::Prepare { path: path.to_owned(), source })
+}
+
 pub(crate) fn maps_dir(bpffs_dir: &Path) -> PathBuf {
     bpffs_dir.join("maps")
 }

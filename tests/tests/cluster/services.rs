@@ -118,6 +118,35 @@ fn node_port_answers_on_every_node_from_outside() {
     }
 }
 
+/// A mesh in the pod sees what its sockets asked for, and the service is served to its packets all the same.
+#[test]
+fn pod_can_keep_its_sockets_to_itself() {
+    let Some(ns) = Namespace::of_shared_cluster("optout") else { return };
+    serve(&ns, "ClusterIP");
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: meshed, annotations: { hawser.io/socket-translation: "off" } }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: main, image: DEMO, args: [serve, "9090"] }]
+"#,
+    )
+    .expect("applied");
+    ns.wait_for_pod("meshed");
+    client_pod(&ns);
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    for (pod, has_flows) in [("meshed", true), ("client", false)] {
+        eventually(SOON, "the service answers", || ns.exec(pod, &["/demo", "get", &address, "20"]));
+        let node = ns.field(&format!("pod/{pod}"), "/spec/nodeName").expect("a node");
+        let ip = ns.field(&format!("pod/{pod}"), "/status/podIP").expect("an address");
+        let flows = ns.cluster.on_node(&node, &["node-agent", "flows"]).expect("flows");
+        let own: Vec<_> = flows.lines().filter(|line| line.contains(&format!("{ip}:"))).collect();
+        assert_eq!(own.iter().any(|line| line.contains(&address)), has_flows, "{pod}: {own:?}");
+    }
+}
+
 #[test]
 fn service_without_ready_backends_refuses_at_once_and_comes_back() {
     let Some(ns) = Namespace::of_shared_cluster("refuse") else { return };

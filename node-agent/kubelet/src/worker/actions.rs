@@ -110,9 +110,9 @@ fn with_source(error: &dyn std::error::Error) -> String {
 }
 
 fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
+    let annotation = |name: &str| pod.object.metadata.annotations.as_ref()?.get(name);
     let bandwidth = |direction: &str| {
-        let annotations = pod.object.metadata.annotations.as_ref()?;
-        let text = annotations.get(&format!("kubernetes.io/{direction}-bandwidth"))?;
+        let text = annotation(&format!("kubernetes.io/{direction}-bandwidth"))?;
         crate::quantity::scaled(text, 1).and_then(|n| u64::try_from(n).ok())
     };
     PodNetworkRequest {
@@ -121,6 +121,7 @@ fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
         name: pod.name().to_owned(),
         hostname: hostname.to_owned(),
         host_ports: HostPort::of(&pod.object),
+        leaves_sockets: annotation("hawser.io/socket-translation").is_some_and(|value| value == "off"),
         ingress_bits_per_second: bandwidth("ingress"),
         egress_bits_per_second: bandwidth("egress"),
     }

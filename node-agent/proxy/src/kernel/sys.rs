@@ -372,6 +372,21 @@ pub(crate) fn now_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Returns the cookie of the network namespace that is pinned at `path`.
+pub(crate) fn netns_cookie_of(path: &std::path::Path) -> io::Result<u64> {
+    let namespace = std::fs::File::open(path)?;
+    // A thread of its own: it does not come back.
+    let enter = move || {
+        // SAFETY: an open file, and no memory.
+        if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        netns_cookie()
+    };
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(enter)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread ended early")))
+}
+
 /// Returns the cookie of this thread's network namespace.
 pub(crate) fn netns_cookie() -> io::Result<u64> {
     // SAFETY: no addresses; the result is a descriptor of our own.
