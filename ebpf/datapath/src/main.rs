@@ -80,6 +80,7 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 
 /// Ingress of an uplink: packets from outside, and replies of backends on other nodes.
 #[classifier]
+#[inline(always)]
 pub fn from_wire(ctx: TcContext) -> i32 {
     forward::ingress(&ctx, forward::WIRE)
 }
@@ -92,6 +93,7 @@ pub fn to_wire(ctx: TcContext) -> i32 {
 
 /// Ingress of the host's side of a pod interface: packets that the pod sends.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
     forward::ingress(&ctx, forward::INSIDE)
 }

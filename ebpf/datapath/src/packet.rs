@@ -199,21 +199,11 @@ pub(crate) fn scratch() -> Option<&'static mut Packet> {
 /// other packet.
 #[inline(always)]
 pub(crate) fn parse(ctx: &TcContext) -> bool {
-    hawser_parse(ctx.skb.skb) != 0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn hawser_parse(skb: *mut __sk_buff) -> u32 {
-    let ctx = TcContext::new(skb);
-    let Some(packet) = scratch() else { return 0 };
-    match try_parse(&ctx, packet) {
-        Ok(found) => u32::from(found),
-        Err(reason) => {
-            count(reason);
-            0
-        }
-    }
+    let Some(packet) = scratch() else { return false };
+    try_parse(ctx, packet).unwrap_or_else(|reason| {
+        count(reason);
+        false
+    })
 }
 
 #[inline(always)]
@@ -259,9 +249,24 @@ struct V4Header {
 }
 const _: () = assert!(size_of::<V4Header>() == IPV4_LEN);
 
-/// Reads the link-layer header, and as much of the IP header.
+/// Reads the link-layer header, and as much of the IP header: from memory, which is where headers are as a rule, or by a
+/// helper, a call of which costs as much as all of this.
 #[inline(always)]
 fn load_header(ctx: &TcContext, header: &mut Header, ip_header_len: usize) -> Result<(), Reason> {
+    if let Some(bytes) = bytes_at(ctx, 0, ETH_LEN + ip_header_len) {
+        // SAFETY: there are so many bytes. The machine loads words from any address.
+        unsafe {
+            let link: *const u16 = bytes.cast();
+            for index in 0..header.link.len() {
+                header.link[index] = link.add(index).read_volatile();
+            }
+            let ip: *const u32 = bytes.add(ETH_LEN).cast();
+            for index in 0..ip_header_len / 4 {
+                header.ip[index] = ip.add(index).read_volatile();
+            }
+        }
+        return Ok(());
+    }
     // SAFETY: the header has room for the longer of both.
     let result = unsafe {
         let to = (&raw mut header.link).cast();
@@ -371,6 +376,19 @@ fn parse_part(packet: &mut Packet, identification_be: u32, protocol: u8, is_firs
     packet.fragment.pad = [0; 3];
 }
 
+const V4_L4: usize = ETH_LEN + IPV4_LEN;
+const V6_L4: usize = ETH_LEN + IPV6_LEN;
+
+/// Reads what is in the packet's linear part as a rule.
+#[inline(always)]
+fn near(ctx: &TcContext, offset: usize) -> Result<TcpHeader, Reason> {
+    match bytes_at(ctx, offset, size_of::<TcpHeader>()) {
+        // SAFETY: there are so many bytes. The machine loads words from any address.
+        Some(bytes) => Ok(unsafe { bytes.cast::<TcpHeader>().read_volatile() }),
+        None => load(ctx, offset),
+    }
+}
+
 /// The TCP header without checksum, urgent pointer and options.
 #[repr(C)]
 struct TcpHeader {
@@ -385,7 +403,12 @@ struct TcpHeader {
 #[inline(always)]
 fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     let ports: [u16; 2] = if packet.tuple.protocol == IPPROTO_TCP {
-        let header: TcpHeader = load(ctx, packet.l4_offset())?;
+        let header: TcpHeader = match packet.l4_offset() {
+            // The usual places are constants: the verifier knows what lies there.
+            V4_L4 => near(ctx, V4_L4)?,
+            V6_L4 => near(ctx, V6_L4)?,
+            other => load(ctx, other)?,
+        };
         packet.tcp_header_len = header.offset >> 4 << 2;
         packet.segment = Segment {
             sequence: u32::from_be(header.sequence_be),
@@ -466,6 +489,14 @@ pub(crate) fn is_for_host(ctx: &TcContext) -> bool {
 pub(crate) fn ifindex(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the verifier checks accesses to the context.
     unsafe { (&raw const (*skb).ifindex).read_volatile() }
+}
+
+/// Returns where `len` bytes of the packet from `offset` on are, if they are in its linear part. Valid until a helper
+/// changes the packet.
+#[inline(always)]
+fn bytes_at(ctx: &TcContext, offset: usize, len: usize) -> Option<*const u8> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    (start + offset + len <= end).then_some((start + offset) as *const u8)
 }
 
 #[inline(always)]
