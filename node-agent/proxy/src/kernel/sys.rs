@@ -373,7 +373,7 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// Returns the cookie of the network namespace that is pinned at `path`.
-pub(crate) fn netns_cookie_of(path: &std::path::Path) -> io::Result<u64> {
+pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
     let namespace = std::fs::File::open(path)?;
     // A thread of its own: it does not come back.
     let enter = move || {
