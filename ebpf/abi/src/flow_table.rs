@@ -30,6 +30,17 @@ pub trait Tables: Copy {
     /// `word` is aligned and valid.
     unsafe fn exchange(self, word: *mut u64, old: u64, new: u64) -> bool;
 
+    /// [`take`], apart from its callers where that makes a difference: the verifier would look at it in each of their
+    /// rounds. Returns the new generation, 0 where the slot has an owner.
+    fn take(self, slot: u32, now_ns: u64) -> u64 {
+        take(self, slot, now_ns)
+    }
+
+    /// [`end`], likewise.
+    fn end(self, slot: u32, generation: u64) -> bool {
+        end(self, slot, generation)
+    }
+
     /// A flow that had not been answered gave way.
     fn evicted(self);
 
@@ -109,8 +120,9 @@ pub fn claim<T: Tables>(tables: T, hash: u64, now_ns: u64) -> Option<Claim> {
         // SAFETY: `Tables` vouches for the pointer.
         let flow = unsafe { &*flow };
         if is_expired(flow, now_ns) {
-            if let Some(claim) = take(tables, slot, now_ns) {
-                return Some(claim);
+            let generation = tables.take(slot, now_ns);
+            if generation != 0 {
+                return Some(Claim { slot, generation });
             }
         } else if gives_way(flow) && unanswered == NONE {
             unanswered = slot;
@@ -119,9 +131,12 @@ pub fn claim<T: Tables>(tables: T, hash: u64, now_ns: u64) -> Option<Claim> {
     if unanswered == NONE {
         return None;
     }
-    let claim = take(tables, unanswered, now_ns)?;
+    let generation = tables.take(unanswered, now_ns);
+    if generation == 0 {
+        return None;
+    }
     tables.evicted();
-    Some(claim)
+    Some(Claim { slot: unanswered, generation })
 }
 
 /// Shows a flow whose tuples are entered to all. The slot is the flow's from here on.
@@ -230,7 +245,7 @@ fn is_over<T: Tables>(tables: T, reference: FlowRef, tuple: &FlowKey, now_ns: u6
     // SAFETY: `Tables` vouches for the pointer.
     generation & OWNED == 0
         && unsafe { &*flow }.is_reusable(now_ns)
-        && end(tables, reference.slot(), reference.generation())
+        && tables.end(reference.slot(), reference.generation())
 }
 
 /// Finds an entry in a full bucket that may be replaced: one that is stale, or of a flow that gives way.
@@ -248,7 +263,7 @@ fn make_room<T: Tables>(tables: T, bucket: *mut FlowBucket, now_ns: u64) -> Opti
         }
         let expired = is_expired(flow, now_ns);
         // An owner's flow cannot be ended.
-        if (expired || gives_way(flow)) && end(tables, found.slot(), found.generation()) {
+        if (expired || gives_way(flow)) && tables.end(found.slot(), found.generation()) {
             if !expired {
                 tables.evicted();
             }
@@ -258,24 +273,24 @@ fn make_room<T: Tables>(tables: T, bucket: *mut FlowBucket, now_ns: u64) -> Opti
     None
 }
 
-/// Ends the flow that is in a slot, and takes the slot.
+/// Ends the flow that is in a slot, and takes the slot. Returns its new generation, 0 where it has an owner.
 #[inline(always)]
-fn take<T: Tables>(tables: T, slot: u32, now_ns: u64) -> Option<Claim> {
-    let flow = tables.flow(slot)?;
+pub fn take<T: Tables>(tables: T, slot: u32, now_ns: u64) -> u64 {
+    let Some(flow) = tables.flow(slot) else { return 0 };
     // SAFETY: `Tables` vouches for the pointer; all CPUs change the field in this way alone.
     let generation = unsafe { (&raw const (*flow).generation).read_volatile() };
     if generation & OWNED != 0 {
-        return None;
+        return 0;
     }
     let next = next_generation(generation);
     // SAFETY: as above.
     if !unsafe { tables.exchange(&raw mut (*flow).generation, generation, next | OWNED) } {
-        return None;
+        return 0;
     }
     // SAFETY: as above, and the slot is ours.
     unsafe { (&raw mut (*flow).last_seen_ns).write_volatile(now_ns) };
     remove_entries(tables, flow, slot, generation);
-    Some(Claim { slot, generation: next })
+    next
 }
 
 /// Removes the entries that a flow had in `generation`. The caller owns the slot.

@@ -174,6 +174,12 @@ extern "C" fn hawser_flow_enter(slot: u32, generation: u64, direction: u32, now_
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn hawser_flow_take(slot: u32, now_ns: u64) -> u64 {
+    flow_table::take(Kernel, slot, now_ns)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn hawser_flow_end(slot: u32, generation: u64) -> u32 {
     u32::from(flow_table::end(Kernel, slot, generation))
 }
@@ -213,6 +219,16 @@ impl Tables for Kernel {
         // SAFETY: the caller vouches for the pointer.
         let (_, exchanged) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, old, new) };
         exchanged
+    }
+
+    #[inline(always)]
+    fn take(self, slot: u32, now_ns: u64) -> u64 {
+        hawser_flow_take(slot, now_ns)
+    }
+
+    #[inline(always)]
+    fn end(self, slot: u32, generation: u64) -> bool {
+        hawser_flow_end(slot, generation) != 0
     }
 
     #[inline(always)]

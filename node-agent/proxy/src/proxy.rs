@@ -189,7 +189,10 @@ impl Proxy {
         host_ports: &[HostPort],
     ) -> Result<SyncReport, Error> {
         let wanted = self.services.replace(services, slices, host_ports);
-        self.apply_and_report(wanted)
+        let report = self.apply_and_report(wanted);
+        // All of a cluster's services at once leave behind as much memory as they are kept in.
+        sys::give_back_memory();
+        report
     }
 
     /// Brings the kernel to what some services' objects say. Costs by what changed, not by what there is. Errors as

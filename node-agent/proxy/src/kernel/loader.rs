@@ -4,7 +4,9 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya::{EbpfLoader, programs::Program};
@@ -123,20 +125,29 @@ fn load_programs(maps_dir: &Path, sizes: Sizes, set_retval: bool) -> Result<(Map
         .load(object::bytes())
         .map_err(|source| Error::Load { program: "object".to_owned(), source: Box::new(source) })?;
 
-    let mut programs = BTreeMap::new();
-    for (name, program) in object.programs_mut() {
-        let failed = |source| Error::Load { program: name.to_owned(), source: Box::new(source) };
-        match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            other => unreachable!("the datapath has no program of type {:?}", other.prog_type()),
-        }
-        .map_err(failed)?;
-        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-        programs.insert(name.to_owned(), fd.map_err(|source| Error::Kernel { what: "dup", source })?);
-    }
+    // The verifier takes its time, and for each program by itself: they are loaded side by side.
+    let programs = thread::scope(|scope| {
+        let loads: Vec<_> = object
+            .programs_mut()
+            .map(|(name, program)| scope.spawn(move || Ok((name.to_owned(), load_program(name, program)?))))
+            .collect();
+        let loads = loads.into_iter().map(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        loads.collect::<Result<BTreeMap<_, _>, Error>>()
+    })?;
     Ok((open_maps(maps_dir)?, Programs(programs)))
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd, Error> {
+    let failed = |source| Error::Load { program: name.to_owned(), source: Box::new(source) };
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        other => unreachable!("the datapath has no program of type {:?}", other.prog_type()),
+    }
+    .map_err(failed)?;
+    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    fd.map_err(|source| Error::Kernel { what: "dup", source })
 }
 
 /// Opens the pinned maps without loading anything, for commands that only look.

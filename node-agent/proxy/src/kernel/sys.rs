@@ -488,3 +488,12 @@ pub(crate) fn boot_time_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
+
+/// Returns memory that is free to the kernel, where the allocator would keep it.
+pub(crate) fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
