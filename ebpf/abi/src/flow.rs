@@ -303,6 +303,16 @@ impl Flow {
         is_expired(self, now_ns) || self.is_closed() && idle_ns > TCP_REUSE_NS
     }
 
+    /// Returns what the client is to acknowledge first, after a packet of `direction` was seen.
+    #[inline(always)]
+    pub const fn ack_after(&self, direction: u32, segment: &Segment) -> u32 {
+        if direction == DIRECTION_REPLY && segment.has(TCP_SYN | TCP_ACK) {
+            segment.sequence.wrapping_add(1)
+        } else {
+            self.expected_ack
+        }
+    }
+
     /// Returns the flags after a packet of `direction` was seen. [`FLOW_FOREIGN`] may be new among them.
     #[inline(always)]
     pub const fn flags_after(&self, direction: u32, segment: &Segment) -> u32 {
@@ -327,7 +337,7 @@ impl Flow {
         }
         if is_reply {
             if segment.has(TCP_SYN | TCP_ACK) {
-                flags |= FLOW_ANSWERED;
+                flags = flags & !FLOW_FOREIGN | FLOW_ANSWERED;
             } else if flags & (FLOW_ANSWERED | FLOW_SNAT) == 0 && !segment.has(TCP_RST) {
                 flags |= FLOW_FOREIGN;
             }
@@ -377,9 +387,7 @@ mod tests {
             let segment =
                 Segment { sequence: *sequence, acknowledgement: *acknowledgement, flags: u32::from(*flags) };
             let flags = flow.flags_after(*direction, &segment);
-            if flags & FLOW_ANSWERED != 0 && segment.has(TCP_SYN | TCP_ACK) {
-                flow.expected_ack = segment.sequence.wrapping_add(1);
-            }
+            flow.expected_ack = flow.ack_after(*direction, &segment);
             flow.flags = flags;
         }
         flow
@@ -397,6 +405,9 @@ mod tests {
         assert_eq!(then((FORWARD, TCP_ACK, 8, 1460)), FLOW_ANSWERED | FLOW_CONFIRMED, "data was quick");
         assert_eq!(then((FORWARD, TCP_ACK, 8, u32::MAX)), FLOW_ANSWERED, "nobody's number");
         assert_eq!(then((FORWARD, TCP_SYN, 7, 0)), FLOW_ANSWERED, "sent again");
+        let again = (REPLY, TCP_SYN | TCP_ACK, 5000, 8);
+        let flags = after(IPPROTO_TCP, &[answered[0], answered[1], again, (FORWARD, TCP_ACK, 8, 5001)]).flags;
+        assert_eq!(flags, FLOW_ANSWERED | FLOW_CONFIRMED, "answered anew");
     }
 
     #[test]
@@ -430,7 +441,10 @@ mod tests {
     #[test]
     fn answer_to_nobodys_question_is_an_older_connections() {
         let sent = (FORWARD, TCP_SYN, 7, 0);
-        assert_eq!(after(IPPROTO_TCP, &[sent, (REPLY, TCP_ACK, 1, 1)]).flags, FLOW_FOREIGN);
+        let foreign = (REPLY, TCP_ACK, 1, 1);
+        assert_eq!(after(IPPROTO_TCP, &[sent, foreign]).flags, FLOW_FOREIGN);
+        let own = (REPLY, TCP_SYN | TCP_ACK, 1, 8);
+        assert_eq!(after(IPPROTO_TCP, &[sent, foreign, own]).flags, FLOW_ANSWERED, "its own came after all");
         assert_eq!(after(IPPROTO_TCP, &[sent, (REPLY, TCP_RST, 0, 8)]).flags, FLOW_RST_REPLY);
     }
 

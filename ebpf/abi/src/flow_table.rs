@@ -288,7 +288,14 @@ pub fn take<T: Tables>(tables: T, slot: u32, now_ns: u64) -> u64 {
         return 0;
     }
     // SAFETY: as above, and the slot is ours.
-    unsafe { (&raw mut (*flow).last_seen_ns).write_volatile(now_ns) };
+    unsafe {
+        // It may be another flow by now than the one that was looked at, or one that has been confirmed.
+        if !is_expired(&*flow, now_ns) && !gives_way(&*flow) {
+            (&raw mut (*flow).generation).write_volatile(generation);
+            return 0;
+        }
+        (&raw mut (*flow).last_seen_ns).write_volatile(now_ns);
+    }
     remove_entries(tables, flow, slot, generation);
     next
 }

@@ -5,7 +5,7 @@ use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use hawser_ebpf_abi::{
     Flow, FlowBucket, FlowKey, FlowRef, Reason,
-    flow::{DIRECTION_REPLY, FLOW_ANSWERED, FLOW_FOREIGN},
+    flow::{DIRECTION_REPLY, FLOW_FOREIGN},
     flow_table::{self, Claim, Entered, Tables},
 };
 
@@ -68,24 +68,30 @@ fn found(found: u64) -> Option<Found> {
 
 /// Notes that a packet of the flow was seen. False for one that is none of the flow's, and left alone.
 #[inline(always)]
-pub(crate) fn note(flow: &mut Flow, packet: &Packet, direction: u32, now_ns: u64) -> bool {
+pub(crate) fn note(found: Found, flow: &mut Flow, packet: &Packet, now_ns: u64) -> bool {
     // An error is no sign of life: anybody can send one.
     if packet.is_error() {
         return true;
     }
-    let flags = flow.flags_after(direction, &packet.segment);
+    let is_reply = found.is_reply();
+    let flags = flow.flags_after(found.direction, &packet.segment);
+    let expected_ack = flow.ack_after(found.direction, &packet.segment);
+    // SAFETY: a field of an array's entry. Volatile: another CPU may have taken the slot since it was found.
+    if unsafe { (&raw const flow.generation).read_volatile() } != found.generation {
+        return true;
+    }
+    // What the client is to acknowledge comes first, for a CPU that sees it do so.
+    if expected_ack != flow.expected_ack {
+        flow.expected_ack = expected_ack;
+    }
     // Two CPUs may each change a flag and one change be lost: the next packet makes it again.
     if flags != flow.flags {
-        // What the client is to acknowledge comes first, for a CPU that sees it do so.
-        if flags & FLOW_ANSWERED != 0 && direction == DIRECTION_REPLY {
-            flow.expected_ack = packet.segment.sequence.wrapping_add(1);
-        }
         flow.flags = flags;
     }
     if now_ns.saturating_sub(flow.last_seen_ns) > SEEN_STEP_NS {
         flow.last_seen_ns = now_ns;
     }
-    direction != DIRECTION_REPLY || flags & FLOW_FOREIGN == 0
+    !is_reply || flags & FLOW_FOREIGN == 0
 }
 
 /// Takes a slot for a new flow with this first packet.

@@ -15,7 +15,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hawser_ebpf_abi::{
     Flow, Frontend, FrontendKey, IPPROTO_UDP, Reason,
-    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_FOREIGN, FLOW_SNAT},
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_FOREIGN, FLOW_RST_FORWARD, FLOW_SNAT},
     service::Client,
 };
 
@@ -75,7 +75,7 @@ pub(crate) fn reply(ctx: &TcContext) -> i32 {
     let now_ns = flows::now_ns();
     let Some(found) = flows::find(now_ns) else { return PASS };
     let Some(flow) = found.flow() else { return PASS };
-    if !found.is_reply() || !flows::note(flow, packet, DIRECTION_REPLY, now_ns) {
+    if !found.is_reply() || !flows::note(found, flow, packet, now_ns) {
         return PASS;
     }
     let rewritten = rewrite(ctx, packet, flow, DIRECTION_REPLY).and_then(|()| write_ip(ctx, packet));
@@ -92,7 +92,8 @@ fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
     if packet.tuple.protocol != IPPROTO_UDP {
         // The client uses its port again, or knocks where another connection of its own answers. TCP drains: it stays
         // with a backend that is gone.
-        return !packet.starts_flow() || !flow.is_closed() && flow.flags & FLOW_FOREIGN == 0;
+        let is_over = flow.is_closed() || flow.flags & (FLOW_RST_FORWARD | FLOW_FOREIGN) != 0;
+        return !packet.starts_flow() || !is_over;
     }
     if packet.is_error() || flow.flags & FLOW_DIRECT != 0 {
         return true;
@@ -112,7 +113,7 @@ fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
 #[inline(always)]
 fn with_flow(ctx: &TcContext, packet: &Packet, found: Found, client: u32, now_ns: u64) -> i32 {
     let Some(flow) = found.flow() else { return PASS };
-    if !flows::note(flow, packet, found.direction, now_ns) {
+    if !flows::note(found, flow, packet, now_ns) {
         return hawser_go_on(ctx.skb.skb, client, NO_SLOT);
     }
     if flow.flags & FLOW_SNAT != 0 {

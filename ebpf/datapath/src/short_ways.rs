@@ -127,7 +127,7 @@ pub(crate) fn has_own_source(ctx: &TcContext, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn is_pod_range(settings: &Settings, addr: &Addr) -> bool {
+pub(crate) fn is_pod_range(settings: &Settings, addr: &Addr) -> bool {
     // By number: the verifier cannot tell where a loop over pointers ends.
     let mut index = 0;
     while index < RANGES {

@@ -13,8 +13,11 @@ use crate::{
     count::count,
     flows,
     forward::{client_of, frontend_of},
+    maps::SETTINGS,
     packet::{Packet, scratch},
-    select, sources,
+    select,
+    short_ways::is_pod_range,
+    sources,
 };
 
 /// Backends tried when the client's own tuple towards one is taken by another flow. Then the port is replaced.
@@ -80,7 +83,8 @@ fn try_start_flow(
     }
     flow.flags = FLOW_SNAT;
     // Where replies come back by themselves the client keeps its address: its own port alone is taken.
-    let from = if keeps_source(packet, client) { sources::CLIENT } else { sources::NODE };
+    let keeps_address = keeps_source(packet, client) && knows_pods(&packet.backend);
+    let from = if keeps_address { sources::CLIENT } else { sources::NODE };
     sources::allocate(packet, flow, claim, from, now_ns).inspect_err(|_| flows::give_back(claim))?;
     complete(claim, now_ns).map(Some)
 }
@@ -115,6 +119,12 @@ pub(crate) extern "C" fn hawser_start_direct_flow(now_ns: u64) -> i64 {
         flows::end(found);
         return NO_FLOW;
     }
+    let FlowKey { destination, destination_port_be, .. } = packet.tuple;
+    packet.backend = Backend { addr: destination, port_be: destination_port_be, flags: 0, pad: 0 };
+    if !knows_pods(&packet.backend) {
+        // The host gives the packet another source, and sees to it that no two are the same.
+        return NO_FLOW;
+    }
     match try_start_direct_flow(packet, now_ns) {
         Ok(slot) => i64::from(slot),
         Err(reason) => refused(reason),
@@ -128,8 +138,6 @@ fn try_start_direct_flow(packet: &mut Packet, now_ns: u64) -> Result<u32, Reason
     flow.forward = packet.tuple;
     flow.service_id = 0;
     flow.frontend_generation = 0;
-    let FlowKey { destination, destination_port_be, .. } = packet.tuple;
-    packet.backend = Backend { addr: destination, port_be: destination_port_be, flags: 0, pad: 0 };
     sources::allocate(packet, flow, claim, sources::CLIENT, now_ns)
         .inspect_err(|_| flows::give_back(claim))?;
     complete(claim, now_ns)
@@ -139,6 +147,14 @@ fn try_start_direct_flow(packet: &mut Packet, now_ns: u64) -> Result<u32, Reason
 fn refused(reason: Reason) -> i64 {
     count(reason);
     REFUSED
+}
+
+/// Tells whether packets with a pod's address find their way back from there: not from outside of the cluster, nor from
+/// the network of other nodes.
+#[inline(always)]
+fn knows_pods(backend: &Backend) -> bool {
+    backend.flags & BACKEND_LOCAL != 0
+        || SETTINGS.get(0).is_some_and(|settings| is_pod_range(settings, &backend.addr))
 }
 
 /// Tells whether replies of the backend come back by themselves: they pass this node, or are for one of its pods, and

@@ -307,13 +307,13 @@ impl Worker {
     }
 
     fn attach(&mut self, ifindex: u32, link: &PodLink) -> Result<(), hawser_proxy::Error> {
+        if !self.proxy.attach_pod(ifindex, Some(link.mac), &link.ips)? {
+            debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
+        }
         match &link.unserved_netns {
             Some(path) => self.unserved.insert(ifindex, hawser_proxy::netns_cookie(path)?),
             None => self.unserved.remove(&ifindex),
         };
-        if !self.proxy.attach_pod(ifindex, Some(link.mac), &link.ips)? {
-            debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
-        }
         Ok(())
     }
 

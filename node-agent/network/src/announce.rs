@@ -32,6 +32,7 @@ pub(crate) async fn replace(
     netlink: &Netlink,
     config: &Config,
     wanted: &BTreeSet<IpAddr>,
+    guarded: &mut Option<BTreeSet<IpAddr>>,
 ) -> Result<Announced, Error> {
     let uplink = netlink.uplink(config.uplink.as_deref(), config.node_ip).await?;
     let mut announced = Announced::default();
@@ -49,10 +50,15 @@ pub(crate) async fn replace(
     }
     // One that the node has for other reasons is answered for already, and is not ours to limit.
     let ours: BTreeSet<IpAddr> = wanted.difference(&own).copied().collect();
-    if ours != lent || !announced.released.is_empty() {
-        guard::install(&ours).await?;
+    if guarded.as_ref() != Some(&ours) {
+        match guard::install(&ours).await {
+            Ok(()) => *guarded = Some(ours.clone()),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
     }
-    for address in ours {
+    // One that cannot be guarded is not taken; those that are there are kept up.
+    let is_guarded = guarded.as_ref() == Some(&ours);
+    for address in ours.into_iter().filter(|address| is_guarded || lent.contains(address)) {
         match netlink.replace_lent_address(uplink.index, address, LIFETIME).await {
             Ok(()) if !lent.contains(&address) => announced.taken.push(address),
             other => outcome = outcome.and(other),

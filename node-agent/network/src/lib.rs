@@ -60,7 +60,8 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
     pub name: String,
-    /// The node's own: without those of services that are announced on the link, and without link-local ones.
+    /// The node's own: without those of services that are announced on the link, without link-local ones, and without
+    /// those of IPv6 that are not to last (temporary, deprecated) or not yet in use.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -91,6 +92,8 @@ pub struct Network {
     netlink: Netlink,
     /// One change of pods at a time: they share the address blocks, and take milliseconds.
     pods: Mutex<Pods>,
+    /// Addresses of services that the node's own programs are kept away from; `None` before it was seen to.
+    guarded: Mutex<Option<BTreeSet<IpAddr>>>,
 }
 
 impl Network {
@@ -121,7 +124,7 @@ impl Network {
             netlink.replace_host_address(loopback, *address).await?;
         }
         let pods = Pods::load(&config.state_dir, &config.pod_cidrs, config.node_ip, pod_mtu)?;
-        Ok(Self { config, netlink, pods: Mutex::new(pods) })
+        Ok(Self { config, netlink, pods: Mutex::new(pods), guarded: Mutex::default() })
     }
 
     /// Looks at the link to the other nodes: the configured one, or the one with the node's address.
@@ -131,8 +134,10 @@ impl Network {
     pub async fn uplink(&self) -> Result<Uplink, Error> {
         let link = self.netlink.uplink(self.config.uplink.as_deref(), self.config.node_ip).await?;
         let found = self.netlink.addresses(link.index).await?;
-        let own = found.into_iter().filter(|(_, _, is_lent)| !is_lent).map(|(address, ..)| address);
-        let addresses = own.filter(|address| !is_link_local(*address)).collect();
+        let own = found.into_iter().filter(|(address, message, is_lent)| {
+            !is_lent && !is_link_local(*address) && netlink::stays(*address, message)
+        });
+        let addresses = own.map(|(address, ..)| address).collect();
         Ok(Uplink { name: link.name, addresses })
     }
 
@@ -150,7 +155,8 @@ impl Network {
     /// # Errors
     /// The first that the kernel refused; the others were tried.
     pub async fn announce(&self, addresses: &BTreeSet<IpAddr>) -> Result<Announced, Error> {
-        announce::replace(&self.netlink, &self.config, addresses).await
+        let mut guarded = self.guarded.lock().await;
+        announce::replace(&self.netlink, &self.config, addresses, &mut guarded).await
     }
 
     /// Gives a pod its namespace, link and addresses; a pod that has them keeps them.

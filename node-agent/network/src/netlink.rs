@@ -359,6 +359,16 @@ fn link_of(message: &LinkMessage) -> Link {
     link
 }
 
+/// Tells whether an address is the link's for good: IPv6 has some that change by themselves (RFC 8981).
+pub(crate) fn stays(address: IpAddr, message: &AddressMessage) -> bool {
+    let passing = AddressFlags::Secondary
+        | AddressFlags::Deprecated
+        | AddressFlags::Tentative
+        | AddressFlags::Dadfailed;
+    let is_passing = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.intersects(passing));
+    address.is_ipv4() || !message.attributes.iter().any(is_passing)
+}
+
 fn unreachable(range: IpNet) -> RouteMessage {
     match range {
         IpNet::V4(range) => RouteMessageBuilder::<Ipv4Addr>::new()

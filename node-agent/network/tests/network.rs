@@ -217,8 +217,12 @@ fn uplink_is_found_by_the_nodes_address() {
     let Some(lan) = Lan::new(Mode::Routes) else { return };
     let lent: IpAddr = "172.29.0.77".parse().unwrap();
     announce(&lan, 1, &[lent]);
+    let netns = lan.netns("n1");
+    ip(&format!("-n {netns} address add fd29::9/64 dev eth0 nodad"));
+    ip(&format!("-n {netns} address add fd29::8/64 dev eth0 nodad preferred_lft 0"));
     let uplink = lan.with(1, async |network| network.uplink().await).unwrap();
-    assert_eq!((uplink.name.as_str(), uplink.addresses), ("eth0", vec![Lan::node_ip(1)]));
+    let expected = [Lan::node_ip(1), "fd29::9".parse().unwrap()];
+    assert_eq!((uplink.name.as_str(), uplink.addresses.as_slice()), ("eth0", &expected[..]));
 }
 
 #[test]

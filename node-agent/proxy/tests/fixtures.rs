@@ -6,7 +6,7 @@ mod support;
 
 use std::net::IpAddr;
 
-use hawser_proxy::Proxy;
+use hawser_proxy::{Proxy, ShortWays};
 use support::{Spec, counter, run, service, slice};
 
 const PASS: i32 = -1;
@@ -19,6 +19,7 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const FIN_ACK: u8 = 0x11;
 const SYN_ACK: u8 = 0x12;
+const RST: u8 = 0x04;
 
 /// A packet in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +154,10 @@ fn check(
 /// A node with: 30080 TCP and 30053 UDP to a pod here, 30090 TCP and 30063 UDP to a pod of another node, 30070 without
 /// backend, 30071 with policy Local and a backend elsewhere. All for both families.
 fn proxy(lab: &support::Lab) -> Proxy {
-    let mut proxy = lab.proxy();
+    let mut config = lab.config();
+    config.pod_ranges = vec![("10.91.0.0".parse().unwrap(), 24)];
+    config.short_ways = ShortWays::Off;
+    let mut proxy = Proxy::start(config).unwrap();
     let mut services = Vec::new();
     let mut slices = Vec::new();
     let here = [("10.91.0.2", "node-a", true)];
@@ -346,6 +350,8 @@ fn client_that_uses_its_port_again_gets_a_new_flow() {
         answer(FIN_ACK);
         check("the port again", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
         answer(SYN_ACK);
+        check("the client resets", &proxy, "from_wire", &sent(RST), PASS, &expected(RST), forwarded);
+        check("the port once more", &proxy, "from_wire", &sent(SYN), PASS, &expected(SYN), new);
     });
 }
 

@@ -73,10 +73,13 @@ fn services(fields: &Fields<'_>, lookup: &dyn Lookup) -> BTreeMap<String, String
     let links = fields.pod.spec().enable_service_links != Some(false);
     let namespace = fields.pod.namespace();
     let all = lookup.services(namespace);
-    let visible =
-        all.iter().filter(|service| is_api_server(service) || links && &*service.key.namespace == namespace);
-    // The pod's own namespace comes last, so that its `kubernetes` service would win.
-    service_variables(visible.map(AsRef::as_ref)).into_iter().collect()
+    let is_own = |service: &&Service| &*service.key.namespace == namespace;
+    let visible = all.iter().map(AsRef::as_ref);
+    let mut visible: Vec<&Service> =
+        visible.filter(|service| is_api_server(service) || links && is_own(service)).collect();
+    // The pod's own namespace comes last, so that its `kubernetes` service wins.
+    visible.sort_by_key(is_own);
+    service_variables(visible).into_iter().collect()
 }
 
 fn from_objects(

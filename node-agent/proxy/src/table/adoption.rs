@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     Bounds, Held, Pass, Table,
-    applied::{Applied, members},
+    applied::{Applied, members, next_generation},
     wire::{Maglev, wire_set},
 };
 
@@ -111,7 +111,8 @@ impl Table {
         }
         let departed = adoption.departed.remove(&service_id).unwrap_or_default();
         let mut applied = Box::new(Applied::new(service_id));
-        applied.generation = generation;
+        // Who has a backend of the set that was there looks again.
+        applied.generation = if is_same { generation } else { next_generation(generation) };
         applied.departed = departed.into_iter().map(|key| (key, now)).collect();
         if is_same {
             let len = (port.cluster.len() + port.local.len()) as u32;
