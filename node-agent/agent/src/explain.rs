@@ -11,7 +11,10 @@ use anyhow::{Context, bail};
 use hawser_network::pod_addresses;
 use hawser_proxy::{Client, Datapath, Explanation, Outcome, Query};
 
-use crate::{flows, services::pins};
+use crate::{
+    flows,
+    services::{pins, print_line},
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -46,7 +49,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     };
     let routes = next_hops.into_iter().map(|address| format!("route: {}", route(address)));
     for line in describe(&explanation).into_iter().chain(routes) {
-        println!("{line}");
+        if !print_line(line) {
+            break;
+        }
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use hawser_network::pod_addresses;
 use hawser_proxy::{Counter, Datapath, FlowState, FlowView};
 
-use crate::services::pins;
+use crate::services::{pins, print_line};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -171,12 +171,6 @@ fn run_counters(options: &Options, datapath: &Datapath) -> anyhow::Result<()> {
 
 fn rounds(options: &Options) -> u32 {
     if options.watch { options.count } else { 1 }
-}
-
-/// False where nobody reads any more.
-fn print_line(text: impl AsRef<str>) -> bool {
-    use std::io::Write as _;
-    writeln!(std::io::stdout(), "{}", text.as_ref()).is_ok()
 }
 
 const HEADER: &str =

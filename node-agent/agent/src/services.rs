@@ -16,16 +16,25 @@ pub(crate) fn pins(state_dir: &std::path::Path) -> PathBuf {
     state_dir.join("bpf")
 }
 
+/// Prints for people; false where nobody reads any more (`| head`), which is no error.
+pub(crate) fn print_line(text: impl AsRef<str>) -> bool {
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "{}", text.as_ref()).is_ok()
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let pins = pins(&options.state_dir);
     let frontends = hawser_proxy::dump_services(&pins)
         .with_context(|| format!("cannot read the datapath's maps below {}", pins.display()))?;
-    println!("{:<46} {:<5} {:>8}  BACKENDS", "FRONTEND", "PROTO", "SERVICE");
+    print_line(format!("{:<46} {:<5} {:>8}  BACKENDS", "FRONTEND", "PROTO", "SERVICE"));
     for frontend in frontends {
         let backends: Vec<String> = frontend.backends.iter().map(ToString::to_string).collect();
         let shown = if backends.is_empty() { "none: refused".to_owned() } else { backends.join(" ") };
         let address = frontend.address.to_string();
-        println!("{address:<46} {:<5} {:>8}  {shown}", frontend.protocol, frontend.service_id);
+        let (protocol, id) = (frontend.protocol, frontend.service_id);
+        if !print_line(format!("{address:<46} {protocol:<5} {id:>8}  {shown}")) {
+            break;
+        }
     }
     Ok(())
 }
