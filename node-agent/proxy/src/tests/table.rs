@@ -307,7 +307,7 @@ fn restart_repairs_a_kernel_that_differs() {
     check(&maps, &all.into_iter().map(|(name, port)| (name, port.unwrap())).collect());
     let repaired = maps.frontends[&key(1, 80, IPPROTO_TCP)];
     assert_eq!(repaired.service_id, service_id, "flows and sockets know the service by its id");
-    assert_eq!(repaired.generation, generation + 1, "sockets have to look again");
+    assert_ne!(repaired.generation, generation, "sockets have to look again");
     assert_ne!(maps.frontends[&key(3, 80, IPPROTO_UDP)].service_id, service_id);
 }
 
