@@ -66,7 +66,8 @@ fn found(found: u64) -> Option<Found> {
     })
 }
 
-/// Notes that a packet of the flow was seen. False for one that is none of the flow's, and left alone.
+/// Notes that a packet of the flow was seen. False for one that is none of the flow's, and left alone: it belongs to a
+/// connection beside it, or the flow has made room for another one since it was found.
 #[inline(always)]
 pub(crate) fn note(found: Found, flow: &mut Flow, packet: &Packet, now_ns: u64) -> bool {
     // An error is no sign of life: anybody can send one.
@@ -78,7 +79,7 @@ pub(crate) fn note(found: Found, flow: &mut Flow, packet: &Packet, now_ns: u64) 
     let expected_ack = flow.ack_after(found.direction, &packet.segment);
     // SAFETY: a field of an array's entry. Volatile: another CPU may have taken the slot since it was found.
     if unsafe { (&raw const flow.generation).read_volatile() } != found.generation {
-        return true;
+        return false;
     }
     // What the client is to acknowledge comes first, for a CPU that sees it do so.
     if expected_ack != flow.expected_ack {

@@ -8,7 +8,8 @@
 //! | egress to a pod | | replies of backends to this pod |
 //!
 //! A source is replaced where replies would not come back by themselves: towards a backend on another node for a
-//! client outside, and towards the client itself where it is its own backend. ICMP errors travel with their flows.
+//! client outside, and towards the client itself where it is its own backend. A port alone is replaced where another
+//! flow of the client's has it. ICMP errors travel with their flows.
 //! What a program does not translate may still take a short way (`short_ways`), and is translated there if its egress
 //! hook is passed by.
 
@@ -207,7 +208,7 @@ pub(crate) fn frontend_of(packet: &Packet) -> Option<&'static Frontend> {
         protocol: packet.tuple.protocol,
         pad: 0,
     };
-    // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
     unsafe { FRONTENDS.get(&key) }
 }
 

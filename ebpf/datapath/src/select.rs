@@ -81,7 +81,7 @@ fn keep_for_packet(packet: &mut Packet, frontend: &Frontend, is_wire: u32, hash:
 pub(crate) fn is_member(frontend: &Frontend, client: Client, backend: &Endpoint) -> bool {
     let key =
         MemberKey { service_id: frontend.service_id, addr: backend.addr, port_be: backend.port_be, pad: 0 };
-    // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
     unsafe { MEMBERS.get(&key) }.is_some_and(|sets| *sets & frontend.member_of(client) != 0)
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn is_in_ranges(packet: &Packet, frontend: &Frontend) -> bool {
 #[inline(always)]
 fn keep_or_choose(key: &AffinityKey, frontend: &Frontend, client: Client, hash: u32) -> Option<Backend> {
     let now_ns = now_ns();
-    // SAFETY: an entry that is replaced meanwhile stays readable until this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
     let known = unsafe { AFFINITY.get_ptr_mut(key).and_then(|entry| entry.as_mut()) };
     let is_known = known.is_some();
     if let Some(entry) = known {

@@ -133,7 +133,7 @@ fn find_frontend(
     protocol: u8,
 ) -> Result<Option<&'static Frontend>, Reason> {
     let key = FrontendKey { addr: service.addr, port_be: service.port_be, protocol, pad: 0 };
-    // SAFETY: an entry that is replaced meanwhile is freed after this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
     let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else { return Ok(None) };
     let Some(settings) = SETTINGS.get(0) else { return Ok(None) };
     if settings.opted_out == 0 && frontend.flags & RESTRICTED == 0 {

@@ -65,7 +65,7 @@ pub(crate) fn service_of(ctx: &SockAddrContext, backend: &Endpoint) -> Option<En
     // SAFETY: the helper takes the context of this program type.
     let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let key = OverflowKey { socket_cookie, endpoint: *backend, kind: OVERFLOW_BY_BACKEND };
-    // SAFETY: an entry that is replaced meanwhile is freed after this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
     unsafe { UDP_OVERFLOW.get_ptr(&key)?.as_ref() }.map(|peer| peer.service)
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn service_of(ctx: &SockAddrContext, backend: &Endpoint) -> Option<En
 pub(crate) fn empty_overflow(socket_cookie: u64) {
     for number in 0..UDP_OVERFLOW_PER_SOCKET {
         let key = OverflowKey::by_number(socket_cookie, number);
-        // SAFETY: an entry stays readable until this program has ended (RCU).
+        // SAFETY: the memory stays the map's. An entry that is removed may be another one while it is read (since 6.1).
         let Some(peer) = (unsafe { UDP_OVERFLOW.get(&key) }) else { return };
         let by_service = OverflowKey { socket_cookie, endpoint: peer.service, kind: OVERFLOW_BY_SERVICE };
         // SAFETY: as above. The backend may have been replaced since the number was given.
@@ -128,7 +128,7 @@ fn overflow(
     // SAFETY: the helper takes the context of this program type.
     let socket_cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let mut key = OverflowKey { socket_cookie, endpoint: *service, kind: OVERFLOW_BY_SERVICE };
-    // SAFETY: an entry stays readable until this program has ended (RCU).
+    // SAFETY: the memory stays the map's. An entry that is removed may be another one while it is read (since 6.1).
     if let Some(known) = unsafe { UDP_OVERFLOW.get(&key) } {
         let mut peer = *known;
         let backend = keep_or_replace(ctx, &mut peer, frontend)?;

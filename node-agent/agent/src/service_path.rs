@@ -310,10 +310,16 @@ impl Worker {
         if !self.proxy.attach_pod(ifindex, Some(link.mac), &link.ips)? {
             debug!(ifindex, "no short way to this kind of interface: the host's routes lead to it");
         }
-        match &link.unserved_netns {
-            Some(path) => self.unserved.insert(ifindex, hawser_proxy::netns_cookie(path)?),
-            None => self.unserved.remove(&ifindex),
-        };
+        let cookie = link.unserved_netns.as_deref().map(hawser_proxy::netns_cookie).transpose();
+        match cookie {
+            Ok(Some(cookie)) => _ = self.unserved.insert(ifindex, cookie),
+            Ok(None) => _ = self.unserved.remove(&ifindex),
+            Err(error) => error!(
+                ifindex,
+                error = &error as &dyn std::error::Error,
+                "a pod's sockets are translated, although it asks to be left alone"
+            ),
+        }
         Ok(())
     }
 

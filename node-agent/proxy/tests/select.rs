@@ -7,6 +7,7 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
     process::Command,
     sync::Arc,
 };
@@ -461,7 +462,9 @@ fn opted_out_pod_is_served_by_packet() {
             slice("dns", "UDP", 5353, &[("10.93.0.2", "node-b", true)]),
         ];
         proxy.sync(&services, &slices, &[]).unwrap();
-        proxy.set_opted_out(&HashSet::from([lab.inside(POD, netns_cookie), 12_345])).unwrap();
+        let own = Path::new("/proc/thread-self/ns/net");
+        let pod = lab.inside(POD, || hawser_proxy::netns_cookie(own).unwrap());
+        proxy.set_opted_out(&HashSet::from([pod, 12_345])).unwrap();
         let from_pod = || lab.inside(POD, || connect("10.96.0.10:80").map(|(_, line)| line));
         assert!(from_pod().is_err(), "nobody translates for it yet");
         lab.attach_pod(&proxy);
@@ -578,25 +581,6 @@ fn service_with_400_ports_is_served_on_each() {
         }
         assert_eq!(counter(&proxy, "socket_connected"), 4);
     });
-}
-
-fn netns_cookie() -> u64 {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    let mut cookie = 0u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the buffer has the size that is given.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    assert_eq!(result, 0);
-    cookie
 }
 
 /// Keys and values of `AFFINITY`, as bytes.
