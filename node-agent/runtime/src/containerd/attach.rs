@@ -103,7 +103,7 @@ impl Inner {
     }
 }
 
-async fn connect(directory: &Path) -> Result<UnixStream> {
+pub(super) async fn connect(directory: &Path) -> Result<UnixStream> {
     // Through the directory's descriptor, because the whole path may be too long for a socket address.
     let opened = std::fs::File::open(directory).map_err(io_error("open", directory))?;
     let path = format!("/proc/self/fd/{}/{ATTACH_SOCKET}", opened.as_raw_fd());

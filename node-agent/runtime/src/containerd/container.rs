@@ -123,7 +123,9 @@ impl Inner {
             ..Default::default()
         };
         let created = rpc::call("create task", self.rpc.tasks().create(request)).await;
-        created.map(|_| ()).map_err(|error| start_error(id, "create", error))
+        created.map_err(|error| start_error(id, "create", error))?;
+        self.hold_output_or_warn(id).await;
+        Ok(())
     }
 
     pub(super) async fn start_container(&self, id: &str) -> Result<()> {
@@ -137,6 +139,9 @@ impl Inner {
                 return Err(Error::WrongState { id: id.to_owned(), state, attempted: "start" });
             }
         }
+        // A process may end before containerd has answered the start. Its task is then to be deleted after the
+        // answer: containerd asks the shim once more for it, and the shim goes with its last task.
+        let _alone = self.pod_locks.lock(&status.pod_uid).await;
         // Before the start: a process that ends at once must find that it was started.
         self.records.started(id, Timestamp::now())?;
         self.starting.lock().insert(id.to_owned());

@@ -16,7 +16,7 @@ use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::{Inner, rpc};
+use super::{Inner, log_writers, rpc};
 use crate::{Result, RuntimeEvent};
 
 /// An event of our own; see [`subscribe`].
@@ -79,6 +79,8 @@ async fn follow(inner: &Arc<Inner>, stream: &mut Streaming<Envelope>) -> Result<
     let mut relist = tokio::time::interval(inner.config.relist_interval);
     relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     relist.reset();
+    let mut revive = tokio::time::interval(log_writers::CHECK_INTERVAL);
+    revive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             message = stream.message() => {
@@ -88,6 +90,7 @@ async fn follow(inner: &Arc<Inner>, stream: &mut Streaming<Envelope>) -> Result<
                 }
             }
             _ = relist.tick() => drop(inner.relist().await?),
+            _ = revive.tick() => inner.revive_log_writers().await,
         }
     }
 }

@@ -29,6 +29,8 @@ impl Inner {
             self.settle(&found).await?;
             if found.task.as_ref().is_some_and(|task| task_status(task) == TaskStatus::Stopped) {
                 self.delete_task_later(found.id, found.stored);
+            } else if found.task.is_some() {
+                self.hold_output_or_warn(&found.id).await;
             }
         }
         Ok(ids)
@@ -125,6 +127,7 @@ impl Inner {
 
     /// For callers that hold the pod's lock.
     pub(super) async fn delete_task_locked(&self, id: &str, stored: &Stored) -> Result<()> {
+        self.outputs.let_go(id);
         let request = DeleteTaskRequest { container_id: id.to_owned() };
         rpc::remove("delete task", self.rpc.tasks().delete(request)).await?;
         let (cgroups, cgroup) = (self.cgroups.clone(), stored.cgroup.clone());

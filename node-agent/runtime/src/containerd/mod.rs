@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod exit;
 mod fifo;
+mod log_writers;
 mod record;
 pub(crate) mod rpc;
 mod status;
@@ -60,9 +61,11 @@ struct Inner {
     /// Containers whose start is under way and not told yet. A process can end before the call that started
     /// it returns; its start is told first all the same.
     starting: Mutex<HashSet<ContainerId>>,
-    /// By pod uid: making and deleting tasks of one pod. Its shim starts with the first and ends with the
+    /// By pod uid: making, starting and deleting tasks of one pod. Its shim starts with the first and ends with the
     /// last of them, and must not be asked for a task while it goes.
     pod_locks: KeyedLock,
+    /// Reading ends of containers' pipes, for log writers that take the place of killed ones.
+    outputs: log_writers::Outputs,
     events: broadcast::Sender<RuntimeEvent>,
     /// Work that outlives the call that caused it (deleting an exited task, ending an exec).
     background: TaskTracker,
@@ -90,6 +93,7 @@ impl Containerd {
             known: Mutex::default(),
             starting: Mutex::default(),
             pod_locks: KeyedLock::default(),
+            outputs: log_writers::Outputs::default(),
             background: TaskTracker::new(),
             events,
             snapshotter,

@@ -1,5 +1,6 @@
 //! Standard streams of a container's own process: the log writer takes its output, a FIFO gives it input.
 
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use crate::paths::{io_error, write_atomically};
 use crate::{ContainerConfig, LogWriter, Result};
 
 pub(super) const STDIN_FIFO: &str = "stdin";
-const WRITER_CONFIG: &str = "log.json";
+pub(super) const WRITER_CONFIG: &str = "log.json";
 
 /// What the task is created with: paths of FIFOs or URIs, empty for none.
 #[derive(Debug, Default, PartialEq)]
@@ -48,7 +49,7 @@ pub(super) fn prepare(directory: &Path, container: &ContainerConfig, writer: &Lo
     let json = serde_json::to_vec(&writer_config).expect("a writer's configuration is plain data");
     write_atomically(&config, &json)?;
     if let Source::Fifos { stdout, stderr } = source {
-        start_writer(writer, &config)?;
+        start_writer(writer, &config, None)?;
         return Ok(TaskIo { stdin, stdout: text(&stdout), stderr: text(&stderr) });
     }
     let uri = format!(
@@ -62,13 +63,15 @@ pub(super) fn prepare(directory: &Path, container: &ContainerConfig, writer: &Lo
     Ok(TaskIo { stdin, stdout: uri, stderr })
 }
 
-/// A writer that this process starts, not the shim. It ends with its FIFOs, not with the agent.
-fn start_writer(writer: &LogWriter, config: &Path) -> Result<()> {
+/// A writer that this process starts, not the shim. It ends with its FIFOs or the pipes that it is given (for
+/// [`Source::Held`]), not with the agent.
+pub(super) fn start_writer(writer: &LogWriter, config: &Path, held: Option<[File; 2]>) -> Result<()> {
+    let [stdin, stdout] = held.map_or_else(|| [Stdio::null(), Stdio::null()], |pipes| pipes.map(Stdio::from));
     let mut child = Command::new(&writer.program)
         .arg(&writer.mode)
         .arg(config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdin(stdin)
+        .stdout(stdout)
         .process_group(0)
         .spawn()
         .map_err(io_error("run", &writer.program))?;

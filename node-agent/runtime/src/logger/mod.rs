@@ -54,8 +54,22 @@ pub(crate) enum Source {
     Pipes,
     /// The same, but a terminal has only one stream, and the shim never closes the other one.
     Terminal,
+    /// The same pipes, from the agent, which held them when an earlier writer was killed: stdout is fd 0, stderr fd 1.
+    Held,
     /// FIFOs, for containers with stdin: the shim gives a logging program no stdin (containerd 1.6).
     Fifos { stdout: PathBuf, stderr: PathBuf },
+}
+
+impl Source {
+    /// The writer's descriptors that its output comes from; none where it comes by name.
+    pub(crate) fn descriptors(&self) -> &'static [u8] {
+        match self {
+            Self::Pipes => &[3, 4],
+            Self::Terminal => &[3],
+            Self::Held => &[0, 1],
+            Self::Fifos { .. } => &[],
+        }
+    }
 }
 
 /// One of a container's output streams, as CRI log lines name it.
@@ -100,7 +114,7 @@ fn write_log(config_path: &Path) -> std::io::Result<()> {
     let mut inputs = open_inputs(&config.source)?;
     let mut log = LogFile::new(config.log_path, config.max_size_bytes, config.max_files);
     let mut clients = Clients::listen(config_path.parent().unwrap_or(Path::new("/")));
-    if !is_fifo {
+    if matches!(config.source, Source::Pipes | Source::Terminal) {
         // Fails when there is no such descriptor, which then means that nobody waits for it.
         let _ = nix::unistd::close(5);
     }
@@ -140,15 +154,12 @@ fn open_inputs(source: &Source) -> std::io::Result<Vec<Input>> {
         let pipe = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
         Ok(Input { stream, pipe, encoder: LineEncoder::new(stream), ended: false })
     };
-    // Opening through /proc gives descriptors of our own, non-blocking and owned.
-    let (stdout, stderr) = (Path::new("/proc/self/fd/3"), Path::new("/proc/self/fd/4"));
-    match source {
-        Source::Pipes => Ok(vec![input(Stream::Stdout, stdout)?, input(Stream::Stderr, stderr)?]),
-        Source::Terminal => Ok(vec![input(Stream::Stdout, stdout)?]),
-        Source::Fifos { stdout, stderr } => {
-            Ok(vec![input(Stream::Stdout, stdout)?, input(Stream::Stderr, stderr)?])
-        }
+    if let Source::Fifos { stdout, stderr } = source {
+        return Ok(vec![input(Stream::Stdout, stdout)?, input(Stream::Stderr, stderr)?]);
     }
+    // Opening through /proc gives descriptors of our own, non-blocking and owned.
+    let given = [Stream::Stdout, Stream::Stderr].into_iter().zip(source.descriptors());
+    given.map(|(stream, fd)| input(stream, Path::new(&format!("/proc/self/fd/{fd}")))).collect()
 }
 
 /// Waits until something happens; serves the clients; returns the inputs that can be read.
