@@ -9,6 +9,7 @@ mod cgroup;
 mod daemon;
 pub(crate) mod down;
 mod lan;
+mod machine;
 mod node;
 pub(crate) mod shell;
 pub(crate) mod status;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{
-    Cluster, NetworkMode, Selector, Settings, Store, cgroup, daemon, daemon::Daemon, lan, node::Node,
+    Cluster, NetworkMode, Selector, Settings, Store, cgroup, daemon, daemon::Daemon, lan, machine, node::Node,
 };
 use crate::{
     build::{self, Binaries},
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cluster = Cluster::new(&args.selector)?;
     let settings = settle(args, cluster.settings()?)?;
     setup::run(setup::Need { run: true, etcd: settings.store == Store::Etcd, ..setup::Need::BUILD })?;
-    check_machine()?;
+    machine::check(settings.network_mode)?;
     if daemon::pid_of(&cluster, "control-plane").is_none() {
         check_port("0.0.0.0", settings.port, "--port")?;
     }
@@ -126,18 +126,6 @@ fn settle(args: &Args, before: Option<Settings>) -> anyhow::Result<Settings> {
         bail!("the cluster runs with other settings; end it first: cargo xtask down");
     }
     Ok(settings)
-}
-
-/// What the cluster cannot do without; the agent probes the rest, and falls back.
-fn check_machine() -> anyhow::Result<()> {
-    cgroup::unified_root()?;
-    let known = fs::read_to_string("/proc/filesystems").context("cannot read /proc/filesystems")?;
-    for name in ["overlay", "bpf"] {
-        if !known.contains(name) && !succeeds(Command::new("modprobe").arg(name)) {
-            bail!("this kernel has no {name} file system; Hawser needs one that has (Debian 12's does)");
-        }
-    }
-    Ok(())
 }
 
 fn check_port(address: &str, port: u16, flag: &str) -> anyhow::Result<()> {
