@@ -167,6 +167,16 @@ fn machine() -> BTreeSet<String> {
     seen
 }
 
+/// The machine is as it was before the cluster: nothing more, nothing less.
+#[track_caller]
+fn check_machine(before: &BTreeSet<String>) {
+    let after = machine();
+    let left: Vec<&String> = after.difference(before).collect();
+    assert!(left.is_empty(), "left behind: {left:#?}");
+    let lost: Vec<&String> = before.difference(&after).collect();
+    assert!(lost.is_empty(), "removed, but not made by it: {lost:#?}");
+}
+
 fn names(folder: &Path) -> String {
     let Ok(entries) = fs::read_dir(folder) else { return String::new() };
     entries.flatten().map(|entry| format!("{}\n", entry.path().display())).collect()
@@ -185,11 +195,21 @@ fn up_and_down_leave_the_machine_as_it_was() {
     assert_eq!(pids, ["control-plane", "node1.agent", "node1.containerd"].map(|part| own.pid(part)));
     own.down().expect("it ends");
     own.down().expect("it has ended already");
-    let after = machine();
-    let left: Vec<&String> = after.difference(&before).collect();
-    assert!(left.is_empty(), "left behind: {left:#?}");
-    let lost: Vec<&String> = before.difference(&after).collect();
-    assert!(lost.is_empty(), "removed, but not made by it: {lost:#?}");
+    check_machine(&before);
+}
+
+#[test]
+fn down_after_a_crash_leaves_the_machine_as_it_was() {
+    let Some(own) = Own::prepare() else { return };
+    let before = machine();
+    own.up(&[]).expect("it starts");
+    own.start_web();
+    own.ask_web().expect("the service answers");
+    for part in ["control-plane", "node1.agent", "node1.containerd"] {
+        own.kill(part);
+    }
+    own.down().expect("it ends");
+    check_machine(&before);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The pod network: pods reach pods on every node, the outside sees the node, nothing leaks.
 
-use std::{net::TcpListener, thread, time::Duration};
+use std::{
+    net::{TcpListener, UdpSocket},
+    thread,
+    time::Duration,
+};
 
 use hawser_tests::{cluster::Namespace, eventually};
 
@@ -127,6 +131,38 @@ spec:
             Ok(std::net::TcpStream::connect((address.as_str(), port))?)
         });
     }
+}
+
+#[test]
+fn udp_host_port_answers_on_the_nodes_address_from_outside() {
+    let Some(ns) = Namespace::of_shared_cluster("hostudp") else { return };
+    let node = ns.cluster.nodes().expect("nodes").remove(0);
+    let manifest = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: echo }
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: DEMO
+    ports: [{ containerPort: 8080, hostPort: 18082, protocol: UDP }]
+"#;
+    ns.apply(&manifest.replace("NODE", &node)).expect("applied");
+    ns.wait_for_pod("echo");
+    let address = ns.cluster.node_address(&node).expect("an address");
+    let answer = eventually(SOON, "the port answers from outside", || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        // Connected, so that only an answer from the address and port that were asked is taken.
+        socket.connect((address.as_str(), 18082))?;
+        socket.send(b"hello")?;
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    });
+    assert_eq!(answer, "echo 1 hello");
 }
 
 #[test]

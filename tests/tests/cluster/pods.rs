@@ -1,6 +1,10 @@
 //! Life of pods: what a manifest asks for is what runs.
 
-use std::time::Duration;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use hawser_tests::{cluster::Namespace, eventually};
 
@@ -76,6 +80,175 @@ fn missing_image_backs_off_and_says_why() {
         );
         Ok(())
     });
+}
+
+/// Gives the demo image of a version to the registry once more, under a name that is this test's alone.
+fn push_as_own(ns: &Namespace, version: u8) -> String {
+    let own = format!("{}/{}/web:1", ns.cluster.registry, ns.name);
+    let status = Command::new("skopeo")
+        .args(["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"])
+        .arg(format!("docker://{}", ns.cluster.demo_image(version)))
+        .arg(format!("docker://{own}"))
+        .status();
+    assert!(status.expect("skopeo runs").success(), "{own} is pushed");
+    own
+}
+
+/// A pod on the first node: what is present is a matter of each node.
+fn run_with_policy(ns: &Namespace, pod: &str, image: &str, policy: &str) {
+    let node = ns.cluster.nodes().expect("nodes").remove(0);
+    let manifest = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: POD }
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: main, image: "IMAGE", imagePullPolicy: POLICY }]
+"#;
+    let manifest = manifest.replace("POD", pod).replace("NODE", &node).replace("IMAGE", image);
+    ns.apply(&manifest.replace("POLICY", policy)).expect("applied");
+}
+
+#[test]
+fn image_is_never_pulled_where_the_policy_forbids_it() {
+    let Some(ns) = Namespace::of_shared_cluster("never") else { return };
+    let image = push_as_own(&ns, 1);
+    run_with_policy(&ns, "refused", &image, "Never");
+    eventually(SOON, "ErrImageNeverPull", || {
+        let reason = ns.field("pod/refused", "/status/containerStatuses/0/state/waiting/reason")?;
+        anyhow::ensure!(reason == "ErrImageNeverPull", "{reason}");
+        let events = ns.kubectl("get events")?;
+        anyhow::ensure!(events.contains("is not present with pull policy of Never"), "{events}");
+        Ok(())
+    });
+    run_with_policy(&ns, "fetcher", &image, "IfNotPresent");
+    ns.wait_for_pod("fetcher");
+    run_with_policy(&ns, "present", &image, "Never");
+    ns.wait_for_pod("present");
+}
+
+#[test]
+fn moved_tag_is_pulled_again_where_the_policy_asks_for_it() {
+    let Some(ns) = Namespace::of_shared_cluster("moved") else { return };
+    let check = |pod: &str, version: u8| {
+        let environment = ns.exec(pod, &["env"]).expect("its environment");
+        let expected = format!("VERSION={version}");
+        assert!(environment.lines().any(|line| line == expected), "{pod}: no {expected} in {environment}");
+    };
+    let image = push_as_own(&ns, 1);
+    run_with_policy(&ns, "first", &image, "Always");
+    ns.wait_for_pod("first");
+    check("first", 1);
+    push_as_own(&ns, 2);
+    run_with_policy(&ns, "keeper", &image, "IfNotPresent");
+    ns.wait_for_pod("keeper");
+    check("keeper", 1);
+    run_with_policy(&ns, "fetcher", &image, "Always");
+    ns.wait_for_pod("fetcher");
+    check("fetcher", 2);
+}
+
+/// `kill -9` of the one process whose command line holds all of `parts`.
+fn kill(parts: &[&str]) {
+    let is_meant = |pid: &String| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        parts.iter().all(|part| command.contains(part))
+    };
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    let pids: Vec<String> = processes
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.parse::<u32>().is_ok())
+        .filter(is_meant)
+        .collect();
+    assert_eq!(pids.len(), 1, "{pids:?} are {parts:?}");
+    let status = Command::new("kill").args(["-KILL", &pids[0]]).status();
+    assert!(status.expect("kill runs").success(), "{parts:?} ran");
+}
+
+#[test]
+fn container_whose_shim_is_killed_has_ended_and_restarts_by_its_policy() {
+    let Some(ns) = Namespace::of_shared_cluster("shim") else { return };
+    let image = ns.cluster.demo_image(1);
+    for (pod, policy) in [("web", "Always"), ("once", "Never")] {
+        let grace = r#"{"spec":{"terminationGracePeriodSeconds":1}}"#;
+        let words = ["run", pod, "--image", &image, "--restart", policy, "--port=8080", "--overrides", grace];
+        ns.kubectl_words(&words).expect("created");
+        ns.wait_for_pod(pod);
+    }
+    ns.kubectl("expose pod web --port=80 --target-port=8080").expect("exposed");
+    let node = ns.field("pod/web", "/spec/nodeName").expect("a node");
+    let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
+    let demo = std::env::var("HAWSER_TEST_DEMO").expect("the path of the demo program");
+    let ask = || ns.cluster.on_node(&node, &[&demo, "get", &address, "20"]);
+    eventually(SOON, "the service answers", ask);
+    let ids = ["web", "once"].map(|pod| {
+        let id = ns.field(&format!("pod/{pod}"), "/status/containerStatuses/0/containerID");
+        id.expect("its container's id").trim_start_matches("containerd://").to_owned()
+    });
+    for id in &ids {
+        kill(&["containerd-shim", id]);
+    }
+    for (pod, state, id) in [("web", "lastState", &ids[0]), ("once", "state", &ids[1])] {
+        eventually(SOON, "the container's end is reported", || {
+            let path = format!("/status/containerStatuses/0/{state}/terminated");
+            let ended = ns.field(&format!("pod/{pod}"), &path)?;
+            anyhow::ensure!(ended.contains(id) && ended.contains(r#""exitCode":137"#), "{pod}: {ended}");
+            Ok(())
+        });
+    }
+    ns.wait_for_pod("web");
+    assert_eq!(ns.field("pod/web", "/status/containerStatuses/0/restartCount").expect("a number"), "1");
+    eventually(SOON, "the service answers again", ask);
+    assert_eq!(ns.field("pod/once", "/status/phase").expect("a phase"), "Failed");
+    // Nothing of the killed shims holds up the pods' end.
+    ns.kubectl("delete pod web once --timeout=30s").expect("they end");
+}
+
+/// Nothing is lost: what the container says meanwhile waits in its pipes.
+#[test]
+fn log_goes_on_whole_after_its_writer_was_killed() {
+    let Some(ns) = Namespace::of_shared_cluster("logwriter") else { return };
+    // A writer has three ways to the output.
+    let kinds = [("pipes", "stdin: false"), ("fifos", "stdin: true"), ("terminal", "tty: true")];
+    for (pod, streams) in kinds {
+        let manifest = r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: POD }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - { name: main, image: BUSYBOX, STREAMS, command: [sh, -c, "n=0; while true; do n=$((n+1)); echo $n; sleep 0.1; done"] }
+"#;
+        ns.apply(&manifest.replace("POD", pod).replace("STREAMS", streams)).expect("applied");
+    }
+    let lines = |pod: &str| -> anyhow::Result<Vec<usize>> {
+        let log = ns.kubectl(&format!("logs {pod}"))?;
+        Ok(log.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    };
+    let said = kinds.map(|(pod, _)| {
+        ns.wait_for_pod(pod);
+        let said = eventually(SOON, "its log begins", || {
+            let said = lines(pod)?.len();
+            anyhow::ensure!(said > 0);
+            Ok(said)
+        });
+        let id = ns.field(&format!("pod/{pod}"), "/status/containerStatuses/0/containerID");
+        kill(&["log-writer", id.expect("its container's id").trim_start_matches("containerd://")]);
+        said
+    });
+    for ((pod, _), said) in kinds.iter().zip(said) {
+        // Enough that some were said while there was no writer, and some after.
+        let log = eventually(SOON, "its log goes on", || {
+            let log = lines(pod)?;
+            anyhow::ensure!(log.len() > said + 50, "{pod}: {} lines, {said} before", log.len());
+            Ok(log)
+        });
+        assert!(log.iter().copied().eq(1..=log.len()), "{pod}: lines are lost or doubled: {log:?}");
+        let restarts = ns.field(&format!("pod/{pod}"), "/status/containerStatuses/0/restartCount");
+        assert_eq!(restarts.expect("a number"), "0", "{pod}");
+    }
 }
 
 #[test]
@@ -218,8 +391,8 @@ spec:
     ns.wait_for_pod("polite");
     ns.kubectl("delete pod polite --timeout=15s").expect("it ends before its grace period does");
     let file = format!("/tmp/{}", ns.name);
-    assert_eq!(std::fs::read_to_string(&file).expect("it was asked"), "asked\n");
-    std::fs::remove_file(&file).expect("removed");
+    assert_eq!(fs::read_to_string(&file).expect("it was asked"), "asked\n");
+    fs::remove_file(&file).expect("removed");
 }
 
 #[test]
@@ -259,7 +432,7 @@ spec:
     let node = ns.field("pod/talker", "/spec/nodeName").expect("a node");
     let uid = ns.field("pod/talker", "/metadata/uid").expect("an uid");
     let logs = format!("/var/lib/{}/{node}/agent/logs/{}_talker_{uid}/main", ns.cluster.name, ns.name);
-    let files = std::fs::read_dir(&logs).unwrap_or_else(|error| panic!("{logs}: {error}")).count();
+    let files = fs::read_dir(&logs).unwrap_or_else(|error| panic!("{logs}: {error}")).count();
     assert!((3..=4).contains(&files), "{files} files in {logs}");
 }
 
@@ -276,7 +449,7 @@ fn exec_attach_logs_and_port_forward_stream() {
     for flags in ["--tail=1", "--since=1h", "--timestamps", "--limit-bytes=10"] {
         assert!(!ns.kubectl(&format!("logs web {flags}")).expect("logs").is_empty(), "{flags}");
     }
-    let mut forward = std::process::Command::new("kubectl")
+    let mut forward = Command::new("kubectl")
         .args([
             "--kubeconfig",
             &ns.cluster.kubeconfig,
@@ -286,7 +459,7 @@ fn exec_attach_logs_and_port_forward_stream() {
             "pod/web",
             "18090:8080",
         ])
-        .stdout(std::process::Stdio::null())
+        .stdout(Stdio::null())
         .spawn()
         .expect("kubectl runs");
     let answer = std::panic::catch_unwind(|| {

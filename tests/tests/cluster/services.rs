@@ -60,6 +60,19 @@ spec:
     ns.wait_for_pod("client");
 }
 
+/// A Service without an address: its names stand for the pods that `serve` made.
+fn headless(ns: &Namespace) {
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: { name: headless }
+spec: { clusterIP: None, selector: { app: web }, ports: [{ name: http, port: 8080 }] }
+"#,
+    )
+    .expect("applied");
+}
+
 fn backends(answers: &str) -> usize {
     answers.lines().count()
 }
@@ -190,15 +203,7 @@ fn names_of_services_resolve_in_pods() {
     let Some(ns) = Namespace::of_shared_cluster("dns") else { return };
     serve(&ns, "ClusterIP");
     client_pod(&ns);
-    ns.apply(
-        r#"
-apiVersion: v1
-kind: Service
-metadata: { name: headless }
-spec: { clusterIP: None, selector: { app: web }, ports: [{ name: http, port: 8080 }] }
-"#,
-    )
-    .expect("applied");
+    headless(&ns);
     let address = ns.field("service/web", "/spec/clusterIP").expect("an address");
     let full = format!("web.{}.svc.cluster.local", ns.name);
     for name in ["web", &full] {
@@ -222,6 +227,55 @@ spec: { clusterIP: None, selector: { app: web }, ports: [{ name: http, port: 808
     let unknown =
         ns.exec("client", &["nslookup", "-type=a", &format!("nothing.{}.svc.cluster.local", ns.name)]);
     assert!(format!("{:#}", unknown.expect_err("there is no such name")).contains("NXDOMAIN"));
+}
+
+#[test]
+fn named_ports_have_srv_records_in_pods() {
+    let Some(ns) = Namespace::of_shared_cluster("srv") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    headless(&ns);
+    let zone = format!("{}.svc.cluster.local", ns.name);
+    let ask = |name: &str| ns.exec("client", &["nslookup", "-type=srv", &format!("{name}.{zone}")]);
+    for port in ["_http._tcp", "_echo._udp"] {
+        eventually(SOON, "the port is found by its name and protocol", || {
+            let answer = ask(&format!("{port}.web"))?;
+            anyhow::ensure!(answer.contains(&format!("0 100 80 web.{zone}")), "{port}: {answer}");
+            Ok(())
+        });
+    }
+    eventually(SOON, "a headless service has a record for each pod", || {
+        let answer = ask("_http._tcp.headless")?;
+        let ips = ns.kubectl("get pods -l app=web -o jsonpath={.items[*].status.podIP}")?;
+        for ip in ips.split_whitespace() {
+            let record = format!("0 33 8080 {}.headless.{zone}", ip.replace('.', "-"));
+            anyhow::ensure!(answer.contains(&record), "{record} in {answer}");
+        }
+        Ok(())
+    });
+    let unknown = ask("_http._udp.web").expect_err("there is no such port");
+    assert!(format!("{unknown:#}").contains("NXDOMAIN"), "{unknown:#}");
+}
+
+/// A resolver that asks for both families would take "no such name" for the answer to both.
+#[test]
+fn name_without_addresses_of_a_family_exists_all_the_same() {
+    let Some(ns) = Namespace::of_shared_cluster("aaaa") else { return };
+    serve(&ns, "ClusterIP");
+    client_pod(&ns);
+    let address = ns.field("service/web", "/spec/clusterIP").expect("an address");
+    let full = format!("web.{}.svc.cluster.local", ns.name);
+    eventually(SOON, "the name resolves", || {
+        let answer = ns.exec("client", &["nslookup", "-type=a", &full])?;
+        anyhow::ensure!(answer.contains(&address), "{answer}");
+        Ok(())
+    });
+    // It fails where the name is not found, and where no answer comes.
+    let answer = ns.exec("client", &["nslookup", "-type=aaaa", &full]).expect("answered");
+    assert!(!answer.contains("Name:"), "IPv6 of a service that has none: {answer}");
+    let both = ns.exec("client", &["nslookup", &full]).expect("both questions are answered");
+    assert!(both.contains(&address), "{both}");
+    ns.exec("client", &["wget", "-q", "-O", "-", "http://web/"]).expect("the name leads to the service");
 }
 
 #[test]
