@@ -22,6 +22,7 @@ pub mod ranges;
 pub mod reason;
 pub mod service;
 pub mod socket;
+pub mod xdp;
 
 pub use addr::{Addr, v4_mapped};
 pub use affinity::{Affinity, AffinityKey};
@@ -33,6 +34,7 @@ pub use ranges::{RangeKey, RangeSubject};
 pub use reason::Reason;
 pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
 pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
+pub use xdp::{XdpLink, XdpLinks};
 
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -82,7 +84,7 @@ mod tests {
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
         assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
-        assert_eq!(reason::NAMES[Reason::PassForeignSource as usize], "pass_foreign_source");
-        assert_eq!(Reason::PassForeignSource as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::PacketAtXdp as usize], "packet_at_xdp");
+        assert_eq!(Reason::PacketAtXdp as usize + 1, reason::REASONS);
     }
 }

@@ -68,10 +68,12 @@ pub enum Reason {
     PacketToNode = 30,
     /// Passed on: a pod sent from an address that is not its own. The host decides; no service is served to it.
     PassForeignSource = 31,
+    /// A packet was sent on at XDP, before the host made anything of it. Counted as forwarded or replied, too.
+    PacketAtXdp = 32,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 32;
+pub const REASONS: usize = 33;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -109,4 +111,5 @@ pub const NAMES: [&str; REASONS] = [
     "packet_to_pod",
     "packet_to_node",
     "pass_foreign_source",
+    "packet_at_xdp",
 ];

@@ -53,6 +53,7 @@ pub(crate) fn ingress(ctx: &TcContext, client: u32) -> i32 {
         return PASS;
     }
     let now_ns = flows::now_ns();
+    packet.now_ns = now_ns;
     match flows::find(now_ns) {
         Some(found) if found.is_reply() || goes_on(packet, found, client_of(client)) => {
             with_flow(ctx, packet, found, client, now_ns)
@@ -88,7 +89,7 @@ pub(crate) fn reply(ctx: &TcContext) -> i32 {
 
 /// Tells whether the flow of a packet from the client may go on with its backend.
 #[inline(always)]
-fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
+pub(crate) fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
     let Some(flow) = found.flow() else { return false };
     if packet.tuple.protocol != IPPROTO_UDP {
         // The client uses its port again, or knocks where another connection of its own answers. TCP drains: it stays

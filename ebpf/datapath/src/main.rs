@@ -12,8 +12,8 @@
 #![expect(internal_features, reason = "atomic exchange: core has no stable one for the BPF target")]
 
 use aya_ebpf::{
-    macros::{cgroup_sock, cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, SockContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
 mod answer;
@@ -30,6 +30,8 @@ mod socket;
 mod sources;
 mod start;
 mod udp_peers;
+mod ways;
+mod xdp_wire;
 
 use socket::Family;
 
@@ -83,6 +85,13 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 #[inline(always)]
 pub fn from_wire(ctx: TcContext) -> i32 {
     forward::ingress(&ctx, forward::WIRE)
+}
+
+/// The same at the driver of an uplink, before the host makes anything of a packet.
+#[xdp]
+#[inline(always)]
+pub fn from_wire_xdp(ctx: XdpContext) -> u32 {
+    xdp_wire::ingress(&ctx)
 }
 
 /// Egress of an uplink: replies of this node's backends to clients outside.

@@ -8,8 +8,10 @@ use aya_ebpf::{
 use hawser_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowBucket, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, Settings, UdpPeer,
-    UdpPeers, flow, fragment, pod, reason, socket::OverflowKey,
+    UdpPeers, XdpLinks, flow, fragment, pod, reason, socket::OverflowKey,
 };
+
+use crate::ways::Ways;
 
 /// Entries are allocated when they are written: a small cluster does not pay for a large one's table.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -83,6 +85,18 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { fragment::
 /// Pods of this node by address. Written by the agent, which bounds their number.
 #[btf_map]
 pub(crate) static PODS: HashMap<Addr, PodLink, { pod::PODS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Interfaces of the node with the program `from_wire_xdp`. Written by the agent, 1 entry.
+#[btf_map]
+pub(crate) static XDP_LINKS: Array<XdpLinks, 1> = Array::new();
+
+/// Ways out of this CPU's packets at tc. Not pinned.
+#[btf_map]
+pub(crate) static WAYS: Ways = Ways::new();
+
+/// Ways out of this CPU's packets at XDP. Not pinned.
+#[btf_map]
+pub(crate) static WAYS_AT_XDP: Ways = Ways::new();
 
 /// Backends towards which every source port of the node was in use, and until when none is looked for again. Written
 /// by the packet programs, read by the agent; the oldest entry makes room. The key is a reply tuple without port.

@@ -1,10 +1,16 @@
-//! Packets at tc: reading what the programs need of the headers.
+//! Packets: reading what the programs need of the headers, alike at tc and at XDP.
 //!
-//! Bytes are read by helpers, which check the bounds themselves; no packet pointer is ever held. What is read lives in
+//! What is in the packet's linear part is read there, all else by helpers. No packet pointer is ever held. What is read lives in
 //! a map, not on the stack: there it is an unknown number to the verifier, which therefore looks at each loop and
 //! branch once and not once for every path that leads there.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, programs::TcContext};
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_load_bytes},
+    programs::{TcContext, XdpContext},
+};
 use hawser_ebpf_abi::{
     Addr, Backend, FlowKey, FragmentKey, FragmentPorts, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
     IPPROTO_UDP, Reason,
@@ -53,6 +59,8 @@ pub(crate) struct Packet {
     /// Who sent an ICMP error: not always the destination of the quoted packet.
     pub(crate) outer_source: Addr,
     pub(crate) search: Search,
+    /// When the program began to work on it.
+    pub(crate) now_ns: u64,
     /// The backend that was chosen for a new flow.
     pub(crate) backend: Backend,
     l4_offset: u32,
@@ -207,26 +215,28 @@ pub(crate) fn parse(ctx: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn try_parse(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    // SAFETY: the verifier checks accesses to the context.
-    let protocol_be = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
+pub(crate) fn try_parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<bool, Reason> {
     packet.part = WHOLE;
     packet.has_options = 0;
     packet.segment = Segment::default();
     packet.replaces_port = 0;
-    let found = match protocol_be {
-        ETH_P_IP_BE => parse_v4(ctx, packet)?,
-        ETH_P_IPV6_BE => parse_v6(ctx, packet)?,
+    let found = match frame.ether_type_be() {
+        ETH_P_IP_BE => parse_v4(frame, packet)?,
+        ETH_P_IPV6_BE => parse_v6(frame, packet)?,
         _ => false,
     };
     if !found {
         return Ok(false);
     }
-    if packet.is_error() {
-        return parse_error(ctx, packet);
+    // The host, which is passed by, does not take it either.
+    if ETH_LEN + usize::from(packet.ip_len) > frame.len() {
+        return Err(Reason::PassMalformed);
+    }
+    if !F::PLAIN_ONLY && packet.is_error() {
+        return parse_error(frame, packet);
     }
     packet.tuple.protocol = packet.protocol;
-    if packet.is_later_part() {
+    if !F::PLAIN_ONLY && packet.is_later_part() {
         // SAFETY: an entry that makes room may be used again while it is read: the worst outcome is one datagram lost.
         let ports = unsafe { FRAGMENTS.get(&packet.fragment) }.ok_or(Reason::PassFragment)?;
         packet.tuple.source_port_be = ports.source_port_be;
@@ -234,7 +244,7 @@ fn try_parse(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         packet.tuple.protocol = ports.protocol;
         return Ok(true);
     }
-    parse_l4(ctx, packet)?;
+    parse_l4(frame, packet)?;
     Ok(true)
 }
 
@@ -252,8 +262,8 @@ const _: () = assert!(size_of::<V4Header>() == IPV4_LEN);
 /// Reads the link-layer header, and as much of the IP header: from memory, which is where headers are as a rule, or by a
 /// helper, a call of which costs as much as all of this.
 #[inline(always)]
-fn load_header(ctx: &TcContext, header: &mut Header, ip_header_len: usize) -> Result<(), Reason> {
-    if let Some(bytes) = bytes_at(ctx, 0, ETH_LEN + ip_header_len) {
+fn load_header(frame: &impl Frame, header: &mut Header, ip_header_len: usize) -> Result<(), Reason> {
+    if let Some(bytes) = frame.bytes_at(0, ETH_LEN + ip_header_len) {
         // SAFETY: there are so many bytes. The machine loads words from any address.
         unsafe {
             let link: *const u16 = bytes.cast();
@@ -268,16 +278,13 @@ fn load_header(ctx: &TcContext, header: &mut Header, ip_header_len: usize) -> Re
         return Ok(());
     }
     // SAFETY: the header has room for the longer of both.
-    let result = unsafe {
-        let to = (&raw mut header.link).cast();
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to, (ETH_LEN + ip_header_len) as u32)
-    };
-    if result == 0 { Ok(()) } else { Err(Reason::PassMalformed) }
+    let is_loaded = unsafe { frame.load_bytes(0, (&raw mut header.link).cast(), ETH_LEN + ip_header_len) };
+    if is_loaded { Ok(()) } else { Err(Reason::PassMalformed) }
 }
 
 #[inline(always)]
-fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    load_header(ctx, &mut packet.header, IPV4_LEN)?;
+fn parse_v4<F: Frame>(frame: &F, packet: &mut Packet) -> Result<bool, Reason> {
+    load_header(frame, &mut packet.header, IPV4_LEN)?;
     let [lengths, identification_and_fragment, hop_limit_and_protocol, source, destination, ..] =
         packet.header.ip;
     let [version_and_len, _, total_high, total_low] = lengths.to_ne_bytes();
@@ -297,11 +304,17 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     packet.hop_limit = hop_limit;
     packet.ip_len = u16::from_be_bytes([total_high, total_low]);
     packet.has_options = u8::from(header_len > IPV4_LEN);
+    if F::PLAIN_ONLY && (packet.has_options != 0 || packet.is_error()) {
+        return Ok(false);
+    }
     let [id_high, id_low, fragment_high, fragment_low] = identification_and_fragment.to_ne_bytes();
     packet.may_fragment = u8::from(fragment_high & 0x40 == 0);
     let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
     // "More fragments" and the offset: the last part has no flag, the first part no offset.
     if fragment & 0x3fff != 0 {
+        if F::PLAIN_ONLY {
+            return Ok(false);
+        }
         let identification_be = u32::from(u16::from_ne_bytes([id_high, id_low]));
         parse_part(packet, identification_be, protocol, fragment & 0x1fff == 0);
     }
@@ -309,8 +322,8 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
 }
 
 #[inline(always)]
-fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
-    load_header(ctx, &mut packet.header, IPV6_LEN)?;
+fn parse_v6<F: Frame>(frame: &F, packet: &mut Packet) -> Result<bool, Reason> {
+    load_header(frame, &mut packet.header, IPV6_LEN)?;
     let [first, lengths, s0, s1, s2, s3, d0, d1, d2, d3] = packet.header.ip;
     if first.to_ne_bytes()[0] >> 4 != 6 {
         return Err(Reason::PassMalformed);
@@ -324,13 +337,16 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     packet.hop_limit = hop_limit;
     packet.ip_len = u16::from_be_bytes([len_high, len_low]).saturating_add(IPV6_LEN as u16);
     packet.may_fragment = 0;
+    if F::PLAIN_ONLY {
+        return Ok(matches!(next_header, IPPROTO_TCP | IPPROTO_UDP));
+    }
     for _ in 0..EXTENSION_HEADERS {
         if is_last(packet) {
             break;
         }
         match packet.protocol {
             HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
-                let extension: [u8; 4] = load(ctx, packet.l4_offset())?;
+                let extension: [u8; 4] = load(frame, packet.l4_offset())?;
                 if packet.protocol == ROUTING && extension[3] != 0 {
                     // The destination is not the last one yet, and the checksum covers the last one.
                     return Err(Reason::PassExtensionHeaders);
@@ -340,7 +356,7 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
                 packet.l4_offset += (u32::from(extension[1]) + 1) * 8;
             }
             FRAGMENT => {
-                let extension: [u8; 8] = load(ctx, packet.l4_offset())?;
+                let extension: [u8; 8] = load(frame, packet.l4_offset())?;
                 let fragment = u16::from_be_bytes([extension[2], extension[3]]);
                 packet.protocol = extension[0];
                 packet.l4_offset += 8;
@@ -376,16 +392,22 @@ fn parse_part(packet: &mut Packet, identification_be: u32, protocol: u8, is_firs
     packet.fragment.pad = [0; 3];
 }
 
-const V4_L4: usize = ETH_LEN + IPV4_LEN;
-const V6_L4: usize = ETH_LEN + IPV6_LEN;
+pub(crate) const V4_L4: usize = ETH_LEN + IPV4_LEN;
+pub(crate) const V6_L4: usize = ETH_LEN + IPV6_LEN;
 
-/// Reads what is in the packet's linear part as a rule.
+/// Reads the beginning of a transport header: from memory, where it is as a rule.
 #[inline(always)]
-fn near(ctx: &TcContext, offset: usize) -> Result<TcpHeader, Reason> {
-    match bytes_at(ctx, offset, size_of::<TcpHeader>()) {
+fn near<T>(frame: &impl Frame, offset: usize) -> Result<T, Reason> {
+    let bytes = match offset {
+        // The usual places are constants: the verifier knows what lies there.
+        V4_L4 => frame.bytes_at(V4_L4, size_of::<T>()),
+        V6_L4 => frame.bytes_at(V6_L4, size_of::<T>()),
+        _ => None,
+    };
+    match bytes {
         // SAFETY: there are so many bytes. The machine loads words from any address.
-        Some(bytes) => Ok(unsafe { bytes.cast::<TcpHeader>().read_volatile() }),
-        None => load(ctx, offset),
+        Some(bytes) => Ok(unsafe { bytes.cast::<T>().read_volatile() }),
+        None => load(frame, offset),
     }
 }
 
@@ -401,14 +423,9 @@ struct TcpHeader {
 }
 
 #[inline(always)]
-fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+fn parse_l4(frame: &impl Frame, packet: &mut Packet) -> Result<(), Reason> {
     let ports: [u16; 2] = if packet.tuple.protocol == IPPROTO_TCP {
-        let header: TcpHeader = match packet.l4_offset() {
-            // The usual places are constants: the verifier knows what lies there.
-            V4_L4 => near(ctx, V4_L4)?,
-            V6_L4 => near(ctx, V6_L4)?,
-            other => load(ctx, other)?,
-        };
+        let header: TcpHeader = near(frame, packet.l4_offset())?;
         packet.tcp_header_len = header.offset >> 4 << 2;
         packet.segment = Segment {
             sequence: u32::from_be(header.sequence_be),
@@ -417,7 +434,7 @@ fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
         };
         header.ports
     } else {
-        load(ctx, packet.l4_offset())?
+        near(frame, packet.l4_offset())?
     };
     packet.tuple.source_port_be = ports[0];
     packet.tuple.destination_port_be = ports[1];
@@ -427,11 +444,11 @@ fn parse_l4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
 /// Reads the packet that an ICMP error quotes, and turns its tuple round. False for errors about other packets, and
 /// for what is no error.
 #[inline(always)]
-fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
+fn parse_error(frame: &impl Frame, packet: &mut Packet) -> Result<bool, Reason> {
     if !packet.is_whole() {
         return Err(Reason::PassFragment);
     }
-    let kind: u8 = load(ctx, packet.l4_offset())?;
+    let kind: u8 = load(frame, packet.l4_offset())?;
     if !icmp::is_error(packet.protocol, kind) {
         return Ok(false);
     }
@@ -439,7 +456,7 @@ fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
     packet.quoted_offset = quoted as u32;
     packet.outer_source = packet.tuple.source;
     if packet.is_v4() {
-        let V4Header { source, destination, fixed: header } = load(ctx, quoted)?;
+        let V4Header { source, destination, fixed: header } = load(frame, quoted)?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
         if header[0] >> 4 != 4 || header_len < IPV4_LEN {
             return Err(Reason::PassMalformed);
@@ -456,13 +473,13 @@ fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         }
         packet.quoted_l4_offset = (quoted + header_len) as u32;
     } else {
-        let header: [u8; 8] = load(ctx, quoted)?;
+        let header: [u8; 8] = load(frame, quoted)?;
         if header[0] >> 4 != 6 {
             return Err(Reason::PassMalformed);
         }
         packet.tuple.protocol = header[6];
-        let source: Addr = load(ctx, quoted + 8)?;
-        packet.tuple.source = load(ctx, quoted + 24)?;
+        let source: Addr = load(frame, quoted + 8)?;
+        packet.tuple.source = load(frame, quoted + 24)?;
         if source != packet.tuple.destination {
             return Err(Reason::PassMalformed);
         }
@@ -472,7 +489,7 @@ fn parse_error(ctx: &TcContext, packet: &mut Packet) -> Result<bool, Reason> {
         return Ok(false);
     }
     // An error quotes at least 8 bytes of what follows the IP header.
-    let ports: [u16; 4] = load(ctx, packet.quoted_l4_offset())?;
+    let ports: [u16; 4] = load(frame, packet.quoted_l4_offset())?;
     packet.tuple.source_port_be = ports[1];
     packet.tuple.destination_port_be = ports[0];
     Ok(true)
@@ -491,15 +508,92 @@ pub(crate) fn ifindex(skb: *mut __sk_buff) -> u32 {
     unsafe { (&raw const (*skb).ifindex).read_volatile() }
 }
 
-/// Returns where `len` bytes of the packet from `offset` on are, if they are in its linear part. Valid until a helper
-/// changes the packet.
 #[inline(always)]
-fn bytes_at(ctx: &TcContext, offset: usize, len: usize) -> Option<*const u8> {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    (start + offset + len <= end).then_some((start + offset) as *const u8)
+pub(crate) fn load<T>(frame: &impl Frame, offset: usize) -> Result<T, Reason> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the value has so many bytes; all are written, and the callers' types are integers throughout.
+    unsafe {
+        if frame.load_bytes(offset, value.as_mut_ptr().cast(), size_of::<T>()) {
+            return Ok(value.assume_init());
+        }
+    }
+    Err(Reason::PassMalformed)
 }
 
-#[inline(always)]
-pub(crate) fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
-    ctx.load::<T>(offset).map_err(|_| Reason::PassMalformed)
+/// A packet as a program is given it, link-layer header first.
+pub(crate) trait Frame {
+    /// Only TCP and UDP right after the IP header, whole and without options, is looked at.
+    const PLAIN_ONLY: bool;
+
+    /// What follows the link-layer header, in network order.
+    fn ether_type_be(&self) -> u32;
+
+    /// In bytes; at XDP of what lies in one piece.
+    fn len(&self) -> usize;
+
+    /// Returns where `len` bytes of the packet from `offset` on are, if they are in its linear part. Valid until a
+    /// helper changes the packet.
+    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8>;
+
+    /// Copies `len` bytes from `offset` on. False where there are not so many.
+    ///
+    /// # Safety
+    /// `to` has room for `len` bytes.
+    unsafe fn load_bytes(&self, offset: usize, to: *mut c_void, len: usize) -> bool;
+}
+
+impl Frame for TcContext {
+    const PLAIN_ONLY: bool = false;
+
+    #[inline(always)]
+    fn ether_type_be(&self) -> u32 {
+        // SAFETY: the verifier checks accesses to the context.
+        unsafe { (&raw const (*self.skb.skb).protocol).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.skb.skb).len).read_volatile() as usize }
+    }
+
+    #[inline(always)]
+    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let (start, end) = (self.data(), self.data_end());
+        (start + offset + len <= end).then_some((start + offset) as *mut u8)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(&self, offset: usize, to: *mut c_void, len: usize) -> bool {
+        // SAFETY: the caller vouches for the room.
+        unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset as u32, to, len as u32) == 0 }
+    }
+}
+
+impl Frame for XdpContext {
+    const PLAIN_ONLY: bool = true;
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.data_end().wrapping_sub(self.data())
+    }
+
+    #[inline(always)]
+    fn ether_type_be(&self) -> u32 {
+        // SAFETY: there are so many bytes.
+        self.bytes_at(ETH_LEN - 2, 2)
+            .map_or(0, |bytes| unsafe { u32::from(bytes.cast::<u16>().read_volatile()) })
+    }
+
+    #[inline(always)]
+    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let (start, end) = (self.data(), self.data_end());
+        (start + offset + len <= end).then_some((start + offset) as *mut u8)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(&self, offset: usize, to: *mut c_void, len: usize) -> bool {
+        // SAFETY: the caller vouches for the room.
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset as u32, to, len as u32) == 0 }
+    }
 }

@@ -19,8 +19,8 @@ use crate::{
     packet::{ETH_LEN, IPV4_LEN, IPV6_LEN, Packet},
 };
 
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
+pub(crate) const TCP_CHECKSUM: usize = 16;
+pub(crate) const UDP_CHECKSUM: usize = 6;
 const ICMP_CHECKSUM: usize = 2;
 
 /// Makes of a packet that travels in `direction` what the flow's other end expects to see. Its header is still to be
@@ -73,7 +73,7 @@ fn rewrite_data(ctx: &TcContext, packet: &mut Packet, opposite: &FlowKey) -> Res
 
 /// Sets the addresses of the packet itself.
 #[inline(always)]
-fn set_addresses(packet: &mut Packet, source: &Addr, destination: &Addr, difference: u32) {
+pub(crate) fn set_addresses(packet: &mut Packet, source: &Addr, destination: &Addr, difference: u32) {
     let is_v4 = packet.is_v4();
     let ip = &mut packet.header.ip;
     if is_v4 {

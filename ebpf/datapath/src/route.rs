@@ -1,5 +1,7 @@
 //! Ways out of the node: the kernel's own routes and neighbours, asked by the programs.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop},
     helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
@@ -12,17 +14,18 @@ use crate::{
     count::count,
     flows,
     forward::finish,
+    maps::WAYS,
     packet::{ETH_LEN, PASS, Packet, ifindex, scratch},
     rewrite::{lower_hop_limit, rewrite, write_ip},
+    ways::{self, Way},
 };
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// What the kernel says of a way.
-pub(crate) enum Way {
-    /// Out of the interface that the lookup names.
-    Out,
+pub(crate) enum Answer {
+    Out(&'static Way),
     /// The packet is larger than the way allows: this many bytes.
     TooBig(u16),
     /// To this host.
@@ -55,30 +58,64 @@ fn send_on(ctx: &TcContext, packet: &mut Packet, flow: &Flow, direction: u32) ->
     if packet.hop_limit <= 1 {
         return answer::hop_limit(ctx, packet);
     }
-    let mut lookup = new_lookup(ctx, packet, &opposite.destination, &opposite.source);
-    match find_way(ctx, &mut lookup) {
-        Way::Out => {}
-        Way::TooBig(mtu) => return answer::too_big(ctx, packet, mtu),
+    let way = match find_way(ctx, packet, &opposite.destination, &opposite.source) {
+        Answer::Out(way) => way,
+        Answer::TooBig(mtu) => return answer::too_big(ctx, packet, mtu),
         // A backend on the host's network. The host drops what has one of its own addresses as the source.
-        Way::Here => {
+        Answer::Here => {
             rewrite(ctx, packet, flow, direction)?;
             write_ip(ctx, packet)?;
             return Ok(PASS);
         }
-        Way::No => return Err(Reason::DropNoRoute),
-    }
+        Answer::No => return Err(Reason::DropNoRoute),
+    };
     rewrite(ctx, packet, flow, direction)?;
-    leave(ctx, packet, &lookup)
+    leave(ctx, packet, way)
 }
 
-/// Prepares a lookup of the way from `source` to `destination`.
+/// Finds the way from `source` to `destination`.
 #[inline(always)]
-pub(crate) fn new_lookup(ctx: &TcContext, packet: &Packet, source: &Addr, destination: &Addr) -> FibLookup {
+pub(crate) fn find_way(ctx: &TcContext, packet: &Packet, source: &Addr, destination: &Addr) -> Answer {
+    const NOT_FORWARDED: i64 = 4;
+    const NO_NEIGHBOUR: i64 = 7;
+    const FRAGMENTATION_NEEDED: i64 = 8;
+    let Some(way) = ways::entry(&WAYS, source, destination) else { return Answer::No };
+    let (from, len) = (ifindex(ctx.skb.skb), largest_packet(ctx, packet));
+    if way.leads(from, packet, source, destination, len) {
+        return Answer::Out(way);
+    }
+    way.forget();
+    let mut lookup = new_lookup(from, packet, len, source, destination);
+    let answer = ask(ctx.skb.skb.cast(), &mut lookup);
+    match answer {
+        // A missing neighbour is asked for by bpf_redirect_neigh.
+        WAY_FOUND | NO_NEIGHBOUR => {}
+        NOT_FORWARDED => return Answer::Here,
+        // SAFETY: the kernel has written this member of the union.
+        FRAGMENTATION_NEEDED => return Answer::TooBig(unsafe { lookup.__bindgen_anon_1.mtu_result }),
+        _ => return Answer::No,
+    }
+    way.remember(from, packet, source, destination, &lookup, answer == WAY_FOUND);
+    // SAFETY: the kernel has written the address of the next hop's family; the other one's first bytes are the same
+    // memory.
+    way.next = unsafe { lookup.__bindgen_anon_4.ipv6_dst };
+    Answer::Out(way)
+}
+
+/// Prepares a lookup of the way for a packet of `len` bytes that came by the interface `from`.
+#[inline(always)]
+pub(crate) fn new_lookup(
+    from: u32,
+    packet: &Packet,
+    len: u16,
+    source: &Addr,
+    destination: &Addr,
+) -> FibLookup {
     // SAFETY: all zero is a valid value of the structure.
     let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
-    lookup.ifindex = ifindex(ctx.skb.skb);
+    lookup.ifindex = from;
     lookup.l4_protocol = packet.tuple.protocol;
-    lookup.__bindgen_anon_1.tot_len = largest_packet(ctx, packet);
+    lookup.__bindgen_anon_1.tot_len = len;
     if packet.is_v4() {
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = source.v4_word();
@@ -91,25 +128,14 @@ pub(crate) fn new_lookup(ctx: &TcContext, packet: &Packet, source: &Addr, destin
     lookup
 }
 
+/// What [`ask`] returns where interface and next hop are known, link-layer addresses included.
+pub(crate) const WAY_FOUND: i64 = 0;
+
 /// Asks the kernel. The lookup then holds the interface and the next hop.
 #[inline(always)]
-pub(crate) fn find_way(ctx: &TcContext, lookup: &mut FibLookup) -> Way {
-    const SUCCESS: i64 = 0;
-    const NOT_FORWARDED: i64 = 4;
-    const NO_NEIGHBOUR: i64 = 7;
-    const FRAGMENTATION_NEEDED: i64 = 8;
-    // SAFETY: the size of the structure is given.
-    let result = unsafe {
-        bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0) as i64
-    };
-    match result {
-        // A missing neighbour is asked for by bpf_redirect_neigh.
-        SUCCESS | NO_NEIGHBOUR => Way::Out,
-        NOT_FORWARDED => Way::Here,
-        // SAFETY: the kernel has written this member of the union.
-        FRAGMENTATION_NEEDED => Way::TooBig(unsafe { lookup.__bindgen_anon_1.mtu_result }),
-        _ => Way::No,
-    }
+pub(crate) fn ask(ctx: *mut c_void, lookup: &mut FibLookup) -> i64 {
+    // SAFETY: the context is the program's own, and the size of the structure is given.
+    unsafe { bpf_fib_lookup(ctx, &raw mut *lookup, size_of::<FibLookup>() as i32, 0) as i64 }
 }
 
 /// What `tc_index` says of a packet that these programs send out: they have nothing more to do with it.
@@ -132,20 +158,18 @@ pub(crate) fn takes_leave(ctx: &TcContext) -> bool {
 /// Writes the packet's header, its hop limit lowered, and sends it out by the way that was found; the kernel writes the
 /// link-layer header.
 #[inline(always)]
-pub(crate) fn leave(ctx: &TcContext, packet: &mut Packet, lookup: &FibLookup) -> Result<i32, Reason> {
+pub(crate) fn leave(ctx: &TcContext, packet: &mut Packet, way: &Way) -> Result<i32, Reason> {
     lower_hop_limit(packet);
     write_ip(ctx, packet)?;
     // SAFETY: the verifier checks accesses to the context.
     unsafe { (&raw mut (*ctx.skb.skb).tc_index).write_volatile(u32::from(OURS)) };
     // SAFETY: all zero is a valid value of the structure.
     let mut next_hop: NextHop = unsafe { core::mem::zeroed() };
-    next_hop.nh_family = u32::from(lookup.family);
-    // SAFETY: the kernel has written the address of the next hop's family; the other one's first bytes are the same
-    // memory.
-    unsafe { next_hop.__bindgen_anon_1.ipv6_nh = lookup.__bindgen_anon_4.ipv6_dst };
+    next_hop.nh_family = u32::from(way.family);
+    next_hop.__bindgen_anon_1.ipv6_nh = way.next;
     // SAFETY: the size of the structure is given.
     let verdict =
-        unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut next_hop, size_of::<NextHop>() as i32, 0) };
+        unsafe { bpf_redirect_neigh(way.ifindex, &raw mut next_hop, size_of::<NextHop>() as i32, 0) };
     Ok(verdict as i32)
 }
 

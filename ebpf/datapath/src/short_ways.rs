@@ -18,7 +18,7 @@ use crate::{
     maps::{PODS, SETTINGS},
     packet::{PASS, Packet, ifindex, is_for_host},
     rewrite::{lower_hop_limit, rewrite, write_all, write_ip},
-    route::{Way, find_way, leave, new_lookup},
+    route::{Answer, find_way, leave},
 };
 
 /// A packet from outside, or from another node, that is for no service. `flow` is the one that it is a reply of.
@@ -53,15 +53,14 @@ pub(crate) fn from_pod(ctx: &TcContext, packet: &mut Packet, flow: Option<&Flow>
     if flow.is_none() && !is_pod_range(settings, destination) {
         return Ok(PASS);
     }
-    let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
     // The host answers what is in the way.
-    let Way::Out = find_way(ctx, &mut lookup) else { return Ok(PASS) };
+    let Answer::Out(way) = find_way(ctx, packet, &packet.tuple.source, destination) else { return Ok(PASS) };
     if let Some(flow) = flow {
         rewrite(ctx, packet, flow, DIRECTION_REPLY)?;
         count(Reason::PacketReplied);
     }
     count(Reason::PacketToNode);
-    leave(ctx, packet, &lookup)
+    leave(ctx, packet, way)
 }
 
 /// A packet from outside whose destination has become a backend of this node.
@@ -84,10 +83,9 @@ pub(crate) fn translated_from_pod(ctx: &TcContext, packet: &mut Packet, flow: &F
             return to_pod(ctx, packet, pod);
         }
         if is_pod_range(settings, destination) {
-            let mut lookup = new_lookup(ctx, packet, &packet.tuple.source, destination);
-            if let Way::Out = find_way(ctx, &mut lookup) {
+            if let Answer::Out(way) = find_way(ctx, packet, &packet.tuple.source, destination) {
                 count(Reason::PacketToNode);
-                return leave(ctx, packet, &lookup);
+                return leave(ctx, packet, way);
             }
         }
     }

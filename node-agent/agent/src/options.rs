@@ -78,6 +78,10 @@ pub(crate) struct Options {
     /// Leave the source addresses of pods' traffic to outside the cluster as they are
     #[arg(long)]
     pub(crate) no_masquerade: bool,
+    /// Send packets to backends of other nodes, and back, on at XDP: where the uplink's driver can (auto), at veth too
+    /// (on), or nowhere (off)
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) xdp: Xdp,
     /// Leave packets between pods to the host's routes and rules
     #[arg(long)]
     pub(crate) no_short_ways: bool,
@@ -113,6 +117,13 @@ pub(crate) enum NetworkMode {
     Vxlan,
     /// Plain routes: all nodes are neighbours on one network
     Routes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Xdp {
+    Auto,
+    On,
+    Off,
 }
 
 impl Options {

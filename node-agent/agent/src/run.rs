@@ -35,7 +35,7 @@ use crate::{
     load_balancer::LoadBalancer,
     metrics::Metrics,
     names,
-    options::{NetworkMode, Options, read},
+    options::{NetworkMode, Options, Xdp, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -415,6 +415,11 @@ fn proxy_config(options: &Options, uplink: Uplink) -> anyhow::Result<hawser_prox
     if options.no_short_ways {
         config.short_ways = hawser_proxy::ShortWays::Off;
     }
+    config.xdp = match options.xdp {
+        Xdp::Auto => hawser_proxy::Xdp::Auto,
+        Xdp::On => hawser_proxy::Xdp::On,
+        Xdp::Off => hawser_proxy::Xdp::Off,
+    };
     config.uplinks = vec![uplink.name];
     if options.network_mode == NetworkMode::Vxlan {
         config.uplinks.push(hawser_network::TUNNEL.to_owned());

@@ -14,7 +14,9 @@ use crate::{
     error::Error,
     kernel::{
         classic::{self, Filter},
-        link, mount, sys,
+        link,
+        loader::XDP_PROGRAM,
+        mount, sys,
     },
     pods,
     proxy::{PacketAttachment, Proxy, maps_dir},
@@ -44,7 +46,8 @@ impl Proxy {
             target: name.to_owned(),
             source,
         })?;
-        self.attach_interface(ifindex, &format!("uplink-{name}"), &UPLINK_PROGRAMS)
+        self.attach_interface(ifindex, &format!("uplink-{name}"), &UPLINK_PROGRAMS)?;
+        self.attach_xdp(name, ifindex)
     }
 
     /// Attaches the packet path to the host's side of a pod's interface: for traffic that no socket program sees, and
@@ -117,6 +120,7 @@ impl Proxy {
                 },
             )?;
         }
+        self.forget_xdp_links()?;
         for uplink in &self.config.uplinks {
             self.attach_uplink(uplink)?;
         }
@@ -201,7 +205,7 @@ impl Proxy {
         Ok(())
     }
 
-    fn link_pin(&self, name: &str) -> PathBuf {
+    pub(crate) fn link_pin(&self, name: &str) -> PathBuf {
         links_dir(&self.config.bpffs_dir).join(name)
     }
 }
@@ -224,10 +228,11 @@ fn file_name(path: &Path) -> String {
 }
 
 fn is_uplink_pin(pin: &str, uplink: &str) -> bool {
-    UPLINK_PROGRAMS.iter().any(|(program, _)| pin == format!("uplink-{uplink}-{program}"))
+    let programs = UPLINK_PROGRAMS.iter().map(|(program, _)| *program).chain([XDP_PROGRAM]);
+    programs.into_iter().any(|program| pin == format!("uplink-{uplink}-{program}"))
 }
 
-fn remove_link(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_link(path: &Path) -> Result<(), Error> {
     link::remove(path).map_err(|source| Error::Prepare { path: path.to_owned(), source })
 }
 

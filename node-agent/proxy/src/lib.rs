@@ -26,6 +26,7 @@ mod skipped;
 mod slots;
 mod table;
 mod view;
+mod xdp;
 
 #[cfg(test)]
 mod tests;
@@ -39,3 +40,4 @@ pub use proxy::{Config, PacketAttachment, Proxy, SyncReport, netns_cookie};
 pub use services::ServiceObjects;
 pub use skipped::Subject;
 pub use view::{Counter, ExhaustedSource, FrontendView, dump_services};
+pub use xdp::Xdp;

@@ -29,6 +29,7 @@ use crate::{
     services::{ServiceObjects, Services, Wanted},
     table::{Bounds, Changes, KernelState, Table},
     view::{self, Counter, ExhaustedSource, FrontendView},
+    xdp::{self, Xdp},
 };
 
 /// What the proxy needs to know of its node.
@@ -53,6 +54,8 @@ pub struct Config {
     pub zone: Option<String>,
     /// How packet programs are attached.
     pub packet_attachment: PacketAttachment,
+    /// Whether packets to backends of other nodes, and back, are sent on at XDP.
+    pub xdp: Xdp,
     /// Whether programs move packets to and from pods themselves, past the host's routes and rules.
     pub short_ways: ShortWays,
     /// Ranges of the cluster's pods: packets between them need no rule of the host. At most 4 are looked at.
@@ -88,6 +91,7 @@ impl Config {
             node_name,
             zone: None,
             packet_attachment: PacketAttachment::default(),
+            xdp: Xdp::default(),
             short_ways: ShortWays::default(),
             pod_ranges: Vec::new(),
             max_frontends: 131_072,
@@ -158,7 +162,7 @@ impl Proxy {
             source_ranges: config.max_source_ranges.max(1),
         };
         let Loaded { maps, programs, adopted, has_set_retval } =
-            loader::load(&maps_dir(&config.bpffs_dir), sizes)?;
+            loader::load(&maps_dir(&config.bpffs_dir), sizes, xdp::is_wanted(&config))?;
         let node = Node {
             name: config.node_name.clone(),
             zone: config.zone.clone(),
@@ -293,7 +297,14 @@ impl Proxy {
     /// Runs a packet program over a packet, for tests and benchmarks. No interface sees the packet.
     pub fn test_run(&self, program: &'static str, packet: &[u8], repeat: u32) -> Result<sys::TestRun, Error> {
         let program = self.programs.get(program)?;
-        sys::test_run(program, packet, repeat)
+        sys::test_run(program, packet, repeat, None)
+            .map_err(|source| Error::Kernel { what: "run a program", source })
+    }
+
+    /// The same for the program at XDP, and a packet that arrives at the interface `ifindex`, which runs it.
+    pub fn test_run_xdp(&self, ifindex: u32, packet: &[u8]) -> Result<sys::TestRun, Error> {
+        let program = self.programs.get(loader::XDP_PROGRAM)?;
+        sys::test_run(program, packet, 1, Some(ifindex))
             .map_err(|source| Error::Kernel { what: "run a program", source })
     }
 

@@ -9,7 +9,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use hawser_proxy::Proxy;
 use support::{
-    Spec, counter, run, service, slice,
+    HERE, NOTHING, THERE, counter, run,
     wire::{
         ACK, DESTINATION_OPTIONS, DROP, FIN, FRAGMENT, HOP_BY_HOP, IcmpError, PASS, Packet, REDIRECT,
         ROUTING, RST, SYN, TCP, UDP, packet, source_port, turned,
@@ -24,10 +24,6 @@ struct Family {
     there: &'static str,
     router: IpAddr,
 }
-
-const HERE: u16 = 30080;
-const THERE: u16 = 30090;
-const NOTHING: u16 = 30070;
 
 fn families() -> [Family; 2] {
     [
@@ -49,38 +45,7 @@ fn families() -> [Family; 2] {
 }
 
 fn proxy(lab: &support::Lab) -> Proxy {
-    let mut proxy = lab.proxy();
-    let mut services = Vec::new();
-    let mut slices = Vec::new();
-    let here = [("10.91.0.2", "node-a", true)];
-    let here_v6 = [("fd91::2", "node-a", true)];
-    let there = [("10.93.0.2", "node-b", true)];
-    let there_v6 = [("fd93::2", "node-b", true)];
-    for protocol in ["TCP", "UDP"] {
-        for (name, node_port, endpoints) in [
-            ("here", HERE, Some((&here, &here_v6))),
-            ("there", THERE, Some((&there, &there_v6))),
-            ("nothing", NOTHING, None),
-        ] {
-            let name = format!("{name}-{}", protocol.to_lowercase());
-            let (v4, v6) =
-                (format!("10.96.0.{}", services.len() + 1), format!("fd96::{}", services.len() + 1));
-            services.push(service(&Spec {
-                name: &name,
-                protocol,
-                cluster_ips: &[&v4, &v6],
-                port: 80,
-                node_port: Some(i32::from(node_port)),
-                external_policy: "Cluster",
-            }));
-            if let Some((v4, v6)) = endpoints {
-                slices.push(slice(&name, protocol, 8080, v4));
-                slices.push(slice(&name, protocol, 8080, v6));
-            }
-        }
-    }
-    proxy.sync(&services, &slices, &[]).unwrap();
-    proxy
+    lab.with_node_ports(lab.config())
 }
 
 #[track_caller]

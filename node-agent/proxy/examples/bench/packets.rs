@@ -2,12 +2,12 @@
 //!
 //! Programs run over packets of 1, 1,024 and 32,768 flows by BPF_PROG_TEST_RUN, under the wrapper of `restore`, whose
 //! own cost is measured beside each and subtracted. That a program did what its case says is shown by its verdict and
-//! by the counters, which must have moved with the packets. What runs is the tc programs.
+//! by the counters, which must have moved with the packets.
 
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
-use hawser_proxy::{Config, Proxy};
+use hawser_proxy::{Config, Proxy, Xdp};
 use hawser_services::{EndpointSlice, Service};
 use k8s_openapi::api;
 use serde_json::{from_value, json};
@@ -16,7 +16,7 @@ use crate::{
     lab::{Cluster, Machine, Place},
     measure::{Spread, Watchdog},
     report::{Format, Record},
-    restore::{Restorer, Template},
+    restore::{Hook, Restorer, Template},
 };
 
 const FLOWS: [u32; 3] = [1, 1024, 32_768];
@@ -35,6 +35,8 @@ const ACK: u8 = 0x10;
 
 const PASS: i32 = -1;
 const REDIRECT: i32 = 7;
+const XDP_PASS: i32 = 2;
+const XDP_REDIRECT: i32 = 4;
 
 /// The addresses of one family.
 struct Family {
@@ -85,13 +87,38 @@ const HERE: [Case; 3] = [
 ];
 
 /// Flows to a backend of another node: they get a source of this node's, and the program sends them on.
-const THERE: [Case; 1] = [Case {
-    name: "known_sent_on",
-    program: "from_wire",
-    verdict: REDIRECT,
-    counter: Some("packet_forwarded"),
-    template: |family, flows| from_client(family, THERE_PORT, ACK, flows),
-}];
+const THERE: [Case; 3] = [
+    Case {
+        name: "known_sent_on",
+        program: "from_wire",
+        verdict: REDIRECT,
+        counter: Some("packet_forwarded"),
+        template: |family, flows| from_client(family, THERE_PORT, ACK, flows),
+    },
+    Case {
+        name: "known_sent_on",
+        program: AT_XDP,
+        verdict: XDP_REDIRECT,
+        counter: Some("packet_at_xdp"),
+        template: |family, flows| from_client(family, THERE_PORT, ACK, flows),
+    },
+    Case {
+        name: "miss",
+        program: AT_XDP,
+        verdict: XDP_PASS,
+        counter: None,
+        template: |family, flows| from_client(family, 22, SYN, flows),
+    },
+];
+
+const AT_XDP: &str = "from_wire_xdp";
+
+fn hook_of(program: &str) -> Result<Hook> {
+    if program != AT_XDP {
+        return Ok(Hook::Tc);
+    }
+    Ok(Hook::Xdp(nix::net::if_::if_nametoindex("up0")?))
+}
 
 pub(crate) fn run(machine: &Machine, rounds: usize, format: Format) -> Result<()> {
     let cluster = Cluster::new()?;
@@ -99,7 +126,12 @@ pub(crate) fn run(machine: &Machine, rounds: usize, format: Format) -> Result<()
     let bpffs = machine.bpffs("packets")?;
     let mut config = Config::new(bpffs.clone(), machine.node_cgroup("packets")?, "node-a".to_owned());
     config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
+    config.xdp = Xdp::On;
     config.node_addresses = FAMILIES.iter().map(|family| family.node.parse()).collect::<Result<_, _>>()?;
+    // XDP leaves packets to neighbours that the kernel does not know to tc, and so what is for another host.
+    cluster.node.ip("link set up0 address 02:00:00:00:00:01\n\
+         neigh replace 10.92.0.2 lladdr 02:00:00:00:00:11 dev up1 nud permanent\n\
+         neigh replace fd92::2 lladdr 02:00:00:00:00:11 dev up1 nud permanent")?;
     let outcome = node.run(|| {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &first_cpu()?)?;
         for family in &FAMILIES {
@@ -125,23 +157,28 @@ pub(crate) fn run(machine: &Machine, rounds: usize, format: Format) -> Result<()
 
 /// Each packet starts a flow, in a table that was empty at first.
 fn new_flows(family: &Family, config: &Config, rounds: usize, format: Format) -> Result<()> {
-    for (name, port) in [("new", HERE_PORT), ("new_sent_on", THERE_PORT)] {
-        let restorer = Restorer::new(from_client(family, port, SYN, 1 << 20))?;
+    let cases = [
+        ("new", "from_wire", HERE_PORT),
+        ("new_sent_on", "from_wire", THERE_PORT),
+        ("new_sent_on", AT_XDP, THERE_PORT),
+    ];
+    for (name, program, port) in cases {
+        let hook = hook_of(program)?;
         let mut costs = Vec::new();
         for _ in 0..rounds {
             Watchdog::pat();
             let proxy = start(config)?;
-            let program = proxy.program("from_wire")?;
+            let restorer = Restorer::new(hook, from_client(family, port, SYN, 1 << 20))?;
             let alone = restorer.run_nothing(NEW_FLOWS)?;
             let before = counter(&proxy, "packet_new_flow")?;
-            let run = restorer.run(program, NEW_FLOWS)?;
+            let run = restorer.run(proxy.program(program)?, NEW_FLOWS)?;
             let moved = counter(&proxy, "packet_new_flow")? - before;
             ensure!(moved == u64::from(NEW_FLOWS), "{name}: {moved} new flows of {NEW_FLOWS}");
             costs.push(f64::from(run.nanoseconds) - f64::from(alone.nanoseconds));
             drop(proxy);
             Proxy::remove_all(&config.bpffs_dir)?;
         }
-        print(name, family, NEW_FLOWS, costs, format);
+        print(name, hook, family, NEW_FLOWS, costs, format);
     }
     Ok(())
 }
@@ -156,11 +193,15 @@ fn known_flows(
     format: Format,
 ) -> Result<()> {
     // First packets make the flows; answers, and what answers those, confirm the ones of the backend here.
-    Restorer::new(from_client(family, port, SYN, flows))?.run(proxy.program("from_wire")?, flows)?;
-    Restorer::new(to_client(family, SYN | ACK, flows))?.run(proxy.program("to_wire")?, flows)?;
-    Restorer::new(from_client(family, port, ACK, flows))?.run(proxy.program("from_wire")?, flows)?;
-    let restorers =
-        cases.iter().map(|case| Restorer::new((case.template)(family, flows))).collect::<Result<Vec<_>>>()?;
+    Restorer::new(Hook::Tc, from_client(family, port, SYN, flows))?
+        .run(proxy.program("from_wire")?, flows)?;
+    Restorer::new(Hook::Tc, to_client(family, SYN | ACK, flows))?.run(proxy.program("to_wire")?, flows)?;
+    Restorer::new(Hook::Tc, from_client(family, port, ACK, flows))?
+        .run(proxy.program("from_wire")?, flows)?;
+    let restorers = cases
+        .iter()
+        .map(|case| Restorer::new(hook_of(case.program)?, (case.template)(family, flows)))
+        .collect::<Result<Vec<_>>>()?;
     let mut costs = vec![Vec::new(); cases.len()];
     for _ in 0..rounds {
         for ((case, restorer), costs) in cases.iter().zip(&restorers).zip(&mut costs) {
@@ -178,14 +219,15 @@ fn known_flows(
         }
     }
     for (case, costs) in cases.iter().zip(costs) {
-        print(case.name, family, flows, costs, format);
+        print(case.name, hook_of(case.program)?, family, flows, costs, format);
     }
     Ok(())
 }
 
-fn print(name: &str, family: &Family, flows: u32, costs: Vec<f64>, format: Format) {
+fn print(name: &str, hook: Hook, family: &Family, flows: u32, costs: Vec<f64>, format: Format) {
     let Some(spread) = Spread::of(costs) else { return };
-    let labels = vec![("family", json!(family.name)), ("hook", json!("tc")), ("flows", json!(flows))];
+    let hook = if hook == Hook::Tc { "tc" } else { "xdp" };
+    let labels = vec![("family", json!(family.name)), ("hook", json!(hook)), ("flows", json!(flows))];
     Record { case: name, labels, metric: "cost", unit: "ns/packet", spread, cpu: None }.print(format);
 }
 

@@ -20,6 +20,8 @@ const PROG_TEST_RUN: libc::c_long = 10;
 const MAP_ARRAY: u32 = 2;
 const MAP_PROG_ARRAY: u32 = 3;
 const PROG_SCHED_CLS: u32 = 3;
+const PROG_XDP: u32 = 6;
+const ATTACH_XDP: u32 = 37;
 
 /// Room for Ethernet, IPv6 and TCP headers without options.
 const TEMPLATE_LEN: usize = 80;
@@ -44,6 +46,14 @@ pub(crate) struct Template {
 const FIRST_PORT: i32 = 1024;
 const PORT_BITS: i32 = 15;
 
+/// Where the measured programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Tc,
+    /// At XDP, for packets that arrive at this interface.
+    Xdp(u32),
+}
+
 /// What a run gave.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
@@ -59,17 +69,19 @@ pub(crate) struct Restorer {
     target: OwnedFd,
     nothing: OwnedFd,
     template: Template,
+    hook: Hook,
 }
 
 impl Restorer {
-    pub(crate) fn new(template: Template) -> Result<Self> {
+    pub(crate) fn new(hook: Hook, template: Template) -> Result<Self> {
         anyhow::ensure!(template.header_len <= TEMPLATE_LEN, "headers of {} bytes", template.header_len);
         anyhow::ensure!(template.flows.is_power_of_two(), "{} flows", template.flows);
         let state = create_map(MAP_ARRAY, STATE_LEN as u32).context("make the state")?;
         let target = create_map(MAP_PROG_ARRAY, 4).context("make the program array")?;
-        let nothing = load(&[mov(0, -1), EXIT]).context("load a program that does nothing")?;
-        let program = load(&instructions(&template, &state, &target)).context("load the wrapper")?;
-        Ok(Self { program, state, target, nothing, template })
+        let nothing = load(hook, &[mov(0, 2), EXIT]).context("load a program that does nothing")?;
+        let program =
+            load(hook, &instructions(hook, &template, &state, &target)).context("load the wrapper")?;
+        Ok(Self { program, state, target, nothing, template, hook })
     }
 
     /// Runs `target` over `repeat` packets, from the first flow on.
@@ -86,7 +98,7 @@ impl Restorer {
         update_map(&self.state, &state).context("write the template")?;
         let target = target.as_raw_fd().to_ne_bytes();
         update_map(&self.target, &target).context("set the program to be measured")?;
-        test_run(&self.program, &self.template.packet, repeat).context("run")
+        test_run(&self.program, self.hook, &self.template.packet, repeat).context("run")
     }
 
     /// The wrapper alone.
@@ -138,8 +150,9 @@ const fn load_map(to: u8, kind: u8, fd: i32) -> [Instruction; 2] {
     [instruction(0x18, to, kind, 0, fd), instruction(0, 0, 0, 0, 0)]
 }
 
-fn instructions(template: &Template, state: &OwnedFd, target: &OwnedFd) -> Vec<Instruction> {
+fn instructions(hook: Hook, template: &Template, state: &OwnedFd, target: &OwnedFd) -> Vec<Instruction> {
     const SKB_STORE_BYTES: i32 = 9;
+    const XDP_STORE_BYTES: i32 = 190;
     const TAIL_CALL: i32 = 12;
     let [state_low, state_high] = load_map(7, 2, state.as_raw_fd());
     let [target_low, target_high] = load_map(2, 1, target.as_raw_fd());
@@ -169,7 +182,7 @@ fn instructions(template: &Template, state: &OwnedFd, target: &OwnedFd) -> Vec<I
         add(3, TEMPLATE.into()),
         mov(4, template.header_len as i32),
         mov(5, 0),
-        call(SKB_STORE_BYTES),
+        call(if hook == Hook::Tc { SKB_STORE_BYTES } else { XDP_STORE_BYTES }),
         copy(1, 6),
         target_low,
         target_high,
@@ -229,13 +242,18 @@ struct ProgLoad {
     log_level: u32,
     log_size: u32,
     log: u64,
-    rest: [u32; 2],
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
 }
 
-fn load(instructions: &[Instruction]) -> Result<OwnedFd> {
+fn load(hook: Hook, instructions: &[Instruction]) -> Result<OwnedFd> {
     let mut log = vec![0u8; 1 << 16];
     let mut attribute = ProgLoad {
-        kind: PROG_SCHED_CLS,
+        kind: if hook == Hook::Tc { PROG_SCHED_CLS } else { PROG_XDP },
+        attach_type: if hook == Hook::Tc { 0 } else { ATTACH_XDP },
         count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -263,18 +281,28 @@ struct TestRun {
     data_out: u64,
     repeat: u32,
     duration: u32,
-    rest: [u64; 4],
+    context_len_in: u32,
+    context_len_out: u32,
+    context_in: u64,
+    context_out: u64,
+    rest: u64,
 }
 
-fn test_run(program: &OwnedFd, packet: &[u8], repeat: u32) -> io::Result<Run> {
+fn test_run(program: &OwnedFd, hook: Hook, packet: &[u8], repeat: u32) -> io::Result<Run> {
+    let ifindex = if let Hook::Xdp(ifindex) = hook { ifindex } else { 0 };
+    // `struct xdp_md`: where the packet begins and ends, its metadata, interface and queue.
+    let context = [0, packet.len() as u32, 0, ifindex, 0, 0];
+    let has_context = hook != Hook::Tc;
     let mut attribute = TestRun {
+        context_len_in: if has_context { size_of_val(&context) as u32 } else { 0 },
+        context_in: if has_context { &raw const context as u64 } else { 0 },
         program: program.as_raw_fd() as u32,
         len_in: packet.len() as u32,
         data_in: packet.as_ptr() as u64,
         repeat,
         ..TestRun::default()
     };
-    // SAFETY: the packet outlives the call, which writes no data without a buffer for it.
+    // SAFETY: packet and context outlive the call, which writes no data without a buffer for it.
     unsafe { bpf(PROG_TEST_RUN, &mut attribute) }?;
     Ok(Run { nanoseconds: attribute.duration, verdict: attribute.verdict as i32 })
 }

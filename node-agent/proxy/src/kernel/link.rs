@@ -24,8 +24,12 @@ pub(crate) const CGROUP_UDP6_RECVMSG: u32 = 20;
 pub(crate) const CGROUP_INET4_GETPEERNAME: u32 = 29;
 pub(crate) const CGROUP_INET6_GETPEERNAME: u32 = 30;
 pub(crate) const CGROUP_INET_SOCK_RELEASE: u32 = 34;
+pub(crate) const XDP: u32 = 37;
 pub(crate) const TCX_INGRESS: u32 = 46;
 pub(crate) const TCX_EGRESS: u32 = 47;
+
+/// In the driver, or not at all: on a copy of the packet XDP gains nothing.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Attaches `program` to the cgroup at `cgroup`, through the link that is pinned at `pin`.
 pub(crate) fn attach_cgroup(
@@ -60,13 +64,14 @@ fn attach(
     if let Some(link) = sys::obj_get(pin)? {
         // The kernel fills 4 of the 8 bytes for an interface; the rest stays zero, or holds the attach type.
         let found = sys::link_info(link.as_fd())?.target;
-        let found = if attach_type >= TCX_INGRESS { found & 0xffff_ffff } else { found };
+        let found = if attach_type >= XDP { found & 0xffff_ffff } else { found };
         if found == target_id && sys::link_update(link.as_fd(), program).is_ok() {
             return Ok(());
         }
         remove(pin)?;
     }
-    let link = sys::link_create(program, target, attach_type)?;
+    let flags = if attach_type == XDP { XDP_FLAGS_DRV_MODE } else { 0 };
+    let link = sys::link_create(program, target, attach_type, flags)?;
     sys::obj_pin(link.as_fd(), pin)
 }
 

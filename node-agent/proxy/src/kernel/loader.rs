@@ -12,8 +12,9 @@ use std::{
 use aya::{EbpfLoader, programs::Program};
 use hawser_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, FlowKey, Frontend, FrontendKey, LAYOUT_VERSION, MaglevBlock,
-    MemberKey, PodLink, RangeKey, Settings,
+    MemberKey, PodLink, RangeKey, Settings, XdpLinks,
 };
+use tracing::warn;
 
 use super::{
     map::{Counters, Map},
@@ -22,7 +23,7 @@ use super::{
 use crate::{error::Error, object};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 17] = [
+const PINNED: [&str; 18] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
@@ -38,6 +39,7 @@ const PINNED: [&str; 17] = [
     "FLOW_INDEX",
     "FRAGMENTS",
     "PODS",
+    "XDP_LINKS",
     "EXHAUSTED",
     "COUNTERS",
 ];
@@ -65,9 +67,13 @@ pub(crate) struct Maps {
     pub(crate) source_ranges: Map<RangeKey, u32>,
     pub(crate) opted_out: Map<u64, u32>,
     pub(crate) pods: Map<Addr, PodLink>,
+    pub(crate) xdp_links: Map<u32, XdpLinks>,
     pub(crate) exhausted: Map<FlowKey, u64>,
     pub(crate) counters: Counters,
 }
+
+/// The program that the node can do without.
+pub(crate) const XDP_PROGRAM: &str = "from_wire_xdp";
 
 /// Programs by name, loaded and not attached.
 #[derive(Debug)]
@@ -75,7 +81,11 @@ pub(crate) struct Programs(BTreeMap<String, OwnedFd>);
 
 impl Programs {
     pub(crate) fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
-        self.0.get(name).map(|fd| fd.as_fd()).ok_or(Error::MissingProgram { name })
+        self.find(name).ok_or(Error::MissingProgram { name })
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.0.get(name).map(|fd| fd.as_fd())
     }
 }
 
@@ -92,13 +102,15 @@ pub(crate) struct Loaded {
 
 /// Loads the object with its maps pinned below `maps_dir`.
 ///
-/// Refuses before anything is touched when maps of another layout are pinned there.
-pub(crate) fn load(maps_dir: &Path, sizes: Sizes) -> Result<Loaded, Error> {
+/// Refuses before anything is touched when maps of another layout are pinned there. The program at XDP is loaded if
+/// `with_xdp`, and where the kernel takes it.
+pub(crate) fn load(maps_dir: &Path, sizes: Sizes, with_xdp: bool) -> Result<Loaded, Error> {
     let adopted = check_layout(maps_dir)?;
     // The helper exists in these hooks on every kernel since 5.18; a kernel without it refuses the program.
-    match load_programs(maps_dir, sizes, true) {
+    let load_programs = |set_retval| load_programs(maps_dir, sizes, set_retval, with_xdp);
+    match load_programs(true) {
         Ok((maps, programs)) => Ok(Loaded { maps, programs, adopted, has_set_retval: true }),
-        Err(first @ Error::Load { .. }) => match load_programs(maps_dir, sizes, false) {
+        Err(first @ Error::Load { .. }) => match load_programs(false) {
             Ok((maps, programs)) => Ok(Loaded { maps, programs, adopted, has_set_retval: false }),
             Err(_) => Err(first),
         },
@@ -106,7 +118,12 @@ pub(crate) fn load(maps_dir: &Path, sizes: Sizes) -> Result<Loaded, Error> {
     }
 }
 
-fn load_programs(maps_dir: &Path, sizes: Sizes, set_retval: bool) -> Result<(Maps, Programs), Error> {
+fn load_programs(
+    maps_dir: &Path,
+    sizes: Sizes,
+    set_retval: bool,
+    with_xdp: bool,
+) -> Result<(Maps, Programs), Error> {
     let paths: Vec<(&str, PathBuf)> = PINNED.iter().map(|name| (*name, maps_dir.join(name))).collect();
     let has_set_retval = u32::from(set_retval);
     let mut loader = EbpfLoader::new();
@@ -129,10 +146,20 @@ fn load_programs(maps_dir: &Path, sizes: Sizes, set_retval: bool) -> Result<(Map
     let programs = thread::scope(|scope| {
         let loads: Vec<_> = object
             .programs_mut()
-            .map(|(name, program)| scope.spawn(move || Ok((name.to_owned(), load_program(name, program)?))))
+            .filter(|(name, _)| with_xdp || *name != XDP_PROGRAM)
+            .map(|(name, program)| scope.spawn(move || (name.to_owned(), load_program(name, program))))
             .collect();
-        let loads = loads.into_iter().map(|load| load.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        loads.collect::<Result<BTreeMap<_, _>, Error>>()
+        let mut programs = BTreeMap::new();
+        for load in loads {
+            match load.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+                (name, Ok(program)) => drop(programs.insert(name, program)),
+                (name, Err(error)) if name == XDP_PROGRAM => {
+                    warn!(%error, "this kernel does not take the program at XDP, tc alone");
+                }
+                (_, Err(error)) => return Err(error),
+            }
+        }
+        Ok(programs)
     })?;
     Ok((open_maps(maps_dir)?, Programs(programs)))
 }
@@ -143,6 +170,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd, Error> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         other => unreachable!("the datapath has no program of type {:?}", other.prog_type()),
     }
     .map_err(failed)?;
@@ -168,6 +196,7 @@ pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
         source_ranges: open(maps_dir, "SOURCE_RANGES", Map::new)?,
         opted_out: open(maps_dir, "OPTED_OUT", Map::new)?,
         pods: open(maps_dir, "PODS", Map::new)?,
+        xdp_links: open(maps_dir, "XDP_LINKS", Map::new)?,
         exhausted: open(maps_dir, "EXHAUSTED", Map::new)?,
         counters: open(maps_dir, "COUNTERS", Counters::new)?,
     })

@@ -8,7 +8,7 @@ use std::{
 
 use hawser_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, Flow, FlowBucket, FlowKey, Frontend, FrontendKey, MaglevBlock,
-    MemberKey, PodLink, RangeKey, Settings,
+    MemberKey, PodLink, RangeKey, Settings, XdpLinks,
 };
 
 use super::sys::{self, MapInfo};
@@ -51,6 +51,8 @@ unsafe impl Plain for RangeKey {}
 unsafe impl Plain for Addr {}
 // SAFETY: as above.
 unsafe impl Plain for PodLink {}
+// SAFETY: as above.
+unsafe impl Plain for XdpLinks {}
 
 /// A map with keys `K` and values `V`.
 #[derive(Debug)]

@@ -281,9 +281,20 @@ struct LinkCreateAttr {
     options: [u64; 4],
 }
 
-pub(crate) fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkCreateAttr { prog_fd: program.as_raw_fd() as u32, target, attach_type, ..Default::default() };
+/// `flags` are the attach type's own.
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        target,
+        attach_type,
+        flags,
+        ..Default::default()
+    };
     // SAFETY: the attribute holds no address; the result is a descriptor of our own.
     unsafe { bpf(Command::LinkCreate, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
@@ -343,8 +354,16 @@ pub struct TestRun {
     pub duration_ns: u32,
 }
 
-/// Runs a packet program over `packet`, as if it had arrived at interface 1 of this network namespace.
-pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<TestRun> {
+/// Runs a packet program over `packet`, as if it had arrived at interface 1 of this network namespace, or, a program at
+/// XDP, at the interface `ingress`.
+pub(crate) fn test_run(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    repeat: u32,
+    ingress: Option<u32>,
+) -> io::Result<TestRun> {
+    // `struct xdp_md`: where the packet begins and ends, its metadata, interface and queue.
+    let context = [0, packet.len() as u32, 0, ingress.unwrap_or_default(), 0, 0];
     let mut out = vec![0; packet.len() + 64];
     let mut attr = TestRunAttr {
         prog_fd: program.as_raw_fd() as u32,
@@ -353,9 +372,11 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> i
         data_in: packet.as_ptr() as u64,
         data_out: out.as_mut_ptr() as u64,
         repeat,
+        ctx_size_in: if ingress.is_some() { size_of_val(&context) as u32 } else { 0 },
+        ctx_in: if ingress.is_some() { &raw const context as u64 } else { 0 },
         ..Default::default()
     };
-    // SAFETY: both buffers have the sizes that are given.
+    // SAFETY: all buffers have the sizes that are given.
     unsafe { bpf(Command::ProgTestRun, &mut attr) }?;
     out.truncate(attr.data_size_out as usize);
     Ok(TestRun { verdict: attr.retval as i32, packet: out, duration_ns: attr.duration })
@@ -389,14 +410,7 @@ pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
 
 /// Returns the cookie of this thread's network namespace.
 pub(crate) fn netns_cookie() -> io::Result<u64> {
-    // SAFETY: no addresses; the result is a descriptor of our own.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
+    let socket = datagram_socket()?;
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
@@ -459,26 +473,56 @@ pub(crate) fn is_veth(index: u32) -> io::Result<bool> {
 
     let Ok(name) = interface_name(index) else { return Ok(false) };
     let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
-    // SAFETY: no addresses; the result is a descriptor of our own.
-    let socket = unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
     // SAFETY: all zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
     request.ifr_ifru.ifru_data = (&raw mut info).cast();
-    // SAFETY: the request names an interface and a structure of the size that the command writes.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) } < 0 {
+    // SAFETY: the request names a structure of the size that the command writes.
+    if unsafe { ask_interface(&name, libc::SIOCETHTOOL, &mut request) }.is_err() {
         // Gone meanwhile, or a device that knows nothing of itself.
         return Ok(false);
     }
     Ok(info.driver.starts_with(b"veth\0"))
+}
+
+/// Returns the link-layer address of an interface of this thread's network namespace; an error for one that has none
+/// of six bytes.
+pub(crate) fn link_layer_address(index: u32) -> io::Result<[u8; 6]> {
+    // SAFETY: all zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the command writes to the request alone, and has then filled this member.
+    let address = unsafe {
+        ask_interface(&interface_name(index)?, libc::SIOCGIFHWADDR, &mut request)?;
+        request.ifr_ifru.ifru_hwaddr
+    };
+    if address.sa_family != libc::ARPHRD_ETHER {
+        return Err(io::Error::other("it is no Ethernet"));
+    }
+    Ok(std::array::from_fn(|at| address.sa_data[at] as u8))
+}
+
+/// Asks the kernel about the interface `name`.
+///
+/// # Safety
+/// What `request` points to has the size that the command writes.
+unsafe fn ask_interface(name: &str, command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let socket = datagram_socket()?;
+    // SAFETY: the caller vouches for the request.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), command as _, std::ptr::from_mut(request)) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A socket of this thread's network namespace, to ask things with.
+fn datagram_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no addresses; the result is a descriptor of our own.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
 }
 
 /// Returns the clock that the programs read.

@@ -15,6 +15,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -49,6 +50,13 @@ pub(crate) const POD: &str = "pod";
 pub(crate) const OTHER: &str = "other";
 /// See [`Lab::add_pod`].
 pub(crate) const POD_2: &str = "pod2";
+
+/// Node port of a pod of the node.
+pub(crate) const HERE: u16 = 30080;
+/// Node port of a pod of the other node.
+pub(crate) const THERE: u16 = 30090;
+/// Node port of a service without backend.
+pub(crate) const NOTHING: u16 = 30070;
 
 pub(crate) struct Lab {
     prefix: String,
@@ -165,6 +173,43 @@ impl Lab {
         Proxy::start(self.config()).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
+    /// Starts a proxy in the node's namespace, with node ports for TCP and UDP of both families: [`HERE`], [`THERE`]
+    /// and [`NOTHING`].
+    pub(crate) fn with_node_ports(&self, config: Config) -> Proxy {
+        let mut proxy = Proxy::start(config).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let mut services = Vec::new();
+        let mut slices = Vec::new();
+        let here = [("10.91.0.2", "node-a", true)];
+        let here_v6 = [("fd91::2", "node-a", true)];
+        let there = [("10.93.0.2", "node-b", true)];
+        let there_v6 = [("fd93::2", "node-b", true)];
+        for protocol in ["TCP", "UDP"] {
+            for (name, node_port, endpoints) in [
+                ("here", HERE, Some((&here, &here_v6))),
+                ("there", THERE, Some((&there, &there_v6))),
+                ("nothing", NOTHING, None),
+            ] {
+                let name = format!("{name}-{}", protocol.to_lowercase());
+                let (v4, v6) =
+                    (format!("10.96.0.{}", services.len() + 1), format!("fd96::{}", services.len() + 1));
+                services.push(service(&Spec {
+                    name: &name,
+                    protocol,
+                    cluster_ips: &[&v4, &v6],
+                    port: 80,
+                    node_port: Some(i32::from(node_port)),
+                    external_policy: "Cluster",
+                }));
+                if let Some((v4, v6)) = endpoints {
+                    slices.push(slice(&name, protocol, 8080, v4));
+                    slices.push(slice(&name, protocol, 8080, v6));
+                }
+            }
+        }
+        proxy.sync(&services, &slices, &[]).unwrap();
+        proxy
+    }
+
     /// Attaches the packet path to the pod's interface; its packets go by the host's routes.
     pub(crate) fn attach_pod(&self, proxy: &Proxy) {
         let addresses = ["10.91.0.2", "fd91::2"].map(|text| text.parse().unwrap());
@@ -248,6 +293,32 @@ impl Lab {
             }
         }
         found
+    }
+
+    /// Tells whether an interface of the node runs a program at XDP.
+    pub(crate) fn has_xdp(&self, device: &str) -> bool {
+        self.link(NODE, device).contains("xdp")
+    }
+
+    /// Makes an interface compute the checksums of what it sends, and take in what XDP sends at its other end.
+    pub(crate) fn prepare_for_xdp(&self, ns: &str, device: &str) {
+        const SET_TRANSMIT_CHECKSUMS: u32 = 0x17;
+        const SET_GENERIC_RECEIVE_OFFLOAD: u32 = 0x2c;
+        self.inside(ns, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            for value in [[SET_TRANSMIT_CHECKSUMS, 0], [SET_GENERIC_RECEIVE_OFFLOAD, 1]] {
+                // SAFETY: all zero is a valid value.
+                let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+                for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+                    *to = from as libc::c_char;
+                }
+                request.ifr_ifru.ifru_data = (&raw const value).cast_mut().cast();
+                // SAFETY: the request names an interface and a `struct ethtool_value`, which is two words.
+                let result =
+                    unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+                assert!(result >= 0, "{device}: {}", std::io::Error::last_os_error());
+            }
+        });
     }
 
     /// Runs `bridge` with a namespace.
