@@ -32,12 +32,12 @@ pub use maglev::MaglevBlock;
 pub use pod::{PodLink, Range};
 pub use ranges::{RangeKey, RangeSubject};
 pub use reason::Reason;
-pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey};
+pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey, ServiceCounters};
 pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
 pub use xdp::{XdpLink, XdpLinks};
 
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
@@ -84,7 +84,7 @@ mod tests {
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
         assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
-        assert_eq!(reason::NAMES[Reason::PacketAtXdp as usize], "packet_at_xdp");
-        assert_eq!(Reason::PacketAtXdp as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::FrontendTorn as usize], "frontend_torn");
+        assert_eq!(Reason::FrontendTorn as usize + 1, reason::REASONS);
     }
 }

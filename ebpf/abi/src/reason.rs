@@ -70,10 +70,12 @@ pub enum Reason {
     PassForeignSource = 31,
     /// A packet was sent on at XDP, before the host made anything of it. Counted as forwarded or replied, too.
     PacketAtXdp = 32,
+    /// A frontend changed each time that it was read, so that its client was not served by it this once.
+    FrontendTorn = 33,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 33;
+pub const REASONS: usize = 34;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -112,4 +114,5 @@ pub const NAMES: [&str; REASONS] = [
     "packet_to_node",
     "pass_foreign_source",
     "packet_at_xdp",
+    "frontend_torn",
 ];

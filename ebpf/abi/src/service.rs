@@ -44,8 +44,8 @@ pub struct Frontend {
     pub maglev_len: u32,
     /// List of `SOURCE_RANGES`, with [`FRONTEND_SOURCE_RANGES`].
     pub source_ranges: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// See [`Frontend::sealed`].
+    pub seal: u32,
 }
 const _: () = assert!(size_of::<Frontend>() == 48);
 
@@ -127,6 +127,20 @@ impl Backend {
     }
 }
 
+/// Value of `SERVICE_COUNTERS`, per CPU; the key is the service port's id. Counted from the first of them on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Clients that were given a backend: connections, flows, and UDP sockets each time that they choose.
+    pub chosen: u64,
+    /// Clients that were refused, because there is no backend.
+    pub refused: u64,
+}
+const _: () = assert!(size_of::<ServiceCounters>() == 16);
+
+/// Service ports that are counted, at most. One more is served and not counted.
+pub const SERVICE_COUNTERS: u32 = 131_072;
+
 /// Who asks for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
@@ -137,6 +151,54 @@ pub enum Client {
 }
 
 impl Frontend {
+    /// Returns the entry as it is written for `key`.
+    ///
+    /// Since 6.1 the kernel may give the memory of an element that is replaced to another one at once, while a program
+    /// still reads it. So programs copy an entry, and take what they have only if its seal is that of the key and of
+    /// all fields: neither another frontend's nor a mixture.
+    pub fn sealed(self, key: &FrontendKey) -> Self {
+        Self { seal: self.seal_for(key), ..self }
+    }
+
+    /// Tells whether this is what was written for `key`.
+    #[inline(always)]
+    pub fn is_sealed(&self, key: &FrontendKey) -> bool {
+        self.seal == self.seal_for(key)
+    }
+
+    /// Each word times a constant of its own, so that the multiplications need not wait for one another.
+    #[inline(always)]
+    fn seal_for(&self, key: &FrontendKey) -> u32 {
+        let addr = key.addr.words();
+        let port = u32::from(key.port_be) << 16 | u32::from(key.protocol);
+        let words = [
+            self.service_id,
+            self.generation,
+            self.base,
+            self.count,
+            self.wire_base,
+            self.wire_count,
+            self.flags,
+            self.affinity_seconds,
+            self.maglev_base,
+            self.maglev_len,
+            self.source_ranges,
+            addr[0],
+            addr[1],
+            addr[2],
+            addr[3],
+            port,
+        ];
+        let mut sum = 0u64;
+        let mut index = 0;
+        while index < words.len() {
+            let factor = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * index as u64 + 1);
+            sum = sum.wrapping_add(u64::from(words[index]).wrapping_mul(factor));
+            index += 1;
+        }
+        (sum >> 32) as u32
+    }
+
     /// Returns the set that `client`'s backend must be a member of.
     #[inline(always)]
     pub const fn member_of(&self, client: Client) -> u32 {
@@ -175,6 +237,41 @@ mod tests {
             seen[(slot - 100) as usize] += 1;
         }
         assert_eq!(seen, [500, 500]);
+    }
+
+    #[test]
+    fn seal_breaks_with_any_change() {
+        let key = FrontendKey { addr: crate::v4_mapped([10, 96, 0, 1]), port_be: 80, protocol: 6, pad: 0 };
+        let sealed = Frontend { service_id: 7, generation: 3, base: 40, count: 2, ..Frontend::default() };
+        let sealed = sealed.sealed(&key);
+        assert!(sealed.is_sealed(&key));
+        let others = [
+            FrontendKey { port_be: 81, ..key },
+            FrontendKey { protocol: 17, ..key },
+            FrontendKey { addr: crate::v4_mapped([10, 96, 0, 2]), ..key },
+        ];
+        for other in others {
+            assert!(!sealed.is_sealed(&other), "another key");
+        }
+        let changes: [fn(&mut Frontend); 12] = [
+            |it| it.service_id += 1,
+            |it| it.generation += 1,
+            |it| it.base += 1,
+            |it| it.count += 1,
+            |it| it.wire_base += 1,
+            |it| it.wire_count += 1,
+            |it| it.flags += 1,
+            |it| it.affinity_seconds += 1,
+            |it| it.maglev_base += 1,
+            |it| it.maglev_len += 1,
+            |it| it.source_ranges += 1,
+            |it| it.seal += 1,
+        ];
+        for (field, change) in changes.into_iter().enumerate() {
+            let mut torn = sealed;
+            change(&mut torn);
+            assert!(!torn.is_sealed(&key), "field {field}");
+        }
     }
 
     #[test]

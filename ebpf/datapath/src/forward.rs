@@ -15,16 +15,16 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hawser_ebpf_abi::{
-    Flow, Frontend, FrontendKey, IPPROTO_UDP, Reason,
+    Flow, IPPROTO_UDP, Reason,
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_FOREIGN, FLOW_RST_FORWARD, FLOW_SNAT},
     service::Client,
 };
 
 use crate::{
     answer,
-    count::count,
+    count::{count, count_refused},
     flows::{self, Found},
-    maps::FRONTENDS,
+    frontends,
     packet::{DROP, PASS, Packet, parse, scratch},
     rewrite::{rewrite, write_ip},
     route, select, short_ways,
@@ -101,7 +101,7 @@ pub(crate) fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
         return true;
     }
     // UDP has no end: it moves to a living backend as soon as its own is gone.
-    let Some(frontend) = frontend_of(packet) else { return false };
+    let Some(frontend) = frontends::of_packet(packet) else { return false };
     if flow.frontend_generation != frontend.generation || flow.service_id != frontend.service_id {
         if !select::is_member(frontend, client, &flow.reply.source_endpoint()) {
             return false;
@@ -140,6 +140,9 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
             REFUSED => return DROP,
             NO_BACKEND => {
                 count(Reason::PacketNoBackend);
+                if let Some(frontend) = frontends::of_packet(packet) {
+                    count_refused(frontend.service_id);
+                }
                 return answer::hawser_refuse(ctx.skb.skb);
             }
             slot => {
@@ -155,7 +158,7 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
     let verdict = hawser_go_on(ctx.skb.skb, client, NO_SLOT);
     if verdict == PASS
         && packet.is_stray()
-        && frontend_of(packet).is_some_and(|it| is_served(it, client_of(client)))
+        && frontends::of_packet(packet).is_some_and(|it| is_served(it, client_of(client)))
     {
         // Of a connection whose flow is gone. The host cannot tell the client: it may not have the address.
         return answer::hawser_refuse(ctx.skb.skb);
@@ -199,18 +202,6 @@ fn translate(ctx: &TcContext, packet: &mut Packet, flow: &Flow, client: Client) 
         count(Reason::PacketForwarded);
     }
     Ok(verdict)
-}
-
-#[inline(always)]
-pub(crate) fn frontend_of(packet: &Packet) -> Option<&'static Frontend> {
-    let key = FrontendKey {
-        addr: packet.tuple.destination,
-        port_be: packet.tuple.destination_port_be,
-        protocol: packet.tuple.protocol,
-        pad: 0,
-    };
-    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
-    unsafe { FRONTENDS.get(&key) }
 }
 
 /// Returns the verdict, having counted why a packet is dropped.

@@ -20,6 +20,7 @@ mod answer;
 mod count;
 mod flows;
 mod forward;
+mod frontends;
 mod maps;
 mod packet;
 mod rewrite;

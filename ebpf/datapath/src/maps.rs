@@ -2,13 +2,13 @@
 //! makes them.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage},
     macros::btf_map,
 };
 use hawser_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowBucket, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, Settings, UdpPeer,
-    UdpPeers, XdpLinks, flow, fragment, pod, reason, socket::OverflowKey,
+    FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, ServiceCounters,
+    Settings, UdpPeer, UdpPeers, XdpLinks, flow, fragment, pod, reason, service, socket::OverflowKey,
 };
 
 use crate::ways::Ways;
@@ -107,10 +107,24 @@ pub(crate) static EXHAUSTED: LruHashMap<FlowKey, u64, 1024> = LruHashMap::new();
 #[btf_map]
 pub(crate) static ANSWERS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 
+/// Counters of each service port, per CPU, 16 bytes and the hash's own 56 each. Written by the programs; the agent
+/// removes those of service ports that are gone.
+#[btf_map]
+pub(crate) static SERVICE_COUNTERS: PerCpuHashMap<
+    u32,
+    ServiceCounters,
+    { service::SERVICE_COUNTERS as usize },
+    NO_PREALLOC,
+> = PerCpuHashMap::new();
+
 /// Counters per CPU, by reason.
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { reason::COUNTERS as usize }> = PerCpuArray::new();
 
-/// The packet that a tc program works on. Not pinned.
+/// The frontend that a packet program works with. Not pinned.
+#[btf_map]
+pub(crate) static FRONTEND_SCRATCH: PerCpuArray<Frontend, 1> = PerCpuArray::new();
+
+/// The packet that a packet program works on. Not pinned.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<crate::packet::Packet, 1> = PerCpuArray::new();

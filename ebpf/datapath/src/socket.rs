@@ -15,8 +15,9 @@ use hawser_ebpf_abi::{
 };
 
 use crate::{
-    count::count,
-    maps::{CONNECTED, FRONTENDS, OPTED_OUT, SETTINGS},
+    count::{count, count_chosen, count_refused},
+    frontends,
+    maps::{CONNECTED, OPTED_OUT, SETTINGS},
     select, udp_peers,
 };
 
@@ -44,19 +45,22 @@ pub(crate) enum Family {
 pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let Some(protocol) = protocol(ctx) else { return ALLOW };
     let service = user_endpoint(ctx, family);
-    let frontend = match find_frontend(ctx, &service, protocol) {
-        Ok(Some(frontend)) => frontend,
-        Ok(None) => {
+    let mut frontend = Frontend::default();
+    match find_frontend(ctx, &service, protocol, &mut frontend) {
+        Ok(true) => {}
+        Ok(false) => {
             if protocol == IPPROTO_UDP {
                 forget_connected(ctx);
             }
             return ALLOW;
         }
         Err(reason) => return refuse(reason),
-    };
-    let Some(backend) = select::for_socket(ctx, frontend) else {
+    }
+    let Some(backend) = select::for_socket(ctx, &frontend) else {
+        count_refused(frontend.service_id);
         return refuse(Reason::SocketRefusedNoBackend);
     };
+    count_chosen(frontend.service_id);
     let mut peer = ConnectedPeer { service, backend };
     // SAFETY: the context's socket is valid for the length of the call, and the storage as long as the socket.
     unsafe {
@@ -74,12 +78,13 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub(crate) fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let service = user_endpoint(ctx, family);
-    let frontend = match find_frontend(ctx, &service, IPPROTO_UDP) {
-        Ok(Some(frontend)) => frontend,
-        Ok(None) => return ALLOW,
+    let mut frontend = Frontend::default();
+    match find_frontend(ctx, &service, IPPROTO_UDP, &mut frontend) {
+        Ok(true) => {}
+        Ok(false) => return ALLOW,
         Err(reason) => return refuse(reason),
-    };
-    let peer = match udp_peers::find_or_choose(ctx, &service, frontend) {
+    }
+    let peer = match udp_peers::find_or_choose(ctx, &service, &frontend) {
         Ok(backend) => backend,
         Err(reason) => return refuse(reason),
     };
@@ -123,7 +128,7 @@ pub(crate) fn release(ctx: &SockContext) -> i32 {
 /// Flags of frontends that are not served to every socket.
 const RESTRICTED: u32 = FRONTEND_DEPARTED | FRONTEND_NODE_ONLY | FRONTEND_SOURCE_RANGES;
 
-/// Returns the frontend that this socket is served by; an error when it is refused.
+/// Finds the frontend that this socket is served by; false when there is none, an error when it is refused.
 ///
 /// What is left alone here reaches the packet path, if the address is served there.
 #[inline(always)]
@@ -131,36 +136,38 @@ fn find_frontend(
     ctx: &SockAddrContext,
     service: &Endpoint,
     protocol: u8,
-) -> Result<Option<&'static Frontend>, Reason> {
+    frontend: &mut Frontend,
+) -> Result<bool, Reason> {
     let key = FrontendKey { addr: service.addr, port_be: service.port_be, protocol, pad: 0 };
-    // SAFETY: the memory stays the map's. An entry that is replaced may be another one while it is read (since 6.1).
-    let Some(frontend) = (unsafe { FRONTENDS.get(&key) }) else { return Ok(None) };
-    let Some(settings) = SETTINGS.get(0) else { return Ok(None) };
+    if !frontends::find(&key, frontend) {
+        return Ok(false);
+    }
+    let Some(settings) = SETTINGS.get(0) else { return Ok(false) };
     if settings.opted_out == 0 && frontend.flags & RESTRICTED == 0 {
-        return Ok(Some(frontend));
+        return Ok(true);
     }
     // SAFETY: the helper takes the context of this program type.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     if settings.opted_out != 0 && OPTED_OUT.get_ptr(&netns).is_some() {
-        return Ok(None);
+        return Ok(false);
     }
     if frontend.flags & FRONTEND_DEPARTED != 0 {
-        return Ok(None);
+        return Ok(false);
     }
     let is_node = netns == settings.node_netns_cookie;
     if frontend.flags & FRONTEND_NODE_ONLY != 0 && !is_node {
-        return Ok(None);
+        return Ok(false);
     }
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
         if !is_node {
             // A pod's packets show its address, which is what the ranges are about.
-            return Ok(None);
+            return Ok(false);
         }
         if frontend.flags & FRONTEND_NODE_IN_RANGES == 0 {
             return Err(Reason::SocketRefusedSourceRange);
         }
     }
-    Ok(Some(frontend))
+    Ok(true)
 }
 
 /// Returns the service that the socket asked for when it was connected, if `peer` is the backend it was given.

@@ -10,9 +10,10 @@ use hawser_ebpf_abi::{
 };
 
 use crate::{
-    count::count,
+    count::{count, count_chosen},
     flows,
-    forward::{client_of, frontend_of},
+    forward::client_of,
+    frontends,
     maps::SETTINGS,
     packet::{Packet, scratch},
     select,
@@ -37,7 +38,7 @@ pub(crate) const NOT_SERVED: i64 = -4;
 pub(crate) extern "C" fn hawser_start_flow(client: u32, now_ns: u64) -> i64 {
     let Some(packet) = scratch() else { return NO_FLOW };
     let client = client_of(client);
-    let Some(frontend) = frontend_of(packet) else { return NO_FLOW };
+    let Some(frontend) = frontends::of_packet(packet) else { return NO_FLOW };
     if !is_served(frontend, client) {
         return NOT_SERVED;
     }
@@ -76,7 +77,7 @@ fn try_start_flow(
         let client_endpoint = packet.tuple.source_endpoint();
         flow.reply = FlowKey::new(packet.backend.endpoint(), client_endpoint, packet.tuple.protocol);
         if flows::enter(claim, DIRECTION_REPLY, now_ns) == Entered::Yes {
-            return complete(claim, now_ns).map(Some);
+            return complete(claim, frontend.service_id, now_ns).map(Some);
         }
         // Without another one the same is tried again.
         let _ = select::for_packet(packet, frontend, client, attempt);
@@ -86,16 +87,19 @@ fn try_start_flow(
     let keeps_address = keeps_source(packet, client) && knows_pods(&packet.backend);
     let from = if keeps_address { sources::CLIENT } else { sources::NODE };
     sources::allocate(packet, flow, claim, from, now_ns).inspect_err(|_| flows::give_back(claim))?;
-    complete(claim, now_ns).map(Some)
+    complete(claim, frontend.service_id, now_ns).map(Some)
 }
 
-/// Enters the last tuple of a new flow, and returns the flow's slot.
+/// Enters the last tuple of a new flow, and returns the flow's slot. A flow that is no service's has the id 0.
 #[inline(always)]
-fn complete(claim: Claim, now_ns: u64) -> Result<u32, Reason> {
+fn complete(claim: Claim, service_id: u32, now_ns: u64) -> Result<u32, Reason> {
     match flows::enter(claim, DIRECTION_FORWARD, now_ns) {
         Entered::Yes => {
             flows::publish(claim);
             count(Reason::PacketNewFlow);
+            if service_id != 0 {
+                count_chosen(service_id);
+            }
             return Ok(claim.slot);
         }
         Entered::Taken | Entered::Full => flows::give_back(claim),
@@ -140,7 +144,7 @@ fn try_start_direct_flow(packet: &mut Packet, now_ns: u64) -> Result<u32, Reason
     flow.frontend_generation = 0;
     sources::allocate(packet, flow, claim, sources::CLIENT, now_ns)
         .inspect_err(|_| flows::give_back(claim))?;
-    complete(claim, now_ns)
+    complete(claim, 0, now_ns)
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use hawser_ebpf_abi::{
 };
 
 use crate::{
-    count::count,
+    count::{count, count_chosen, count_refused},
     maps::{UDP_OVERFLOW, UDP_SOCKETS},
     select,
 };
@@ -109,7 +109,11 @@ fn keep_or_replace(
 
 #[inline(always)]
 fn new_peer(ctx: &SockAddrContext, service: &Endpoint, frontend: &Frontend) -> Result<UdpPeer, Reason> {
-    let Some(backend) = select::for_socket(ctx, frontend) else { return Err(Reason::SocketRefusedNoBackend) };
+    let Some(backend) = select::for_socket(ctx, frontend) else {
+        count_refused(frontend.service_id);
+        return Err(Reason::SocketRefusedNoBackend);
+    };
+    count_chosen(frontend.service_id);
     Ok(UdpPeer {
         service: *service,
         backend,

@@ -296,10 +296,11 @@ impl Worker {
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
-                if let Err(error) = self.proxy.sweep_affinity() {
+                let swept = self.proxy.sweep_affinity().and_then(|_| self.proxy.sweep_service_counters());
+                if let Err(error) = swept {
                     warn!(
                         error = &error as &dyn std::error::Error,
-                        "clients whose affinity has ended stay for now"
+                        "clients whose affinity has ended, and counters of services that are gone, stay for now"
                     );
                 }
             }

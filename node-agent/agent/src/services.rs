@@ -26,13 +26,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let pins = pins(&options.state_dir);
     let frontends = hawser_proxy::dump_services(&pins)
         .with_context(|| format!("cannot read the datapath's maps below {}", pins.display()))?;
-    print_line(format!("{:<46} {:<5} {:>8}  BACKENDS", "FRONTEND", "PROTO", "SERVICE"));
+    print_line(format!(
+        "{:<46} {:<5} {:>8} {:>12} {:>8}  BACKENDS",
+        "FRONTEND", "PROTO", "SERVICE", "CONNECTIONS", "REFUSED"
+    ));
     for frontend in frontends {
         let backends: Vec<String> = frontend.backends.iter().map(ToString::to_string).collect();
         let shown = if backends.is_empty() { "none: refused".to_owned() } else { backends.join(" ") };
         let address = frontend.address.to_string();
         let (protocol, id) = (frontend.protocol, frontend.service_id);
-        if !print_line(format!("{address:<46} {protocol:<5} {id:>8}  {shown}")) {
+        let (chosen, refused) = (frontend.chosen, frontend.refused);
+        if !print_line(format!("{address:<46} {protocol:<5} {id:>8} {chosen:>12} {refused:>8}  {shown}")) {
             break;
         }
     }

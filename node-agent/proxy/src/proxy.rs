@@ -279,6 +279,22 @@ impl Proxy {
         Ok(swept)
     }
 
+    /// Forgets the counters of service ports that are gone; returns of how many. To be called now and then, as
+    /// [`Proxy::sweep_affinity`].
+    pub fn sweep_service_counters(&self) -> Result<usize, Error> {
+        let failed = |source| Error::Map { name: "SERVICE_COUNTERS", source };
+        let Some(table) = &self.table else { return Ok(0) };
+        let ids = table.service_ids();
+        let mut swept = 0;
+        for id in self.maps.service_counters.keys().map_err(failed)? {
+            if !ids.contains(&id) {
+                self.maps.service_counters.remove(id).map_err(failed)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
     /// Returns what the kernel's maps say, for people.
     pub fn dump_services(&self) -> Result<Vec<FrontendView>, Error> {
         view::frontends(&self.maps)

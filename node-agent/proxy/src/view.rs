@@ -45,6 +45,11 @@ pub struct FrontendView {
     pub maglev_entries: u32,
     /// `loadBalancerSourceRanges` are enforced.
     pub source_ranges: bool,
+    /// Clients of its service port that were given a backend: connections, flows, and UDP sockets each time that they
+    /// choose.
+    pub chosen: u64,
+    /// Clients of its service port that were refused for want of a backend.
+    pub refused: u64,
 }
 
 impl fmt::Display for FrontendView {
@@ -119,6 +124,10 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
         |slots: &[(SocketAddr, bool)]| slots.iter().map(|(address, _)| *address).collect::<Vec<_>>();
     let mut views = Vec::with_capacity(entries.len());
     for (key, frontend) in entries {
+        let counted = maps.service_counters.get(frontend.service_id);
+        let counted = counted.map_err(|source| Error::Map { name: "SERVICE_COUNTERS", source })?;
+        // In the order of `ServiceCounters`.
+        let [chosen, refused] = counted.unwrap_or_default();
         let served_to_wire = frontend.flags & FRONTEND_WIRE != 0;
         let inside = backends(frontend.base, frontend.count)?;
         let wire =
@@ -144,6 +153,8 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
             affinity_seconds: frontend.affinity_seconds,
             maglev_entries: frontend.maglev_len,
             source_ranges: frontend.flags & FRONTEND_SOURCE_RANGES != 0,
+            chosen,
+            refused,
         });
     }
     views.sort_by_key(|view| (view.address, view.protocol));
@@ -155,6 +166,7 @@ pub(crate) fn counters(maps: &Maps) -> Result<Vec<Counter>, Error> {
         .zip(reason::NAMES)
         .map(|(index, name)| {
             let value = maps.counters.get(index).map_err(|source| Error::Map { name: "COUNTERS", source })?;
+            let [value] = value.unwrap_or_default();
             Ok(Counter { name, value })
         })
         .collect()

@@ -93,3 +93,39 @@ fn nothing_pinned_is_a_clear_error() {
     let error = Datapath::open(std::path::Path::new("/nonexistent")).unwrap_err();
     assert!(support::chain(&error).contains("SETTINGS"), "{}", support::chain(&error));
 }
+
+#[test]
+fn connections_and_refusals_are_counted_by_service_port() {
+    run("connections_and_refusals_are_counted_by_service_port", |lab| {
+        let _server = lab.tcp_server(POD, "10.91.0.2:8080");
+        let mut proxy = lab.proxy();
+        let (web, empty) = (
+            service(&Spec {
+                name: "web",
+                cluster_ips: &["10.96.0.10"],
+                node_port: Some(30080),
+                ..Spec::default()
+            }),
+            service(&Spec { name: "empty", cluster_ips: &["10.96.0.11"], ..Spec::default() }),
+        );
+        let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
+        proxy.sync(&[web.clone(), empty], &slices, &[]).unwrap();
+        let counted = |address: &str| {
+            let views = proxy.dump_services().unwrap();
+            let view = views.iter().find(|view| view.address.to_string() == address).unwrap();
+            (view.chosen, view.refused)
+        };
+        assert_eq!((counted("10.96.0.10:80"), counted("10.96.0.11:80")), ((0, 0), (0, 0)));
+        for _ in 0..3 {
+            connect("10.96.0.10:80").unwrap();
+            assert!(connect("10.96.0.11:80").is_err());
+        }
+        lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap());
+        assert_eq!((counted("10.96.0.10:80"), counted("10.96.0.11:80")), ((4, 0), (0, 3)));
+        assert_eq!(counted("10.90.0.1:30080"), (4, 0), "of the service port, not of the frontend");
+
+        assert_eq!(proxy.sweep_service_counters().unwrap(), 0);
+        proxy.sync(&[web], &slices, &[]).unwrap();
+        assert_eq!(proxy.sweep_service_counters().unwrap(), 1);
+    });
+}

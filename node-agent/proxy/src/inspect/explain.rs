@@ -186,6 +186,8 @@ mod tests {
             affinity_seconds: 0,
             maglev_entries: 0,
             source_ranges: false,
+            chosen: 0,
+            refused: 0,
         }
     }
 

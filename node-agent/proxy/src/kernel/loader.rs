@@ -23,7 +23,7 @@ use super::{
 use crate::{error::Error, object};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 18] = [
+const PINNED: [&str; 19] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
@@ -41,6 +41,7 @@ const PINNED: [&str; 18] = [
     "PODS",
     "XDP_LINKS",
     "EXHAUSTED",
+    "SERVICE_COUNTERS",
     "COUNTERS",
 ];
 
@@ -69,7 +70,8 @@ pub(crate) struct Maps {
     pub(crate) pods: Map<Addr, PodLink>,
     pub(crate) xdp_links: Map<u32, XdpLinks>,
     pub(crate) exhausted: Map<FlowKey, u64>,
-    pub(crate) counters: Counters,
+    pub(crate) service_counters: Counters<2>,
+    pub(crate) counters: Counters<1>,
 }
 
 /// The program that the node can do without.
@@ -198,6 +200,7 @@ pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
         pods: open(maps_dir, "PODS", Map::new)?,
         xdp_links: open(maps_dir, "XDP_LINKS", Map::new)?,
         exhausted: open(maps_dir, "EXHAUSTED", Map::new)?,
+        service_counters: open(maps_dir, "SERVICE_COUNTERS", Counters::new)?,
         counters: open(maps_dir, "COUNTERS", Counters::new)?,
     })
 }

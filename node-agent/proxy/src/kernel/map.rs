@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     marker::PhantomData,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use hawser_ebpf_abi::{
@@ -129,19 +129,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Reads all keys, one at a time: for small maps, and for those that a batch cannot read. Keys that are written or
     /// removed meanwhile may be in it or not.
     pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
-        let mut keys: Vec<K> = Vec::new();
-        let mut next = K::default();
-        // A key that is removed under way sends the kernel back to the first: the capacity bounds the walk.
-        while keys.len() < self.info.max_entries as usize {
-            // SAFETY: `new` checked the size.
-            let more =
-                unsafe { sys::map_next_key(self.fd.as_fd(), keys.last().map(bytes), bytes_mut(&mut next)) }?;
-            if !more {
-                break;
-            }
-            keys.push(next);
-        }
-        Ok(keys)
+        keys(self.fd.as_fd(), self.info.max_entries)
     }
 
     /// Reads all entries of a hash map or array. Entries that are written meanwhile may be in it or not.
@@ -170,29 +158,56 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 }
 
-/// A per-CPU array of counters.
+/// A per-CPU map of groups of `N` counters.
 #[derive(Debug)]
-pub(crate) struct Counters {
+pub(crate) struct Counters<const N: usize> {
     fd: OwnedFd,
+    capacity: u32,
     cpus: usize,
 }
 
-impl Counters {
+impl<const N: usize> Counters<N> {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let info = sys::map_info(fd.as_fd())?;
-        if info.key_size != 4 || info.value_size != 8 {
+        if info.key_size != 4 || info.value_size as usize != 8 * N {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "counters of another layout"));
         }
-        Ok(Self { fd, cpus: possible_cpus()? })
+        Ok(Self { fd, capacity: info.max_entries, cpus: possible_cpus()? })
     }
 
-    /// Returns the sum over all CPUs.
-    pub(crate) fn get(&self, index: u32) -> io::Result<u64> {
-        let mut values = vec![0u64; self.cpus];
-        // SAFETY: a value of 8 bytes for each possible CPU.
-        unsafe { sys::map_lookup(self.fd.as_fd(), bytes(&index), slice_bytes_mut(&mut values)) }?;
-        Ok(values.iter().sum())
+    /// Returns the sums over all CPUs; `None` where nothing was counted yet.
+    pub(crate) fn get(&self, key: u32) -> io::Result<Option<[u64; N]>> {
+        let mut values = vec![0u64; N * self.cpus];
+        // SAFETY: a value of `N` words for each possible CPU.
+        let found = unsafe { sys::map_lookup(self.fd.as_fd(), bytes(&key), slice_bytes_mut(&mut values)) }?;
+        let sums = |()| std::array::from_fn(|index| values.iter().skip(index).step_by(N).sum());
+        Ok(found.map(sums))
     }
+
+    pub(crate) fn keys(&self) -> io::Result<Vec<u32>> {
+        keys(self.fd.as_fd(), self.capacity)
+    }
+
+    pub(crate) fn remove(&self, key: u32) -> io::Result<()> {
+        // SAFETY: keys have 4 bytes.
+        unsafe { sys::map_delete(self.fd.as_fd(), bytes(&key)) }
+    }
+}
+
+/// Reads the keys of a map with keys `K` and room for `capacity` of them.
+fn keys<K: Plain>(map: BorrowedFd<'_>, capacity: u32) -> io::Result<Vec<K>> {
+    let mut keys: Vec<K> = Vec::new();
+    let mut next = K::default();
+    // A key that is removed under way sends the kernel back to the first: the capacity bounds the walk.
+    while keys.len() < capacity as usize {
+        // SAFETY: the caller vouches for the size.
+        let more = unsafe { sys::map_next_key(map, keys.last().map(bytes), bytes_mut(&mut next)) }?;
+        if !more {
+            break;
+        }
+        keys.push(next);
+    }
+    Ok(keys)
 }
 
 /// Reads the number of CPUs that per-CPU maps have room for, from a list such as `0-3` or `0,2-5`.

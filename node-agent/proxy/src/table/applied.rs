@@ -93,13 +93,13 @@ impl ServicePort {
 }
 
 /// Returns the entry for one of a port's frontends.
-pub(super) fn frontend_value(applied: &Applied, frontend: &DesiredFrontend) -> Frontend {
+pub(super) fn frontend_value(applied: &Applied, key: &FrontendKey, frontend: &DesiredFrontend) -> Frontend {
     let (base, count) = applied.slots_of(frontend.inside);
     let (wire_base, wire_count) = applied.slots_of(frontend.wire);
     let has_table = frontend.flags & FRONTEND_WIRE != 0 && applied.maglev.set == Some(frontend.wire);
     let maglev = if has_table { applied.maglev } else { Maglev::default() };
     let is_bounded = frontend.flags & FRONTEND_SOURCE_RANGES != 0;
-    Frontend {
+    let value = Frontend {
         service_id: applied.service_id,
         generation: applied.generation,
         base,
@@ -112,8 +112,9 @@ pub(super) fn frontend_value(applied: &Applied, frontend: &DesiredFrontend) -> F
         maglev_base: maglev.range.base,
         maglev_len: maglev.len,
         source_ranges: if is_bounded { applied.source_ranges } else { 0 },
-        pad: 0,
-    }
+        seal: 0,
+    };
+    value.sealed(key)
 }
 
 /// Returns the entries of `MEMBERS` that a port needs, and the sets that each backend is in.

@@ -13,7 +13,7 @@ mod applied;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Instant,
 };
 
@@ -118,6 +118,11 @@ impl Pass<'_> {
 }
 
 impl Table {
+    /// Ids of all service ports.
+    pub(crate) fn service_ids(&self) -> HashSet<u32> {
+        self.ports.values().map(|applied| applied.service_id).collect()
+    }
+
     pub(crate) fn frontends(&self) -> usize {
         self.frontends.len()
     }
@@ -296,7 +301,7 @@ impl Table {
         });
         let mut wanted: Vec<(FrontendKey, Frontend)> = Vec::with_capacity(1);
         for (key, frontend) in &applied.port.frontends {
-            wanted.push((*key, frontend_value(applied, frontend)));
+            wanted.push((*key, frontend_value(applied, key, frontend)));
         }
         for (key, _) in &applied.departed {
             if (pass.is_live)(&key.addr) {
@@ -305,7 +310,7 @@ impl Table {
             }
             let frontend =
                 DesiredFrontend { inside: Set::Cluster, wire: Set::Cluster, flags: FRONTEND_DEPARTED };
-            wanted.push((*key, frontend_value(applied, &frontend)));
+            wanted.push((*key, frontend_value(applied, key, &frontend)));
         }
         for (key, frontend) in wanted {
             let len = self.frontends.len();
