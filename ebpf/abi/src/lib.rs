@@ -84,7 +84,7 @@ mod tests {
     fn every_reason_has_a_name() {
         assert_eq!(reason::NAMES[Reason::DropNoLocalBackend as usize], "drop_no_local_backend");
         assert_eq!(reason::NAMES[Reason::AffinityFull as usize], "affinity_full");
-        assert_eq!(reason::NAMES[Reason::FrontendTorn as usize], "frontend_torn");
-        assert_eq!(Reason::FrontendTorn as usize + 1, reason::REASONS);
+        assert_eq!(reason::NAMES[Reason::PacketDsr as usize], "packet_dsr");
+        assert_eq!(Reason::PacketDsr as usize + 1, reason::REASONS);
     }
 }

@@ -72,10 +72,12 @@ pub enum Reason {
     PacketAtXdp = 32,
     /// A frontend changed each time that it was read, so that its client was not served by it this once.
     FrontendTorn = 33,
+    /// A packet was sent to its backend's node as it is, which answers the client itself. Counted as forwarded, too.
+    PacketDsr = 34,
 }
 
 /// Number of reasons, and size of `COUNTERS` (with room to append).
-pub const REASONS: usize = 34;
+pub const REASONS: usize = 35;
 pub const COUNTERS: u32 = 64;
 const _: () = assert!(REASONS <= COUNTERS as usize);
 
@@ -115,4 +117,5 @@ pub const NAMES: [&str; REASONS] = [
     "pass_foreign_source",
     "packet_at_xdp",
     "frontend_torn",
+    "packet_dsr",
 ];

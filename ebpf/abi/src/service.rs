@@ -66,6 +66,9 @@ pub const FRONTEND_SOURCE_RANGES: u32 = 1 << 10;
 /// The node's own address is in the list.
 pub const FRONTEND_NODE_IN_RANGES: u32 = 1 << 11;
 
+/// Packets for backends of other nodes are sent there as they are (direct server return): all nodes have this frontend.
+pub const FRONTEND_DSR: u32 = 1 << 12;
+
 /// One slot of `BACKENDS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,8 +16,10 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use hawser_ebpf_abi::{
     Flow, IPPROTO_UDP, Reason,
-    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_FOREIGN, FLOW_RST_FORWARD, FLOW_SNAT},
-    service::Client,
+    flow::{
+        DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_DSR, FLOW_FOREIGN, FLOW_RST_FORWARD, FLOW_SNAT,
+    },
+    service::{Client, FRONTEND_DSR},
 };
 
 use crate::{
@@ -28,9 +30,7 @@ use crate::{
     packet::{DROP, PASS, Packet, parse, scratch},
     rewrite::{rewrite, write_ip},
     route, select, short_ways,
-    start::{
-        NO_BACKEND, NO_FLOW, NOT_SERVED, REFUSED, hawser_start_direct_flow, hawser_start_flow, is_served,
-    },
+    start::{NO_BACKEND, NO_FLOW, NOT_SERVED, REFUSED, hawser_start, hawser_start_direct_flow, is_served},
 };
 
 // Clients as numbers: a global function takes nothing else.
@@ -94,14 +94,15 @@ pub(crate) fn goes_on(packet: &Packet, found: Found, client: Client) -> bool {
     if packet.tuple.protocol != IPPROTO_UDP {
         // The client uses its port again, or knocks where another connection of its own answers. TCP drains: it stays
         // with a backend that is gone.
-        let is_over = flow.is_closed() || flow.flags & (FLOW_RST_FORWARD | FLOW_FOREIGN) != 0;
+        // A first packet that is sent again to another node is chosen for anew: the first may have led in a circle.
+        let is_over = flow.is_closed() || flow.flags & (FLOW_RST_FORWARD | FLOW_FOREIGN | FLOW_DSR) != 0;
         return !packet.starts_flow() || !is_over;
     }
     if packet.is_error() || flow.flags & FLOW_DIRECT != 0 {
         return true;
     }
     // UDP has no end: it moves to a living backend as soon as its own is gone.
-    let Some(frontend) = frontends::of_packet(packet) else { return false };
+    let Some(frontend) = frontends::of_packet() else { return false };
     if flow.frontend_generation != frontend.generation || flow.service_id != frontend.service_id {
         if !select::is_member(frontend, client, &flow.reply.source_endpoint()) {
             return false;
@@ -118,7 +119,7 @@ fn with_flow(ctx: &TcContext, packet: &Packet, found: Found, client: u32, now_ns
     if !flows::note(found, flow, packet, now_ns) {
         return hawser_go_on(ctx.skb.skb, client, NO_SLOT);
     }
-    if flow.flags & FLOW_SNAT != 0 {
+    if flow.flags & (FLOW_SNAT | FLOW_DSR) != 0 {
         return route::hawser_send_on(ctx.skb.skb, found.slot, found.direction);
     }
     if found.is_reply() {
@@ -130,7 +131,7 @@ fn with_flow(ctx: &TcContext, packet: &Packet, found: Found, client: u32, now_ns
 #[inline(always)]
 fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i32 {
     if packet.starts_flow() {
-        let started = match hawser_start_flow(client, now_ns) {
+        let started = match hawser_start(ctx.skb.skb, client, now_ns) {
             NO_FLOW => hawser_start_direct_flow(now_ns),
             started => started,
         };
@@ -140,7 +141,7 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
             REFUSED => return DROP,
             NO_BACKEND => {
                 count(Reason::PacketNoBackend);
-                if let Some(frontend) = frontends::of_packet(packet) {
+                if let Some(frontend) = frontends::of_packet() {
                     count_refused(frontend.service_id);
                 }
                 return answer::hawser_refuse(ctx.skb.skb);
@@ -148,7 +149,7 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
             slot => {
                 let slot = slot as u32;
                 let Some(flow) = flows::get(slot) else { return PASS };
-                if flow.flags & FLOW_SNAT != 0 {
+                if flow.flags & (FLOW_SNAT | FLOW_DSR) != 0 {
                     return route::hawser_send_on(ctx.skb.skb, slot, DIRECTION_FORWARD);
                 }
                 return hawser_translate(ctx.skb.skb, client, slot);
@@ -156,14 +157,22 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
         }
     }
     let verdict = hawser_go_on(ctx.skb.skb, client, NO_SLOT);
-    if verdict == PASS
-        && packet.is_stray()
-        && frontends::of_packet(packet).is_some_and(|it| is_served(it, client_of(client)))
-    {
-        // Of a connection whose flow is gone. The host cannot tell the client: it may not have the address.
-        return answer::hawser_refuse(ctx.skb.skb);
+    if verdict != PASS || !packet.is_stray() {
+        return verdict;
     }
-    verdict
+    let Some(frontend) = frontends::of_packet() else { return verdict };
+    if !is_served(frontend, client_of(client)) {
+        return verdict;
+    }
+    if frontend.flags & FRONTEND_DSR != 0 {
+        // Another node may have sent the connection's packets on so far: they lead to the same backend from here.
+        let slot = hawser_start(ctx.skb.skb, client, now_ns);
+        if slot >= 0 {
+            return route::hawser_send_on(ctx.skb.skb, slot as u32, DIRECTION_FORWARD);
+        }
+    }
+    // Of a connection whose flow is gone. The host cannot tell the client: it may not have the address.
+    answer::hawser_refuse(ctx.skb.skb)
 }
 
 const NO_SLOT: u32 = u32::MAX;

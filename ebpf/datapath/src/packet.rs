@@ -80,7 +80,9 @@ pub(crate) struct Packet {
     pub(crate) may_fragment: u8,
     /// The client's own port towards the backend is another connection's.
     pub(crate) replaces_port: u8,
-    pad: [u8; 2],
+    /// The packet comes from the node that it would be sent to: this one answers for it.
+    pub(crate) is_returned: u8,
+    pad: u8,
 }
 
 /// The packet's first bytes as they lie in memory: the link-layer header, and the IP header without options. What
@@ -220,6 +222,7 @@ pub(crate) fn try_parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<bool
     packet.has_options = 0;
     packet.segment = Segment::default();
     packet.replaces_port = 0;
+    packet.is_returned = 0;
     let found = match frame.ether_type_be() {
         ETH_P_IP_BE => parse_v4(frame, packet)?,
         ETH_P_IPV6_BE => parse_v6(frame, packet)?,

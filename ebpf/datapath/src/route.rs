@@ -7,7 +7,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
 };
-use hawser_ebpf_abi::{Addr, Flow, Reason, flow::DIRECTION_REPLY};
+use hawser_ebpf_abi::{
+    Addr, Flow, Reason,
+    flow::{DIRECTION_REPLY, FLOW_DSR},
+};
 
 use crate::{
     answer,
@@ -69,8 +72,33 @@ fn send_on(ctx: &TcContext, packet: &mut Packet, flow: &Flow, direction: u32) ->
         }
         Answer::No => return Err(Reason::DropNoRoute),
     };
-    rewrite(ctx, packet, flow, direction)?;
+    if flow.flags & FLOW_DSR == 0 {
+        rewrite(ctx, packet, flow, direction)?;
+    } else {
+        packet.remember_part();
+        count(Reason::PacketDsr);
+    }
     leave(ctx, packet, way)
+}
+
+/// Tells whether a new flow leads the packet back to the node that it comes from: 1 or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_returns(skb: *mut __sk_buff, slot: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let (Some(packet), Some(flow)) = (scratch(), flows::get(slot)) else { return 0 };
+    if flow.flags & FLOW_DSR == 0 {
+        return 0;
+    }
+    let (backend, client) = (&flow.reply.source, &flow.reply.destination);
+    let mut lookup = new_lookup(ifindex(ctx.skb.skb), packet, packet.ip_len, client, backend);
+    // A neighbour that is not known has sent nothing that was answered.
+    if ask(ctx.skb.skb.cast(), &mut lookup) != WAY_FOUND {
+        return 0;
+    }
+    let (from, to) = (&packet.header.link[3..6], lookup.dmac);
+    let is_same = |at: usize| from[at] == u16::from_ne_bytes([to[2 * at], to[2 * at + 1]]);
+    u32::from(is_same(0) && is_same(1) && is_same(2))
 }
 
 /// Finds the way from `source` to `destination`.

@@ -1,11 +1,13 @@
 //! The start of flows. Most packets belong to a flow already, so all of it is in functions of their own.
 
+use aya_ebpf::bindings::__sk_buff;
 use hawser_ebpf_abi::{
     Backend, FlowKey, Frontend, IPPROTO_UDP, Reason,
-    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_RST_FORWARD, FLOW_SNAT},
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_DSR, FLOW_RST_FORWARD, FLOW_SNAT},
     flow_table::{Claim, Entered},
     service::{
-        BACKEND_LOCAL, Client, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+        BACKEND_LOCAL, Client, FRONTEND_DSR, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE,
+        FRONTEND_WIRE_LOCAL,
     },
 };
 
@@ -16,7 +18,7 @@ use crate::{
     frontends,
     maps::SETTINGS,
     packet::{Packet, scratch},
-    select,
+    route, select,
     short_ways::is_pod_range,
     sources,
 };
@@ -32,13 +34,29 @@ pub(crate) const REFUSED: i64 = -3;
 /// The frontend is not for this client.
 pub(crate) const NOT_SERVED: i64 = -4;
 
-/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`.
+/// Makes a flow as [`hawser_start_flow`] does. Where that would send the packet back to the node that it comes from, because
+/// the two choose differently for the moment, this one answers for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_start(skb: *mut __sk_buff, client: u32, now_ns: u64) -> i64 {
+    let slot = hawser_start_flow(client, now_ns);
+    if slot < 0 || route::hawser_returns(skb, slot as u32) == 0 {
+        return slot;
+    }
+    let (Some(packet), Some(found)) = (scratch(), flows::find(now_ns)) else { return NO_FLOW };
+    flows::end(found);
+    packet.is_returned = 1;
+    hawser_start_flow(client, now_ns)
+}
+
+/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`. A
+/// packet that starts no connection gets one only where its backend's node knows the connection.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn hawser_start_flow(client: u32, now_ns: u64) -> i64 {
     let Some(packet) = scratch() else { return NO_FLOW };
     let client = client_of(client);
-    let Some(frontend) = frontends::of_packet(packet) else { return NO_FLOW };
+    let Some(frontend) = frontends::of_packet() else { return NO_FLOW };
     if !is_served(frontend, client) {
         return NOT_SERVED;
     }
@@ -59,10 +77,18 @@ fn try_start_flow(
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !select::is_in_ranges(packet, frontend) {
         return Err(Reason::DropSourceRange);
     }
+    let is_known_elsewhere = !packet.starts_flow();
     if !select::for_packet(packet, frontend, client, 0) {
         if client == Client::Wire && frontend.flags & FRONTEND_WIRE_LOCAL != 0 {
             return Err(Reason::DropNoLocalBackend);
         }
+        return Ok(None);
+    }
+    let is_dsr = client == Client::Wire
+        && frontend.flags & FRONTEND_DSR != 0
+        && packet.backend.flags & BACKEND_LOCAL == 0
+        && packet.is_returned == 0;
+    if is_known_elsewhere && !is_dsr {
         return Ok(None);
     }
     let (claim, flow) = flows::claim(&packet.tuple, now_ns)?;
@@ -70,6 +96,13 @@ fn try_start_flow(
     flow.forward = packet.tuple;
     flow.service_id = frontend.service_id;
     flow.frontend_generation = frontend.generation;
+    if is_dsr {
+        flow.flags = FLOW_DSR;
+        // Not entered: what comes back does not pass here.
+        let client_endpoint = packet.tuple.source_endpoint();
+        flow.reply = FlowKey::new(packet.backend.endpoint(), client_endpoint, packet.tuple.protocol);
+        return complete(claim, frontend.service_id, now_ns).map(Some);
+    }
     for attempt in 1..=BACKEND_ATTEMPTS {
         if packet.replaces_port != 0 || !keeps_source(packet, client) {
             break;

@@ -6,17 +6,18 @@
 //! and meets the program at tc: backends of this node, answers, parts of datagrams, errors, and every first packet to
 //! a neighbour.
 
-use aya_ebpf::{helpers::generated::bpf_redirect, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_redirect, programs::XdpContext};
 use hawser_ebpf_abi::{
-    Addr, FlowKey, IPPROTO_TCP, Reason, checksum,
-    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_SNAT},
-    service::Client,
+    FlowKey, Frontend, IPPROTO_TCP, Reason, XdpLinks, checksum,
+    flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DSR, FLOW_SNAT},
+    service::{Client, FRONTEND_DSR},
 };
 
 use crate::{
     count::count,
     flows::{self, Found},
     forward::{WIRE, goes_on},
+    frontends,
     maps::{WAYS_AT_XDP, XDP_LINKS},
     packet::{ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Packet, V4_L4, V6_L4, scratch, try_parse},
     rewrite::{TCP_CHECKSUM, UDP_CHECKSUM, lower_hop_limit, set_addresses},
@@ -43,7 +44,9 @@ pub(crate) fn ingress(ctx: &XdpContext) -> u32 {
         }
         return send_on(ctx, packet, found.slot, Some(found), now_ns).unwrap_or(PASS);
     }
-    if !packet.starts_flow() {
+    // A flow for direct server return is begun at tc, where it is seen whether it leads in a circle.
+    let is_dsr = |frontend: &Frontend| frontend.flags & FRONTEND_DSR != 0;
+    if !packet.starts_flow() || frontends::of_packet().is_none_or(is_dsr) {
         return PASS;
     }
     match hawser_start_flow(WIRE, now_ns) {
@@ -72,12 +75,11 @@ fn send_on(
     now_ns: u64,
 ) -> Option<u32> {
     let flow = flows::get(slot)?;
-    if flow.flags & FLOW_SNAT == 0 {
+    if flow.flags & (FLOW_SNAT | FLOW_DSR) == 0 {
         return None;
     }
     let direction = found.map_or(DIRECTION_FORWARD, |found| found.direction);
-    let opposite = flow.opposite(direction);
-    let way = find_way(ctx, packet, &opposite.destination, &opposite.source)?;
+    let way = find_way(ctx, packet, slot, direction)?;
     if let Some(found) = found
         && !flows::note(found, flow, packet, now_ns)
     {
@@ -88,15 +90,24 @@ fn send_on(
     for index in 0..3 {
         [link[2 * index], link[2 * index + 1]] = halves(way.next[index]);
     }
+    lower_hop_limit(packet);
+    let is_dsr = flow.flags & FLOW_DSR != 0;
     if packet.is_v4() {
-        translate::<V4_L4>(ctx, packet, opposite)?;
+        if !is_dsr {
+            translate::<V4_L4>(ctx, packet, opposite)?;
+        }
         write::<{ IPV4_LEN / 4 }>(ctx, packet)?;
     } else {
-        translate::<V6_L4>(ctx, packet, opposite)?;
+        if !is_dsr {
+            translate::<V6_L4>(ctx, packet, opposite)?;
+        }
         write::<{ IPV6_LEN / 4 }>(ctx, packet)?;
     }
     count(if direction == DIRECTION_REPLY { Reason::PacketReplied } else { Reason::PacketForwarded });
     count(Reason::PacketAtXdp);
+    if is_dsr {
+        count(Reason::PacketDsr);
+    }
     if way.ifindex == ctx.ingress_ifindex() as u32 {
         return Some(TRANSMIT);
     }
@@ -104,22 +115,39 @@ fn send_on(
     Some(unsafe { bpf_redirect(way.ifindex, 0) } as u32)
 }
 
-/// Finds the way from `source` to `destination`. `None` where the packet does not fit, the next hop is not known, or the
-/// interface does not run XDP.
+/// Finds the way to the other end of a packet's flow. `None` where the packet does not fit, the next hop is not known, or
+/// the interface does not run XDP.
 #[inline(always)]
-fn find_way(ctx: &XdpContext, packet: &Packet, source: &Addr, destination: &Addr) -> Option<&'static Way> {
+fn find_way(ctx: &XdpContext, packet: &Packet, slot: u32, direction: u32) -> Option<&'static Way> {
+    let opposite = flows::get(slot)?.opposite(direction);
+    let (source, destination) = (&opposite.destination, &opposite.source);
     let way = ways::entry(&WAYS_AT_XDP, source, destination)?;
     let (from, len) = (ctx.ingress_ifindex() as u32, packet.ip_len);
-    if way.leads(from, packet, source, destination, len) {
+    if way.leads(from, packet, source, destination, len) || hawser_ask_at_xdp(ctx.ctx, slot, direction) != 0 {
         return Some(way);
     }
+    None
+}
+
+/// Asks the kernel for the way of the scratch's packet, and remembers it: 1, or 0 where there is none. Global, as it is
+/// rare, and its stack is not to be part of the program's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hawser_ask_at_xdp(ctx: *mut xdp_md, slot: u32, direction: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(packet), Some(flow)) = (scratch(), flows::get(slot)) else { return 0 };
+    let opposite = flow.opposite(direction);
+    let (source, destination) = (&opposite.destination, &opposite.source);
+    let Some(way) = ways::entry(&WAYS_AT_XDP, source, destination) else { return 0 };
     way.forget();
-    let mut lookup = new_lookup(from, packet, len, source, destination);
+    let from = ctx.ingress_ifindex() as u32;
+    let mut lookup = new_lookup(from, packet, packet.ip_len, source, destination);
     if ask(ctx.ctx.cast(), &mut lookup) != WAY_FOUND {
-        return None;
+        return 0;
     }
-    if lookup.ifindex != from {
-        XDP_LINKS.get(0)?.find(lookup.ifindex)?;
+    let is_ours = |links: &XdpLinks| links.find(lookup.ifindex).is_some();
+    if lookup.ifindex != from && !XDP_LINKS.get(0).is_some_and(is_ours) {
+        return 0;
     }
     way.remember(from, packet, source, destination, &lookup, true);
     let (to, own) = (lookup.dmac, lookup.smac);
@@ -129,7 +157,7 @@ fn find_way(ctx: &XdpContext, packet: &Packet, source: &Addr, destination: &Addr
         u32::from_ne_bytes([own[2], own[3], own[4], own[5]]),
         0,
     ];
-    Some(way)
+    1
 }
 
 #[inline(always)]
@@ -170,7 +198,6 @@ fn translate<const L4: usize>(ctx: &XdpContext, packet: &mut Packet, opposite: &
         }
     }
     set_addresses(packet, source, destination, addresses);
-    lower_hop_limit(packet);
     Some(())
 }
 

@@ -78,6 +78,9 @@ pub(crate) struct Options {
     /// Leave the source addresses of pods' traffic to outside the cluster as they are
     #[arg(long)]
     pub(crate) no_masquerade: bool,
+    /// How packets from outside reach backends of other nodes, at external and load balancer addresses
+    #[arg(long, value_enum, default_value = "snat")]
+    pub(crate) load_balancer_mode: LoadBalancerMode,
     /// Send packets to backends of other nodes, and back, on at XDP: where the uplink's driver can (auto), at veth too
     /// (on), or nowhere (off)
     #[arg(long, value_enum, default_value = "auto")]
@@ -117,6 +120,14 @@ pub(crate) enum NetworkMode {
     Vxlan,
     /// Plain routes: all nodes are neighbours on one network
     Routes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LoadBalancerMode {
+    /// With an address of this node's as their source
+    Snat,
+    /// As they are; the backend's node answers the client itself (direct server return). All nodes have to have the same
+    Dsr,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

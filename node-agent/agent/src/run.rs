@@ -35,7 +35,7 @@ use crate::{
     load_balancer::LoadBalancer,
     metrics::Metrics,
     names,
-    options::{NetworkMode, Options, Xdp, read},
+    options::{LoadBalancerMode, NetworkMode, Options, Xdp, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -415,6 +415,10 @@ fn proxy_config(options: &Options, uplink: Uplink) -> anyhow::Result<hawser_prox
     if options.no_short_ways {
         config.short_ways = hawser_proxy::ShortWays::Off;
     }
+    config.load_balancer_mode = match options.load_balancer_mode {
+        LoadBalancerMode::Snat => hawser_proxy::LoadBalancerMode::Snat,
+        LoadBalancerMode::Dsr => hawser_proxy::LoadBalancerMode::Dsr,
+    };
     config.xdp = match options.xdp {
         Xdp::Auto => hawser_proxy::Xdp::Auto,
         Xdp::On => hawser_proxy::Xdp::On,

@@ -18,8 +18,8 @@ use std::{
 use hawser_ebpf_abi::{
     Addr, Backend, FrontendKey, IPPROTO_TCP, IPPROTO_UDP,
     service::{
-        BACKEND_LOCAL, FRONTEND_AFFINITY, FRONTEND_INSIDE_LOCAL, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY,
-        FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+        BACKEND_LOCAL, FRONTEND_AFFINITY, FRONTEND_DSR, FRONTEND_INSIDE_LOCAL, FRONTEND_NODE_IN_RANGES,
+        FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
     },
     v4_mapped,
 };
@@ -125,6 +125,19 @@ pub(crate) struct Node {
     pub(crate) addresses: Vec<IpAddr>,
     /// Where node ports are served, as ranges and their lengths in bits; everywhere where there are none.
     pub(crate) node_port_ranges: Vec<(IpAddr, u8)>,
+    pub(crate) load_balancer_mode: LoadBalancerMode,
+}
+
+/// How packets from outside reach a backend of another node, at addresses that all nodes have: external and load balancer
+/// addresses. Node ports are at a node's own address, and always get another source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadBalancerMode {
+    /// With an address of this node's as their source; answers come back by way of it.
+    #[default]
+    Snat,
+    /// As they are: the backend's node translates them, and answers the client itself. Services whose clients keep their
+    /// backend are left out, as one node alone remembers it.
+    Dsr,
 }
 
 impl Node {
@@ -272,12 +285,16 @@ fn frontends(
         }
     }
     if let Some(external) = &service.external {
+        let is_dsr = node.load_balancer_mode == LoadBalancerMode::Dsr
+            && !service.is_external_local
+            && service.affinity_seconds == 0;
+        let flags = from_outside.flags | if is_dsr { FRONTEND_DSR } else { 0 };
         for address in &external.ips {
-            add(*address, port.port, from_outside);
+            add(*address, port.port, DesiredFrontend { flags, ..from_outside });
         }
-        let balanced = from_outside.flags | range_flags(source_ranges, node);
+        let flags = flags | range_flags(source_ranges, node);
         for address in &external.load_balancer_ips {
-            add(*address, port.port, DesiredFrontend { flags: balanced, ..from_outside });
+            add(*address, port.port, DesiredFrontend { flags, ..from_outside });
         }
     }
     let inside_flags = if service.is_internal_local { FRONTEND_INSIDE_LOCAL } else { 0 };

@@ -31,7 +31,7 @@ mod xdp;
 #[cfg(test)]
 mod tests;
 
-pub use desired::{HostPort, Kind, ServicePortName, Skipped};
+pub use desired::{HostPort, Kind, LoadBalancerMode, ServicePortName, Skipped};
 pub use error::Error;
 pub use inspect::{Client, Datapath, Explanation, FlowState, FlowView, MapUsage, Outcome, Query};
 pub use kernel::sys::TestRun;

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     attach::links_dir,
-    desired::{HostPort, Node, Skipped, addr},
+    desired::{HostPort, LoadBalancerMode, Node, Skipped, addr},
     error::Error,
     kernel::{
         loader::{self, Loaded, Maps, Programs, Sizes},
@@ -54,6 +54,8 @@ pub struct Config {
     pub zone: Option<String>,
     /// How packet programs are attached.
     pub packet_attachment: PacketAttachment,
+    /// How packets from outside reach backends of other nodes.
+    pub load_balancer_mode: LoadBalancerMode,
     /// Whether packets to backends of other nodes, and back, are sent on at XDP.
     pub xdp: Xdp,
     /// Whether programs move packets to and from pods themselves, past the host's routes and rules.
@@ -91,6 +93,7 @@ impl Config {
             node_name,
             zone: None,
             packet_attachment: PacketAttachment::default(),
+            load_balancer_mode: LoadBalancerMode::default(),
             xdp: Xdp::default(),
             short_ways: ShortWays::default(),
             pod_ranges: Vec::new(),
@@ -168,6 +171,7 @@ impl Proxy {
             zone: config.zone.clone(),
             addresses: config.node_addresses.clone(),
             node_port_ranges: config.nodeport_addresses.clone(),
+            load_balancer_mode: config.load_balancer_mode,
         };
         let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
         pods::remove_stale(&proxy.maps.pods).map_err(|source| Error::Map { name: "PODS", source })?;

@@ -147,7 +147,11 @@ fn at_the_uplink(frontend: &FrontendView, settings: &Settings, steps: &mut Vec<S
         steps.push("externalTrafficPolicy is Local: backends of this node alone".into());
     }
     let is_remote = frontend.wire_backends.iter().any(|backend| !frontend.local_backends.contains(backend));
-    if is_remote {
+    if is_remote && frontend.direct_server_return {
+        steps.push(
+            "towards backends of other nodes the packets stay as they are, and those nodes answer".into(),
+        );
+    } else if is_remote {
         let source = if frontend.address.is_ipv4() { settings.snat_v4 } else { settings.snat_v6 };
         if source == Addr::UNSPECIFIED {
             steps.push("the node has no address of this family to send to other nodes from".into());
@@ -186,6 +190,7 @@ mod tests {
             affinity_seconds: 0,
             maglev_entries: 0,
             source_ranges: false,
+            direct_server_return: false,
             chosen: 0,
             refused: 0,
         }

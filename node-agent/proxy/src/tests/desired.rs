@@ -18,7 +18,7 @@ fn node() -> Node {
         name: "here".to_owned(),
         zone: None,
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
-        node_port_ranges: Vec::new(),
+        ..Node::default()
     }
 }
 

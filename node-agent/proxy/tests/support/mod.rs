@@ -158,6 +158,11 @@ impl Lab {
         self.root.join("bpffs")
     }
 
+    /// For a proxy of the other node. Removing what is there is the caller's.
+    pub(crate) fn second_bpffs(&self) -> PathBuf {
+        self.root.join("bpffs2")
+    }
+
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::new(self.bpffs(), self.cgroup.join("node"), "node-a".to_owned());
         config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
