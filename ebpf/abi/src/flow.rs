@@ -137,8 +137,8 @@ pub const FLOW_DIRECT: u32 = 1 << 3;
 /// older. Its packets are left alone.
 pub const FLOW_FOREIGN: u32 = 1 << 4;
 /// The packets go to the backend's node as they are, which translates them and answers the client itself. Nothing
-/// comes back here, so the flow is never confirmed; without it the next packet is sent the same way while the backends
-/// are the same.
+/// comes back here, so the flow is never confirmed, and makes room for others; without it the next packet is sent the
+/// same way while the backends are the same.
 pub const FLOW_DSR: u32 = 1 << 9;
 /// The client has sent its last byte.
 pub const FLOW_FIN_FORWARD: u32 = 1 << 5;
@@ -162,6 +162,9 @@ pub const FLOW_PROBES_KIND: u32 = 8;
 const SECOND_NS: u64 = 1_000_000_000;
 /// An unanswered flow. TCP's own third SYN comes after 3 s, its fourth after 7 s.
 pub const UNCONFIRMED_NS: u64 = 30 * SECOND_NS;
+/// TCP that another node answers, after the client's last packet. It gives way all the same: nobody here can tell whether
+/// the client is one.
+pub const DSR_IDLE_NS: u64 = 900 * SECOND_NS;
 /// UDP after its last packet; Linux's conntrack keeps an answered stream as long.
 pub const UDP_IDLE_NS: u64 = 120 * SECOND_NS;
 /// TCP after its last packet: twice the default keep-alive time.
@@ -178,7 +181,10 @@ pub const TCP_REUSE_NS: u64 = 2 * SECOND_NS;
 /// Tells whether a flow has been idle for so long that its slot may be taken, or was given up (last seen at 0).
 #[inline(always)]
 pub const fn is_expired(flow: &Flow, now_ns: u64) -> bool {
-    let limit = if flow.flags & FLOW_CONFIRMED == 0 {
+    let goes_on = FLOW_DSR | FLOW_ANSWERED | FLOW_FIN_FORWARD | FLOW_RST_FORWARD;
+    let limit = if flow.flags & goes_on == FLOW_DSR | FLOW_ANSWERED {
+        DSR_IDLE_NS
+    } else if flow.flags & FLOW_CONFIRMED == 0 {
         UNCONFIRMED_NS
     } else if flow.forward.protocol != crate::IPPROTO_TCP {
         UDP_IDLE_NS
@@ -336,6 +342,11 @@ impl Flow {
         if segment.has(TCP_FIN) {
             flags |= if is_reply { FLOW_FIN_REPLY } else { FLOW_FIN_FORWARD };
         }
+        if flags & FLOW_DSR != 0 {
+            // Who acknowledges has seen an answer, or says so.
+            let answers = !is_reply && segment.has(TCP_ACK) && !segment.has(TCP_SYN);
+            return flags | if answers { FLOW_ANSWERED } else { 0 };
+        }
         if flags & FLOW_CONFIRMED != 0 {
             return flags;
         }
@@ -373,6 +384,10 @@ mod tests {
         }
         check("TCP without answer", IPPROTO_TCP, 0, UNCONFIRMED_NS);
         check("TCP with an answer alone", IPPROTO_TCP, FLOW_ANSWERED, UNCONFIRMED_NS);
+        check("TCP for another node", IPPROTO_TCP, FLOW_DSR, UNCONFIRMED_NS);
+        check("TCP that another node answers", IPPROTO_TCP, FLOW_DSR | FLOW_ANSWERED, DSR_IDLE_NS);
+        let ended = FLOW_DSR | FLOW_ANSWERED | FLOW_FIN_FORWARD;
+        check("TCP for another node at its end", IPPROTO_TCP, ended, UNCONFIRMED_NS);
         check("UDP without answer", IPPROTO_UDP, 0, UNCONFIRMED_NS);
         check("UDP", IPPROTO_UDP, FLOW_CONFIRMED, UDP_IDLE_NS);
         check("TCP", IPPROTO_TCP, FLOW_CONFIRMED, TCP_IDLE_NS);
@@ -381,6 +396,22 @@ mod tests {
         check("TCP reset by the backend", IPPROTO_TCP, FLOW_CONFIRMED | FLOW_RST_REPLY, TCP_CLOSED_NS);
         let fins = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
         check("TCP at its end", IPPROTO_TCP, FLOW_CONFIRMED | fins, TCP_CLOSED_NS);
+    }
+
+    /// Its answers are not seen: what a client says of them makes the flow wait longer, and never keeps it.
+    #[test]
+    fn flow_for_another_node_is_never_confirmed() {
+        let mut flow = Flow { flags: FLOW_DSR, ..Flow::default() };
+        flow.forward.protocol = IPPROTO_TCP;
+        let segment = |flags, acknowledgement| Segment { sequence: 1, acknowledgement, flags };
+        flow.flags = flow.flags_after(DIRECTION_FORWARD, &segment(u32::from(TCP_SYN), 0));
+        assert_eq!(flow.flags, FLOW_DSR);
+        for acknowledgement in [0, 1, 7, u32::MAX] {
+            flow.flags = flow.flags_after(DIRECTION_FORWARD, &segment(u32::from(TCP_ACK), acknowledgement));
+            assert_eq!(flow.flags, FLOW_DSR | FLOW_ANSWERED);
+        }
+        flow.flags = flow.flags_after(DIRECTION_FORWARD, &segment(u32::from(TCP_FIN | TCP_ACK), 7));
+        assert_eq!(flow.flags, FLOW_DSR | FLOW_ANSWERED | FLOW_FIN_FORWARD);
     }
 
     /// A flow that sees one packet after the other: direction, flags, sequence and acknowledgement numbers.

@@ -84,6 +84,8 @@ const _: () = assert!(size_of::<Backend>() == 20);
 
 /// The backend runs on this node: packets from outside keep their source, replies pass the node anyway.
 pub const BACKEND_LOCAL: u8 = 1 << 0;
+/// The backend runs on another node of the cluster, which serves the same frontends.
+pub const BACKEND_ON_NODE: u8 = 1 << 1;
 
 /// Key of `MEMBERS`: "this backend belongs to this service port". The value is `MEMBER_*`: the sets it is in.
 ///
@@ -195,7 +197,9 @@ impl Frontend {
         let mut sum = 0u64;
         let mut index = 0;
         while index < words.len() {
-            let factor = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * index as u64 + 1);
+            // Mixed, so that changes of two words do not make up for each other.
+            let factor = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let factor = (factor ^ factor >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1;
             sum = sum.wrapping_add(u64::from(words[index]).wrapping_mul(factor));
             index += 1;
         }

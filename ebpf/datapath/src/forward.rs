@@ -30,7 +30,10 @@ use crate::{
     packet::{DROP, PASS, Packet, parse, scratch},
     rewrite::{rewrite, write_ip},
     route, select, short_ways,
-    start::{NO_BACKEND, NO_FLOW, NOT_SERVED, REFUSED, hawser_start, hawser_start_direct_flow, is_served},
+    start::{
+        NO_BACKEND, NO_FLOW, NOT_SERVED, REFUSED, hawser_choose_elsewhere, hawser_start,
+        hawser_start_direct_flow, is_served,
+    },
 };
 
 // Clients as numbers: a global function takes nothing else.
@@ -157,19 +160,18 @@ fn without_flow(ctx: &TcContext, packet: &Packet, client: u32, now_ns: u64) -> i
         }
     }
     let verdict = hawser_go_on(ctx.skb.skb, client, NO_SLOT);
-    if verdict != PASS || !packet.is_stray() {
+    if verdict != PASS || !(packet.is_stray() || packet.is_error()) {
         return verdict;
     }
     let Some(frontend) = frontends::of_packet() else { return verdict };
     if !is_served(frontend, client_of(client)) {
         return verdict;
     }
-    if frontend.flags & FRONTEND_DSR != 0 {
-        // Another node may have sent the connection's packets on so far: they lead to the same backend from here.
-        let slot = hawser_start(ctx.skb.skb, client, now_ns);
-        if slot >= 0 {
-            return route::hawser_send_on(ctx.skb.skb, slot as u32, DIRECTION_FORWARD);
-        }
+    if client == WIRE && frontend.flags & FRONTEND_DSR != 0 && hawser_choose_elsewhere() != 0 {
+        return route::hawser_send_as_it_is(ctx.skb.skb);
+    }
+    if packet.is_error() {
+        return verdict;
     }
     // Of a connection whose flow is gone. The host cannot tell the client: it may not have the address.
     answer::hawser_refuse(ctx.skb.skb)

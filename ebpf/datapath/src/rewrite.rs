@@ -184,7 +184,12 @@ fn difference(from: &Addr, to: &Addr) -> u32 {
 /// Lowers the hop limit, which the caller knows to be above 1.
 #[inline(always)]
 pub(crate) fn lower_hop_limit(packet: &mut Packet) {
-    let lowered = packet.hop_limit.wrapping_sub(1);
+    set_hop_limit(packet, packet.hop_limit.wrapping_sub(1));
+}
+
+#[inline(always)]
+pub(crate) fn set_hop_limit(packet: &mut Packet, lowered: u8) {
+    packet.hop_limit = lowered;
     let is_v4 = packet.is_v4();
     let ip = &mut packet.header.ip;
     if is_v4 {

@@ -19,7 +19,7 @@ use crate::{
     forward::finish,
     maps::WAYS,
     packet::{ETH_LEN, PASS, Packet, ifindex, scratch},
-    rewrite::{lower_hop_limit, rewrite, write_ip},
+    rewrite::{lower_hop_limit, rewrite, set_hop_limit, write_ip},
     ways::{self, Way},
 };
 
@@ -72,12 +72,38 @@ fn send_on(ctx: &TcContext, packet: &mut Packet, flow: &Flow, direction: u32) ->
         }
         Answer::No => return Err(Reason::DropNoRoute),
     };
-    if flow.flags & FLOW_DSR == 0 {
-        rewrite(ctx, packet, flow, direction)?;
-    } else {
-        packet.remember_part();
-        count(Reason::PacketDsr);
+    if flow.flags & FLOW_DSR != 0 {
+        return leave_as_it_is(ctx, packet, way);
     }
+    rewrite(ctx, packet, flow, direction)?;
+    leave(ctx, packet, way)
+}
+
+/// Sends a packet without a flow on to the node of the backend that was chosen.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_send_as_it_is(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
+    let Some(packet) = scratch() else { return PASS };
+    if packet.hop_limit <= 1 {
+        return finish(answer::hop_limit(&ctx, packet));
+    }
+    let (client, backend) = (packet.tuple.source, packet.backend.addr);
+    finish(match find_way(&ctx, packet, &client, &backend) {
+        Answer::Out(way) => leave_as_it_is(&ctx, packet, way),
+        Answer::TooBig(mtu) => answer::too_big(&ctx, packet, mtu),
+        Answer::Here | Answer::No => Err(Reason::DropNoRoute),
+    })
+}
+
+/// A circle, of nodes that choose differently or of routers that know nothing of the address, ends after so many hops.
+pub(crate) const HOPS_TO_NODE: u8 = 8;
+
+#[inline(always)]
+fn leave_as_it_is(ctx: &TcContext, packet: &mut Packet, way: &Way) -> Result<i32, Reason> {
+    packet.remember_part();
+    count(Reason::PacketDsr);
+    set_hop_limit(packet, packet.hop_limit.min(HOPS_TO_NODE + 1));
     leave(ctx, packet, way)
 }
 
@@ -91,7 +117,8 @@ pub(crate) extern "C" fn hawser_returns(skb: *mut __sk_buff, slot: u32) -> u32 {
         return 0;
     }
     let (backend, client) = (&flow.reply.source, &flow.reply.destination);
-    let mut lookup = new_lookup(ifindex(ctx.skb.skb), packet, packet.ip_len, client, backend);
+    let len = largest_packet(&ctx, packet);
+    let mut lookup = new_lookup(ifindex(ctx.skb.skb), packet, len, client, backend);
     // A neighbour that is not known has sent nothing that was answered.
     if ask(ctx.skb.skb.cast(), &mut lookup) != WAY_FOUND {
         return 0;

@@ -6,8 +6,8 @@ use hawser_ebpf_abi::{
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DIRECT, FLOW_DSR, FLOW_RST_FORWARD, FLOW_SNAT},
     flow_table::{Claim, Entered},
     service::{
-        BACKEND_LOCAL, Client, FRONTEND_DSR, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES, FRONTEND_WIRE,
-        FRONTEND_WIRE_LOCAL,
+        BACKEND_LOCAL, BACKEND_ON_NODE, Client, FRONTEND_DSR, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES,
+        FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
     },
 };
 
@@ -49,8 +49,7 @@ pub(crate) extern "C" fn hawser_start(skb: *mut __sk_buff, client: u32, now_ns: 
     hawser_start_flow(client, now_ns)
 }
 
-/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`. A
-/// packet that starts no connection gets one only where its backend's node knows the connection.
+/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn hawser_start_flow(client: u32, now_ns: u64) -> i64 {
@@ -77,20 +76,13 @@ fn try_start_flow(
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !select::is_in_ranges(packet, frontend) {
         return Err(Reason::DropSourceRange);
     }
-    let is_known_elsewhere = !packet.starts_flow();
     if !select::for_packet(packet, frontend, client, 0) {
         if client == Client::Wire && frontend.flags & FRONTEND_WIRE_LOCAL != 0 {
             return Err(Reason::DropNoLocalBackend);
         }
         return Ok(None);
     }
-    let is_dsr = client == Client::Wire
-        && frontend.flags & FRONTEND_DSR != 0
-        && packet.backend.flags & BACKEND_LOCAL == 0
-        && packet.is_returned == 0;
-    if is_known_elsewhere && !is_dsr {
-        return Ok(None);
-    }
+    let is_dsr = client == Client::Wire && packet.is_returned == 0 && is_answered_elsewhere(packet, frontend);
     let (claim, flow) = flows::claim(&packet.tuple, now_ns)?;
     flow.flags = 0;
     flow.forward = packet.tuple;
@@ -101,7 +93,8 @@ fn try_start_flow(
         // Not entered: what comes back does not pass here.
         let client_endpoint = packet.tuple.source_endpoint();
         flow.reply = FlowKey::new(packet.backend.endpoint(), client_endpoint, packet.tuple.protocol);
-        return complete(claim, frontend.service_id, now_ns).map(Some);
+        // Counted where it is translated.
+        return complete(claim, 0, now_ns).map(Some);
     }
     for attempt in 1..=BACKEND_ATTEMPTS {
         if packet.replaces_port != 0 || !keeps_source(packet, client) {
@@ -123,7 +116,7 @@ fn try_start_flow(
     complete(claim, frontend.service_id, now_ns).map(Some)
 }
 
-/// Enters the last tuple of a new flow, and returns the flow's slot. A flow that is no service's has the id 0.
+/// Enters the last tuple of a new flow, and returns the flow's slot. With the id 0 no service counts it.
 #[inline(always)]
 fn complete(claim: Claim, service_id: u32, now_ns: u64) -> Result<u32, Reason> {
     match flows::enter(claim, DIRECTION_FORWARD, now_ns) {
@@ -184,6 +177,30 @@ fn try_start_direct_flow(packet: &mut Packet, now_ns: u64) -> Result<u32, Reason
 fn refused(reason: Reason) -> i64 {
     count(reason);
     REFUSED
+}
+
+/// Chooses the backend of a packet that starts no flow and has none: 1 where the backend's node may know its connection,
+/// else 0. Another node may have sent the connection's packets on so far, and all choose alike; nothing is remembered, as
+/// anybody can send such a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hawser_choose_elsewhere() -> u32 {
+    let (Some(packet), Some(frontend)) = (scratch(), frontends::of_packet()) else { return 0 };
+    let may_be_served = frontend.flags & FRONTEND_DSR != 0
+        && (frontend.flags & FRONTEND_SOURCE_RANGES == 0 || select::is_in_ranges(packet, frontend));
+    let is_chosen = may_be_served
+        && select::for_packet(packet, frontend, Client::Wire, 0)
+        && is_answered_elsewhere(packet, frontend);
+    u32::from(is_chosen)
+}
+
+/// Tells whether the packet's backend is a pod of another node that serves the frontend, and would choose it too.
+#[inline(always)]
+fn is_answered_elsewhere(packet: &Packet, frontend: &Frontend) -> bool {
+    frontend.flags & FRONTEND_DSR != 0
+        && packet.backend.flags & BACKEND_ON_NODE != 0
+        && (frontend.maglev_len > 0 || frontend.wire_count == 1)
+        && knows_pods(&packet.backend)
 }
 
 /// Tells whether packets with a pod's address find their way back from there: not from outside of the cluster, nor from

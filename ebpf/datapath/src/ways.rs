@@ -32,7 +32,8 @@ pub(crate) struct Way {
     pub(crate) family: u8,
     /// Of the packet, as rules may tell them apart.
     protocol: u8,
-    /// At tc the next hop's address. At XDP its link-layer address and the interface's own.
+    /// At tc the next hop's address. At XDP its link-layer address, the interface's own, and when a packet of this way was
+    /// left to tc last, in milliseconds.
     pub(crate) next: [u32; 4],
 }
 const _: () = assert!(size_of::<Way>() == 64);
@@ -59,11 +60,14 @@ impl Way {
     ) -> bool {
         let left_ms = self.until_ms.wrapping_sub((packet.now_ns / MILLISECOND_NS) as u32);
         left_ms.wrapping_sub(1) < LIFETIME_MS
-            && self.destination == *destination
-            && self.source == *source
-            && self.from == from
+            && self.is_for(from, source, destination)
             && self.protocol == packet.tuple.protocol
             && len <= self.mtu
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_for(&self, from: u32, source: &Addr, destination: &Addr) -> bool {
+        self.destination == *destination && self.source == *source && self.from == from
     }
 
     #[inline(always)]

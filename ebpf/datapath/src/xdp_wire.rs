@@ -20,8 +20,8 @@ use crate::{
     frontends,
     maps::{WAYS_AT_XDP, XDP_LINKS},
     packet::{ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Packet, V4_L4, V6_L4, scratch, try_parse},
-    rewrite::{TCP_CHECKSUM, UDP_CHECKSUM, lower_hop_limit, set_addresses},
-    route::{WAY_FOUND, ask, new_lookup},
+    rewrite::{TCP_CHECKSUM, UDP_CHECKSUM, lower_hop_limit, set_addresses, set_hop_limit},
+    route::{HOPS_TO_NODE, WAY_FOUND, ask, new_lookup},
     start::{REFUSED, hawser_start_flow},
     ways::{self, Way},
 };
@@ -29,6 +29,9 @@ use crate::{
 const DROP: u32 = 1;
 const PASS: u32 = 2;
 const TRANSMIT: u32 = 3;
+
+/// How often a packet is left to tc, so that its neighbour is probed if need be.
+const NEIGHBOUR_CHECK_MS: u32 = 2_000;
 
 #[inline(always)]
 pub(crate) fn ingress(ctx: &XdpContext) -> u32 {
@@ -90,8 +93,11 @@ fn send_on(
     for index in 0..3 {
         [link[2 * index], link[2 * index + 1]] = halves(way.next[index]);
     }
-    lower_hop_limit(packet);
     let is_dsr = flow.flags & FLOW_DSR != 0;
+    if is_dsr {
+        set_hop_limit(packet, packet.hop_limit.min(HOPS_TO_NODE + 1));
+    }
+    lower_hop_limit(packet);
     if packet.is_v4() {
         if !is_dsr {
             translate::<V4_L4>(ctx, packet, opposite)?;
@@ -141,6 +147,14 @@ extern "C" fn hawser_ask_at_xdp(ctx: *mut xdp_md, slot: u32, direction: u32) -> 
     let Some(way) = ways::entry(&WAYS_AT_XDP, source, destination) else { return 0 };
     way.forget();
     let from = ctx.ingress_ifindex() as u32;
+    // What leaves at XDP does not make the kernel look whether its neighbour is still there; what leaves at tc does.
+    let now_ms = (packet.now_ns / 1_000_000) as u32;
+    let is_same = way.is_for(from, source, destination);
+    if is_same && now_ms.wrapping_sub(way.next[3]) > NEIGHBOUR_CHECK_MS {
+        way.next[3] = now_ms;
+        return 0;
+    }
+    let checked_ms = if is_same { way.next[3] } else { now_ms };
     let mut lookup = new_lookup(from, packet, packet.ip_len, source, destination);
     if ask(ctx.ctx.cast(), &mut lookup) != WAY_FOUND {
         return 0;
@@ -155,7 +169,7 @@ extern "C" fn hawser_ask_at_xdp(ctx: *mut xdp_md, slot: u32, direction: u32) -> 
         u32::from_ne_bytes([to[0], to[1], to[2], to[3]]),
         u32::from_ne_bytes([to[4], to[5], own[0], own[1]]),
         u32::from_ne_bytes([own[2], own[3], own[4], own[5]]),
-        0,
+        checked_ms,
     ];
     1
 }

@@ -81,8 +81,8 @@ pub(crate) struct Options {
     /// How packets from outside reach backends of other nodes, at external and load balancer addresses
     #[arg(long, value_enum, default_value = "snat")]
     pub(crate) load_balancer_mode: LoadBalancerMode,
-    /// Send packets to backends of other nodes, and back, on at XDP: where the uplink's driver can (auto), at veth too
-    /// (on), or nowhere (off)
+    /// Send packets to backends of other nodes, and back, on at XDP: with plain routes where the uplink's driver can (auto), at
+    /// veth too, whose other end must then compute the checksums of what it sends (on), or nowhere (off)
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) xdp: Xdp,
     /// Leave packets between pods to the host's routes and rules
@@ -126,7 +126,8 @@ pub(crate) enum NetworkMode {
 pub(crate) enum LoadBalancerMode {
     /// With an address of this node's as their source
     Snat,
-    /// As they are; the backend's node answers the client itself (direct server return). All nodes have to have the same
+    /// As they are, to pods; their node answers the client itself (direct server return). All nodes have to have the same.
+    /// A connection that is idle for 15 minutes outlives a change of the backends only by chance
     Dsr,
 }
 

@@ -420,6 +420,8 @@ fn proxy_config(options: &Options, uplink: Uplink) -> anyhow::Result<hawser_prox
         LoadBalancerMode::Dsr => hawser_proxy::LoadBalancerMode::Dsr,
     };
     config.xdp = match options.xdp {
+        // It cannot enter a tunnel.
+        Xdp::Auto if options.network_mode == NetworkMode::Vxlan => hawser_proxy::Xdp::Off,
         Xdp::Auto => hawser_proxy::Xdp::Auto,
         Xdp::On => hawser_proxy::Xdp::On,
         Xdp::Off => hawser_proxy::Xdp::Off,

@@ -19,9 +19,10 @@ pub(crate) fn prepare_pod_link(name: &str) -> Result<(), Error> {
     set(&format!("ipv4/conf/{name}/accept_local"), "1")
 }
 
-/// For the tunnel: the answer to a packet may leave another way.
+/// For the tunnel: the answer to a packet may leave another way. Loose, not off: of this setting and the one for all
+/// interfaces the kernel takes the larger, and loose is the largest.
 pub(crate) fn prepare_tunnel(name: &str) -> Result<(), Error> {
-    set(&format!("ipv4/conf/{name}/rp_filter"), "0")
+    set(&format!("ipv4/conf/{name}/rp_filter"), "2")
 }
 
 fn set(name: &str, value: &str) -> Result<(), Error> {

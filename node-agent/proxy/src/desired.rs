@@ -135,8 +135,8 @@ pub enum LoadBalancerMode {
     /// With an address of this node's as their source; answers come back by way of it.
     #[default]
     Snat,
-    /// As they are: the backend's node translates them, and answers the client itself. Services whose clients keep their
-    /// backend are left out, as one node alone remembers it.
+    /// As they are, to pods: their node translates them, and answers the client itself. Services for which nodes may choose
+    /// differently are left out: with client affinity, which one node alone remembers, and with topology hints.
     Dsr,
 }
 
@@ -164,6 +164,10 @@ pub(crate) fn service_ports(
     // Published whatever their readiness: the slices call them ready, and the node's own news mean nothing.
     let none = Overrides::new();
     let overrides = if service.publishes_not_ready { &none } else { overrides };
+    let is_dsr = node.load_balancer_mode == LoadBalancerMode::Dsr
+        && !service.is_external_local
+        && service.affinity_seconds == 0
+        && !endpoints::have_hints(slices);
     let mut ports = Vec::with_capacity(service.ports.len());
     for port in &service.ports {
         let Some(protocol) = protocol_number(port.protocol) else {
@@ -173,7 +177,7 @@ pub(crate) fn service_ports(
         };
         for is_v6 in [false, true] {
             let source_ranges = source_ranges(service, is_v6);
-            let frontends = frontends(service, port, protocol, is_v6, node, &source_ranges);
+            let frontends = frontends(service, port, protocol, is_v6, node, &source_ranges, is_dsr);
             if frontends.is_empty() {
                 continue;
             }
@@ -262,6 +266,7 @@ fn frontends(
     is_v6: bool,
     node: &Node,
     source_ranges: &Ranges,
+    is_dsr: bool,
 ) -> Frontends {
     let (internal, external) = (set(service.is_internal_local), set(service.is_external_local));
     let affinity = if service.affinity_seconds > 0 { FRONTEND_AFFINITY } else { 0 };
@@ -285,9 +290,6 @@ fn frontends(
         }
     }
     if let Some(external) = &service.external {
-        let is_dsr = node.load_balancer_mode == LoadBalancerMode::Dsr
-            && !service.is_external_local
-            && service.affinity_seconds == 0;
         let flags = from_outside.flags | if is_dsr { FRONTEND_DSR } else { 0 };
         for address in &external.ips {
             add(*address, port.port, DesiredFrontend { flags, ..from_outside });

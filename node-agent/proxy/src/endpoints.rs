@@ -8,7 +8,10 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use hawser_ebpf_abi::{Addr, Backend, service::BACKEND_LOCAL};
+use hawser_ebpf_abi::{
+    Addr, Backend,
+    service::{BACKEND_LOCAL, BACKEND_ON_NODE},
+};
 use hawser_services::{Endpoint, EndpointSlice, Family, ServicePort};
 
 use crate::desired::{Node, addr};
@@ -31,6 +34,7 @@ struct Candidate {
     is_terminating: bool,
     is_serving_terminating: bool,
     is_local: bool,
+    has_node: bool,
     for_node: Hint,
     for_zone: Hint,
 }
@@ -108,6 +112,12 @@ pub(crate) fn readiness(slices: &[Arc<EndpointSlice>], address: IpAddr) -> Optio
         .reduce(|a, b| a || b)
 }
 
+/// Tells whether an endpoint is meant for some nodes only: then nodes may choose among different ones.
+pub(crate) fn have_hints(slices: &[Arc<EndpointSlice>]) -> bool {
+    let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    endpoints.any(|endpoint| !endpoint.for_nodes().is_empty() || !endpoint.for_zones().is_empty())
+}
+
 fn usable(
     candidates: &[Candidate],
     of_set: fn(&Candidate) -> bool,
@@ -126,7 +136,11 @@ impl Candidate {
         Backend {
             addr: self.addr,
             port_be: self.port.to_be(),
-            flags: if self.is_local { BACKEND_LOCAL } else { 0 },
+            flags: match (self.is_local, self.has_node) {
+                (true, _) => BACKEND_LOCAL,
+                (false, true) => BACKEND_ON_NODE,
+                (false, false) => 0,
+            },
             pad: 0,
         }
     }
@@ -142,6 +156,7 @@ fn candidate(endpoint: &Endpoint, port: u16, node: &Node, overrides: &Overrides)
         is_terminating: endpoint.terminating,
         is_serving_terminating: serving && endpoint.terminating,
         is_local,
+        has_node: endpoint.node.is_some(),
         for_node: hint(endpoint.for_nodes(), Some(&node.name)),
         for_zone: hint(endpoint.for_zones(), node.zone.as_deref()),
     };

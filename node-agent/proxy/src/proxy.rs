@@ -451,7 +451,10 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
             }
         }
     }
-    Ok(KernelState { frontends, slots, members, ranges })
+    // Counters that were not swept before the agent ended are no new service port's.
+    let counted = maps.service_counters.keys().map_err(failed("SERVICE_COUNTERS"))?;
+    let last_counted_id = counted.into_iter().max().unwrap_or(0);
+    Ok(KernelState { frontends, slots, members, ranges, last_counted_id })
 }
 
 /// Returns a number that nobody outside of this process can guess; never 0.

@@ -18,8 +18,9 @@ use crate::{
 /// Whether packets are sent on at XDP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Xdp {
-    /// At uplinks whose driver can, veth left out: there XDP turns the sender's segmentation offload off, and the other
-    /// end has to be prepared for what XDP sends.
+    /// At uplinks whose driver can. Not at veth: there XDP turns the sender's segmentation offload off, and the other end
+    /// must compute the checksums of what it sends, and be ready for what XDP sends. Nor at bonds, whose members run the
+    /// program instead.
     #[default]
     Auto,
     /// At veth too.
@@ -30,7 +31,7 @@ pub enum Xdp {
 impl Xdp {
     fn is_for(self, ifindex: u32) -> io::Result<bool> {
         match self {
-            Self::Auto => sys::is_veth(ifindex).map(|is_veth| !is_veth),
+            Self::Auto => Ok(!matches!(sys::driver(ifindex)?.as_deref(), Some("veth" | "bonding" | "team"))),
             Self::On => Ok(true),
             Self::Off => Ok(false),
         }

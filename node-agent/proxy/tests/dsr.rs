@@ -9,7 +9,7 @@ use hawser_services::{EndpointSlice, Service};
 use serde_json::json;
 use support::{
     CLIENT, Lab, NODE, OTHER, Spec, chain, connect, counter, echo, patience, run, service_with, slice,
-    wire::{ACK, PASS, Packet, REDIRECT, SYN, TCP, UDP, packet, source_port},
+    wire::{ACK, IcmpError, PASS, Packet, REDIRECT, SYN, TCP, UDP, packet, source_port},
 };
 
 /// An address that both nodes serve.
@@ -46,6 +46,8 @@ fn start(config: Config) -> Proxy {
 fn configs(lab: &Lab) -> [Config; 2] {
     let mut here = lab.config();
     here.load_balancer_mode = LoadBalancerMode::Dsr;
+    let ranges = [("10.91.0.0", 24), ("10.93.0.0", 24), ("fd91::", 64), ("fd93::", 64)];
+    here.pod_ranges = ranges.map(|(address, len)| (address.parse().unwrap(), len)).to_vec();
     let mut there = here.clone();
     there.bpffs_dir = lab.second_bpffs();
     there.node_name = "node-b".to_owned();
@@ -58,6 +60,11 @@ const THERE: [(&str, &str, bool); 1] = [("10.93.0.2", "node-b", true)];
 
 fn lowered(packet: Packet) -> Packet {
     Packet { hop_limit: packet.hop_limit - 1, ..packet }
+}
+
+/// As it is, but for a hop limit that ends a circle soon.
+fn sent_on(packet: Packet) -> Packet {
+    Packet { hop_limit: 8, ..packet }
 }
 
 #[test]
@@ -116,7 +123,7 @@ fn packets_are_sent_on_as_they_are() {
         for (protocol, flags) in [(TCP, SYN), (TCP, ACK), (UDP, 0)] {
             let sent = packet("10.90.0.2:4000", &address, protocol, flags);
             let out = proxy.test_run("from_wire", &sent.bytes(), 1).unwrap();
-            assert_eq!((out.verdict, out.packet), (REDIRECT, lowered(sent).bytes()));
+            assert_eq!((out.verdict, out.packet), (REDIRECT, sent_on(sent).bytes()));
         }
         assert_eq!(counter(&proxy, "packet_dsr"), 3);
     });
@@ -131,7 +138,38 @@ fn connection_goes_on_by_way_of_another_node() {
         sync(&mut proxy, &[objects("tcp", "TCP", &THERE)]);
         let sent = packet("10.90.0.2:4000", &format!("{SHARED}:80"), TCP, ACK);
         let out = proxy.test_run("from_wire", &sent.bytes(), 1).unwrap();
-        assert_eq!((out.verdict, out.packet), (REDIRECT, lowered(sent).bytes()));
+        assert_eq!((out.verdict, out.packet), (REDIRECT, sent_on(sent).bytes()));
+        // Anybody can send such a packet: it takes no place in the table.
+        assert_eq!(counter(&proxy, "packet_new_flow"), 0);
+        // What a router says of the backend's answers goes the same way.
+        let quoted = packet(&format!("{SHARED}:80"), "10.90.0.2:4000", TCP, ACK);
+        let error = IcmpError {
+            source: "192.0.2.7".parse().unwrap(),
+            destination: SHARED.parse().unwrap(),
+            v4: [3, 4],
+            v6: [2, 0],
+            rest: 1280,
+            hop_limit: 64,
+            quoted: quoted.ip_bytes(),
+        };
+        let out = proxy.test_run("from_wire", &error.bytes(), 1).unwrap();
+        assert_eq!(out.verdict, REDIRECT);
+        assert_eq!(counter(&proxy, "packet_dsr"), 2);
+    });
+}
+
+/// Nobody there would translate them.
+#[test]
+fn backends_that_are_no_pods_of_another_node_get_another_source() {
+    run("backends_that_are_no_pods_of_another_node_get_another_source", |lab| {
+        let [here, _] = configs(lab);
+        let mut proxy = start(here);
+        sync(&mut proxy, &[objects("tcp", "TCP", &[("10.92.0.2", "node-b", true)])]);
+        let sent = packet("10.90.0.2:4000", &format!("{SHARED}:80"), TCP, SYN);
+        let out = proxy.test_run("from_wire", &sent.bytes(), 1).unwrap();
+        assert_eq!(out.verdict, REDIRECT);
+        assert!(source_port(&out.packet) >= 61_000);
+        assert_eq!(counter(&proxy, "packet_dsr"), 0);
     });
 }
 
@@ -195,7 +233,7 @@ fn known_flow_is_sent_on_at_xdp() {
         let mut bytes = sent.bytes();
         bytes[..6].copy_from_slice(&lab.mac(NODE, "up0"));
         let out = proxy.test_run_xdp(lab.ifindex("up0"), &bytes).unwrap();
-        let mut expected = lowered(sent).bytes();
+        let mut expected = sent_on(sent).bytes();
         expected[..6].copy_from_slice(&mac);
         expected[6..12].copy_from_slice(&lab.mac(NODE, "up1"));
         assert_eq!((out.verdict, out.packet), (XDP_REDIRECT, expected));

@@ -461,6 +461,11 @@ pub(crate) fn interface_name(index: u32) -> io::Result<String> {
 
 /// Tells whether an interface of this thread's network namespace is a veth. One that is gone is not.
 pub(crate) fn is_veth(index: u32) -> io::Result<bool> {
+    Ok(driver(index)?.as_deref() == Some("veth"))
+}
+
+/// Returns the driver of an interface of this thread's network namespace. `None` for one that is gone, or says nothing.
+pub(crate) fn driver(index: u32) -> io::Result<Option<String>> {
     const ETHTOOL_GDRVINFO: u32 = 3;
     /// `struct ethtool_drvinfo`.
     #[repr(C)]
@@ -471,7 +476,7 @@ pub(crate) fn is_veth(index: u32) -> io::Result<bool> {
     }
     const _: () = assert!(size_of::<DriverInfo>() == 196);
 
-    let Ok(name) = interface_name(index) else { return Ok(false) };
+    let Ok(name) = interface_name(index) else { return Ok(None) };
     let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
     // SAFETY: all zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -479,9 +484,10 @@ pub(crate) fn is_veth(index: u32) -> io::Result<bool> {
     // SAFETY: the request names a structure of the size that the command writes.
     if unsafe { ask_interface(&name, libc::SIOCETHTOOL, &mut request) }.is_err() {
         // Gone meanwhile, or a device that knows nothing of itself.
-        return Ok(false);
+        return Ok(None);
     }
-    Ok(info.driver.starts_with(b"veth\0"))
+    let len = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
+    Ok(Some(String::from_utf8_lossy(&info.driver[..len]).into_owned()))
 }
 
 /// Returns the link-layer address of an interface of this thread's network namespace; an error for one that has none

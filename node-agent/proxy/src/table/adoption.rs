@@ -28,6 +28,8 @@ pub(crate) struct KernelState {
     pub(crate) slots: HashMap<u32, Backend>,
     pub(crate) members: HashMap<MemberKey, u32>,
     pub(crate) ranges: Vec<RangeKey>,
+    /// The largest id that has counters.
+    pub(crate) last_counted_id: u32,
 }
 
 /// What the first pass still has to find an owner for.
@@ -48,7 +50,7 @@ impl Table {
         let mut maglev = Slots::new(bounds.maglev_blocks);
         let mut maglev_ranges = Ranges::default();
         let mut departed: HashMap<u32, Vec<FrontendKey>> = HashMap::new();
-        let mut last_service_id = 0;
+        let mut last_service_id = kernel.last_counted_id;
         for (key, frontend) in &kernel.frontends {
             let table = Range { base: frontend.maglev_base, len: maglev::blocks(frontend.maglev_len) };
             maglev.reserve(table);

@@ -96,6 +96,7 @@ impl Maps {
             slots: self.slots.clone(),
             members: self.members.clone(),
             ranges: self.ranges.iter().copied().collect(),
+            last_counted_id: 0,
         }
     }
 }

@@ -130,6 +130,10 @@ impl Inner {
 
     pub(super) async fn start_container(&self, id: &str) -> Result<()> {
         let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
+        let pod_uid = self.stored(id).await?.ok_or_else(absent)?.pod_uid.clone();
+        // A process may end before containerd has answered the start. Its task is then to be deleted after the
+        // answer: containerd asks the shim once more for it, and the shim goes with its last task.
+        let _alone = self.pod_locks.lock(&pod_uid).await;
         let status = self.status(id).await?.ok_or_else(absent)?;
         match status.state {
             ContainerState::Created => {}
@@ -139,9 +143,6 @@ impl Inner {
                 return Err(Error::WrongState { id: id.to_owned(), state, attempted: "start" });
             }
         }
-        // A process may end before containerd has answered the start. Its task is then to be deleted after the
-        // answer: containerd asks the shim once more for it, and the shim goes with its last task.
-        let _alone = self.pod_locks.lock(&status.pod_uid).await;
         // Before the start: a process that ends at once must find that it was started.
         self.records.started(id, Timestamp::now())?;
         self.starting.lock().insert(id.to_owned());

@@ -48,11 +48,16 @@ impl Inner {
             return Ok(());
         }
         let directory = self.paths.container(id);
+        let descriptors = read_config(&directory)?.source.descriptors();
+        if descriptors.is_empty() {
+            self.outputs.0.lock().insert(id.to_owned(), Arc::default());
+            return Ok(());
+        }
         let writer = attach::connect(&directory).await?;
         // Right unless the writer has ended since and its number was given away at once: then another process's
         // pipe is held, which is not read, and this container's is not.
         let pid = writer.peer_cred().ok().and_then(|peer| peer.pid());
-        let pipes = read_config(&directory)?.source.descriptors().iter().map(|fd| {
+        let pipes = descriptors.iter().map(|fd| {
             let path = format!("/proc/{}/fd/{fd}", pid.unwrap_or_default());
             File::open(&path).map_err(io_error("open", Path::new(&path)))
         });
