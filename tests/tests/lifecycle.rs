@@ -343,6 +343,42 @@ fn plain_routes_carry_pods_between_nodes() {
 }
 
 #[test]
+fn other_node_answers_at_a_load_balancer_address_itself() {
+    let Some(own) = Own::prepare() else { return };
+    own.up(&["--nodes", "2", "--node-agent-arg=--load-balancer-mode=dsr"]).expect("it starts");
+    let image = own.0.demo_image(1);
+    for (pod, node) in [("one", "node1"), ("two", "node2")] {
+        let place = format!(r#"{{"spec":{{"nodeName":"{node}"}}}}"#);
+        let words = ["run", pod, "--image", &image, "--labels=app=web", "--overrides", &place];
+        own.0.kubectl_with(words, None).expect("a pod");
+    }
+    own.0.kubectl("wait --for=condition=Ready pod/one pod/two --timeout=60s").expect("they are ready");
+    own.0.kubectl("create service loadbalancer web --tcp=80:8080").expect("a service for both");
+    let demo = env::var("HAWSER_TEST_DEMO").expect("the path of the demo program");
+    eventually(SOON, "both pods answer this machine", || {
+        let path = "jsonpath={.status.loadBalancer.ingress[0].ip}";
+        let address = own.0.kubectl_with(["get", "service", "web", "-o", path], None)?;
+        let output = Command::new(&demo).args(["get", &format!("{address}:80"), "40"]).output()?;
+        let answers = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{answers}");
+        ensure!(answers.contains("one") && answers.contains("two"), "{answers}");
+        Ok(())
+    });
+    // One node has the address. What it sends on comes back from the other.
+    eventually(SOON, "packets were sent on as they are", || {
+        let sent_on = ["node1", "node2"].map(|node| {
+            let metrics = own.0.on_node(node, &["curl", "-s", "http://127.0.0.1:10249/metrics"])?;
+            let line = metrics.lines().find(|line| line.contains(r#"event="packet_dsr""#));
+            Ok(line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0))
+        });
+        let sent_on: anyhow::Result<Vec<f64>> = sent_on.into_iter().collect();
+        let sent_on = sent_on?;
+        ensure!(sent_on.iter().any(|packets| *packets > 0.0), "{sent_on:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn taken_port_is_named() {
     let Some(own) = Own::prepare() else { return };
     let taken = std::net::TcpListener::bind("0.0.0.0:8443").expect("the port is free before");
