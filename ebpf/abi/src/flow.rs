@@ -136,10 +136,6 @@ pub const FLOW_DIRECT: u32 = 1 << 3;
 /// The backend has a connection of the client's that is none of this flow's: a direct one from the same port, which is
 /// older. Its packets are left alone.
 pub const FLOW_FOREIGN: u32 = 1 << 4;
-/// The packets go to the backend's node as they are, which translates them and answers the client itself. Nothing
-/// comes back here, so the flow is never confirmed, and makes room for others; without it the next packet is sent the
-/// same way while the backends are the same.
-pub const FLOW_DSR: u32 = 1 << 9;
 /// The client has sent its last byte.
 pub const FLOW_FIN_FORWARD: u32 = 1 << 5;
 /// The backend has sent its last byte.
@@ -148,6 +144,10 @@ pub const FLOW_FIN_REPLY: u32 = 1 << 6;
 pub const FLOW_RST_FORWARD: u32 = 1 << 7;
 /// The backend's last packet was a reset.
 pub const FLOW_RST_REPLY: u32 = 1 << 8;
+/// The packets go to the backend's node as they are, which translates them and answers the client itself. Nothing
+/// comes back here, so the flow is never confirmed, and makes room for others; without it the next packet is sent the
+/// same way while the backends are the same.
+pub const FLOW_DSR: u32 = 1 << 9;
 
 /// Size of `FLOWS`, a power of two.
 pub const FLOW_SLOTS: u32 = 1 << 16;

@@ -39,10 +39,11 @@ use crate::{
 // Clients as numbers: a global function takes nothing else.
 pub(crate) const WIRE: u32 = 0;
 pub(crate) const INSIDE: u32 = 1;
+pub(crate) const WIRE_AT_XDP: u32 = 2;
 
 #[inline(always)]
 pub(crate) fn client_of(number: u32) -> Client {
-    if number == WIRE { Client::Wire } else { Client::Inside }
+    if number == INSIDE { Client::Inside } else { Client::Wire }
 }
 
 #[inline(always)]

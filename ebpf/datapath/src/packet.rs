@@ -534,15 +534,22 @@ pub(crate) trait Frame {
     /// In bytes; at XDP of what lies in one piece.
     fn len(&self) -> usize;
 
-    /// Returns where `len` bytes of the packet from `offset` on are, if they are in its linear part. Valid until a
-    /// helper changes the packet.
-    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8>;
+    /// Where the packet's linear part begins and ends.
+    fn linear(&self) -> (usize, usize);
 
     /// Copies `len` bytes from `offset` on. False where there are not so many.
     ///
     /// # Safety
     /// `to` has room for `len` bytes.
     unsafe fn load_bytes(&self, offset: usize, to: *mut c_void, len: usize) -> bool;
+
+    /// Returns where `len` bytes of the packet from `offset` on are, if they are in its linear part. Valid until a
+    /// helper changes the packet.
+    #[inline(always)]
+    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let (start, end) = self.linear();
+        (start + offset + len <= end).then_some((start + offset) as *mut u8)
+    }
 }
 
 impl Frame for TcContext {
@@ -561,9 +568,8 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8> {
-        let (start, end) = (self.data(), self.data_end());
-        (start + offset + len <= end).then_some((start + offset) as *mut u8)
+    fn linear(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
     }
 
     #[inline(always)]
@@ -577,21 +583,20 @@ impl Frame for XdpContext {
     const PLAIN_ONLY: bool = true;
 
     #[inline(always)]
+    fn ether_type_be(&self) -> u32 {
+        let bytes = self.bytes_at(ETH_LEN - 2, 2);
+        // SAFETY: there are so many bytes.
+        bytes.map_or(0, |bytes| unsafe { u32::from(bytes.cast::<u16>().read_volatile()) })
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
         self.data_end().wrapping_sub(self.data())
     }
 
     #[inline(always)]
-    fn ether_type_be(&self) -> u32 {
-        // SAFETY: there are so many bytes.
-        self.bytes_at(ETH_LEN - 2, 2)
-            .map_or(0, |bytes| unsafe { u32::from(bytes.cast::<u16>().read_volatile()) })
-    }
-
-    #[inline(always)]
-    fn bytes_at(&self, offset: usize, len: usize) -> Option<*mut u8> {
-        let (start, end) = (self.data(), self.data_end());
-        (start + offset + len <= end).then_some((start + offset) as *mut u8)
+    fn linear(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
     }
 
     #[inline(always)]

@@ -90,7 +90,12 @@ pub(crate) extern "C" fn hawser_send_as_it_is(skb: *mut __sk_buff) -> i32 {
     }
     let (client, backend) = (packet.tuple.source, packet.backend.addr);
     finish(match find_way(&ctx, packet, &client, &backend) {
-        Answer::Out(way) => leave_as_it_is(&ctx, packet, way),
+        Answer::Out(way) => {
+            if !packet.is_error() {
+                count(Reason::PacketForwarded);
+            }
+            leave_as_it_is(&ctx, packet, way)
+        }
         Answer::TooBig(mtu) => answer::too_big(&ctx, packet, mtu),
         Answer::Here | Answer::No => Err(Reason::DropNoRoute),
     })
@@ -107,15 +112,12 @@ fn leave_as_it_is(ctx: &TcContext, packet: &mut Packet, way: &Way) -> Result<i32
     leave(ctx, packet, way)
 }
 
-/// Tells whether a new flow leads the packet back to the node that it comes from: 1 or 0.
+/// Tells whether a new flow for another node leads the packet back to the node that it comes from: 1 or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn hawser_returns(skb: *mut __sk_buff, slot: u32) -> u32 {
     let ctx = TcContext::new(skb);
     let (Some(packet), Some(flow)) = (scratch(), flows::get(slot)) else { return 0 };
-    if flow.flags & FLOW_DSR == 0 {
-        return 0;
-    }
     let (backend, client) = (&flow.reply.source, &flow.reply.destination);
     let len = largest_packet(&ctx, packet);
     let mut lookup = new_lookup(ifindex(ctx.skb.skb), packet, len, client, backend);

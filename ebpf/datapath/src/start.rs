@@ -14,7 +14,7 @@ use hawser_ebpf_abi::{
 use crate::{
     count::{count, count_chosen},
     flows,
-    forward::client_of,
+    forward::{WIRE_AT_XDP, client_of},
     frontends,
     maps::SETTINGS,
     packet::{Packet, scratch},
@@ -40,7 +40,8 @@ pub(crate) const NOT_SERVED: i64 = -4;
 #[inline(never)]
 pub(crate) extern "C" fn hawser_start(skb: *mut __sk_buff, client: u32, now_ns: u64) -> i64 {
     let slot = hawser_start_flow(client, now_ns);
-    if slot < 0 || route::hawser_returns(skb, slot as u32) == 0 {
+    let is_dsr = slot >= 0 && flows::get(slot as u32).is_some_and(|flow| flow.flags & FLOW_DSR != 0);
+    if !is_dsr || route::hawser_returns(skb, slot as u32) == 0 {
         return slot;
     }
     let (Some(packet), Some(found)) = (scratch(), flows::find(now_ns)) else { return NO_FLOW };
@@ -49,13 +50,17 @@ pub(crate) extern "C" fn hawser_start(skb: *mut __sk_buff, client: u32, now_ns: 
     hawser_start_flow(client, now_ns)
 }
 
-/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE` or `INSIDE`.
+/// Makes a flow of the scratch's packet to a backend of the frontend that it is for; `client` is a `WIRE`, `INSIDE` or
+/// `WIRE_AT_XDP`, which has no flows for direct server return: at tc it is seen whether one leads in a circle.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn hawser_start_flow(client: u32, now_ns: u64) -> i64 {
     let Some(packet) = scratch() else { return NO_FLOW };
-    let client = client_of(client);
     let Some(frontend) = frontends::of_packet() else { return NO_FLOW };
+    if client == WIRE_AT_XDP && frontend.flags & FRONTEND_DSR != 0 {
+        return NOT_SERVED;
+    }
+    let client = client_of(client);
     if !is_served(frontend, client) {
         return NOT_SERVED;
     }

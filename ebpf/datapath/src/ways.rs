@@ -1,7 +1,7 @@
 //! Ways out that the kernel has told of lately, so that it need not be asked for each packet.
 //!
-//! A route or neighbour that changes is followed after [`LIFETIME_MS`] at the latest, which is sooner than neighbours
-//! are probed. Each entry is its CPU's own, and belongs to programs that do not interrupt one another.
+//! A route, and the link-layer address of a neighbour that the kernel hears of, is followed after [`LIFETIME_MS`] at the
+//! latest. Each entry is its CPU's own, and belongs to programs that do not interrupt one another.
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, btf_maps::PerCpuArray};
 use hawser_ebpf_abi::Addr;
@@ -9,7 +9,7 @@ use hawser_ebpf_abi::Addr;
 use crate::packet::Packet;
 
 const LIFETIME_MS: u32 = 100;
-const MILLISECOND_NS: u64 = 1_000_000;
+pub(crate) const MILLISECOND_NS: u64 = 1_000_000;
 
 /// Ways that a CPU remembers, a power of two. One that falls on the entry of another takes its place.
 pub(crate) const WAYS: usize = 1024;
@@ -20,13 +20,13 @@ pub(crate) type Ways = PerCpuArray<Way, WAYS>;
 pub(crate) struct Way {
     source: Addr,
     destination: Addr,
-    /// On the clock of the programs, which may have come round since. 0 for an entry that is free.
+    /// On the clock of the programs, which may have come round since.
     until_ms: u32,
     /// The interface by which the packet comes.
     from: u32,
     /// The interface by which it leaves.
     pub(crate) ifindex: u32,
-    /// Longest IP packet, in bytes; 0 where the kernel did not say.
+    /// Longest IP packet, in bytes; 0 where the way is to be asked for.
     mtu: u16,
     /// Of the next hop.
     pub(crate) family: u8,
@@ -72,7 +72,7 @@ impl Way {
 
     #[inline(always)]
     pub(crate) fn forget(&mut self) {
-        self.until_ms = 0;
+        self.mtu = 0;
     }
 
     /// Takes what the kernel has said; `next` is left to the caller. Without a next hop it said nothing of lengths, and

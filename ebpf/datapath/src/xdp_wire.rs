@@ -1,29 +1,28 @@
 //! Services at XDP: packets between a client outside and a backend of another node, sent on before the host makes
 //! anything of them.
 //!
-//! Flows are those of tc, and so is every decision. What is sent on here is plain, has a source that is the node's
-//! own, and leaves by an interface with this program whose next hop is known. All else passes, unchanged and not noted,
-//! and meets the program at tc: backends of this node, answers, parts of datagrams, errors, and every first packet to
-//! a neighbour.
+//! Flows are those of tc, and so is every decision. What is sent on here is plain, belongs to a flow with another node at
+//! its end, and leaves by an interface with this program whose next hop is known. All else passes, unchanged and not
+//! noted, and meets the program at tc: backends of this node, answers, parts of datagrams, errors, the first packet to a
+//! neighbour, and one in two seconds after it.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_redirect, programs::XdpContext};
 use hawser_ebpf_abi::{
-    FlowKey, Frontend, IPPROTO_TCP, Reason, XdpLinks, checksum,
+    FlowKey, IPPROTO_TCP, Reason, XdpLinks, checksum,
     flow::{DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_DSR, FLOW_SNAT},
-    service::{Client, FRONTEND_DSR},
+    service::Client,
 };
 
 use crate::{
     count::count,
     flows::{self, Found},
-    forward::{WIRE, goes_on},
-    frontends,
+    forward::{WIRE_AT_XDP, goes_on},
     maps::{WAYS_AT_XDP, XDP_LINKS},
     packet::{ETH_LEN, Frame, IPV4_LEN, IPV6_LEN, Packet, V4_L4, V6_L4, scratch, try_parse},
     rewrite::{TCP_CHECKSUM, UDP_CHECKSUM, lower_hop_limit, set_addresses, set_hop_limit},
     route::{HOPS_TO_NODE, WAY_FOUND, ask, new_lookup},
     start::{REFUSED, hawser_start_flow},
-    ways::{self, Way},
+    ways::{self, MILLISECOND_NS, Way},
 };
 
 const DROP: u32 = 1;
@@ -47,12 +46,10 @@ pub(crate) fn ingress(ctx: &XdpContext) -> u32 {
         }
         return send_on(ctx, packet, found.slot, Some(found), now_ns).unwrap_or(PASS);
     }
-    // A flow for direct server return is begun at tc, where it is seen whether it leads in a circle.
-    let is_dsr = |frontend: &Frontend| frontend.flags & FRONTEND_DSR != 0;
-    if !packet.starts_flow() || frontends::of_packet().is_none_or(is_dsr) {
+    if !packet.starts_flow() {
         return PASS;
     }
-    match hawser_start_flow(WIRE, now_ns) {
+    match hawser_start_flow(WIRE_AT_XDP, now_ns) {
         REFUSED => DROP,
         slot if slot >= 0 => send_on(ctx, packet, slot as u32, None, now_ns).unwrap_or(PASS),
         _ => PASS,
@@ -148,7 +145,7 @@ extern "C" fn hawser_ask_at_xdp(ctx: *mut xdp_md, slot: u32, direction: u32) -> 
     way.forget();
     let from = ctx.ingress_ifindex() as u32;
     // What leaves at XDP does not make the kernel look whether its neighbour is still there; what leaves at tc does.
-    let now_ms = (packet.now_ns / 1_000_000) as u32;
+    let now_ms = (packet.now_ns / MILLISECOND_NS) as u32;
     let is_same = way.is_for(from, source, destination);
     if is_same && now_ms.wrapping_sub(way.next[3]) > NEIGHBOUR_CHECK_MS {
         way.next[3] = now_ms;

@@ -296,11 +296,10 @@ impl Worker {
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
-                let swept = self.proxy.sweep_affinity().and_then(|_| self.proxy.sweep_service_counters());
-                if let Err(error) = swept {
+                if let Err(error) = self.proxy.sweep_affinity() {
                     warn!(
                         error = &error as &dyn std::error::Error,
-                        "clients whose affinity has ended, and counters of services that are gone, stay for now"
+                        "clients whose affinity has ended stay for now"
                     );
                 }
             }

@@ -283,22 +283,6 @@ impl Proxy {
         Ok(swept)
     }
 
-    /// Forgets the counters of service ports that are gone; returns of how many. To be called now and then, as
-    /// [`Proxy::sweep_affinity`].
-    pub fn sweep_service_counters(&self) -> Result<usize, Error> {
-        let failed = |source| Error::Map { name: "SERVICE_COUNTERS", source };
-        let Some(table) = &self.table else { return Ok(0) };
-        let ids = table.service_ids();
-        let mut swept = 0;
-        for id in self.maps.service_counters.keys().map_err(failed)? {
-            if !ids.contains(&id) {
-                self.maps.service_counters.remove(id).map_err(failed)?;
-                swept += 1;
-            }
-        }
-        Ok(swept)
-    }
-
     /// Returns what the kernel's maps say, for people.
     pub fn dump_services(&self) -> Result<Vec<FrontendView>, Error> {
         view::frontends(&self.maps)
@@ -386,6 +370,9 @@ impl Proxy {
         for key in &changes.old_ranges {
             self.maps.source_ranges.remove(key).map_err(failed("SOURCE_RANGES"))?;
         }
+        for id in &changes.old_services {
+            self.maps.service_counters.remove(*id).map_err(failed("SERVICE_COUNTERS"))?;
+        }
         Ok(())
     }
 
@@ -451,10 +438,8 @@ fn read_kernel(maps: &Maps) -> Result<KernelState, Error> {
             }
         }
     }
-    // Counters that were not swept before the agent ended are no new service port's.
     let counted = maps.service_counters.keys().map_err(failed("SERVICE_COUNTERS"))?;
-    let last_counted_id = counted.into_iter().max().unwrap_or(0);
-    Ok(KernelState { frontends, slots, members, ranges, last_counted_id })
+    Ok(KernelState { frontends, slots, members, ranges, counted })
 }
 
 /// Returns a number that nobody outside of this process can guess; never 0.

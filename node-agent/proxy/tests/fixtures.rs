@@ -7,7 +7,7 @@ mod support;
 use std::net::IpAddr;
 
 use hawser_proxy::{Proxy, ShortWays};
-use support::{Spec, counter, run, service, slice};
+use support::{NODE, OTHER, Spec, counter, run, service, slice};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;
@@ -157,37 +157,15 @@ fn proxy(lab: &support::Lab) -> Proxy {
     let mut config = lab.config();
     config.pod_ranges = vec![("10.91.0.0".parse().unwrap(), 24)];
     config.short_ways = ShortWays::Off;
-    let mut proxy = Proxy::start(config).unwrap();
-    let mut services = Vec::new();
-    let mut slices = Vec::new();
-    let here = [("10.91.0.2", "node-a", true)];
-    let here_v6 = [("fd91::2", "node-a", true)];
-    let there = [("10.93.0.2", "node-b", true)];
-    let there_v6 = [("fd93::2", "node-b", true)];
-    for (name, protocol, node_port, policy, endpoints) in [
-        ("tcp-here", "TCP", 30080, "Cluster", Some((&here, &here_v6))),
-        ("udp-here", "UDP", 30053, "Cluster", Some((&here, &here_v6))),
-        ("tcp-there", "TCP", 30090, "Cluster", Some((&there, &there_v6))),
-        ("udp-there", "UDP", 30063, "Cluster", Some((&there, &there_v6))),
-        ("nothing", "TCP", 30070, "Cluster", None),
-        ("nothing-here", "TCP", 30071, "Local", Some((&there, &there_v6))),
-    ] {
-        let (v4, v6) = (format!("10.96.0.{}", services.len() + 1), format!("fd96::{}", services.len() + 1));
-        services.push(service(&Spec {
-            name,
-            protocol,
-            cluster_ips: &[&v4, &v6],
-            port: 80,
-            node_port: Some(node_port),
-            external_policy: policy,
-        }));
-        if let Some((v4, v6)) = endpoints {
-            slices.push(slice(name, protocol, 8080, v4));
-            slices.push(slice(name, protocol, 8080, v6));
-        }
-    }
-    proxy.sync(&services, &slices, &[]).unwrap();
-    proxy
+    let ports = [
+        ("TCP", 30080, "Cluster", Some(NODE)),
+        ("UDP", 30053, "Cluster", Some(NODE)),
+        ("TCP", 30090, "Cluster", Some(OTHER)),
+        ("UDP", 30063, "Cluster", Some(OTHER)),
+        ("TCP", 30070, "Cluster", None),
+        ("TCP", 30071, "Local", Some(OTHER)),
+    ];
+    lab.with_ports(config, &ports)
 }
 
 #[test]

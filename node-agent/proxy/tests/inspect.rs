@@ -109,7 +109,7 @@ fn connections_and_refusals_are_counted_by_service_port() {
             service(&Spec { name: "empty", cluster_ips: &["10.96.0.11"], ..Spec::default() }),
         );
         let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
-        proxy.sync(&[web.clone(), empty], &slices, &[]).unwrap();
+        proxy.sync(&[web.clone(), empty.clone()], &slices, &[]).unwrap();
         let counted = |address: &str| {
             let views = proxy.dump_services().unwrap();
             let view = views.iter().find(|view| view.address.to_string() == address).unwrap();
@@ -124,8 +124,16 @@ fn connections_and_refusals_are_counted_by_service_port() {
         assert_eq!((counted("10.96.0.10:80"), counted("10.96.0.11:80")), ((4, 0), (0, 3)));
         assert_eq!(counted("10.90.0.1:30080"), (4, 0), "of the service port, not of the frontend");
 
-        assert_eq!(proxy.sweep_service_counters().unwrap(), 0);
-        proxy.sync(&[web], &slices, &[]).unwrap();
-        assert_eq!(proxy.sweep_service_counters().unwrap(), 1);
+        // Counters go with their service, and are kept with it over a restart.
+        proxy.sync(&[web.clone()], &slices, &[]).unwrap();
+        drop(proxy);
+        let mut proxy = lab.proxy();
+        proxy.sync(&[web, empty], &slices, &[]).unwrap();
+        let views = proxy.dump_services().unwrap();
+        let counted = |address: &str| {
+            let view = views.iter().find(|view| view.address.to_string() == address).unwrap();
+            (view.chosen, view.refused)
+        };
+        assert_eq!((counted("10.96.0.10:80"), counted("10.96.0.11:80")), ((4, 0), (0, 0)));
     });
 }

@@ -310,3 +310,17 @@ fn neighbour_that_changes_is_followed() {
         eventually("packets go to the new address", || goes_to() == [2, 0, 0, 0, 0, 0x77]);
     });
 }
+
+/// What leaves at XDP does not make the kernel probe its neighbour.
+#[test]
+fn packet_is_left_to_tc_now_and_then() {
+    run("packet_is_left_to_tc_now_and_then", |lab| {
+        let proxy = lab.with_node_ports(config(lab));
+        let frontend = format!("10.90.0.1:{THERE}");
+        let sent = arriving(lab, "up0", &packet("10.90.0.2:4000", &frontend, TCP, SYN));
+        for time in ["first", "second"] {
+            assert_eq!(at(lab, &proxy, "up0", &sent).0, REDIRECT, "{time}");
+            eventually("one passes", || at(lab, &proxy, "up0", &sent) == (PASS, sent.clone()));
+        }
+    });
+}

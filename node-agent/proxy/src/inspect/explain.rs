@@ -148,9 +148,7 @@ fn at_the_uplink(frontend: &FrontendView, settings: &Settings, steps: &mut Vec<S
     }
     let is_remote = frontend.wire_backends.iter().any(|backend| !frontend.local_backends.contains(backend));
     if is_remote && frontend.direct_server_return {
-        steps.push(
-            "towards backends of other nodes the packets stay as they are, and those nodes answer".into(),
-        );
+        steps.push("towards pods of other nodes the packets stay as they are, and those nodes answer".into());
     } else if is_remote {
         let source = if frontend.address.is_ipv4() { settings.snat_v4 } else { settings.snat_v6 };
         if source == Addr::UNSPECIFIED {

@@ -28,8 +28,8 @@ pub(crate) struct KernelState {
     pub(crate) slots: HashMap<u32, Backend>,
     pub(crate) members: HashMap<MemberKey, u32>,
     pub(crate) ranges: Vec<RangeKey>,
-    /// The largest id that has counters.
-    pub(crate) last_counted_id: u32,
+    /// Ids of service ports that have counters.
+    pub(crate) counted: Vec<u32>,
 }
 
 /// What the first pass still has to find an owner for.
@@ -41,6 +41,7 @@ pub(super) struct Adoption {
     /// Departed backends' frontends, by service id.
     departed: HashMap<u32, Vec<FrontendKey>>,
     adopted_ids: HashSet<u32>,
+    counted: Vec<u32>,
 }
 
 impl Table {
@@ -50,7 +51,8 @@ impl Table {
         let mut maglev = Slots::new(bounds.maglev_blocks);
         let mut maglev_ranges = Ranges::default();
         let mut departed: HashMap<u32, Vec<FrontendKey>> = HashMap::new();
-        let mut last_service_id = kernel.last_counted_id;
+        // What was counted for an id that is gone is no new service port's.
+        let mut last_service_id = kernel.counted.iter().copied().max().unwrap_or(0);
         for (key, frontend) in &kernel.frontends {
             let table = Range { base: frontend.maglev_base, len: maglev::blocks(frontend.maglev_len) };
             maglev.reserve(table);
@@ -84,6 +86,7 @@ impl Table {
                 maglev: maglev_ranges,
                 departed,
                 adopted_ids: HashSet::new(),
+                counted: kernel.counted,
             }),
         }
     }
@@ -151,6 +154,8 @@ impl Table {
         pass.changes.new_members.extend(missing.map(|(member, sets)| (*member, *sets)));
         pass.changes.old_members.extend(self.members.keys().filter(|member| !wanted.contains_key(*member)));
         self.members = wanted;
+        let ids: HashSet<u32> = self.ports.values().map(|applied| applied.service_id).collect();
+        pass.changes.old_services.extend(adoption.counted.iter().filter(|id| !ids.contains(id)));
         for range in adoption.maglev.iter() {
             self.maglev.release(range, pass.now);
         }

@@ -13,7 +13,7 @@ mod applied;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Instant,
 };
 
@@ -46,6 +46,8 @@ pub(crate) struct Changes {
     pub(crate) old_frontends: Vec<FrontendKey>,
     pub(crate) old_members: Vec<MemberKey>,
     pub(crate) old_ranges: Vec<RangeKey>,
+    /// Ids of service ports whose counters go.
+    pub(crate) old_services: Vec<u32>,
 }
 
 impl Changes {
@@ -118,11 +120,6 @@ impl Pass<'_> {
 }
 
 impl Table {
-    /// Ids of all service ports.
-    pub(crate) fn service_ids(&self) -> HashSet<u32> {
-        self.ports.values().map(|applied| applied.service_id).collect()
-    }
-
     pub(crate) fn frontends(&self) -> usize {
         self.frontends.len()
     }
@@ -342,6 +339,7 @@ impl Table {
 
     fn remove(&mut self, name: &Name, pass: &mut Pass<'_>) {
         let Some(applied) = self.ports.remove(name) else { return };
+        pass.changes.old_services.push(applied.service_id);
         self.slots.release(applied.range, pass.now);
         self.maglev.release(applied.maglev.range, pass.now);
         self.without_maglev.remove(&(applied.maglev.missing, name.clone()));

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::{service_of, slice_of};
 use crate::{
-    desired::{self, HostPort, Node, ServicePort, ServicePortName, Set, Skipped, frontend_key, ip},
+    desired::{
+        self, HostPort, LoadBalancerMode, Node, ServicePort, ServicePortName, Set, Skipped, frontend_key, ip,
+    },
     endpoints::Overrides,
 };
 
@@ -115,6 +117,41 @@ fn node_ports_are_served_in_the_ranges_that_are_named() {
     check(&[("127.0.0.0", 8), ("2001:db8::", 32)], &["127.0.0.1", "2001:db8::1"]);
     check(&[("0.0.0.0", 0)], &["127.0.0.1", "192.0.2.1"]);
     check(&[("198.51.100.0", 24)], &[]);
+}
+
+#[test]
+fn packets_go_to_other_nodes_as_they_are_where_all_nodes_choose_alike() {
+    #[track_caller]
+    fn check(what: &str, spec: Value, hints: &Value, expected: &[&str]) {
+        let mut all = json!({
+            "type": "LoadBalancer",
+            "externalIPs": ["198.51.100.1"],
+            "ports": [{ "port": 80, "nodePort": 30080 }],
+            "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.2" }] } },
+        });
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let slice = slice_of(json!({
+            "metadata": { "name": "web-1", "labels": { "kubernetes.io/service-name": "web" } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["10.0.0.1"], "nodeName": "there", "hints": hints }],
+            "ports": [{ "port": 8080, "protocol": "TCP" }],
+        }));
+        let node = Node { load_balancer_mode: LoadBalancerMode::Dsr, ..node() };
+        let overrides = Overrides::new();
+        let ports = desired::service_ports(&service(all), &[slice], &node, &overrides, &mut Vec::new());
+        let frontends = ports.iter().flat_map(|(_, port)| &port.frontends);
+        let mut found: Vec<String> = frontends
+            .filter(|(_, frontend)| frontend.flags & FRONTEND_DSR != 0)
+            .map(|(key, _)| ip(&key.addr).to_string())
+            .collect();
+        found.sort();
+        assert_eq!(found, expected, "{what}");
+    }
+    let none = json!({});
+    check("plain", json!({}), &none, &["198.51.100.1", "198.51.100.2"]);
+    check("affinity", json!({ "sessionAffinity": "ClientIP" }), &none, &[]);
+    check("local policy", json!({ "externalTrafficPolicy": "Local" }), &none, &[]);
+    check("hints", json!({}), &json!({ "forZones": [{ "name": "a" }] }), &[]);
 }
 
 #[test]

@@ -103,10 +103,11 @@ fn first_of(mut changes: Changes, mut count: usize) -> Changes {
     cut(slots, &mut count);
     cut(new_members, &mut count);
     cut(frontends, &mut count);
-    let Changes { old_frontends, old_members, old_ranges, .. } = &mut changes;
+    let Changes { old_frontends, old_members, old_ranges, old_services, .. } = &mut changes;
     cut(old_frontends, &mut count);
     cut(old_members, &mut count);
     cut(old_ranges, &mut count);
+    cut(old_services, &mut count);
     changes
 }
 

@@ -96,7 +96,7 @@ impl Maps {
             slots: self.slots.clone(),
             members: self.members.clone(),
             ranges: self.ranges.iter().copied().collect(),
-            last_counted_id: 0,
+            counted: Vec::new(),
         }
     }
 }
@@ -328,6 +328,31 @@ fn address_moves_between_services_within_one_step() {
     maps.write(&changes, |_| ());
     assert_eq!(maps.backends(&key(7, 80, IPPROTO_TCP), inside), Some(vec![backend(2)]));
     assert_eq!(maps.backends(&key(8, 80, IPPROTO_TCP), inside), Some(vec![backend(1)]));
+}
+
+/// An id that is given again would begin with another service port's counts.
+#[test]
+fn counters_go_with_their_service_port_and_no_new_one_gets_its_id() {
+    let now = Instant::now();
+    let mut maps = Maps::default();
+    let mut table = new_table(maps.kernel_state(), 100, 100);
+    let both = [1, 2].map(|number| (name(number, IPPROTO_TCP), Some(port(number, IPPROTO_TCP, &[number]))));
+    maps.write(&apply(&mut table, both, now).0, |_| ());
+    let id = |maps: &Maps, number| maps.frontends[&key(number, 80, IPPROTO_TCP)].service_id;
+    let (kept, gone) = (id(&maps, 1), id(&maps, 2));
+    let (changes, _) = apply(&mut table, [(name(2, IPPROTO_TCP), None)], now);
+    assert_eq!(changes.old_services, [gone]);
+    maps.write(&changes, |_| ());
+
+    // They are still there, as if the agent had been killed before it removed them.
+    let kernel = KernelState { counted: vec![kept, gone], ..maps.kernel_state() };
+    let mut table = new_table(kernel, 100, 100);
+    let both = [1, 3].map(|number| (name(number, IPPROTO_TCP), Some(port(number, IPPROTO_TCP, &[number]))));
+    let (changes, _) = apply(&mut table, both, now);
+    assert_eq!(changes.old_services, [gone]);
+    maps.write(&changes, |_| ());
+    assert_eq!(id(&maps, 1), kept);
+    assert!(id(&maps, 3) > gone);
 }
 
 #[test]

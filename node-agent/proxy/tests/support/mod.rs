@@ -181,35 +181,37 @@ impl Lab {
     /// Starts a proxy in the node's namespace, with node ports for TCP and UDP of both families: [`HERE`], [`THERE`]
     /// and [`NOTHING`].
     pub(crate) fn with_node_ports(&self, config: Config) -> Proxy {
+        let at = [(HERE, Some(NODE)), (THERE, Some(OTHER)), (NOTHING, None)];
+        let ports = at.map(|(port, node)| ["TCP", "UDP"].map(|protocol| (protocol, port, "Cluster", node)));
+        self.with_ports(config, ports.as_flattened())
+    }
+
+    /// The same with any node ports: protocol, number, `externalTrafficPolicy`, and the node whose pod is the backend.
+    pub(crate) fn with_ports(
+        &self,
+        config: Config,
+        ports: &[(&str, u16, &str, Option<&'static str>)],
+    ) -> Proxy {
         let mut proxy = Proxy::start(config).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        let mut services = Vec::new();
-        let mut slices = Vec::new();
-        let here = [("10.91.0.2", "node-a", true)];
-        let here_v6 = [("fd91::2", "node-a", true)];
-        let there = [("10.93.0.2", "node-b", true)];
-        let there_v6 = [("fd93::2", "node-b", true)];
-        for protocol in ["TCP", "UDP"] {
-            for (name, node_port, endpoints) in [
-                ("here", HERE, Some((&here, &here_v6))),
-                ("there", THERE, Some((&there, &there_v6))),
-                ("nothing", NOTHING, None),
-            ] {
-                let name = format!("{name}-{}", protocol.to_lowercase());
-                let (v4, v6) =
-                    (format!("10.96.0.{}", services.len() + 1), format!("fd96::{}", services.len() + 1));
-                services.push(service(&Spec {
-                    name: &name,
-                    protocol,
-                    cluster_ips: &[&v4, &v6],
-                    port: 80,
-                    node_port: Some(i32::from(node_port)),
-                    external_policy: "Cluster",
-                }));
-                if let Some((v4, v6)) = endpoints {
-                    slices.push(slice(&name, protocol, 8080, v4));
-                    slices.push(slice(&name, protocol, 8080, v6));
-                }
-            }
+        let (mut services, mut slices) = (Vec::new(), Vec::new());
+        for (protocol, node_port, external_policy, node) in ports.iter().copied() {
+            let number = services.len() + 1;
+            let (name, v4, v6) =
+                (format!("s{number}"), format!("10.96.0.{number}"), format!("fd96::{number}"));
+            services.push(service(&Spec {
+                name: &name,
+                protocol,
+                cluster_ips: &[&v4, &v6],
+                port: 80,
+                node_port: Some(i32::from(node_port)),
+                external_policy,
+            }));
+            let backends = match node {
+                Some(NODE) => [("10.91.0.2", "node-a", true), ("fd91::2", "node-a", true)],
+                Some(_) => [("10.93.0.2", "node-b", true), ("fd93::2", "node-b", true)],
+                None => continue,
+            };
+            slices.extend(backends.map(|backend| slice(&name, protocol, 8080, &[backend])));
         }
         proxy.sync(&services, &slices, &[]).unwrap();
         proxy

@@ -71,7 +71,13 @@ impl Inner {
         let held: Vec<_> =
             self.outputs.0.lock().iter().map(|(id, pipes)| (id.clone(), pipes.clone())).collect();
         for (id, pipes) in held {
-            let is_gone = match attach::connect(&self.paths.container(&id)).await {
+            let directory = self.paths.container(&id);
+            if !directory.exists() {
+                // Taken hold of while the container was removed.
+                self.outputs.let_go(&id);
+                continue;
+            }
+            let is_gone = match attach::connect(&directory).await {
                 Err(Error::Io { source, .. }) => source.kind() == std::io::ErrorKind::ConnectionRefused,
                 _ => false,
             };
