@@ -7,7 +7,7 @@ mod support;
 use std::net::IpAddr;
 
 use hawser_proxy::{Proxy, ShortWays};
-use support::{NODE, OTHER, Spec, counter, run, service, slice};
+use support::{NODE, OTHER, counter, run};
 
 const PASS: i32 = -1;
 const DROP: i32 = 2;

@@ -125,7 +125,7 @@ fn connections_and_refusals_are_counted_by_service_port() {
         assert_eq!(counted("10.90.0.1:30080"), (4, 0), "of the service port, not of the frontend");
 
         // Counters go with their service, and are kept with it over a restart.
-        proxy.sync(&[web.clone()], &slices, &[]).unwrap();
+        proxy.sync(std::slice::from_ref(&web), &slices, &[]).unwrap();
         drop(proxy);
         let mut proxy = lab.proxy();
         proxy.sync(&[web, empty], &slices, &[]).unwrap();
