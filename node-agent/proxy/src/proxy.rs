@@ -12,7 +12,7 @@ use std::{
 
 use hawser_ebpf_abi::{
     Addr, Frontend, FrontendKey, LAYOUT_VERSION, SETTINGS_SHORT_WAYS, SNAT_PORT_FIRST, Settings,
-    affinity::is_fresh, maglev::MAGLEV_BLOCK,
+    affinity::is_fresh,
 };
 use hawser_services::{EndpointSlice, Service};
 use tracing::{debug, info, warn};
@@ -21,12 +21,14 @@ use crate::{
     attach::links_dir,
     desired::{HostPort, LoadBalancerMode, Node, Skipped, addr},
     error::Error,
+    growth::Growth,
     kernel::{
-        loader::{self, Loaded, Maps, Programs, Sizes},
+        loader::{self, Loaded, Maps, Programs},
         mount, ports, sys,
     },
     pods::{self, ShortWays},
     services::{ServiceObjects, Services, Wanted},
+    sizes::Sizes,
     table::{Bounds, Changes, KernelState, Table},
     view::{self, Counter, ExhaustedSource, FrontendView},
     xdp::{self, Xdp},
@@ -62,27 +64,18 @@ pub struct Config {
     pub short_ways: ShortWays,
     /// Ranges of the cluster's pods: packets between them need no rule of the host. At most 4 are looked at.
     pub pod_ranges: Vec<(IpAddr, u8)>,
-    /// Bound of the table of frontends: an address, port and protocol each.
-    pub max_frontends: u32,
-    /// Bound of backend slots, over all service ports. Half of it should stay free for updates.
-    pub max_backends: u32,
-    /// Bound of backends of UDP service ports and of those with client affinity.
-    pub max_udp_backends: u32,
+    /// With which maps are made; those of an earlier agent are taken as they are.
+    pub sizes: Sizes,
+    /// To which they grow. What finds no room then is reported, and the rest is served as it was.
+    pub max_sizes: Sizes,
     /// Entries of a Maglev table for each backend of a service port that is served to the outside, at least. 0 for no
     /// tables: clients outside are spread by a plain hash.
+    /// A service port whose table finds no room is reported, and spread by a plain hash.
     pub maglev_entries_per_backend: u32,
-    /// Bound of all Maglev tables together, two bytes an entry. Half of it should stay free for updates. A service
-    /// port that finds no room is reported, and spread by a plain hash.
-    pub max_maglev_entries: u32,
-    /// Bound of the clients of services with affinity. One more is served, not remembered, and counted.
-    pub max_affinities: u32,
-    /// Bound of the ranges in all different lists of `loadBalancerSourceRanges`. Load balancer addresses whose list
-    /// finds no room are reported, and let nobody in.
-    pub max_source_ranges: u32,
 }
 
 impl Config {
-    /// A configuration with the default bounds: about 40,000 services with three frontends each.
+    /// A configuration with the defaults.
     pub fn new(bpffs_dir: PathBuf, cgroup_dir: PathBuf, node_name: String) -> Self {
         Self {
             bpffs_dir,
@@ -97,14 +90,9 @@ impl Config {
             xdp: Xdp::default(),
             short_ways: ShortWays::default(),
             pod_ranges: Vec::new(),
-            max_frontends: 131_072,
-            max_backends: 524_288,
-            max_udp_backends: 262_144,
+            sizes: Sizes::FIRST,
+            max_sizes: Sizes::MOST,
             maglev_entries_per_backend: 200,
-            // 16 MiB.
-            max_maglev_entries: 8_388_608,
-            max_affinities: 131_072,
-            max_source_ranges: 65_536,
         }
     }
 }
@@ -137,6 +125,8 @@ pub struct Proxy {
     pub(crate) config: Config,
     pub(crate) maps: Maps,
     pub(crate) programs: Programs,
+    pub(crate) has_set_retval: bool,
+    pub(crate) growth: Growth,
     services: Services,
     /// `None` after a failed write: the next sync reads the maps again and repairs the difference.
     table: Option<Table>,
@@ -156,16 +146,8 @@ impl Proxy {
             what: "reserve the ports that the node sends on from",
             source,
         })?;
-        let sizes = Sizes {
-            frontends: config.max_frontends,
-            backends: config.max_backends,
-            members: config.max_udp_backends,
-            maglev_blocks: config.max_maglev_entries.div_ceil(MAGLEV_BLOCK).max(1),
-            affinities: config.max_affinities.max(1),
-            source_ranges: config.max_source_ranges.max(1),
-        };
         let Loaded { maps, programs, adopted, has_set_retval } =
-            loader::load(&maps_dir(&config.bpffs_dir), sizes, xdp::is_wanted(&config))?;
+            loader::load(&maps_dir(&config.bpffs_dir), config.sizes, xdp::is_wanted(&config))?;
         let node = Node {
             name: config.node_name.clone(),
             zone: config.zone.clone(),
@@ -173,7 +155,15 @@ impl Proxy {
             node_port_ranges: config.nodeport_addresses.clone(),
             load_balancer_mode: config.load_balancer_mode,
         };
-        let proxy = Self { config, maps, programs, services: Services::new(node), table: None };
+        let proxy = Self {
+            config,
+            maps,
+            programs,
+            has_set_retval,
+            services: Services::new(node),
+            table: None,
+            growth: Growth::default(),
+        };
         pods::remove_stale(&proxy.maps.pods).map_err(|source| Error::Map { name: "PODS", source })?;
         proxy.write_settings()?;
         proxy.attach_all()?;
@@ -216,6 +206,23 @@ impl Proxy {
 
     fn apply_and_report(&mut self, wanted: Wanted) -> Result<SyncReport, Error> {
         let mut report = self.apply(wanted)?;
+        // What goes is removed last: there may be room now.
+        let mut has_made_room = report.frontends_removed > 0;
+        while let Some(lacking) = self.table.as_ref().map(Table::lacking)
+            && lacking != Sizes::default()
+            && (self.grow(lacking)? || std::mem::take(&mut has_made_room))
+        {
+            if let Some(table) = &mut self.table {
+                table.grow(self.maps.sizes());
+            }
+            let more = self.apply(Wanted::new())?;
+            report = SyncReport {
+                frontends_written: report.frontends_written + more.frontends_written,
+                frontends_removed: report.frontends_removed + more.frontends_removed,
+                backends_written: report.backends_written + more.backends_written,
+                ..more
+            };
+        }
         report.skipped.extend(self.services.skipped().cloned());
         report.skipped.sort();
         report.skipped.dedup();
@@ -267,18 +274,24 @@ impl Proxy {
     }
 
     /// Forgets clients whose affinity has ended; returns how many. To be called now and then, once a minute or so:
-    /// an entry that has ended counts for nothing, and takes a place until then.
-    pub fn sweep_affinity(&self) -> Result<usize, Error> {
+    /// an entry that has ended counts for nothing, and takes a place until then. The table grows where three quarters
+    /// of it are taken all the same.
+    pub fn sweep_affinity(&mut self) -> Result<usize, Error> {
         let failed = |source| Error::Map { name: "AFFINITY", source };
         let now_ns = sys::now_ns();
         let mut swept = 0;
-        for (key, entry) in self.maps.affinity.entries().map_err(failed)? {
+        let entries = self.maps.affinity.entries().map_err(failed)?;
+        let known = entries.len();
+        for (key, entry) in entries {
             // A client that comes back between the look and the removal is chosen for anew once more: its time was
             // over anyway.
             if !is_fresh(&entry, entry.timeout_seconds, now_ns) {
                 self.maps.affinity.remove(&key).map_err(failed)?;
                 swept += 1;
             }
+        }
+        if (known - swept) as u64 * 4 > u64::from(self.maps.affinity.capacity()) * 3 {
+            self.grow(Sizes { affinities: 1, ..Sizes::default() })?;
         }
         Ok(swept)
     }
@@ -319,19 +332,14 @@ impl Proxy {
 
     /// Writes what `wanted` changes. The report's `skipped` has what the tables had no room for, and no more.
     fn apply(&mut self, wanted: Wanted) -> Result<SyncReport, Error> {
+        self.finish_growth()?;
         // Taken out: an error below leaves `None`, and the next call reads the maps again.
         let (mut table, wanted) = match self.table.take() {
             Some(table) => (table, wanted),
             None => {
                 let kernel = read_kernel(&self.maps)?;
-                let bounds = Bounds {
-                    slots: self.maps.backends.capacity(),
-                    frontends: self.maps.frontends.capacity(),
-                    members: self.maps.members.capacity(),
-                    maglev_blocks: self.maps.maglev.capacity(),
-                    maglev_entries: self.config.maglev_entries_per_backend,
-                    source_ranges: self.maps.source_ranges.capacity(),
-                };
+                let sizes = self.maps.sizes();
+                let bounds = Bounds { sizes, maglev_entries: self.config.maglev_entries_per_backend };
                 (Table::new(kernel, bounds), self.services.everything())
             }
         };

@@ -81,6 +81,10 @@ impl Lists {
         Self { lists, stale, next_id, len, capacity: capacity as usize }
     }
 
+    pub(crate) fn grow(&mut self, capacity: u32) {
+        self.capacity = capacity as usize;
+    }
+
     /// Returns the id of the list and makes the caller one of its users; `None` when there is no room for it.
     /// Prefixes that have to be written go to `new`.
     pub(crate) fn acquire(&mut self, ranges: &Ranges, new: &mut Vec<RangeKey>) -> Option<u32> {

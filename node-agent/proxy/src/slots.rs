@@ -92,6 +92,11 @@ impl Slots {
         Self { free, resting: VecDeque::new() }
     }
 
+    /// Adds the slots between two capacities.
+    pub(crate) fn grow(&mut self, old: u32, new: u32) {
+        self.free.insert(Range { base: old, len: new.saturating_sub(old) });
+    }
+
     /// Takes a range of `len` slots. `None` when none is free: some may be after the grace period.
     pub(crate) fn allocate(&mut self, len: u32, now: Instant) -> Option<Range> {
         if len == 0 {

@@ -10,8 +10,8 @@ use std::{
 use hawser_ebpf_abi::{
     IPPROTO_UDP, reason,
     service::{
-        BACKEND_LOCAL, FRONTEND_DEPARTED, FRONTEND_DSR, FRONTEND_NODE_ONLY, FRONTEND_SOURCE_RANGES,
-        FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
+        BACKEND_LOCAL, FRONTEND_DEPARTED, FRONTEND_DSR, FRONTEND_NODE_IN_RANGES, FRONTEND_NODE_ONLY,
+        FRONTEND_SOURCE_RANGES, FRONTEND_WIRE, FRONTEND_WIRE_LOCAL,
     },
 };
 
@@ -45,6 +45,10 @@ pub struct FrontendView {
     pub maglev_entries: u32,
     /// `loadBalancerSourceRanges` are enforced.
     pub source_ranges: bool,
+    /// The list of those.
+    pub(crate) range_list: u32,
+    /// One of the node's addresses is in them.
+    pub(crate) node_in_ranges: bool,
     /// Packets for backends of other nodes are sent there as they are (direct server return).
     pub direct_server_return: bool,
     /// Clients of its service port that were given a backend: connections, flows, and UDP sockets each time that they
@@ -155,6 +159,8 @@ pub(crate) fn frontends(maps: &Maps) -> Result<Vec<FrontendView>, Error> {
             affinity_seconds: frontend.affinity_seconds,
             maglev_entries: frontend.maglev_len,
             source_ranges: frontend.flags & FRONTEND_SOURCE_RANGES != 0,
+            range_list: frontend.source_ranges,
+            node_in_ranges: frontend.flags & FRONTEND_NODE_IN_RANGES != 0,
             direct_server_return: frontend.flags & FRONTEND_DSR != 0,
             chosen,
             refused,

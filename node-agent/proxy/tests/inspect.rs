@@ -5,7 +5,8 @@ mod support;
 use std::io::ErrorKind;
 
 use hawser_proxy::{Client, Datapath, FlowState, Outcome, Query};
-use support::{CLIENT, NODE, OTHER, POD, Spec, connect, echo, eventually, run, service, slice};
+use serde_json::json;
+use support::{CLIENT, NODE, OTHER, POD, Spec, connect, echo, eventually, run, service, service_with, slice};
 
 fn query(client: Client, destination: &str) -> Query {
     Query { client, destination: destination.parse().unwrap(), protocol: "TCP" }
@@ -85,6 +86,57 @@ fn explanation_agrees_with_what_happens() {
         assert_eq!(outcome(outside, "10.96.0.10:80"), Outcome::Untouched);
         let dropped = Outcome::Dropped { counter: "drop_no_local_backend" };
         assert_eq!(outcome(outside, "10.90.0.1:30081"), dropped);
+    });
+}
+
+#[test]
+fn explanation_knows_source_ranges_and_affinity() {
+    run("explanation_knows_source_ranges_and_affinity", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        lab.tcp_server(POD, "10.91.0.2:8081");
+        let mut proxy = lab.proxy();
+        let affine = service_with(
+            &Spec { node_port: Some(30080), ..Spec::default() },
+            &json!({ "sessionAffinity": "ClientIP" }),
+        );
+        let ranges = service_with(
+            &Spec { name: "ranges", cluster_ips: &["10.96.0.11"], node_port: Some(30081), ..Spec::default() },
+            &json!({
+                "type": "LoadBalancer",
+                "loadBalancerSourceRanges": ["10.90.0.0/24"],
+                "status": { "loadBalancer": { "ingress": [{ "ip": "10.96.1.1" }] } },
+            }),
+        );
+        let slices = [
+            slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
+            slice("web", "TCP", 8081, &[("10.91.0.2", "node-a", true)]),
+            slice("ranges", "TCP", 8080, &[("10.91.0.2", "node-a", true)]),
+        ];
+        let report = proxy.sync(&[affine, ranges], &slices, &[]).unwrap();
+        assert!(report.skipped.is_empty(), "{:?}", report.skipped);
+        let datapath = Datapath::open(&lab.bpffs()).unwrap();
+        let outcome =
+            |client, destination: &str| datapath.explain(&query(client, destination)).unwrap().outcome;
+        let outside = |address: &str| Client::Outside(address.parse().unwrap());
+        let to = |backends: &[&str]| Outcome::Translated {
+            backends: backends.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+
+        let both = to(&["10.91.0.2:8080", "10.91.0.2:8081"]);
+        for (ns, client, address) in
+            [(CLIENT, outside("10.90.0.2"), "10.90.0.1:30080"), (NODE, Client::Host, "10.96.0.10:80")]
+        {
+            assert_eq!(outcome(client, address), both, "{ns}: none yet");
+            let (_, line) = lab.inside(ns, || connect(address).unwrap());
+            let backend = line.split(' ').next().unwrap();
+            assert_eq!(outcome(client, address), to(&[backend]), "{ns}");
+        }
+
+        let dropped = Outcome::Dropped { counter: "drop_source_range" };
+        assert_eq!(outcome(outside("10.90.0.2"), "10.96.1.1:80"), to(&["10.91.0.2:8080"]));
+        assert_eq!(outcome(outside("10.89.0.2"), "10.96.1.1:80"), dropped);
+        assert_eq!(outcome(Client::Pod("10.91.0.2".parse().unwrap()), "10.96.1.1:80"), dropped);
+        assert_eq!(outcome(Client::Host, "10.96.1.1:80"), to(&["10.91.0.2:8080"]), "10.90.0.1 is the node's");
     });
 }
 

@@ -2,18 +2,12 @@
 
 mod support;
 
-use std::{
-    io::Write as _,
-    net::UdpSocket,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    thread,
-};
+use std::{io::Write as _, net::UdpSocket};
 
 use hawser_ebpf_abi::Settings;
 use hawser_proxy::{Error, Proxy};
 use support::{
-    CLIENT, OTHER, POD, Spec, USUAL_PATIENCE, connect, counter, echo, eventually, patience, run, service,
-    slice,
+    CLIENT, OTHER, POD, Spec, connect, counter, echo, load::under_load, patience, run, service, slice,
 };
 
 #[test]
@@ -31,57 +25,22 @@ fn agent_restart_interrupts_nothing() {
         let (mut through_socket, _) = connect("10.96.0.10:80").unwrap();
         let mut through_packets: Vec<_> =
             (0..8).map(|_| lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap().0)).collect();
-        let stop = AtomicBool::new(false);
-        let (connections, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        // Clients that never pause leave the agent of an emulated machine no time to start.
-        let pause = (patience() - USUAL_PATIENCE) / 1000;
-        let proxy = thread::scope(|scope| {
-            let load = |ns: &'static str, address: &'static str| {
-                let (stop, connections, failures) = (&stop, &connections, &failures);
-                scope.spawn(move || {
-                    lab.inside(ns, || {
-                        // Bounded: the test ends long before a client's ports do.
-                        for _ in 0..20_000 {
-                            if stop.load(Ordering::Relaxed) {
-                                return;
-                            }
-                            match connect(address) {
-                                Ok(_) => connections.fetch_add(1, Ordering::Relaxed),
-                                Err(error) => {
-                                    eprintln!("{ns} to {address}: {error}");
-                                    failures.fetch_add(1, Ordering::Relaxed)
-                                }
-                            };
-                            thread::sleep(pause);
-                        }
-                    });
-                })
-            };
-            load(POD, "10.96.0.10:80");
-            load(CLIENT, "10.90.0.1:30080");
+        let proxy = under_load(lab, &[(POD, "10.96.0.10:80"), (CLIENT, "10.90.0.1:30080")], |more| {
             for _ in 0..5 {
-                let before = connections.load(Ordering::Relaxed);
                 drop(proxy);
-                eventually("connections without an agent", || {
-                    connections.load(Ordering::Relaxed) > before + 20
-                });
+                more("connections without an agent");
                 proxy = lab.proxy();
                 let report = proxy.sync(&services, &slices, &[]).unwrap();
                 assert_eq!(
                     (report.frontends_written, report.frontends_removed, report.backends_written),
                     (0, 0, 0)
                 );
-                let before = connections.load(Ordering::Relaxed);
-                eventually("connections after a restart", || {
-                    connections.load(Ordering::Relaxed) > before + 20
-                });
+                more("connections after a restart");
                 echo(&mut through_socket);
                 through_packets.iter_mut().for_each(echo);
             }
-            stop.store(true, Ordering::Relaxed);
             proxy
         });
-        assert_eq!(failures.load(Ordering::Relaxed), 0);
         assert!(counter(&proxy, "packet_forwarded") > 0, "the pod interface was taken over");
     });
 }

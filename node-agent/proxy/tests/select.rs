@@ -246,7 +246,8 @@ fn packets_of_one_address_go_to_one_backend_with_affinity() {
 fn client_that_finds_no_room_is_served_and_counted() {
     run("client_that_finds_no_room_is_served_and_counted", |lab| {
         let mut config = lab.config();
-        config.max_affinities = 1;
+        config.sizes.affinities = 1;
+        config.max_sizes.affinities = 1;
         let mut proxy = Proxy::start(config).unwrap();
         let spec = Spec { node_port: Some(30080), ..Spec::default() };
         proxy.sync(&[affine(&spec, 60)], &on_ports("TCP", 8081..=8090), &[]).unwrap();
@@ -257,6 +258,31 @@ fn client_that_finds_no_room_is_served_and_counted() {
         // It keeps its backend all the same: by its address's hash.
         assert!((4001..4010).all(|port| reach(&format!("10.90.7.2:{port}")) == second));
         assert_eq!(counter(&proxy, "affinity_full"), 10);
+    });
+}
+
+#[test]
+fn table_of_clients_grows_and_forgets_none() {
+    run("table_of_clients_grows_and_forgets_none", |lab| {
+        let mut config = lab.config();
+        config.sizes.affinities = 4;
+        let mut proxy = Proxy::start(config).unwrap();
+        let spec = Spec { node_port: Some(30080), ..Spec::default() };
+        proxy.sync(&[affine(&spec, 60)], &on_ports("TCP", 8081..=8090), &[]).unwrap();
+        let reach = |proxy: &Proxy, client: u16, port: u16| {
+            sent_to(proxy, "from_wire", &format!("10.90.7.{client}:{port}"), "10.90.0.1:30080").unwrap()
+        };
+        let first: Vec<_> = (1..=4).map(|client| reach(&proxy, client, 4000)).collect();
+        reach(&proxy, 5, 4000);
+        assert_eq!(counter(&proxy, "affinity_full"), 1);
+        assert_eq!(proxy.sweep_affinity().unwrap(), 0);
+        assert_eq!(affinities(lab).len(), 4, "none is forgotten");
+        let again: Vec<_> = (1..=4).map(|client| reach(&proxy, client, 4001)).collect();
+        assert_eq!(again, first);
+        for client in 5..=8 {
+            reach(&proxy, client, 4001);
+        }
+        assert_eq!((affinities(lab).len(), counter(&proxy, "affinity_full")), (8, 1));
     });
 }
 
@@ -410,7 +436,8 @@ fn second_node(lab: &Lab) -> Config {
 fn service_without_room_for_a_table_is_reported_and_served() {
     run("service_without_room_for_a_table_is_reported_and_served", |lab| {
         let mut config = lab.config();
-        config.max_maglev_entries = 100;
+        config.sizes.maglev_blocks = 4;
+        config.max_sizes.maglev_blocks = 4;
         let mut proxy = Proxy::start(config).unwrap();
         let spec = Spec { node_port: Some(30080), ..Spec::default() };
         let report = proxy.sync(&[service(&spec)], &on_ports("TCP", 8081..=8084), &[]).unwrap();
@@ -433,7 +460,12 @@ fn restart_finds_tables_and_ranges_as_they_were() {
         proxy.sync(&[balanced(&["10.90.0.0/24"])], &slices, &[]).unwrap();
         let served = |proxy: &Proxy| -> Vec<FrontendView> {
             let views = proxy.dump_services().unwrap().into_iter();
-            views.map(|view| FrontendView { chosen: 0, ..view }).collect()
+            views
+                .map(|mut view| {
+                    view.chosen = 0;
+                    view
+                })
+                .collect()
         };
         let before = served(&proxy);
         let choices = |proxy: &Proxy| -> Vec<_> {
@@ -526,7 +558,7 @@ fn service_with_5000_endpoints_uses_all_of_them() {
     run("service_with_5000_endpoints_uses_all_of_them", |lab| {
         lab.ip(NODE, &["route", "add", "10.93.0.0/16", "via", "10.92.0.2"]);
         let mut config = lab.config();
-        config.max_backends = 65_536;
+        config.sizes.backends = 65_536;
         let mut proxy = Proxy::start(config).unwrap();
         let spec = Spec { node_port: Some(30080), ..Spec::default() };
         let slices: Vec<_> = (0..50)

@@ -57,6 +57,13 @@ fn at(lab: &Lab, proxy: &Proxy, device: &str, sent: &[u8]) -> (i32, Vec<u8>) {
     (out.verdict, out.packet)
 }
 
+/// The same for a packet of a known flow that is to be sent on. One in two seconds is left to tc, on purpose; an
+/// emulated machine may take that long from one packet to the next.
+fn sent_on(lab: &Lab, proxy: &Proxy, device: &str, sent: &[u8]) -> (i32, Vec<u8>) {
+    let done = at(lab, proxy, device, sent);
+    if done == (PASS, sent.to_vec()) { at(lab, proxy, device, sent) } else { done }
+}
+
 #[track_caller]
 fn left_alone(sentence: &str, lab: &Lab, proxy: &Proxy, sent: &[u8]) {
     let before = counter(proxy, "packet_at_xdp");
@@ -84,7 +91,7 @@ fn packets_for_another_node_are_sent_on_and_their_replies_back() {
             {
                 let before = (counter(&proxy, moved), counter(&proxy, "packet_at_xdp"));
                 let sent = arriving(lab, "up0", &packet(client, &frontend, protocol, flags));
-                let (verdict, out) = at(lab, &proxy, "up0", &sent);
+                let (verdict, out) = sent_on(lab, &proxy, "up0", &sent);
                 assert_eq!(verdict, REDIRECT, "{sentence} to {frontend}");
                 let source = format!("{node}:{}", source_port(&out));
                 let expected = lowered(packet(&source, backend, protocol, flags));
@@ -95,7 +102,7 @@ fn packets_for_another_node_are_sent_on_and_their_replies_back() {
                 let reply = arriving(lab, "up1", &packet(backend, &source, protocol, flags | ACK));
                 let expected = lowered(packet(&frontend, client, protocol, flags | ACK));
                 let expected = framed(lab.mac(CLIENT, "eth0"), up0, &expected);
-                assert_eq!(at(lab, &proxy, "up1", &reply), (REDIRECT, expected), "from {frontend}");
+                assert_eq!(sent_on(lab, &proxy, "up1", &reply), (REDIRECT, expected), "from {frontend}");
             }
         }
     });
@@ -319,7 +326,7 @@ fn packet_is_left_to_tc_now_and_then() {
         let frontend = format!("10.90.0.1:{THERE}");
         let sent = arriving(lab, "up0", &packet("10.90.0.2:4000", &frontend, TCP, SYN));
         for time in ["first", "second"] {
-            assert_eq!(at(lab, &proxy, "up0", &sent).0, REDIRECT, "{time}");
+            assert_eq!(sent_on(lab, &proxy, "up0", &sent).0, REDIRECT, "{time}");
             eventually("one passes", || at(lab, &proxy, "up0", &sent) == (PASS, sent.clone()));
         }
     });

@@ -8,20 +8,26 @@ mod flows;
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use hawser_ebpf_abi::{
-    Flow, FlowBucket, LAYOUT_VERSION, Settings,
+    AffinityKey, Flow, FlowBucket, LAYOUT_VERSION, RangeKey, RangeSubject, Settings,
+    affinity::is_fresh,
     flow::{FLOW_WAYS, FlowRef},
+    ranges::RANGE_LOOKUP_BITS,
 };
 
 pub use self::{
     explain::{Client, Explanation, Outcome, Query},
     flows::{FlowState, FlowView},
 };
+use explain::Known;
+
 use crate::{
+    desired,
     error::Error,
     kernel::{
         loader::{Maps, open_maps},
@@ -113,7 +119,42 @@ impl Datapath {
 
     /// Says what the programs would do with a connection or datagram, and why.
     pub fn explain(&self, query: &Query) -> Result<Explanation, Error> {
-        explain::explain(query, &settings(&self.maps)?, &self.services()?)
+        let settings = settings(&self.maps)?;
+        let found = self.services()?;
+        let frontend = explain::frontend_of(query, &found);
+        let known = frontend.map(|frontend| self.known(query.client, frontend, &settings)).transpose()?;
+        explain::explain(query, &settings, &found, known.unwrap_or_default())
+    }
+
+    /// Looks a client up where the programs do.
+    fn known(&self, client: Client, frontend: &FrontendView, settings: &Settings) -> Result<Known, Error> {
+        let addr = match client {
+            Client::Host => None,
+            Client::Pod(address) | Client::Outside(address) => Some(desired::addr(address)),
+        };
+        let in_ranges = match addr {
+            None => frontend.node_in_ranges,
+            Some(addr) => {
+                let subject = RangeSubject { list: frontend.range_list, addr };
+                let key = RangeKey { prefix_len: RANGE_LOOKUP_BITS, subject };
+                self.maps.source_ranges.get(&key).map_err(failed("SOURCE_RANGES"))?.is_some()
+            }
+        };
+        let key = match (client, addr) {
+            (Client::Outside(_), Some(addr)) => Some(AffinityKey::address(addr, frontend.service_id)),
+            (Client::Host, _) => Some(AffinityKey::netns(settings.node_netns_cookie, frontend.service_id)),
+            // A pod is its network namespace, which is not known here.
+            _ => None,
+        };
+        let entry = match key {
+            Some(key) => self.maps.affinity.get(&key).map_err(failed("AFFINITY"))?,
+            None => None,
+        };
+        let entry = entry.filter(|entry| is_fresh(entry, frontend.affinity_seconds, sys::now_ns()));
+        let kept = entry.map(|entry| {
+            SocketAddr::new(desired::ip(&entry.backend.addr), u16::from_be(entry.backend.port_be))
+        });
+        Ok(Known { in_ranges, kept })
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     map::{Counters, Map},
     sys,
 };
-use crate::{error::Error, object};
+use crate::{error::Error, object, sizes::Sizes};
 
 /// Maps that outlive the agent.
 const PINNED: [&str; 19] = [
@@ -45,15 +45,17 @@ const PINNED: [&str; 19] = [
     "COUNTERS",
 ];
 
-/// Sizes of the maps that grow with the cluster. A map that is already pinned keeps the size it has.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub(crate) frontends: u32,
-    pub(crate) backends: u32,
-    pub(crate) members: u32,
-    pub(crate) maglev_blocks: u32,
-    pub(crate) affinities: u32,
-    pub(crate) source_ranges: u32,
+/// Maps that grow with the cluster, and how many entries they are to have.
+fn growing(sizes: Sizes) -> [(&'static str, u32); 7] {
+    [
+        ("FRONTENDS", sizes.frontends),
+        ("BACKENDS", sizes.backends),
+        ("MEMBERS", sizes.members),
+        ("MAGLEV", sizes.maglev_blocks),
+        ("AFFINITY", sizes.affinities),
+        ("SOURCE_RANGES", sizes.source_ranges),
+        ("SERVICE_COUNTERS", sizes.frontends),
+    ]
 }
 
 /// The maps that the agent reads and writes.
@@ -76,6 +78,19 @@ pub(crate) struct Maps {
 
 /// The program that the node can do without.
 pub(crate) const XDP_PROGRAM: &str = "from_wire_xdp";
+
+impl Maps {
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            frontends: self.frontends.capacity(),
+            backends: self.backends.capacity(),
+            members: self.members.capacity(),
+            maglev_blocks: self.maglev.capacity(),
+            affinities: self.affinity.capacity(),
+            source_ranges: self.source_ranges.capacity(),
+        }
+    }
+}
 
 /// Programs by name, loaded and not attached.
 #[derive(Debug)]
@@ -102,41 +117,112 @@ pub(crate) struct Loaded {
     pub(crate) has_set_retval: bool,
 }
 
-/// Loads the object with its maps pinned below `maps_dir`.
+/// Programs that use larger maps, which are pinned beside the others.
+#[derive(Debug)]
+pub(crate) struct Larger {
+    pub(crate) programs: Programs,
+    /// Of the larger maps.
+    pub(crate) names: Vec<&'static str>,
+}
+
+/// Loads the object with its maps pinned below `maps_dir`. A map that is already pinned keeps the size it has.
 ///
 /// Refuses before anything is touched when maps of another layout are pinned there. The program at XDP is loaded if
 /// `with_xdp`, and where the kernel takes it.
 pub(crate) fn load(maps_dir: &Path, sizes: Sizes, with_xdp: bool) -> Result<Loaded, Error> {
     let adopted = check_layout(maps_dir)?;
+    for (name, _) in growing(sizes) {
+        // Of an agent that was killed before it made use of it.
+        remove(&larger_pin(maps_dir, name), name)?;
+    }
     // The helper exists in these hooks on every kernel since 5.18; a kernel without it refuses the program.
-    let load_programs = |set_retval| load_programs(maps_dir, sizes, set_retval, with_xdp);
+    let load_programs = |set_retval| {
+        let programs = load_programs(&|name| maps_dir.join(name), sizes, set_retval, with_xdp)?;
+        Ok(Loaded { maps: open_maps(maps_dir)?, programs, adopted, has_set_retval: set_retval })
+    };
     match load_programs(true) {
-        Ok((maps, programs)) => Ok(Loaded { maps, programs, adopted, has_set_retval: true }),
-        Err(first @ Error::Load { .. }) => match load_programs(false) {
-            Ok((maps, programs)) => Ok(Loaded { maps, programs, adopted, has_set_retval: false }),
-            Err(_) => Err(first),
-        },
-        Err(error) => Err(error),
+        Err(first @ Error::Load { .. }) => load_programs(false).map_err(|_| first),
+        other => other,
     }
 }
 
-fn load_programs(
+/// Makes maps of the given sizes beside those of other sizes, with the same content, and loads programs that use them.
+/// Nothing is changed that is in use; after an error nothing is left.
+pub(crate) fn load_larger(
     maps_dir: &Path,
+    maps: &Maps,
     sizes: Sizes,
     set_retval: bool,
     with_xdp: bool,
-) -> Result<(Maps, Programs), Error> {
-    let paths: Vec<(&str, PathBuf)> = PINNED.iter().map(|name| (*name, maps_dir.join(name))).collect();
+) -> Result<Larger, Error> {
+    let same = growing(maps.sizes());
+    let names: Vec<_> =
+        growing(sizes).into_iter().filter(|growing| !same.contains(growing)).map(|(name, _)| name).collect();
+    let pin = |name: &str| {
+        if names.contains(&name) { larger_pin(maps_dir, name) } else { maps_dir.join(name) }
+    };
+    let loaded = load_programs(&pin, sizes, set_retval, with_xdp).and_then(|programs| {
+        copy(maps, &open_maps_at(&pin)?, &names)?;
+        Ok(programs)
+    });
+    match loaded {
+        Ok(programs) => Ok(Larger { programs, names }),
+        Err(error) => {
+            for name in names {
+                remove(&larger_pin(maps_dir, name), name)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Gives the larger maps the places of the others.
+pub(crate) fn exchange(maps_dir: &Path, names: &[&'static str]) -> Result<(), Error> {
+    for name in names {
+        fs::rename(larger_pin(maps_dir, name), maps_dir.join(name))
+            .map_err(|source| Error::Map { name, source })?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Maps, to: &Maps, names: &[&'static str]) -> Result<(), Error> {
+    for name in names.iter().copied() {
+        let copied = match name {
+            "FRONTENDS" => from.frontends.entries().and_then(|entries| to.frontends.set_all(&entries)),
+            "BACKENDS" => from.backends.entries().and_then(|entries| to.backends.set_all(&entries)),
+            "MEMBERS" => from.members.entries().and_then(|entries| to.members.set_all(&entries)),
+            "MAGLEV" => from.maglev.entries().and_then(|entries| to.maglev.set_all(&entries)),
+            "AFFINITY" => from.affinity.entries().and_then(|entries| to.affinity.set_all(&entries)),
+            "SOURCE_RANGES" => from.source_ranges.keys().and_then(|keys| {
+                to.source_ranges.set_all(&keys.into_iter().map(|key| (key, 1)).collect::<Vec<_>>())
+            }),
+            "SERVICE_COUNTERS" => from.service_counters.copy_to(&to.service_counters),
+            other => unreachable!("{other} does not grow"),
+        };
+        copied.map_err(|source| Error::Map { name, source })?;
+    }
+    Ok(())
+}
+
+/// Where a map is until it takes the place of a smaller one.
+fn larger_pin(maps_dir: &Path, name: &str) -> PathBuf {
+    maps_dir.join(format!("{name}-larger"))
+}
+
+/// `pin` says where the map of a name is pinned, or is to be.
+fn load_programs(
+    pin: &dyn Fn(&str) -> PathBuf,
+    sizes: Sizes,
+    set_retval: bool,
+    with_xdp: bool,
+) -> Result<Programs, Error> {
+    let paths: Vec<(&str, PathBuf)> = PINNED.iter().map(|name| (*name, pin(name))).collect();
     let has_set_retval = u32::from(set_retval);
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
-        .map_max_entries("FRONTENDS", sizes.frontends)
-        .map_max_entries("BACKENDS", sizes.backends)
-        .map_max_entries("MEMBERS", sizes.members)
-        .map_max_entries("MAGLEV", sizes.maglev_blocks)
-        .map_max_entries("AFFINITY", sizes.affinities)
-        .map_max_entries("SOURCE_RANGES", sizes.source_ranges);
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    for (name, size) in growing(sizes) {
+        loader.map_max_entries(name, size);
+    }
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
@@ -163,7 +249,7 @@ fn load_programs(
         }
         Ok(programs)
     })?;
-    Ok((open_maps(maps_dir)?, Programs(programs)))
+    Ok(Programs(programs))
 }
 
 fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd, Error> {
@@ -182,26 +268,34 @@ fn load_program(name: &str, program: &mut Program) -> Result<OwnedFd, Error> {
 
 /// Opens the pinned maps without loading anything, for commands that only look.
 pub(crate) fn open_maps(maps_dir: &Path) -> Result<Maps, Error> {
-    fn open<T>(maps_dir: &Path, name: &'static str, typed: fn(OwnedFd) -> io::Result<T>) -> Result<T, Error> {
+    open_maps_at(&|name| maps_dir.join(name))
+}
+
+fn open_maps_at(pin: &dyn Fn(&str) -> PathBuf) -> Result<Maps, Error> {
+    fn open<T>(
+        pin: &dyn Fn(&str) -> PathBuf,
+        name: &'static str,
+        typed: fn(OwnedFd) -> io::Result<T>,
+    ) -> Result<T, Error> {
         let failed = |source| Error::Map { name, source };
-        let fd = sys::obj_get(&maps_dir.join(name)).map_err(failed)?;
+        let fd = sys::obj_get(&pin(name)).map_err(failed)?;
         let fd = fd.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         typed(fd).map_err(failed)
     }
     Ok(Maps {
-        settings: open(maps_dir, "SETTINGS", Map::new)?,
-        frontends: open(maps_dir, "FRONTENDS", Map::new)?,
-        backends: open(maps_dir, "BACKENDS", Map::new)?,
-        members: open(maps_dir, "MEMBERS", Map::new)?,
-        maglev: open(maps_dir, "MAGLEV", Map::new)?,
-        affinity: open(maps_dir, "AFFINITY", Map::new)?,
-        source_ranges: open(maps_dir, "SOURCE_RANGES", Map::new)?,
-        opted_out: open(maps_dir, "OPTED_OUT", Map::new)?,
-        pods: open(maps_dir, "PODS", Map::new)?,
-        xdp_links: open(maps_dir, "XDP_LINKS", Map::new)?,
-        exhausted: open(maps_dir, "EXHAUSTED", Map::new)?,
-        service_counters: open(maps_dir, "SERVICE_COUNTERS", Counters::new)?,
-        counters: open(maps_dir, "COUNTERS", Counters::new)?,
+        settings: open(pin, "SETTINGS", Map::new)?,
+        frontends: open(pin, "FRONTENDS", Map::new)?,
+        backends: open(pin, "BACKENDS", Map::new)?,
+        members: open(pin, "MEMBERS", Map::new)?,
+        maglev: open(pin, "MAGLEV", Map::new)?,
+        affinity: open(pin, "AFFINITY", Map::new)?,
+        source_ranges: open(pin, "SOURCE_RANGES", Map::new)?,
+        opted_out: open(pin, "OPTED_OUT", Map::new)?,
+        pods: open(pin, "PODS", Map::new)?,
+        xdp_links: open(pin, "XDP_LINKS", Map::new)?,
+        exhausted: open(pin, "EXHAUSTED", Map::new)?,
+        service_counters: open(pin, "SERVICE_COUNTERS", Counters::new)?,
+        counters: open(pin, "COUNTERS", Counters::new)?,
     })
 }
 
@@ -226,13 +320,13 @@ fn check_layout(maps_dir: &Path) -> Result<bool, Error> {
 }
 
 fn remove_maps(maps_dir: &Path) -> Result<(), Error> {
-    for name in PINNED {
-        match fs::remove_file(maps_dir.join(name)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Map { name, source });
-            }
-            _ => {}
-        }
+    PINNED.into_iter().try_for_each(|name| remove(&maps_dir.join(name), name))
+}
+
+/// Removes the pin of a map. One that is not there is no error.
+fn remove(pin: &Path, name: &'static str) -> Result<(), Error> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Map { name, source }),
+        _ => Ok(()),
     }
-    Ok(())
 }

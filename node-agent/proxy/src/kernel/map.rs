@@ -126,6 +126,15 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(())
     }
 
+    /// Writes the entries whose keys the map does not have.
+    pub(crate) fn add_new(&self, entries: &[(K, V)]) -> io::Result<()> {
+        for (key, value) in entries {
+            // SAFETY: `new` checked the sizes.
+            unsafe { sys::map_add(self.fd.as_fd(), bytes(key), bytes(value)) }?;
+        }
+        Ok(())
+    }
+
     /// Reads all keys, one at a time: for small maps, and for those that a batch cannot read. Keys that are written or
     /// removed meanwhile may be in it or not.
     pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
@@ -182,6 +191,20 @@ impl<const N: usize> Counters<N> {
         let found = unsafe { sys::map_lookup(self.fd.as_fd(), bytes(&key), slice_bytes_mut(&mut values)) }?;
         let sums = |()| std::array::from_fn(|index| values.iter().skip(index).step_by(N).sum());
         Ok(found.map(sums))
+    }
+
+    /// Copies what each CPU has counted, for as many keys as the other has room for.
+    pub(crate) fn copy_to(&self, other: &Self) -> io::Result<()> {
+        let mut values = vec![0u64; N * self.cpus];
+        for key in self.keys()?.into_iter().take(other.capacity as usize) {
+            // SAFETY: a value of `N` words for each possible CPU, in both.
+            unsafe {
+                if sys::map_lookup(self.fd.as_fd(), bytes(&key), slice_bytes_mut(&mut values))?.is_some() {
+                    sys::map_update(other.fd.as_fd(), bytes(&key), slice_bytes(&values))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn keys(&self) -> io::Result<Vec<u32>> {

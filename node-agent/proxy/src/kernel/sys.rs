@@ -85,6 +85,26 @@ pub(crate) unsafe fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -
     unsafe { bpf(Command::MapUpdate, &mut attr) }.map(drop)
 }
 
+/// Writes one entry. One that is there already stays as it is, which is no error.
+///
+/// # Safety
+/// `key` and `value` have the map's sizes.
+pub(crate) unsafe fn map_add(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    let mut attr = MapElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: BPF_NOEXIST,
+        ..Default::default()
+    };
+    // SAFETY: the caller vouches for the sizes.
+    match unsafe { bpf(Command::MapUpdate, &mut attr) } {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes one entry. One that is not there is no error.
 ///
 /// # Safety

@@ -12,6 +12,7 @@ use crate::{
     frontends::Frontends,
     maglev,
     ranges::{self, Lists},
+    sizes::Sizes,
     slots::{Range, Ranges, Slots},
 };
 
@@ -46,9 +47,9 @@ pub(super) struct Adoption {
 
 impl Table {
     pub(crate) fn new(kernel: KernelState, bounds: Bounds) -> Self {
-        let mut slots = Slots::new(bounds.slots);
+        let mut slots = Slots::new(bounds.sizes.backends);
         let mut ranges = Ranges::default();
-        let mut maglev = Slots::new(bounds.maglev_blocks);
+        let mut maglev = Slots::new(bounds.sizes.maglev_blocks);
         let mut maglev_ranges = Ranges::default();
         let mut departed: HashMap<u32, Vec<FrontendKey>> = HashMap::new();
         // What was counted for an id that is gone is no new service port's.
@@ -73,8 +74,9 @@ impl Table {
             members: kernel.members,
             slots,
             maglev,
-            lists: Lists::new(kernel.ranges, bounds.source_ranges),
+            lists: Lists::new(kernel.ranges, bounds.sizes.source_ranges),
             bounds,
+            lacking: Sizes::default(),
             next_service_id: last_service_id.wrapping_add(1),
             with_departed: BTreeSet::new(),
             without_room: BTreeMap::new(),

@@ -26,6 +26,7 @@ use crate::{
     desired::{DesiredFrontend, Name, ServicePort, Set, Skipped},
     ranges::Lists,
     services::Wanted,
+    sizes::Sizes,
     slots::Slots,
 };
 
@@ -60,13 +61,9 @@ impl Changes {
 /// How much the maps hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    pub(crate) slots: u32,
-    pub(crate) frontends: u32,
-    pub(crate) members: u32,
-    pub(crate) maglev_blocks: u32,
+    pub(crate) sizes: Sizes,
     /// Entries of a Maglev table for each backend, at least.
     pub(crate) maglev_entries: u32,
-    pub(crate) source_ranges: u32,
 }
 
 /// An entry of `FRONTENDS`.
@@ -87,6 +84,8 @@ pub(crate) struct Table {
     maglev: Slots,
     lists: Lists,
     bounds: Bounds,
+    /// What found no room in the last call, in entries.
+    lacking: Sizes,
     next_service_id: u32,
     /// Ports with departed backends: each call looks at them again.
     with_departed: BTreeSet<Name>,
@@ -124,6 +123,19 @@ impl Table {
         self.frontends.len()
     }
 
+    /// Returns how many entries found no room in the last call.
+    pub(crate) fn lacking(&self) -> Sizes {
+        self.lacking
+    }
+
+    /// Takes larger maps. What found no room is tried again by the next call.
+    pub(crate) fn grow(&mut self, sizes: Sizes) {
+        let old = std::mem::replace(&mut self.bounds.sizes, sizes);
+        self.slots.grow(old.backends, sizes.backends);
+        self.maglev.grow(old.maglev_blocks, sizes.maglev_blocks);
+        self.lists.grow(sizes.source_ranges);
+    }
+
     /// Brings some service ports to what is wanted: `None` removes one. The first call must name all of them.
     ///
     /// `is_live` tells whether an endpoint answers at an address.
@@ -134,6 +146,7 @@ impl Table {
         now: Instant,
         skipped: &mut Vec<Skipped>,
     ) -> Changes {
+        self.lacking = Sizes::default();
         for (name, port) in std::mem::take(&mut self.without_room) {
             wanted.entry(name).or_insert(Some(port));
         }
@@ -221,7 +234,8 @@ impl Table {
         let new_members = members.keys().filter(|member| !self.members.contains_key(*member)).count();
         // Those that go are removed after the new ones are written.
         let members = self.members.len() + pass.changes.old_members.len() + new_members;
-        if new_members > 0 && members > self.bounds.members as usize {
+        if new_members > 0 && members > self.bounds.sizes.members as usize {
+            self.lacking.members += new_members as u32;
             return Err(
                 "no room for its backends among those of UDP ports and of ports with affinity: the old \
                         backends stay",
@@ -230,6 +244,7 @@ impl Table {
         if !port.slots().eq(applied.port.slots()) {
             let len = port.cluster.len() + port.local.len();
             let Some(range) = self.slots.allocate(len as u32, pass.now) else {
+                self.lacking.backends += len as u32;
                 return Err("no free range of backend slots: the old backends stay");
             };
             pass.changes.slots.extend((range.base..).zip(port.slots().copied()));
@@ -259,6 +274,7 @@ impl Table {
                 list = id;
                 port.source_ranges = wanted;
             } else {
+                self.lacking.source_ranges += wanted.len() as u32;
                 pass.skip(
                     name,
                     "no room for its loadBalancerSourceRanges: its load balancer addresses let nobody in",
@@ -325,7 +341,8 @@ impl Table {
                         pass.changes.frontends.push((key, frontend));
                     }
                 }
-                None if len >= self.bounds.frontends as usize => {
+                None if len >= self.bounds.sizes.frontends as usize => {
+                    self.lacking.frontends += 1;
                     pass.skip(name, "the table of frontends is full");
                     self.without_frontend.insert(name.clone());
                 }

@@ -75,6 +75,10 @@ impl Table {
             self.ports.insert(name.clone(), applied);
             if maglev.missing > 0 {
                 let others = self.without_maglev.len();
+                // Those with more backends than a table can tell apart are helped by no map.
+                let blocks = self.without_maglev.iter().map(|(blocks, _)| *blocks).chain([maglev.missing]);
+                self.lacking.maglev_blocks =
+                    blocks.filter(|blocks| *blocks != u32::MAX).fold(0, u32::saturating_add);
                 let reason = "no room for a Maglev table: clients outside are spread by a plain hash, of which a \
                               change of the backends moves most";
                 pass.skipped

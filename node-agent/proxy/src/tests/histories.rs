@@ -13,17 +13,18 @@ use serde_json::json;
 
 use super::{
     Random, service_of, slice_of,
-    table::{Maps, ROOMY, inside, wire},
+    table::{Maps, ROOMY, bounds, inside, wire},
 };
 use crate::{
     desired::{HostPort, Node, Skipped},
     ranges::Ranges,
     services::{ServiceObjects, Services, Wanted},
+    sizes::Sizes,
     table::{Bounds, Changes, KernelState, Table},
 };
 
 const SERVICES: u64 = 6;
-const BOUNDS: Bounds = Bounds { slots: 2000, frontends: 500, ..ROOMY };
+const BOUNDS: Bounds = bounds(Sizes { backends: 2000, frontends: 500, ..ROOMY });
 
 /// A proxy without a kernel.
 struct Proxy {

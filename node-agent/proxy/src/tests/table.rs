@@ -12,6 +12,7 @@ use super::Random;
 use crate::{
     desired::{DesiredFrontend, Kind, Name, ServicePort, ServicePortName, Set, Skipped},
     ranges::{Ranges, SourceRange},
+    sizes::Sizes,
     table::{Bounds, Changes, KernelState, Table},
 };
 
@@ -141,18 +142,22 @@ fn port(number: u64, protocol: u8, backends: &[u64]) -> ServicePort {
     ServicePort { frontends, cluster, local, ..ServicePort::default() }
 }
 
-pub(super) const ROOMY: Bounds = Bounds {
-    slots: 100,
+pub(super) const ROOMY: Sizes = Sizes {
     frontends: 100,
+    backends: 100,
     members: 1000,
     maglev_blocks: 100_000,
-    maglev_entries: 20,
+    affinities: 1,
     source_ranges: 100,
 };
 
+/// Bounds with the tables of Maglev that most tests have.
+pub(super) const fn bounds(sizes: Sizes) -> Bounds {
+    Bounds { sizes, maglev_entries: 20 }
+}
+
 fn new_table(kernel: KernelState, slots: u32, frontends: u32) -> Table {
-    let bounds = Bounds { slots, frontends, ..ROOMY };
-    Table::new(kernel, bounds)
+    Table::new(kernel, bounds(Sizes { backends: slots, frontends, ..ROOMY }))
 }
 
 /// A port with some of what a service may have besides backends.
@@ -449,8 +454,8 @@ fn ports_that_find_no_room_for_a_maglev_table_get_one_when_others_go() {
     let start = Instant::now();
     let mut maps = Maps::default();
     // Room for one table of 101 entries: two backends, 20 entries each at least, 5 backends in the smallest.
-    let bounds = Bounds { maglev_blocks: 4, source_ranges: 0, ..ROOMY };
-    let mut table = Table::new(KernelState::default(), bounds);
+    let sizes = Sizes { maglev_blocks: 4, source_ranges: 0, ..ROOMY };
+    let mut table = Table::new(KernelState::default(), bounds(sizes));
     let wanted = |number: u64| (name(number, IPPROTO_TCP), Some(port(number, IPPROTO_TCP, &[1, 3])));
     let (changes, skipped) = apply(&mut table, [wanted(1), wanted(2), wanted(3)], start);
     maps.write(&changes, |_| ());
@@ -478,8 +483,8 @@ fn ports_that_find_no_room_for_a_maglev_table_get_one_when_others_go() {
 fn source_ranges_that_find_no_room_let_nobody_in() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let bounds = Bounds { maglev_blocks: 4, maglev_entries: 0, source_ranges: 1, ..ROOMY };
-    let mut table = Table::new(KernelState::default(), bounds);
+    let sizes = Sizes { maglev_blocks: 4, source_ranges: 1, ..ROOMY };
+    let mut table = Table::new(KernelState::default(), Bounds { sizes, maglev_entries: 0 });
     let wanted = |number: u64, octet: u8| {
         let mut port = port(number, IPPROTO_TCP, &[1]);
         port.source_ranges = Ranges::from([SourceRange::new(v4_mapped([10, octet, 0, 0]), 112)]);
@@ -523,7 +528,7 @@ fn departed_backends_that_find_no_room_are_reported() {
 fn full_table_of_members_is_reported_and_what_is_served_stays() {
     let now = Instant::now();
     let mut maps = Maps::default();
-    let mut table = Table::new(KernelState::default(), Bounds { members: 3, ..ROOMY });
+    let mut table = Table::new(KernelState::default(), bounds(Sizes { members: 3, ..ROOMY }));
     let wanted = |number: u64, backends: &[u64]| {
         (name(number, IPPROTO_UDP), Some(port(number, IPPROTO_UDP, backends)))
     };
@@ -547,4 +552,59 @@ fn full_table_of_members_is_reported_and_what_is_served_stays() {
     assert!(skipped.is_empty(), "others have gone: {skipped:?}");
     assert_eq!(maps.backends(&key(1, 80, IPPROTO_UDP), inside), Some(vec![backend(2), backend(8)]));
     assert_eq!(maps.backends(&key(3, 80, IPPROTO_UDP), inside), Some(vec![backend(2)]));
+}
+
+#[test]
+fn ports_that_found_no_room_are_served_once_the_maps_have_grown() {
+    let now = Instant::now();
+    let mut maps = Maps::default();
+    let sizes =
+        Sizes { frontends: 2, backends: 6, members: 1, maglev_blocks: 4, affinities: 1, source_ranges: 1 };
+    let mut table = Table::new(KernelState::default(), bounds(sizes));
+    let wanted = |number: u64, protocol: u8| {
+        let mut port = port(number, protocol, &[1, 2, 3, number + 10]);
+        port.source_ranges = Ranges::from([SourceRange::new(v4_mapped([10, number as u8, 0, 0]), 112)]);
+        port.frontends.values_mut().for_each(|frontend| frontend.flags |= FRONTEND_SOURCE_RANGES);
+        (name(number, protocol), Some(port))
+    };
+    let all =
+        [wanted(1, IPPROTO_TCP), wanted(2, IPPROTO_TCP), wanted(3, IPPROTO_TCP), wanted(4, IPPROTO_UDP)];
+    let (changes, skipped) = apply(&mut table, all.clone(), now);
+    maps.write(&changes, |_| ());
+    assert!(!skipped.is_empty());
+    let lacking = table.lacking();
+    assert_eq!((lacking.frontends, lacking.source_ranges, lacking.members), (2, 3, 4));
+    assert!(lacking.backends >= 8, "{lacking:?}");
+
+    let mut sizes = sizes;
+    let mut left = skipped;
+    for _ in 0..4 {
+        let Some(grown) = sizes.grown(table.lacking(), Sizes::MOST) else { break };
+        sizes = grown;
+        table.grow(sizes);
+        let (changes, skipped) = apply(&mut table, [], now);
+        maps.write(&changes, |_| ());
+        left = skipped;
+    }
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(table.lacking(), Sizes::default());
+    for (name, port) in all {
+        let port = port.unwrap();
+        let key = port.frontends.keys().next().unwrap();
+        assert_eq!(maps.backends(key, inside), Some(port.cluster.to_vec()), "{name}");
+    }
+    assert_eq!(maps.ranges.len(), 4);
+    assert!(maps.slots.keys().all(|slot| *slot < sizes.backends));
+}
+
+#[test]
+fn maps_at_least_double_and_stay_within_their_bounds() {
+    let sizes = Sizes { frontends: 100, backends: 100, ..Sizes::default() };
+    let most = Sizes { frontends: 1000, backends: 50, ..Sizes::default() };
+    let lacking = |frontends, backends| Sizes { frontends, backends, ..Sizes::default() };
+    assert_eq!(sizes.grown(lacking(1, 0), most), Some(Sizes { frontends: 200, ..sizes }));
+    assert_eq!(sizes.grown(lacking(300, 0), most), Some(Sizes { frontends: 400, ..sizes }));
+    assert_eq!(sizes.grown(lacking(u32::MAX, 0), most), Some(Sizes { frontends: 1000, ..sizes }));
+    assert_eq!(sizes.grown(lacking(0, 1), most), None, "larger already");
+    assert_eq!(sizes.grown(lacking(0, 0), most), None);
 }

@@ -9,6 +9,7 @@
 //! which the threads of the node and of its pod join, and those of other machines do not.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod load;
 pub(crate) mod wire;
 
 use std::{
@@ -66,6 +67,17 @@ pub(crate) struct Lab {
     /// Namespaces beyond the four.
     more: Mutex<Vec<&'static str>>,
     _turn: MutexGuard<'static, ()>,
+}
+
+/// The configuration of the laboratory's node.
+pub(crate) fn config(bpffs: PathBuf, cgroup: PathBuf) -> Config {
+    let mut config = Config::new(bpffs, cgroup, "node-a".to_owned());
+    config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
+    config.node_addresses = vec!["10.90.0.1".parse().unwrap(), "fd90::1".parse().unwrap()];
+    config.sizes.frontends = 1024;
+    config.sizes.backends = 4096;
+    config.sizes.members = 1024;
+    config
 }
 
 /// Runs a test in a laboratory, on a thread in the node's namespace. Skips, and says so, without root.
@@ -164,13 +176,7 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> Config {
-        let mut config = Config::new(self.bpffs(), self.cgroup.join("node"), "node-a".to_owned());
-        config.uplinks = vec!["up0".to_owned(), "up1".to_owned()];
-        config.node_addresses = vec!["10.90.0.1".parse().unwrap(), "fd90::1".parse().unwrap()];
-        config.max_frontends = 1024;
-        config.max_backends = 4096;
-        config.max_udp_backends = 1024;
-        config
+        config(self.bpffs(), self.cgroup.join("node"))
     }
 
     /// Starts a proxy in the node's namespace (call it from there).
