@@ -36,7 +36,6 @@ const TAG_SHIFT: u32 = SLOT_BITS + 1;
 const TAG_BITS: u32 = 15;
 const GENERATION_SHIFT: u32 = TAG_SHIFT + TAG_BITS;
 const TAG_MASK: u64 = ((1 << TAG_BITS) - 1) << TAG_SHIFT;
-const _: () = assert!(FLOW_SLOTS <= 1 << SLOT_BITS);
 
 /// Generations count from 1 to this and begin again. Entries of a generation that is over are removed when it ends, so
 /// one that comes again meets none of the last time.
@@ -86,10 +85,6 @@ pub struct FlowBucket {
     pub entries: [FlowRef; FLOW_WAYS],
 }
 const _: () = assert!(size_of::<FlowBucket>() == 64);
-
-/// Size of `FLOW_INDEX`, a power of two: a table that is full fills a quarter of the entries, so that one bucket in
-/// four thousand has more tuples than entries.
-pub const FLOW_BUCKETS: u32 = FLOW_SLOTS;
 
 /// Returns the generation of the next flow in a slot.
 #[inline(always)]
@@ -149,9 +144,12 @@ pub const FLOW_RST_REPLY: u32 = 1 << 8;
 /// same way while the backends are the same.
 pub const FLOW_DSR: u32 = 1 << 9;
 
-/// Size of `FLOWS`, a power of two.
-pub const FLOW_SLOTS: u32 = 1 << 16;
-const _: () = assert!(FLOW_SLOTS.is_power_of_two());
+/// The least size of `FLOWS`. Sizes are powers of two. `FLOW_INDEX` has as many buckets: a table that is full fills a
+/// quarter of the entries, so that one bucket in four thousand has more tuples than entries.
+pub const LEAST_FLOW_SLOTS: u32 = 1 << 16;
+/// The most, 768 MiB with the index.
+pub const MOST_FLOW_SLOTS: u32 = 1 << 22;
+const _: () = assert!(MOST_FLOW_SLOTS <= 1 << SLOT_BITS);
 
 /// Slots that are tried for a new flow, from where its hash leads. With nine of ten slots in use, one flow in a thousand
 /// finds none.
@@ -498,7 +496,7 @@ mod tests {
     fn reference_holds_all_of_its_parts() {
         for (slot, generation, direction, hash) in [
             (0, 1, DIRECTION_FORWARD, 0),
-            (FLOW_SLOTS - 1, LAST_GENERATION, DIRECTION_REPLY, u64::MAX),
+            (LEAST_FLOW_SLOTS - 1, LAST_GENERATION, DIRECTION_REPLY, u64::MAX),
             ((1 << SLOT_BITS) - 1, 0x12_3456, DIRECTION_REPLY, 0x0123_4567_89ab_cdef),
         ] {
             let reference = FlowRef::new(slot, direction, generation, hash);
@@ -563,7 +561,7 @@ mod tests {
     fn seed_decides_who_meets_whom() {
         let hash = |port: u16, seed| {
             let client = Endpoint::new(v4_mapped([10, 0, 0, 1]), port.to_be());
-            FlowKey::new(client, client, IPPROTO_TCP).seeded_hash(seed) as u32 % FLOW_BUCKETS
+            FlowKey::new(client, client, IPPROTO_TCP).seeded_hash(seed) as u32 % LEAST_FLOW_SLOTS
         };
         let meet = |a: u16, b: u16, seed| hash(a, seed) == hash(b, seed);
         let pairs = (0..400u16).flat_map(|a| (0..a).map(move |b| (a, b)));

@@ -12,16 +12,19 @@
 //! Established flows are never evicted: a table without room refuses new ones.
 
 use crate::flow::{
-    DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_BUCKETS, FLOW_CONFIRMED, FLOW_PROBES, FLOW_PROBES_KIND,
-    FLOW_SLOTS, FLOW_WAYS, Flow, FlowBucket, FlowKey, FlowRef, is_expired, next_generation,
+    DIRECTION_FORWARD, DIRECTION_REPLY, FLOW_CONFIRMED, FLOW_PROBES, FLOW_PROBES_KIND, FLOW_WAYS, Flow,
+    FlowBucket, FlowKey, FlowRef, is_expired, next_generation,
 };
 
 /// The memory that the table lives in: the kernel's maps, or a test's.
 pub trait Tables: Copy {
-    /// The flow of a slot below [`FLOW_SLOTS`]. Valid for as long as the table is used.
+    /// The number of slots, and of buckets: a power of two.
+    fn slots(self) -> u32;
+
+    /// The flow of a slot below that number. Valid for as long as the table is used.
     fn flow(self, slot: u32) -> Option<*mut Flow>;
 
-    /// A bucket below [`FLOW_BUCKETS`]. Valid for as long as the table is used.
+    /// A bucket below that number. Valid for as long as the table is used.
     fn bucket(self, number: u32) -> Option<*mut FlowBucket>;
 
     /// Writes `new` if `old` is there, as one step for all CPUs and a barrier for this one.
@@ -81,7 +84,7 @@ const OWNED: u64 = 1 << 63;
 #[inline(always)]
 pub fn find<T: Tables>(tables: T, tuple: &FlowKey, now_ns: u64) -> Option<Found> {
     let hash = tuple.seeded_hash(tables.seed());
-    let bucket = tables.bucket(number(hash))?;
+    let bucket = tables.bucket(number(tables, hash))?;
     for way in 0..FLOW_WAYS {
         let reference = read(bucket, way);
         if !reference.may_be_of(hash) {
@@ -115,7 +118,7 @@ pub fn claim<T: Tables>(tables: T, hash: u64, now_ns: u64) -> Option<Claim> {
             break;
         }
         // In growing steps: neighbours in use would otherwise form runs.
-        let slot = first.wrapping_add(probe * (probe + 1) / 2) & (FLOW_SLOTS - 1);
+        let slot = first.wrapping_add(probe * (probe + 1) / 2) & (tables.slots() - 1);
         let Some(flow) = tables.flow(slot) else { continue };
         // SAFETY: `Tables` vouches for the pointer.
         let flow = unsafe { &*flow };
@@ -154,7 +157,7 @@ pub fn enter<T: Tables>(tables: T, claim: Claim, direction: u32, now_ns: u64) ->
     // SAFETY: `Tables` vouches for the pointer, and the slot is the caller's.
     let tuple = unsafe { tuple_of(flow, direction) };
     let hash = tuple.seeded_hash(tables.seed());
-    let Some(bucket) = tables.bucket(number(hash)) else { return Entered::Full };
+    let Some(bucket) = tables.bucket(number(tables, hash)) else { return Entered::Full };
     let reference = FlowRef::new(claim.slot, direction, claim.generation, hash);
     let mut place = FLOW_WAYS;
     for way in 0..FLOW_WAYS {
@@ -310,7 +313,7 @@ fn remove_entries<T: Tables>(tables: T, flow: *mut Flow, slot: u32, generation: 
             continue;
         }
         let hash = tuple.seeded_hash(tables.seed());
-        let Some(bucket) = tables.bucket(number(hash)) else { return };
+        let Some(bucket) = tables.bucket(number(tables, hash)) else { return };
         let reference = FlowRef::new(slot, direction, generation, hash);
         for way in 0..FLOW_WAYS {
             if read(bucket, way) == reference {
@@ -329,8 +332,8 @@ unsafe fn tuple_of<'a>(flow: *mut Flow, direction: u32) -> &'a FlowKey {
 }
 
 #[inline(always)]
-fn number(hash: u64) -> u32 {
-    hash as u32 & (FLOW_BUCKETS - 1)
+fn number<T: Tables>(tables: T, hash: u64) -> u32 {
+    hash as u32 & (tables.slots() - 1)
 }
 
 #[inline(always)]
@@ -364,12 +367,13 @@ mod tests {
     use super::*;
     use crate::{
         IPPROTO_TCP, IPPROTO_UDP,
-        flow::{FLOW_FIN_FORWARD, FLOW_FIN_REPLY, TCP_REUSE_NS, UNCONFIRMED_NS},
+        flow::{FLOW_FIN_FORWARD, FLOW_FIN_REPLY, LEAST_FLOW_SLOTS, TCP_REUSE_NS, UNCONFIRMED_NS},
         service::Endpoint,
         v4_mapped,
     };
 
     const NOW_NS: u64 = 1 << 40;
+    const SLOTS: u32 = LEAST_FLOW_SLOTS;
 
     struct Memory {
         flows: Vec<UnsafeCell<Flow>>,
@@ -383,8 +387,8 @@ mod tests {
     impl Memory {
         fn new() -> Self {
             Self {
-                flows: (0..FLOW_SLOTS).map(|_| UnsafeCell::default()).collect(),
-                buckets: (0..FLOW_BUCKETS).map(|_| UnsafeCell::default()).collect(),
+                flows: (0..SLOTS).map(|_| UnsafeCell::default()).collect(),
+                buckets: (0..SLOTS).map(|_| UnsafeCell::default()).collect(),
                 evicted: AtomicU64::new(0),
             }
         }
@@ -423,6 +427,10 @@ mod tests {
     }
 
     impl Tables for &Memory {
+        fn slots(self) -> u32 {
+            SLOTS
+        }
+
         fn flow(self, slot: u32) -> Option<*mut Flow> {
             Some(self.flows[slot as usize].get())
         }
@@ -496,7 +504,7 @@ mod tests {
         let memory = Memory::new();
         let mut kept = Vec::new();
         let mut refused = 0;
-        for client in 0..FLOW_SLOTS * 9 / 10 {
+        for client in 0..SLOTS * 9 / 10 {
             let (forward, reply) = tuples(client, 4000);
             match memory.start(forward, reply, FLOW_CONFIRMED, NOW_NS) {
                 Ok(claim) => kept.push((forward, claim.slot)),
@@ -505,11 +513,11 @@ mod tests {
             }
         }
         assert!(refused < 100, "{refused} refused");
-        for client in 0..FLOW_SLOTS {
+        for client in 0..SLOTS {
             let (forward, reply) = tuples(client, 5000);
             let _ = memory.start(forward, reply, 0, NOW_NS);
         }
-        assert!(memory.evicted.load(Ordering::Relaxed) > u64::from(FLOW_SLOTS) / 2);
+        assert!(memory.evicted.load(Ordering::Relaxed) > u64::from(SLOTS) / 2);
         for (forward, slot) in kept {
             assert_eq!(memory.find(&forward, NOW_NS), Some((slot, DIRECTION_FORWARD)));
         }
@@ -520,7 +528,7 @@ mod tests {
         let memory = Memory::new();
         let meet: Vec<_> = (0..)
             .map(|client| tuples(client, 4000))
-            .filter(|(forward, _)| number(forward.seeded_hash((&memory).seed())) == 7)
+            .filter(|(forward, _)| number(&memory, forward.seeded_hash((&memory).seed())) == 7)
             .take(FLOW_WAYS + 2)
             .collect();
         for (forward, reply) in &meet[..FLOW_WAYS] {
@@ -542,7 +550,7 @@ mod tests {
     fn slot_is_never_given_to_two_cpus() {
         const CLAIMS: u64 = 20_000;
         let memory = Memory::new();
-        let owners: Vec<AtomicU64> = (0..FLOW_SLOTS).map(|_| AtomicU64::new(0)).collect();
+        let owners: Vec<AtomicU64> = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         thread::scope(|scope| {
             for cpu in 1..=3u64 {
                 let (memory, owners) = (&memory, &owners);

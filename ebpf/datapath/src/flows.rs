@@ -5,7 +5,7 @@ use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use hawser_ebpf_abi::{
     Flow, FlowBucket, FlowKey, FlowRef, Reason,
-    flow::{DIRECTION_REPLY, FLOW_FOREIGN},
+    flow::{DIRECTION_REPLY, FLOW_FOREIGN, LEAST_FLOW_SLOTS},
     flow_table::{self, Claim, Entered, Tables},
 };
 
@@ -14,6 +14,10 @@ use crate::{
     maps::{FLOW_INDEX, FLOWS, SETTINGS},
     packet::{Packet, scratch},
 };
+
+/// Size of `FLOWS` and `FLOW_INDEX`. Set by the loader.
+#[unsafe(no_mangle)]
+static FLOW_SLOTS: u32 = LEAST_FLOW_SLOTS;
 
 /// A flow's `last_seen_ns` is written once a second at most, so that CPUs do not fight for its cache line.
 const SEEN_STEP_NS: u64 = 1_000_000_000;
@@ -210,6 +214,12 @@ pub(crate) fn get(slot: u32) -> Option<&'static mut Flow> {
 struct Kernel;
 
 impl Tables for Kernel {
+    #[inline(always)]
+    fn slots(self) -> u32 {
+        // SAFETY: a volatile read, because the loader changes the value after compilation.
+        unsafe { (&raw const FLOW_SLOTS).read_volatile() }
+    }
+
     #[inline(always)]
     fn flow(self, slot: u32) -> Option<*mut Flow> {
         FLOWS.get_ptr_mut(slot)

@@ -70,11 +70,11 @@ pub(crate) static UDP_OVERFLOW: HashMap<OverflowKey, UdpPeer, 65_536, NO_PREALLO
 
 /// Flows of the packet path, 128 bytes each. Written by the packet programs.
 #[btf_map]
-pub(crate) static FLOWS: Array<Flow, { flow::FLOW_SLOTS as usize }, IN_PAGES> = Array::new();
+pub(crate) static FLOWS: Array<Flow, { flow::LEAST_FLOW_SLOTS as usize }, IN_PAGES> = Array::new();
 
 /// Where the flow of a tuple is: buckets of 64 bytes. Written by the packet programs.
 #[btf_map]
-pub(crate) static FLOW_INDEX: Array<FlowBucket, { flow::FLOW_BUCKETS as usize }, IN_PAGES> = Array::new();
+pub(crate) static FLOW_INDEX: Array<FlowBucket, { flow::LEAST_FLOW_SLOTS as usize }, IN_PAGES> = Array::new();
 
 /// Ports of datagrams in parts. Written by the packet programs when a first part was translated; the oldest entry makes
 /// room. 40 and 8 bytes and the hash's own 64 each.

@@ -85,6 +85,10 @@ pub(crate) struct Options {
     /// veth too, whose other end must then compute the checksums of what it sends (on), or nowhere (off)
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) xdp: Xdp,
+    /// Room for connections and UDP flows that are translated at the packet, 192 bytes each; by the machine's memory
+    /// where unset. A table that is there keeps its size until `node-agent remove-datapath`
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub(crate) max_flows: Option<u32>,
     /// Leave packets between pods to the host's routes and rules
     #[arg(long)]
     pub(crate) no_short_ways: bool,

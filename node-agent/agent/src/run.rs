@@ -426,6 +426,9 @@ fn proxy_config(options: &Options, uplink: Uplink) -> anyhow::Result<hawser_prox
         Xdp::On => hawser_proxy::Xdp::On,
         Xdp::Off => hawser_proxy::Xdp::Off,
     };
+    if let Some(max_flows) = options.max_flows {
+        config.max_flows = max_flows;
+    }
     config.uplinks = vec![uplink.name];
     if options.network_mode == NetworkMode::Vxlan {
         config.uplinks.push(hawser_network::TUNNEL.to_owned());

@@ -181,7 +181,8 @@ pub(crate) async fn watch_datapath(
         }
         for map in usage {
             // The last tenth: there is still time to act.
-            if map.entries * 10 >= map.capacity * 9 && conditions.seen(map.name, Instant::now()) {
+            if !map.grows && map.entries * 10 >= map.capacity * 9 && conditions.seen(map.name, Instant::now())
+            {
                 let message =
                     format!("the table of {} holds {} of {} entries", map.name, map.entries, map.capacity);
                 recorder.event(node.clone(), EventType::Warning, "DatapathTableNearlyFull", message);

@@ -13,6 +13,7 @@ use std::{
 use hawser_ebpf_abi::{
     Addr, Frontend, FrontendKey, LAYOUT_VERSION, SETTINGS_SHORT_WAYS, SNAT_PORT_FIRST, Settings,
     affinity::is_fresh,
+    flow::{LEAST_FLOW_SLOTS, MOST_FLOW_SLOTS},
 };
 use hawser_services::{EndpointSlice, Service};
 use tracing::{debug, info, warn};
@@ -28,7 +29,7 @@ use crate::{
     },
     pods::{self, ShortWays},
     services::{ServiceObjects, Services, Wanted},
-    sizes::Sizes,
+    sizes::{self, Sizes},
     table::{Bounds, Changes, KernelState, Table},
     view::{self, Counter, ExhaustedSource, FrontendView},
     xdp::{self, Xdp},
@@ -68,6 +69,10 @@ pub struct Config {
     pub sizes: Sizes,
     /// To which they grow. What finds no room then is reported, and the rest is served as it was.
     pub max_sizes: Sizes,
+    /// Room for flows of the packet path, rounded up to a power of two between 65,536 and 4,194,304; 192 bytes each. A
+    /// table of an earlier agent is taken as it is. One that is full refuses new flows, after it has given up those that
+    /// nobody answered.
+    pub max_flows: u32,
     /// Entries of a Maglev table for each backend of a service port that is served to the outside, at least. 0 for no
     /// tables: clients outside are spread by a plain hash.
     /// A service port whose table finds no room is reported, and spread by a plain hash.
@@ -92,6 +97,7 @@ impl Config {
             pod_ranges: Vec::new(),
             sizes: Sizes::FIRST,
             max_sizes: Sizes::MOST,
+            max_flows: sizes::flows_for_this_machine(),
             maglev_entries_per_backend: 200,
         }
     }
@@ -146,8 +152,12 @@ impl Proxy {
             what: "reserve the ports that the node sends on from",
             source,
         })?;
-        let Loaded { maps, programs, adopted, has_set_retval } =
-            loader::load(&maps_dir(&config.bpffs_dir), config.sizes, xdp::is_wanted(&config))?;
+        let Loaded { maps, programs, adopted, has_set_retval } = loader::load(
+            &maps_dir(&config.bpffs_dir),
+            config.sizes,
+            flow_slots(config.max_flows),
+            xdp::is_wanted(&config),
+        )?;
         let node = Node {
             name: config.node_name.clone(),
             zone: config.zone.clone(),
@@ -422,6 +432,10 @@ impl Proxy {
 /// Returns the cookie of the network namespace that is pinned at `path`, for [`Proxy::set_opted_out`].
 pub fn netns_cookie(path: &Path) -> Result<u64, Error> {
     sys::netns_cookie_of(path).map_err(|source| Error::Prepare { path: path.to_owned(), source })
+}
+
+fn flow_slots(max_flows: u32) -> u32 {
+    max_flows.clamp(LEAST_FLOW_SLOTS, MOST_FLOW_SLOTS).next_power_of_two()
 }
 
 pub(crate) fn maps_dir(bpffs_dir: &Path) -> PathBuf {

@@ -1,4 +1,27 @@
-//! How much the maps hold that grow with the cluster.
+//! How much the maps hold.
+
+use hawser_ebpf_abi::{
+    Flow, FlowBucket,
+    flow::{LEAST_FLOW_SLOTS, MOST_FLOW_SLOTS},
+};
+
+use crate::kernel::sys;
+
+/// Part of the machine's memory that the flow table may take: a four-hundredth.
+const MEMORY_PER_FLOWS: u64 = 400;
+
+/// Returns the size of a flow table that suits the machine: a power of two.
+pub(crate) fn flows_for_this_machine() -> u32 {
+    flows_for(sys::memory_bytes())
+}
+
+pub(crate) fn flows_for(memory_bytes: u64) -> u32 {
+    let each = (size_of::<Flow>() + size_of::<FlowBucket>()) as u64;
+    let flows = memory_bytes / MEMORY_PER_FLOWS / each;
+    let flows = flows.clamp(u64::from(LEAST_FLOW_SLOTS), u64::from(MOST_FLOW_SLOTS));
+    // The power of two at or below it.
+    1 << flows.ilog2()
+}
 
 /// Room in maps, in entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ mod support;
 use std::{io::Write as _, net::UdpSocket};
 
 use hawser_ebpf_abi::Settings;
-use hawser_proxy::{Error, Proxy};
+use hawser_proxy::{Datapath, Error, Proxy};
 use support::{
     CLIENT, OTHER, POD, Spec, connect, counter, echo, load::under_load, patience, run, service, slice,
 };
@@ -152,5 +152,30 @@ fn removal_leaves_nothing_behind() {
         let mut proxy = lab.proxy();
         proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
         assert!(connect("10.96.0.10:80").is_ok());
+    });
+}
+
+#[test]
+fn flow_table_is_as_large_as_asked_for_and_keeps_its_size() {
+    run("flow_table_is_as_large_as_asked_for_and_keeps_its_size", |lab| {
+        lab.tcp_server(OTHER, "10.93.0.2:8080");
+        let room = || {
+            let usage = Datapath::open(&lab.bpffs()).unwrap().usage().unwrap();
+            let of = |name| usage.iter().find(|map| map.name == name).unwrap().capacity;
+            (of("flows"), of("flow_index"))
+        };
+        let mut config = lab.config();
+        config.max_flows = 70_000;
+        let proxy = lab.with_node_ports(config);
+        assert_eq!(room(), (131_072, 1_048_576), "the next power of two, and eight entries a bucket");
+        let mut streams: Vec<_> =
+            (0..8).map(|_| lab.inside(CLIENT, || connect("10.90.0.1:30090").unwrap().0)).collect();
+        drop(proxy);
+        let mut config = lab.config();
+        config.max_flows = 1 << 20;
+        let _proxy = Proxy::start(config).unwrap();
+        assert_eq!(room(), (131_072, 1_048_576), "with the flows that are in it");
+        streams.iter_mut().for_each(echo);
+        drop(lab.inside(CLIENT, || connect("10.90.0.1:30090").unwrap()));
     });
 }

@@ -149,8 +149,22 @@ spec:
     .expect("applied");
     ns.wait_for_pod("meshed");
     client_pod(&ns);
+    let name = &ns.name;
+    ns.kubectl(&format!("annotate namespace {name} hawser.io/socket-translation=off")).expect("annotated");
+    ns.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: { name: in-mesh }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{ name: main, image: DEMO, args: [serve, "9090"] }]
+"#,
+    )
+    .expect("applied");
+    ns.wait_for_pod("in-mesh");
     let address = format!("{}:80", ns.field("service/web", "/spec/clusterIP").expect("an address"));
-    for (pod, has_flows) in [("meshed", true), ("client", false)] {
+    for (pod, has_flows) in [("meshed", true), ("client", false), ("in-mesh", true)] {
         eventually(SOON, "the service answers", || ns.exec(pod, &["/demo", "get", &address, "20"]));
         let node = ns.field(&format!("pod/{pod}"), "/spec/nodeName").expect("a node");
         let ip = ns.field(&format!("pod/{pod}"), "/status/podIP").expect("an address");

@@ -7,6 +7,7 @@ mod lifecycle;
 mod node_restriction;
 mod priority;
 mod service_account;
+mod socket_translation;
 mod tolerations;
 
 pub use tolerations::DefaultTolerationSeconds;
@@ -70,7 +71,7 @@ fn is_mirror(pod: &Value) -> bool {
 
 #[async_trait]
 pub trait Plugin: Send + Sync {
-    /// Upstream's name of the plugin.
+    /// Upstream's name of the plugin, or that of one of our own.
     fn name(&self) -> &'static str;
 
     /// Changes the object. Must come to the same when called again on its own result.
@@ -98,6 +99,7 @@ impl Admission {
             Arc::new(node_restriction::NodeRestriction::new(cache, resources)),
             Arc::new(priority::Priority::new(cache, resources)),
             Arc::new(tolerations),
+            Arc::new(socket_translation::SocketTranslation::new(resources)),
         ])
     }
 

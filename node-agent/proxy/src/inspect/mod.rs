@@ -35,6 +35,7 @@ use crate::{
         sys,
     },
     proxy::maps_dir,
+    sizes::Sizes,
     view::{self, Counter, FrontendView},
 };
 
@@ -52,6 +53,8 @@ pub struct MapUsage {
     pub name: &'static str,
     pub entries: u64,
     pub capacity: u64,
+    /// A larger one takes its place when it is full.
+    pub grows: bool,
 }
 
 impl Datapath {
@@ -82,16 +85,14 @@ impl Datapath {
 
     /// Flows that have not expired, in the order of their clients.
     pub fn flows(&self) -> Result<Vec<FlowView>, Error> {
-        let entries = self.flows.entries().map_err(failed("FLOWS"))?;
-        let mut views: Vec<FlowView> = {
-            let now_ns = sys::coarse_now_ns().map_err(failed("FLOWS"))?;
-            entries.iter().filter_map(|(_, flow)| flows::view(flow, now_ns)).collect()
-        };
+        let now_ns = sys::coarse_now_ns().map_err(failed("FLOWS"))?;
+        let mut views: Vec<FlowView> = Vec::new();
+        self.flows.visit(|_, flow| views.extend(flows::view(flow, now_ns))).map_err(failed("FLOWS"))?;
         views.sort();
         Ok(views)
     }
 
-    /// Entries and capacities of the maps that can be full. Reads them all: about 20 MB in a large cluster.
+    /// Entries and capacities of the maps that can be full. Reads them all, and keeps no more than the frontends.
     pub fn usage(&self) -> Result<Vec<MapUsage>, Error> {
         let frontends = self.maps.frontends.entries().map_err(failed("FRONTENDS"))?;
         // Frontends of one service port share their ranges, so the highest end is a bound, and each is counted once.
@@ -102,18 +103,28 @@ impl Datapath {
             .collect();
         let slots = ranges.iter().map(|(_, count)| u64::from(*count)).sum();
         let members = self.maps.members.entries().map_err(failed("MEMBERS"))?.len();
-        let flows = self.flows()?.len();
-        let buckets = self.flow_index.entries().map_err(failed("FLOW_INDEX"))?;
-        let index =
-            buckets.iter().flat_map(|(_, bucket)| bucket.entries).filter(|it| *it != FlowRef::FREE).count();
+        let now_ns = sys::coarse_now_ns().map_err(failed("FLOWS"))?;
+        let (mut flows, mut index) = (0, 0);
+        self.flows
+            .visit(|_, flow| flows += u64::from(flows::view(flow, now_ns).is_some()))
+            .map_err(failed("FLOWS"))?;
+        self.flow_index
+            .visit(|_, bucket| index += bucket.entries.iter().filter(|it| **it != FlowRef::FREE).count())
+            .map_err(failed("FLOW_INDEX"))?;
         let ways = self.flow_index.capacity() * FLOW_WAYS as u32;
-        let usage = |name, entries, capacity| MapUsage { name, entries, capacity: u64::from(capacity) };
+        let sizes = self.maps.sizes();
+        let usage = |name, entries, capacity: u32, most: u32| MapUsage {
+            name,
+            entries,
+            capacity: u64::from(capacity),
+            grows: capacity < most,
+        };
         Ok(vec![
-            usage("frontends", frontends.len() as u64, self.maps.frontends.capacity()),
-            usage("backends", slots, self.maps.backends.capacity()),
-            usage("udp_backends", members as u64, self.maps.members.capacity()),
-            usage("flows", flows as u64, self.flows.capacity()),
-            usage("flow_index", index as u64, ways),
+            usage("frontends", frontends.len() as u64, sizes.frontends, Sizes::MOST.frontends),
+            usage("backends", slots, sizes.backends, Sizes::MOST.backends),
+            usage("udp_backends", members as u64, sizes.members, Sizes::MOST.members),
+            usage("flows", flows, self.flows.capacity(), 0),
+            usage("flow_index", index as u64, ways, 0),
         ])
     }
 

@@ -125,19 +125,21 @@ pub(crate) struct Larger {
     pub(crate) names: Vec<&'static str>,
 }
 
-/// Loads the object with its maps pinned below `maps_dir`. A map that is already pinned keeps the size it has.
+/// Loads the object with its maps pinned below `maps_dir`, with room for `flows`, a power of two. A map that is already
+/// pinned keeps the size it has.
 ///
 /// Refuses before anything is touched when maps of another layout are pinned there. The program at XDP is loaded if
 /// `with_xdp`, and where the kernel takes it.
-pub(crate) fn load(maps_dir: &Path, sizes: Sizes, with_xdp: bool) -> Result<Loaded, Error> {
+pub(crate) fn load(maps_dir: &Path, sizes: Sizes, flows: u32, with_xdp: bool) -> Result<Loaded, Error> {
     let adopted = check_layout(maps_dir)?;
     for (name, _) in growing(sizes) {
         // Of an agent that was killed before it made use of it.
         remove(&larger_pin(maps_dir, name), name)?;
     }
+    let flows = pinned_flows(maps_dir)?.unwrap_or(flows);
     // The helper exists in these hooks on every kernel since 5.18; a kernel without it refuses the program.
     let load_programs = |set_retval| {
-        let programs = load_programs(&|name| maps_dir.join(name), sizes, set_retval, with_xdp)?;
+        let programs = load_programs(&|name| maps_dir.join(name), sizes, flows, set_retval, with_xdp)?;
         Ok(Loaded { maps: open_maps(maps_dir)?, programs, adopted, has_set_retval: set_retval })
     };
     match load_programs(true) {
@@ -161,7 +163,9 @@ pub(crate) fn load_larger(
     let pin = |name: &str| {
         if names.contains(&name) { larger_pin(maps_dir, name) } else { maps_dir.join(name) }
     };
-    let loaded = load_programs(&pin, sizes, set_retval, with_xdp).and_then(|programs| {
+    let flows = pinned_flows(maps_dir)?
+        .ok_or(Error::Map { name: "FLOWS", source: io::ErrorKind::NotFound.into() })?;
+    let loaded = load_programs(&pin, sizes, flows, set_retval, with_xdp).and_then(|programs| {
         copy(maps, &open_maps_at(&pin)?, &names)?;
         Ok(programs)
     });
@@ -174,6 +178,13 @@ pub(crate) fn load_larger(
             Err(error)
         }
     }
+}
+
+/// Returns the size of the flow table that is pinned.
+fn pinned_flows(maps_dir: &Path) -> Result<Option<u32>, Error> {
+    let failed = |source| Error::Map { name: "FLOWS", source };
+    let Some(fd) = sys::obj_get(&maps_dir.join("FLOWS")).map_err(failed)? else { return Ok(None) };
+    Ok(Some(sys::map_info(fd.as_fd()).map_err(failed)?.max_entries))
 }
 
 /// Gives the larger maps the places of the others.
@@ -213,13 +224,18 @@ fn larger_pin(maps_dir: &Path, name: &str) -> PathBuf {
 fn load_programs(
     pin: &dyn Fn(&str) -> PathBuf,
     sizes: Sizes,
+    flows: u32,
     set_retval: bool,
     with_xdp: bool,
 ) -> Result<Programs, Error> {
     let paths: Vec<(&str, PathBuf)> = PINNED.iter().map(|name| (*name, pin(name))).collect();
     let has_set_retval = u32::from(set_retval);
     let mut loader = EbpfLoader::new();
-    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader
+        .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+        .override_global("FLOW_SLOTS", &flows, true)
+        .map_max_entries("FLOWS", flows)
+        .map_max_entries("FLOW_INDEX", flows);
     for (name, size) in growing(sizes) {
         loader.map_max_entries(name, size);
     }

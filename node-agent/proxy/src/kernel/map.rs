@@ -144,6 +144,12 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Reads all entries of a hash map or array. Entries that are written meanwhile may be in it or not.
     pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
+        self.visit(|key, value| entries.push((*key, *value)))?;
+        Ok(entries)
+    }
+
+    /// Passes all entries of a hash map or array on, without keeping more than a batch of them.
+    pub(crate) fn visit(&self, mut visitor: impl FnMut(&K, &V)) -> io::Result<()> {
         let mut keys = vec![K::default(); BATCH];
         let mut values = vec![V::default(); BATCH];
         let mut cursor = None;
@@ -159,9 +165,9 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 )
             }?;
             let count = count as usize;
-            entries.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visitor(key, value));
             if !more {
-                return Ok(entries);
+                return Ok(());
             }
         }
     }

@@ -559,6 +559,15 @@ pub(crate) fn boot_time_ns() -> u64 {
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Returns the machine's memory; 0 where the kernel does not say.
+pub(crate) fn memory_bytes() -> u64 {
+    // SAFETY: all zero is a valid value, which the call fills.
+    unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        if libc::sysinfo(&raw mut info) < 0 { 0 } else { info.totalram * u64::from(info.mem_unit) }
+    }
+}
+
 /// Returns memory that is free to the kernel, where the allocator would keep it.
 pub(crate) fn give_back_memory() {
     #[cfg(target_env = "gnu")]

@@ -12,6 +12,7 @@ mod histories;
 mod maglev;
 mod ranges;
 mod services;
+mod sizes;
 mod slots;
 mod table;
 

@@ -596,15 +596,3 @@ fn ports_that_found_no_room_are_served_once_the_maps_have_grown() {
     assert_eq!(maps.ranges.len(), 4);
     assert!(maps.slots.keys().all(|slot| *slot < sizes.backends));
 }
-
-#[test]
-fn maps_at_least_double_and_stay_within_their_bounds() {
-    let sizes = Sizes { frontends: 100, backends: 100, ..Sizes::default() };
-    let most = Sizes { frontends: 1000, backends: 50, ..Sizes::default() };
-    let lacking = |frontends, backends| Sizes { frontends, backends, ..Sizes::default() };
-    assert_eq!(sizes.grown(lacking(1, 0), most), Some(Sizes { frontends: 200, ..sizes }));
-    assert_eq!(sizes.grown(lacking(300, 0), most), Some(Sizes { frontends: 400, ..sizes }));
-    assert_eq!(sizes.grown(lacking(u32::MAX, 0), most), Some(Sizes { frontends: 1000, ..sizes }));
-    assert_eq!(sizes.grown(lacking(0, 1), most), None, "larger already");
-    assert_eq!(sizes.grown(lacking(0, 0), most), None);
-}

@@ -77,6 +77,7 @@ pub(crate) fn config(bpffs: PathBuf, cgroup: PathBuf) -> Config {
     config.sizes.frontends = 1024;
     config.sizes.backends = 4096;
     config.sizes.members = 1024;
+    config.max_flows = 65_536;
     config
 }
 
