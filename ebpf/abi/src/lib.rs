@@ -33,7 +33,7 @@ pub use pod::{PodLink, Range};
 pub use ranges::{RangeKey, RangeSubject};
 pub use reason::Reason;
 pub use service::{Backend, Endpoint, Frontend, FrontendKey, MemberKey, ServiceCounters};
-pub use socket::{ConnectedPeer, UdpPeer, UdpPeers};
+pub use socket::{ConnectedPeer, PeerPlace, UdpPeer, UdpPeers};
 pub use xdp::{XdpLink, XdpLinks};
 
 /// Version of all layouts in this crate together. The agent writes it into [`Settings`] and checks it at adoption.

@@ -1,8 +1,8 @@
-//! What a socket remembers of the services it talks to, in socket-local storage.
+//! What a socket remembers of the services it talks to.
 
 use crate::{Addr, service::Endpoint};
 
-/// Value of `CONNECTED`: the service that a connected socket (TCP, UDP) asked for.
+/// What `PEERS` and `CONNECTED` hold: the service that a connected socket (TCP, UDP) asked for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectedPeer {
@@ -10,6 +10,21 @@ pub struct ConnectedPeer {
     pub backend: Endpoint,
 }
 const _: () = assert!(size_of::<ConnectedPeer>() == 40);
+
+/// Value of `PEERS`: a cache line for what one socket is connected to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerPlace {
+    /// Of the socket that has the place; 0 where it is free.
+    pub socket_cookie: u64,
+    pub peer: ConnectedPeer,
+    /// Always 0.
+    pub pad: [u64; 2],
+}
+const _: () = assert!(size_of::<PeerPlace>() == 64);
+
+/// Size of `PEERS`, a power of two. Of more sockets, those whose place is taken use `CONNECTED`.
+pub const PEER_PLACES: u32 = 1 << 16;
 
 /// One service that an unconnected UDP socket sends to, and the backend it keeps for it.
 #[repr(C)]

@@ -1,7 +1,5 @@
 //! The flow table of the packet path, in the kernel's maps. How it works is `hawser_ebpf_abi::flow_table`'s.
 
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
-
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use hawser_ebpf_abi::{
     Flow, FlowBucket, FlowKey, FlowRef, Reason,
@@ -10,6 +8,7 @@ use hawser_ebpf_abi::{
 };
 
 use crate::{
+    atomic::exchange,
     count::count,
     maps::{FLOW_INDEX, FLOWS, SETTINGS},
     packet::{Packet, scratch},
@@ -232,10 +231,8 @@ impl Tables for Kernel {
 
     #[inline(always)]
     unsafe fn exchange(self, word: *mut u64, old: u64, new: u64) -> bool {
-        // The intrinsic, because core offers no exchange for this target; the kernel has one since 5.12.
         // SAFETY: the caller vouches for the pointer.
-        let (_, exchanged) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, old, new) };
-        exchanged
+        unsafe { exchange(word, old, new) }
     }
 
     #[inline(always)]

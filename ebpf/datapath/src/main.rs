@@ -17,12 +17,14 @@ use aya_ebpf::{
 };
 
 mod answer;
+mod atomic;
 mod count;
 mod flows;
 mod forward;
 mod frontends;
 mod maps;
 mod packet;
+mod peers;
 mod rewrite;
 mod route;
 mod select;

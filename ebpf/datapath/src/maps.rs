@@ -7,8 +7,9 @@ use aya_ebpf::{
 };
 use hawser_ebpf_abi::{
     Addr, Affinity, AffinityKey, Backend, ConnectedPeer, Flow, FlowBucket, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PodLink, RangeSubject, ServiceCounters,
-    Settings, UdpPeer, UdpPeers, XdpLinks, flow, fragment, pod, reason, service, socket::OverflowKey,
+    FragmentPorts, Frontend, FrontendKey, MaglevBlock, MemberKey, PeerPlace, PodLink, RangeSubject,
+    ServiceCounters, Settings, UdpPeer, UdpPeers, XdpLinks, flow, fragment, pod, reason, service,
+    socket::{self, OverflowKey},
 };
 
 use crate::ways::Ways;
@@ -55,7 +56,12 @@ pub(crate) static SOURCE_RANGES: LpmTrie<RangeSubject, u32, 65_536> = LpmTrie::n
 #[btf_map]
 pub(crate) static OPTED_OUT: HashMap<u64, u32, 4_096, NO_PREALLOC> = HashMap::new();
 
-/// What connected sockets asked for. Written by `connect`, read by `getpeername` and `recvmsg`; ends with the socket.
+/// What connected sockets asked for, 64 bytes each. Written by `connect`, read by `getpeername` and `recvmsg`; freed by
+/// `sock_release`.
+#[btf_map]
+pub(crate) static PEERS: Array<PeerPlace, { socket::PEER_PLACES as usize }, IN_PAGES> = Array::new();
+
+/// The same, of sockets whose place in `PEERS` is taken; ends with the socket.
 #[btf_map]
 pub(crate) static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 

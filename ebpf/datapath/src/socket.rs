@@ -17,8 +17,8 @@ use hawser_ebpf_abi::{
 use crate::{
     count::{count, count_chosen, count_refused},
     frontends,
-    maps::{CONNECTED, OPTED_OUT, SETTINGS},
-    select, udp_peers,
+    maps::{OPTED_OUT, SETTINGS},
+    peers, select, udp_peers,
 };
 
 /// Verdicts of the cgroup hooks.
@@ -50,7 +50,7 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         Ok(true) => {}
         Ok(false) => {
             if protocol == IPPROTO_UDP {
-                forget_connected(ctx);
+                peers::forget(ctx);
             }
             return ALLOW;
         }
@@ -61,16 +61,8 @@ pub(crate) fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         return refuse(Reason::SocketRefusedNoBackend);
     };
     count_chosen(frontend.service_id);
-    let mut peer = ConnectedPeer { service, backend };
-    // SAFETY: the context's socket is valid for the length of the call, and the storage as long as the socket.
-    unsafe {
-        let stored = CONNECTED.get_or_insert_ptr_mut(ctx, Some(&mut peer));
-        // Null when memory ran out: the connection works, getpeername shows the backend.
-        if let Some(stored) = stored.as_mut() {
-            *stored = peer;
-        }
-    }
-    set_user_endpoint(ctx, family, &peer.backend);
+    peers::remember(ctx, ConnectedPeer { service, backend });
+    set_user_endpoint(ctx, family, &backend);
     count(Reason::SocketConnected);
     ALLOW
 }
@@ -97,7 +89,7 @@ pub(crate) fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub(crate) fn recvmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let source = user_endpoint(ctx, family);
-    if let Some(service) = connected_service(ctx, &source) {
+    if let Some(service) = peers::service_of(ctx, &source) {
         set_user_endpoint(ctx, family, &service);
     } else if let Some(service) = udp_peers::service_of(ctx, &source) {
         set_user_endpoint(ctx, family, &service);
@@ -108,7 +100,7 @@ pub(crate) fn recvmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub(crate) fn getpeername(ctx: &SockAddrContext, family: Family) -> i32 {
     let peer = user_endpoint(ctx, family);
-    if let Some(service) = connected_service(ctx, &peer) {
+    if let Some(service) = peers::service_of(ctx, &peer) {
         set_user_endpoint(ctx, family, &service);
     }
     ALLOW
@@ -116,6 +108,7 @@ pub(crate) fn getpeername(ctx: &SockAddrContext, family: Family) -> i32 {
 
 #[inline(always)]
 pub(crate) fn release(ctx: &SockContext) -> i32 {
+    peers::release(ctx);
     // SAFETY: the verifier checks accesses to the context.
     let protocol = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() };
     if protocol == u32::from(IPPROTO_UDP) {
@@ -168,23 +161,6 @@ fn find_frontend(
         }
     }
     Ok(true)
-}
-
-/// Returns the service that the socket asked for when it was connected, if `peer` is the backend it was given.
-#[inline(always)]
-fn connected_service(ctx: &SockAddrContext, peer: &Endpoint) -> Option<Endpoint> {
-    // SAFETY: the storage is valid as long as the context's socket.
-    let connected = unsafe { CONNECTED.get_ptr_mut(ctx).as_ref()? };
-    (connected.backend == *peer).then_some(connected.service)
-}
-
-/// A UDP socket may be connected again, this time not to a service.
-#[inline(always)]
-fn forget_connected(ctx: &SockAddrContext) {
-    // SAFETY: as in `connected_service`. Emptied rather than deleted: no allocation if it comes back.
-    if let Some(connected) = unsafe { CONNECTED.get_ptr_mut(ctx).as_mut() } {
-        *connected = ConnectedPeer::default();
-    }
 }
 
 /// Refuses the system call, and counts why.

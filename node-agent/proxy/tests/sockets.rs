@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::{io::ErrorKind, net::UdpSocket};
+use std::{io::ErrorKind, net::UdpSocket, os::fd::AsRawFd as _};
 
+use hawser_ebpf_abi::socket::PEER_PLACES;
 use support::{Lab, NODE, POD, Spec, connect, counter, echo, mapped, patience, run, service, slice};
 
 #[test]
@@ -218,4 +219,67 @@ fn entries(lab: &Lab, map: &str) -> usize {
         .expect("bpftool is installed");
     let dump: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     dump.as_array().map_or(0, Vec::len)
+}
+
+/// What a connected socket asked for is kept at a place that follows from its cookie; another may have that place.
+#[test]
+fn sockets_that_share_a_place_see_their_own_services() {
+    run("sockets_that_share_a_place_see_their_own_services", |lab| {
+        let mut proxy = lab.proxy();
+        let of = |name: &'static str, address: &'static str| {
+            service(&Spec {
+                name,
+                protocol: "UDP",
+                cluster_ips: std::slice::from_ref(&address),
+                ..Spec::default()
+            })
+        };
+        let ready = |name| slice(name, "UDP", 8080, &[("10.91.0.2", "node-a", true)]);
+        let services = [of("one", "10.96.0.1"), of("two", "10.96.0.2"), of("three", "10.96.0.3")];
+        proxy.sync(&services, &[ready("one"), ready("two"), ready("three")], &[]).unwrap();
+
+        let first = UdpSocket::bind("0.0.0.0:0").unwrap();
+        first.connect("10.96.0.1:80").unwrap();
+        let second = at_the_same_place(&first);
+        second.connect("10.96.0.2:80").unwrap();
+        let sees = |socket: &UdpSocket| socket.peer_addr().unwrap().to_string();
+        assert_eq!((sees(&first), sees(&second)), ("10.96.0.1:80".into(), "10.96.0.2:80".into()));
+        first.connect("10.96.0.3:80").unwrap();
+        assert_eq!((sees(&first), sees(&second)), ("10.96.0.3:80".into(), "10.96.0.2:80".into()));
+
+        // Of the place's owner nothing is left that another could take for its own.
+        drop(first);
+        assert_eq!(sees(&second), "10.96.0.2:80");
+        let third = at_the_same_place(&second);
+        third.connect("10.91.0.2:8080").unwrap();
+        assert_eq!(sees(&third), "10.91.0.2:8080", "no service");
+        second.connect("10.96.0.1:80").unwrap();
+        assert_eq!(sees(&second), "10.96.0.1:80", "the place was free");
+        second.connect("10.91.0.2:8080").unwrap();
+        assert_eq!(sees(&second), "10.91.0.2:8080", "connected again, to no service");
+    });
+}
+
+/// Returns a new socket whose cookie leads to the same place.
+fn at_the_same_place(socket: &UdpSocket) -> UdpSocket {
+    let place = |socket: &UdpSocket| {
+        let mut cookie = 0u64;
+        let mut len = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: the buffer has the size that is given.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(result, 0);
+        cookie % u64::from(PEER_PLACES)
+    };
+    let wanted = place(socket);
+    // Each CPU takes its numbers from ranges of its own, so some are never seen here.
+    let mut all = (0..64 * PEER_PLACES).map(|_| UdpSocket::bind("0.0.0.0:0").unwrap());
+    all.find(|socket| place(socket) == wanted).expect("a socket at that place")
 }

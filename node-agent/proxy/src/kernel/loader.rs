@@ -23,7 +23,7 @@ use super::{
 use crate::{error::Error, object, sizes::Sizes};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 19] = [
+const PINNED: [&str; 20] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
@@ -32,6 +32,7 @@ const PINNED: [&str; 19] = [
     "AFFINITY",
     "SOURCE_RANGES",
     "OPTED_OUT",
+    "PEERS",
     "CONNECTED",
     "UDP_SOCKETS",
     "UDP_OVERFLOW",
