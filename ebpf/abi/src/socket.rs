@@ -23,8 +23,9 @@ pub struct PeerPlace {
 }
 const _: () = assert!(size_of::<PeerPlace>() == 64);
 
-/// Size of `PEERS`, a power of two. Of more sockets, those whose place is taken use `CONNECTED`.
-pub const PEER_PLACES: u32 = 1 << 16;
+/// Size of `PEERS`, a power of two, and small enough for a cache: cookies follow one another, so the places are used in
+/// turn. Of more sockets, those whose place is taken use `CONNECTED`.
+pub const PEER_PLACES: u32 = 1 << 14;
 
 /// One service that an unconnected UDP socket sends to, and the backend it keeps for it.
 #[repr(C)]
