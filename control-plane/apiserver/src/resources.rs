@@ -88,7 +88,7 @@ pub fn kind_specs() -> impl Iterator<Item = KindSpec> {
     KINDS.iter().filter(|kind| !kind.is_view()).filter_map(|kind| {
         let storage = kind.storage?;
         let fields = kinds::hooks(kind.group, kind.plural).selectable;
-        Some(KindSpec { path: path(&storage), namespaced: kind.namespaced, fields })
+        Some(KindSpec { path: path(&storage), namespaced: kind.namespaced, fields, sink: None })
     })
 }
 

@@ -96,6 +96,11 @@ impl<V: Clone> CowMap<V> {
         }
     }
 
+    /// The first answer that `find` gives, asked of each value in order. Borrows, where [`CowMap::iter`] counts references.
+    pub fn find_map<R>(&self, find: &mut impl FnMut(&V) -> Option<R>) -> Option<R> {
+        find_in(&self.root, find)
+    }
+
     /// Returns what stood there before.
     pub fn insert(&mut self, key: Key, value: V) -> Option<V> {
         let (previous, split) = insert_into(&mut self.root, key, value);
@@ -166,6 +171,13 @@ impl<V: Clone> CowMap<V> {
 
     pub fn iter(&self) -> Iter<V> {
         self.iter_from("")
+    }
+}
+
+fn find_in<V, R>(node: &Node<V>, find: &mut impl FnMut(&V) -> Option<R>) -> Option<R> {
+    match node {
+        Node::Leaf(entries) => entries.iter().find_map(|(_, value)| find(value)),
+        Node::Branch(children) => children.iter().find_map(|child| find_in(&child.node, find)),
     }
 }
 

@@ -38,6 +38,19 @@ pub trait RawSink: Send + Sync {
     fn reset(&self);
 }
 
+/// Hears of the objects of one kind, in order and before the cache's progress moves past them: for an index that readers
+/// of a revision may rely on.
+///
+/// Must not block.
+pub trait ObjectSink: Send + Sync {
+    fn put(&self, object: &CachedObject);
+    fn delete(&self, key: &str);
+    /// Everything is told again, from nothing; what was published before stays until then.
+    fn reset(&self);
+    /// What was told so far is to be seen, all at once.
+    fn publish(&self);
+}
+
 /// Follows the store until cancelled. Errors are logged and retried with back-off; readers see them as timeouts.
 pub async fn run(cache: Arc<Cache>, shutdown: CancellationToken) {
     let mut feed = Feed { cache, last: 0 };
@@ -118,6 +131,13 @@ impl Feed {
         let first = !self.cache.is_synced();
         for kind in self.cache.kinds.values() {
             let mut state = fresh.remove(&kind.prefix).unwrap_or_else(|| State::new(0));
+            if let Some(sink) = &kind.sink {
+                sink.reset();
+                let _: Option<()> = state.objects.find_map(&mut |object| {
+                    sink.put(object);
+                    None
+                });
+            }
             state.revision = revision;
             state.ring = ring::Ring::new(revision);
             if !first {
@@ -125,6 +145,9 @@ impl Feed {
                 state.ring = ring::Ring::starting_at(kind.state.load().ring.next() + 1, revision);
             }
             kind.state.store(Arc::new(state));
+        }
+        for sink in self.cache.kinds.values().filter_map(|kind| kind.sink.as_ref()) {
+            sink.publish();
         }
         let watch =
             if first { self.fill_rings(revision).await? } else { store.watch(ROOT, revision + 1).await? };
@@ -216,11 +239,14 @@ impl Feed {
                 changed.push((kind, State::clone(&kind.state.load())));
                 changed.len() - 1
             });
-            apply_one(&mut changed[at].1, event);
+            apply_one(&mut changed[at].1, event, kind.sink.as_deref());
         }
         for (kind, state) in changed {
             let next = state.ring.next();
             kind.state.store(Arc::new(state));
+            if let Some(sink) = &kind.sink {
+                sink.publish();
+            }
             kind.changed.send_replace(next);
         }
     }
@@ -242,16 +268,22 @@ impl Feed {
     }
 }
 
-fn apply_one(state: &mut State, event: &Event) {
+fn apply_one(state: &mut State, event: &Event, sink: Option<&dyn ObjectSink>) {
     let revision = event.kv.mod_revision;
     match event.kind {
         EventKind::Put => {
             let Some(object) = parse(&event.kv) else { return };
             let previous = state.put(object.clone());
+            if let Some(sink) = sink {
+                sink.put(&object);
+            }
             state.ring.push(ring::Event::new(revision, object, previous, false));
         }
         EventKind::Delete => {
             let Some(previous) = state.remove(&event.kv.key) else { return };
+            if let Some(sink) = sink {
+                sink.delete(&event.kv.key);
+            }
             let object = Arc::new(previous.at_revision(revision));
             state.ring.push(ring::Event::new(revision, object, Some(previous), true));
         }

@@ -17,7 +17,7 @@ mod selection;
 mod watcher;
 
 pub use cow_map::CowMap;
-pub use feed::{RawSink, run};
+pub use feed::{ObjectSink, RawSink, run};
 pub use object::{CachedObject, Encoded, Malformed};
 pub use selection::{FieldRequirement, Selected, Selection};
 pub use watcher::{Change, ChangeKind, Watcher};
@@ -141,6 +141,8 @@ pub struct KindCache {
     /// Sequence number of the next event: what wakes watchers.
     changed: watch::Sender<u64>,
     progress: watch::Receiver<Revision>,
+    /// Hears of every change before the cache's progress moves past it.
+    sink: Option<Arc<dyn ObjectSink>>,
 }
 
 /// A kind's objects, and the revision they are as of.
@@ -203,6 +205,8 @@ pub struct KindSpec {
     pub path: String,
     pub namespaced: bool,
     pub fields: &'static [Selectable],
+    /// Who keeps an index of its own over the objects.
+    pub sink: Option<Arc<dyn ObjectSink>>,
 }
 
 /// All kinds.
@@ -232,6 +236,7 @@ impl Cache {
                     state: ArcSwap::from_pointee(State::new(0)),
                     changed: watch::Sender::new(0),
                     progress: progress.subscribe(),
+                    sink: kind.sink,
                 };
                 (kind.path, Arc::new(cache))
             })
