@@ -137,13 +137,17 @@ fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::authz::SimpleAuthorizer;
+    use crate::auth::{Rules, authz::Superusers};
 
     struct Everybody;
 
     impl Authorizer for Everybody {
         fn authorize(&self, _: &User, _: &Attributes) -> Decision {
             Decision::Allow(String::new())
+        }
+
+        fn rules(&self, _: &User, _: &str) -> Rules {
+            Rules::default()
         }
     }
 
@@ -172,7 +176,7 @@ mod tests {
 
     #[test]
     fn refusals_are_worded_as_upstream_does() {
-        let chain = Chain::new(Arc::new(SimpleAuthorizer), Limits::default());
+        let chain = Chain::new(Arc::new(Superusers), Limits::default());
         let attributes = Attributes {
             verb: "list".into(),
             resource: "pods".to_owned(),

@@ -12,8 +12,8 @@ use crate::{
     admission::{Admission, DefaultTolerationSeconds},
     allocator::{Allocators, IpRange, PortRange},
     auth::{
-        Authorizer, Union, authn::Authenticator, authz::SimpleAuthorizer, jwt::SigningKey,
-        node::NodeAuthorizer, tokens::Tokens,
+        Authorizer, Union, authn::Authenticator, authz::Superusers, jwt::SigningKey, node::NodeAuthorizer,
+        rbac::Rbac, tokens::Tokens,
     },
     bootstrap,
     cache::{self, Cache},
@@ -92,17 +92,21 @@ impl ApiServer {
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         let allocators = Arc::new(Allocators::new(config.service_ranges, config.node_ports));
-        let cache = Arc::new(Cache::new(store.clone(), kind_specs(), allocators.sinks()));
+        let rbac = Rbac::default();
+        let kinds = kind_specs().map(|spec| rbac.follow(spec));
+        let cache = Arc::new(Cache::new(store.clone(), kinds, allocators.sinks()));
         let resources = Arc::new(Resources::new(&cache));
-        let admission = Admission::builtin(&cache, &resources, config.tolerations);
+        let authorizers: Vec<Arc<dyn Authorizer>> =
+            vec![Arc::new(Superusers), Arc::new(NodeAuthorizer::new(&resources)), Arc::new(rbac.clone())];
+        let authorizer: Arc<dyn Authorizer> = Arc::new(Union(authorizers));
+        let admission =
+            Admission::builtin(&cache, &resources, config.tolerations, (rbac, authorizer.clone()));
         let registry =
             Arc::new(Registry::new(store, cache.clone(), resources.clone(), admission, allocators));
         let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));
-        let authorizers: Vec<Arc<dyn Authorizer>> =
-            vec![Arc::new(SimpleAuthorizer), Arc::new(NodeAuthorizer::new(&resources))];
         let server = Arc::new(Self {
             registry: registry.clone(),
-            chain: Chain::new(Arc::new(Union(authorizers)), config.limits),
+            chain: Chain::new(authorizer, config.limits),
             authenticator: Authenticator::new(tokens),
             metrics: Metrics::default(),
             nodes: NodeSessions::default(),

@@ -6,6 +6,7 @@
 mod lifecycle;
 mod node_restriction;
 mod priority;
+mod rbac_escalation;
 mod service_account;
 mod socket_translation;
 mod tolerations;
@@ -19,7 +20,7 @@ use hawser_api::Error;
 use serde_json::Value;
 
 use crate::{
-    auth::User,
+    auth::{Authorizer, User, rbac::Rbac},
     cache::Cache,
     resources::{Resource, Resources},
 };
@@ -92,7 +93,12 @@ pub struct Admission {
 
 impl Admission {
     /// What every cluster runs.
-    pub fn builtin(cache: &Arc<Cache>, resources: &Resources, tolerations: DefaultTolerationSeconds) -> Self {
+    pub fn builtin(
+        cache: &Arc<Cache>,
+        resources: &Resources,
+        tolerations: DefaultTolerationSeconds,
+        (rbac, authorizer): (Rbac, Arc<dyn Authorizer>),
+    ) -> Self {
         Self::new(vec![
             Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
             Arc::new(service_account::ServiceAccount::new(cache, resources)),
@@ -100,6 +106,7 @@ impl Admission {
             Arc::new(priority::Priority::new(cache, resources)),
             Arc::new(tolerations),
             Arc::new(socket_translation::SocketTranslation::new(resources)),
+            Arc::new(rbac_escalation::RbacEscalation::new(cache, rbac, authorizer)),
         ])
     }
 

@@ -1,52 +1,40 @@
-//! The simple authorizer: administrators everything, components everything, everybody discovery and questions about
-//! themselves.
+//! The authorizer of those who need no rules: administrators and the components of the control plane.
 //!
-//! Nodes are [`super::node`]'s. RBAC takes this one's place as one more link of the [`super::Union`].
+//! Everybody else's rights are [`super::node`]'s and [`super::rbac`]'s. Upstream has the members of `system:masters` in an
+//! authorizer of their own too, so that a cluster whose roles were deleted can be repaired.
+//!
+//! The components have default roles (`system:kube-scheduler`, ...), which are those of upstream's. They are not held to
+//! them: all controllers here share the identity `system:kube-controller-manager`, while upstream gives each a service
+//! account and a role, and that role alone would not let them work.
 
-use super::{AUTHENTICATED, Attributes, Authorizer, COMPONENTS, Decision, SYSTEM_MASTERS, User};
+use super::{Attributes, Authorizer, COMPONENTS, Decision, Rules, SYSTEM_MASTERS, User, rbac::PolicyRule};
 
-pub struct SimpleAuthorizer;
+/// Allows everything to administrators and components, and has no opinion on others.
+pub struct Superusers;
 
-/// Paths that anybody may read, known or not (upstream's `system:public-info-viewer`).
-const PUBLIC: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/version/"];
-
-/// Paths that authenticated users may read (upstream's `system:discovery`), by prefix.
-const DISCOVERY: [&str; 5] = ["/api", "/apis", "/openapi", "/openid", "/.well-known"];
-
-fn is_below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+fn is_superuser(user: &User) -> bool {
+    user.is_in(SYSTEM_MASTERS) || COMPONENTS.contains(&user.name.as_str())
 }
 
-impl Authorizer for SimpleAuthorizer {
-    fn authorize(&self, user: &User, attributes: &Attributes) -> Decision {
-        let allow = |why: &str| Decision::Allow(why.to_owned());
-        if user.is_in(SYSTEM_MASTERS) {
-            return allow("system:masters");
-        }
-        if COMPONENTS.contains(&user.name.as_str()) {
-            return allow("a component of the control plane");
-        }
-        if !attributes.is_resource() {
-            let path = attributes.path.as_str();
-            let get = matches!(&*attributes.verb, "get" | "head");
-            if get && (PUBLIC.contains(&path) || is_below(path, "/livez") || is_below(path, "/readyz")) {
-                return allow("public");
-            }
-            if get && user.is_in(AUTHENTICATED) && DISCOVERY.iter().any(|prefix| is_below(path, prefix)) {
-                return allow("discovery");
-            }
-            return Decision::NoOpinion(String::new());
-        }
-        let about_oneself = matches!(
-            (attributes.group.as_str(), attributes.resource.as_str()),
-            ("authentication.k8s.io", "selfsubjectreviews")
-                | ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews")
-        );
-        if about_oneself && attributes.verb == "create" && user.is_in(AUTHENTICATED) {
-            return allow("a question about oneself");
-        }
-        Decision::NoOpinion(String::new())
+impl Authorizer for Superusers {
+    fn authorize(&self, user: &User, _: &Attributes) -> Decision {
+        if is_superuser(user) { Decision::Allow(String::new()) } else { Decision::NoOpinion(String::new()) }
     }
+
+    fn rules(&self, user: &User, _: &str) -> Rules {
+        if is_superuser(user) {
+            Rules { rules: everything().to_vec(), ..Rules::default() }
+        } else {
+            Rules::default()
+        }
+    }
+}
+
+/// All that there is to allow: every verb on every resource, and on every path.
+pub fn everything() -> [PolicyRule; 2] {
+    let all = || vec!["*".to_owned()];
+    let resources = PolicyRule { api_groups: all(), resources: all(), verbs: all(), ..PolicyRule::default() };
+    [resources, PolicyRule { non_resource_urls: all(), verbs: all(), ..PolicyRule::default() }]
 }
 
 #[cfg(test)]
@@ -54,31 +42,19 @@ mod tests {
     use super::*;
     use crate::auth::SCHEDULER;
 
-    fn pods(verb: &'static str) -> Attributes {
-        Attributes { verb: verb.into(), resource: "pods".to_owned(), ..Attributes::default() }
-    }
-
-    #[track_caller]
-    fn check(user: &User, attributes: &Attributes, allowed: bool) {
-        let decision = SimpleAuthorizer.authorize(user, attributes);
-        assert_eq!(matches!(decision, Decision::Allow(_)), allowed, "{} {attributes:?}", user.name);
-    }
-
     #[test]
-    fn everybody_but_administrators_and_components_gets_discovery_only() {
-        let admin = User::named("admin", &[SYSTEM_MASTERS]);
-        let somebody = User::named("system:serviceaccount:a:b", &[]);
-        let nobody = User::anonymous();
-        check(&admin, &pods("delete"), true);
-        check(&User::named(SCHEDULER, &[]), &pods("list"), true);
-        check(&somebody, &pods("get"), false);
-        check(&nobody, &pods("get"), false);
-        check(&nobody, &Attributes::path("get", "/readyz"), true);
-        check(&nobody, &Attributes::path("get", "/readyz/store"), true);
-        check(&nobody, &Attributes::path("get", "/metrics"), false);
-        check(&nobody, &Attributes::path("get", "/apis"), false);
-        check(&somebody, &Attributes::path("get", "/apis/apps/v1"), true);
-        check(&somebody, &Attributes::path("get", "/apiserver"), false);
-        check(&somebody, &Attributes::path("post", "/apis"), false);
+    fn administrators_and_components_may_do_everything_and_nobody_else_anything() {
+        let pods = Attributes { verb: "delete".into(), resource: "pods".to_owned(), ..Attributes::default() };
+        let check = |user: &User, allowed: bool| {
+            for attributes in [&pods, &Attributes::path("get", "/metrics")] {
+                let decision = Superusers.authorize(user, attributes);
+                assert_eq!(matches!(decision, Decision::Allow(_)), allowed, "{} {attributes:?}", user.name);
+            }
+            assert_eq!(!Superusers.rules(user, "default").rules.is_empty(), allowed, "{}", user.name);
+        };
+        check(&User::named("admin", &[SYSTEM_MASTERS]), true);
+        check(&User::named(SCHEDULER, &[]), true);
+        check(&User::named("system:serviceaccount:a:b", &[]), false);
+        check(&User::anonymous(), false);
     }
 }

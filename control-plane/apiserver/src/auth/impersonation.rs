@@ -138,7 +138,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::auth::{SYSTEM_MASTERS, authz::SimpleAuthorizer};
+    use crate::auth::{SYSTEM_MASTERS, authz::Superusers};
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -154,8 +154,7 @@ mod tests {
 
     #[track_caller]
     fn acts_as(pairs: &[(&'static str, &'static str)], name: &str, groups: &[&str]) {
-        let user =
-            effective(administrator(), &headers(pairs), &SimpleAuthorizer).expect("an administrator may");
+        let user = effective(administrator(), &headers(pairs), &Superusers).expect("an administrator may");
         assert_eq!(
             (user.name.as_str(), user.groups.iter().map(String::as_str).collect()),
             (name, groups.to_vec())
@@ -178,21 +177,19 @@ mod tests {
     #[test]
     fn extra_values_keep_their_keys() {
         let pairs = [(USER, "joe"), ("impersonate-extra-example.com%2fteam", "blue")];
-        let user =
-            effective(administrator(), &headers(&pairs), &SimpleAuthorizer).expect("an administrator may");
+        let user = effective(administrator(), &headers(&pairs), &Superusers).expect("an administrator may");
         assert_eq!(user.extra, BTreeMap::from([("example.com/team".to_owned(), vec!["blue".to_owned()])]));
     }
 
     #[test]
     fn others_may_not_and_groups_need_a_user() {
         let robot = User::named("system:serviceaccount:shop:robot", &[]);
-        let error = effective(robot, &headers(&[(USER, "root")]), &SimpleAuthorizer).expect_err("it may not");
+        let error = effective(robot, &headers(&[(USER, "root")]), &Superusers).expect_err("it may not");
         assert_eq!(
             error.message(),
             r#"users "root" is forbidden: User "system:serviceaccount:shop:robot" cannot impersonate resource "users" in API group "" at the cluster scope"#
         );
-        let error =
-            effective(administrator(), &headers(&[(GROUP, "a")]), &SimpleAuthorizer).expect_err("nobody");
+        let error = effective(administrator(), &headers(&[(GROUP, "a")]), &Superusers).expect_err("nobody");
         assert_eq!(error.code(), 400);
     }
 }

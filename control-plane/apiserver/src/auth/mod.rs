@@ -5,10 +5,12 @@ pub mod authz;
 pub mod impersonation;
 pub mod jwt;
 pub mod node;
+pub mod rbac;
 pub mod tokens;
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+use rbac::PolicyRule;
 use serde_json::{Value, json};
 
 pub const SYSTEM_MASTERS: &str = "system:masters";
@@ -122,9 +124,22 @@ pub enum Decision {
     NoOpinion(String),
 }
 
+/// What a user may do in a namespace, as far as it can be listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub rules: Vec<PolicyRule>,
+    /// There may be more: an authorizer decides by what is no list.
+    pub incomplete: bool,
+    /// Why the list may not be whole, one by authorizer.
+    pub errors: Vec<String>,
+}
+
 /// Decides from what is in memory: called for every request, so it must not wait.
 pub trait Authorizer: Send + Sync {
     fn authorize(&self, user: &User, attributes: &Attributes) -> Decision;
+
+    /// What `user` may do in `namespace`, for those who ask about themselves.
+    fn rules(&self, user: &User, namespace: &str) -> Rules;
 }
 
 /// Asks each in turn; the first who allows or denies decides.
@@ -141,6 +156,16 @@ impl Authorizer for Union {
             }
         }
         Decision::NoOpinion(reasons.join(", "))
+    }
+
+    fn rules(&self, user: &User, namespace: &str) -> Rules {
+        let mut all = Rules::default();
+        for rules in self.0.iter().map(|authorizer| authorizer.rules(user, namespace)) {
+            all.rules.extend(rules.rules);
+            all.incomplete |= rules.incomplete;
+            all.errors.extend(rules.errors);
+        }
+        all
     }
 }
 

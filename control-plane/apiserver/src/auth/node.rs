@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use hawser_api::selector::FieldSelector;
 use serde_json::Value;
 
-use super::{Attributes, Authorizer, Decision, User};
+use super::{Attributes, Authorizer, Decision, Rules, User};
 use crate::{
     cache::{CachedObject, KindCache, Selection},
     resources::Resources,
@@ -190,6 +190,18 @@ impl Authorizer for NodeAuthorizer {
             return Decision::Allow("the node's own objects".to_owned());
         }
         Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+    }
+
+    /// What a node may do follows from its pods, and is no list.
+    fn rules(&self, user: &User, _: &str) -> Rules {
+        match user.node() {
+            Some(_) => Rules {
+                incomplete: true,
+                errors: vec!["node authorizer does not support user rule resolution".to_owned()],
+                ..Rules::default()
+            },
+            None => Rules::default(),
+        }
     }
 }
 

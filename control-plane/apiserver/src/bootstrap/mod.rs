@@ -1,7 +1,12 @@
-//! What every cluster has at birth: namespaces, system priority classes, the `kubernetes` service and its endpoints.
+//! What every cluster has at birth: namespaces, system priority classes, the default roles and their bindings, the
+//! `kubernetes` service and its endpoints.
 //!
 //! Written through the chain under the server's own identity, at every start; what is there already stays as it is,
-//! but the endpoints follow the advertised address.
+//! but the endpoints follow the advertised address, and default roles get what they lack ([`rbac`]).
+
+mod controller_policy;
+mod policy;
+mod rbac;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -53,6 +58,7 @@ pub(crate) async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
         });
         birth.ensure("scheduling.k8s.io", "priorityclasses", None, class).await?;
     }
+    rbac::run(&birth).await?;
     birth.kubernetes_service().await?;
     birth.dns_service().await;
     Ok(())

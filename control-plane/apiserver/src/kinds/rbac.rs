@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     AGE, Hooks, NAME, NameRule, PLAIN,
     apps::age,
-    text,
+    meta, selector, text,
     value::{Fields, Path},
     wide,
 };
@@ -20,7 +20,14 @@ pub(crate) static ROLE: Hooks = Hooks {
     ..PLAIN
 };
 
-pub(crate) static CLUSTER_ROLE: Hooks = Hooks { validate_create: |role| rules(role, false), ..ROLE };
+pub(crate) static CLUSTER_ROLE: Hooks = Hooks {
+    validate_create: |role| {
+        let mut errors = rules(role, false);
+        aggregation_rule(&mut errors, role);
+        errors
+    },
+    ..ROLE
+};
 
 /// Both kinds of bindings.
 pub(crate) static BINDING: Hooks = Hooks {
@@ -76,8 +83,9 @@ fn rules(role: &Value, namespaced: bool) -> Vec<FieldError> {
             let urls = rule.at("nonResourceURLs").clone();
             if namespaced {
                 let detail = "namespaced rules cannot apply to non-resource URLs";
-                errors.push(FieldError::invalid(path.field("nonResourceURLs"), urls, detail));
-            } else if !rule.list("apiGroups").is_empty() || !rule.list("resources").is_empty() {
+                errors.push(FieldError::invalid(path.field("nonResourceURLs"), urls.clone(), detail));
+            }
+            if ["apiGroups", "resources", "resourceNames"].iter().any(|field| !rule.list(field).is_empty()) {
                 let detail = "rules cannot apply to both regular resources and non-resource URLs";
                 errors.push(FieldError::invalid(path.field("nonResourceURLs"), urls, detail));
             }
@@ -95,6 +103,21 @@ fn rules(role: &Value, namespaced: bool) -> Vec<FieldError> {
     errors
 }
 
+fn aggregation_rule(errors: &mut Vec<FieldError>, role: &Value) {
+    if !role.has("aggregationRule") {
+        return;
+    }
+    let (rule, list) = (Path::Root("aggregationRule"), role.list("aggregationRule.clusterRoleSelectors"));
+    let path = rule.field("clusterRoleSelectors");
+    if list.is_empty() {
+        let detail = "at least one clusterRoleSelector required if aggregationRule is non-nil";
+        errors.push(FieldError::required(path, detail));
+    }
+    for (index, labels) in list.iter().enumerate() {
+        selector::validate(errors, &path.index(index), labels);
+    }
+}
+
 fn validate_binding(binding: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let reference = binding.at("roleRef");
@@ -108,26 +131,43 @@ fn validate_binding(binding: &Value) -> Vec<FieldError> {
     if !kinds.contains(&reference.text("kind")) {
         errors.push(FieldError::not_supported(path.field("kind"), reference.text("kind"), kinds));
     }
-    if reference.text("name").is_empty() {
+    let name = reference.text("name");
+    if name.is_empty() {
         errors.push(FieldError::required(path.field("name"), ""));
+    } else {
+        meta::invalid_all(&mut errors, &path.field("name"), name, NameRule::PathSegment.check(name));
     }
     let list = Path::Root("subjects");
     for (index, subject) in binding.list("subjects").iter().enumerate() {
         let path = list.index(index);
-        if subject.text("name").is_empty() {
+        let name = subject.text("name");
+        if name.is_empty() {
             errors.push(FieldError::required(path.field("name"), ""));
         }
         let group = subject.text("apiGroup");
         match subject.text("kind") {
             "ServiceAccount" => {
+                if !name.is_empty() {
+                    meta::invalid_all(
+                        &mut errors,
+                        &path.field("name"),
+                        name,
+                        NameRule::Subdomain.check(name),
+                    );
+                }
                 if !group.is_empty() {
                     errors.push(FieldError::not_supported(path.field("apiGroup"), group, &[""]));
                 }
-                if subject.text("namespace").is_empty() {
+                // In a RoleBinding it is the binding's own where it is left out.
+                if !in_namespace && subject.text("namespace").is_empty() {
                     errors.push(FieldError::required(path.field("namespace"), ""));
                 }
             }
-            "User" | "Group" => {
+            kind @ ("User" | "Group") => {
+                if name.is_empty() {
+                    let detail = format!("{} name cannot be empty", kind.to_lowercase());
+                    errors.push(FieldError::invalid(path.field("name"), "", detail));
+                }
                 if group != GROUP {
                     errors.push(FieldError::not_supported(path.field("apiGroup"), group, &[GROUP]));
                 }

@@ -3,6 +3,7 @@
 //! Each call is one request: [`ApiServer::enter`] takes it through the chain, and the operation gets the pass. Here verbs
 //! meet subresources; what an object is like afterwards is the registry's matter.
 
+mod access;
 mod connect;
 mod reviews;
 mod subresources;

@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use hawser_api::Error;
 use serde_json::{Value, json};
 
-use super::Call;
+use super::{Call, access};
 use crate::{
     ApiServer,
-    auth::{Attributes, Decision, User, tokens::unix_now},
+    auth::{Decision, User, tokens::unix_now},
 };
 
-fn text(value: &Value) -> String {
+/// Empty where there is none.
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn texts(value: &Value) -> Vec<String> {
+/// A list of texts; empty where there is none.
+pub(super) fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(text).collect()
 }
 
@@ -27,24 +29,24 @@ impl ApiServer {
         let status = match (row.group, row.plural) {
             ("authentication.k8s.io", "selfsubjectreviews") => json!({ "userInfo": user.to_json() }),
             ("authentication.k8s.io", "tokenreviews") => self.review_token(&object["spec"]),
-            ("authorization.k8s.io", "selfsubjectaccessreviews") => {
-                self.review_access(user, &object["spec"])?
+            ("authorization.k8s.io", "selfsubjectrulesreviews") => {
+                let namespace = access::rules_namespace(&object["spec"])?;
+                access::rules_status(&self.chain().authorizer().rules(user, &namespace))
             }
-            ("authorization.k8s.io", "subjectaccessreviews") => {
-                self.review_access(&subject(&object["spec"])?, &object["spec"])?
-            }
-            ("authorization.k8s.io", "localsubjectaccessreviews") => {
-                if object["spec"]["resourceAttributes"]["namespace"] != call.namespace() {
-                    return Err(Error::bad_request(
-                        "spec.resourceAttributes.namespace must match the request's namespace",
-                    ));
+            ("authorization.k8s.io", plural) => {
+                let mut checked = object.clone();
+                if plural == "localsubjectaccessreviews" {
+                    settle_namespace(&mut checked, call.namespace())?;
                 }
-                self.review_access(&subject(&object["spec"])?, &object["spec"])?
+                let errors = access::validate(row.kind, &checked);
+                if !errors.is_empty() {
+                    return Err(Error::invalid(row.group, row.kind, "", &errors));
+                }
+                match plural {
+                    "selfsubjectaccessreviews" => self.review_access(user, &object["spec"]),
+                    _ => self.review_access(&subject(&object["spec"]), &object["spec"]),
+                }
             }
-            ("authorization.k8s.io", "selfsubjectrulesreviews") => json!({
-                "resourceRules": [], "nonResourceRules": [], "incomplete": true,
-                "evaluationError": "the authorizer does not support user rule resolution",
-            }),
             _ => return Ok(None),
         };
         let mut answer = object.clone();
@@ -68,43 +70,34 @@ impl ApiServer {
         }
     }
 
-    fn review_access(&self, user: &User, spec: &Value) -> Result<Value, Error> {
-        let attributes = attributes(spec)?;
-        Ok(match self.chain().authorizer().authorize(user, &attributes) {
+    fn review_access(&self, user: &User, spec: &Value) -> Value {
+        let attributes = access::attributes(spec);
+        match self.chain().authorizer().authorize(user, &attributes) {
+            Decision::Allow(reason) if reason.is_empty() => json!({ "allowed": true }),
             Decision::Allow(reason) => json!({ "allowed": true, "reason": reason }),
             Decision::Deny(reason) => json!({ "allowed": false, "denied": true, "reason": reason }),
             Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
             Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),
-        })
+        }
     }
 }
 
-fn attributes(spec: &Value) -> Result<Attributes, Error> {
-    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    match (resource.is_object(), path.is_object()) {
-        (true, false) => Ok(Attributes {
-            verb: text(&resource["verb"]).into(),
-            resource: text(&resource["resource"]),
-            group: text(&resource["group"]),
-            version: text(&resource["version"]),
-            subresource: text(&resource["subresource"]),
-            namespace: text(&resource["namespace"]),
-            name: text(&resource["name"]),
-            ..Attributes::default()
-        }),
-        (false, true) => Ok(Attributes {
-            verb: text(&path["verb"]).into(),
-            path: text(&path["path"]),
-            ..Attributes::default()
-        }),
-        _ => Err(Error::bad_request(
-            "spec: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+/// The object gets the namespace of its request.
+fn settle_namespace(object: &mut Value, namespace: &str) -> Result<(), Error> {
+    let known = &mut object["metadata"]["namespace"];
+    match known.as_str() {
+        Some(other) if !other.is_empty() && other != namespace => Err(Error::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
         )),
+        _ => {
+            *known = json!(namespace);
+            Ok(())
+        }
     }
 }
 
-fn subject(spec: &Value) -> Result<User, Error> {
-    let user = User {
+fn subject(spec: &Value) -> User {
+    User {
         name: text(&spec["user"]),
         uid: text(&spec["uid"]),
         groups: texts(&spec["groups"]),
@@ -114,9 +107,5 @@ fn subject(spec: &Value) -> Result<User, Error> {
             .flatten()
             .map(|(key, values)| (key.clone(), texts(values)))
             .collect::<BTreeMap<_, _>>(),
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        return Err(Error::bad_request("spec: at least one of user or group must be specified"));
     }
-    Ok(user)
 }
