@@ -14,7 +14,7 @@ mod tests;
 pub use index::{Binding, Index, RoleRef, Subject};
 pub use rule::{PolicyRule, Rule, quoted};
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{Attributes, Authorizer, Decision, Rules, User};
 use crate::cache::KindSpec;
@@ -54,9 +54,12 @@ impl Rbac {
 
     /// The rules of `user` in `namespace` (empty: those that hold everywhere), and the roles that could not be found.
     pub fn rules_of(&self, user: &User, namespace: &str) -> (Vec<PolicyRule>, Vec<MissingRole>) {
-        let (mut rules, mut missing) = (Vec::new(), Vec::new());
+        let (mut rules, mut missing, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         let policy = self.index.policy();
         policy.visit(user, namespace, &mut |binding| -> Option<()> {
+            if !seen.insert(std::ptr::from_ref(binding)) {
+                return None;
+            }
             match policy.rules(&binding.role) {
                 Some(found) => rules.extend(found.iter().map(|rule| rule.policy().clone())),
                 None => missing.push(binding.role.missing()),
