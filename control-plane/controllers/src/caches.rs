@@ -21,6 +21,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    rbac::v1::ClusterRole,
 };
 use parking_lot::RwLock;
 use tokio::task::JoinSet;
@@ -34,6 +35,9 @@ use crate::{
 pub(crate) const NODE_LEASES: &str = "kube-node-lease";
 /// The ConfigMap with the cluster's CA, in every namespace.
 pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// The one term of [`Caches::gathering_roles`].
+pub(crate) const GATHERING: &str = "gathering";
 
 pub(crate) struct Caches {
     pub(crate) pods: Informer<Pod>,
@@ -59,12 +63,16 @@ pub(crate) struct Caches {
     pub(crate) namespaces: Informer<Namespace>,
     pub(crate) service_accounts: Informer<ServiceAccount>,
     pub(crate) root_ca: Informer<ConfigMap>,
+    pub(crate) cluster_roles: Informer<ClusterRole>,
+    /// Those with an aggregation rule, by [`GATHERING`].
+    pub(crate) gathering_roles: Index<ClusterRole>,
 }
 
 impl Caches {
     pub(crate) fn new() -> Self {
         let (pods, replica_sets, deployments) = (Informer::new(), Informer::new(), Informer::new());
         let (services, endpoint_slices) = (Informer::new(), Informer::new());
+        let cluster_roles = Informer::new();
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
             pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
@@ -94,6 +102,10 @@ impl Caches {
             namespaces: Informer::new(),
             service_accounts: Informer::new(),
             root_ca: Informer::new(),
+            gathering_roles: Index::new(&cluster_roles, |role: &ClusterRole| {
+                role.aggregation_rule.iter().map(|_| GATHERING.to_owned()).collect()
+            }),
+            cluster_roles,
         }
     }
 
@@ -107,6 +119,7 @@ impl Caches {
         start(&self.endpoints, client, tasks);
         start(&self.nodes, client, tasks);
         start(&self.namespaces, client, tasks);
+        start(&self.cluster_roles, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
         start_some(&self.root_ca, client, tasks, None, format!("metadata.name={ROOT_CA}"));
@@ -125,6 +138,7 @@ impl Caches {
         self.leases.synced().await;
         self.service_accounts.synced().await;
         self.root_ca.synced().await;
+        self.cluster_roles.synced().await;
     }
 
     /// The pods that have every pair of `wanted`, which is not empty.

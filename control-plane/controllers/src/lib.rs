@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod caches;
+mod clusterrole_aggregation;
 mod config;
 mod deployment;
 mod endpoints;
@@ -71,6 +72,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     serviceaccount::register(&mut starts);
     root_ca::register(&mut starts);
     garbage_collector::register(&mut starts);
+    clusterrole_aggregation::register(&mut starts);
     let pending = starts.pending;
 
     let mut informers = JoinSet::new();
