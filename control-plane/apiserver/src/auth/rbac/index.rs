@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tracing::error;
 
-use super::{GROUP, MissingRole, PolicyRule, Rule};
+use super::{GROUP, MissingRole, PolicyRule, Rule, shards::Shards};
 use crate::{
     auth::User,
     cache::{CachedObject, CowMap, ObjectSink},
@@ -92,67 +92,100 @@ pub struct Binding {
 
 impl Binding {
     /// The words of an answer: `ClusterRoleBinding "x" of ClusterRole "y" to Group "z"`.
-    pub(super) fn describe(&self, user: &User) -> String {
-        let role = if self.role.cluster { "ClusterRole" } else { "Role" };
-        let of = format!("of {role} {:?}", self.role.name());
-        let to = match self.subjects.iter().find(|subject| subject.is(user)) {
-            Some(Subject::User(name)) => format!("User {name:?}"),
-            Some(Subject::Group(name)) => format!("Group {name:?}"),
+    pub(super) fn describe(&self, text: &mut String, user: &User) {
+        let slashed = |name: &str, namespace: &str| format!("{name}/{namespace}");
+        if self.namespace.is_empty() {
+            push_quoted(text, "ClusterRoleBinding ", &self.name);
+        } else {
+            push_quoted(text, "RoleBinding ", &slashed(&self.name, &self.namespace));
+        }
+        let role = if self.role.cluster { " of ClusterRole " } else { " of Role " };
+        push_quoted(text, role, self.role.name());
+        match self.subjects.iter().find(|subject| subject.is(user)) {
+            Some(Subject::User(name)) => push_quoted(text, " to User ", name),
+            Some(Subject::Group(name)) => push_quoted(text, " to Group ", name),
             Some(Subject::ServiceAccount { user, name_at }) => {
                 let namespace = &user["system:serviceaccount:".len()..name_at - 1];
-                format!("ServiceAccount {:?}", format!("{}/{namespace}", &user[*name_at..]))
+                push_quoted(text, " to ServiceAccount ", &slashed(&user[*name_at..], namespace));
             }
-            None => return of,
-        };
-        if self.namespace.is_empty() {
-            format!("ClusterRoleBinding {:?} {of} to {to}", self.name)
-        } else {
-            format!("RoleBinding {:?} {of} to {to}", format!("{}/{}", self.name, self.namespace))
+            None => {}
         }
     }
 }
 
-/// The bindings of one subject, by their names.
+/// Appends a word and a name in quotes. This is part of every decision, and the formatter is slow.
+fn push_quoted(text: &mut String, word: &str, name: &str) {
+    text.push_str(word);
+    if name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        text.push('"');
+        text.push_str(name);
+        text.push('"');
+    } else {
+        text.push_str(&format!("{name:?}"));
+    }
+}
+
+/// Bindings by role and name. Of several that grant one role, one is enough for a decision.
+type ByRole = CowMap<CowMap<Arc<Binding>>>;
+
+/// Shows `visit` one binding of each role, until it returns something.
+fn visit_roles<R>(roles: &ByRole, visit: &mut impl FnMut(&Binding) -> Option<R>) -> Option<R> {
+    roles.find_map(&mut |bindings| bindings.find_map(&mut |binding| Some(visit(binding))).flatten())
+}
+
+fn put_binding(roles: &mut ByRole, binding: &Arc<Binding>) {
+    let mut bindings = roles.get(&binding.role.key).cloned().unwrap_or_default();
+    bindings.insert(binding.name.as_str().into(), binding.clone());
+    roles.insert(binding.role.key.as_str().into(), bindings);
+}
+
+fn remove_binding(roles: &mut ByRole, binding: &Binding) {
+    let Some(mut bindings) = roles.get(&binding.role.key).cloned() else { return };
+    bindings.remove(&binding.name);
+    if bindings.is_empty() {
+        roles.remove(&binding.role.key);
+    } else {
+        roles.insert(binding.role.key.as_str().into(), bindings);
+    }
+}
+
+/// The bindings of one subject.
 #[derive(Clone, Default)]
 struct Grants {
-    cluster: CowMap<Arc<Binding>>,
-    by_namespace: CowMap<CowMap<Arc<Binding>>>,
+    cluster: ByRole,
+    by_namespace: CowMap<ByRole>,
 }
 
 impl Grants {
     fn visit<R>(&self, namespace: &str, visit: &mut impl FnMut(&Binding) -> Option<R>) -> Option<R> {
-        let mut each = |binding: &Arc<Binding>| visit(binding);
-        if let Some(found) = self.cluster.find_map(&mut each) {
+        if let Some(found) = visit_roles(&self.cluster, visit) {
             return Some(found);
         }
         if namespace.is_empty() {
             return None;
         }
-        self.by_namespace.get(namespace)?.find_map(&mut each)
+        visit_roles(self.by_namespace.get(namespace)?, visit)
     }
 
     fn put(&mut self, binding: &Arc<Binding>) {
-        let name = binding.name.as_str().into();
         if binding.namespace.is_empty() {
-            self.cluster.insert(name, binding.clone());
-            return;
+            return put_binding(&mut self.cluster, binding);
         }
-        let mut bindings = self.by_namespace.get(&binding.namespace).cloned().unwrap_or_default();
-        bindings.insert(name, binding.clone());
-        self.by_namespace.insert(binding.namespace.as_str().into(), bindings);
+        let mut roles = self.by_namespace.get(&binding.namespace).cloned().unwrap_or_default();
+        put_binding(&mut roles, binding);
+        self.by_namespace.insert(binding.namespace.as_str().into(), roles);
     }
 
     fn remove(&mut self, binding: &Binding) {
         if binding.namespace.is_empty() {
-            self.cluster.remove(&binding.name);
-            return;
+            return remove_binding(&mut self.cluster, binding);
         }
-        let Some(mut bindings) = self.by_namespace.get(&binding.namespace).cloned() else { return };
-        bindings.remove(&binding.name);
-        if bindings.is_empty() {
+        let Some(mut roles) = self.by_namespace.get(&binding.namespace).cloned() else { return };
+        remove_binding(&mut roles, binding);
+        if roles.is_empty() {
             self.by_namespace.remove(&binding.namespace);
         } else {
-            self.by_namespace.insert(binding.namespace.as_str().into(), bindings);
+            self.by_namespace.insert(binding.namespace.as_str().into(), roles);
         }
     }
 
@@ -164,12 +197,12 @@ impl Grants {
 /// All roles and bindings at one moment.
 #[derive(Clone, Default)]
 pub(super) struct Policy {
-    cluster_roles: CowMap<Arc<[Rule]>>,
+    cluster_roles: Shards<Arc<[Rule]>>,
     /// By `namespace/name`.
-    roles: CowMap<Arc<[Rule]>>,
+    roles: Shards<Arc<[Rule]>>,
     /// Service accounts are users too.
-    users: CowMap<Grants>,
-    groups: CowMap<Grants>,
+    users: Shards<Grants>,
+    groups: Shards<Grants>,
 }
 
 impl Policy {
@@ -178,8 +211,8 @@ impl Policy {
         if role.cluster { self.cluster_roles.get(&role.key) } else { self.roles.get(&role.key) }
     }
 
-    /// Shows `visit` every binding of the user that holds in `namespace`, until it returns something. A binding that
-    /// names the user twice is shown twice.
+    /// Shows `visit` the roles that the user has in `namespace`, each by one of its bindings, until it returns
+    /// something. A role that the user has by name and by groups is shown for each of them.
     pub(super) fn visit<R>(
         &self,
         user: &User,
@@ -230,8 +263,8 @@ impl Writer {
     fn put_role(&mut self, cluster: bool, key: &str, rules: Option<Arc<[Rule]>>) {
         let roles = if cluster { &mut self.policy.cluster_roles } else { &mut self.policy.roles };
         match rules {
-            Some(rules) => drop(roles.insert(key.into(), rules)),
-            None => drop(roles.remove(key)),
+            Some(rules) => roles.insert(key.into(), rules),
+            None => roles.remove(key),
         }
     }
 }
@@ -368,8 +401,8 @@ impl ObjectSink for Sink {
     fn reset(&self) {
         let mut writer = self.index.writer.lock();
         match self.kind {
-            Kind::Role => writer.policy.roles = CowMap::default(),
-            Kind::ClusterRole => writer.policy.cluster_roles = CowMap::default(),
+            Kind::Role => writer.policy.roles = Shards::default(),
+            Kind::ClusterRole => writer.policy.cluster_roles = Shards::default(),
             Kind::RoleBinding | Kind::ClusterRoleBinding => {
                 let own = |key: &str| key.starts_with(&self.prefix);
                 let keys: Vec<Box<str>> = writer.bindings.keys().filter(|key| own(key)).cloned().collect();

@@ -8,11 +8,12 @@
 pub mod cover;
 mod index;
 mod rule;
+mod shards;
 #[cfg(test)]
 mod tests;
 
 pub use index::{Binding, Index, RoleRef, Subject};
-pub use rule::{PolicyRule, Rule, quoted};
+pub use rule::{Asked, PolicyRule, Rule, quoted};
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -21,6 +22,9 @@ use crate::cache::KindSpec;
 
 /// The API group of the four kinds.
 pub const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// Room for the reason of most answers.
+const REASON_BYTES: usize = 192;
 
 /// The authorizer. Clones share one index.
 #[derive(Clone, Default)]
@@ -57,10 +61,9 @@ impl Rbac {
         let (mut rules, mut missing, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         let policy = self.index.policy();
         policy.visit(user, namespace, &mut |binding| -> Option<()> {
-            if !seen.insert(std::ptr::from_ref(binding)) {
-                return None;
-            }
             match policy.rules(&binding.role) {
+                // A role that is granted in several ways is listed once.
+                Some(found) if !seen.insert(Arc::as_ptr(found)) => {}
                 Some(found) => rules.extend(found.iter().map(|rule| rule.policy().clone())),
                 None => missing.push(binding.role.missing()),
             }
@@ -85,14 +88,18 @@ impl Rbac {
 impl Authorizer for Rbac {
     fn authorize(&self, user: &User, attributes: &Attributes) -> Decision {
         let policy = self.index.policy();
-        let mut missing = Vec::new();
+        let (mut missing, asked) = (Vec::new(), Asked::new(attributes));
         let allowed = policy.visit(user, &attributes.namespace, &mut |binding| {
             let Some(rules) = policy.rules(&binding.role) else {
                 missing.push(binding.role.missing());
                 return None;
             };
-            let allows = rules.iter().any(|rule| rule.allows(attributes));
-            allows.then(|| format!("RBAC: allowed by {}", binding.describe(user)))
+            rules.iter().any(|rule| rule.allows(&asked)).then(|| {
+                let mut reason = String::with_capacity(REASON_BYTES);
+                reason.push_str("RBAC: allowed by ");
+                binding.describe(&mut reason, user);
+                reason
+            })
         });
         match allowed {
             Some(reason) => Decision::Allow(reason),

@@ -251,7 +251,7 @@ fn decisions_are_those_of_the_plain_definition() {
                 assert_eq!(matches!(decision, Decision::Allow(_)), expected, "{}", context());
                 // What can be listed is what decides.
                 let listed = twins.rbac.rules(&user, &attributes.namespace).rules;
-                let by_list = listed.into_iter().any(|rule| Rule::new(rule).allows(&attributes));
+                let by_list = listed.into_iter().any(|rule| Rule::new(rule).allows(&Asked::new(&attributes)));
                 assert_eq!(by_list, expected, "listed, {}", context());
                 *(if expected { &mut allowed } else { &mut refused }) += 1;
             }
