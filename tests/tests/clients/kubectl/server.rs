@@ -111,8 +111,81 @@ fn auth_says_who_one_is_and_what_one_may() {
     kubectl.fails(&format!("auth whoami {robot}")).says(&["Unauthorized"]);
 }
 
-/// Impersonation comes with RBAC. Until then the header must not be overlooked: who asks as somebody else would act as
-/// himself, with all his rights.
+#[test]
+fn roles_are_made_bound_and_asked_about() {
+    let server = ApiServer::start();
+    let kubectl = server.kubectl("asking");
+    kubectl.ok("create role reader --verb=get,list --resource=pods,configmaps");
+    kubectl.ok("create rolebinding readers --role=reader --serviceaccount=asking:robot --user=ann");
+    kubectl.ok("get rolebinding readers -o wide").says(&["Role/reader", "ann", "asking/robot"]);
+    for subject in ["ann", "system:serviceaccount:asking:robot"] {
+        let may = |question: &str| kubectl.run(&format!("auth can-i {question} --as={subject}"), None);
+        assert_eq!(may("list pods").stdout.trim(), "yes");
+        assert_eq!(may("delete pods").stdout.trim(), "no");
+        assert_eq!(may("list pods -n default").stdout.trim(), "no");
+        may("--list").says(&[
+            "pods",
+            "configmaps",
+            "[get list]",
+            "selfsubjectreviews.authentication.k8s.io",
+            "[/api/*]",
+        ]);
+    }
+    kubectl.ok("get pods --as=ann").says(&["No resources found"]);
+    kubectl.fails("get pods -A --as=ann").says(&["cannot list resource \"pods\"", "at the cluster scope"]);
+
+    kubectl.ok("create clusterrole watcher --verb=get --non-resource-url=/metrics");
+    kubectl.ok("create clusterrolebinding watchers --clusterrole=watcher --group=watchers");
+    kubectl.ok("get --raw /metrics --as=joe --as-group=watchers").says(&["apiserver_request_total{"]);
+    kubectl.fails("get --raw /metrics --as=joe").says(&["cannot get path \"/metrics\""]);
+
+    // What the controller gathers.
+    kubectl.eventually(
+        "clusterrole view",
+        "{.rules[?(@.resources[0]==\"endpointslices\")].verbs}",
+        r#"["get","list","watch"]"#,
+    );
+    kubectl.ok("create rolebinding editors --clusterrole=edit --user=bob");
+    kubectl.eventually(
+        "clusterrole edit",
+        "{.rules[?(@.resources[0]==\"namespaces\")].verbs}",
+        r#"["get","list","watch"]"#,
+    );
+    kubectl.ok("create configmap made --as=bob");
+    kubectl
+        .fails("create rolebinding more --clusterrole=cluster-admin --user=bob --as=bob")
+        .says(&["forbidden"]);
+    kubectl.ok("create rolebinding admins --clusterrole=admin --user=eve");
+    kubectl.eventually(
+        "clusterrole admin",
+        "{.rules[?(@.resources[0]==\"namespaces\")].verbs}",
+        r#"["get","list","watch"]"#,
+    );
+    kubectl.ok("create rolebinding given --clusterrole=view --user=kim --as=eve");
+    kubectl
+        .fails("create rolebinding taken --clusterrole=cluster-admin --user=eve --as=eve")
+        .says(&["is attempting to grant RBAC permissions not currently held", r#"{APIGroups:["*"]"#]);
+
+    let wanted = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: { name: reader, namespace: asking }
+rules: [{ apiGroups: [''], resources: [secrets], verbs: [get] }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: { name: readers, namespace: asking }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: reader }
+subjects: [{ kind: User, apiGroup: rbac.authorization.k8s.io, name: tom }]
+";
+    kubectl
+        .ok_with("auth reconcile -f -", wanted)
+        .says(&["role.rbac.authorization.k8s.io/reader reconciled"]);
+    assert_eq!(kubectl.ok("auth can-i get secrets --as=tom").stdout.trim(), "yes");
+    assert_eq!(kubectl.ok("auth can-i list pods --as=ann").stdout.trim(), "yes");
+}
+
+/// The header must not be overlooked: who asks as somebody else would act as himself, with all his rights.
 #[test]
 fn acting_as_somebody_else_never_keeps_ones_own_rights() {
     let server = ApiServer::start();
