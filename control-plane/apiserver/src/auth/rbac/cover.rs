@@ -8,8 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{PolicyRule, rule::matches_path};
 
-/// Parts that rules are broken down to, at most. Upstream's largest default role comes to some hundred.
-pub const MAX_PARTS: usize = 100_000;
+/// Parts that rules are broken down to, at most. The largest default role comes to some hundred.
+pub const MAX_PARTS: usize = 20_000;
+
+/// Lines of a message, at most: the rest is counted.
+const MAX_LINES: usize = 200;
 
 /// The rules of `wanted` that `owned` does not cover, broken down; empty where all is covered.
 pub fn missing(owned: &[PolicyRule], wanted: &[PolicyRule]) -> Vec<PolicyRule> {
@@ -128,7 +131,12 @@ pub fn compact(rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
 /// Rules for a message: each on a line, in order.
 pub fn describe(rules: Vec<PolicyRule>) -> String {
     let lines: BTreeSet<String> = compact(rules).iter().map(PolicyRule::compact).collect();
-    lines.into_iter().collect::<Vec<_>>().join("\n")
+    let more = lines.len().saturating_sub(MAX_LINES);
+    let mut text = lines.into_iter().take(MAX_LINES).collect::<Vec<_>>().join("\n");
+    if more > 0 {
+        text += &format!("\n... and {more} more");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -219,5 +227,8 @@ mod tests {
         let all = rules(json!([{ "apiGroups": ["*"], "resources": ["*"], "verbs": ["*"] }]));
         assert!(missing(&all, &wanted).is_empty());
         assert_eq!(missing(&[], &wanted), wanted);
+        let wanted = rules(json!([{ "apiGroups": [""], "resources": many, "verbs": ["get"] }]));
+        let text = describe(missing(&[], &wanted));
+        assert!(text.lines().count() == MAX_LINES + 1 && text.ends_with("\n... and 200 more"), "{text}");
     }
 }
