@@ -250,6 +250,18 @@ impl Error {
         Self::about(Reason::Conflict, resource, name, message)
     }
 
+    /// An apply would take fields from their managers; each cause is a message and a field.
+    pub fn apply_conflict(
+        message: impl Into<String>,
+        causes: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        let causes = causes.into_iter().map(|(message, field)| {
+            json!({ "reason": "FieldManagerConflict", "message": message, "field": field })
+        });
+        let causes: Vec<Value> = causes.collect();
+        Self::with_details(Reason::Conflict, message.into(), json!({ "causes": causes }))
+    }
+
     /// `user` may not do `verb`.
     pub fn forbidden(resource: &GroupVersionResource, name: &str, why: &str) -> Self {
         let subject = if name.is_empty() { String::new() } else { format!(" {name:?}") };

@@ -2,13 +2,14 @@
 //!
 //! Here live what the API server and its clients agree on: names of kinds ([`resource`]), errors as
 //! `metav1.Status` ([`error`]), the schema of every built-in type ([`schema`]), patches, selectors and
-//! quantities, the [`Client`] trait through which components reach the API, the typed layer and the
+//! quantities, server-side apply and the owners of fields ([`apply`]), the [`Client`] trait through which components reach the API, the typed layer and the
 //! watch-fed caches over it ([`Api`], [`informer`]), and the gRPC protocol with its client ([`grpc`]).
 //! No I/O happens here but in the gRPC client.
 
 #![forbid(unsafe_code)]
 
 pub mod address_range;
+pub mod apply;
 pub mod client;
 pub mod error;
 pub mod grpc;

@@ -2,7 +2,7 @@
 //!
 //! Pure functions from an object and a patch to the new object, which the caller then brings into canonical
 //! form ([`crate::schema::canonicalize`]) and validates. Errors are those that upstream's server answers: 400 for
-//! what is no patch, 422 for one that does not apply. Server-side apply has its own merge and is not here.
+//! what is no patch, 422 for one that does not apply. Server-side apply has its own merge ([`crate::apply`]).
 
 mod duplicates;
 mod json;

@@ -94,18 +94,38 @@ pub fn decode(
     validation: FieldValidation,
 ) -> Result<Decoded, Error> {
     let mut context = Context::new(validation);
-    let result = match format {
-        Format::Json => {
-            let mut source = serde_json::Deserializer::from_slice(body);
-            let result = context.root(ty).deserialize(&mut source);
-            result.and_then(|object| source.end().map(|()| object)).map_err(|error| error.to_string())
-        }
-        Format::Yaml => {
-            let source = serde_yaml_ng::Deserializer::from_slice(body);
-            context.root(ty).deserialize(source).map_err(|error| error.to_string())
-        }
-    };
+    let result = context.read(ty, body, format);
     context.conclude(ty, Some(format), result)
+}
+
+/// Reads an applied configuration: what it sets, in canonical form, and nothing else.
+///
+/// Zero values and nulls stay, because they are owned; nothing is added but `kind` and `apiVersion`. A field that the
+/// type does not have is refused, however unknown fields are otherwise treated.
+pub fn decode_applied(
+    ty: &'static Type,
+    body: &[u8],
+    format: Format,
+    validation: FieldValidation,
+) -> Result<Decoded, Error> {
+    let mut context = Context { partial: true, ..Context::new(validation) };
+    let result = context.read(ty, body, format);
+    let undeclared = context.undeclared.take();
+    let decoded = context.conclude(ty, Some(format), result)?;
+    match undeclared {
+        Some(path) => Err(Error::bad_request(format!(
+            "failed to create typed patch object ({}): .{path}: field not declared in schema",
+            describe(ty, &decoded.object)
+        ))),
+        None => Ok(decoded),
+    }
+}
+
+/// `namespace/name; apps/v1, Kind=Deployment`
+fn describe(ty: &Type, object: &Value) -> String {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+    let (api_version, kind) = (ty.api_version().unwrap_or_default(), ty.kind());
+    format!("{}/{}; {api_version}, Kind={kind}", text("namespace"), text("name"))
 }
 
 /// Brings an object that a patch or a conversion made into canonical form.
@@ -147,11 +167,38 @@ struct Context {
     objects_left: u32,
     /// The first thing that cannot be read, in upstream's words; the parser's own words are for broken syntax.
     misfit: Option<String>,
+    /// What is read is a part of an object: nothing is filled in, and nothing dropped.
+    partial: bool,
+    /// The path of the first unknown field of a part.
+    undeclared: Option<String>,
 }
 
 impl Context {
     fn new(validation: FieldValidation) -> Self {
-        Self { validation, path: Vec::new(), findings: Vec::new(), objects_left: MAX_OBJECTS, misfit: None }
+        Self {
+            validation,
+            path: Vec::new(),
+            findings: Vec::new(),
+            objects_left: MAX_OBJECTS,
+            misfit: None,
+            partial: false,
+            undeclared: None,
+        }
+    }
+
+    /// Reads text as a `ty`.
+    fn read(&mut self, ty: &'static Type, body: &[u8], format: Format) -> Result<Option<Value>, String> {
+        match format {
+            Format::Json => {
+                let mut source = serde_json::Deserializer::from_slice(body);
+                let result = self.root(ty).deserialize(&mut source);
+                result.and_then(|object| source.end().map(|()| object)).map_err(|error| error.to_string())
+            }
+            Format::Yaml => {
+                let source = serde_yaml_ng::Deserializer::from_slice(body);
+                self.root(ty).deserialize(source).map_err(|error| error.to_string())
+            }
+        }
     }
 
     fn root(&mut self, ty: &'static Type) -> Node<'_> {
@@ -366,7 +413,12 @@ impl<'c> Node<'c> {
                 Some(field) => Place::Field(field),
                 None if ty.has_type_meta && matches!(name.as_str(), "kind" | "apiVersion") => Place::Text,
                 None => {
-                    context.find("unknown field", &name);
+                    if context.partial {
+                        let path = context.path_to(&name);
+                        context.undeclared.get_or_insert(path);
+                    } else {
+                        context.find("unknown field", &name);
+                    }
                     access.next_value::<serde::de::IgnoredAny>()?;
                     continue;
                 }
@@ -380,13 +432,16 @@ impl<'c> Node<'c> {
             let value = access.next_value_seed(Self::child(context, ty, place))?;
             context.path.pop();
             match value {
+                value if context.partial => drop(object.insert(name, value.unwrap_or_default())),
                 Some(value) if !field.is_some_and(|field| is_dropped(field, &value)) => {
                     object.insert(name, value);
                 }
                 _ => dropped.push(name),
             }
         }
-        fill(ty, &mut object);
+        if !context.partial {
+            fill(ty, &mut object);
+        }
         Ok(Some(Value::Object(object)))
     }
 

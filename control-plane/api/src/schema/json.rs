@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Elem, Shape, Special, Type};
+use crate::apply::ManagedFields;
 
 /// Compact JSON.
 pub fn to_vec(ty: &Type, object: &Value) -> Vec<u8> {
@@ -17,13 +18,21 @@ pub fn to_vec(ty: &Type, object: &Value) -> Vec<u8> {
 
 /// Appends compact JSON to `out`.
 pub fn write(ty: &Type, object: &Value, out: &mut Vec<u8>) {
-    Printer { out, indent: None }.message(ty, object);
+    Printer { out, indent: None, managed: None }.message(ty, object);
+}
+
+/// Compact JSON of an object whose `managedFields` are kept apart.
+pub fn to_vec_managed(ty: &Type, object: &Value, managed: &ManagedFields) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2048);
+    let managed = Some(managed).filter(|managed| !managed.is_empty());
+    Printer { out: &mut out, indent: None, managed }.message(ty, object);
+    out
 }
 
 /// JSON with an indent of two spaces, as `?pretty=true` asks for.
 pub fn to_vec_pretty(ty: &Type, object: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(2048);
-    Printer { out: &mut out, indent: Some(0) }.message(ty, object);
+    Printer { out: &mut out, indent: Some(0), managed: None }.message(ty, object);
     out
 }
 
@@ -31,6 +40,8 @@ struct Printer<'a> {
     out: &'a mut Vec<u8>,
     /// The current depth, when lines are broken.
     indent: Option<usize>,
+    /// The owners of the object's fields, until they are printed: in the first metadata, which is the object's own.
+    managed: Option<&'a ManagedFields>,
 }
 
 impl Printer<'_> {
@@ -54,7 +65,7 @@ impl Printer<'_> {
 
     fn object(&mut self, ty: &Type, object: &Map<String, Value>) {
         self.open(b'{');
-        let mut count = 0;
+        let (mut count, mut printed_apart) = (0, 0);
         if ty.has_type_meta {
             for name in ["kind", "apiVersion"] {
                 if let Some(value) = object.get(name) {
@@ -64,7 +75,16 @@ impl Printer<'_> {
             }
         }
         for field in ty.json_fields() {
-            let Some(value) = object.get(field.json) else { continue };
+            let Some(value) = object.get(field.json) else {
+                if field.json == "managedFields"
+                    && let Some(managed) = self.managed.take()
+                {
+                    self.name(field.json, &mut count);
+                    managed.write(self.out);
+                    printed_apart = 1;
+                }
+                continue;
+            };
             self.name(field.json, &mut count);
             match (field.shape, value) {
                 (Shape::List, Value::Array(items)) => {
@@ -74,7 +94,7 @@ impl Printer<'_> {
                 _ => self.elem(field.elem, value),
             }
         }
-        if count < object.len() {
+        if count < object.len() + printed_apart {
             self.unknown(ty, object, &mut count);
         }
         self.close(b'}', count);

@@ -14,11 +14,13 @@ pub mod protobuf;
 mod special;
 mod table;
 #[cfg(test)]
-mod testdata;
+pub(crate) mod testdata;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, peek_type_meta};
+pub use decode::{
+    Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, decode_applied, peek_type_meta,
+};
 pub use table::{
     Elem, Field, ListType, MapType, PatchStrategy, Shape, Special, Type, TypeId, type_named, type_of,
     type_of_object, types,

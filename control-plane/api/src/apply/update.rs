@@ -1,0 +1,59 @@
+//! Owners after a change that is no apply: who makes it owns what it changes, and nobody else does.
+
+use serde_json::Value;
+
+use super::{
+    managed::{ManagedFields, Manager, Operation},
+    set::FieldSet,
+    strip,
+    versions::{Comparisons, Convert},
+};
+
+/// A write, as owners of fields see it. Objects are canonical, in the version of the request, and without
+/// `managedFields`.
+#[derive(Clone, Copy)]
+pub struct Write<'a> {
+    pub by: Manager<'a>,
+    /// Fields of the object that this write does not reach: `status`, or all but it, where that is written apart.
+    pub ignored: &'a [&'a str],
+    pub convert: Convert<'a>,
+}
+
+impl Write<'_> {
+    /// The owners after `live` became `new`.
+    ///
+    /// Kinds without a schema are not tracked.
+    pub fn update(&self, live: &Value, new: &Value, mut managed: ManagedFields) -> ManagedFields {
+        let comparisons = Comparisons::new((live, new), self.by.api_version, self.ignored, self.convert);
+        let Some(mut comparisons) = comparisons else { return managed };
+        if comparisons.first().is_empty() {
+            return managed;
+        }
+        let mut own = comparisons.first().changed.clone();
+        strip(&mut own);
+        managed.entries_mut().retain_mut(|entry| {
+            let Some(comparison) = comparisons.at(&entry.api_version) else { return false };
+            entry.fields.subtract(&comparison.changed);
+            entry.fields.subtract(&comparison.removed);
+            !entry.fields.is_empty()
+        });
+        self.claim(&mut managed, own);
+        managed
+    }
+
+    /// Gives fields to the manager's entry of updates.
+    fn claim(&self, managed: &mut ManagedFields, fields: FieldSet) {
+        if fields.is_empty() {
+            return;
+        }
+        let entries = managed.entries_mut();
+        match entries.iter_mut().find(|entry| self.by.owns(entry, Operation::Update)) {
+            Some(entry) => {
+                entry.fields.unite(&fields);
+                entry.time = Some(self.by.now.to_owned());
+            }
+            None => entries.push(self.by.entry(Operation::Update, fields)),
+        }
+        managed.cap();
+    }
+}
