@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use hawser_api::{
     Error,
+    apply::ManagedFields,
     error::Reason,
     patch::{self, PatchType},
     schema::{self, FieldValidation, Format, Type},
@@ -68,6 +69,14 @@ pub(crate) fn canonical_json(object: &Value) -> Result<Vec<u8>, Error> {
     }
 }
 
+/// JSON in upstream's order of an object whose owners of fields are kept apart.
+pub(crate) fn managed_json(object: &Value, managed: &ManagedFields) -> Result<Vec<u8>, Error> {
+    match schema_of(object) {
+        Some(ty) => Ok(schema::json::to_vec_managed(ty, object, managed)),
+        None => serde_json::to_vec(object).map_err(Error::internal),
+    }
+}
+
 fn schema_of(object: &Value) -> Option<&'static Type> {
     type_of(object["apiVersion"].as_str()?, object["kind"].as_str()?)
 }
@@ -101,6 +110,45 @@ pub(crate) fn yaml(json: &[u8]) -> Result<Bytes, Error> {
     serde_yaml_ng::to_string(&value).map(Bytes::from).map_err(Error::internal)
 }
 
+/// An applied configuration.
+#[derive(Clone, Debug)]
+pub struct Apply {
+    /// What it sets, in canonical form, of the resource's version and type.
+    pub config: Value,
+    /// Fields are taken from their managers.
+    pub force: bool,
+}
+
+/// Reads an applied configuration, YAML or JSON; `expected` is the type of what it is applied to.
+pub(crate) fn decode_applied(
+    body: &[u8],
+    expected: (&str, &str),
+    validation: FieldValidation,
+) -> Result<Decoded, Error> {
+    let meta = |format| schema::peek_type_meta(body, format).map(|meta| (meta, format));
+    let (meta, format) = meta(Format::Json)
+        .or_else(|_| meta(Format::Yaml))
+        .map_err(|error| Error::bad_request(format!("error decoding YAML: {error}")))?;
+    let (api_version, kind) = expected;
+    if meta.api_version != api_version {
+        return Err(Error::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {}, expected: {api_version}",
+            meta.api_version
+        )));
+    }
+    if meta.kind != kind {
+        return Err(Error::bad_request(format!(
+            "the kind in the applied configuration ({}) does not match the expected kind ({kind})",
+            meta.kind
+        )));
+    }
+    let ty = type_of(api_version, kind).ok_or_else(|| {
+        Error::bad_request(format!("no kind {kind:?} is registered for version {api_version:?}"))
+    })?;
+    let decoded = schema::decode_applied(ty, body, format, validation)?;
+    Ok(Decoded { object: decoded.object, warnings: decoded.warnings })
+}
+
 /// A patch as a request carries it.
 #[derive(Clone, Debug)]
 pub struct Patch {
@@ -121,6 +169,15 @@ impl Patch {
             }
             None => Ok((patched, Vec::new())),
         }
+    }
+
+    /// Whether the patch may say something of `managedFields`: by name, by escapes that may spell it, or by a path that
+    /// has it inside.
+    pub fn concerns_owners(&self) -> bool {
+        let Ok(text) = std::str::from_utf8(&self.body) else { return true };
+        text.contains("managedFields")
+            || text.contains("\\u")
+            || self.kind == PatchType::Json && (text.contains("\"/metadata\"") || text.contains("\"\""))
     }
 
     /// Whether the patch is for one version of the object only.

@@ -10,7 +10,6 @@ use hawser_api::{
     client::{
         Binding, DeleteOptions, List, ListOptions, Patch, WatchEvent, WatchOptions, WatchStream, WriteOptions,
     },
-    error::Reason,
     patch::PatchType,
     resource::Target,
     schema::FieldValidation,
@@ -21,7 +20,7 @@ use crate::{
     auth::User,
     cache::{Change, ChangeKind, Watcher},
     codec::{self, Encoding},
-    ops::{Reply, WatchRequest, WriteOptions as Options, Written},
+    ops::{Apply, Reply, WatchRequest, WriteOptions as Options, Written},
     registry::{DeleteRequest, ListRequest},
     resources::Resource,
 };
@@ -55,7 +54,7 @@ fn body(resource: &Resource, reply: &Reply) -> Result<Bytes, Error> {
 }
 
 fn options(options: &WriteOptions) -> Options {
-    Options { dry_run: options.dry_run, field_manager: options.field_manager.clone(), uid: None }
+    Options { dry_run: options.dry_run, field_manager: options.field_manager.clone(), ..Options::default() }
 }
 
 /// What a body of this target is expected to be: API version and kind.
@@ -167,8 +166,10 @@ impl Client for LocalClient {
             Patch::Json(body) => (PatchType::Json, body),
             Patch::Merge(body) => (PatchType::Merge, body),
             Patch::StrategicMerge(body) => (PatchType::StrategicMerge, body),
-            Patch::Apply { .. } => {
-                return Err(Error::new(Reason::UnsupportedMediaType, "server-side apply is not served yet"));
+            Patch::Apply { configuration, force } => {
+                let validation = FieldValidation::Ignore;
+                let apply = Apply { body: configuration, force, validation };
+                return answer(&call.resource, self.server.apply(&call, apply, &options(options_)).await?);
             }
         };
         let patch = codec::Patch { kind, body, validation: FieldValidation::Ignore };

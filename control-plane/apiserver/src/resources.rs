@@ -7,6 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use hawser_api::{
     Error, GroupVersionResource,
+    apply::ManagedFields,
     error::Reason,
     kinds::{KINDS, Kind, Storage},
 };
@@ -125,6 +126,18 @@ impl Resources {
             .ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))
     }
 
+    /// Turns an object of `resource` into one of another version of the same objects; `None` where that is not served.
+    pub fn convert(&self, resource: &Resource, object: &Value, api_version: &str) -> Option<Value> {
+        let same = |other: &&Arc<Resource>| {
+            std::ptr::eq(other.stored, resource.stored) && other.api_version == api_version
+        };
+        let target = self.iter().find(same)?;
+        let mut object = object.clone();
+        resource.to_storage(&mut object);
+        target.from_storage(&mut object);
+        Some(object)
+    }
+
     /// A kind that is always there.
     pub fn builtin(&self, group: &str, version: &str, plural: &str) -> &Arc<Resource> {
         self.find(group, version, plural)
@@ -163,7 +176,9 @@ impl Resource {
     }
 
     /// The stored form of an object's JSON: canonical, kind and version first, no resource version.
-    pub fn stored_json(&self, object: &Value) -> Result<Vec<u8>, Error> {
-        codec::canonical_json(object)
+    ///
+    /// `managed` are the owners of its fields, which its tree is without.
+    pub fn stored_json(&self, object: &Value, managed: &ManagedFields) -> Result<Vec<u8>, Error> {
+        codec::managed_json(object, managed)
     }
 }

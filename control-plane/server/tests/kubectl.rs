@@ -98,6 +98,71 @@ fn manifests_are_applied_edited_and_deleted() {
     assert_eq!(error, "Error from server (NotFound): configmaps \"settings\" not found\n");
 }
 
+/// Manager and operation of each entry, in order.
+fn managers(plane: &common::ControlPlane, object: &str) -> Vec<String> {
+    let path = "{range .metadata.managedFields[*]}{.manager} {.operation}{\"\\n\"}{end}";
+    let path = format!("jsonpath={path}");
+    let shown = plane.kubectl(&["get", object, "--show-managed-fields", "-o", &path]);
+    shown.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn manifests_are_applied_by_the_server_and_fields_have_owners() {
+    let Some(plane) = start("apiserver") else { return };
+    let apply = |manager: &str, more: &[&str], manifest: &str| {
+        let manager = format!("--field-manager={manager}");
+        let arguments = [&["apply", "--server-side", manager.as_str()], more, &["-f", "-"]].concat();
+        let mut child = plane
+            .command()
+            .args(&arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("runs");
+        child.stdin.take().expect("piped").write_all(manifest.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    };
+    let made = apply("one", &[], MANIFEST).expect("applied");
+    assert_eq!(made, "configmap/settings serverside-applied\nservice/web serverside-applied\n");
+    assert_eq!(managers(&plane, "configmap/settings"), ["one Apply"]);
+    assert!(!plane.kubectl(&["get", "service", "web", "-o", "yaml"]).contains("managedFields"));
+    let blue = MANIFEST.replace("red", "blue");
+    let error = apply("two", &[], &blue).expect_err("a conflict");
+    assert!(error.contains("Apply failed with 1 conflict: conflict with \"one\": .data.color"), "{error}");
+    assert!(error.contains("--force-conflicts"), "{error}");
+    apply("two", &["--force-conflicts"], &blue).expect("taken over");
+    assert_eq!(managers(&plane, "configmap/settings"), ["two Apply"]);
+    apply("two", &[], &blue.replace("{color: blue}", "{size: big}")).expect("a field less");
+    assert_eq!(
+        plane.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]),
+        "{\"size\":\"big\"}"
+    );
+    plane.kubectl(&["label", "configmap", "settings", "tier=front"]);
+    assert_eq!(managers(&plane, "configmap/settings"), ["two Apply", "kubectl-label Update"]);
+    let error = apply("two", &[], "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndate: {}\n");
+    assert!(error.expect_err("unknown").contains(".date: field not declared in schema"));
+    let dry = apply("two", &["--dry-run=server"], &blue).expect("tried");
+    assert!(dry.starts_with("configmap/settings serverside-applied (server dry run)"), "{dry}");
+}
+
+#[test]
+fn what_client_side_apply_made_goes_on_with_server_side_apply_and_back() {
+    let Some(plane) = start("apiserver") else { return };
+    plane.kubectl_with_input(&["apply", "-f", "-"], MANIFEST);
+    assert_eq!(managers(&plane, "configmap/settings"), ["kubectl-client-side-apply Update"]);
+    let green = MANIFEST.replace("red", "green");
+    plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &green);
+    assert_eq!(managers(&plane, "configmap/settings"), ["kubectl Apply"]);
+    let less = green.replace("{color: green}", "{}");
+    plane.kubectl_with_input(&["apply", "--server-side", "-f", "-"], &less);
+    assert_eq!(plane.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data}"]), "");
+    plane.kubectl_with_input(&["apply", "-f", "-"], MANIFEST);
+    assert_eq!(plane.kubectl(&["get", "configmap", "settings", "-o", "jsonpath={.data.color}"]), "red");
+}
+
 #[test]
 fn the_server_describes_itself() {
     let Some(plane) = start("apiserver") else { return };

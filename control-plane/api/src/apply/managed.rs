@@ -10,6 +10,8 @@ use super::set::FieldSet;
 
 /// How many entries of updates an object has at most; the oldest above that become one.
 const MAX_UPDATE_MANAGERS: usize = 10;
+/// Entries that a client may send; what is done with them takes time by their square.
+const MAX_SENT_ENTRIES: usize = 1000;
 /// The manager of the fields of updates that were merged.
 const ANCIENT_CHANGES: &str = "ancient-changes";
 /// The most bytes of a manager's name that is taken from a request.
@@ -135,8 +137,12 @@ impl ManagedFields {
     /// Reads the list as objects carry it.
     pub fn decode(list: &Value) -> Result<Self, Undecodable> {
         let mut managed = Self::deserialize(list)?;
+        let refuse = |what: String| Err(Undecodable(serde::de::Error::custom(what)));
         if managed.entries.iter().any(|entry| entry.api_version.is_empty()) {
-            return Err(serde::de::Error::custom("apiVersion must not be empty")).map_err(Undecodable);
+            return refuse("apiVersion must not be empty".to_owned());
+        }
+        if managed.entries.len() > MAX_SENT_ENTRIES {
+            return refuse(format!("there are more than {MAX_SENT_ENTRIES} managers"));
         }
         managed.sort();
         Ok(managed)

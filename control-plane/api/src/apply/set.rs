@@ -119,20 +119,25 @@ impl FieldSet {
 
     /// Adds the members of `other`.
     pub fn unite(&mut self, other: &Self) {
-        let mut at = 0;
+        if other.is_empty() {
+            return;
+        }
+        let mut own = std::mem::take(&mut self.nodes).into_iter().peekable();
+        self.nodes.reserve(own.len().max(other.nodes.len()));
         for theirs in &other.nodes {
-            while self.nodes.get(at).is_some_and(|node| node.element < theirs.element) {
-                at += 1;
+            while let Some(node) = own.next_if(|node| node.element < theirs.element) {
+                self.nodes.push(node);
             }
-            match self.nodes.get_mut(at) {
-                Some(node) if node.element == theirs.element => {
+            match own.next_if(|node| node.element == theirs.element) {
+                Some(mut node) => {
                     node.member |= theirs.member;
                     node.children.unite(&theirs.children);
+                    self.nodes.push(node);
                 }
-                _ => self.nodes.insert(at, theirs.clone()),
+                None => self.nodes.push(theirs.clone()),
             }
-            at += 1;
         }
+        self.nodes.extend(own);
     }
 
     /// Removes the members of `other`; what lies below a member stays.

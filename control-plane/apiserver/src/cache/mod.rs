@@ -11,6 +11,7 @@
 mod cow_map;
 mod feed;
 mod object;
+mod parts;
 pub mod ring;
 mod scan;
 mod selection;

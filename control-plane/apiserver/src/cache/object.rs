@@ -6,11 +6,15 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use hawser_api::apply::ManagedFields;
 use hawser_store::{Key, Revision};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::scan::{self, Comma};
+use super::{
+    parts,
+    scan::{self, Comma},
+};
 
 /// Offset and length of a piece of text in the JSON.
 #[derive(Clone, Copy)]
@@ -282,6 +286,11 @@ impl CachedObject {
     pub fn value(&self) -> Value {
         // Checked when the object entered.
         serde_json::from_slice(&self.encoded.json).unwrap_or_default()
+    }
+
+    /// The object as a tree without `managedFields`, and these: what a write begins with.
+    pub fn parts(&self) -> (Value, ManagedFields) {
+        parts::take_apart(&self.encoded.json)
     }
 
     fn text(&self, piece: Piece) -> &str {

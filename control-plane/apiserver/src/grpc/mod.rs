@@ -78,6 +78,12 @@ fn user_of<T>(request: &Request<T>) -> Result<Arc<User>, Status> {
     request.extensions().get::<Arc<User>>().cloned().ok_or_else(|| status_of(&Error::unauthorized()))
 }
 
+/// The program that asks, as it names itself.
+fn user_agent_of<T>(request: &Request<T>) -> String {
+    let agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok());
+    agent.unwrap_or("unknown").to_owned()
+}
+
 fn encoding_of(encoding: v1::Encoding) -> Encoding {
     match encoding {
         v1::Encoding::Protobuf => Encoding::Protobuf,
@@ -123,10 +129,21 @@ fn decode(
 }
 
 /// Options of a write, and how strictly its body is read.
-fn options_of(options: Option<v1::WriteOptions>) -> Result<(WriteOptions, FieldValidation), Error> {
+fn options_of(
+    user: &User,
+    user_agent: &str,
+    options: Option<v1::WriteOptions>,
+) -> Result<(WriteOptions, FieldValidation), Error> {
     let options = options.unwrap_or_default();
     let validation = FieldValidation::parse(&options.field_validation)
         .ok_or_else(|| Error::bad_request("options.field_validation: must be Strict, Warn or Ignore"))?;
-    let write = WriteOptions { dry_run: options.dry_run, field_manager: options.field_manager, uid: None };
+    // Components are named for what they are, not for the library that they speak through.
+    let user_agent = if user.name.starts_with("system:") { "" } else { user_agent }.to_owned();
+    let write = WriteOptions {
+        dry_run: options.dry_run,
+        field_manager: options.field_manager,
+        user_agent,
+        uid: None,
+    };
     Ok((write, validation))
 }

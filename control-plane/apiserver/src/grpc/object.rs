@@ -3,16 +3,16 @@
 use futures::stream::{self, BoxStream, StreamExt};
 use hawser_api::{
     Error,
-    error::Reason,
     grpc::{propagation_of, target_of},
     patch::PatchType,
     v1::{self, object_service_server::ObjectService},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Front, decode, object_of, options_of, reply_of, status_of, user_of};
+use super::{Front, decode, object_of, options_of, reply_of, status_of, user_agent_of, user_of};
 use crate::{
     codec,
+    ops::Apply,
     registry::{DeleteRequest, ListRequest, VersionMatch},
 };
 
@@ -88,9 +88,10 @@ impl Front {
 
     async fn create_object(&self, request: Request<v1::CreateRequest>) -> Result<v1::CreateResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let agent = user_agent_of(&request);
         let message = request.into_inner();
         let call = self.server.enter(&user, "create", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(message.options)?;
+        let (options, validation) = options_of(&user, &agent, message.options)?;
         let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.create(&call, object, &options).await?;
         Ok(v1::CreateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
@@ -98,9 +99,10 @@ impl Front {
 
     async fn update_object(&self, request: Request<v1::UpdateRequest>) -> Result<v1::UpdateResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let agent = user_agent_of(&request);
         let message = request.into_inner();
         let call = self.server.enter(&user, "update", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(message.options)?;
+        let (options, validation) = options_of(&user, &agent, message.options)?;
         let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.update(&call, object, &options).await?;
         Ok(v1::UpdateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
@@ -108,10 +110,11 @@ impl Front {
 
     async fn patch_object(&self, request: Request<v1::PatchRequest>) -> Result<v1::PatchResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let agent = user_agent_of(&request);
         let message = request.into_inner();
         let (kind, encoding) = (message.r#type(), message.encoding());
         let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(message.options)?;
+        let (options, validation) = options_of(&user, &agent, message.options)?;
         let kind = match kind {
             v1::PatchType::Json => PatchType::Json,
             v1::PatchType::Merge => PatchType::Merge,
@@ -121,6 +124,18 @@ impl Front {
         let patch = codec::Patch { kind, body: message.patch, validation };
         let written = self.server.patch(&call, patch, &options).await?;
         Ok(v1::PatchResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+    }
+
+    async fn apply_object(&self, request: Request<v1::ApplyRequest>) -> Result<v1::ApplyResponse, Error> {
+        let user = user_of(&request).map_err(|_| Error::unauthorized())?;
+        let agent = user_agent_of(&request);
+        let message = request.into_inner();
+        let encoding = message.encoding();
+        let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
+        let (options, validation) = options_of(&user, &agent, message.options)?;
+        let apply = Apply { body: message.configuration, force: message.force, validation };
+        let written = self.server.apply(&call, apply, &options).await?;
+        Ok(v1::ApplyResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
     }
 
     async fn delete_object(&self, request: Request<v1::DeleteRequest>) -> Result<v1::DeleteResponse, Error> {
@@ -171,8 +186,7 @@ impl ObjectService for Front {
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
-        user_of(&request)?;
-        answer(Err(Error::new(Reason::MethodNotAllowed, "server-side apply is not served yet")))
+        answer(self.apply_object(request).await)
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::stream;
 use hawser_api::{
-    Error, client::Propagation, error::Reason, patch::PatchType, resource::Target, schema::FieldValidation,
+    Error, FieldError, client::Propagation, error::Reason, patch::PatchType, resource::Target,
+    schema::FieldValidation,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -24,7 +25,7 @@ use crate::{
     auth::User,
     codec,
     local::expected_type,
-    ops::{Call, Reply, StreamKind, WatchRequest, WriteOptions, Written, is_true},
+    ops::{Apply, Call, Reply, StreamKind, WatchRequest, WriteOptions, Written, is_true},
     registry::{DeleteRequest, ListRequest, VersionMatch},
     resources::method_not_allowed,
     table::IncludeObject,
@@ -59,6 +60,15 @@ pub(super) async fn answer(
     let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
     let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
     front.answer(http).await
+}
+
+/// The content type of an applied configuration.
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// The body of a PATCH.
+enum Patch {
+    Apply(Apply),
+    Other(codec::Patch),
 }
 
 /// One request inside.
@@ -99,8 +109,11 @@ impl Front<'_> {
             }
             "patch" => {
                 let patch = self.read_patch(&parts.headers, body).await?;
-                let written =
-                    self.server.patch(&self.call, patch, &self.write_options(&parts.headers)?).await?;
+                let options = self.write_options(&parts.headers)?;
+                let written = match patch {
+                    Patch::Apply(apply) => self.server.apply(&self.call, apply, &options).await?,
+                    Patch::Other(patch) => self.server.patch(&self.call, patch, &options).await?,
+                };
                 self.written(written, &parts.headers)
             }
             "delete" => {
@@ -184,9 +197,16 @@ impl Front<'_> {
         })
     }
 
-    async fn read_patch(&self, headers: &HeaderMap, body: Incoming) -> Result<codec::Patch, Error> {
+    async fn read_patch(&self, headers: &HeaderMap, body: Incoming) -> Result<Patch, Error> {
+        let media = negotiate::content_type(headers).split(';').next().unwrap_or_default().trim();
+        let force = self.query.is_on("force");
+        if media.eq_ignore_ascii_case(APPLY) {
+            let (body, validation) = (body::read(body).await?, self.validation()?);
+            return Ok(Patch::Apply(Apply { body, force, validation }));
+        }
         let kind = PatchType::from_content_type(negotiate::content_type(headers)).ok_or_else(|| {
-            let accepted: Vec<&str> = PatchType::ALL.iter().map(|(_, name)| *name).collect();
+            let others = PatchType::ALL.iter().map(|(_, name)| *name);
+            let accepted: Vec<&str> = others.chain([APPLY]).collect();
             Error::new(
                 Reason::UnsupportedMediaType,
                 format!(
@@ -195,18 +215,23 @@ impl Front<'_> {
                 ),
             )
         })?;
-        Ok(codec::Patch { kind, body: body::read(body).await?, validation: self.validation()? })
+        if force {
+            let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+            return Err(Error::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+        }
+        let (body, validation) = (body::read(body).await?, self.validation()?);
+        Ok(Patch::Other(codec::Patch { kind, body, validation }))
     }
 
     fn write_options(&self, headers: &HeaderMap) -> Result<WriteOptions, Error> {
         let agent =
             headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
-        let manager = match self.query.get("fieldManager") {
-            // As upstream: the program's name, up to the first slash.
-            "" => agent.split('/').next().unwrap_or(agent).to_owned(),
-            named => named.to_owned(),
-        };
-        Ok(WriteOptions { dry_run: dry_run(self.query.all("dryRun"))?, field_manager: manager, uid: None })
+        Ok(WriteOptions {
+            dry_run: dry_run(self.query.all("dryRun"))?,
+            field_manager: self.query.get("fieldManager").to_owned(),
+            user_agent: agent.to_owned(),
+            uid: None,
+        })
     }
 
     /// Options of a deletion come in the body or in the query; the body wins.

@@ -12,15 +12,20 @@ pub use connect::{KubeletEndpoint, StreamKind, is_true};
 
 use std::sync::Arc;
 
-use hawser_api::{Error, resource::Target, selector::FieldSelector};
+use bytes::Bytes;
+use hawser_api::{
+    Error, FieldError, apply, resource::Target, schema::FieldValidation, selector::FieldSelector,
+};
 use serde_json::{Value, json};
 
 use crate::{
     ApiServer,
-    auth::{Attributes, User},
+    auth::{Attributes, NODE_PREFIX, User},
     cache::{CachedObject, Encoded, Selected, Selection, Watcher},
     chain::Pass,
-    codec, kinds,
+    codec::{self, Decoded},
+    kinds,
+    local::expected_type,
     registry::{
         Change, CreateOptions, DeleteRequest, Deleted, ListRequest, Listed, Part, UpdateOptions,
         VersionMatch, WatchStart, version,
@@ -56,6 +61,16 @@ impl Call {
     }
 }
 
+/// An applied configuration as a request carries it.
+#[derive(Clone, Debug)]
+pub struct Apply {
+    /// YAML, or JSON, which is some.
+    pub body: Bytes,
+    /// Fields are taken from their managers.
+    pub force: bool,
+    pub validation: FieldValidation,
+}
+
 /// What an operation returns.
 pub enum Reply {
     /// An object of the resource, in any encoding.
@@ -81,19 +96,45 @@ impl From<Reply> for Written {
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     pub dry_run: bool,
+    /// As the request names it; may be empty but for an apply.
     pub field_manager: String,
+    /// The program that asks, as it names itself; empty inside the server's own process.
+    pub user_agent: String,
     /// Only an object with this uid is changed.
     pub uid: Option<String>,
 }
 
 impl WriteOptions {
-    fn for_update(&self) -> UpdateOptions {
-        UpdateOptions {
-            dry_run: self.dry_run,
-            field_manager: self.field_manager.clone(),
-            uid: self.uid.clone(),
-        }
+    fn for_create(&self, call: &Call) -> Result<CreateOptions, Error> {
+        let field_manager = self.manager(call.pass.user(), "CreateOptions")?;
+        Ok(CreateOptions { dry_run: self.dry_run, field_manager })
     }
+
+    fn for_update(&self, call: &Call) -> Result<UpdateOptions, Error> {
+        let field_manager = self.manager(call.pass.user(), "UpdateOptions")?;
+        Ok(UpdateOptions { dry_run: self.dry_run, field_manager, uid: self.uid.clone() })
+    }
+
+    /// Who owns what is written: as the request says, or the program that asks.
+    fn manager(&self, user: &User, options: &str) -> Result<String, Error> {
+        if !self.field_manager.is_empty() {
+            apply::validate_manager(&self.field_manager).map_err(|error| invalid_options(options, error))?;
+            return Ok(self.field_manager.clone());
+        }
+        let named = apply::manager_of_user_agent(&self.user_agent);
+        if !named.is_empty() {
+            return Ok(named);
+        }
+        Ok(match user.name.strip_prefix("system:") {
+            Some(name) if user.name.starts_with(NODE_PREFIX) && !name.is_empty() => "node-agent".to_owned(),
+            Some(name) => apply::manager_of_user_agent(name.rsplit(':').next().unwrap_or(name)),
+            None => "unknown".to_owned(),
+        })
+    }
+}
+
+fn invalid_options(options: &str, error: FieldError) -> Error {
+    Error::invalid("meta.k8s.io", options, "", &[error])
 }
 
 /// Parameters of a watch.
@@ -187,7 +228,7 @@ impl ApiServer {
         if !call.subresource().is_empty() || call.resource.storage().is_none() {
             return self.create_subresource(call, object, options).await;
         }
-        let create = CreateOptions { dry_run: options.dry_run, field_manager: options.field_manager.clone() };
+        let create = options.for_create(call)?;
         let object =
             self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create).await?;
         Ok(Written { reply: Reply::Object(object), created: true, warnings: Vec::new() })
@@ -206,6 +247,60 @@ impl ApiServer {
         self.change(call, Change::Patch(patch), options).await
     }
 
+    /// Server-side apply: changes the object, or creates it where there is none.
+    pub async fn apply(&self, call: &Call, apply: Apply, options: &WriteOptions) -> Result<Written, Error> {
+        if options.field_manager.is_empty() {
+            let error = FieldError::required("fieldManager", "is required for apply patch");
+            return Err(invalid_options("PatchOptions", error));
+        }
+        let (api_version, kind) = expected_type(&call.resource, &call.target);
+        let expected = (api_version.as_str(), kind.as_str());
+        let Decoded { object: mut config, warnings } =
+            codec::decode_applied(&apply.body, expected, apply.validation)?;
+        if !config["metadata"]["managedFields"].is_null() {
+            return Err(Error::bad_request("metadata.managedFields must be nil"));
+        }
+        name_config(&mut config, call.place()?.1);
+        let apply = codec::Apply { config, force: apply.force };
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let missing = match self.change(call, Change::Apply(apply.clone()), options).await {
+                Err(error) if error.is_not_found() && call.subresource().is_empty() => error,
+                written => return written.map(|written| Written { warnings, ..written }),
+            };
+            match self.create_applied(call, &apply, options, missing).await {
+                // Somebody else was faster.
+                Err(error) if error.is_already_exists() && attempt < APPLY_ATTEMPTS => {}
+                created => return created.map(|written| Written { warnings, ..written }),
+            }
+        }
+    }
+
+    /// Whoever applies what is not there must be allowed to create it.
+    async fn create_applied(
+        &self,
+        call: &Call,
+        apply: &codec::Apply,
+        options: &WriteOptions,
+        missing: Error,
+    ) -> Result<Written, Error> {
+        if !call.resource.row.has_verb("create") {
+            return Err(missing);
+        }
+        self.chain().authorize(call.pass.user(), &attributes_of("create", &call.target, ""))?;
+        if let Some(uid) = apply.config["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty()) {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            return Err(Error::conflict(&call.resource.gvr, call.place()?.1, &why));
+        }
+        let create = options.for_create(call)?;
+        let (pass, resource) = (&call.pass, &call.resource);
+        let object = self.registry().create_applied(pass, resource, call.namespace(), apply, &create).await?;
+        Ok(Written { reply: Reply::Object(object), created: true, warnings: Vec::new() })
+    }
+
     async fn change(&self, call: &Call, change: Change, options: &WriteOptions) -> Result<Written, Error> {
         let part = match call.subresource() {
             "" => Part::Main,
@@ -216,7 +311,7 @@ impl ApiServer {
         };
         let updated = self
             .registry()
-            .update(&call.pass, &call.resource, call.place()?, part, change, &options.for_update())
+            .update(&call.pass, &call.resource, call.place()?, part, change, &options.for_update(call)?)
             .await?;
         let reply = match part {
             Part::Scale => scale_of(&call.resource, &updated.object)?,
@@ -246,6 +341,19 @@ impl ApiServer {
         request: &DeleteRequest,
     ) -> Result<Vec<Arc<CachedObject>>, Error> {
         self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
+    }
+}
+
+/// How often an apply is tried on what is there and on what is not.
+const APPLY_ATTEMPTS: usize = 4;
+
+/// Gives a configuration the name of its place where it says none.
+fn name_config(config: &mut Value, name: &str) {
+    if config["metadata"]["name"].as_str().unwrap_or_default().is_empty()
+        && let Some(members) = config.as_object_mut()
+        && let Value::Object(metadata) = members.entry("metadata").or_insert_with(|| json!({}))
+    {
+        metadata.insert("name".to_owned(), name.into());
     }
 }
 

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use hawser_api::Error;
+use hawser_api::{Error, apply::ManagedFields};
 use hawser_store::{Key, Write};
 use serde_json::Value;
 
-use super::{Registry, check_pass, metadata, store_error};
+use super::{
+    Part, Registry, check_pass, metadata,
+    ownership::{self, Writer},
+    store_error,
+};
 use crate::{
     admission::{Operation, Request},
     cache::CachedObject,
     chain::Pass,
-    kinds,
+    codec, kinds,
     resources::Resource,
 };
 
@@ -24,7 +28,17 @@ const ALLOCATION_ATTEMPTS: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
     pub dry_run: bool,
+    /// Who owns what the object says.
     pub field_manager: String,
+}
+
+/// Owners of a new object's fields.
+#[derive(Clone)]
+enum Owners {
+    /// The one who creates it, and those that the object itself names.
+    Creator { sent: Option<Value> },
+    /// Known from applying it.
+    Applied(ManagedFields),
 }
 
 impl Registry {
@@ -40,17 +54,46 @@ impl Registry {
         check_pass(pass, resource)?;
         resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
         resource.to_storage(&mut object);
+        let owners = Owners::Creator { sent: ownership::take_sent(&mut object)? };
+        self.create_owned(pass, resource, namespace, object, owners, options).await
+    }
+
+    /// Creates the object that an applied configuration describes.
+    pub async fn create_applied(
+        &self,
+        pass: &Pass,
+        resource: &Resource,
+        namespace: &str,
+        apply: &codec::Apply,
+        options: &CreateOptions,
+    ) -> Result<Arc<CachedObject>, Error> {
+        check_pass(pass, resource)?;
+        let writer = Writer { resource, part: Part::Main, manager: &options.field_manager };
+        let applied = self.apply(writer, None, apply, ManagedFields::default())?;
+        let owners = Owners::Applied(applied.managed);
+        self.create_owned(pass, resource, namespace, applied.object, owners, options).await
+    }
+
+    async fn create_owned(
+        &self,
+        pass: &Pass,
+        resource: &Resource,
+        namespace: &str,
+        mut object: Value,
+        owners: Owners,
+        options: &CreateOptions,
+    ) -> Result<Arc<CachedObject>, Error> {
         metadata::settle_namespace(resource, &mut object, namespace)?;
         let base = metadata::text(&object, "generateName").to_owned();
         if !metadata::text(&object, "name").is_empty() || base.is_empty() {
-            return self.create_named(pass, resource, namespace, object, options).await;
+            return self.create_named(pass, resource, namespace, object, owners, options).await;
         }
         let mut attempt = 0;
         loop {
             attempt += 1;
             let mut named = object.clone();
             metadata::of(&mut named)?.insert("name".to_owned(), metadata::generate_name(&base).into());
-            match self.create_named(pass, resource, namespace, named, options).await {
+            match self.create_named(pass, resource, namespace, named, owners.clone(), options).await {
                 Err(error) if error.is_already_exists() && attempt < NAME_ATTEMPTS => {}
                 outcome => return outcome,
             }
@@ -63,10 +106,19 @@ impl Registry {
         resource: &Resource,
         namespace: &str,
         mut object: Value,
+        owners: Owners,
         options: &CreateOptions,
     ) -> Result<Arc<CachedObject>, Error> {
         metadata::begin(&mut object)?;
         kinds::default(resource.stored, &mut object);
+        let managed = match owners {
+            Owners::Applied(managed) => managed,
+            Owners::Creator { sent } => {
+                let managed = ownership::begin_with(sent, ManagedFields::default(), Part::Main);
+                let writer = Writer { resource, part: Part::Main, manager: &options.field_manager };
+                self.own_created(writer, &object, managed)
+            }
+        };
         kinds::prepare_create(resource.stored, &mut object);
         let name = metadata::text(&object, "name").to_owned();
         let mut request = Request {
@@ -88,7 +140,7 @@ impl Registry {
             return Err(Error::invalid(resource.row.group, resource.row.kind, &name, &errors));
         }
         self.admission.validate(&request).await?;
-        self.store_new(resource, namespace, &name, object, options.dry_run).await
+        self.store_new(resource, namespace, &name, (object, managed), options.dry_run).await
     }
 
     async fn store_new(
@@ -96,7 +148,7 @@ impl Registry {
         resource: &Resource,
         namespace: &str,
         name: &str,
-        object: Value,
+        (object, managed): (Value, ManagedFields),
         dry_run: bool,
     ) -> Result<Arc<CachedObject>, Error> {
         let key: Key = resource.cache()?.key(namespace, name).into();
@@ -105,7 +157,7 @@ impl Registry {
             attempt += 1;
             let mut object = object.clone();
             let allocations = self.allocators.allocate(resource, &mut object, None)?;
-            let json = resource.stored_json(&object)?;
+            let json = resource.stored_json(&object, &managed)?;
             if dry_run {
                 if self.store.get(&key).await.map_err(store_error)?.is_some() {
                     return Err(Error::already_exists(&resource.gvr, name));

@@ -76,7 +76,7 @@ impl Registry {
         // Deletions are rare beside updates and must not act on an old version: the store is read.
         let mut base = self.newest(resource, namespace, name).await?;
         for _ in 0..ATTEMPTS {
-            let old = base.value();
+            let (old, managed) = base.parts();
             self.check_preconditions(resource, &base, &old, request)?;
             let mut shown = old.clone();
             let mut admitted = Request {
@@ -96,9 +96,12 @@ impl Registry {
                 Step::Nothing => return Ok(Deleted::Going(base)),
                 Step::Remove if request.dry_run => return Ok(Deleted::Gone(base)),
                 Step::Mark(_) if request.dry_run => return Ok(Deleted::Going(base)),
-                Step::Remove => self.remove(resource, &base, &without_version(old)?).await.map(Deleted::Gone),
+                Step::Remove => {
+                    self.remove(resource, &base, (&without_version(old)?, &managed)).await.map(Deleted::Gone)
+                }
                 Step::Mark(object) => {
-                    self.put_as_is(resource, &base, &without_version(object)?).await.map(Deleted::Going)
+                    let object = without_version(object)?;
+                    self.put_as_is(resource, &base, (&object, &managed)).await.map(Deleted::Going)
                 }
             };
             match outcome {

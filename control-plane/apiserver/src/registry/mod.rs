@@ -2,13 +2,14 @@
 //!
 //! Reads come from the watch cache; writes are compare-and-put on the revision that was read, so that no update is lost.
 //! Every method asks for the [`Pass`] that only the chain gives out. An object is a JSON tree inside the write path and
-//! bytes everywhere else. The order of a write: type check, defaults, preparation, mutating admission, validation,
-//! validating admission, allocation, store.
+//! bytes everywhere else. The order of a write: type check, defaults, preparation, owners of fields, mutating
+//! admission, validation, validating admission, allocation, store.
 
 mod commit;
 mod create;
 mod delete;
 mod metadata;
+mod ownership;
 mod read;
 mod update;
 

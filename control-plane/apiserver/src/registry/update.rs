@@ -5,11 +5,15 @@
 
 use std::sync::Arc;
 
-use hawser_api::Error;
+use hawser_api::{Error, apply::ManagedFields};
 use hawser_store::{Expect, Write};
 use serde_json::{Value, json};
 
-use super::{CreateOptions, Registry, check_pass, metadata, parse, store_error};
+use super::{
+    CreateOptions, Registry, check_pass, metadata,
+    ownership::{self, Writer},
+    parse, store_error,
+};
 use crate::{
     admission::{Operation, Request},
     cache::CachedObject,
@@ -39,7 +43,7 @@ pub enum Part {
 }
 
 impl Part {
-    fn subresource(self) -> &'static str {
+    pub(super) fn subresource(self) -> &'static str {
         match self {
             Self::Main => "",
             Self::Status => "status",
@@ -54,12 +58,19 @@ impl Part {
 pub enum Change {
     Replace(Value),
     Patch(codec::Patch),
-    Bind { node: String, uid: String, annotations: Value },
+    /// Server-side apply.
+    Apply(codec::Apply),
+    Bind {
+        node: String,
+        uid: String,
+        annotations: Value,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct UpdateOptions {
     pub dry_run: bool,
+    /// Who owns what the change sets.
     pub field_manager: String,
     /// Refused with Conflict where the object has another uid.
     pub uid: Option<String>,
@@ -101,7 +112,7 @@ impl Registry {
             attempt += 1;
             let planned = self.plan(pass, resource, &base, part, &change, options).await;
             let unsure = match &planned {
-                Ok(planned) => planned.object == planned.old,
+                Ok(planned) => planned.is_nothing(),
                 Err(error) => may_be_stale(error),
             };
             // A refusal, or that nothing changes, must be true of what is stored; a write finds out by itself.
@@ -113,20 +124,21 @@ impl Registry {
                     continue;
                 }
             }
-            let Planned { object, old, explicit_version, warnings } = planned?;
-            if object == old {
-                return Ok(Updated { object: base, created: false, warnings });
+            let planned = planned?;
+            if planned.is_nothing() {
+                return Ok(Updated { object: base, created: false, warnings: planned.warnings });
             }
+            let Planned { object, old, managed, explicit_version, warnings, .. } = planned;
             if options.dry_run {
-                let json = resource.stored_json(&object)?.into();
+                let json = resource.stored_json(&object, &managed)?.into();
                 let object = CachedObject::parse(base.key().clone(), &json, base.revision())
                     .map_err(Error::internal)?;
                 return Ok(Updated { object: Arc::new(object), created: false, warnings });
             }
             let written = if metadata::may_go(resource.stored, &object) {
-                self.remove(resource, &base, &object).await
+                self.remove(resource, &base, (&object, &managed)).await
             } else {
-                self.put(resource, &base, object, &old).await
+                self.put(resource, &base, (object, &managed), &old).await
             };
             match written {
                 Ok(object) => return Ok(Updated { object, created: false, warnings }),
@@ -185,11 +197,14 @@ impl Registry {
         options: &UpdateOptions,
     ) -> Result<Planned, Error> {
         let name = base.name();
-        let mut old = base.value();
-        let (mut object, warnings) = changed(resource, &old, part, change)?;
+        let (mut old, live_managed) = base.parts();
+        let writer = Writer { resource, part, manager: &options.field_manager };
+        let Changed { mut object, applied, warnings } =
+            self.changed(writer, (&old, &live_managed), change)?;
         let explicit_version = check_version(resource, base, change, &object)?;
         check_uid(resource, name, options.uid.as_deref(), &old)?;
         check_uid(resource, name, object["metadata"]["uid"].as_str(), &old)?;
+        let sent = ownership::take_sent(&mut object)?;
         metadata::of(&mut object)?.remove("resourceVersion");
         metadata::of(&mut old)?.remove("resourceVersion");
         let stored = resource.stored;
@@ -210,6 +225,10 @@ impl Registry {
             Part::Finalize => kinds::prepare_finalize(&mut object, &old),
             Part::Binding => {}
         }
+        let managed = applied.unwrap_or_else(|| {
+            let managed = ownership::begin_with(sent, live_managed.clone(), part);
+            self.own_updated(writer, (&old, &object), managed)
+        });
         let mut request = Request {
             user: pass.user(),
             operation: Operation::Update,
@@ -231,19 +250,19 @@ impl Registry {
             return Err(Error::invalid(resource.row.group, resource.row.kind, name, &errors));
         }
         self.admission.validate(&request).await?;
-        Ok(Planned { object, old, explicit_version, warnings })
+        Ok(Planned { object, old, managed, live_managed, explicit_version, warnings })
     }
 
     async fn put(
         &self,
         resource: &Resource,
         base: &CachedObject,
-        mut object: Value,
+        (mut object, managed): (Value, &ManagedFields),
         old: &Value,
     ) -> Result<Arc<CachedObject>, Failure> {
         let allocations =
             self.allocators.allocate(resource, &mut object, Some(old)).map_err(Failure::Other)?;
-        let json: bytes::Bytes = resource.stored_json(&object).map_err(Failure::Other)?.into();
+        let json: bytes::Bytes = resource.stored_json(&object, managed).map_err(Failure::Other)?.into();
         let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
         match self.commit(write, &allocations).await {
             Ok(revision) => CachedObject::parse(base.key().clone(), &json, revision)
@@ -265,9 +284,9 @@ impl Registry {
         &self,
         resource: &Resource,
         base: &CachedObject,
-        object: &Value,
+        (object, managed): (&Value, &ManagedFields),
     ) -> Result<Arc<CachedObject>, Failure> {
-        let json: bytes::Bytes = resource.stored_json(object).map_err(Failure::Other)?.into();
+        let json: bytes::Bytes = resource.stored_json(object, managed).map_err(Failure::Other)?.into();
         let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
         let written = self.store.write(write).await.map_err(failure)?;
         CachedObject::parse(base.key().clone(), &json, written.revision)
@@ -280,12 +299,12 @@ impl Registry {
         &self,
         resource: &Resource,
         base: &CachedObject,
-        last: &Value,
+        (last, managed): (&Value, &ManagedFields),
     ) -> Result<Arc<CachedObject>, Failure> {
         let write = Write::delete(base.key().clone(), Expect::Revision(base.revision()));
         let revision = self.commit(write, &self.allocators.release(resource, &base.value())).await;
         let revision = revision.map_err(failure)?;
-        let json = resource.stored_json(last).map_err(Failure::Other)?.into();
+        let json = resource.stored_json(last, managed).map_err(Failure::Other)?.into();
         CachedObject::parse(base.key().clone(), &json, revision)
             .map(Arc::new)
             .map_err(|error| Failure::Other(Error::internal(error)))
@@ -296,8 +315,26 @@ struct Planned {
     object: Value,
     /// Without resource version, as `object`.
     old: Value,
+    /// The owners of the object's fields, and those of the old one's.
+    managed: ManagedFields,
+    live_managed: ManagedFields,
     /// The author named the version that the change is for.
     explicit_version: bool,
+    warnings: Vec<String>,
+}
+
+impl Planned {
+    /// Whether nothing is to be written. When owners did what they did is no change by itself.
+    fn is_nothing(&self) -> bool {
+        self.object == self.old && self.managed.same_but_times(&self.live_managed)
+    }
+}
+
+/// An object after a change, in the storage version, with the resource version that the change asks for.
+struct Changed {
+    object: Value,
+    /// The owners that an apply leaves.
+    applied: Option<ManagedFields>,
     warnings: Vec<String>,
 }
 
@@ -326,46 +363,58 @@ fn may_be_stale(error: &Error) -> bool {
     error.is_conflict() || matches!(error.reason(), hawser_api::error::Reason::Invalid)
 }
 
-/// The object after the change, in the storage version, with the resource version that the change asks for.
-fn changed(
-    resource: &Resource,
-    old: &Value,
-    part: Part,
-    change: &Change,
-) -> Result<(Value, Vec<String>), Error> {
-    let name = metadata::text(old, "name");
-    match (change, part) {
-        (Change::Replace(scale), Part::Scale) => {
-            check_name(scale, name)?;
-            let mut scale = scale.clone();
-            resource.check_type(&mut scale, "Scale", "autoscaling/v1")?;
-            Ok((scaled(resource, old, &scale)?, Vec::new()))
-        }
-        (Change::Patch(patch), Part::Scale) => {
-            let scale =
-                kinds::scale_of(resource.stored, old).ok_or_else(crate::resources::method_not_allowed)?;
-            let (scale, warnings) = patch.apply(&scale)?;
-            Ok((scaled(resource, old, &scale)?, warnings))
-        }
-        (Change::Replace(object), _) => {
-            let mut object = object.clone();
-            resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
-            resource.to_storage(&mut object);
-            check_name(&object, name)?;
-            Ok((object, Vec::new()))
-        }
-        (Change::Patch(patch), _) => {
-            let mut shown = old.clone();
-            resource.from_storage(&mut shown);
-            let (mut object, warnings) = patch.apply(&shown)?;
-            resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
-            resource.to_storage(&mut object);
-            check_name(&object, name)?;
-            Ok((object, warnings))
-        }
-        (Change::Bind { node, uid, annotations }, _) => {
-            Ok((bound(resource, old, node, uid, annotations)?, Vec::new()))
-        }
+impl Registry {
+    fn changed(
+        &self,
+        writer: Writer<'_>,
+        (old, managed): (&Value, &ManagedFields),
+        change: &Change,
+    ) -> Result<Changed, Error> {
+        let Writer { resource, part, .. } = writer;
+        let name = metadata::text(old, "name");
+        let (object, warnings) = match (change, part) {
+            (Change::Apply(apply), _) => {
+                check_name(&apply.config, name)?;
+                let applied = self.apply(writer, Some(old), apply, managed.clone())?;
+                let (object, applied) = (applied.object, Some(applied.managed));
+                return Ok(Changed { object, applied, warnings: Vec::new() });
+            }
+            (Change::Replace(scale), Part::Scale) => {
+                check_name(scale, name)?;
+                let mut scale = scale.clone();
+                resource.check_type(&mut scale, "Scale", "autoscaling/v1")?;
+                (scaled(resource, old, &scale)?, Vec::new())
+            }
+            (Change::Patch(patch), Part::Scale) => {
+                let scale =
+                    kinds::scale_of(resource.stored, old).ok_or_else(crate::resources::method_not_allowed)?;
+                let (scale, warnings) = patch.apply(&scale)?;
+                (scaled(resource, old, &scale)?, warnings)
+            }
+            (Change::Replace(object), _) => {
+                let mut object = object.clone();
+                resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
+                resource.to_storage(&mut object);
+                check_name(&object, name)?;
+                (object, Vec::new())
+            }
+            (Change::Patch(patch), _) => {
+                let mut shown = old.clone();
+                if patch.concerns_owners() && !managed.is_empty() {
+                    metadata::of(&mut shown)?.insert("managedFields".to_owned(), managed.to_value());
+                }
+                resource.from_storage(&mut shown);
+                let (mut object, warnings) = patch.apply(&shown)?;
+                resource.check_type(&mut object, resource.row.kind, &resource.api_version)?;
+                resource.to_storage(&mut object);
+                check_name(&object, name)?;
+                (object, warnings)
+            }
+            (Change::Bind { node, uid, annotations }, _) => {
+                (bound(resource, old, node, uid, annotations)?, Vec::new())
+            }
+        };
+        Ok(Changed { object, applied: None, warnings })
     }
 }
 
@@ -434,6 +483,7 @@ fn check_version(
         Change::Patch(_) => {
             seen != Some(base.revision()) && !version.is_empty() || change_names_version(change)
         }
+        Change::Apply(apply) => !metadata::text(&apply.config, "resourceVersion").is_empty(),
         Change::Bind { .. } => false,
     };
     if !explicit {
