@@ -18,6 +18,7 @@ pub mod kinds;
 pub mod patch;
 pub mod quantity;
 pub mod resource;
+pub mod scan;
 pub mod schema;
 pub mod selector;
 pub mod time;

@@ -101,8 +101,8 @@ impl Write<'_> {
             // Fields of another version are named otherwise; they stay.
             Some(last) if last.api_version == self.by.api_version => {
                 let others = entries.iter().filter(|entry| entry.api_version == self.by.api_version);
-                let owned = others.fold(fields.clone(), |owned, entry| owned.union(&entry.fields));
-                prune(ty, merged, &last.fields, owned)
+                let owned = others.fold(fields.clone(), |owned, entry| owned.union(entry.fields()));
+                prune(ty, merged, last.fields(), owned)
             }
             _ => merged,
         };
@@ -115,13 +115,12 @@ impl Write<'_> {
         let mut conflicts = Vec::new();
         entries.retain_mut(|entry| {
             let Some(comparison) = comparisons.at(&entry.api_version) else { return false };
-            let taken = entry.fields.intersection(&comparison.changed);
-            entry.fields.subtract(&taken);
-            entry.fields.subtract(&comparison.removed);
+            let taken = entry.fields().intersection(&comparison.changed);
+            entry.owned.subtract([&taken, &comparison.removed]);
             if !taken.is_empty() {
                 conflicts.push(Conflict::new(entry, taken));
             }
-            !entry.fields.is_empty()
+            !entry.owned.is_empty()
         });
         if !force && !conflicts.is_empty() {
             return Err(Refused::Conflicts(conflicts));
@@ -130,7 +129,7 @@ impl Write<'_> {
             let mut entry = self.by.entry(Operation::Apply, fields);
             // Applying once more what is there is no change.
             if let Some(last) =
-                last.filter(|last| comparisons.first().is_empty() && last.fields == entry.fields)
+                last.filter(|last| comparisons.first().is_empty() && last.owned == entry.owned)
             {
                 entry.time = last.time;
             }

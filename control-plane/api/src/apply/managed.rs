@@ -3,10 +3,12 @@
 //! The write path keeps it apart from the object's tree, as field sets, and prints it back in place
 //! ([`crate::schema::json`]). Entries are in upstream's order: applies before updates, older before newer.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::set::FieldSet;
+use super::{owned::OwnedFields, set::FieldSet};
+use crate::scan::{Items, Members};
 
 /// How many entries of updates an object has at most; the oldest above that become one.
 const MAX_UPDATE_MANAGERS: usize = 10;
@@ -49,7 +51,7 @@ pub struct Entry {
     pub time: Option<String>,
     fields_type: FieldsType,
     #[serde(default, rename = "fieldsV1")]
-    pub fields: FieldSet,
+    pub(super) owned: OwnedFields,
     /// Empty for the object itself.
     #[serde(default)]
     pub subresource: String,
@@ -93,7 +95,7 @@ impl Manager<'_> {
             api_version: self.api_version.to_owned(),
             time: Some(self.now.to_owned()),
             fields_type: FieldsType::FieldsV1,
-            fields,
+            owned: fields.into(),
             subresource: self.subresource.to_owned(),
         }
     }
@@ -148,6 +150,12 @@ impl ManagedFields {
         Ok(managed)
     }
 
+    /// Reads the list as the server stored it; fields stay text until they matter. `None` where it was not the server.
+    pub fn stored(list: &Bytes) -> Option<Self> {
+        let entries = Items::new(list, 0)?.map(|item| Entry::stored(&list.slice(item)));
+        Some(Self { entries: entries.collect::<Option<_>>()? })
+    }
+
     /// Whether a client asks for all owners to be forgotten: an empty list, or one empty entry.
     pub fn is_reset(list: &Value) -> bool {
         match list.as_array().map(Vec::as_slice) {
@@ -185,7 +193,7 @@ impl ManagedFields {
                     && twin.subresource == entry.subresource
                     && twin.api_version == entry.api_version
             });
-            twin.is_some_and(|twin| twin.fields == entry.fields)
+            twin.is_some_and(|twin| twin.owned == entry.owned)
         })
     }
 
@@ -226,7 +234,7 @@ impl ManagedFields {
                     let bucket = &mut self.entries[first];
                     ANCIENT_CHANGES.clone_into(&mut bucket.manager);
                     bucket.subresource.clear();
-                    bucket.fields.unite(&merged.fields);
+                    bucket.owned.set_mut().unite(merged.owned.set());
                     bucket.time = merged.time;
                     surplus -= 1;
                 }
@@ -256,6 +264,37 @@ impl ManagedFields {
 }
 
 impl Entry {
+    /// The fields that the manager owns.
+    pub fn fields(&self) -> &FieldSet {
+        self.owned.set()
+    }
+
+    fn stored(entry: &Bytes) -> Option<Self> {
+        let mut found = Self {
+            manager: String::new(),
+            operation: Operation::Update,
+            api_version: String::new(),
+            time: None,
+            fields_type: FieldsType::FieldsV1,
+            owned: OwnedFields::default(),
+            subresource: String::new(),
+        };
+        for (key, value) in Members::new(entry, 0)? {
+            let text = || serde_json::from_slice::<String>(&entry[value.clone()]).ok();
+            match &entry[key] {
+                b"manager" => found.manager = text()?,
+                b"operation" => found.operation = serde_json::from_slice(&entry[value]).ok()?,
+                b"apiVersion" => found.api_version = text()?,
+                b"time" => found.time = Some(text()?),
+                b"fieldsType" => found.fields_type = serde_json::from_slice(&entry[value]).ok()?,
+                b"fieldsV1" => found.owned = OwnedFields::stored(entry.slice(value)),
+                b"subresource" => found.subresource = text()?,
+                _ => return None,
+            }
+        }
+        Some(found)
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         let mut member = |name: &str, value: &str, first: bool| {
             out.extend_from_slice(if first { b"{\"" } else { b",\"" });
@@ -273,7 +312,7 @@ impl Entry {
         }
         member("fieldsType", "FieldsV1", false);
         out.extend_from_slice(b",\"fieldsV1\":");
-        self.fields.write(out);
+        self.owned.write(out);
         if !self.subresource.is_empty() {
             out.extend_from_slice(b",\"subresource\":");
             self.subresource

@@ -12,6 +12,7 @@ mod fields;
 mod fields_v1;
 mod managed;
 mod merge;
+mod owned;
 mod path;
 mod place;
 mod set;

@@ -82,6 +82,11 @@ impl FieldSet {
         self.nodes.binary_search_by(order).ok().map(|at| &self.nodes[at])
     }
 
+    /// The number of members.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.iter().map(|node| usize::from(node.member) + node.children.len()).sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }

@@ -76,7 +76,7 @@ impl Cluster {
 
     fn owned(&self, manager: &str) -> String {
         let entries = self.managed.entries().iter();
-        entries.filter(|entry| entry.manager == manager).map(|entry| text(&entry.fields)).collect()
+        entries.filter(|entry| entry.manager == manager).map(|entry| text(entry.fields())).collect()
     }
 }
 
@@ -427,7 +427,7 @@ fn old_entries_of_updates_become_one() {
     assert_eq!(managers.len(), 10);
     assert!(managers.contains(&"ancient-changes"), "{managers:?}");
     let all =
-        cluster.managed.entries().iter().fold(FieldSet::default(), |all, entry| all.union(&entry.fields));
+        cluster.managed.entries().iter().fold(FieldSet::default(), |all, entry| all.union(entry.fields()));
     assert_eq!(all.paths().len(), 16, "no field lost its owner");
 }
 
@@ -583,7 +583,7 @@ fn a_second_manager_loses_nothing_when_the_first_lets_go() {
         let fields = fields_of(pod_type(), cluster.object.as_ref().expect("there"));
         let others = owned.entries().iter().filter(|entry| entry.manager == "two");
         for entry in others {
-            for path in entry.fields.paths() {
+            for path in entry.fields().paths() {
                 let shown: String = path.iter().map(ToString::to_string).collect();
                 let zero = shown.ends_with("labels") || shown.ends_with(".resources");
                 assert!(fields.has(&path) || zero, "seed {seed}: {shown} of {two} is gone");
@@ -606,6 +606,39 @@ fn sets_obey_the_laws_of_sets() {
         assert_eq!(parts, union, "seed {seed}");
         let read: FieldSet = serde_json::from_str(&text(&union)).expect("a set");
         assert_eq!(read, union);
+    }
+}
+
+#[test]
+fn stored_owners_answer_as_text_what_they_would_as_sets() {
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let mut cluster = Cluster::default();
+        cluster.update("one", &random.object());
+        cluster.update("two", &random.object());
+        let text = cluster.managed.to_value().to_string();
+        let read = ManagedFields::decode(&serde_json::from_str(&text).expect("JSON")).expect("a list");
+        let mut out = Vec::new();
+        read.write(&mut out);
+        let stored = ManagedFields::stored(&out.clone().into()).expect("a list");
+        let mut again = Vec::new();
+        stored.write(&mut again);
+        assert_eq!(out, again);
+        let other = fields_of(pod_type(), &random.object());
+        for (lazy, entry) in stored.entries().iter().zip(read.entries()) {
+            assert_eq!(lazy.owned.common(&other), entry.fields().intersection(&other).len(), "seed {seed}");
+        }
+        assert_eq!(stored, read);
+        let live = cluster.object.clone().expect("there");
+        let new = canonical(&random.object());
+        let by = write("one", "v1");
+        assert_eq!(by.update(&live, &new, stored), by.update(&live, &new, read), "seed {seed}");
+    }
+    for other in
+        ["", "{}", "[1]", r#"[{"manager":1}]"#, r#"[{"operation":"Delete"}]"#, r#"[{"later":true}]"#, "[{"]
+    {
+        let found = ManagedFields::stored(&bytes::Bytes::copy_from_slice(other.as_bytes()));
+        assert!(found.is_none_or(|found| found.is_empty()), "{other}");
     }
 }
 

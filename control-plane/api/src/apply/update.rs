@@ -31,13 +31,27 @@ impl Write<'_> {
         }
         let mut own = comparisons.first().changed.clone();
         strip(&mut own);
+        let count = own.len();
+        let mut is_claimed = false;
         managed.entries_mut().retain_mut(|entry| {
             let Some(comparison) = comparisons.at(&entry.api_version) else { return false };
-            entry.fields.subtract(&comparison.changed);
-            entry.fields.subtract(&comparison.removed);
-            !entry.fields.is_empty()
+            if self.by.owns(entry, Operation::Update)
+                && count > 0
+                && entry.owned.common(&own) == count
+                && entry.owned.common(&comparison.removed) == 0
+            {
+                // All of it is the manager's already.
+                entry.time = Some(self.by.now.to_owned());
+                is_claimed = true;
+                return true;
+            }
+            entry.owned.subtract([&comparison.changed, &comparison.removed]);
+            !entry.owned.is_empty()
         });
-        self.claim(&mut managed, own);
+        if !is_claimed {
+            self.claim(&mut managed, own);
+        }
+        managed.cap();
         managed
     }
 
@@ -49,11 +63,10 @@ impl Write<'_> {
         let entries = managed.entries_mut();
         match entries.iter_mut().find(|entry| self.by.owns(entry, Operation::Update)) {
             Some(entry) => {
-                entry.fields.unite(&fields);
+                entry.owned.set_mut().unite(&fields);
                 entry.time = Some(self.by.now.to_owned());
             }
             None => entries.push(self.by.entry(Operation::Update, fields)),
         }
-        managed.cap();
     }
 }
