@@ -1,37 +1,34 @@
 //! An object taken apart for a write: its tree, and the owners of its fields.
 //!
-//! One pass over the JSON. Owners become field sets at once; as a part of the tree they would be most of its nodes,
-//! and be copied with it at every step of a write.
+//! As a part of the tree, owners would be most of its nodes, and be copied with it at every step of a write. They are
+//! cut out of the JSON instead, and stay text where nobody has to look at them.
 
 use std::fmt;
 
+use bytes::Bytes;
 use hawser_api::apply::ManagedFields;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::scan;
+
 /// The tree without `managedFields`, and these. Owners that cannot be read are none.
-pub(super) fn take_apart(json: &[u8]) -> (Value, ManagedFields) {
-    let mut managed = ManagedFields::default();
+pub(super) fn take_apart(json: &Bytes) -> (Value, ManagedFields) {
+    let list = scan::managed_fields(json).map(|list| json.slice(list));
+    let managed = list.and_then(|list| ManagedFields::stored(&list)).unwrap_or_default();
     let mut source = serde_json::Deserializer::from_slice(json);
-    match (Level::Object { managed: &mut managed }).deserialize(&mut source) {
-        Ok(tree) => (tree, managed),
-        Err(_) => {
-            let mut tree: Value = serde_json::from_slice(json).unwrap_or_default();
-            if let Some(metadata) = tree.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.remove("managedFields");
-            }
-            (tree, ManagedFields::default())
-        }
-    }
+    // Checked when the object entered the cache.
+    (Level::Object.deserialize(&mut source).unwrap_or_default(), managed)
 }
 
 /// Where the reader is.
-enum Level<'a> {
-    Object { managed: &'a mut ManagedFields },
-    Metadata { managed: &'a mut ManagedFields },
+#[derive(Clone, Copy)]
+enum Level {
+    Object,
+    Metadata,
 }
 
-impl<'de> DeserializeSeed<'de> for Level<'_> {
+impl<'de> DeserializeSeed<'de> for Level {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -39,22 +36,20 @@ impl<'de> DeserializeSeed<'de> for Level<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Level<'_> {
+impl<'de> Visitor<'de> for Level {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of the API")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut members = Map::new();
         while let Some(name) = access.next_key::<String>()? {
-            let value = match &mut self {
-                Self::Object { managed } if name == "metadata" => {
-                    access.next_value_seed(Level::Metadata { managed })?
-                }
-                Self::Metadata { managed } if name == "managedFields" => {
-                    **managed = access.next_value()?;
+            let value = match (self, name.as_str()) {
+                (Self::Object, "metadata") => access.next_value_seed(Self::Metadata)?,
+                (Self::Metadata, "managedFields") => {
+                    access.next_value::<IgnoredAny>()?;
                     continue;
                 }
                 _ => access.next_value()?,
@@ -77,9 +72,9 @@ mod tests {
             |owners: &str| format!(r#"{{"metadata":{{"name":"x","managedFields":{owners}}},{inner}}}"#);
         let expected = serde_json::from_str::<Value>(&format!(r#"{{"metadata":{{"name":"x"}},{inner}}}"#));
         let expected = expected.expect("JSON");
-        let (tree, managed) = take_apart(text(&format!("[{entry}]")).as_bytes());
+        let (tree, managed) = take_apart(&text(&format!("[{entry}]")).into());
         assert_eq!((&tree, managed.entries().len()), (&expected, 1));
-        let (tree, managed) = take_apart(text(r#"[{"operation":"Delete"}]"#).as_bytes());
+        let (tree, managed) = take_apart(&text(r#"[{"operation":"Delete"}]"#).into());
         assert_eq!((&tree, managed.is_empty()), (&expected, true), "what cannot be read");
     }
 }

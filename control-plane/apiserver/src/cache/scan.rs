@@ -1,9 +1,8 @@
 //! Finds places in an object's JSON without building a tree.
-//!
-//! Works on text that is known to be valid JSON (it was parsed before): a wrong guess could only come from text that
-//! is not, and ends in `None`, never in a panic.
 
 use std::ops::Range;
+
+use hawser_api::scan::{Members, skip_space};
 
 /// Where things stand in an object's JSON.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,90 +23,6 @@ pub(super) enum Comma {
     After,
     /// `metadata` is empty.
     Neither,
-}
-
-/// The members of the object at the start of `text`: ranges of each key (without quotes) and value.
-struct Members<'a> {
-    text: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Members<'a> {
-    /// `at` is the offset of the opening brace.
-    fn new(text: &'a [u8], at: usize) -> Option<Self> {
-        (text.get(at) == Some(&b'{')).then_some(Self { text, at: at + 1 })
-    }
-}
-
-impl Iterator for Members<'_> {
-    type Item = (Range<usize>, Range<usize>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.at = skip_space(self.text, self.at);
-        if self.text.get(self.at) == Some(&b',') {
-            self.at = skip_space(self.text, self.at + 1);
-        }
-        if self.text.get(self.at) != Some(&b'"') {
-            return None;
-        }
-        let key_end = skip_string(self.text, self.at)?;
-        let key = self.at + 1..key_end - 1;
-        let colon = skip_space(self.text, key_end);
-        let start = skip_space(self.text, colon + 1);
-        let end = skip_value(self.text, start)?;
-        self.at = end;
-        Some((key, start..end))
-    }
-}
-
-fn skip_space(text: &[u8], mut at: usize) -> usize {
-    while text.get(at).is_some_and(u8::is_ascii_whitespace) {
-        at += 1;
-    }
-    at
-}
-
-/// The offset after the string that starts at `at`.
-fn skip_string(text: &[u8], at: usize) -> Option<usize> {
-    let mut at = at + 1;
-    loop {
-        match text.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-}
-
-/// The offset after the value that starts at `at`.
-fn skip_value(text: &[u8], at: usize) -> Option<usize> {
-    match text.get(at)? {
-        b'"' => skip_string(text, at),
-        b'{' | b'[' => {
-            let (mut depth, mut at) = (0_usize, at);
-            loop {
-                match text.get(at)? {
-                    b'"' => {
-                        at = skip_string(text, at)?;
-                        continue;
-                    }
-                    b'{' | b'[' => depth += 1,
-                    b'}' | b']' => depth -= 1,
-                    _ => {}
-                }
-                at += 1;
-                if depth == 0 {
-                    return Some(at);
-                }
-            }
-        }
-        _ => {
-            let rest = text.get(at..)?;
-            let len =
-                rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']') || byte.is_ascii_whitespace());
-            Some(at + len?)
-        }
-    }
 }
 
 /// Reads the layout; `None` where there is no `metadata` object.
@@ -135,6 +50,14 @@ pub(super) fn layout(text: &[u8]) -> Option<Layout> {
         }
     }
     None
+}
+
+/// Where the list of the owners of fields stands.
+pub(super) fn managed_fields(text: &[u8]) -> Option<Range<usize>> {
+    let value = |at: usize, name: &[u8]| {
+        Members::new(text, at)?.find(|(key, _)| &text[key.clone()] == name).map(|(_, value)| value)
+    };
+    value(value(0, b"metadata")?.start, b"managedFields")
 }
 
 fn version_place(text: &[u8], metadata: usize) -> Option<(usize, Comma)> {
