@@ -35,6 +35,7 @@ impl Comparison {
 
 /// What `new` changes in `old`, both of type `ty` and in canonical form.
 pub fn compare(ty: &'static Type, old: &Value, new: &Value) -> Comparison {
+    // Members are compared one by one, so equal objects come out as such.
     walk(Place::of_type(ty), Some(old), Some(new)).below
 }
 
@@ -73,11 +74,8 @@ impl Comparison {
     }
 }
 
-/// At least one of the two is there.
+/// The two differ, so that no level is looked through twice; at least one of them is there.
 fn walk(place: Place, old: Option<&Value>, new: Option<&Value>) -> Found {
-    if old == new {
-        return Found { own: Own::Same, below: Comparison::default() };
-    }
     let own = match (old, new) {
         (None, _) => Own::Changed,
         (_, None) => Own::Removed,
@@ -187,6 +185,7 @@ fn walk_items(place: Place, old: Option<&Value>, new: Option<&Value>) -> Option<
         let item = match (before, after) {
             (&[], [(_, item)]) => walk(place.item(), None, Some(item)),
             ([(_, item)], &[]) => walk(place.item(), Some(item), None),
+            ([(_, one)], [(_, two)]) if one == two => continue,
             ([(_, one)], [(_, two)]) => walk(place.item(), Some(one), Some(two)),
             // Several of one key are compared as one value.
             (before, after) => {

@@ -92,21 +92,23 @@ impl OwnedFields {
 
 /// The members that a level of `FieldsV1` and a set have in common.
 fn common(level: &[u8], set: &FieldSet) -> usize {
-    let mut left = set.nodes.len();
-    let mut count = 0;
-    let mut name = Vec::new();
+    if set.is_empty() {
+        return 0;
+    }
+    let names = set.nodes.iter().map(|node| {
+        let mut name = Vec::new();
+        node.element.write(&mut name);
+        name
+    });
+    let names: Vec<Vec<u8>> = names.collect();
+    let (mut left, mut count) = (names.len(), 0);
     for (key, value) in Members::new(level, 0).into_iter().flatten() {
         if left == 0 {
             break;
         }
         // With its quotes, as elements are written.
         let key = &level[key.start - 1..=key.end];
-        let node = set.nodes.iter().find(|node| {
-            name.clear();
-            node.element.write(&mut name);
-            name == key
-        });
-        let Some(node) = node else { continue };
+        let Some(node) = names.iter().position(|name| name == key).map(|at| &set.nodes[at]) else { continue };
         left -= 1;
         let value = &level[value];
         count += usize::from(node.member && is_member(value)) + common(value, &node.children);
