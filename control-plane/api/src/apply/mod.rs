@@ -5,7 +5,7 @@
 //! [`ManagedFields`] is their list in `metadata.managedFields`. All of it is pure: objects in, objects and owners out.
 //! Follows KEP-555 and `structured-merge-diff` v6.
 
-mod apply;
+mod applied;
 mod compare;
 mod conflict;
 mod fields;
@@ -21,7 +21,7 @@ mod tests;
 mod update;
 mod versions;
 
-pub use apply::{Applied, empty};
+pub use applied::{Applied, empty};
 pub use compare::{Comparison, compare};
 pub use fields::fields_of;
 pub use managed::{
