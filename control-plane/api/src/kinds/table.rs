@@ -245,6 +245,20 @@ pub static KINDS: &[Kind] = &[
         ..namespaced("batch", "Job", "JobList", "jobs", "job")
     },
     Kind {
+        short_names: &["csr"],
+        subresources: &[
+            part("approval", "CertificateSigningRequest", GET_PATCH_UPDATE),
+            status("CertificateSigningRequest"),
+        ],
+        ..cluster(
+            "certificates.k8s.io",
+            "CertificateSigningRequest",
+            "CertificateSigningRequestList",
+            "certificatesigningrequests",
+            "certificatesigningrequest",
+        )
+    },
+    Kind {
         has_generation: true,
         ..cluster(NETWORKING, "IngressClass", "IngressClassList", "ingressclasses", "ingressclass")
     },

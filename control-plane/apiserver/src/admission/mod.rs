@@ -3,6 +3,7 @@
 //! Plugins run in one order, upstream's, twice: to change the object before validation, and to refuse it after. Webhooks
 //! and policies are further plugins, after the built-in ones of their phase.
 
+mod certificates;
 mod lifecycle;
 mod node_restriction;
 mod priority;
@@ -105,6 +106,10 @@ impl Admission {
             Arc::new(node_restriction::NodeRestriction::new(cache, resources)),
             Arc::new(priority::Priority::new(cache, resources)),
             Arc::new(tolerations),
+            Arc::new(certificates::SigningRequester),
+            Arc::new(certificates::CertificateApproval::new(&authorizer)),
+            Arc::new(certificates::CertificateSigning::new(&authorizer)),
+            Arc::new(certificates::CertificateSubjectRestriction),
             Arc::new(socket_translation::SocketTranslation::new(resources)),
             Arc::new(rbac_escalation::RbacEscalation::new(cache, rbac, authorizer)),
         ])

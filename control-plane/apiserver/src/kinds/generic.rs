@@ -58,6 +58,7 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
     // annotation that its controller writes so.
     let from_new: &[&str] = match (kind.group, kind.plural) {
         ("", _) | ("apps", "replicasets") => &["labels", "annotations", "resourceVersion", "managedFields"],
+        ("certificates.k8s.io", _) => &["labels", "annotations", "resourceVersion", "managedFields"],
         ("apps", "deployments") => &["annotations", "resourceVersion", "managedFields"],
         _ => &["resourceVersion", "managedFields"],
     };

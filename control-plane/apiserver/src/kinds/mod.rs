@@ -10,6 +10,7 @@
 mod apps;
 mod autoscaling;
 mod batch;
+pub mod certificates;
 mod config;
 mod endpoints;
 mod event;
@@ -30,6 +31,7 @@ mod service;
 mod storage;
 mod value;
 
+pub use certificates::{prepare_approval, validate_approval};
 pub use generic::{
     default, deletion_grace_seconds, is_held_back, on_deletion, prepare_create, prepare_finalize,
     prepare_status, prepare_update, scale_of, scaled, validate_create, validate_status, validate_update,
@@ -73,6 +75,8 @@ pub struct Hooks {
     pub status_at_create: bool,
     /// PUT of a name that does not exist creates it.
     pub create_on_update: bool,
+    /// Said with the answer to every write of such an object: that what it asks for is not done.
+    pub warning: Option<&'static str>,
 }
 
 /// Translation between a kind and the one that its objects are stored as: `(to storage, from storage)`.
@@ -138,6 +142,7 @@ pub static PLAIN: Hooks = Hooks {
     name: NameRule::Subdomain,
     status_at_create: false,
     create_on_update: false,
+    warning: None,
 };
 
 /// The hooks of a kind; [`PLAIN`] for those that are data only.
@@ -165,6 +170,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("autoscaling", "horizontalpodautoscalers") => &autoscaling::AUTOSCALER,
         ("batch", "cronjobs") => &batch::CRON_JOB,
         ("batch", "jobs") => &batch::JOB,
+        ("certificates.k8s.io", "certificatesigningrequests") => &certificates::SIGNING_REQUEST,
         ("coordination.k8s.io", "leases") => &lease::LEASE,
         ("discovery.k8s.io", "endpointslices") => &endpoints::ENDPOINT_SLICE,
         ("events.k8s.io", "events") => &event::EVENTS,

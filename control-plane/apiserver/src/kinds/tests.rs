@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn kind(name: &str) -> &'static Kind {
+pub(super) fn kind(name: &str) -> &'static Kind {
     let (group, plural) = name.split_once('/').unwrap_or(("", name));
     Kind::by_plural(group, plural).unwrap_or_else(|| panic!("no kind {name}"))
 }
 
-fn created(name: &str, mut object: Value) -> Value {
+pub(super) fn created(name: &str, mut object: Value) -> Value {
     let kind = kind(name);
     default(kind, &mut object);
     prepare_create(kind, &mut object);
@@ -18,7 +18,7 @@ fn created(name: &str, mut object: Value) -> Value {
 }
 
 /// Sets what a pointer names; missing parents are made.
-fn with(mut object: Value, pointer: &str, value: Value) -> Value {
+pub(super) fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     let mut place = &mut object;
     for name in pointer.trim_start_matches('/').split('/') {
         place = match (name.parse::<usize>(), place.is_array()) {
@@ -58,14 +58,14 @@ fn service() -> Value {
 }
 
 #[track_caller]
-fn refused(name: &str, object: Value, expected: &[&str]) {
+pub(super) fn refused(name: &str, object: Value, expected: &[&str]) {
     let object = created(name, object);
     let errors: Vec<String> = validate_create(kind(name), &object).iter().map(ToString::to_string).collect();
     assert_eq!(errors, expected);
 }
 
 #[track_caller]
-fn update_refused(name: &str, old: Value, new: Value, expected: &[&str]) {
+pub(super) fn update_refused(name: &str, old: Value, new: Value, expected: &[&str]) {
     let old = created(name, old);
     let mut new = new;
     default(kind(name), &mut new);

@@ -182,7 +182,7 @@ impl ApiServer {
         let place = call.place()?;
         let object = self.registry().get(&call.pass, &call.resource, place, resource_version).await?;
         match call.subresource() {
-            "" | "status" => Ok(Reply::Object(object)),
+            "" | "status" | "approval" => Ok(Reply::Object(object)),
             "scale" => scale_of(&call.resource, &object),
             _ => Err(method_not_allowed()),
         }
@@ -231,7 +231,7 @@ impl ApiServer {
         let create = options.for_create(call)?;
         let object =
             self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create).await?;
-        Ok(Written { reply: Reply::Object(object), created: true, warnings: Vec::new() })
+        Ok(Written { reply: Reply::Object(object), created: true, warnings: unheeded(&call.resource) })
     }
 
     pub async fn update(&self, call: &Call, object: Value, options: &WriteOptions) -> Result<Written, Error> {
@@ -307,6 +307,7 @@ impl ApiServer {
             "status" => Part::Status,
             "scale" => Part::Scale,
             "finalize" => Part::Finalize,
+            "approval" => Part::Approval,
             _ => return Err(method_not_allowed()),
         };
         let updated = self
@@ -317,7 +318,9 @@ impl ApiServer {
             Part::Scale => scale_of(&call.resource, &updated.object)?,
             _ => Reply::Object(updated.object),
         };
-        Ok(Written { reply, created: updated.created, warnings: updated.warnings })
+        let mut warnings = updated.warnings;
+        warnings.extend(unheeded(&call.resource));
+        Ok(Written { reply, created: updated.created, warnings })
     }
 
     pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
@@ -403,6 +406,12 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
         }
     };
     if served { Ok(()) } else { Err(method_not_allowed()) }
+}
+
+/// Tells the author of an object that nothing acts on it, where that is so.
+fn unheeded(resource: &Resource) -> Vec<String> {
+    let warning = kinds::hooks(resource.row.group, resource.row.plural).warning;
+    warning.map(str::to_owned).into_iter().collect()
 }
 
 fn check_initial_events(request: &WatchRequest) -> Result<(), Error> {

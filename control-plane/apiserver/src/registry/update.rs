@@ -38,6 +38,8 @@ pub enum Part {
     Scale,
     /// `spec.finalizers` of a namespace.
     Finalize,
+    /// The conditions of a CertificateSigningRequest.
+    Approval,
     /// Where a pod runs; only [`Change::Bind`] has it.
     Binding,
 }
@@ -49,6 +51,7 @@ impl Part {
             Self::Status => "status",
             Self::Scale => "scale",
             Self::Finalize => "finalize",
+            Self::Approval => "approval",
             Self::Binding => "binding",
         }
     }
@@ -223,6 +226,7 @@ impl Registry {
                 metadata::of(&mut object)?.remove("resourceVersion");
             }
             Part::Finalize => kinds::prepare_finalize(&mut object, &old),
+            Part::Approval => kinds::prepare_approval(&mut object, &old),
             Part::Binding => {}
         }
         let managed = applied.unwrap_or_else(|| {
@@ -244,6 +248,7 @@ impl Registry {
         let errors = match part {
             Part::Main | Part::Scale => kinds::validate_update(stored, request.object, &old),
             Part::Status => kinds::validate_status(stored, request.object, &old),
+            Part::Approval => kinds::validate_approval(stored, request.object, &old),
             Part::Finalize | Part::Binding => Vec::new(),
         };
         if !errors.is_empty() {
