@@ -37,8 +37,13 @@ impl Resource {
         self.cache.as_ref().ok_or_else(method_not_allowed)
     }
 
+    /// True where objects are stored as another kind, or in another version.
     pub fn is_view(&self) -> bool {
-        self.row.is_view()
+        self.row.is_view() || self.row.storage.is_some_and(|storage| storage.version != self.version)
+    }
+
+    fn view(&self) -> Option<kinds::View> {
+        if self.is_view() { kinds::hooks(self.row.group, self.row.plural).view } else { None }
     }
 
     /// `v1/Pod` of the storage version.
@@ -48,14 +53,14 @@ impl Resource {
 
     /// Turns a client's object into one of the storage kind and version.
     pub fn to_storage(&self, object: &mut Value) {
-        if let Some((to_storage, _)) = kinds::hooks(self.row.group, self.row.plural).view {
+        if let Some((to_storage, _)) = self.view() {
             to_storage(object);
         }
     }
 
     /// Turns a stored object into one of this kind and version.
     pub fn from_storage(&self, object: &mut Value) {
-        if let Some((_, from_storage)) = kinds::hooks(self.row.group, self.row.plural).view {
+        if let Some((_, from_storage)) = self.view() {
             from_storage(object);
         }
     }

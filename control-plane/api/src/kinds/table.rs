@@ -10,7 +10,10 @@ const STREAM: &[&str] = &["create", "get"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 
 const V1: &[Version] = &[Version { name: "v1", storage: true, served: true }];
-const V2: &[Version] = &[Version { name: "v2", storage: true, served: true }];
+const V2_V1: &[Version] = &[
+    Version { name: "v2", storage: true, served: true },
+    Version { name: "v1", storage: false, served: true },
+];
 
 const ALL: &[&str] = &["all"];
 
@@ -213,7 +216,7 @@ pub static KINDS: &[Kind] = &[
     review(AUTHORIZATION, "SelfSubjectRulesReview", "selfsubjectrulesreviews", "selfsubjectrulesreview"),
     review(AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews", "subjectaccessreview"),
     Kind {
-        versions: V2,
+        versions: V2_V1,
         short_names: &["hpa"],
         categories: ALL,
         subresources: &[status("HorizontalPodAutoscaler")],

@@ -16,7 +16,6 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("v1/services/proxy", "streams to arbitrary ports of services do not pass yet"),
     ("v1/pods/ephemeralcontainers", "the node agent does not start ephemeral containers yet"),
     ("v1/pods/resize", "the node agent does not resize in place yet"),
-    ("autoscaling/v1", "the older view of the same objects; needs conversion"),
     ("admissionregistration.k8s.io", "webhooks and policies are not called yet"),
     ("apiextensions.k8s.io", "custom resources are not served yet"),
     ("apiregistration.k8s.io", "aggregated APIs are not served yet"),

@@ -3,7 +3,7 @@
 use hawser_api::FieldError;
 use serde_json::{Value, json};
 
-use super::{AGE, Hooks, NAME, PLAIN, apps::age, text, value::Fields};
+use super::{AGE, Hooks, NAME, PLAIN, apps::age, autoscaling_v1, text, value::Fields};
 
 /// What an autoscaler aims for when it is told nothing.
 const DEFAULT_UTILIZATION: i64 = 80;
@@ -71,6 +71,7 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
             age(object, now),
         ]
     },
+    view: Some((autoscaling_v1::to_v2, autoscaling_v1::from_v2)),
     ..PLAIN
 };
 

@@ -9,6 +9,7 @@
 
 mod apps;
 mod autoscaling;
+mod autoscaling_v1;
 mod batch;
 pub mod certificates;
 mod config;
@@ -68,7 +69,7 @@ pub struct Hooks {
     /// Whether something other than `metadata.finalizers` keeps a deleted object.
     pub is_held_back: fn(&Value) -> bool,
     pub scale: Option<ScalePaths>,
-    /// For kinds whose objects are stored as another kind.
+    /// For kinds whose objects are stored as another kind, or are served in a version beside the stored one.
     pub view: Option<View>,
     pub name: NameRule,
     /// Whether a client may say the status when it creates the object (nodes do).
