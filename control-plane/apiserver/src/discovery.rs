@@ -200,6 +200,13 @@ mod tests {
         Some(serde_json::from_slice(&bytes).unwrap())
     }
 
+    /// Kinds that upstream still stores in an older version, which is not served here, and the hash of v1.
+    const STORED_OTHERWISE: [(&str, &str); 3] = [
+        ("customresourcedefinitions", "M5uH+AlWATY="),
+        ("mutatingadmissionpolicies", "mHCkTKpUTrE="),
+        ("mutatingadmissionpolicybindings", "ZKgZT1uTmZ0="),
+    ];
+
     /// Takes out of upstream's list what the table of kinds leaves out; what is left must be the same.
     fn keep(list: &mut Value, pointer: &str, name: &str, ours: &Value) {
         let known = ours.pointer(pointer).unwrap().as_array().unwrap().clone();
@@ -218,6 +225,13 @@ mod tests {
                 let Some(mut expected) = upstream(&file) else { return };
                 let ours = resources(group.name, version).unwrap();
                 keep(&mut expected, "/resources", "name", &ours);
+                for resource in expected["resources"].as_array_mut().unwrap() {
+                    if let Some((_, hash)) =
+                        STORED_OTHERWISE.iter().find(|(name, _)| resource["name"] == *name)
+                    {
+                        resource["storageVersionHash"] = json!(hash);
+                    }
+                }
                 assert_eq!(ours, expected, "{file}");
             }
         }

@@ -16,6 +16,7 @@ const V2_V1: &[Version] = &[
 ];
 
 const ALL: &[&str] = &["all"];
+const API_EXTENSIONS: &[&str] = &["api-extensions"];
 
 /// A subresource in the parent's group and version.
 const fn part(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Subresource {
@@ -83,16 +84,39 @@ const fn review(
     Kind { verbs: CREATE, storage: None, ..cluster(group, kind, "", plural, singular) }
 }
 
+/// A kind of `admissionregistration.k8s.io`.
+const fn admission(
+    kind: &'static str,
+    list_kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+) -> Kind {
+    Kind {
+        categories: API_EXTENSIONS,
+        has_generation: true,
+        ..cluster("admissionregistration.k8s.io", kind, list_kind, plural, singular)
+    }
+}
+
 const APPS: &str = "apps";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
 const NETWORKING: &str = "networking.k8s.io";
+const FLOW_CONTROL: &str = "flowcontrol.apiserver.k8s.io";
+const RESOURCE: &str = "resource.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
 
 /// Every kind served.
 pub static KINDS: &[Kind] = &[
     Kind { namespaced: true, ..review("", "Binding", "bindings", "binding") },
+    // Deprecated upstream, and about components that are one process here: never stored, always an empty list.
+    Kind {
+        short_names: &["cs"],
+        verbs: &["get", "list"],
+        storage: None,
+        ..cluster("", "ComponentStatus", "ComponentStatusList", "componentstatuses", "componentstatus")
+    },
     Kind { short_names: &["cm"], ..namespaced("", "ConfigMap", "ConfigMapList", "configmaps", "configmap") },
     Kind { short_names: &["ep"], ..namespaced("", "Endpoints", "EndpointsList", "endpoints", "endpoints") },
     Kind { short_names: &["ev"], ..namespaced("", "Event", "EventList", "events", "event") },
@@ -144,6 +168,19 @@ pub static KINDS: &[Kind] = &[
     },
     namespaced("", "PodTemplate", "PodTemplateList", "podtemplates", "podtemplate"),
     Kind {
+        short_names: &["rc"],
+        categories: ALL,
+        subresources: &[SCALE, status("ReplicationController")],
+        has_generation: true,
+        ..namespaced(
+            "",
+            "ReplicationController",
+            "ReplicationControllerList",
+            "replicationcontrollers",
+            "replicationcontroller",
+        )
+    },
+    Kind {
         short_names: &["quota"],
         subresources: &[status("ResourceQuota")],
         ..namespaced("", "ResourceQuota", "ResourceQuotaList", "resourcequotas", "resourcequota")
@@ -159,6 +196,11 @@ pub static KINDS: &[Kind] = &[
         categories: ALL,
         subresources: &[status("Service")],
         ..namespaced("", "Service", "ServiceList", "services", "service")
+    },
+    Kind {
+        categories: API_EXTENSIONS,
+        subresources: &[status("APIService")],
+        ..cluster("apiregistration.k8s.io", "APIService", "APIServiceList", "apiservices", "apiservice")
     },
     namespaced(
         APPS,
@@ -272,9 +314,17 @@ pub static KINDS: &[Kind] = &[
         ..namespaced(NETWORKING, "Ingress", "IngressList", "ingresses", "ingress")
     },
     Kind {
+        short_names: &["ip"],
+        ..cluster(NETWORKING, "IPAddress", "IPAddressList", "ipaddresses", "ipaddress")
+    },
+    Kind {
         short_names: &["netpol"],
         has_generation: true,
         ..namespaced(NETWORKING, "NetworkPolicy", "NetworkPolicyList", "networkpolicies", "networkpolicy")
+    },
+    Kind {
+        subresources: &[status("ServiceCIDR")],
+        ..cluster(NETWORKING, "ServiceCIDR", "ServiceCIDRList", "servicecidrs", "servicecidr")
     },
     Kind {
         short_names: &["pdb"],
@@ -325,6 +375,68 @@ pub static KINDS: &[Kind] = &[
         )
     },
     Kind {
+        short_names: &["vac"],
+        ..cluster(
+            STORAGE,
+            "VolumeAttributesClass",
+            "VolumeAttributesClassList",
+            "volumeattributesclasses",
+            "volumeattributesclass",
+        )
+    },
+    admission(
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyList",
+        "mutatingadmissionpolicies",
+        "mutatingadmissionpolicy",
+    ),
+    admission(
+        "MutatingAdmissionPolicyBinding",
+        "MutatingAdmissionPolicyBindingList",
+        "mutatingadmissionpolicybindings",
+        "mutatingadmissionpolicybinding",
+    ),
+    admission(
+        "MutatingWebhookConfiguration",
+        "MutatingWebhookConfigurationList",
+        "mutatingwebhookconfigurations",
+        "mutatingwebhookconfiguration",
+    ),
+    Kind {
+        subresources: &[status("ValidatingAdmissionPolicy")],
+        ..admission(
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyList",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicy",
+        )
+    },
+    admission(
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingAdmissionPolicyBindingList",
+        "validatingadmissionpolicybindings",
+        "validatingadmissionpolicybinding",
+    ),
+    admission(
+        "ValidatingWebhookConfiguration",
+        "ValidatingWebhookConfigurationList",
+        "validatingwebhookconfigurations",
+        "validatingwebhookconfiguration",
+    ),
+    Kind {
+        short_names: &["crd", "crds"],
+        categories: API_EXTENSIONS,
+        subresources: &[status("CustomResourceDefinition")],
+        has_generation: true,
+        ..cluster(
+            "apiextensions.k8s.io",
+            "CustomResourceDefinition",
+            "CustomResourceDefinitionList",
+            "customresourcedefinitions",
+            "customresourcedefinition",
+        )
+    },
+    Kind {
         short_names: &["pc"],
         has_generation: true,
         ..cluster(
@@ -345,6 +457,41 @@ pub static KINDS: &[Kind] = &[
             "EndpointSliceList",
             "endpointslices",
             "endpointslice",
+        )
+    },
+    Kind {
+        has_generation: true,
+        ..cluster(RESOURCE, "DeviceClass", "DeviceClassList", "deviceclasses", "deviceclass")
+    },
+    Kind {
+        subresources: &[status("ResourceClaim")],
+        ..namespaced(RESOURCE, "ResourceClaim", "ResourceClaimList", "resourceclaims", "resourceclaim")
+    },
+    namespaced(
+        RESOURCE,
+        "ResourceClaimTemplate",
+        "ResourceClaimTemplateList",
+        "resourceclaimtemplates",
+        "resourceclaimtemplate",
+    ),
+    Kind {
+        has_generation: true,
+        ..cluster(RESOURCE, "ResourceSlice", "ResourceSliceList", "resourceslices", "resourceslice")
+    },
+    Kind {
+        subresources: &[status("FlowSchema")],
+        has_generation: true,
+        ..cluster(FLOW_CONTROL, "FlowSchema", "FlowSchemaList", "flowschemas", "flowschema")
+    },
+    Kind {
+        subresources: &[status("PriorityLevelConfiguration")],
+        has_generation: true,
+        ..cluster(
+            FLOW_CONTROL,
+            "PriorityLevelConfiguration",
+            "PriorityLevelConfigurationList",
+            "prioritylevelconfigurations",
+            "prioritylevelconfiguration",
         )
     },
 ];

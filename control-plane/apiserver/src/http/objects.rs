@@ -89,7 +89,7 @@ impl Front<'_> {
         match &*verb {
             "get" => {
                 let reply = self.server.get(&self.call, self.query.get("resourceVersion")).await?;
-                self.reply(StatusCode::OK, &reply, &[], &parts.headers)
+                self.reply(StatusCode::OK, &reply, &self.call.read_warnings(), &parts.headers)
             }
             "list" => self.list(&parts.headers).await,
             "watch" => self.watch().await,
@@ -129,7 +129,9 @@ impl Front<'_> {
     async fn list(self, headers: &HeaderMap) -> Result<Response<Body>, Error> {
         let listed = self.server.list(&self.call, &self.list_request()?).await?;
         let list = encode::list(&self.call.resource, listed, self.output, self.include)?;
-        Ok(list_response(list, self.output, headers))
+        let mut response = list_response(list, self.output, headers);
+        warn(&mut response, &self.call.read_warnings());
+        Ok(response)
     }
 
     fn list_request(&self) -> Result<ListRequest, Error> {
@@ -310,14 +312,19 @@ impl Front<'_> {
             respond(code, self.output.content_type(), bytes)
         };
         *response.status_mut() = code;
-        for warning in warnings {
-            let text: String = warning.chars().filter(|letter| !letter.is_control()).collect();
-            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
-            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
-                response.headers_mut().append(header::WARNING, value);
-            }
-        }
+        warn(&mut response, warnings);
         Ok(response)
+    }
+}
+
+/// Adds one header `Warning` for each.
+fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let text: String = warning.chars().filter(|letter| !letter.is_control()).collect();
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
     }
 }
 

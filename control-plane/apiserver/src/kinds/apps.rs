@@ -17,7 +17,7 @@ const SPEC: Path<'static> = Path::Root("spec");
 const SCALE: ScalePaths = ScalePaths {
     spec_replicas: "spec.replicas",
     status_replicas: "status.replicas",
-    selector: "spec.selector",
+    selector: |object| selector::to_text(object.at("spec.selector")),
 };
 
 const fn number(name: &'static str) -> Column {

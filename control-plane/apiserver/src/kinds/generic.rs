@@ -3,7 +3,7 @@
 use hawser_api::{FieldError, kinds::Kind};
 use serde_json::{Map, Value, json};
 
-use super::{Hooks, hooks, meta, selector, value::Fields};
+use super::{Hooks, hooks, meta, value::Fields};
 
 /// Fields of `metadata` that only the server writes.
 const SERVERS: [&str; 3] = ["uid", "creationTimestamp", "generation"];
@@ -140,7 +140,7 @@ pub fn scale_of(kind: &Kind, object: &Value) -> Option<Value> {
         }
     }
     let mut status = json!({ "replicas": object.int(paths.status_replicas).unwrap_or_default() });
-    let selector = selector::to_text(object.at(paths.selector));
+    let selector = (paths.selector)(object);
     if !selector.is_empty() {
         status["selector"] = selector.into();
     }

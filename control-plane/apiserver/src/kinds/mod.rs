@@ -7,14 +7,19 @@
 //! in canonical form, already checked against the schema: a field that is there has the right JSON type.
 //! Everything here is pure; names that must exist and numbers that must be free are admission's matter.
 
+mod addresses;
+mod aggregation;
 mod apps;
 mod autoscaling;
 mod autoscaling_v1;
 mod batch;
 pub mod certificates;
 mod config;
+mod custom_resource;
+mod device;
 mod endpoints;
 mod event;
+mod flow_control;
 mod generic;
 pub mod human;
 mod lease;
@@ -27,10 +32,14 @@ mod pod;
 mod policy;
 mod quantity;
 mod rbac;
+mod registration;
+mod replication_controller;
+mod rules;
 mod selector;
 mod service;
 mod storage;
 mod value;
+mod volume_attributes;
 
 pub use certificates::{prepare_approval, validate_approval};
 pub use generic::{
@@ -76,7 +85,8 @@ pub struct Hooks {
     pub status_at_create: bool,
     /// PUT of a name that does not exist creates it.
     pub create_on_update: bool,
-    /// Said with the answer to every write of such an object: that what it asks for is not done.
+    /// Said with the answer to every write of such an object: that what it asks for is not done. Kinds that are only read
+    /// say it with every read.
     pub warning: Option<&'static str>,
 }
 
@@ -102,8 +112,8 @@ pub type Selectable = (&'static str, fn(&Value) -> String);
 pub struct ScalePaths {
     pub spec_replicas: &'static str,
     pub status_replicas: &'static str,
-    /// A `LabelSelector`.
-    pub selector: &'static str,
+    /// The selector as text.
+    pub selector: fn(&Value) -> String,
 }
 
 const fn column(name: &'static str, kind: &'static str) -> Column {
@@ -149,6 +159,7 @@ pub static PLAIN: Hooks = Hooks {
 /// The hooks of a kind; [`PLAIN`] for those that are data only.
 pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
     match (group, plural) {
+        ("", "componentstatuses") => &replication_controller::COMPONENT_STATUS,
         ("", "configmaps") => &config::CONFIG_MAP,
         ("", "endpoints") => &endpoints::ENDPOINTS,
         ("", "events") => &event::CORE,
@@ -159,10 +170,22 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("", "persistentvolumes") => &storage::VOLUME,
         ("", "pods") => &pod::POD,
         ("", "podtemplates") => &pod::POD_TEMPLATE,
+        ("", "replicationcontrollers") => &replication_controller::REPLICATION_CONTROLLER,
         ("", "resourcequotas") => &policy::RESOURCE_QUOTA,
         ("", "secrets") => &config::SECRET,
         ("", "serviceaccounts") => &config::SERVICE_ACCOUNT,
         ("", "services") => &service::SERVICE,
+        ("admissionregistration.k8s.io", plural) => match plural {
+            "mutatingadmissionpolicies" => &registration::MUTATING_POLICY,
+            "mutatingadmissionpolicybindings" => &registration::MUTATING_BINDING,
+            "mutatingwebhookconfigurations" => &registration::MUTATING_WEBHOOK,
+            "validatingadmissionpolicies" => &registration::VALIDATING_POLICY,
+            "validatingadmissionpolicybindings" => &registration::VALIDATING_BINDING,
+            "validatingwebhookconfigurations" => &registration::VALIDATING_WEBHOOK,
+            _ => &PLAIN,
+        },
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &custom_resource::DEFINITION,
+        ("apiregistration.k8s.io", "apiservices") => &aggregation::API_SERVICE,
         ("apps", "controllerrevisions") => &apps::CONTROLLER_REVISION,
         ("apps", "daemonsets") => &apps::DAEMON_SET,
         ("apps", "deployments") => &apps::DEPLOYMENT,
@@ -175,20 +198,29 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("coordination.k8s.io", "leases") => &lease::LEASE,
         ("discovery.k8s.io", "endpointslices") => &endpoints::ENDPOINT_SLICE,
         ("events.k8s.io", "events") => &event::EVENTS,
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => &flow_control::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &flow_control::PRIORITY_LEVEL,
         ("networking.k8s.io", "ingressclasses") => &networking::INGRESS_CLASS,
         ("networking.k8s.io", "ingresses") => &networking::INGRESS,
+        ("networking.k8s.io", "ipaddresses") => &addresses::IP_ADDRESS,
         ("networking.k8s.io", "networkpolicies") => &networking::NETWORK_POLICY,
+        ("networking.k8s.io", "servicecidrs") => &addresses::SERVICE_CIDR,
         ("node.k8s.io", "runtimeclasses") => &policy::RUNTIME_CLASS,
         ("policy", "poddisruptionbudgets") => &policy::DISRUPTION_BUDGET,
         ("rbac.authorization.k8s.io", "clusterrolebindings" | "rolebindings") => &rbac::BINDING,
         ("rbac.authorization.k8s.io", "clusterroles") => &rbac::CLUSTER_ROLE,
         ("rbac.authorization.k8s.io", "roles") => &rbac::ROLE,
+        ("resource.k8s.io", "deviceclasses") => &device::DEVICE_CLASS,
+        ("resource.k8s.io", "resourceclaims") => &device::RESOURCE_CLAIM,
+        ("resource.k8s.io", "resourceclaimtemplates") => &device::RESOURCE_CLAIM_TEMPLATE,
+        ("resource.k8s.io", "resourceslices") => &device::RESOURCE_SLICE,
         ("scheduling.k8s.io", "priorityclasses") => &policy::PRIORITY_CLASS,
         ("storage.k8s.io", "csidrivers") => &storage::CSI_DRIVER,
         ("storage.k8s.io", "csinodes") => &storage::CSI_NODE,
         ("storage.k8s.io", "csistoragecapacities") => &storage::CSI_CAPACITY,
         ("storage.k8s.io", "storageclasses") => &storage::STORAGE_CLASS,
         ("storage.k8s.io", "volumeattachments") => &storage::ATTACHMENT,
+        ("storage.k8s.io", "volumeattributesclasses") => &volume_attributes::VOLUME_ATTRIBUTES_CLASS,
         _ => &PLAIN,
     }
 }

@@ -7,6 +7,8 @@ pub(crate) use hawser_api::validation::{
     label_value, qualified_name,
 };
 
+use super::addresses::address_name;
+
 /// Which names a kind allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
@@ -18,6 +20,8 @@ pub enum NameRule {
     Label1035,
     /// Anything that can be one segment of a path.
     PathSegment,
+    /// An IP address in canonical form.
+    IpAddress,
 }
 
 impl NameRule {
@@ -28,6 +32,7 @@ impl NameRule {
             Self::Subdomain => dns_subdomain(name),
             Self::Label1035 => dns_label_1035(name),
             Self::PathSegment => path_segment(name),
+            Self::IpAddress => address_name(name),
         }
     }
 

@@ -146,6 +146,11 @@ fn defaults_change_nothing_the_second_time() {
     for row in KINDS.iter().filter(|row| row.storage.is_some()) {
         let group = if row.group.is_empty() { "core" } else { row.group };
         let file = folder.join(format!("{group}.{}.{}.json", row.versions[0].name, row.kind));
+        // The facts have no objects of these two, which upstream keeps in repositories of their own.
+        if matches!(row.group, "apiextensions.k8s.io" | "apiregistration.k8s.io") {
+            assert!(!file.exists(), "{}", file.display());
+            continue;
+        }
         let mut once: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         default(row, &mut once);
         let mut twice = once.clone();

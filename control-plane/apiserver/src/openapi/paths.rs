@@ -294,18 +294,13 @@ impl Scope<'_> {
             false => format!("{base}/{}", kind.plural),
         };
         let namespace = kind.namespaced.then_some("namespace");
-        let operations = self.collection_operations(kind, ty, &name);
-        if kind.storage.is_some() {
-            items.push(item(collection.clone(), &[namespace], &["pretty"], operations));
-        } else {
-            // What answers and is gone has its parameters on the path.
-            items.push(item(
-                collection.clone(),
-                &[namespace],
-                &[&WRITE[..], &["pretty"]].concat(),
-                operations,
-            ));
+        let mut operations = self.collection_operations(kind, ty, &name);
+        let mut parameters = vec!["pretty"];
+        // What all operations of a path share stands on the path: of a single one, everything.
+        if let [only] = operations.as_mut_slice() {
+            parameters.extend(only.parameters.drain(..).map(|parameter| parameter.name));
         }
+        items.push(item(collection.clone(), &[namespace], &parameters, operations));
         if kind.namespaced && kind.has_verb("list") {
             let mut list = self.list(kind, format!("list{}{}ForAllNamespaces", self.id, kind.kind));
             let mut parameters: Vec<&'static str> =
@@ -366,9 +361,8 @@ impl Scope<'_> {
             operations.push(self.list(kind, format!("list{}{name}", self.id)));
         }
         if kind.has_verb("create") {
-            let parameters = if kind.storage.is_some() { query(&WRITE) } else { Vec::new() };
             let id = format!("create{}{name}", self.id);
-            operations.push(self.create(id, self.gvk(kind.kind), ty, parameters));
+            operations.push(self.create(id, self.gvk(kind.kind), ty, query(&WRITE)));
         }
         operations
     }

@@ -55,6 +55,11 @@ impl Call {
         self.target.namespace.as_deref().unwrap_or_default()
     }
 
+    /// What is said with the answer to a read.
+    pub fn read_warnings(&self) -> Vec<String> {
+        if self.resource.row.has_verb("create") { Vec::new() } else { unheeded(&self.resource) }
+    }
+
     /// The one that was authorized: never another of the request.
     fn field_selector(&self) -> &str {
         &self.pass.attributes().field_selector
@@ -180,6 +185,9 @@ impl ApiServer {
 
     pub async fn get(&self, call: &Call, resource_version: &str) -> Result<Reply, Error> {
         let place = call.place()?;
+        if is_component_status(&call.resource) {
+            return Err(call.resource.not_found(place.1));
+        }
         let object = self.registry().get(&call.pass, &call.resource, place, resource_version).await?;
         match call.subresource() {
             "" | "status" | "approval" => Ok(Reply::Object(object)),
@@ -194,6 +202,9 @@ impl ApiServer {
     }
 
     pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
+        if is_component_status(&call.resource) {
+            return Ok(Listed::nothing(self.registry().cache().consistent().await?));
+        }
         self.registry().list(&call.pass, &call.resource, &narrowed(call, request)).await
     }
 
@@ -360,6 +371,11 @@ fn name_config(config: &mut Value, name: &str) {
     }
 }
 
+/// ComponentStatuses are not stored, and none is made: the components are one process here, or look after themselves.
+fn is_component_status(resource: &Resource) -> bool {
+    resource.row.group.is_empty() && resource.row.plural == "componentstatuses"
+}
+
 /// A request as authorization sees it.
 fn attributes_of(verb: &'static str, target: &Target, field_selector: &str) -> Attributes {
     let mut name = target.name.clone().unwrap_or_default();
@@ -436,8 +452,8 @@ fn scale_of(resource: &Resource, object: &CachedObject) -> Result<Reply, Error> 
 
 /// Kinds whose deletion answers with the object; the others with a Status, as upstream.
 fn returns_deleted(resource: &Resource) -> bool {
-    resource.row.group.is_empty()
-        && matches!(
+    match resource.row.group {
+        "" => matches!(
             resource.row.plural,
             "pods"
                 | "services"
@@ -446,8 +462,11 @@ fn returns_deleted(resource: &Resource) -> bool {
                 | "persistentvolumeclaims"
                 | "resourcequotas"
                 | "podtemplates"
-                | "replicationcontrollers"
-        )
+        ),
+        "resource.k8s.io" => true,
+        "storage.k8s.io" => resource.row.plural != "csistoragecapacities",
+        _ => false,
+    }
 }
 
 fn success(resource: &Resource, object: &CachedObject) -> Value {

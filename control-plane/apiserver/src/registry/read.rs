@@ -60,6 +60,12 @@ enum Source {
 }
 
 impl Listed {
+    /// A list without objects.
+    pub fn nothing(revision: Revision) -> Self {
+        let objects = Source::Read(Vec::new().into_iter());
+        Self { objects, revision, continue_token: String::new(), remaining: None }
+    }
+
     /// The objects, in key order.
     pub fn objects(self) -> impl Iterator<Item = Arc<CachedObject>> + Send {
         self.objects
