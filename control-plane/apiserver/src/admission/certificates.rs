@@ -185,6 +185,7 @@ impl Plugin for CertificateSubjectRestriction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Rules;
 
     struct Signers(&'static [(&'static str, &'static str)]);
 
@@ -195,6 +196,10 @@ mod tests {
                 return Decision::Allow(String::new());
             }
             Decision::NoOpinion(String::new())
+        }
+
+        fn rules(&self, _: &User, _: &str) -> Rules {
+            Rules::default()
         }
     }
 

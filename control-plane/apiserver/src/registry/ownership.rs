@@ -98,7 +98,7 @@ impl Registry {
             now: &metadata::now(),
         };
         let ignored: &[&str] = match part {
-            Part::Status => &["spec"],
+            Part::Status | Part::Approval => &["spec"],
             _ if resource.stored.has_status() => &["status"],
             _ => &[],
         };
