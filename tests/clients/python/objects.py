@@ -78,12 +78,26 @@ same(patched.metadata.labels, {"x": "y"})
 refused(422, "Invalid", core.patch_namespaced_config_map, "first", NAMESPACE, [{"op": "remove", "path": "/data/absent"}])
 stale = {"metadata": {"resourceVersion": "1"}, "data": {"z": "1"}}
 refused(409, "Conflict", core.patch_namespaced_config_map, "first", NAMESPACE, stale, _content_type=MERGE)
-for unsupported in ("application/nonsense+json", "application/apply-patch+yaml"):
-    status = refused(
-        415, "UnsupportedMediaType", core.patch_namespaced_config_map, "first", NAMESPACE, {"data": {}},
-        _content_type=unsupported, field_manager="tests",
-    )
-    assert MERGE in status["message"], status
+status = refused(
+    415, "UnsupportedMediaType", core.patch_namespaced_config_map, "first", NAMESPACE, {"data": {}},
+    _content_type="application/nonsense+json", field_manager="tests",
+)
+assert MERGE in status["message"], status
+
+# Server-side apply, by two managers.
+APPLY = "application/apply-patch+yaml"
+
+
+def applied(value, **named):
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "applied"}, "data": {"a": value}}
+    return core.patch_namespaced_config_map("applied", NAMESPACE, config, _content_type=APPLY, **named)
+
+
+same(applied("1", field_manager="one").metadata.managed_fields[0].manager, "one")
+status = refused(409, "Conflict", applied, "2", field_manager="two")
+same([cause["field"] for cause in status["details"]["causes"]], [".data.a"])
+same(applied("2", field_manager="two", force=True).data, {"a": "2"})
+core.delete_namespaced_config_map("applied", NAMESPACE)
 
 # Status and scale are written apart from the rest.
 labels = {"app": "web"}

@@ -96,8 +96,15 @@ fn typed_objects_are_written_read_patched_and_refused() {
         let metadata = maps.patch_metadata("a", &params, &note).await.expect("patched");
         assert_eq!(metadata.annotations()["n"], "1");
         let apply = Patch::Apply(json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "z": "1" } }));
-        let refused = maps.patch("a", &PatchParams::apply("tests"), &apply).await.expect_err("not yet there");
-        assert_eq!(code(&refused).0, 415);
+        let applied = maps.patch("a", &PatchParams::apply("tests"), &apply).await.expect("applied");
+        assert_eq!(applied.data.as_ref().map(|data| (data.len(), &*data["z"])), Some((2, "1")));
+        assert!(applied.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some("tests")));
+        let apply = Patch::Apply(json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "z": "2" } }));
+        let refused =
+            maps.patch("a", &PatchParams::apply("others"), &apply).await.expect_err("the tests' own");
+        assert_eq!(code(&refused), (409, "Conflict"));
+        let applied = maps.patch("a", &PatchParams::apply("others").force(), &apply).await.expect("forced");
+        assert_eq!(applied.data.as_ref().map(|data| &*data["z"]), Some("2"));
 
         for number in 0..7 {
             maps.create(&post, &config_map(&format!("page-{number}"), &[])).await.expect("created");

@@ -130,16 +130,23 @@ fn apply_prunes_dry_runs_and_takes_over() {
 }
 
 #[test]
-fn server_side_apply_is_refused_clearly_and_changes_nothing() {
+fn server_side_apply_shares_an_object_between_managers() {
     let server = ApiServer::start();
     let kubectl = server.kubectl("applying");
-    kubectl.ok("create configmap app --from-literal=first=1");
-    let before = kubectl.path("configmap app", "{.metadata.resourceVersion}");
-    let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\ndata: {second: \"2\"}\n";
+    let manifest =
+        |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: app}}\ndata: {{{data}}}\n");
+    let apply =
+        |manager: &str, more: &str| format!("apply --server-side --field-manager={manager} {more} -f -");
+    kubectl.ok_with(&apply("one", ""), &manifest("first: \"1\", both: \"1\""));
+    kubectl.ok_with(&apply("two", ""), &manifest("second: \"2\""));
+    assert_eq!(kubectl.path("configmap app", "{.data}"), r#"{"both":"1","first":"1","second":"2"}"#);
     kubectl
-        .fails_with("apply --server-side -f -", manifest)
-        .says(&["the body of the request was in an unknown format", "application/merge-patch+json"]);
-    assert_eq!(kubectl.path("configmap app", "{.metadata.resourceVersion}"), before);
+        .fails_with(&apply("two", ""), &manifest("second: \"2\", both: \"2\""))
+        .says(&["conflict with \"one\"", ".data.both"]);
+    kubectl.ok_with(&apply("two", "--force-conflicts"), &manifest("second: \"2\", both: \"2\""));
+    // What a manager no longer applies goes, if nobody else has it.
+    kubectl.ok_with(&apply("one", ""), &manifest("third: \"3\""));
+    assert_eq!(kubectl.path("configmap app", "{.data}"), r#"{"both":"2","second":"2","third":"3"}"#);
 }
 
 #[test]
