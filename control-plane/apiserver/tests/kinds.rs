@@ -4,10 +4,10 @@ mod common;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::*;
-use hawser_api::{GroupVersionResource, resource::Target};
+use hawser_api::{GroupVersionResource, resource::Target, schema::FieldValidation};
 use hawser_apiserver::{
     auth::{SYSTEM_MASTERS, User},
-    ops::WriteOptions,
+    ops::{Apply, WriteOptions},
 };
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::{Value, json};
@@ -115,6 +115,43 @@ async fn what_is_not_acted_on_is_said() {
         running.server.enter(&admin, "update", Target::object(WEBHOOKS, None, "check"), "").expect("allowed");
     let written = running.server.update(&call, webhooks, &WriteOptions::default()).await.expect("stored");
     assert_eq!(written.warnings.len(), 1);
+    // Applied as well, whether it is there or not, and beside what is wrong with the configuration.
+    for (name, warnings) in [("check", 1), ("applied", 1), ("twice", 2)] {
+        let config = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": { "name": name, "labels": { "applied": "true" } },
+        });
+        let (label, twice) = (r#""applied":"true""#, r#""applied":"true","applied":"true""#);
+        let body =
+            if name == "twice" { config.to_string().replace(label, twice) } else { config.to_string() };
+        let apply = Apply { body: body.into(), force: false, validation: FieldValidation::Warn };
+        let target = Target::object(WEBHOOKS, None, name);
+        let call = running.server.enter(&admin, "patch", target, "").expect("allowed");
+        let options = WriteOptions { field_manager: "tests".to_owned(), ..WriteOptions::default() };
+        let written = running.server.apply(&call, apply, &options).await.expect("applied");
+        assert_eq!(written.warnings.len(), warnings, "{name}: {:?}", written.warnings);
+        assert!(written.warnings.last().is_some_and(|last| last.contains("NOT enforced")), "{name}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_was_annotated_is_heeded_at_once() {
+    const ANNOTATION: &str = "hawser.io/socket-translation";
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("mesh").await;
+    let admin = running.admin();
+    for value in ["off", "on", "off", "on", "off", "on"] {
+        let annotated = json!({ "metadata": { "annotations": { ANNOTATION: value } } });
+        admin.merge(&NAMESPACES, None, "mesh", annotated).await.expect("annotated");
+        let pod = json!({
+            "metadata": { "generateName": "pod-" },
+            "spec": { "containers": [{ "name": "main", "image": "demo" }] },
+        });
+        let made = admin.create(&PODS, Some("mesh"), pod).await.expect("made");
+        assert_eq!(made["metadata"]["annotations"][ANNOTATION], value);
+    }
     running.stop().await;
 }
 

@@ -31,7 +31,8 @@ pub(crate) struct Growth {
 
 impl Proxy {
     /// Makes room for what is `lacking`. Returns false where there is nothing to do, where the maps may not be larger,
-    /// and where the kernel refuses, which is logged. After an error the next call of [`Proxy::finish_growth`] goes on.
+    /// and where the kernel refuses, which is logged. Where programs could not be replaced, the next call of
+    /// [`Proxy::finish_growth`] goes on.
     pub(crate) fn grow(&mut self, lacking: Sizes) -> Result<bool, Error> {
         let now = Instant::now();
         let old = self.maps.sizes();
@@ -50,11 +51,11 @@ impl Proxy {
                     return Ok(false);
                 }
             };
-        self.growth.is_under_way = true;
         loader::exchange(&dir, &names)?;
         let maps = loader::open_maps(&dir)?;
         let old_maps = std::mem::replace(&mut self.maps, maps);
         self.programs = programs;
+        self.growth.is_under_way = true;
         self.finish_growth()?;
         // What the old programs have noted since. A client that one of the new programs has chosen for keeps that.
         let failed = |source| Error::Map { name: "AFFINITY", source };

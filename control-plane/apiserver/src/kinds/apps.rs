@@ -68,29 +68,8 @@ pub(crate) static REPLICA_SET: Hooks = Hooks {
         errors
     },
     validate_update: immutable_selector,
-    columns: &[
-        NAME,
-        number("Desired"),
-        number("Current"),
-        number("Ready"),
-        AGE,
-        wide("Containers"),
-        wide("Images"),
-        wide("Selector"),
-    ],
-    cells: |object, now| {
-        let (names, images) = container_cells(object.at("spec.template.spec"));
-        vec![
-            object.at("metadata.name").clone(),
-            count(object, "spec.replicas").into(),
-            count(object, "status.replicas").into(),
-            count(object, "status.readyReplicas").into(),
-            age(object, now),
-            names.into(),
-            images.into(),
-            selector_cell(object),
-        ]
-    },
+    columns: REPLICAS_COLUMNS,
+    cells: |object, now| replicas_cells(object, now, selector_cell(object)),
     selectable: &[("status.replicas", |object| count(object, "status.replicas").to_string())],
     scale: Some(SCALE),
     ..PLAIN
@@ -199,6 +178,33 @@ pub(crate) static CONTROLLER_REVISION: Hooks = Hooks {
     },
     ..PLAIN
 };
+
+/// Columns of what keeps replicas of one template.
+pub(crate) const REPLICAS_COLUMNS: &[Column] = &[
+    NAME,
+    number("Desired"),
+    number("Current"),
+    number("Ready"),
+    AGE,
+    wide("Containers"),
+    wide("Images"),
+    wide("Selector"),
+];
+
+/// One cell for each of [`REPLICAS_COLUMNS`].
+pub(crate) fn replicas_cells(object: &Value, now: Timestamp, selector: Value) -> Vec<Value> {
+    let (names, images) = container_cells(object.at("spec.template.spec"));
+    vec![
+        object.at("metadata.name").clone(),
+        count(object, "spec.replicas").into(),
+        count(object, "status.replicas").into(),
+        count(object, "status.readyReplicas").into(),
+        age(object, now),
+        names.into(),
+        images.into(),
+        selector,
+    ]
+}
 
 pub(crate) fn count(object: &Value, path: &str) -> i64 {
     object.int(path).unwrap_or_default()

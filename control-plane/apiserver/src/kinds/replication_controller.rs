@@ -4,13 +4,11 @@ use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
-    AGE, Hooks, NAME, PLAIN, ScalePaths,
-    apps::{age, count, not_negative},
-    column,
-    pod::{container_cells, default_template, or_none, validate_template},
+    Hooks, NAME, PLAIN, ScalePaths,
+    apps::{REPLICAS_COLUMNS, count, not_negative, replicas_cells},
+    pod::{default_template, or_none, validate_template},
     selector, text,
     value::{Fields, Path},
-    wide,
 };
 
 const SPEC: Path<'static> = Path::Root("spec");
@@ -31,28 +29,10 @@ pub(crate) static REPLICATION_CONTROLLER: Hooks = Hooks {
         }
     },
     validate_create: validate,
-    columns: &[
-        NAME,
-        column("Desired", "integer"),
-        column("Current", "integer"),
-        column("Ready", "integer"),
-        AGE,
-        wide("Containers"),
-        wide("Images"),
-        wide("Selector"),
-    ],
+    columns: REPLICAS_COLUMNS,
     cells: |object, now| {
-        let (names, images) = container_cells(object.at("spec.template.spec"));
-        vec![
-            object.at("metadata.name").clone(),
-            count(object, "spec.replicas").into(),
-            count(object, "status.replicas").into(),
-            count(object, "status.readyReplicas").into(),
-            age(object, now),
-            names.into(),
-            images.into(),
-            or_none(selector::map_to_text(object.at("spec.selector"))).into(),
-        ]
+        let selector = or_none(selector::map_to_text(object.at("spec.selector")));
+        replicas_cells(object, now, selector.into())
     },
     selectable: &[("status.replicas", |object| count(object, "status.replicas").to_string())],
     scale: Some(ScalePaths {

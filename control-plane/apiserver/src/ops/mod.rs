@@ -91,6 +91,14 @@ pub struct Written {
     pub warnings: Vec<String>,
 }
 
+impl Written {
+    /// Puts what was to be said before the write in front of its own warnings.
+    fn after(mut self, mut warnings: Vec<String>) -> Self {
+        warnings.append(&mut self.warnings);
+        Self { warnings, ..self }
+    }
+}
+
 impl From<Reply> for Written {
     fn from(reply: Reply) -> Self {
         Self { reply, created: false, warnings: Vec::new() }
@@ -242,7 +250,7 @@ impl ApiServer {
         let create = options.for_create(call)?;
         let object =
             self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create).await?;
-        Ok(Written { reply: Reply::Object(object), created: true, warnings: unheeded(&call.resource) })
+        self.created(call, object).await
     }
 
     pub async fn update(&self, call: &Call, object: Value, options: &WriteOptions) -> Result<Written, Error> {
@@ -278,12 +286,12 @@ impl ApiServer {
             attempt += 1;
             let missing = match self.change(call, Change::Apply(apply.clone()), options).await {
                 Err(error) if error.is_not_found() && call.subresource().is_empty() => error,
-                written => return written.map(|written| Written { warnings, ..written }),
+                written => return written.map(|written| written.after(warnings)),
             };
             match self.create_applied(call, &apply, options, missing).await {
                 // Somebody else was faster.
                 Err(error) if error.is_already_exists() && attempt < APPLY_ATTEMPTS => {}
-                created => return created.map(|written| Written { warnings, ..written }),
+                created => return created.map(|written| written.after(warnings)),
             }
         }
     }
@@ -309,7 +317,12 @@ impl ApiServer {
         let create = options.for_create(call)?;
         let (pass, resource) = (&call.pass, &call.resource);
         let object = self.registry().create_applied(pass, resource, call.namespace(), apply, &create).await?;
-        Ok(Written { reply: Reply::Object(object), created: true, warnings: Vec::new() })
+        self.created(call, object).await
+    }
+
+    async fn created(&self, call: &Call, object: Arc<CachedObject>) -> Result<Written, Error> {
+        self.settle(&call.resource, &object).await?;
+        Ok(Written { reply: Reply::Object(object), created: true, warnings: unheeded(&call.resource) })
     }
 
     async fn change(&self, call: &Call, change: Change, options: &WriteOptions) -> Result<Written, Error> {
@@ -325,6 +338,7 @@ impl ApiServer {
             .registry()
             .update(&call.pass, &call.resource, call.place()?, part, change, &options.for_update(call)?)
             .await?;
+        self.settle(&call.resource, &updated.object).await?;
         let reply = match part {
             Part::Scale => scale_of(&call.resource, &updated.object)?,
             _ => Reply::Object(updated.object),
@@ -336,16 +350,23 @@ impl ApiServer {
 
     pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
         let deleted = self.registry().delete(&call.pass, &call.resource, call.place()?, request).await?;
-        if call.resource.row.group.is_empty() && call.resource.row.plural == "namespaces" && !request.dry_run
-        {
-            // Admission reads namespaces from the cache: who was told that one is going must not see it filled after.
-            self.registry().cache().wait_for(deleted.object().revision()).await?;
+        if !request.dry_run {
+            self.settle(&call.resource, deleted.object()).await?;
         }
         Ok(match deleted {
             Deleted::Going(object) => Reply::Object(object),
             Deleted::Gone(object) if returns_deleted(&call.resource) => Reply::Object(object),
             Deleted::Gone(object) => Reply::Value(success(&call.resource, &object)),
         })
+    }
+
+    /// Admission reads namespaces from the cache: who was told that one is going must not see it filled after, and who was
+    /// told of its annotations finds them heeded.
+    async fn settle(&self, resource: &Resource, written: &CachedObject) -> Result<(), Error> {
+        if resource.row.group.is_empty() && resource.row.plural == "namespaces" {
+            self.registry().cache().wait_for(written.revision()).await?;
+        }
+        Ok(())
     }
 
     pub async fn delete_collection(

@@ -133,10 +133,8 @@ pub(crate) struct Larger {
 /// `with_xdp`, and where the kernel takes it.
 pub(crate) fn load(maps_dir: &Path, sizes: Sizes, flows: u32, with_xdp: bool) -> Result<Loaded, Error> {
     let adopted = check_layout(maps_dir)?;
-    for (name, _) in growing(sizes) {
-        // Of an agent that was killed before it made use of it.
-        remove(&larger_pin(maps_dir, name), name)?;
-    }
+    // Of an agent that was killed before it made use of them.
+    remove_larger(maps_dir, sizes)?;
     let flows = pinned_flows(maps_dir)?.unwrap_or(flows);
     // The helper exists in these hooks on every kernel since 5.18; a kernel without it refuses the program.
     let load_programs = |set_retval| {
@@ -158,6 +156,8 @@ pub(crate) fn load_larger(
     set_retval: bool,
     with_xdp: bool,
 ) -> Result<Larger, Error> {
+    // Of a growth that failed: what they hold is of that time.
+    remove_larger(maps_dir, sizes)?;
     let same = growing(maps.sizes());
     let names: Vec<_> =
         growing(sizes).into_iter().filter(|growing| !same.contains(growing)).map(|(name, _)| name).collect();
@@ -173,9 +173,7 @@ pub(crate) fn load_larger(
     match loaded {
         Ok(programs) => Ok(Larger { programs, names }),
         Err(error) => {
-            for name in names {
-                remove(&larger_pin(maps_dir, name), name)?;
-            }
+            remove_larger(maps_dir, sizes)?;
             Err(error)
         }
     }
@@ -214,6 +212,10 @@ fn copy(from: &Maps, to: &Maps, names: &[&'static str]) -> Result<(), Error> {
         copied.map_err(|source| Error::Map { name, source })?;
     }
     Ok(())
+}
+
+fn remove_larger(maps_dir: &Path, sizes: Sizes) -> Result<(), Error> {
+    growing(sizes).into_iter().try_for_each(|(name, _)| remove(&larger_pin(maps_dir, name), name))
 }
 
 /// Where a map is until it takes the place of a smaller one.
