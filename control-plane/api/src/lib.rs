@@ -1,8 +1,9 @@
 //! Hawser's resource model, shared by every component.
 //!
 //! Here live what the API server and its clients agree on: names of kinds ([`resource`]), errors as
-//! `metav1.Status` ([`error`]), the schema of every built-in type ([`schema`]), patches, selectors and
-//! quantities, server-side apply and the owners of fields ([`apply`]), the [`Client`] trait through which components reach the API, the typed layer and the
+//! `metav1.Status` ([`error`]), the schema of every built-in type ([`schema`]), patches, selectors,
+//! quantities and what objects use of them ([`usage`]), server-side apply and the owners of fields
+//! ([`apply`]), the [`Client`] trait through which components reach the API, the typed layer and the
 //! watch-fed caches over it ([`Api`], [`informer`]), and the gRPC protocol with its client ([`grpc`]).
 //! No I/O happens here but in the gRPC client.
 
@@ -23,6 +24,7 @@ pub mod schema;
 pub mod selector;
 pub mod time;
 pub mod typed;
+pub mod usage;
 pub mod validation;
 
 pub use address_range::AddressRange;

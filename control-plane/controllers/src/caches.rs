@@ -19,7 +19,10 @@ use hawser_api::{
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
+        Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
     rbac::v1::ClusterRole,
 };
@@ -66,15 +69,22 @@ pub(crate) struct Caches {
     pub(crate) cluster_roles: Informer<ClusterRole>,
     /// Those with an aggregation rule, by [`GATHERING`].
     pub(crate) gathering_roles: Index<ClusterRole>,
+    pub(crate) resource_quotas: Informer<ResourceQuota>,
+    pub(crate) resource_quotas_by_namespace: Index<ResourceQuota>,
+    pub(crate) claims: Informer<PersistentVolumeClaim>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    /// Pods by [`claim_term`] of the claims that they mount.
+    pub(crate) pods_by_claim: Index<Pod>,
 }
 
 impl Caches {
     pub(crate) fn new() -> Self {
         let (pods, replica_sets, deployments) = (Informer::new(), Informer::new(), Informer::new());
         let (services, endpoint_slices) = (Informer::new(), Informer::new());
-        let cluster_roles = Informer::new();
+        let (cluster_roles, resource_quotas) = (Informer::new(), Informer::new());
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
+            pods_by_claim: Index::new(&pods, claim_terms),
             pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
             pods_by_label: Index::new(&pods, |pod: &Pod| {
                 let pairs = pod.labels().iter();
@@ -106,6 +116,12 @@ impl Caches {
                 role.aggregation_rule.iter().map(|_| GATHERING.to_owned()).collect()
             }),
             cluster_roles,
+            resource_quotas_by_namespace: Index::new(&resource_quotas, |quota: &ResourceQuota| {
+                vec![quota.namespace().to_owned()]
+            }),
+            resource_quotas,
+            claims: Informer::new(),
+            volumes: Informer::new(),
         }
     }
 
@@ -120,6 +136,9 @@ impl Caches {
         start(&self.nodes, client, tasks);
         start(&self.namespaces, client, tasks);
         start(&self.cluster_roles, client, tasks);
+        start(&self.resource_quotas, client, tasks);
+        start(&self.claims, client, tasks);
+        start(&self.volumes, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
         start_some(&self.root_ca, client, tasks, None, format!("metadata.name={ROOT_CA}"));
@@ -139,6 +158,9 @@ impl Caches {
         self.service_accounts.synced().await;
         self.root_ca.synced().await;
         self.cluster_roles.synced().await;
+        self.resource_quotas.synced().await;
+        self.claims.synced().await;
+        self.volumes.synced().await;
     }
 
     /// The pods that have every pair of `wanted`, which is not empty.
@@ -192,6 +214,26 @@ fn controller_terms<K: Kind>(object: &K) -> Vec<String> {
         Some(owner) => owner.uid.clone(),
         None => orphans_of(object.namespace()),
     }]
+}
+
+/// The index term of pods that mount a claim.
+pub(crate) fn claim_term(claim: &ObjectKey) -> String {
+    claim.to_string()
+}
+
+/// The claims that a pod mounts, those that are made for it included.
+pub(crate) fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let names = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{}-{}", pod.name(), volume.name)),
+        (None, None) => None,
+    });
+    names.map(|name| ObjectKey::new(pod.namespace(), name)).collect()
+}
+
+fn claim_terms(pod: &Pod) -> Vec<String> {
+    claims_of(pod).iter().map(claim_term).collect()
 }
 
 /// The index term of a label pair.

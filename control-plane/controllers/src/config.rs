@@ -31,6 +31,8 @@ pub struct Config {
     pub pod_gc_period: Duration,
     /// How long a node must be gone before its pods are deleted.
     pub pod_gc_quarantine: Duration,
+    /// `--resource-quota-sync-period`: how often all quotas are counted, whatever was heard.
+    pub resource_quota_sync_period: Duration,
     /// The cluster's CA certificates, in PEM, for the ConfigMap `kube-root-ca.crt` of each namespace.
     /// Empty: no ConfigMap is written.
     pub root_ca_pem: String,
@@ -52,6 +54,7 @@ impl Default for Config {
             terminated_pod_gc_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
             pod_gc_quarantine: Duration::from_secs(40),
+            resource_quota_sync_period: Duration::from_secs(300),
             root_ca_pem: String::new(),
             load_balancer_ranges: Vec::new(),
         }
@@ -67,6 +70,7 @@ impl Config {
         if families.len() > 2 || families.first() == families.get(1) && families.len() == 2 {
             bail!("cluster-cidr takes at most one range of each family");
         }
+        ensure!(!self.resource_quota_sync_period.is_zero(), "resource-quota-sync-period must be more than 0");
         for cidr in &self.cluster_cidrs {
             let mask = self.node_mask(cidr);
             ensure!(

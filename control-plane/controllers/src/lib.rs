@@ -25,12 +25,14 @@ mod ownership;
 mod podgc;
 mod queue;
 mod replicaset;
+mod resourcequota;
 mod root_ca;
 mod selector;
 mod service_lb;
 mod serviceaccount;
 #[cfg(test)]
 mod testing;
+mod volume_protection;
 mod worker;
 
 use std::sync::Arc;
@@ -71,6 +73,8 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     service_lb::register(&mut starts);
     serviceaccount::register(&mut starts);
     root_ca::register(&mut starts);
+    resourcequota::register(&mut starts);
+    volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);
     let pending = starts.pending;

@@ -1,17 +1,29 @@
 //! Admission: what the cluster has to say about a write that its author may do.
 //!
 //! Plugins run in one order, upstream's, twice: to change the object before validation, and to refuse it after. Webhooks
-//! and policies are further plugins, after the built-in ones of their phase.
+//! and policies are further plugins, after the built-in ones of their phase. Last of all come quotas ([`quota`]), which
+//! are charged together with the write.
 
 mod certificates;
+mod claim_resize;
+mod default_class;
 mod lifecycle;
+mod limit_ranger;
 mod node_restriction;
+mod node_taint;
+mod pod_security;
+mod pod_topology;
 mod priority;
+mod quota;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
 mod socket_translation;
+mod storage_protection;
 mod tolerations;
+pub(crate) mod warnings;
 
+pub(crate) use quota::{Charge, Demand};
 pub use tolerations::DefaultTolerationSeconds;
 
 use std::sync::Arc;
@@ -87,9 +99,31 @@ pub trait Plugin: Send + Sync {
     }
 }
 
-/// The plugins, in order.
+/// Kinds that plugins read from the caches: who wrote one must find it heeded at once.
+const READ: [(&str, &str); 7] = [
+    ("", "limitranges"),
+    ("", "namespaces"),
+    ("", "resourcequotas"),
+    ("networking.k8s.io", "ingressclasses"),
+    ("node.k8s.io", "runtimeclasses"),
+    ("scheduling.k8s.io", "priorityclasses"),
+    ("storage.k8s.io", "storageclasses"),
+];
+
+/// Whether a write of this resource is to be answered only when the cache has it.
+pub(crate) fn is_read(resource: &Resource) -> bool {
+    READ.contains(&(resource.row.group, resource.row.plural))
+}
+
+/// The elements of a list; none where there is none.
+fn elements(list: &Value) -> &[Value] {
+    list.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The plugins, in order, and the quotas.
 pub struct Admission {
     plugins: Vec<Arc<dyn Plugin>>,
+    quotas: quota::Quotas,
 }
 
 impl Admission {
@@ -100,23 +134,29 @@ impl Admission {
         tolerations: DefaultTolerationSeconds,
         (rbac, authorizer): (Rbac, Arc<dyn Authorizer>),
     ) -> Self {
-        Self::new(vec![
+        let plugins: Vec<Arc<dyn Plugin>> = vec![
             Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
+            Arc::new(limit_ranger::LimitRanger::new(resources)),
             Arc::new(service_account::ServiceAccount::new(cache, resources)),
             Arc::new(node_restriction::NodeRestriction::new(cache, resources)),
+            Arc::new(node_taint::NodeTaint),
+            Arc::new(pod_security::PodSecurity::new(resources)),
             Arc::new(priority::Priority::new(cache, resources)),
             Arc::new(tolerations),
+            Arc::new(default_class::DefaultClass::storage(resources)),
+            Arc::new(storage_protection::StorageProtection),
+            Arc::new(claim_resize::ClaimResize::new(resources)),
+            Arc::new(runtime_class::RuntimeClass::new(cache, resources)),
             Arc::new(certificates::SigningRequester),
             Arc::new(certificates::CertificateApproval::new(&authorizer)),
             Arc::new(certificates::CertificateSigning::new(&authorizer)),
             Arc::new(certificates::CertificateSubjectRestriction),
+            Arc::new(default_class::DefaultClass::ingress(resources)),
+            Arc::new(pod_topology::PodTopology::new(resources)),
             Arc::new(socket_translation::SocketTranslation::new(resources)),
             Arc::new(rbac_escalation::RbacEscalation::new(cache, rbac, authorizer)),
-        ])
-    }
-
-    pub fn new(plugins: Vec<Arc<dyn Plugin>>) -> Self {
-        Self { plugins }
+        ];
+        Self { plugins, quotas: quota::Quotas::new(cache, resources) }
     }
 
     pub async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
@@ -131,5 +171,18 @@ impl Admission {
             plugin.validate(request).await?;
         }
         Ok(())
+    }
+
+    /// What an admitted write takes from quotas; `None` where none limits it.
+    pub(crate) fn demand(&self, request: &Request<'_>) -> Option<Demand> {
+        self.quotas.demand(request)
+    }
+
+    /// Takes from quotas what a write demands, or refuses it; the charge is to be written together with the object.
+    pub(crate) async fn charge(&self, demand: Option<&Demand>) -> Result<Charge, Error> {
+        match demand {
+            Some(demand) => self.quotas.charge(demand).await,
+            None => Ok(Charge::default()),
+        }
     }
 }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ApiServer,
+    admission::{self, warnings},
     auth::{Attributes, NODE_PREFIX, User},
     cache::{CachedObject, Encoded, Selected, Selection, Watcher},
     chain::Pass,
@@ -248,9 +249,9 @@ impl ApiServer {
             return self.create_subresource(call, object, options).await;
         }
         let create = options.for_create(call)?;
-        let object =
-            self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create).await?;
-        self.created(call, object).await
+        let work = self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create);
+        let (object, warnings) = warnings::collect(work).await;
+        self.created(call, object?, warnings).await
     }
 
     pub async fn update(&self, call: &Call, object: Value, options: &WriteOptions) -> Result<Written, Error> {
@@ -316,13 +317,20 @@ impl ApiServer {
         }
         let create = options.for_create(call)?;
         let (pass, resource) = (&call.pass, &call.resource);
-        let object = self.registry().create_applied(pass, resource, call.namespace(), apply, &create).await?;
-        self.created(call, object).await
+        let work = self.registry().create_applied(pass, resource, call.namespace(), apply, &create);
+        let (object, warnings) = warnings::collect(work).await;
+        self.created(call, object?, warnings).await
     }
 
-    async fn created(&self, call: &Call, object: Arc<CachedObject>) -> Result<Written, Error> {
+    async fn created(
+        &self,
+        call: &Call,
+        object: Arc<CachedObject>,
+        mut warnings: Vec<String>,
+    ) -> Result<Written, Error> {
         self.settle(&call.resource, &object).await?;
-        Ok(Written { reply: Reply::Object(object), created: true, warnings: unheeded(&call.resource) })
+        warnings.extend(unheeded(&call.resource));
+        Ok(Written { reply: Reply::Object(object), created: true, warnings })
     }
 
     async fn change(&self, call: &Call, change: Change, options: &WriteOptions) -> Result<Written, Error> {
@@ -334,10 +342,11 @@ impl ApiServer {
             "approval" => Part::Approval,
             _ => return Err(method_not_allowed()),
         };
-        let updated = self
-            .registry()
-            .update(&call.pass, &call.resource, call.place()?, part, change, &options.for_update(call)?)
-            .await?;
+        let options = options.for_update(call)?;
+        let work = self.registry().update(&call.pass, &call.resource, call.place()?, part, change, &options);
+        let (updated, warnings) = warnings::collect(work).await;
+        let mut updated = updated?;
+        updated.warnings.extend(warnings);
         self.settle(&call.resource, &updated.object).await?;
         let reply = match part {
             Part::Scale => scale_of(&call.resource, &updated.object)?,
@@ -360,10 +369,10 @@ impl ApiServer {
         })
     }
 
-    /// Admission reads namespaces from the cache: who was told that one is going must not see it filled after, and who was
-    /// told of its annotations finds them heeded.
+    /// Admission reads some kinds from the cache: who was told that a namespace is going must not see it filled after, and
+    /// who was told of a limit finds it heeded.
     async fn settle(&self, resource: &Resource, written: &CachedObject) -> Result<(), Error> {
-        if resource.row.group.is_empty() && resource.row.plural == "namespaces" {
+        if admission::is_read(resource) {
             self.registry().cache().wait_for(written.revision()).await?;
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! Writing an object together with what it claims and releases: addresses and node ports.
 //!
-//! All of it is one transaction where that fits the store's bound. A service with hundreds of node ports does not fit: its
-//! claims are then made first, by transactions of their own, and marked as reservations; the object follows, and takes
-//! what it names. So no two objects ever hold the same claim. What a failure leaves behind is a reservation without a
-//! service, which is taken back here, or by [`crate::maintenance`] when this process died in between.
+//! All of it, and what it charges to quotas, is one transaction where that fits the store's bound. A service with
+//! hundreds of node ports does not fit: its claims are then made first, by transactions of their own, and marked as
+//! reservations; the object follows, and takes what it names. So no two objects ever hold the same claim. What a failure
+//! leaves behind is a reservation without a service, which is taken back here, or by [`crate::maintenance`] when this
+//! process died in between.
 
 use hawser_store::{Error, Expect, Key, MAX_OPERATIONS, Revision, Write};
 use jiff::Timestamp;
@@ -19,15 +20,23 @@ struct Reserved {
 }
 
 impl Registry {
-    /// Writes `object` and what belongs to it; returns the revision of the object.
-    pub(super) async fn commit(&self, object: Write, allocations: &Allocations) -> Result<Revision, Error> {
-        if allocations.is_empty() {
+    /// Writes `object` and what belongs to it; returns the revision of the object. `charges` are quotas, which are never
+    /// written apart from it.
+    pub(super) async fn commit(
+        &self,
+        object: Write,
+        allocations: &Allocations,
+        charges: Vec<Write>,
+    ) -> Result<Revision, Error> {
+        if allocations.is_empty() && charges.is_empty() {
             return self.store.write(object).await.map(|written| written.revision);
         }
-        if allocations.len() < MAX_OPERATIONS {
-            let writes = std::iter::once(object).chain(allocations.claims()).chain(allocations.releases());
+        let together = std::iter::once(object).chain(charges);
+        if allocations.len() + together.size_hint().0 <= MAX_OPERATIONS {
+            let writes = together.chain(allocations.claims()).chain(allocations.releases());
             return self.store.transaction(writes.collect()).await;
         }
+        let together: Vec<Write> = together.collect();
         let mut reserved = Vec::new();
         if let Err(error) = self.reserve(allocations, &mut reserved).await {
             // The object was not written, so none of them is needed; one that may have been made waits for maintenance.
@@ -35,8 +44,9 @@ impl Registry {
             return Err(error);
         }
         let releases: Vec<Write> = allocations.releases().collect();
-        let (with_object, later) = releases.split_at(releases.len().min(MAX_OPERATIONS - 1));
-        let writes = std::iter::once(object).chain(with_object.iter().cloned());
+        let room = MAX_OPERATIONS.saturating_sub(together.len());
+        let (with_object, later) = releases.split_at(releases.len().min(room));
+        let writes = together.into_iter().chain(with_object.iter().cloned());
         let written = self.store.transaction(writes.collect()).await;
         match &written {
             Ok(_) => self.release_later(allocations, later).await,

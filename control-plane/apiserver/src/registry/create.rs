@@ -12,7 +12,7 @@ use super::{
     store_error,
 };
 use crate::{
-    admission::{Operation, Request},
+    admission::{Demand, Operation, Request},
     cache::CachedObject,
     chain::Pass,
     codec, kinds,
@@ -24,6 +24,9 @@ const NAME_ATTEMPTS: usize = 8;
 
 /// Attempts to find free addresses and ports that another server has not taken meanwhile.
 const ALLOCATION_ATTEMPTS: usize = 16;
+
+/// Attempts to charge quotas that others write at the same time. Each failure means that somebody else succeeded.
+pub(super) const CHARGE_ATTEMPTS: usize = 64;
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
@@ -140,15 +143,17 @@ impl Registry {
             return Err(Error::invalid(resource.row.group, resource.row.kind, &name, &errors));
         }
         self.admission.validate(&request).await?;
-        self.store_new(resource, namespace, &name, (object, managed), options.dry_run).await
+        let demand = self.admission.demand(&request);
+        let place = (namespace, name.as_str());
+        self.store_new(resource, place, (object, managed), demand.as_ref(), options.dry_run).await
     }
 
     async fn store_new(
         &self,
         resource: &Resource,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
         (object, managed): (Value, ManagedFields),
+        demand: Option<&Demand>,
         dry_run: bool,
     ) -> Result<Arc<CachedObject>, Error> {
         let key: Key = resource.cache()?.key(namespace, name).into();
@@ -156,6 +161,7 @@ impl Registry {
         loop {
             attempt += 1;
             let mut object = object.clone();
+            let charge = self.admission.charge(demand).await?;
             let allocations = self.allocators.allocate(resource, &mut object, None)?;
             let json = resource.stored_json(&object, &managed)?;
             if dry_run {
@@ -166,12 +172,19 @@ impl Registry {
             }
             let json: bytes::Bytes = json.into();
             let write = Write::create(key.clone(), json.clone());
-            match self.commit(write, &allocations).await {
+            match self.commit(write, &allocations, charge.writes()).await {
                 Ok(revision) => {
+                    charge.made(revision);
                     return CachedObject::parse(key, &json, revision).map(Arc::new).map_err(Error::internal);
                 }
                 Err(hawser_store::Error::Conflict { key: taken, .. }) if taken == key => {
                     return Err(Error::already_exists(&resource.gvr, name));
+                }
+                // Another server took from the quota, or its controller counted: what is left decides.
+                Err(hawser_store::Error::Conflict { key: taken, .. })
+                    if charge.writes_to(&taken) && attempt < CHARGE_ATTEMPTS =>
+                {
+                    self.cache.consistent().await?;
                 }
                 // Somebody else was faster with an address or port: others are tried, or it is said which is taken.
                 Err(hawser_store::Error::Conflict { key: taken, .. }) if attempt < ALLOCATION_ATTEMPTS => {

@@ -6,16 +6,19 @@
 use std::sync::Arc;
 
 use hawser_api::{Error, apply::ManagedFields};
-use hawser_store::{Expect, Write};
+use hawser_store::{Expect, Revision, Write};
 use serde_json::{Value, json};
 
 use super::{
-    CreateOptions, Registry, check_pass, metadata,
+    CreateOptions, Registry, check_pass,
+    create::CHARGE_ATTEMPTS,
+    metadata,
     ownership::{self, Writer},
     parse, store_error,
 };
 use crate::{
-    admission::{Operation, Request},
+    admission::{Demand, Operation, Request},
+    allocator::Allocations,
     cache::CachedObject,
     chain::Pass,
     codec, kinds,
@@ -131,8 +134,9 @@ impl Registry {
             if planned.is_nothing() {
                 return Ok(Updated { object: base, created: false, warnings: planned.warnings });
             }
-            let Planned { object, old, managed, explicit_version, warnings, .. } = planned;
+            let Planned { object, old, managed, demand, explicit_version, warnings, .. } = planned;
             if options.dry_run {
+                drop(self.admission.charge(demand.as_ref()).await?);
                 let json = resource.stored_json(&object, &managed)?.into();
                 let object = CachedObject::parse(base.key().clone(), &json, base.revision())
                     .map_err(Error::internal)?;
@@ -141,7 +145,7 @@ impl Registry {
             let written = if metadata::may_go(resource.stored, &object) {
                 self.remove(resource, &base, (&object, &managed)).await
             } else {
-                self.put(resource, &base, (object, &managed), &old).await
+                self.put(resource, &base, (object, &managed), &old, demand.as_ref()).await
             };
             match written {
                 Ok(object) => return Ok(Updated { object, created: false, warnings }),
@@ -255,7 +259,8 @@ impl Registry {
             return Err(Error::invalid(resource.row.group, resource.row.kind, name, &errors));
         }
         self.admission.validate(&request).await?;
-        Ok(Planned { object, old, managed, live_managed, explicit_version, warnings })
+        let demand = self.admission.demand(&request);
+        Ok(Planned { object, old, managed, live_managed, demand, explicit_version, warnings })
     }
 
     async fn put(
@@ -264,12 +269,12 @@ impl Registry {
         base: &CachedObject,
         (mut object, managed): (Value, &ManagedFields),
         old: &Value,
+        demand: Option<&Demand>,
     ) -> Result<Arc<CachedObject>, Failure> {
         let allocations =
             self.allocators.allocate(resource, &mut object, Some(old)).map_err(Failure::Other)?;
         let json: bytes::Bytes = resource.stored_json(&object, managed).map_err(Failure::Other)?.into();
-        let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
-        match self.commit(write, &allocations).await {
+        match self.put_charged(base, &json, &allocations, demand).await? {
             Ok(revision) => CachedObject::parse(base.key().clone(), &json, revision)
                 .map(Arc::new)
                 .map_err(|error| Failure::Other(Error::internal(error))),
@@ -281,6 +286,35 @@ impl Registry {
                 Err(moved(newest.as_ref()))
             }
             Err(error) => Err(failure(error)),
+        }
+    }
+
+    /// Puts the object with what it claims, releases and takes from quotas; charges again where another server, or the
+    /// quota's controller, was faster.
+    async fn put_charged(
+        &self,
+        base: &CachedObject,
+        json: &bytes::Bytes,
+        allocations: &Allocations,
+        demand: Option<&Demand>,
+    ) -> Result<Result<Revision, hawser_store::Error>, Failure> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let charge = self.admission.charge(demand).await.map_err(Failure::Other)?;
+            let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
+            match self.commit(write, allocations, charge.writes()).await {
+                Ok(revision) => {
+                    charge.made(revision);
+                    return Ok(Ok(revision));
+                }
+                Err(hawser_store::Error::Conflict { key, .. })
+                    if charge.writes_to(&key) && attempt < CHARGE_ATTEMPTS =>
+                {
+                    self.cache.consistent().await.map_err(Failure::Other)?;
+                }
+                Err(error) => return Ok(Err(error)),
+            }
         }
     }
 
@@ -307,7 +341,8 @@ impl Registry {
         (last, managed): (&Value, &ManagedFields),
     ) -> Result<Arc<CachedObject>, Failure> {
         let write = Write::delete(base.key().clone(), Expect::Revision(base.revision()));
-        let revision = self.commit(write, &self.allocators.release(resource, &base.value())).await;
+        let revision =
+            self.commit(write, &self.allocators.release(resource, &base.value()), Vec::new()).await;
         let revision = revision.map_err(failure)?;
         let json = resource.stored_json(last, managed).map_err(Failure::Other)?.into();
         CachedObject::parse(base.key().clone(), &json, revision)
@@ -323,6 +358,8 @@ struct Planned {
     /// The owners of the object's fields, and those of the old one's.
     managed: ManagedFields,
     live_managed: ManagedFields,
+    /// What it takes from quotas.
+    demand: Option<Demand>,
     /// The author named the version that the change is for.
     explicit_version: bool,
     warnings: Vec<String>,

@@ -3,7 +3,6 @@
 mod containers;
 mod defaults;
 mod print;
-mod qos;
 mod scheduling;
 mod spec;
 mod update;
@@ -12,6 +11,7 @@ mod volumes;
 pub(crate) use defaults::default_template;
 pub(crate) use spec::validate_template;
 
+use hawser_api::usage::qos_class;
 use serde_json::{Value, json};
 
 use super::{AGE, Hooks, NAME, PLAIN, text, value::Fields, wide};
@@ -81,7 +81,7 @@ pub(crate) fn or_none(text: String) -> String {
 }
 
 fn prepare_create(pod: &mut Value) {
-    let mut status = json!({ "phase": "Pending", "qosClass": qos::class(pod.at("spec")) });
+    let mut status = json!({ "phase": "Pending", "qosClass": qos_class(pod.at("spec")) });
     if !pod.list("spec.schedulingGates").is_empty() {
         status["conditions"] = json!([{
             "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",

@@ -2,31 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use hawser_api::quantity::Quantity;
 use serde_json::Value;
 
-use crate::kinds::{quantity, value::Fields};
+use super::{list, quantity};
+use crate::quantity::Quantity;
 
 const COMPUTE: [&str; 2] = ["cpu", "memory"];
 
-/// `Guaranteed`, `Burstable` or `BestEffort`, from requests and limits of cpu and memory.
-pub(crate) fn class(spec: &Value) -> &'static str {
+/// `Guaranteed`, `Burstable` or `BestEffort`, from requests and limits of cpu and memory of a pod's `spec`.
+pub fn qos_class(spec: &Value) -> &'static str {
     // What the pod as a whole asks for stands above what its containers ask for.
     let parts: Vec<&Value> = if COMPUTE.iter().any(|name| asks(spec, name)) {
         vec![spec]
     } else {
-        spec.list("containers").iter().chain(spec.list("initContainers")).collect()
+        list(&spec["containers"]).iter().chain(list(&spec["initContainers"])).collect()
     };
     let (mut requests, mut limits) = (BTreeMap::new(), BTreeMap::new());
     let mut all_limited = true;
     for part in parts {
         for name in COMPUTE {
-            let request = quantity::parse(part.at("resources.requests").at(name)).unwrap_or_default();
+            let request = quantity(&part["resources"]["requests"][name]).unwrap_or_default();
             if request.sign() > 0 {
                 let sum = requests.entry(name).or_insert(Quantity::ZERO);
                 *sum = *sum + request;
             }
-            let limit = quantity::parse(part.at("resources.limits").at(name)).unwrap_or_default();
+            let limit = quantity(&part["resources"]["limits"][name]).unwrap_or_default();
             if limit.sign() > 0 {
                 let sum = limits.entry(name).or_insert(Quantity::ZERO);
                 *sum = *sum + limit;
@@ -42,6 +42,6 @@ pub(crate) fn class(spec: &Value) -> &'static str {
 }
 
 fn asks(spec: &Value, name: &str) -> bool {
-    quantity::is_positive(spec.at("resources.requests").at(name))
-        || quantity::is_positive(spec.at("resources.limits").at(name))
+    let is_positive = |field: &str| quantity(&spec["resources"][field][name]).is_some_and(|it| it.sign() > 0);
+    is_positive("requests") || is_positive("limits")
 }

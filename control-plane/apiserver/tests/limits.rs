@@ -1,0 +1,112 @@
+//! LimitRange and ResourceQuota, seen from outside.
+
+mod common;
+
+use common::*;
+use hawser_api::GroupVersionResource;
+use serde_json::{Value, json};
+
+const LIMIT_RANGES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "limitranges");
+const QUOTAS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "resourcequotas");
+
+/// A quota whose controller has counted.
+async fn quota(admin: &Api, name: &str, hard: Value, used: Value) {
+    let object = json!({ "metadata": { "name": name }, "spec": { "hard": hard } });
+    let mut made = admin.create(&QUOTAS, Some("shop"), object).await.expect("a quota");
+    made["status"] = json!({ "hard": hard, "used": used });
+    admin.update(&QUOTAS, &made, "status").await.expect("counted");
+}
+
+async fn used(admin: &Api, name: &str) -> Value {
+    admin.get(&QUOTAS, Some("shop"), name).await.expect("the quota")["status"]["used"].clone()
+}
+
+#[tokio::test]
+async fn a_limit_range_is_heeded_as_soon_as_it_is_made() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let limit = json!({ "type": "Container", "default": { "cpu": "500m" }, "min": { "cpu": "100m" } });
+    let range = json!({ "metadata": { "name": "sizes" }, "spec": { "limits": [limit] } });
+    admin.create(&LIMIT_RANGES, Some("shop"), range).await.expect("a limit range");
+    let made = admin.create(&PODS, Some("shop"), pod("web")).await.expect("a pod");
+    assert_eq!(
+        made["spec"]["containers"][0]["resources"],
+        json!({ "limits": { "cpu": "500m" }, "requests": { "cpu": "500m" } })
+    );
+    assert_eq!(made["status"]["qosClass"], "Burstable");
+    assert_eq!(
+        made["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
+        "LimitRanger plugin set: cpu request for container main; cpu limit for container main"
+    );
+    let mut small = pod("small");
+    small["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "50m" } });
+    let error = admin.create(&PODS, Some("shop"), small).await.expect_err("too small");
+    assert_eq!(
+        error.message(),
+        "pods \"small\" is forbidden: minimum cpu usage per Container is 100m, but request is 50m"
+    );
+    admin.delete(&LIMIT_RANGES, Some("shop"), "sizes", None).await.expect("deleted");
+    let plain = admin.create(&PODS, Some("shop"), pod("plain")).await.expect("a pod");
+    assert_eq!(plain["spec"]["containers"][0]["resources"], json!({}));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn of_many_creates_at_once_as_many_pass_as_there_is_room_for() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let hard = json!({ "configmaps": "20", "count/configmaps": "15" });
+    quota(&admin, "maps", hard, json!({ "configmaps": "3", "count/configmaps": "3" })).await;
+    let creates = (0..60).map(|number| {
+        let admin = admin.clone();
+        async move { admin.create(&CONFIG_MAPS, Some("shop"), config_map(&format!("m{number}"), "1")).await }
+    });
+    let outcomes = futures::future::join_all(creates).await;
+    let refused: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+    assert_eq!(outcomes.len() - refused.len(), 12);
+    for error in refused {
+        assert!(
+            error.message().ends_with(
+                "is forbidden: exceeded quota: maps, requested: count/configmaps=1, used: count/configmaps=15, \
+                 limited: count/configmaps=15"
+            ),
+            "{error}"
+        );
+    }
+    assert_eq!(used(&admin, "maps").await, json!({ "configmaps": "15", "count/configmaps": "15" }));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_fails_or_is_only_tried_is_not_charged() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    quota(&admin, "services", json!({ "services.nodeports": "2" }), json!({ "services.nodeports": "0" }))
+        .await;
+    let service = |kind: &str, ports: usize| {
+        let ports: Vec<Value> =
+            (0..ports).map(|port| json!({ "name": format!("p{port}"), "port": port + 1 })).collect();
+        json!({ "metadata": { "name": "web" }, "spec": { "type": kind, "ports": ports } })
+    };
+    let error = admin.create(&SERVICES, Some("shop"), service("NodePort", 3)).await.expect_err("too many");
+    assert_eq!(
+        error.message(),
+        "services \"web\" is forbidden: exceeded quota: services, requested: services.nodeports=3, used: \
+         services.nodeports=0, limited: services.nodeports=2"
+    );
+    let made = admin.create(&SERVICES, Some("shop"), service("ClusterIP", 2)).await.expect("no node ports");
+    assert_eq!(used(&admin, "services").await, json!({ "services.nodeports": "0" }));
+    admin.create(&SERVICES, Some("shop"), service("NodePort", 1)).await.expect_err("it is there already");
+    assert_eq!(used(&admin, "services").await, json!({ "services.nodeports": "0" }));
+    let mut opened = made.clone();
+    opened["spec"]["type"] = json!("NodePort");
+    admin.update(&SERVICES, &opened, "").await.expect("there is room");
+    assert_eq!(used(&admin, "services").await, json!({ "services.nodeports": "2" }));
+    running.stop().await;
+}
