@@ -1,31 +1,34 @@
 //! A control plane of a test's own: the built binary on a free port of loopback, with a store in a temporary directory.
 //!
 //! No node joins it, so pods stay Pending. It ends when the value is dropped, and its directory with it. Tests of
-//! clients start one each: it takes a fraction of a second.
+//! clients start one each: it takes a fraction of a second. The many conformance tests share one.
 
 use std::{
     env,
     fs::{self, File},
-    io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::eventually;
+use crate::{eventually, kubectl::Kubectl};
 
-const READY: Duration = Duration::from_secs(20);
+pub(crate) const READY: Duration = Duration::from_secs(20);
+/// Names the kubeconfig of a server that runs already, for tests that share one.
+const SHARED_SERVER: &str = "HAWSER_TEST_SERVER";
 /// After this a client's process is ended, so that a server that hangs fails a test and does not hang it.
 const CLIENT_SECONDS: &str = "60";
 
 /// The running server.
 pub struct ApiServer {
     directory: TempDir,
-    process: Child,
+    kubeconfig: PathBuf,
+    /// `None` where somebody else started the server, and ends it.
+    process: Option<Child>,
     port: u16,
 }
 
@@ -43,20 +46,47 @@ impl ApiServer {
     /// Where the binary is not built, or the server does not come up.
     #[track_caller]
     pub fn start() -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("hawser-clients-")
-            .tempdir()
-            .expect("a temporary directory can be made");
+        let directory = scratch();
         let process = spawn(directory.path(), 0).expect("the control plane starts");
-        let mut server = Self { directory, process, port: 0 };
-        // The server chooses a free port, and says which in the kubeconfig.
-        server.port = eventually(READY, "the control plane writes its kubeconfig", || {
-            server.check_running()?;
-            let address = server.template(r#"{{(index .clusters 0).cluster.server}}"#)?;
+        let kubeconfig = directory.path().join("data/admin.kubeconfig");
+        Self { directory, kubeconfig, process: Some(process), port: 0 }.found()
+    }
+
+    /// The server that tests use together: the one whose kubeconfig `HAWSER_TEST_SERVER` names, else one of this
+    /// process, which ends with its last user.
+    ///
+    /// # Panics
+    /// Where it cannot be reached, or does not come up.
+    #[track_caller]
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<ApiServer>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(match env::var_os(SHARED_SERVER) {
+                Some(kubeconfig) => Self::at(kubeconfig.into()),
+                None => Self::start(),
+            });
+            *shared = Arc::downgrade(&server);
+            server
+        })
+    }
+
+    /// A server that runs already.
+    #[track_caller]
+    fn at(kubeconfig: PathBuf) -> Self {
+        Self { directory: scratch(), kubeconfig, process: None, port: 0 }.found()
+    }
+
+    /// Learns where the server listens: it chooses a free port, and says which in the kubeconfig.
+    #[track_caller]
+    fn found(mut self) -> Self {
+        self.port = eventually(READY, "the control plane writes its kubeconfig", || {
+            self.check_running()?;
+            let address = self.template(r#"{{(index .clusters 0).cluster.server}}"#)?;
             Ok(address.rsplit(':').next().unwrap_or_default().parse()?)
         });
-        server.wait_until_ready();
-        server
+        self.wait_until_ready();
+        self
     }
 
     /// `kill -9`, then the same data on the same port again.
@@ -66,15 +96,17 @@ impl ApiServer {
     #[track_caller]
     pub fn kill_and_restart(&mut self) {
         self.kill();
-        self.process = spawn(self.directory.path(), self.port).expect("the control plane starts again");
+        let process = spawn(self.directory.path(), self.port).expect("the control plane starts again");
+        self.process = Some(process);
         self.wait_until_ready();
     }
 
     /// `kill -9`: no chance to write anything more.
     pub fn kill(&mut self) {
+        let Some(process) = &mut self.process else { return };
         // Both fail only where the process is gone already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = process.kill();
+        let _ = process.wait();
     }
 
     /// `https://127.0.0.1:40123`
@@ -82,8 +114,8 @@ impl ApiServer {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.directory.path().join("data/admin.kubeconfig")
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// A directory for a test's own files; goes with the server.
@@ -122,7 +154,7 @@ impl ApiServer {
     /// kubectl in a namespace, which is made here.
     #[track_caller]
     pub fn kubectl(&self, namespace: &str) -> Kubectl<'_> {
-        let kubectl = Kubectl { server: self, namespace: namespace.to_owned() };
+        let kubectl = self.kubectl_in(namespace);
         if namespace != "default" {
             kubectl.ok(&format!("create namespace {namespace}"));
         }
@@ -134,13 +166,20 @@ impl ApiServer {
         kubectl
     }
 
+    /// kubectl in a namespace that is there.
+    pub fn kubectl_in(&self, namespace: &str) -> Kubectl<'_> {
+        Kubectl { server: self, namespace: namespace.to_owned() }
+    }
+
     /// A program that a client's test runs: with the kubeconfig in its environment, and an end.
     pub fn client(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=1", CLIENT_SECONDS]).arg(program.as_ref());
         command.env("KUBECONFIG", self.kubeconfig());
         command.env("KUBECACHEDIR", self.directory.path().join("kubectl-cache"));
-        command.env("HAWSER_SERVER_PID", self.process.id().to_string());
+        if let Some(process) = &self.process {
+            command.env("HAWSER_SERVER_PID", process.id().to_string());
+        }
         for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
             command.env_remove(proxy);
         }
@@ -166,13 +205,14 @@ impl ApiServer {
     }
 
     fn check_running(&mut self) -> anyhow::Result<()> {
-        if let Some(status) = self.process.try_wait()? {
+        let status = self.process.as_mut().map(Child::try_wait).transpose()?.flatten();
+        if let Some(status) = status {
             bail!("the control plane ended ({status}): {}", self.log());
         }
         Ok(())
     }
 
-    /// What the server logged.
+    /// What the server logged; nothing where somebody else started it.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
@@ -181,10 +221,14 @@ impl ApiServer {
 impl Drop for ApiServer {
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
+        if self.process.is_some() && std::thread::panicking() {
             eprintln!("--- log of the control plane\n{}", self.log());
         }
     }
+}
+
+fn scratch() -> TempDir {
+    tempfile::Builder::new().prefix("hawser-clients-").tempdir().expect("a temporary directory can be made")
 }
 
 fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
@@ -202,183 +246,10 @@ fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
         .with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// A program of this workspace, built into the directory that this test was built into.
+/// A program of this workspace, built into the directory that this test or program was built into.
 fn binary(name: &str) -> anyhow::Result<PathBuf> {
-    let test = env::current_exe()?;
-    let profile = test.ancestors().nth(2).context("the test is in no target directory")?;
-    let path = profile.join(name);
-    ensure!(path.exists(), "{} is not built: run `cargo build --package {name}` first", path.display());
-    Ok(path)
-}
-
-/// kubectl as a user types it, in one namespace.
-pub struct Kubectl<'a> {
-    server: &'a ApiServer,
-    namespace: String,
-}
-
-/// What a command said.
-pub struct Said {
-    command: String,
-    pub succeeded: bool,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Kubectl<'_> {
-    /// Runs a command line; words are parted by spaces, single quotes hold words together.
-    #[track_caller]
-    pub fn run(&self, line: &str, input: Option<&str>) -> Said {
-        self.run_with(line, input, &[])
-    }
-
-    #[track_caller]
-    fn run_with(&self, line: &str, input: Option<&str>, environment: &[(&str, &str)]) -> Said {
-        let mut command = self.server.client("kubectl");
-        command.arg("--namespace").arg(&self.namespace).args(words(line));
-        command.envs(environment.iter().copied());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("kubectl is installed");
-        let mut stdin = child.stdin.take().expect("the standard input is a pipe");
-        // A command that fails early does not read its input; what it says is looked at instead.
-        let _ = stdin.write_all(input.unwrap_or_default().as_bytes());
-        drop(stdin);
-        let output = child.wait_with_output().expect("kubectl ends");
-        Said::new(line, output)
-    }
-
-    /// Runs a command that must succeed.
-    #[track_caller]
-    pub fn ok(&self, line: &str) -> Said {
-        self.run(line, None).succeeded()
-    }
-
-    /// Runs a command that must succeed, with a standard input.
-    #[track_caller]
-    pub fn ok_with(&self, line: &str, input: &str) -> Said {
-        self.run(line, Some(input)).succeeded()
-    }
-
-    /// Runs a command that must succeed, with an environment.
-    #[track_caller]
-    pub fn ok_in(&self, line: &str, environment: &[(&str, &str)]) -> Said {
-        self.run_with(line, None, environment).succeeded()
-    }
-
-    /// Runs a command that must fail.
-    #[track_caller]
-    pub fn fails(&self, line: &str) -> Said {
-        self.run(line, None).failed()
-    }
-
-    #[track_caller]
-    pub fn fails_with(&self, line: &str, input: &str) -> Said {
-        self.run(line, Some(input)).failed()
-    }
-
-    /// One object, parsed.
-    #[track_caller]
-    pub fn json(&self, what: &str) -> Value {
-        let said = self.ok(&format!("get {what} -o json"));
-        serde_json::from_str(&said.stdout).expect("kubectl prints JSON")
-    }
-
-    /// What a JSONPath finds.
-    #[track_caller]
-    pub fn path(&self, what: &str, path: &str) -> String {
-        self.ok(&format!("get {what} -o 'jsonpath={path}'")).stdout
-    }
-
-    /// Waits until a JSONPath finds what is expected.
-    #[track_caller]
-    pub fn eventually(&self, what: &str, path: &str, expected: &str) {
-        eventually(READY, &format!("{what} {path} is {expected:?}"), || {
-            let said = self.run(&format!("get {what} -o 'jsonpath={path}'"), None);
-            ensure!(said.succeeded && said.stdout == expected, "{:?} {}", said.stdout, said.stderr);
-            Ok(())
-        });
-    }
-}
-
-impl Said {
-    fn new(line: &str, output: Output) -> Self {
-        Self {
-            command: line.to_owned(),
-            succeeded: output.status.success(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    #[track_caller]
-    fn succeeded(self) -> Self {
-        assert!(self.succeeded, "kubectl {} failed: {}{}", self.command, self.stdout, self.stderr);
-        self
-    }
-
-    #[track_caller]
-    fn failed(self) -> Self {
-        assert!(!self.succeeded, "kubectl {} succeeded: {}{}", self.command, self.stdout, self.stderr);
-        self
-    }
-
-    /// Each part stands somewhere in what was said.
-    #[track_caller]
-    pub fn says(&self, parts: &[&str]) -> &Self {
-        let text = format!("{}{}", self.stdout, self.stderr);
-        for part in parts {
-            assert!(text.contains(part), "kubectl {}\nlacks: {part}\nsays: {text}", self.command);
-        }
-        self
-    }
-
-    #[track_caller]
-    pub fn lacks(&self, part: &str) -> &Self {
-        let text = format!("{}{}", self.stdout, self.stderr);
-        assert!(!text.contains(part), "kubectl {}\nsays: {part}\nin: {text}", self.command);
-        self
-    }
-
-    /// The standard output, with runs of spaces made one, line by line.
-    pub fn lines(&self) -> Vec<String> {
-        self.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
-    }
-}
-
-/// Splits a command line.
-fn words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quoted, mut started) = (Vec::new(), String::new(), false, false);
-    for letter in line.chars() {
-        match letter {
-            '\'' => {
-                quoted = !quoted;
-                started = true;
-            }
-            ' ' | '\n' if !quoted => {
-                if started {
-                    words.push(std::mem::take(&mut word));
-                }
-                started = false;
-            }
-            _ => {
-                word.push(letter);
-                started = true;
-            }
-        }
-    }
-    if started {
-        words.push(word);
-    }
-    words
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotes_hold_words_together() {
-        assert_eq!(words("get pods  -l 'a in (b, c)' -o ''"), ["get", "pods", "-l", "a in (b, c)", "-o", ""]);
-        assert_eq!(words("patch -p='{\"a\": 1}'"), ["patch", "-p={\"a\": 1}"]);
-    }
+    let own = env::current_exe()?;
+    // A test lies one folder deeper than a program.
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("{name} is not built: run `cargo build --package {name}` first"))
 }

@@ -7,6 +7,7 @@
 
 pub mod api_server;
 pub mod cluster;
+pub mod kubectl;
 
 use std::{
     thread,
