@@ -1,11 +1,12 @@
 //! `test`: the suites that CI runs, one line each and a summary; `--all` adds the long ones.
 
 use std::{
-    process::Command,
+    io::{BufRead, BufReader},
+    process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
 
 use crate::{
     build::{cargo, own_program, target_dir},
@@ -168,6 +169,7 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
     cluster::down::run(&shared)?;
     outcome?;
     run_nextest("package(hawser-tests) & binary(clients)", args, &[], &environment()?)?;
+    test_conformance(args)?;
     // Each of these starts and ends its own cluster, and compares the machine before and after.
     run_nextest("package(hawser-tests) & binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
 }
@@ -186,6 +188,47 @@ fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
     env.push(("HAWSER_TEST_KUBECONFIG", cluster.kubeconfig().display().to_string()));
     env.push(("HAWSER_TEST_REGISTRY", "10.204.0.1:5000".into()));
     run_nextest("package(hawser-tests) & binary(cluster)", args, &["--test-threads=4"], &env)
+}
+
+/// Many tests against one API server without nodes.
+fn test_conformance(args: &Args) -> anyhow::Result<()> {
+    let server = TestServer::start()?;
+    let mut env = environment()?;
+    env.push(("HAWSER_TEST_SERVER", server.kubeconfig.clone()));
+    run_nextest("package(hawser-tests) & binary(conformance)", args, &[], &env)
+}
+
+/// The control plane that tests share: a program of the crate `tests`, which ends when its standard input does.
+struct TestServer {
+    process: Child,
+    stdin: Option<ChildStdin>,
+    kubeconfig: String,
+}
+
+impl TestServer {
+    fn start() -> anyhow::Result<Self> {
+        let program = target_dir().join("debug/test-server");
+        let mut process = Command::new(&program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let stdin = process.stdin.take();
+        let stdout = process.stdout.take().context("its standard output is a pipe")?;
+        let mut server = Self { process, stdin, kubeconfig: String::new() };
+        BufReader::new(stdout).read_line(&mut server.kubeconfig)?;
+        server.kubeconfig.truncate(server.kubeconfig.trim_end().len());
+        ensure!(!server.kubeconfig.is_empty(), "{} did not become ready", program.display());
+        Ok(server)
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        // It removes its directory before it ends.
+        let _ = self.process.wait();
+    }
 }
 
 /// What the tests need of this program: itself, and the demo program to run on nodes.

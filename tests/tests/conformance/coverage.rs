@@ -1,0 +1,109 @@
+//! Which conformance texts have a test here: every text has one, or a reason why not.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde::Deserialize;
+
+use crate::{excluded::EXCLUDED, namespaces};
+
+/// The tables of the modules.
+const COVERED: &[&[Text]] = &[namespaces::TEXTS];
+
+/// A conformance text that has a test.
+pub(crate) struct Text {
+    /// Upstream's name of it, which is not always unique.
+    pub(crate) name: &'static str,
+    /// The test's name: the end of the text's sentence.
+    pub(crate) test: &'static str,
+}
+
+/// The table of a module: the name of each text, and the function that tests it.
+macro_rules! texts {
+    ($($name:literal => $test:ident),+ $(,)?) => {
+        pub(crate) const TEXTS: &[crate::coverage::Text] = &[$({
+            let _: fn() = $test;
+            crate::coverage::Text { name: $name, test: stringify!($test) }
+        }),+];
+    };
+}
+pub(crate) use texts;
+
+/// An entry of upstream's list.
+#[derive(Deserialize)]
+struct Entry {
+    testname: String,
+    /// `[sig-apps] Job should ... [Conformance]`: unique.
+    codename: String,
+}
+
+impl Entry {
+    fn is_of(&self, text: &Text) -> bool {
+        self.testname == text.name
+            && format!("_{}", slug(&self.codename)).ends_with(&format!("_{}", text.test))
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        EXCLUDED
+            .iter()
+            .find(|(_, starts)| starts.iter().any(|start| self.codename.starts_with(start)))
+            .map(|(reason, _)| *reason)
+    }
+}
+
+/// A sentence as the name of a function, without what stands in brackets.
+fn slug(sentence: &str) -> String {
+    let mut words = Vec::new();
+    for part in sentence.split('[') {
+        let outside = part.rsplit(']').next().unwrap_or_default().to_lowercase();
+        words.extend(
+            outside
+                .split(|letter: char| !letter.is_ascii_alphanumeric())
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        );
+    }
+    words.retain(|word| !word.is_empty());
+    words.join("_")
+}
+
+/// Upstream's list; `None`, with a message, where the facts about upstream are not beside the repository.
+fn upstream() -> Option<Vec<Entry>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/kubernetes-v1.36/conformance.yaml");
+    let Ok(text) = fs::read_to_string(&file) else {
+        println!("skipped: {} is absent", file.display());
+        return None;
+    };
+    Some(serde_yaml_ng::from_str(&text).expect("upstream's list can be read"))
+}
+
+#[test]
+fn every_text_has_a_test_or_a_reason() {
+    let Some(entries) = upstream() else { return };
+    let covered: Vec<&Text> = COVERED.iter().copied().flatten().collect();
+    let (tested, rest): (Vec<&Entry>, Vec<&Entry>) =
+        entries.iter().partition(|entry| covered.iter().any(|text| entry.is_of(text)));
+    println!("{} of {} texts have a test", tested.len(), entries.len());
+
+    let forgotten: Vec<_> =
+        rest.iter().filter(|entry| entry.reason().is_none()).map(|entry| &entry.codename).collect();
+    assert!(forgotten.is_empty(), "neither a test nor a reason: {forgotten:#?}");
+    let unknown: Vec<_> = covered
+        .iter()
+        .filter(|text| !entries.iter().any(|entry| entry.is_of(text)))
+        .map(|text| (text.name, text.test))
+        .collect();
+    assert!(unknown.is_empty(), "no text of upstream's has this name and sentence: {unknown:#?}");
+    let stale: Vec<_> = EXCLUDED
+        .iter()
+        .flat_map(|(_, starts)| *starts)
+        .filter(|start| !rest.iter().any(|entry| entry.codename.starts_with(**start)))
+        .collect();
+    assert!(stale.is_empty(), "excluded, but no such text is without a test: {stale:#?}");
+    let names: BTreeSet<_> = covered.iter().map(|text| (text.name, text.test)).collect();
+    assert_eq!(names.len(), covered.len(), "a text is listed twice");
+}
+
+#[test]
+fn sentences_become_names() {
+    assert_eq!(slug("[sig-a] Some [Serial] thing's ends-with. [Conformance]"), "some_thing_s_ends_with");
+}
