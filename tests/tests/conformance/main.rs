@@ -3,7 +3,7 @@
 //! Each test is named after its text's sentence and has the text's name as its documentation; what it does is ours.
 //! All work against one server, which `cargo xtask test e2e` starts once (`HAWSER_TEST_SERVER` names its kubeconfig;
 //! without, the tests of a process start one). So each keeps to a namespace of its own ([`support::Bed`]), and gives
-//! what belongs to no namespace a unique name and label.
+//! what belongs to no namespace a unique name and label. Texts named "API operations" go through [`operations`].
 //!
 //! To add a module: `mod area;` below, a [`coverage::texts!`] table in it that names each text and its test, and
 //! `area::TEXTS` in [`coverage::COVERED`]. What is not covered stands in [`excluded`], with its reason: containers
@@ -12,6 +12,7 @@
 
 mod coverage;
 mod excluded;
+mod operations;
 mod support;
 
 mod namespaces;

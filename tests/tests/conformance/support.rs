@@ -12,7 +12,7 @@ use futures::{StreamExt, stream::BoxStream};
 use hawser_tests::{api_server::ApiServer, kubectl::Kubectl};
 use http::{HeaderMap, Request};
 use k8s_openapi::{
-    ClusterResourceScope, NamespaceResourceScope,
+    NamespaceResourceScope,
     api::core::v1::{Namespace, ServiceAccount},
 };
 use kube::{
