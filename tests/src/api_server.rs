@@ -29,6 +29,8 @@ pub struct ApiServer {
     kubeconfig: PathBuf,
     /// `None` where somebody else started the server, and ends it.
     process: Option<Child>,
+    /// Flags of the test's own.
+    flags: Vec<String>,
     port: u16,
 }
 
@@ -46,10 +48,17 @@ impl ApiServer {
     /// Where the binary is not built, or the server does not come up.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// As [`ApiServer::start`], with flags.
+    #[track_caller]
+    pub fn start_with(flags: &[&str]) -> Self {
         let directory = scratch();
-        let process = spawn(directory.path(), 0).expect("the control plane starts");
+        let flags: Vec<String> = flags.iter().copied().map(str::to_owned).collect();
+        let process = spawn(directory.path(), 0, &flags).expect("the control plane starts");
         let kubeconfig = directory.path().join("data/admin.kubeconfig");
-        Self { directory, kubeconfig, process: Some(process), port: 0 }.found()
+        Self { directory, kubeconfig, process: Some(process), flags, port: 0 }.found()
     }
 
     /// The server that tests use together: the one whose kubeconfig `HAWSER_TEST_SERVER` names, else one of this
@@ -74,7 +83,7 @@ impl ApiServer {
     /// A server that runs already.
     #[track_caller]
     fn at(kubeconfig: PathBuf) -> Self {
-        Self { directory: scratch(), kubeconfig, process: None, port: 0 }.found()
+        Self { directory: scratch(), kubeconfig, process: None, flags: Vec::new(), port: 0 }.found()
     }
 
     /// Learns where the server listens: it chooses a free port, and says which in the kubeconfig.
@@ -96,7 +105,8 @@ impl ApiServer {
     #[track_caller]
     pub fn kill_and_restart(&mut self) {
         self.kill();
-        let process = spawn(self.directory.path(), self.port).expect("the control plane starts again");
+        let process =
+            spawn(self.directory.path(), self.port, &self.flags).expect("the control plane starts again");
         self.process = Some(process);
         self.wait_until_ready();
     }
@@ -231,7 +241,7 @@ fn scratch() -> TempDir {
     tempfile::Builder::new().prefix("hawser-clients-").tempdir().expect("a temporary directory can be made")
 }
 
-fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
+fn spawn(directory: &Path, port: u16, flags: &[String]) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(directory.join("log"))?;
     let program = binary("control-plane")?;
     Command::new(&program)
@@ -239,6 +249,7 @@ fn spawn(directory: &Path, port: u16) -> anyhow::Result<Child> {
         .args(["--secure-port", &port.to_string()])
         .arg("--data-dir")
         .arg(directory.join("data"))
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

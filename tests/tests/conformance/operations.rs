@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Bed, eventually, object, refused, unique, watch};
+use crate::support::{Bed, eventually, gone, object, refused, unique, watch};
 
 /// A kind and an object of it.
 pub(crate) struct Operations<'a> {
@@ -145,11 +145,7 @@ impl Operations<'_> {
     async fn are_deleted(&self, api: &Api<DynamicObject>, names: &[String], label: &str) {
         let now = DeleteParams::default().grace_period(0);
         api.delete(&names[0], &now).await.expect("deleted");
-        eventually("the object is gone", async || match api.get_opt(&names[0]).await? {
-            None => Ok(()),
-            Some(left) => anyhow::bail!("{left:?} is left"),
-        })
-        .await;
+        gone(api, &names[0]).await;
         refused(api.get(&names[0]).await, 404, "NotFound");
         assert_eq!(api.list(&labelled(label)).await.expect("listed").items.len(), 2, "the others stay");
 

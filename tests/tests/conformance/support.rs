@@ -17,12 +17,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{DeleteParams, PostParams, WatchEvent, WatchParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
     core::Status,
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -45,21 +45,24 @@ pub(crate) struct Bed {
 /// #[test]
 /// fn should_do_something() {
 ///     test(async |bed| {
-///         let maps = bed.api::<ConfigMap>();
-///         maps.create(&POST, &object(json!({ "metadata": { "name": "a" } }))).await.unwrap();
+///         let map = create(&bed.api::<ConfigMap>(), json!({ "metadata": { "name": "a" } })).await;
 ///     });
 /// }
 /// ```
 pub(crate) fn test(work: impl AsyncFnOnce(&Bed)) {
-    let bed = Bed::new();
+    test_on(ApiServer::shared(), work);
+}
+
+/// As [`test`], on a server that is not as the others need it.
+pub(crate) fn test_on(server: Arc<ApiServer>, work: impl AsyncFnOnce(&Bed)) {
+    let bed = Bed::new(server);
     bed.runtime.block_on(async {
         tokio::time::timeout(SOON * 3, work(&bed)).await.expect("the test ends in time");
     });
 }
 
 impl Bed {
-    fn new() -> Self {
-        let server = ApiServer::shared();
+    fn new(server: Arc<ApiServer>) -> Self {
         let runtime = Runtime::new().expect("a runtime starts");
         let client = runtime.block_on(connect(&server));
         let mut bed =
@@ -231,6 +234,53 @@ pub(crate) fn unique(prefix: &str) -> String {
 #[track_caller]
 pub(crate) fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("the object has its type's form")
+}
+
+/// Makes an object from JSON, which must be accepted.
+pub(crate) async fn create<K>(api: &Api<K>, value: Value) -> K
+where
+    K: Clone + Serialize + DeserializeOwned + Debug,
+{
+    let made = api.create(&PostParams::default(), &object(value.clone())).await;
+    made.unwrap_or_else(|error| panic!("{value} is not created: {error}"))
+}
+
+/// A merge patch, which must be accepted.
+pub(crate) async fn patch<K>(api: &Api<K>, name: &str, patch: Value) -> K
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    patched.unwrap_or_else(|error| panic!("{name} is not patched with {patch}: {error}"))
+}
+
+/// Deletes an object now, as far as nothing holds it; it must be there.
+pub(crate) async fn delete<K>(api: &Api<K>, name: &str)
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let outcome = api.delete(name, &DeleteParams::default().grace_period(0)).await;
+    outcome.unwrap_or_else(|error| panic!("{name} is not deleted: {error}"));
+}
+
+/// Waits until an object is not there any more.
+pub(crate) async fn gone<K>(api: &Api<K>, name: &str)
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    eventually(&format!("{name} is gone"), async || match api.get_opt(name).await? {
+        None => Ok(()),
+        Some(left) => anyhow::bail!("{left:?} is there"),
+    })
+    .await;
+}
+
+/// A pod of one container, with these labels; no node runs it.
+pub(crate) fn pod(name: &str, labels: Value) -> Value {
+    json!({
+        "metadata": { "name": name, "labels": labels },
+        "spec": { "containers": [{ "name": "c", "image": "registry.test/pause:1" }] },
+    })
 }
 
 /// What a refused request was answered, which has this code and reason.
