@@ -53,7 +53,12 @@ fn webhook(conditions: Value) -> Value {
     })
 }
 
-fn kind(kind: &'static str, plural: &'static str, subresources: &'static [&'static str], object: Value) -> Operations<'static> {
+fn kind(
+    kind: &'static str,
+    plural: &'static str,
+    subresources: &'static [&'static str],
+    object: Value,
+) -> Operations<'static> {
     Operations {
         group: "admissionregistration.k8s.io",
         version: "v1",
@@ -99,8 +104,10 @@ where
     K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
     let (configurations, name): (Api<K>, _) = (bed.all(), unique("match-conditions"));
-    let first = json!([{ "name": "expression-1", "expression": "object.metadata.namespace == 'production'" }]);
-    create(&configurations, json!({ "metadata": { "name": name }, "webhooks": [webhook(first.clone())] })).await;
+    let first =
+        json!([{ "name": "expression-1", "expression": "object.metadata.namespace == 'production'" }]);
+    create(&configurations, json!({ "metadata": { "name": name }, "webhooks": [webhook(first.clone())] }))
+        .await;
     let mut found = json!(configurations.get(&name).await.expect("found"));
     assert_eq!(found["webhooks"][0]["matchConditions"], first);
 

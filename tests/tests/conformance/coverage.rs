@@ -4,10 +4,31 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use serde::Deserialize;
 
-use crate::{excluded::EXCLUDED, namespaces};
+use crate::{
+    admission_registration, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
+    field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, resource_quota,
+    service_accounts, watchers,
+};
 
 /// The tables of the modules.
-const COVERED: &[&[Text]] = &[namespaces::TEXTS];
+const COVERED: &[&[Text]] = &[
+    admission_registration::TEXTS,
+    custom_resource_definitions::TEXTS,
+    discovery::TEXTS,
+    events::TEXTS,
+    field_validation::TEXTS,
+    flow_control::TEXTS,
+    garbage_collector::TEXTS,
+    identity::TEXTS,
+    kubectl::TEXTS,
+    lists::TEXTS,
+    namespaces::TEXTS,
+    resource_quota::lives::TEXTS,
+    resource_quota::objects::TEXTS,
+    resource_quota::scopes::TEXTS,
+    service_accounts::TEXTS,
+    watchers::TEXTS,
+];
 
 /// A conformance text that has a test.
 pub(crate) struct Text {

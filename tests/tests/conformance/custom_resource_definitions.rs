@@ -94,15 +94,16 @@ fn getting_updating_patching_custom_resource_definition_status_sub_resource_work
         let definitions = bed.all::<CustomResourceDefinition>();
         let made = create(&definitions, definition("status")).await;
         let name = made.name_any();
-        let condition = |kind: &str| {
-            json!({ "type": kind, "status": "True", "reason": "Conformance", "message": "by a test" })
-        };
+        let condition = |kind: &str| json!({ "type": kind, "status": "True", "reason": "Conformance", "message": "by a test" });
 
         // A controller of definitions writes conditions as well: an update may conflict, and starts anew then.
         eventually("the status is updated", async || {
             let mut newest = definitions.get_status(&name).await?;
             let status = newest.status.get_or_insert_default();
-            status.conditions.get_or_insert_default().push(serde_json::from_value(condition("StatusUpdate"))?);
+            status
+                .conditions
+                .get_or_insert_default()
+                .push(serde_json::from_value(condition("StatusUpdate"))?);
             let written = definitions.replace_status(&name, &PostParams::default(), &newest).await?;
             ensure!(has(&written, "StatusUpdate"), "{written:?}");
             Ok(())

@@ -92,7 +92,9 @@ fn should_support_aggregated_discovery_interface() {
             let found = groups
                 .items
                 .iter()
-                .find(|item| item.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()) == Some(group))
+                .find(|item| {
+                    item.metadata.as_ref().and_then(|metadata| metadata.name.as_deref()) == Some(group)
+                })
                 .unwrap_or_else(|| panic!("{group} is missing"));
             let found = found.versions.iter().find(|found| found.version.as_deref() == Some(version));
             let resources = &found.unwrap_or_else(|| panic!("{group}/{version} is missing")).resources;
@@ -102,7 +104,8 @@ fn should_support_aggregated_discovery_interface() {
             );
         }
         let core = bed.client.list_core_api_versions_aggregated().await.expect("the document is read");
-        let resources = core.items.iter().flat_map(|item| &item.versions).flat_map(|version| &version.resources);
+        let resources =
+            core.items.iter().flat_map(|item| &item.versions).flat_map(|version| &version.resources);
         let names: Vec<_> = resources.filter_map(|resource| resource.resource.as_deref()).collect();
         for plural in ["pods", "services", "namespaces", "configmaps", "secrets"] {
             assert!(names.contains(&plural), "{names:?} lack {plural}");

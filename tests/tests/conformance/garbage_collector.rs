@@ -1,7 +1,7 @@
 //! The garbage collector: what goes with its owners, stays without them, or goes before them.
 //!
-//! Pods of ReplicationControllers are made by hand, as their controller makes them: what happens to them when the owner
-//! goes does not depend on who made them. No node runs any pod, so each goes as soon as it is asked to.
+//! Pods of ReplicationControllers are made by hand, with the owner that their controller would give them: what happens
+//! to them when the owner goes does not depend on who made them. No node runs any pod, so each goes as soon as it is asked to.
 
 use anyhow::ensure;
 use k8s_openapi::api::{
@@ -127,8 +127,13 @@ fn should_orphan_rs_created_by_deployment_when_deleteoptions_propagationpolicy_i
 }
 
 /// A ReplicationController and this many pods of it.
+///
+/// The pods are there first, so that a controller of such objects would adopt them and make none.
 async fn controller(bed: &Bed, name: &str, pods: usize) -> ReplicationController {
     let labels = json!({ "name": name });
+    for number in 0..pods {
+        create(&bed.api::<Pod>(), pod(&format!("{name}-{number}"), labels.clone())).await;
+    }
     let controller = json!({
         "metadata": { "name": name },
         "spec": {
@@ -139,9 +144,8 @@ async fn controller(bed: &Bed, name: &str, pods: usize) -> ReplicationController
     });
     let made = create(&bed.api::<ReplicationController>(), controller).await;
     for number in 0..pods {
-        let mut dependent = pod(&format!("{name}-{number}"), labels.clone());
-        dependent["metadata"]["ownerReferences"] = json!([owner(&made, true)]);
-        create(&bed.api::<Pod>(), dependent).await;
+        let owned = json!({ "metadata": { "ownerReferences": [owner(&made, true)] } });
+        patch(&bed.api::<Pod>(), &format!("{name}-{number}"), owned).await;
     }
     made
 }
@@ -170,7 +174,11 @@ fn should_orphan_pods_created_by_rc_if_delete_options_say_so() {
         let pods = bed.api::<Pod>().list(&ListParams::default()).await.expect("listed").items;
         assert_eq!(pods.len(), 10);
         for pod in pods {
-            assert_eq!((pod.owner_references(), &pod.metadata.deletion_timestamp), (&[][..], &None), "{pod:?}");
+            assert_eq!(
+                (pod.owner_references(), &pod.metadata.deletion_timestamp),
+                (&[][..], &None),
+                "{pod:?}"
+            );
         }
     });
 }
@@ -203,7 +211,8 @@ fn should_keep_the_rc_around_until_all_its_pods_are_deleted_if_the_deleteoptions
 
 /// Garbage Collector, multiple owners
 #[test]
-fn should_not_delete_dependents_that_have_both_valid_owner_and_owner_that_s_waiting_for_dependents_to_be_deleted() {
+fn should_not_delete_dependents_that_have_both_valid_owner_and_owner_that_s_waiting_for_dependents_to_be_deleted()
+ {
     test(async |bed| {
         let (controllers, pods) = (bed.api::<ReplicationController>(), bed.api::<Pod>());
         let first = controller(bed, "goes", 10).await;

@@ -15,4 +15,17 @@ mod excluded;
 mod operations;
 mod support;
 
+mod admission_registration;
+mod custom_resource_definitions;
+mod discovery;
+mod events;
+mod field_validation;
+mod flow_control;
+mod garbage_collector;
+mod identity;
+mod kubectl;
+mod lists;
 mod namespaces;
+mod resource_quota;
+mod service_accounts;
+mod watchers;

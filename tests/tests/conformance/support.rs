@@ -4,6 +4,8 @@ use std::{
     collections::hash_map::RandomState,
     fmt::Debug,
     hash::{BuildHasher, Hasher},
+    path::Path,
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -103,6 +105,16 @@ impl Bed {
     /// kubectl in the test's namespace.
     pub(crate) fn kubectl(&self) -> Kubectl<'_> {
         self.server.kubectl_in(&self.namespace)
+    }
+
+    /// Another program, with the kubeconfig in its environment, and an end.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        self.server.client(name)
+    }
+
+    /// A directory for files.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.server.scratch()
     }
 
     /// A request as the administrator makes it by hand; the answer is an answer whatever its code.

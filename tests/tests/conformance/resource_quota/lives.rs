@@ -47,7 +47,8 @@ where
 
     create(&api, object_of("counted")).await;
     uses_now(bed, "quota", json!({ resource: full })).await;
-    let status = refused(api.create(&PostParams::default(), &object(object_of("refused"))).await, 403, "Forbidden");
+    let status =
+        refused(api.create(&PostParams::default(), &object(object_of("refused"))).await, 403, "Forbidden");
     assert!(status.message.contains("exceeded quota: quota"), "{status:?}");
 
     delete(&api, "counted").await;
@@ -61,7 +62,8 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_configmap() {
         // A controller makes one in each namespace.
         let maps = bed.api::<ConfigMap>();
         eventually("the authority's map is there", async || Ok(maps.get("kube-root-ca.crt").await?)).await;
-        captures_the_life::<ConfigMap>(bed, "configmaps", |name| json!({ "metadata": { "name": name } })).await;
+        captures_the_life::<ConfigMap>(bed, "configmaps", |name| json!({ "metadata": { "name": name } }))
+            .await;
     });
 }
 
@@ -69,9 +71,11 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_configmap() {
 #[test]
 fn should_create_a_resourcequota_and_capture_the_life_of_a_secret() {
     test(async |bed| {
-        captures_the_life::<Secret>(bed, "secrets", |name| {
-            json!({ "metadata": { "name": name }, "stringData": { "key": "value" } })
-        })
+        captures_the_life::<Secret>(
+            bed,
+            "secrets",
+            |name| json!({ "metadata": { "name": name }, "stringData": { "key": "value" } }),
+        )
         .await;
     });
 }
@@ -97,9 +101,11 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_replica_set() {
 #[test]
 fn should_create_a_resourcequota_and_capture_the_life_of_a_replication_controller() {
     test(async |bed| {
-        captures_the_life::<ReplicationController>(bed, "replicationcontrollers", |name| {
-            json!({ "metadata": { "name": name }, "spec": without_pods(json!({ "app": "none" })) })
-        })
+        captures_the_life::<ReplicationController>(
+            bed,
+            "replicationcontrollers",
+            |name| json!({ "metadata": { "name": name }, "spec": without_pods(json!({ "app": "none" })) }),
+        )
         .await;
     });
 }
@@ -107,32 +113,48 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_replication_controlle
 /// ResourceQuota, object count quota, service
 #[test]
 fn should_create_a_resourcequota_and_capture_the_life_of_a_service() {
-    let service = |name: &str, kind: &str| {
-        json!({ "metadata": { "name": name }, "spec": { "type": kind, "ports": [{ "port": 80 }] } })
-    };
+    let service = |name: &str, kind: &str| json!({ "metadata": { "name": name }, "spec": { "type": kind, "ports": [{ "port": 80 }] } });
     test(async |bed| {
         let services = bed.api::<Service>();
         let hard = json!({ "services": "10", "services.nodeports": "1", "services.loadbalancers": "1" });
         quota(bed, "quota", json!({ "hard": hard })).await;
-        uses(bed, "quota", json!({ "services": "0", "services.nodeports": "0", "services.loadbalancers": "0" })).await;
+        uses(
+            bed,
+            "quota",
+            json!({ "services": "0", "services.nodeports": "0", "services.loadbalancers": "0" }),
+        )
+        .await;
 
         create(&services, service("plain", "ClusterIP")).await;
         create(&services, service("node-port", "NodePort")).await;
         // It would need a second node port.
         let balanced = object(service("balanced", "LoadBalancer"));
         refused(services.create(&PostParams::default(), &balanced).await, 403, "Forbidden");
-        uses_now(bed, "quota", json!({ "services": "2", "services.nodeports": "1", "services.loadbalancers": "0" }))
-            .await;
+        uses_now(
+            bed,
+            "quota",
+            json!({ "services": "2", "services.nodeports": "1", "services.loadbalancers": "0" }),
+        )
+        .await;
         let mut balanced = service("balanced", "LoadBalancer");
         balanced["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
         create(&services, balanced).await;
-        uses_now(bed, "quota", json!({ "services": "3", "services.nodeports": "1", "services.loadbalancers": "1" }))
-            .await;
+        uses_now(
+            bed,
+            "quota",
+            json!({ "services": "3", "services.nodeports": "1", "services.loadbalancers": "1" }),
+        )
+        .await;
 
         for name in ["plain", "node-port", "balanced"] {
             delete(&services, name).await;
         }
-        uses(bed, "quota", json!({ "services": "0", "services.nodeports": "0", "services.loadbalancers": "0" })).await;
+        uses(
+            bed,
+            "quota",
+            json!({ "services": "0", "services.nodeports": "0", "services.loadbalancers": "0" }),
+        )
+        .await;
     });
 }
 
@@ -172,7 +194,8 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_pod() {
         assert!(status.message.contains("requests.conformance.example.com/dongle"), "{status:?}");
 
         let mut changed = json!(made);
-        changed["spec"]["containers"][0]["resources"]["requests"] = json!({ "cpu": "100m", "memory": "100Mi" });
+        changed["spec"]["containers"][0]["resources"]["requests"] =
+            json!({ "cpu": "100m", "memory": "100Mi" });
         refused(pods.replace("counted", &post, &object(changed)).await, 422, "Invalid");
         uses_now(bed, "quota", used).await;
 

@@ -26,7 +26,8 @@ texts! {
 #[test]
 fn should_create_a_resourcequota_and_ensure_its_status_is_promptly_calculated() {
     test(async |bed| {
-        let hard = json!({ "pods": "5", "services": "10", "resourcequotas": "1", "cpu": "1", "memory": "500Mi" });
+        let hard =
+            json!({ "pods": "5", "services": "10", "resourcequotas": "1", "cpu": "1", "memory": "500Mi" });
         quota(bed, "quota", json!({ "hard": hard })).await;
         let used = json!({ "pods": "0", "services": "0", "resourcequotas": "1", "cpu": "0", "memory": "0" });
         uses(bed, "quota", used).await;
@@ -116,7 +117,11 @@ fn should_apply_changes_to_a_resourcequota_status() {
         let mut events = watch(&quotas, &WatchParams::default(), &version).await;
         let other = json!({ "cpu": "2", "memory": "2Gi" });
         let repatched = patch_status(&quotas, other.clone()).await;
-        assert_eq!(json!(repatched)["spec"]["hard"], larger, "a patch of the status changes no specification");
+        assert_eq!(
+            json!(repatched)["spec"]["hard"],
+            larger,
+            "a patch of the status changes no specification"
+        );
         events.until("MODIFIED", |quota| json!(quota)["status"]["hard"] == other).await;
         status_equals_specification(&quotas, larger).await;
     });
