@@ -78,7 +78,7 @@ pub(crate) async fn token(bed: &Bed, account: &str) -> String {
         .create_subresource("token", account, &PostParams::default(), &request)
         .await
         .expect("a token is made");
-    made.status.expect("the token is in the status").token
+    made.status.expect("the token is in the status").token.unwrap_or_default()
 }
 
 /// ServiceAccount, create and review token
