@@ -46,7 +46,6 @@ const RUNNING_PODS: &[&str] = &[
     "[sig-auth] ServiceAccounts should mount an API token into pods",
     "[sig-auth] ServiceAccounts should mount projected service account token",
     "[sig-cli] Kubectl client Guestbook application ",
-    "[sig-cli] Kubectl client Kubectl describe ",
     "[sig-cli] Kubectl logs ",
 ];
 

@@ -60,7 +60,7 @@ fn should_support_csr_api_operations() {
         assert_eq!(made.expect("created").data["spec"]["expirationSeconds"], 3600);
         let of_signer = ListParams::default().fields(&format!("spec.signerName={signer}"));
         let found = bed.all::<CertificateSigningRequest>().list(&of_signer).await.expect("listed");
-        assert_eq!(found.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), [name.clone()]);
+        assert_eq!(found.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), [&*name]);
         approval(bed, &name).await;
         status(bed, &name, &base64(certificate)).await;
         delete(&bed.all::<CertificateSigningRequest>(), &name).await;

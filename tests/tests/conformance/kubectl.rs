@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use hawser_tests::kubectl::Kubectl;
+use hawser_tests::kubectl::{Kubectl, Said};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,6 +20,8 @@ texts! {
     "Kubectl, cluster info" =>
         should_check_if_kubernetes_control_plane_services_is_included_in_cluster_info,
     "Kubectl, version" => should_check_is_all_data_is_printed,
+    "Kubectl, describe pod or rc" =>
+        should_check_if_kubectl_describe_prints_relevant_information_for_rc_and_pods,
     "Kubectl, diff Deployment" => should_check_if_kubectl_diff_finds_a_difference_for_deployments,
     "Kubectl, server-side dry-run Pod" => should_check_if_kubectl_can_dry_run_update_pods,
     "Kubectl, create service, replication controller" => should_create_services_for_rc,
@@ -115,7 +117,7 @@ fn should_check_if_kubectl_can_dry_run_update_pods() {
     });
 }
 
-/// A ReplicationController of two pods that listen on port 6379.
+/// A ReplicationController and two pods of it, which listen on port 6379.
 fn controller(kubectl: &Kubectl<'_>) -> [&'static str; 2] {
     let labels = json!({ "app": "store", "role": "primary" });
     let pods = ["store-1", "store-2"];
@@ -137,7 +139,124 @@ fn controller(kubectl: &Kubectl<'_>) -> [&'static str; 2] {
     }));
     kubectl
         .ok_with("create -f -", &json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string());
+    let uid = kubectl.path("rc store", "{.metadata.uid}");
+    let owner = json!({
+        "apiVersion": "v1", "kind": "ReplicationController", "name": "store", "uid": uid, "controller": true,
+    });
+    let owned = json!({ "metadata": { "ownerReferences": [owner] } });
+    for pod in pods {
+        kubectl.ok(&format!("patch pod {pod} -p '{owned}'"));
+    }
     pods
+}
+
+/// Each of these begins a line, where runs of spaces count as one.
+#[track_caller]
+fn prints(said: &Said, lines: &[&str]) {
+    let found = said.lines();
+    for line in lines {
+        assert!(found.iter().any(|found| found.starts_with(line)), "no line {line:?} in {found:#?}");
+    }
+}
+
+/// Kubectl, describe pod or rc
+///
+/// What a node and a controller would report is written by hand.
+#[test]
+fn should_check_if_kubectl_describe_prints_relevant_information_for_rc_and_pods() {
+    test(async |bed| {
+        let (kubectl, namespace) = (bed.kubectl(), format!("Namespace: {}", bed.namespace));
+        let running = json!({ "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.9",
+            "podIPs": [{ "ip": "10.0.0.9" }],
+            "containerStatuses": [{
+                "name": "c", "image": "registry.test/pause:1", "imageID": "", "ready": true, "restartCount": 0,
+                "state": { "running": { "startedAt": "2024-01-01T00:00:00Z" } },
+            }],
+        } });
+        for pod in controller(&kubectl) {
+            kubectl.ok(&format!("patch pod {pod} --subresource=status -p '{running}'"));
+            prints(
+                &kubectl.ok(&format!("describe pod {pod}")),
+                &[
+                    &format!("Name: {pod}"),
+                    &namespace,
+                    "Labels: app=store",
+                    "role=primary",
+                    "Status: Running",
+                    "IP: 10.0.0.9",
+                    "Controlled By: ReplicationController/store",
+                    "Image: registry.test/pause:1",
+                    "State: Running",
+                    "QoS Class: BestEffort",
+                ],
+            );
+        }
+        kubectl.ok("patch rc store --subresource=status -p '{\"status\":{\"replicas\":2}}'");
+        prints(
+            &kubectl.ok("describe rc store"),
+            &[
+                "Name: store",
+                &namespace,
+                "Selector: app=store,role=primary",
+                "Labels: app=store",
+                "Replicas: 2 current / 2 desired",
+                "Pods Status: 2 Running / 0 Waiting / 0 Succeeded / 0 Failed",
+                "Image: registry.test/pause:1",
+            ],
+        );
+        kubectl.ok("expose rc store --name=store --port=6379");
+        prints(
+            &kubectl.ok("describe service store"),
+            &[
+                "Name: store",
+                &namespace,
+                "Labels: app=store",
+                "Selector: app=store,role=primary",
+                "Type: ClusterIP",
+                "IP: 10.",
+                "Port: <unset> 6379/TCP",
+                "Endpoints:",
+                "Session Affinity: None",
+            ],
+        );
+        prints(
+            &kubectl.ok(&format!("describe namespace {}", bed.namespace)),
+            &[&format!("Name: {}", bed.namespace), "Labels:", "Annotations:", "Status: Active"],
+        );
+        describes_a_node(&kubectl);
+    });
+}
+
+/// A node that takes no pods.
+fn describes_a_node(kubectl: &Kubectl<'_>) {
+    let name = unique("described");
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "spec": { "unschedulable": true },
+    });
+    kubectl.ok_with("create -f -", &node.to_string());
+    let status = json!({ "status": {
+        "addresses": [{ "type": "Hostname", "address": name }],
+        "capacity": { "cpu": "4" },
+        "nodeInfo": { "kubeletVersion": "v1.36.2" },
+    } });
+    kubectl.ok(&format!("patch node {name} --subresource=status -p '{status}'"));
+    prints(
+        &kubectl.ok(&format!("describe node {name}")),
+        &[
+            &format!("Name: {name}"),
+            "Labels:",
+            "Annotations:",
+            "CreationTimestamp:",
+            "Conditions:",
+            "Addresses:",
+            "Capacity:",
+            "System Info:",
+            "Kubelet Version: v1.36.2",
+        ],
+    );
+    kubectl.ok(&format!("delete node {name}"));
 }
 
 /// Kubectl, create service, replication controller

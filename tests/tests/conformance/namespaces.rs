@@ -97,7 +97,7 @@ fn should_apply_changes_to_a_namespace_status() {
         let status = Patch::Merge(json!({ "status": { "conditions": [condition] } }));
         let params = PatchParams::default();
         let patched = namespaces.patch_status(&bed.namespace, &params, &status).await.expect("patched");
-        assert_eq!(conditions(&patched), [condition.clone()]);
+        assert_eq!(conditions(&patched), [json!(condition)]);
         assert_eq!(phase(&patched), "Active");
 
         let updated = self::condition("StatusUpdate", "updated by a test");

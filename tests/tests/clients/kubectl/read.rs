@@ -5,7 +5,7 @@ use std::{
     process::Stdio,
 };
 
-use hawser_tests::api_server::{ApiServer, Kubectl};
+use hawser_tests::{api_server::ApiServer, kubectl::Kubectl};
 
 fn pod(kubectl: &Kubectl<'_>, name: &str, labels: &str) {
     kubectl.ok(&format!("run {name} --image=registry.test/{name}:1 --labels={labels}"));
