@@ -110,3 +110,39 @@ async fn what_fails_or_is_only_tried_is_not_charged() {
     assert_eq!(used(&admin, "services").await, json!({ "services.nodeports": "2" }));
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_resize_is_charged_and_checked() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    quota(&admin, "cpu", json!({ "requests.cpu": "2" }), json!({ "requests.cpu": "0" })).await;
+    let mut wanted = pod("web");
+    wanted["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "1" } });
+    let made = admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    assert_eq!(made["metadata"]["generation"], 1);
+    let resize = |cpu: &str| {
+        let mut pod = made.clone();
+        pod["metadata"]["resourceVersion"] = Value::Null;
+        pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = cpu.into();
+        pod["spec"]["containers"][0]["image"] = "another".into();
+        pod
+    };
+    let resized = admin.update(&PODS, &resize("1500m"), "resize").await.expect("there is room");
+    let container = &resized["spec"]["containers"][0];
+    assert_eq!(container["resources"]["requests"]["cpu"], "1500m");
+    assert_eq!(container["image"], made["spec"]["containers"][0]["image"], "nothing else changes");
+    assert_eq!(resized["metadata"]["generation"], 2);
+    assert_eq!(used(&admin, "cpu").await, json!({ "requests.cpu": "1500m" }));
+    let error = admin.update(&PODS, &resize("3"), "resize").await.expect_err("too much");
+    assert!(error.message().contains("exceeded quota: cpu"), "{}", error.message());
+    let limit = json!({ "type": "Container", "min": { "cpu": "100m" } });
+    let range = json!({ "metadata": { "name": "sizes" }, "spec": { "limits": [limit] } });
+    admin.create(&LIMIT_RANGES, Some("shop"), range).await.expect("a limit range");
+    let error = admin.update(&PODS, &resize("50m"), "resize").await.expect_err("too small");
+    assert!(error.message().contains("minimum cpu usage per Container is 100m"), "{}", error.message());
+    let error = admin.update(&PODS, &resize("50m"), "").await.expect_err("not by an ordinary update");
+    assert!(error.message().contains("pod updates may not change fields other than"), "{}", error.message());
+    running.stop().await;
+}

@@ -214,3 +214,29 @@ async fn events_are_one_kind_under_two_names() {
     assert_eq!((&seen["note"], &seen["regarding"]["name"]), (&json!("it runs"), &json!("web")));
     running.stop().await;
 }
+
+#[tokio::test]
+async fn ephemeral_containers_come_by_their_subresource_alone() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let debugger = json!({ "name": "debugger", "image": "busybox" });
+    let mut born = pod("born");
+    born["spec"]["ephemeralContainers"] = json!([debugger]);
+    let error = admin.create(&PODS, Some("shop"), born).await.expect_err("not at birth");
+    assert!(error.message().contains("spec.ephemeralContainers: Forbidden: cannot be set on create"));
+
+    let mut made = admin.create(&PODS, Some("shop"), pod("web")).await.expect("a pod");
+    made["spec"]["ephemeralContainers"] = json!([debugger]);
+    admin.update(&PODS, &made, "").await.expect_err("not by an ordinary update");
+    made["metadata"]["labels"] = json!({ "new": "label" });
+    let debugged = admin.update(&PODS, &made, "ephemeralcontainers").await.expect("added");
+    assert_eq!(debugged["spec"]["ephemeralContainers"][0]["terminationMessagePolicy"], "File");
+    assert_eq!(debugged["metadata"]["labels"], json!(null), "nothing else changes");
+    let mut emptied = debugged.clone();
+    emptied["spec"]["ephemeralContainers"] = json!([]);
+    let error = admin.update(&PODS, &emptied, "ephemeralcontainers").await.expect_err("they stay");
+    assert!(error.message().contains("may not be removed"), "{}", error.message());
+    running.stop().await;
+}

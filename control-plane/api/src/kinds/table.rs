@@ -157,10 +157,12 @@ pub static KINDS: &[Kind] = &[
         subresources: &[
             part("attach", "PodAttachOptions", STREAM),
             part("binding", "Binding", CREATE),
+            part("ephemeralcontainers", "Pod", GET_PATCH_UPDATE),
             foreign("eviction", "Eviction", ("policy", "v1"), CREATE),
             part("exec", "PodExecOptions", STREAM),
             part("log", "Pod", GET),
             part("portforward", "PodPortForwardOptions", STREAM),
+            part("resize", "Pod", GET_PATCH_UPDATE),
             status("Pod"),
         ],
         has_generation: true,

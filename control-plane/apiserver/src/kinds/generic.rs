@@ -92,16 +92,27 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     let hooks = hooks_of(kind);
     let mut errors = meta::validate(kind, hooks.name, object);
     errors.extend((hooks.validate_create)(object));
+    errors.extend((hooks.validate_new)(object));
     errors
 }
 
 /// Rules for the new object, and rules about the change.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    validate_change(kind, new, old, hooks_of(kind).validate_update)
+}
+
+/// Rules for the new object, and `rules` about the change.
+pub(crate) fn validate_change(
+    kind: &Kind,
+    new: &Value,
+    old: &Value,
+    rules: fn(&Value, &Value) -> Vec<FieldError>,
+) -> Vec<FieldError> {
     let hooks = hooks_of(kind);
     let mut errors = meta::validate(kind, hooks.name, new);
     errors.extend(meta::validate_update(new, old));
     errors.extend((hooks.validate_create)(new));
-    errors.extend((hooks.validate_update)(new, old));
+    errors.extend(rules(new, old));
     errors
 }
 

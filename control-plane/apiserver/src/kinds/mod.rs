@@ -47,6 +47,8 @@ pub use generic::{
     prepare_status, prepare_update, scale_of, scaled, validate_create, validate_status, validate_update,
 };
 pub use names::NameRule;
+pub(crate) use generic::validate_change;
+pub(crate) use pod::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
 
 use hawser_api::FieldError;
 use jiff::Timestamp;
@@ -60,6 +62,8 @@ pub struct Hooks {
     pub prepare_create: fn(&mut Value),
     /// After the old status was put back.
     pub prepare_update: fn(&mut Value, &Value),
+    /// Rules for a new object only; those of `validate_create` hold for it too.
+    pub validate_new: fn(&Value) -> Vec<FieldError>,
     pub validate_create: fn(&Value) -> Vec<FieldError>,
     /// Rules about the change only; the rules of `validate_create` hold for the new object too.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
@@ -136,6 +140,7 @@ pub static PLAIN: Hooks = Hooks {
     default: |_| (),
     prepare_create: |_| (),
     prepare_update: |_, _| (),
+    validate_new: |_| Vec::new(),
     validate_create: |_| Vec::new(),
     validate_update: |_, _| Vec::new(),
     validate_status: |_, _| Vec::new(),

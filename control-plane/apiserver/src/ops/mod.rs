@@ -199,7 +199,7 @@ impl ApiServer {
         }
         let object = self.registry().get(&call.pass, &call.resource, place, resource_version).await?;
         match call.subresource() {
-            "" | "status" | "approval" => Ok(Reply::Object(object)),
+            "" | "status" | "approval" | "ephemeralcontainers" | "resize" => Ok(Reply::Object(object)),
             "scale" => scale_of(&call.resource, &object),
             _ => Err(method_not_allowed()),
         }
@@ -340,6 +340,8 @@ impl ApiServer {
             "scale" => Part::Scale,
             "finalize" => Part::Finalize,
             "approval" => Part::Approval,
+            "ephemeralcontainers" => Part::EphemeralContainers,
+            "resize" => Part::Resize,
             _ => return Err(method_not_allowed()),
         };
         let options = options.for_update(call)?;

@@ -43,6 +43,10 @@ pub enum Part {
     Finalize,
     /// The conditions of a CertificateSigningRequest.
     Approval,
+    /// The containers for debugging of a pod.
+    EphemeralContainers,
+    /// The resources of a pod's containers.
+    Resize,
     /// Where a pod runs; only [`Change::Bind`] has it.
     Binding,
 }
@@ -55,6 +59,8 @@ impl Part {
             Self::Scale => "scale",
             Self::Finalize => "finalize",
             Self::Approval => "approval",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Resize => "resize",
             Self::Binding => "binding",
         }
     }
@@ -216,13 +222,18 @@ impl Registry {
         metadata::of(&mut old)?.remove("resourceVersion");
         let stored = resource.stored;
         match part {
-            Part::Main | Part::Scale => {
+            Part::Main | Part::Scale | Part::EphemeralContainers | Part::Resize => {
                 metadata::settle_namespace(
                     resource,
                     &mut object,
                     old["metadata"]["namespace"].as_str().unwrap_or(""),
                 )?;
                 kinds::default(stored, &mut object);
+                match part {
+                    Part::EphemeralContainers => kinds::prepare_ephemeral(&mut object, &old),
+                    Part::Resize => kinds::prepare_resize(&mut object, &old),
+                    _ => {}
+                }
                 kinds::prepare_update(stored, &mut object, &old);
             }
             Part::Status => {
@@ -253,6 +264,10 @@ impl Registry {
             Part::Main | Part::Scale => kinds::validate_update(stored, request.object, &old),
             Part::Status => kinds::validate_status(stored, request.object, &old),
             Part::Approval => kinds::validate_approval(stored, request.object, &old),
+            Part::EphemeralContainers => {
+                kinds::validate_change(stored, request.object, &old, kinds::validate_ephemeral)
+            }
+            Part::Resize => kinds::validate_change(stored, request.object, &old, kinds::validate_resize),
             Part::Finalize | Part::Binding => Vec::new(),
         };
         if !errors.is_empty() {

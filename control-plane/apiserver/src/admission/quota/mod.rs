@@ -87,14 +87,15 @@ impl Quotas {
     pub(super) fn demand(&self, request: &Request<'_>) -> Option<Demand> {
         let row = request.resource.row;
         let kind = Counted { group: row.group, resource: row.plural };
+        let is_resize = request.is("", "pods") && request.subresource == "resize";
         let counts = match request.operation {
             Operation::Create => true,
-            Operation::Update => kind.changes_with_updates(),
+            Operation::Update => is_resize || kind.changes_with_updates(),
             Operation::Delete | Operation::Connect => false,
         };
         // Events come as they come, and go by themselves.
         let is_counted = row.namespaced && row.storage.is_some() && row.plural != "events";
-        if !counts || !is_counted || !request.subresource.is_empty() {
+        if !counts || !is_counted || !(request.subresource.is_empty() || is_resize) {
             return None;
         }
         self.of(request.namespace).next()?;

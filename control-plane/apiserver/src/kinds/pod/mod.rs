@@ -5,11 +5,13 @@ mod defaults;
 mod print;
 mod scheduling;
 mod spec;
+mod subresources;
 mod update;
 mod volumes;
 
 pub(crate) use defaults::default_template;
 pub(crate) use spec::validate_template;
+pub(crate) use subresources::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
 
 use hawser_api::usage::qos_class;
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ use super::{AGE, Hooks, NAME, PLAIN, text, value::Fields, wide};
 pub(crate) static POD: Hooks = Hooks {
     default: defaults::default_pod,
     prepare_create,
+    validate_new: subresources::validate_new,
     validate_create: spec::validate_pod,
     validate_update: update::validate,
     validate_status: update::validate_status,

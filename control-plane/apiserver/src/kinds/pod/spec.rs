@@ -3,7 +3,7 @@
 use hawser_api::FieldError;
 use serde_json::Value;
 
-use super::{containers, scheduling, volumes};
+use super::{containers, scheduling, subresources, volumes};
 use crate::kinds::{
     meta::{annotations, invalid_all, labels},
     names::{NameRule, dns_label, dns_subdomain, qualified_name},
@@ -35,6 +35,7 @@ pub(crate) fn validate_template(errors: &mut Vec<FieldError>, path: &Path<'_>, t
 fn validate_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     let volumes = volumes::validate(errors, &path.field("volumes"), spec.list("volumes"));
     containers::validate_all(errors, path, spec, &volumes);
+    subresources::validate_containers(errors, path, spec, &volumes);
     policies(errors, path, spec);
     names(errors, path, spec);
     numbers(errors, path, spec);
