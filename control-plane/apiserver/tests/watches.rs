@@ -30,7 +30,7 @@ fn names(seen: &[(String, u64)]) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_and_watchers_see_one_order() {
     const WRITERS: usize = 32;
-    const WATCHERS: usize = 32;
+    const WATCHERS: usize = 200;
     const ROUNDS: usize = 10;
     let directory = Directory::new();
     let running = start(&directory).await;

@@ -9,3 +9,4 @@ mod grpc;
 mod kube_rs;
 mod kubectl;
 mod scripts;
+mod store_failures;

@@ -10,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use hawser_api::{Error, error::Reason};
+use hawser_api::{Error, error::Reason, resource::Target};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use jiff::SignedDuration;
 use serde_json::json;
 use tokio::time::timeout;
 use tower::Service as _;
@@ -126,6 +127,7 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
         let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
         labels.subresource = subresource.map_or_else(String::new, |subresource| subresource.name.to_owned());
     }
+    let deadline = deadline(&found, &query);
     let output = negotiate::output(request.headers(), wants_pretty(&query));
     let shown = *output.as_ref().unwrap_or(&Output::JSON);
     let head = request.method() == http::Method::HEAD;
@@ -154,10 +156,10 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
         }
     };
     // Watches and streams return at once with a body that goes on; the deadline is for getting there.
-    let response = match timeout(DEADLINE, outcome).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(failure)) => failed(&failure, shown),
-        Err(_) => failed(&Error::timeout("the request did not complete within the allotted timeout"), shown),
+    let outcome = async { timeout(deadline?, outcome).await.unwrap_or_else(|_| Err(late())) };
+    let response = match outcome.await {
+        Ok(response) => response,
+        Err(failure) => failed(&failure, shown),
     };
     labels.code = response.status().as_u16();
     if response.status().is_server_error() {
@@ -169,6 +171,30 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
         server.metrics().record(&labels, began.elapsed());
     }
     if head { response.map(|_| body::full(Bytes::new())) } else { response }
+}
+
+/// How long the client wants to wait at most, in Go's notation (`1m30s`); never longer than [`DEADLINE`].
+///
+/// What is passed through has parameters of its own, and a watch has `timeoutSeconds`.
+fn deadline(route: &Route, query: &Query) -> Result<Duration, Error> {
+    let text = query.get("timeout");
+    let is_passed = |target: &Target| {
+        matches!(target.subresource.as_deref(), Some("attach" | "exec" | "log" | "portforward" | "proxy"))
+    };
+    let is_long = matches!(route, Route::Resource { verb, target } if *verb == "watch" || is_passed(target));
+    if text.is_empty() || is_long {
+        return Ok(DEADLINE);
+    }
+    let wanted = text.parse::<SignedDuration>().ok().and_then(|wanted| Duration::try_from(wanted).ok());
+    match wanted {
+        Some(Duration::ZERO) => Ok(DEADLINE),
+        Some(wanted) => Ok(wanted.min(DEADLINE)),
+        None => Err(Error::bad_request(format!("invalid timeout specified in the request URL: {text:?}"))),
+    }
+}
+
+fn late() -> Error {
+    Error::timeout("the request did not complete within the allotted timeout")
 }
 
 fn metric_verb(verb: &str) -> &'static str {
@@ -220,4 +246,34 @@ pub(super) fn respond(
     // Answers are for one user and one moment.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_shorten_their_deadline() {
+        let of = |path: &str, text: &str| {
+            let query = Query::parse(Some(text));
+            deadline(&route(&http::Method::GET, path, &query), &query)
+        };
+        let (pods, log) = ("/api/v1/namespaces/n/pods", "/api/v1/namespaces/n/pods/p/log");
+        for (text, expected) in [
+            ("", DEADLINE),
+            ("timeout=1m30s", DEADLINE),
+            ("timeout=0s", DEADLINE),
+            ("timeout=32s", Duration::from_secs(32)),
+            ("timeout=1.5s", Duration::from_millis(1_500)),
+            ("timeout=250ms", Duration::from_millis(250)),
+        ] {
+            assert_eq!(of(pods, text).expect(text), expected, "{text}");
+            assert_eq!(of(log, text).expect(text), DEADLINE, "what streams: {text}");
+        }
+        for wrong in ["timeout=soon", "timeout=-1s", "timeout=5"] {
+            let error = of(pods, wrong).expect_err(wrong);
+            assert!(error.message().starts_with("invalid timeout specified in the request URL"));
+        }
+        of("/api/v1/namespaces/n/pods", "watch=true&timeout=soon").expect("not looked at");
+    }
 }
