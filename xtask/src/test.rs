@@ -34,11 +34,15 @@ struct Suite {
 const DATAPATH: &str = "(package(hawser-ebpf-abi) | package(hawser-proxy) | package(hawser-network) \
                         | package(hawser-dns)) & kind(test)";
 
-/// The suite that runs only where it is named, or with `--all`.
+/// Suites that run only where they are named, or with `--all`.
 const KERNEL: &str = "kernel";
+const FUZZ: &str = "fuzz";
+
+/// How long new inputs are looked for; the same ones as ever are part of the suite `api`.
+const FUZZ_SECONDS: u32 = 300;
 
 /// In the order in which they run: what fails fast comes first.
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite { name: "lint", run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
@@ -59,13 +63,14 @@ const SUITES: [Suite; 8] = [
         },
     },
     Suite { name: "e2e", run: end_to_end },
+    Suite { name: FUZZ, run: fuzz },
     Suite { name: KERNEL, run: |_| kernel::run(DATAPATH) },
 ];
 
 impl Args {
     fn chooses(&self, suite: &Suite) -> bool {
         if self.suites.is_empty() {
-            return self.all || suite.name != KERNEL;
+            return self.all || ![KERNEL, FUZZ].contains(&suite.name);
         }
         self.suites.iter().any(|name| name == suite.name)
     }
@@ -75,7 +80,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let chosen: Vec<&Suite> = SUITES.iter().filter(|suite| args.chooses(suite)).collect();
     let emulate = chosen.iter().any(|suite| suite.name == KERNEL);
     setup::run(setup::Need { emulate, ..setup::Need::EVERYTHING })?;
-    ensure_nextest()?;
+    ensure_tool("nextest")?;
     if args.suites.iter().any(|name| name != "lint") || args.suites.is_empty() {
         // Everything with one set of features, so that no suite builds anew what another one has built.
         say("building all crates, binaries and tests");
@@ -119,6 +124,14 @@ fn lint(_: &Args) -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ]))
+}
+
+/// Looks for inputs that break what reads them, with sanitizers, which the stable compiler keeps behind a switch.
+fn fuzz(_: &Args) -> anyhow::Result<()> {
+    ensure_tool("fuzz")?;
+    let mut command = tool("fuzz");
+    command.env("RUSTC_BOOTSTRAP", "1").args(["run", "api", "--", "-rss_limit_mb=2048", "-max_len=16384"]);
+    run_command(command.arg(format!("-max_total_time={FUZZ_SECONDS}")))
 }
 
 /// Runs the tests that `filter` selects.
@@ -240,18 +253,22 @@ fn environment() -> anyhow::Result<Vec<(&'static str, String)>> {
 
 /// The test runner: a process a test, so that a test may enter a network namespace.
 pub(crate) fn nextest_command() -> Command {
+    tool("nextest")
+}
+
+/// `cargo <name>`, as [`ensure_tool`] installs it.
+fn tool(name: &str) -> Command {
     let mut command = cargo();
     let path = std::env::var("PATH").unwrap_or_default();
-    command.arg("nextest").env("PATH", format!("{}:{path}", target_dir().join("tools/bin").display()));
+    command.arg(name).env("PATH", format!("{}:{path}", target_dir().join("tools/bin").display()));
     command
 }
 
-fn ensure_nextest() -> anyhow::Result<()> {
-    if succeeds(nextest_command().arg("--version")) {
+fn ensure_tool(name: &str) -> anyhow::Result<()> {
+    if succeeds(tool(name).arg("--version")) {
         return Ok(());
     }
-    say("installing cargo-nextest into target/tools");
-    run_command(
-        cargo().args(["install", "--locked", "cargo-nextest", "--root"]).arg(target_dir().join("tools")),
-    )
+    let package = format!("cargo-{name}");
+    say(format!("installing {package} into target/tools"));
+    run_command(cargo().args(["install", "--locked", &package, "--root"]).arg(target_dir().join("tools")))
 }
