@@ -2,6 +2,8 @@
 //!
 //! A benchmark is an example program of the crate that it measures; this front door builds and runs it.
 
+use std::process::Command;
+
 use anyhow::Context;
 
 use crate::{
@@ -18,7 +20,7 @@ pub(crate) struct Args {
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
-    /// `service`: only cases that begin so (tcp_crr, http, ...)
+    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// `service`, `xdp`: turns of each peer
@@ -27,6 +29,15 @@ pub(crate) struct Args {
     /// `service`: length of a turn
     #[arg(long)]
     milliseconds: Option<u32>,
+    /// `api`: length of a measurement
+    #[arg(long)]
+    seconds: Option<u32>,
+    /// `api`: how many pods there are in the end
+    #[arg(long)]
+    objects: Option<u32>,
+    /// `api`: with which stores: embedded, etcd
+    #[arg(long, value_delimiter = ',')]
+    store: Vec<String>,
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -40,6 +51,8 @@ enum Name {
     Program,
     /// Nanoseconds per packet of the programs that packets from outside meet: known and new flows, misses
     Xdp,
+    /// The API server as clients meet it: requests, lists, watches, memory, with either store
+    Api,
     /// Durable writes per second of the embedded store, 64 clients, 2 kB
     Store,
     /// Time from a container's configuration to its running process
@@ -52,6 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Name::Service => service_path("service", args),
         Name::Program => service_path("program", args),
         Name::Xdp => service_path("xdp", args),
+        Name::Api => api(args),
         Name::Store => {
             let folder = target_dir().join("bench/store");
             // What an earlier run left would be measured too.
@@ -76,20 +90,36 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The service path's benchmarks are optimised as what is deployed, but for link-time optimisation.
+/// The server is a process beside the clients'.
+fn api(args: &Args) -> anyhow::Result<()> {
+    run_command(measured("build").args(["--package", "control-plane", "--bins"]))?;
+    measure("control-plane", "api", &[], args)
+}
+
 fn service_path(name: &str, args: &Args) -> anyhow::Result<()> {
-    say(format!("measuring {name}"));
-    let mut command = cargo();
-    command.args(["run", "--quiet", "--profile", "measure", "--package", "hawser-proxy"]);
-    command.args(["--example", "bench", "--", name]);
+    measure("hawser-proxy", "bench", &[name], args)
+}
+
+/// Runs an example program that is optimised as what is deployed, but for link-time optimisation.
+fn measure(package: &str, example: &str, what: &[&str], args: &Args) -> anyhow::Result<()> {
+    say(format!("measuring {}", what.first().unwrap_or(&example)));
+    let mut command = measured("run");
+    command.args(["--package", package, "--example", example, "--"]).args(what);
     if !args.services.is_empty() {
         let services: Vec<String> = args.services.iter().map(u32::to_string).collect();
         command.args(["--services", &services.join(",")]);
     }
-    if !args.cases.is_empty() {
-        command.args(["--cases", &args.cases.join(",")]);
+    for (option, values) in [("--cases", &args.cases), ("--store", &args.store)] {
+        if !values.is_empty() {
+            command.args([option, &values.join(",")]);
+        }
     }
-    for (option, value) in [("--rounds", args.rounds), ("--milliseconds", args.milliseconds)] {
+    for (option, value) in [
+        ("--rounds", args.rounds),
+        ("--milliseconds", args.milliseconds),
+        ("--seconds", args.seconds),
+        ("--objects", args.objects),
+    ] {
         if let Some(value) = value {
             command.args([option, &value.to_string()]);
         }
@@ -98,6 +128,13 @@ fn service_path(name: &str, args: &Args) -> anyhow::Result<()> {
         command.arg("--json");
     }
     run_command(&mut command)
+}
+
+/// A command of cargo's with the profile for measuring.
+fn measured(command: &str) -> Command {
+    let mut measured = cargo();
+    measured.args([command, "--quiet", "--profile", "measure"]);
+    measured
 }
 
 fn example(package: &str, name: &str, arguments: &[&str]) -> anyhow::Result<()> {
