@@ -10,7 +10,10 @@ use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
 };
 
-use crate::{Error, decode, encode};
+use crate::{
+    Error,
+    typed::{decode, encode},
+};
 
 macro_rules! compile {
     ($($kind:ident),*) => {

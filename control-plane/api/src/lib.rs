@@ -12,6 +12,8 @@
 pub mod address_range;
 pub mod apply;
 pub mod client;
+#[cfg(debug_assertions)]
+mod codecs;
 pub mod error;
 pub mod grpc;
 pub mod informer;

@@ -67,9 +67,30 @@ impl Numbers {
 
 /// What breaks parsers.
 const TOKENS: [&str; 24] = [
-    "{", "}", "[", "]", "\"", ":", ",", "null", "true", "-1", "0", "9223372036854775808", "1e999", "\\u0000", "\\ud800",
-    "$patch", "$retainKeys", "$setElementOrder/containers", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "&a [*a,*a]", "!!binary",
-    "~1", "f:", "\u{feff}",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    ":",
+    ",",
+    "null",
+    "true",
+    "-1",
+    "0",
+    "9223372036854775808",
+    "1e999",
+    "\\u0000",
+    "\\ud800",
+    "$patch",
+    "$retainKeys",
+    "$setElementOrder/containers",
+    "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    "&a [*a,*a]",
+    "!!binary",
+    "~1",
+    "f:",
+    "\u{feff}",
 ];
 
 fn mutate(numbers: &mut Numbers, seeds: &[Vec<u8>]) -> Vec<u8> {
@@ -153,7 +174,11 @@ fn protobuf() {
 
 #[test]
 fn label_selectors() {
-    run("label_selector", Vec::new(), &["a=b,c!=d", "e in (f, g),h notin (i)", "!j,k", "app==web,tier", "x>1,y<2", ""]);
+    run(
+        "label_selector",
+        Vec::new(),
+        &["a=b,c!=d", "e in (f, g),h notin (i)", "!j,k", "app==web,tier", "x>1,y<2", ""],
+    );
 }
 
 #[test]
@@ -190,11 +215,17 @@ fn managed_fields() {
             r#"[{{"manager":"m","operation":"Apply","apiVersion":"apps/v1","time":"2026-01-01T00:00:00Z","fieldsType":"FieldsV1","fieldsV1":{fields}}}]"#
         )
     };
-    let map = entry(r#"{"f:spec":{"f:containers":{"k:{\"name\":\"a\"}":{".":{},"f:image":{}}},"f:x":{"v:1":{},"i:2":{}}}}"#);
+    let map = entry(
+        r#"{"f:spec":{"f:containers":{"k:{\"name\":\"a\"}":{".":{},"f:image":{}}},"f:x":{"v:1":{},"i:2":{}}}}"#,
+    );
     run("managed_fields", Vec::new(), &[&map, &entry("{}")]);
 }
 
 #[test]
 fn quantities() {
-    run("quantity", Vec::new(), &["1", "100m", "1.5Gi", "-3e6", "0.1n", "12345678901234567890", "1E", "+2Ki", "1e-9"]);
+    run(
+        "quantity",
+        Vec::new(),
+        &["1", "100m", "1.5Gi", "-3e6", "0.1n", "12345678901234567890", "1E", "+2Ki", "1e-9"],
+    );
 }

@@ -127,7 +127,11 @@ fn requests_end_in_time_while_the_store_does_not_answer_and_service_resumes() {
         assert_eq!(create(&server, &before), 201);
         acknowledged.insert(format!("configmap/{before}"));
 
-        if round == "stopped" { etcd.signal("-STOP") } else { etcd.kill() }
+        if round == "stopped" {
+            etcd.signal("-STOP")
+        } else {
+            etcd.kill()
+        }
         let reads = code(&server, "GET", &format!("{MAPS}/{before}"), "");
         let writes = create(&server, &format!("{round}-during"));
         let lists = code(&server, "GET", MAPS, "");
@@ -137,12 +141,19 @@ fn requests_end_in_time_while_the_store_does_not_answer_and_service_resumes() {
         // What is as new as the cache is can still be read.
         assert_eq!(code(&server, "GET", &format!("{MAPS}/{before}?resourceVersion=0"), ""), 200);
         assert_eq!(code(&server, "GET", "/livez", ""), 200);
-        if round == "stopped" { etcd.signal("-CONT") } else { etcd.start_again() }
+        if round == "stopped" {
+            etcd.signal("-CONT")
+        } else {
+            etcd.start_again()
+        }
 
         serves_again(&server, round, &mut acknowledged);
         let kubectl = server.kubectl("default");
         let found: BTreeSet<String> =
             kubectl.ok("get configmaps -l test=store -o name").lines().into_iter().collect();
-        assert!(found.is_superset(&acknowledged), "{round}: {acknowledged:?} were acknowledged, {found:?} are there");
+        assert!(
+            found.is_superset(&acknowledged),
+            "{round}: {acknowledged:?} were acknowledged, {found:?} are there"
+        );
     }
 }

@@ -69,7 +69,14 @@ fn debugging_container_joins_a_running_pod() {
     ns.wait_for_pod("app");
     let image = ns.cluster.busybox_image();
     ns.kubectl_words(&[
-        "debug", "app", "--container=look", &format!("--image={image}"), "--", "wget", "-qO-", "127.0.0.1:8080/healthz",
+        "debug",
+        "app",
+        "--container=look",
+        &format!("--image={image}"),
+        "--",
+        "wget",
+        "-qO-",
+        "127.0.0.1:8080/healthz",
     ])
     .expect("the container is added");
     eventually(SOON, "the container ends", || {

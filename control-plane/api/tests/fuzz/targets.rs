@@ -14,10 +14,10 @@ use hawser_api::{
 };
 use serde_json::Value;
 
-pub type Target = fn(&[u8]);
+pub(crate) type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const ALL: [(&str, Target); 9] = [
+pub(crate) const ALL: [(&str, Target); 9] = [
     ("json", json_object),
     ("yaml", yaml_object),
     ("protobuf", protobuf_object),
@@ -30,7 +30,7 @@ pub const ALL: [(&str, Target); 9] = [
 ];
 
 /// An object that others are patched into and applied to.
-pub const DEPLOYMENT: &str = r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"shop",
+pub(crate) const DEPLOYMENT: &str = r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"shop",
 "labels":{"app":"web"},"finalizers":["a.example.com/x","b.example.com/y"]},"spec":{"replicas":2,"selector":{"matchLabels":
 {"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"a","image":"i:1","ports":[
 {"containerPort":80,"protocol":"TCP"},{"containerPort":443,"protocol":"TCP"}],"env":[{"name":"A","value":"1"}]},
@@ -117,8 +117,12 @@ fn applied(bytes: &[u8]) {
     };
     let empty = hawser_api::apply::empty(type_of_live());
     let owned = write("owner").update(&empty, &LIVE, ManagedFields::default());
-    let Ok(first) = write("applier").apply(Some(&LIVE), &config.object, owned, force % 2 == 1) else { return };
-    let Ok(object) = schema::canonicalize(type_of_live(), &first.object, FieldValidation::Ignore) else { return };
+    let Ok(first) = write("applier").apply(Some(&LIVE), &config.object, owned, force % 2 == 1) else {
+        return;
+    };
+    let Ok(object) = schema::canonicalize(type_of_live(), &first.object, FieldValidation::Ignore) else {
+        return;
+    };
     // The same again changes nothing.
     let second = write("applier").apply(Some(&object.object), &config.object, first.managed.clone(), false);
     let second = second.expect("nothing stands against what was applied already");

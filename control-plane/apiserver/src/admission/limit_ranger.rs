@@ -64,8 +64,7 @@ impl Plugin for LimitRanger {
             && request.is("", "persistentvolumeclaims")
             && request.subresource.is_empty()
             && request.object["metadata"]["deletionTimestamp"].is_null();
-        let is_pod =
-            request.creates("pods") || (request.is("", "pods") && request.subresource == "resize");
+        let is_pod = request.creates("pods") || (request.is("", "pods") && request.subresource == "resize");
         if !is_pod && !resizes && !request.creates("persistentvolumeclaims") {
             return Ok(());
         }

@@ -42,12 +42,12 @@ mod value;
 mod volume_attributes;
 
 pub use certificates::{prepare_approval, validate_approval};
+pub(crate) use generic::validate_change;
 pub use generic::{
     default, deletion_grace_seconds, is_held_back, on_deletion, prepare_create, prepare_finalize,
     prepare_status, prepare_update, scale_of, scaled, validate_create, validate_status, validate_update,
 };
 pub use names::NameRule;
-pub(crate) use generic::validate_change;
 pub(crate) use pod::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
 
 use hawser_api::FieldError;

@@ -153,8 +153,12 @@ fn everything_that_upstream_publishes_is_published_or_left_out_for_a_reason() {
     let Some(facts) = facts() else { return };
     let theirs = parse(&fs::read(facts.join("swagger.json")).unwrap());
     let ours = parse(&OpenApi::new(KINDS).v2_json().body);
-    let missing: Vec<&String> =
-        theirs["paths"].as_object().unwrap().keys().filter(|path| ours["paths"].get(path.as_str()).is_none()).collect();
+    let missing: Vec<&String> = theirs["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|path| ours["paths"].get(path.as_str()).is_none())
+        .collect();
     let excused = |path: &str| NOT_PUBLISHED.iter().any(|(part, _)| path.contains(part));
     let unexplained: Vec<String> =
         missing.iter().filter(|path| !excused(path)).map(|path| format!("{path} is missing")).collect();

@@ -33,7 +33,8 @@ impl Connector {
         let text = std::fs::read_to_string(kubeconfig)?;
         let field = |name: &str| -> Result<Vec<u8>> {
             let value = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
-            Ok(STANDARD.decode(value.with_context(|| format!("the kubeconfig has no {name}"))?.trim_matches('"'))?)
+            Ok(STANDARD
+                .decode(value.with_context(|| format!("the kubeconfig has no {name}"))?.trim_matches('"'))?)
         };
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(&field("certificate-authority-data")?)?)?;

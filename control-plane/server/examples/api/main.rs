@@ -70,7 +70,8 @@ impl Options {
                 continue;
             }
             let value = arguments.next().with_context(|| format!("{name} has no value"))?;
-            let number = || value.parse::<u64>().with_context(|| format!("{name}: {value:?} is not a number"));
+            let number =
+                || value.parse::<u64>().with_context(|| format!("{name}: {value:?} is not a number"));
             match name.as_str() {
                 "--store" => options.engines = value.split(',').map(str::parse).collect::<Result<_>>()?,
                 "--cases" => options.cases = value.split(',').map(str::to_owned).collect(),
@@ -80,7 +81,11 @@ impl Options {
             }
         }
         for case in &options.cases {
-            ensure!(cases::NAMES.contains(&case.as_str()), "there is no case {case}: {}", cases::NAMES.join(", "));
+            ensure!(
+                cases::NAMES.contains(&case.as_str()),
+                "there is no case {case}: {}",
+                cases::NAMES.join(", ")
+            );
         }
         Ok(options)
     }

@@ -51,7 +51,8 @@ pub(crate) fn memory(process: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).context("the server has ended")?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<f64>().ok());
+        let kib =
+            line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<f64>().ok());
         kib.map(|kib| kib / 1024.0).with_context(|| format!("/proc/{process}/status has no {name}"))
     };
     Ok(Memory { resident: field("VmRSS:")?, anonymous: field("RssAnon:")?, peak: field("VmHWM:")? })
@@ -67,7 +68,8 @@ pub(crate) fn cpu(process: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).context("the server has ended")?;
     // The name before it is in parentheses and may hold anything.
     let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     // Linux counts in hundredths of a second towards user space.
     Ok(Duration::from_millis(ticks * 10))
 }

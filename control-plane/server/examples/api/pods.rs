@@ -53,10 +53,12 @@ fn pod(name: &str, round: u64) -> Bytes {
 }
 
 fn template() -> Value {
-    let probe = |path: &str| json!({
-        "httpGet": {"path": path, "port": "http", "scheme": "HTTP"},
-        "initialDelaySeconds": 3, "timeoutSeconds": 2, "periodSeconds": 10, "failureThreshold": 3,
-    });
+    let probe = |path: &str| {
+        json!({
+            "httpGet": {"path": path, "port": "http", "scheme": "HTTP"},
+            "initialDelaySeconds": 3, "timeoutSeconds": 2, "periodSeconds": 10, "failureThreshold": 3,
+        })
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

@@ -50,9 +50,8 @@ impl Report {
             println!("{line}");
             return;
         }
-        let beside = recorded.map(|(_, _, peer)| {
-            format!("  {} of kube-apiserver's recorded {peer}", rounded(value / peer))
-        });
+        let beside = recorded
+            .map(|(_, _, peer)| format!("  {} of kube-apiserver's recorded {peer}", rounded(value / peer)));
         println!("{store:<9} {case:<16} {metric:<12} {value:>10} {unit:<12}{}", beside.unwrap_or_default());
     }
 }

@@ -86,7 +86,6 @@ impl Drop for Process {
 /// A running API server, its store and its files.
 pub(crate) struct Server {
     process: Option<Process>,
-    engine: Engine,
     port: u16,
     etcd: Option<(Process, String)>,
     directory: TempDir,
@@ -102,7 +101,7 @@ impl Server {
             Engine::Embedded => None,
             Engine::Etcd => Some(start_etcd(directory.path())?),
         };
-        let mut server = Self { process: None, engine, port: free_port()?, etcd, directory };
+        let mut server = Self { process: None, port: free_port()?, etcd, directory };
         server.begin().await?;
         Ok(server)
     }
@@ -116,7 +115,12 @@ impl Server {
     async fn begin(&mut self) -> Result<Duration> {
         let log = File::options().create(true).append(true).open(self.directory.path().join("log"))?;
         let mut command = Command::new(program("control-plane")?);
-        command.args(["run", "--roles=apiserver", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"]);
+        command.args([
+            "run",
+            "--roles=apiserver",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+        ]);
         command.arg(format!("--secure-port={}", self.port)).arg("--data-dir").arg(self.data());
         if let Some((_, url)) = &self.etcd {
             command.args(["--store=etcd", "--etcd-servers", url]);
@@ -147,10 +151,6 @@ impl Server {
 
     fn data(&self) -> PathBuf {
         self.directory.path().join("data")
-    }
-
-    pub(crate) fn engine(&self) -> Engine {
-        self.engine
     }
 
     fn id(&self) -> Result<u32> {

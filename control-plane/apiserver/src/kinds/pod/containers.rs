@@ -43,7 +43,12 @@ pub(super) fn validate_all(
     }
 }
 
-pub(super) fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value, volumes: &HashSet<&str>) {
+pub(super) fn validate(
+    errors: &mut Vec<FieldError>,
+    path: &Path<'_>,
+    container: &Value,
+    volumes: &HashSet<&str>,
+) {
     name(errors, &path.field("name"), container.text("name"));
     let image = container.text("image");
     if image.is_empty() {

@@ -268,13 +268,17 @@ mod tests {
 
     #[test]
     fn resizes_are_refused() {
-        let containers = |new: &mut Value| new["spec"]["containers"].as_array_mut().expect("a list").swap(0, 1);
+        let containers =
+            |new: &mut Value| new["spec"]["containers"].as_array_mut().expect("a list").swap(0, 1);
         let detail = "Forbidden: containers may not be renamed or reordered on resize";
         let names = [0, 1].map(|index| format!("spec.containers[{index}].name: {detail}"));
         assert_eq!(resize(containers), names);
 
         let removed = resize(|new| drop(new["spec"]["containers"][0]["resources"].drop_field("limits")));
-        assert_eq!(removed, ["spec.containers[0].resources.limits: Forbidden: resource limits cannot be removed"]);
+        assert_eq!(
+            removed,
+            ["spec.containers[0].resources.limits: Forbidden: resource limits cannot be removed"]
+        );
 
         let class = resize(|new| {
             let all = json!({ "cpu": "1", "memory": "128Mi" });
@@ -285,7 +289,8 @@ mod tests {
         });
         assert!(class[0].ends_with("Pod QOS Class may not change as a result of resizing"), "{class:?}");
 
-        let init = resize(|new| new["spec"]["initContainers"][0]["resources"] = json!({ "limits": { "cpu": "1" } }));
+        let init =
+            resize(|new| new["spec"]["initContainers"][0]["resources"] = json!({ "limits": { "cpu": "1" } }));
         let detail = "Forbidden: resources for non-sidecar init containers are immutable";
         assert_eq!(init, [format!("spec.initContainers[0].resources: {detail}")]);
 
