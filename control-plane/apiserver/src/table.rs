@@ -1,13 +1,16 @@
 //! Objects as `kubectl get` shows them (`meta.k8s.io` Table), and objects reduced to their metadata.
 //!
-//! A table is made for each request from the columns and cells of the kind's hooks; nothing here is kept.
+//! A table is written for each request from the columns and cells of the kind's hooks, row by row; nothing here is kept.
 //! Watches send one table with one row for each change, the column definitions with the first only.
 
 use hawser_api::kinds::Kind;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::kinds::{self, Column};
+use crate::{
+    cache::Encoded,
+    kinds::{self, Column, Hooks},
+};
 
 /// What a row carries of its object: the `includeObject` of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,49 +45,73 @@ pub struct TableOptions {
     pub now: Timestamp,
 }
 
-/// The table of some objects of one kind. `list_metadata` is the list's (`resourceVersion`, `continue`, ...), or of a
-/// single object its `resourceVersion`.
-pub fn table<'a>(
-    kind: &Kind,
-    objects: impl IntoIterator<Item = &'a Value>,
-    list_metadata: Value,
-    options: &TableOptions,
-) -> Value {
-    let hooks = kinds::hooks(kind.group, kind.plural);
-    let rows: Vec<Value> = objects.into_iter().map(|object| row(hooks, object, options)).collect();
-    let columns: Vec<Value> =
-        if options.headers { hooks.columns.iter().map(definition).collect() } else { Vec::new() };
-    json!({
-        "kind": "Table",
-        "apiVersion": format!("meta.k8s.io/{}", options.version),
-        "metadata": list_metadata,
-        "columnDefinitions": columns,
-        "rows": rows,
-    })
+/// Writes the table of some objects of one kind: [`Table::head`], a row for each object, [`LIST_END`].
+pub struct Table {
+    hooks: &'static Hooks,
+    is_pod: bool,
+    options: TableOptions,
 }
 
-/// The object as `PartialObjectMetadata`; `version` is that of `meta.k8s.io`.
-pub fn partial_metadata(object: &Value, version: &str) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": object["metadata"],
-    })
+impl Table {
+    pub fn new(kind: &Kind, options: TableOptions) -> Self {
+        let hooks = kinds::hooks(kind.group, kind.plural);
+        Self { hooks, is_pod: kind.group.is_empty() && kind.plural == "pods", options }
+    }
+
+    /// What stands before the rows. `metadata` is the list's (`resourceVersion`, `continue`, ...), or of a single object its
+    /// `resourceVersion`.
+    pub fn head(&self, metadata: &Value) -> Vec<u8> {
+        let columns: Vec<Value> = match self.options.headers {
+            true => self.hooks.columns.iter().map(definition).collect(),
+            false => Vec::new(),
+        };
+        format!(
+            r#"{{"kind":"Table","apiVersion":"meta.k8s.io/{}","metadata":{metadata},"columnDefinitions":{},"rows":["#,
+            self.options.version,
+            Value::Array(columns),
+        )
+        .into_bytes()
+    }
+
+    pub fn row(&self, object: &Encoded, out: &mut Vec<u8>) {
+        let tree = object.tree();
+        out.extend_from_slice(b"{\"cells\":");
+        let cells = Value::Array((self.hooks.cells)(&tree, self.options.now));
+        out.extend_from_slice(cells.to_string().as_bytes());
+        out.extend_from_slice(b",\"object\":");
+        match self.options.include_object {
+            IncludeObject::None => out.extend_from_slice(b"null"),
+            IncludeObject::Metadata => partial_metadata(object, self.options.version, out),
+            IncludeObject::Object => out.extend_from_slice(object.json().trim_ascii_end()),
+        }
+        let phase = tree["status"]["phase"].as_str().unwrap_or_default();
+        if self.is_pod && matches!(phase, "Succeeded" | "Failed") {
+            let condition = json!([{ "type": "Completed", "status": "True", "reason": phase }]);
+            out.extend_from_slice(b",\"conditions\":");
+            out.extend_from_slice(condition.to_string().as_bytes());
+        }
+        out.push(b'}');
+    }
+
+    /// The table of one object.
+    pub fn of_one(&self, object: &Encoded, metadata: &Value) -> Vec<u8> {
+        let mut table = self.head(metadata);
+        self.row(object, &mut table);
+        table.extend_from_slice(LIST_END);
+        table
+    }
 }
 
-/// Objects as `PartialObjectMetadataList`.
-pub fn partial_metadata_list<'a>(
-    objects: impl IntoIterator<Item = &'a Value>,
-    list_metadata: Value,
-    version: &str,
-) -> Value {
-    let items: Vec<Value> = objects.into_iter().map(|object| partial_metadata(object, version)).collect();
-    json!({
-        "kind": "PartialObjectMetadataList",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": list_metadata,
-        "items": items,
-    })
+/// What stands after the rows of a table, and the items of a list.
+pub const LIST_END: &[u8] = b"]}\n";
+
+/// Writes the object as `PartialObjectMetadata`; `version` is that of `meta.k8s.io`.
+pub fn partial_metadata(object: &Encoded, version: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
+    out.extend_from_slice(version.as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    out.extend_from_slice(object.metadata());
+    out.push(b'}');
 }
 
 fn definition(column: &Column) -> Value {
@@ -95,23 +122,6 @@ fn definition(column: &Column) -> Value {
         "description": "",
         "priority": column.priority,
     })
-}
-
-fn row(hooks: &kinds::Hooks, object: &Value, options: &TableOptions) -> Value {
-    let mut row = Map::new();
-    row.insert("cells".to_owned(), (hooks.cells)(object, options.now).into());
-    let shown = match options.include_object {
-        IncludeObject::None => Value::Null,
-        IncludeObject::Metadata => partial_metadata(object, options.version),
-        IncludeObject::Object => object.clone(),
-    };
-    row.insert("object".to_owned(), shown);
-    let phase = object["status"]["phase"].as_str().unwrap_or_default();
-    if object["kind"] == "Pod" && matches!(phase, "Succeeded" | "Failed") {
-        let condition = json!([{ "type": "Completed", "status": "True", "reason": phase }]);
-        row.insert("conditions".to_owned(), condition);
-    }
-    Value::Object(row)
 }
 
 #[cfg(test)]
@@ -132,13 +142,17 @@ mod tests {
     fn rows_carry_what_was_asked_for() {
         let kind = Kind::find("", "v1", "configmaps").unwrap();
         let object = json!({ "kind": "ConfigMap", "metadata": { "name": "a" }, "data": { "k": "v" } });
+        let encoded = Encoded::new(object.to_string().as_bytes(), 0).unwrap();
         let options = |include_object| TableOptions {
             version: "v1",
             include_object,
             headers: true,
             now: Timestamp::UNIX_EPOCH,
         };
-        let make = |include| table(kind, [&object], json!({ "resourceVersion": "7" }), &options(include));
+        let make = |include| -> Value {
+            let table = Table::new(kind, options(include));
+            serde_json::from_slice(&table.of_one(&encoded, &json!({ "resourceVersion": "7" }))).unwrap()
+        };
         assert_eq!(make(IncludeObject::None)["rows"][0]["object"], Value::Null);
         assert_eq!(make(IncludeObject::Metadata)["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(make(IncludeObject::Object)["rows"][0]["object"], object);

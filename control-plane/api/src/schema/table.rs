@@ -50,7 +50,8 @@ pub struct Type {
     pub fields: Vec<Field>,
     /// As JSON sees them: `(holder, index)` of each, inlined ones in place, in the order Go prints them.
     flat: Vec<(TypeId, usize)>,
-    by_json: HashMap<&'static str, (TypeId, usize)>,
+    /// Asked for each member of each object.
+    by_json: HashMap<&'static str, (TypeId, usize), foldhash::fast::FixedState>,
     /// Fields that Go prints although nobody set them: structs, and what has no `omitempty`.
     unconditional: Vec<(TypeId, usize)>,
     /// Indexes of `fields` by ascending number, which is the order on the wire.
@@ -352,7 +353,7 @@ fn parse_type(line: &'static str, package: &'static str, names: &HashMap<&'stati
         atomic: false,
         fields: Vec::new(),
         flat: Vec::new(),
-        by_json: HashMap::new(),
+        by_json: HashMap::default(),
         unconditional: Vec::new(),
         wire_order: Vec::new(),
     };

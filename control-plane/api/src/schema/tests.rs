@@ -209,16 +209,23 @@ fn lists_are_made_of_encoded_items() {
     let item = |name: &str| json!({ "metadata": { "name": name }, "data": { "a": "1" } });
     let items: Vec<Vec<u8>> =
         ["x", "y"].iter().map(|name| protobuf::encode_message(ty, &item(name)).unwrap()).collect();
-    let list = protobuf::list(
-        "v1",
-        "ConfigMapList",
-        &json!({ "resourceVersion": "7" }),
-        items.iter().map(Vec::as_slice),
+    // As long as lengths that take one, two and three bytes.
+    let mut items = items;
+    let long = json!({ "metadata": { "name": "z" }, "data": { "a": "1".repeat(20_000) } });
+    items.extend(
+        [item(&"w".repeat(200)), long.clone()].map(|item| protobuf::encode_message(ty, &item).unwrap()),
     );
-    let (meta, list) = protobuf::decode(&list.unwrap()).unwrap();
+    let lengths = items.iter().map(Vec::len);
+    let meta = json!({ "resourceVersion": "7" });
+    let mut list = protobuf::list_head("v1", "ConfigMapList", &meta, lengths).unwrap();
+    for item in &items {
+        protobuf::list_item(item, &mut list);
+    }
+    list.extend_from_slice(protobuf::LIST_END);
+    let (meta, list) = protobuf::decode(&list).unwrap();
     assert_eq!(meta.kind, "ConfigMapList");
     assert_eq!(list["metadata"], json!({ "resourceVersion": "7" }));
-    assert_eq!(list["items"], json!([item("x"), item("y")]));
+    assert_eq!(list["items"], json!([item("x"), item("y"), item(&"w".repeat(200)), long]));
 }
 
 #[test]

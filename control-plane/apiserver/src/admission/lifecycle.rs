@@ -54,7 +54,7 @@ impl Plugin for NamespaceLifecycle {
         let Some(namespace) = self.find(request.namespace).await? else {
             return Err(Error::not_found(&NAMESPACES, request.namespace));
         };
-        if namespace.value()["metadata"]["deletionTimestamp"].is_string() {
+        if namespace.kept()["metadata"]["deletionTimestamp"].is_string() {
             return Err(request.forbidden(&format!(
                 "unable to create new content in namespace {} because it is being terminated",
                 request.namespace

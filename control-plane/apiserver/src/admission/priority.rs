@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use hawser_api::Error;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Plugin, Request};
 use crate::{
-    cache::{Cache, KindCache, Selection},
+    cache::{Cache, CachedObject, KindCache, Selection},
     resources::Resources,
 };
 
@@ -25,20 +25,19 @@ impl Priority {
         Self { cache: cache.clone(), classes: classes.cache().expect("a kind that is stored").clone() }
     }
 
-    async fn find(&self, name: &str) -> Result<Option<Value>, Error> {
+    async fn find(&self, name: &str) -> Result<Option<Arc<CachedObject>>, Error> {
         if self.classes.get("", name).is_none() {
             self.cache.consistent().await?;
         }
-        Ok(self.classes.get("", name).map(|class| class.value()))
+        Ok(self.classes.get("", name))
     }
 
     /// The class for pods that name none: of several, the lowest.
-    fn default_class(&self) -> Option<Value> {
+    fn default_class(&self) -> Option<Arc<CachedObject>> {
         Selection::default()
             .select(&self.classes, &self.classes.snapshot().state, "")
-            .map(|class| class.value())
-            .filter(|class| class["globalDefault"] == true)
-            .min_by_key(|class| class["value"].as_i64())
+            .filter(|class| class.kept()["globalDefault"] == true)
+            .min_by_key(|class| class.kept()["value"].as_i64())
     }
 }
 
@@ -62,10 +61,10 @@ impl Plugin for Priority {
                     request.forbidden(&format!("no PriorityClass with name {named} was found"))
                 })?)
             };
-        let value = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
+        let class = class.as_deref().map(CachedObject::kept);
+        let value = class.and_then(|class| class["value"].as_i64()).unwrap_or(0);
         let policy =
-            class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or(PREEMPTING);
-        let policy = policy.to_owned();
+            class.and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or(PREEMPTING).to_owned();
         let spec = &request.object["spec"];
         if spec["priority"].as_i64().is_some_and(|given| given != value) {
             return Err(request.forbidden(&format!(
@@ -81,7 +80,7 @@ impl Plugin for Priority {
             ));
         }
         if named.is_empty()
-            && let Some(class) = &class
+            && let Some(class) = class
         {
             request.object["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
         }

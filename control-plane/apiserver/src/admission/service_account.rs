@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Plugin, Request, is_mirror, node_restriction::has_token_volume};
 use crate::{
     auth::node::references,
-    cache::{Cache, KindCache},
+    cache::{Cache, CachedObject, KindCache},
     registry::random_suffix,
     resources::Resources,
 };
@@ -35,9 +35,9 @@ impl ServiceAccount {
         Self { cache: cache.clone(), accounts }
     }
 
-    async fn find(&self, namespace: &str, name: &str) -> Result<Option<Value>, Error> {
+    async fn find(&self, namespace: &str, name: &str) -> Result<Option<Arc<CachedObject>>, Error> {
         if let Some(account) = self.accounts.get(namespace, name) {
-            return Ok(Some(account.value()));
+            return Ok(Some(account));
         }
         let attempts = if name == DEFAULT { ATTEMPTS } else { 1 };
         for attempt in 0..attempts {
@@ -46,7 +46,7 @@ impl ServiceAccount {
             }
             self.cache.consistent().await?;
             if let Some(account) = self.accounts.get(namespace, name) {
-                return Ok(Some(account.value()));
+                return Ok(Some(account));
             }
         }
         Ok(None)
@@ -75,7 +75,7 @@ impl Plugin for ServiceAccount {
                 request.namespace
             )));
         };
-        add_access(request.object, &account);
+        add_access(request.object, account.kept());
         Ok(())
     }
 

@@ -35,7 +35,7 @@ impl Plugin for SocketTranslation {
         if request.creates("pods")
             && let Some(namespace) = self.namespaces.get("", request.namespace)
         {
-            inherit(request.object, &namespace.value());
+            inherit(request.object, namespace.kept());
         }
         Ok(())
     }

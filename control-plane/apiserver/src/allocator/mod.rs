@@ -142,6 +142,11 @@ impl Allocators {
         [(ADDRESSES.to_owned(), self.addresses.clone()), (PORTS.to_owned(), self.used_ports.clone())]
     }
 
+    /// Whether objects of this kind are given anything.
+    pub fn concern(resource: &Resource) -> bool {
+        is_service(resource)
+    }
+
     /// Gives a service the addresses and ports that it lacks, and says what to write with it.
     ///
     /// Changes nothing for other kinds. `old` is the service before an update.
@@ -151,7 +156,7 @@ impl Allocators {
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<Allocations, Error> {
-        if !is_service(resource) {
+        if !Self::concern(resource) {
             return Ok(Allocations::default());
         }
         service::allocate(self, resource, object, old)

@@ -39,6 +39,8 @@ pub struct CachedObject {
     fields: OnceLock<Box<[String]>>,
     /// The object as the other kind under which it is served (events), if any.
     view: OnceLock<Option<Box<Encoded>>>,
+    /// See [`CachedObject::kept`].
+    kept: OnceLock<Box<Value>>,
 }
 
 /// An object's bytes in one API version.
@@ -155,6 +157,17 @@ impl Encoded {
         self.json.slice(self.item as usize..)
     }
 
+    /// The object's `metadata`, as JSON.
+    pub fn metadata(&self) -> &[u8] {
+        // It has some, or would not have entered the cache.
+        scan::metadata(&self.json).map_or(b"{}", |range| &self.json[range])
+    }
+
+    /// The object as a tree without `managedFields`, which are more than half of it and which few look at.
+    pub fn tree(&self) -> Value {
+        parts::tree(&self.json)
+    }
+
     /// The protobuf message without envelope, made when first asked for.
     pub fn protobuf(&self, encode: impl FnOnce(&Value) -> Option<Bytes>) -> Option<Bytes> {
         self.protobuf.get_or_init(|| encode(&serde_json::from_slice(&self.json).ok()?)).clone()
@@ -210,6 +223,7 @@ impl CachedObject {
             name_len,
             fields: OnceLock::new(),
             view: OnceLock::new(),
+            kept: OnceLock::new(),
             encoded,
             key,
         })
@@ -235,6 +249,7 @@ impl CachedObject {
             name_len: self.name_len,
             fields: self.fields.clone(),
             view: OnceLock::new(),
+            kept: OnceLock::new(),
             encoded: self.encoded.at_revision(revision),
         }
     }
@@ -286,6 +301,11 @@ impl CachedObject {
     pub fn value(&self) -> Value {
         // Checked when the object entered.
         serde_json::from_slice(&self.encoded.json).unwrap_or_default()
+    }
+
+    /// The tree without `managedFields`, made once and kept: for kinds that are few and that every write looks at.
+    pub fn kept(&self) -> &Value {
+        self.kept.get_or_init(|| Box::new(self.encoded.tree()))
     }
 
     /// The object as a tree without `managedFields`, and these: what a write begins with.

@@ -16,9 +16,14 @@ use super::scan;
 pub(super) fn take_apart(json: &Bytes) -> (Value, ManagedFields) {
     let list = scan::managed_fields(json).map(|list| json.slice(list));
     let managed = list.and_then(|list| ManagedFields::stored(&list)).unwrap_or_default();
+    (tree(json), managed)
+}
+
+/// The tree without `managedFields`.
+pub(super) fn tree(json: &[u8]) -> Value {
     let mut source = serde_json::Deserializer::from_slice(json);
     // Checked when the object entered the cache.
-    (Level::Object.deserialize(&mut source).unwrap_or_default(), managed)
+    Level::Object.deserialize(&mut source).unwrap_or_default()
 }
 
 /// Where the reader is.

@@ -52,12 +52,18 @@ pub(super) fn layout(text: &[u8]) -> Option<Layout> {
     None
 }
 
+/// Where `metadata` stands.
+pub(super) fn metadata(text: &[u8]) -> Option<Range<usize>> {
+    member(text, 0, b"metadata")
+}
+
 /// Where the list of the owners of fields stands.
 pub(super) fn managed_fields(text: &[u8]) -> Option<Range<usize>> {
-    let value = |at: usize, name: &[u8]| {
-        Members::new(text, at)?.find(|(key, _)| &text[key.clone()] == name).map(|(_, value)| value)
-    };
-    value(value(0, b"metadata")?.start, b"managedFields")
+    member(text, metadata(text)?.start, b"managedFields")
+}
+
+fn member(text: &[u8], at: usize, name: &[u8]) -> Option<Range<usize>> {
+    Members::new(text, at)?.find(|(key, _)| &text[key.clone()] == name).map(|(_, value)| value)
 }
 
 fn version_place(text: &[u8], metadata: usize) -> Option<(usize, Comma)> {

@@ -1,11 +1,12 @@
 //! From cached objects to the bytes of an answer.
 //!
-//! Plain JSON and protobuf are the cache's own bytes; lists are made of them piece by piece while they are sent, so
-//! that a list of any size costs one snapshot and one piece of memory. Tables, YAML and metadata are made per request.
+//! Plain JSON and protobuf are the cache's own bytes. Lists of them, and tables and metadata, are written piece by piece
+//! while they are sent, so that a list of any size costs one snapshot and one piece of memory. What is neither compact
+//! JSON nor protobuf (YAML, `pretty`) is made whole of the JSON.
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream;
 use hawser_api::{Error, schema};
 use jiff::Timestamp;
@@ -16,15 +17,17 @@ use super::{
     negotiate::{Output, Shape},
 };
 use crate::{
-    cache::CachedObject,
+    cache::{CachedObject, Encoded},
     codec::{self, Encoding},
     registry::Listed,
     resources::Resource,
-    table::{self, IncludeObject, TableOptions},
+    table::{self, IncludeObject, Table, TableOptions},
 };
 
 /// Bytes of a list that are made at a time.
 const PIECE: usize = 64 << 10;
+/// Messages that are made before others get their turn on the thread.
+const MESSAGES_AT_ONCE: usize = 32;
 
 /// One object.
 pub(super) fn object(
@@ -33,22 +36,42 @@ pub(super) fn object(
     output: Output,
     include: IncludeObject,
 ) -> Result<Bytes, Error> {
-    match (output.shape, output.encoding) {
-        (Shape::Plain, Encoding::Json) if !output.pretty => Ok(resource.encoded(object)?.json().clone()),
-        (Shape::Plain, Encoding::Protobuf) => sealed(resource, object),
-        (Shape::Plain, _) => value(&resource.value(object)?, output),
-        (Shape::Table(version), _) => {
-            let object = resource.value(object)?;
-            let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
-            value(
-                &table::table(resource.row, [&object], metadata, &table_options(version, include, true)),
-                output,
-            )
-        }
-        (Shape::Metadata(version), _) => {
-            value(&table::partial_metadata(&resource.value(object)?, version), output)
-        }
+    if output.shape == Shape::Plain && output.encoding == Encoding::Protobuf {
+        return sealed(resource, object);
     }
+    let encoded = resource.encoded(object)?;
+    let text = match output.shape {
+        Shape::Plain => encoded.json().clone(),
+        Shape::Table(version) => table(resource, object, &table_options(version, include, true))?,
+        Shape::Metadata(version) => {
+            let mut text = Vec::new();
+            table::partial_metadata(encoded, version, &mut text);
+            text.into()
+        }
+    };
+    restyled(text, output)
+}
+
+/// The table of one object, as JSON.
+pub(super) fn table(
+    resource: &Resource,
+    object: &CachedObject,
+    options: &TableOptions,
+) -> Result<Bytes, Error> {
+    let metadata = match object.revision() {
+        // Of a dry run.
+        0 => json!({}),
+        revision => json!({ "resourceVersion": revision.to_string() }),
+    };
+    Ok(Table::new(resource.row, *options).of_one(resource.encoded(object)?, &metadata).into())
+}
+
+/// Compact JSON in the encoding that is wanted.
+fn restyled(text: Bytes, output: Output) -> Result<Bytes, Error> {
+    if output.is_compact_json() {
+        return Ok(text);
+    }
+    value(&serde_json::from_slice(&text).map_err(Error::internal)?, output)
 }
 
 pub(super) fn table_options(
@@ -100,102 +123,144 @@ pub(super) enum List {
     Pieces(Pieces),
 }
 
-pub(super) fn list(
+pub(super) async fn list(
     resource: &Arc<Resource>,
     listed: Listed,
     output: Output,
     include: IncludeObject,
 ) -> Result<List, Error> {
     let meta = list_meta(&listed);
-    match (output.shape, output.encoding) {
-        (Shape::Plain, Encoding::Json) if !output.pretty => Ok(json_list(resource, listed, &meta)),
-        (Shape::Plain, Encoding::Protobuf) => {
-            let messages: Vec<Bytes> =
-                listed.objects().map(|object| message(resource, &object)).collect::<Result<_, _>>()?;
-            let items = messages.iter().map(|message| &**message);
-            let bytes = schema::protobuf::list(&resource.api_version, resource.row.list_kind, &meta, items);
-            bytes.map(|bytes| List::Whole(bytes.into())).map_err(Error::internal)
-        }
-        (shape, _) => {
-            let objects: Vec<Value> =
-                listed.objects().map(|object| resource.value(&object)).collect::<Result<_, _>>()?;
-            let made = match shape {
-                Shape::Table(version) => {
-                    table::table(resource.row, &objects, meta, &table_options(version, include, true))
-                }
-                Shape::Metadata(version) => table::partial_metadata_list(&objects, meta, version),
-                Shape::Plain => plain_list(resource, objects, meta),
-            };
-            value(&made, output).map(List::Whole)
+    if output.shape == Shape::Plain && output.encoding == Encoding::Protobuf {
+        return messages(resource, listed, &meta).await;
+    }
+    let form = match output.shape {
+        Shape::Plain => Form::Objects,
+        Shape::Metadata(version) => Form::Metadata(version),
+        Shape::Table(version) => Form::Rows(Table::new(resource.row, table_options(version, include, true))),
+    };
+    let begin = form.head(resource, &meta);
+    let texts = Texts { resource: resource.clone(), form, objects: Box::new(listed.objects()), first: true };
+    let pieces = InPieces { items: texts, buffer: begin, end: table::LIST_END, done: false };
+    if output.is_compact_json() {
+        return Ok(pieces.into_list());
+    }
+    restyled(pieces.flatten().collect::<Vec<u8>>().into(), output).map(List::Whole)
+}
+
+/// What the items of a text list are.
+enum Form {
+    Objects,
+    /// With the version of `meta.k8s.io`.
+    Metadata(&'static str),
+    Rows(Table),
+}
+
+impl Form {
+    fn head(&self, resource: &Resource, meta: &Value) -> Vec<u8> {
+        let (kind, api_version) = match self {
+            Self::Objects => (resource.row.list_kind, resource.api_version.clone()),
+            Self::Metadata(version) => ("PartialObjectMetadataList", format!("meta.k8s.io/{version}")),
+            Self::Rows(table) => return table.head(meta),
+        };
+        format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{meta},"items":["#).into_bytes()
+    }
+
+    fn write(&self, object: &Encoded, out: &mut Vec<u8>) {
+        match self {
+            Self::Objects => {
+                out.push(b'{');
+                out.extend_from_slice(&object.item());
+            }
+            Self::Metadata(version) => table::partial_metadata(object, version, out),
+            Self::Rows(table) => table.row(object, out),
         }
     }
 }
 
-fn plain_list(resource: &Resource, objects: Vec<Value>, meta: Value) -> Value {
-    let items = objects.into_iter().map(|mut object| {
-        if let Some(fields) = object.as_object_mut() {
-            fields.remove("kind");
-            fields.remove("apiVersion");
-        }
-        object
-    });
-    json!({
-        "kind": resource.row.list_kind, "apiVersion": resource.api_version, "metadata": meta,
-        "items": items.collect::<Vec<_>>(),
-    })
+/// Writes items of a list, one at a time; false where there is none left.
+trait Items: Send + 'static {
+    fn next(&mut self, out: &mut Vec<u8>) -> bool;
 }
 
-fn json_list(resource: &Arc<Resource>, listed: Listed, meta: &Value) -> List {
-    let mut head = BytesMut::with_capacity(PIECE);
-    head.put_slice(
-        format!(
-            "{{\"kind\":{:?},\"apiVersion\":{:?},\"metadata\":",
-            resource.row.list_kind, resource.api_version
-        )
-        .as_bytes(),
-    );
-    head.put_slice(meta.to_string().as_bytes());
-    head.put_slice(b",\"items\":[");
-    let objects: Box<dyn Iterator<Item = Arc<CachedObject>> + Send> = Box::new(listed.objects());
-    let mut pieces =
-        JsonPieces { resource: resource.clone(), objects, buffer: head, first: true, done: false };
-    let first = pieces.next().unwrap_or_default();
-    if pieces.done {
-        return List::Whole(first);
-    }
-    List::Pieces(Box::pin(stream::iter(std::iter::once(first).chain(pieces))))
-}
-
-/// The text of a list, a piece at a time.
-struct JsonPieces {
+struct Texts {
     resource: Arc<Resource>,
+    form: Form,
     objects: Box<dyn Iterator<Item = Arc<CachedObject>> + Send>,
-    buffer: BytesMut,
     first: bool,
+}
+
+impl Items for Texts {
+    fn next(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(object) = self.objects.next() else { return false };
+        // A view that cannot be converted is left out; the conversion said so in the log.
+        if let Ok(encoded) = self.resource.encoded(&object) {
+            if !std::mem::take(&mut self.first) {
+                out.push(b',');
+            }
+            self.form.write(encoded, out);
+        }
+        true
+    }
+}
+
+/// A list in protobuf. Its envelope says how long it is, so messages that were never asked for are made first.
+async fn messages(resource: &Resource, listed: Listed, meta: &Value) -> Result<List, Error> {
+    let mut messages = Vec::new();
+    for (number, object) in listed.objects().enumerate() {
+        // They take their time: others have theirs in between.
+        if number % MESSAGES_AT_ONCE == MESSAGES_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+        messages.push(message(resource, &object)?);
+    }
+    let lengths = messages.iter().map(Bytes::len);
+    let begin = schema::protobuf::list_head(&resource.api_version, resource.row.list_kind, meta, lengths)?;
+    let items = messages.into_iter();
+    Ok(InPieces { items, buffer: begin, end: schema::protobuf::LIST_END, done: false }.into_list())
+}
+
+impl Items for std::vec::IntoIter<Bytes> {
+    fn next(&mut self, out: &mut Vec<u8>) -> bool {
+        let message = Iterator::next(self);
+        message.inspect(|message| schema::protobuf::list_item(message, out)).is_some()
+    }
+}
+
+/// The bytes of a list, a piece at a time.
+struct InPieces<I> {
+    items: I,
+    /// What is made and not taken: at first the head.
+    buffer: Vec<u8>,
+    end: &'static [u8],
     done: bool,
 }
 
-impl Iterator for JsonPieces {
+impl<I: Items> InPieces<I> {
+    fn into_list(mut self) -> List {
+        let first = self.next().unwrap_or_default();
+        if self.done {
+            return List::Whole(first);
+        }
+        List::Pieces(Box::pin(stream::iter(std::iter::once(first).chain(self))))
+    }
+}
+
+impl<I: Items> Iterator for InPieces<I> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
         }
-        while self.buffer.len() < PIECE {
-            let Some(object) = self.objects.next() else {
-                self.buffer.put_slice(b"]}\n");
+        let mut piece = std::mem::take(&mut self.buffer);
+        piece.reserve(PIECE + PIECE / 4);
+        while piece.len() < PIECE {
+            if !self.items.next(&mut piece) {
+                piece.extend_from_slice(self.end);
                 self.done = true;
                 break;
-            };
-            // A view that cannot be converted is left out; the conversion said so in the log.
-            let Ok(encoded) = self.resource.encoded(&object) else { continue };
-            if !std::mem::take(&mut self.first) {
-                self.buffer.put_u8(b',');
             }
-            self.buffer.put_u8(b'{');
-            self.buffer.put_slice(&encoded.item());
         }
-        Some(self.buffer.split().freeze())
+        Some(piece.into())
     }
 }

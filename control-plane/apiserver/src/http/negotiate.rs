@@ -29,6 +29,10 @@ pub(super) enum Shape {
 impl Output {
     pub(super) const JSON: Self = Self { encoding: Encoding::Json, shape: Shape::Plain, pretty: false };
 
+    pub(super) fn is_compact_json(self) -> bool {
+        self.encoding == Encoding::Json && !self.pretty
+    }
+
     pub(super) fn content_type(self) -> &'static str {
         match self.encoding {
             Encoding::Json => "application/json",

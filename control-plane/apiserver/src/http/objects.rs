@@ -128,7 +128,7 @@ impl Front<'_> {
 
     async fn list(self, headers: &HeaderMap) -> Result<Response<Body>, Error> {
         let listed = self.server.list(&self.call, &self.list_request()?).await?;
-        let list = encode::list(&self.call.resource, listed, self.output, self.include)?;
+        let list = encode::list(&self.call.resource, listed, self.output, self.include).await?;
         let mut response = list_response(list, self.output, headers);
         warn(&mut response, &self.call.read_warnings());
         Ok(response)

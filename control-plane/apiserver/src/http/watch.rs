@@ -23,7 +23,7 @@ use crate::{
     codec::{self, Encoding},
     ops::Watched,
     resources::Resource,
-    table::{self, IncludeObject},
+    table::IncludeObject,
 };
 
 /// A client that asked for bookmarks gets one at least this often.
@@ -70,10 +70,8 @@ impl Writer {
     fn object(&mut self, object: &CachedObject) -> Result<Bytes, Error> {
         match self.output.shape {
             Shape::Table(version) => {
-                let object = self.resource.value(object)?;
-                let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
                 let options = encode::table_options(version, self.include, std::mem::take(&mut self.headers));
-                codec::encode(&table::table(self.resource.row, [&object], metadata, &options), Encoding::Json)
+                encode::table(&self.resource, object, &options)
             }
             _ => {
                 encode::object(&self.resource, object, Output { pretty: false, ..self.output }, self.include)

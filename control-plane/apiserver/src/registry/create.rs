@@ -152,15 +152,19 @@ impl Registry {
         &self,
         resource: &Resource,
         (namespace, name): (&str, &str),
-        (object, managed): (Value, ManagedFields),
+        (mut object, managed): (Value, ManagedFields),
         demand: Option<&Demand>,
         dry_run: bool,
     ) -> Result<Arc<CachedObject>, Error> {
         let key: Key = resource.cache()?.key(namespace, name).into();
+        // Without what allocation puts in, for another attempt.
+        let bare = super::Allocators::concern(resource).then(|| object.clone());
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut object = object.clone();
+            if let Some(bare) = bare.as_ref().filter(|_| attempt > 1) {
+                object = bare.clone();
+            }
             let charge = self.admission.charge(demand).await?;
             let allocations = self.allocators.allocate(resource, &mut object, None)?;
             let json = resource.stored_json(&object, &managed)?;

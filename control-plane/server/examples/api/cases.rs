@@ -170,13 +170,14 @@ impl Bench<'_> {
     }
 
     async fn requests(&self, case: &str, clients: &mut [Client]) -> Result<()> {
+        let update = pods::Update::of(clients[0].json(&format!("{}/{}", pods::PATH, name(0))).await?);
         let make = |client: usize, n: u64| {
             // Each client walks over pods of its own, so that none waits for another's write.
             let each = PODS / CLIENTS;
             let name = name(client * each + n as usize % each);
             match case {
                 "get" => get(&format!("{}/{name}", pods::PATH), ""),
-                "update" => pods::update(&name, n + 1),
+                "update" => update.request(&name, n + 1),
                 _ => pods::patch(&name, &n.to_string()),
             }
         };

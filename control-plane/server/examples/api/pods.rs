@@ -31,9 +31,19 @@ pub(crate) fn create(name: &str) -> Result<Request<Full<Bytes>>> {
     write(Method::POST, PATH, JSON, pod(name, 0))
 }
 
-/// Puts the whole pod with another label.
-pub(crate) fn update(name: &str, round: u64) -> Result<Request<Full<Bytes>>> {
-    write(Method::PUT, &format!("{PATH}/{name}"), JSON, pod(name, round))
+/// How pods are put: as one that the server has made, under any name and with another label each time.
+pub(crate) struct Update(String);
+
+impl Update {
+    pub(crate) fn of(mut made: Value) -> Self {
+        made["metadata"] = json!({"name": "@name", "labels": made["metadata"]["labels"]});
+        made["metadata"]["labels"]["round"] = "@round".into();
+        Self(made.to_string())
+    }
+
+    pub(crate) fn request(&self, name: &str, round: u64) -> Result<Request<Full<Bytes>>> {
+        write(Method::PUT, &format!("{PATH}/{name}"), JSON, filled(&self.0, name, round))
+    }
 }
 
 /// Sets an annotation.
@@ -49,7 +59,11 @@ fn bytes(object: &Value) -> Bytes {
 fn pod(name: &str, round: u64) -> Bytes {
     // Made once: the clients have one processor, and are to wait for the server rather than the server for them.
     static TEXT: LazyLock<String> = LazyLock::new(|| template().to_string());
-    TEXT.replacen("@name", name, 1).replacen("@round", &round.to_string(), 1).into()
+    filled(&TEXT, name, round)
+}
+
+fn filled(text: &str, name: &str, round: u64) -> Bytes {
+    text.replacen("@name", name, 1).replacen("@round", &round.to_string(), 1).into()
 }
 
 fn template() -> Value {

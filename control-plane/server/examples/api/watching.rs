@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, body::Incoming};
 use memchr::memmem;
+use tokio::task::JoinSet;
 
 use crate::{
     cases::{Bench, Until, name},
@@ -50,10 +51,12 @@ pub(crate) async fn run(bench: &Bench<'_>, connector: &Connector, clients: &mut 
     let version = list["metadata"]["resourceVersion"].as_str().context("a list has a version")?;
     let path = format!("{}?watch=true&resourceVersion={version}", pods::PATH);
     let before = bench.server.memory()?;
+    // They end with this value, and the connections with them.
+    let mut readers = JoinSet::new();
     let mut watchers = connector.connect_many(WATCHERS).await?;
     for watcher in &mut watchers {
         let body = watcher.open(get(&path, "")?).await?.into_body();
-        tokio::spawn(read(body, watching.seen.clone(), watching.epoch));
+        readers.spawn(read(body, watching.seen.clone(), watching.epoch));
     }
     let each = (bench.server.memory()?.anonymous - before.anonymous) * 1024.0 / WATCHERS as f64;
     bench.report.print("watch", "memory_each", each, "KiB/watcher");

@@ -13,7 +13,7 @@ pub use decode::{decode, decode_message};
 pub use encode::{EncodeError, encode, encode_message};
 
 use crate::Error;
-use wire::{Payload, Reader, put_bytes, put_nested};
+use wire::{LENGTH, Payload, Reader, put_bytes, put_nested, put_tag, put_varint, varint_len};
 
 /// What a protobuf body of the API starts with.
 pub const MAGIC: &[u8; 4] = b"k8s\0";
@@ -101,6 +101,13 @@ pub fn seal(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
 }
 
 fn seal_into(api_version: &str, kind: &str, raw: &[u8], out: &mut Vec<u8>) {
+    put_head(out, api_version, kind);
+    put_bytes(out, 2, raw);
+    out.extend_from_slice(ENVELOPE_END);
+}
+
+/// The envelope up to the object.
+fn put_head(out: &mut Vec<u8>, api_version: &str, kind: &str) {
     out.extend_from_slice(MAGIC);
     let meta = put_nested::<std::convert::Infallible>(out, 1, |out| {
         put_bytes(out, 1, api_version.as_bytes());
@@ -110,29 +117,42 @@ fn seal_into(api_version: &str, kind: &str, raw: &[u8], out: &mut Vec<u8>) {
     match meta {
         Ok(()) => {}
     }
-    put_bytes(out, 2, raw);
-    put_bytes(out, 3, b"");
-    put_bytes(out, 4, b"");
 }
 
-/// A list, made of items that are encoded already (messages without envelope, from [`encode_message`]).
+/// The envelope after the object: neither a content encoding nor a content type (fields 3 and 4, empty).
+const ENVELOPE_END: &[u8] = &[0x1a, 0, 0x22, 0];
+
+/// What stands before the items of a list; then follow the items ([`list_item`]) and [`LIST_END`].
 ///
-/// `kind` is the list's (`PodList`), `metadata` a `metav1.ListMeta`.
-pub fn list<'a>(
+/// `kind` is the list's (`PodList`), `metadata` a `metav1.ListMeta`. `lengths` are those of the items' messages: the
+/// envelope says beforehand how long all of it is.
+pub fn list_head(
     api_version: &str,
     kind: &str,
     metadata: &serde_json::Value,
-    items: impl IntoIterator<Item = &'a [u8]>,
+    lengths: impl IntoIterator<Item = usize>,
 ) -> Result<Vec<u8>, EncodeError> {
     let list_meta = super::type_named("k8s.io.apimachinery.pkg.apis.meta.v1.ListMeta");
     let list_meta = list_meta.expect("the table has ListMeta");
-    let mut raw = Vec::new();
-    put_bytes(&mut raw, 1, &encode_message(list_meta, metadata)?);
-    for item in items {
-        put_bytes(&mut raw, 2, item);
-    }
-    Ok(seal(api_version, kind, &raw))
+    let mut begin = Vec::new();
+    put_bytes(&mut begin, 1, &encode_message(list_meta, metadata)?);
+    // The tag takes one byte.
+    let items: usize = lengths.into_iter().map(|length| 1 + varint_len(length as u64) + length).sum();
+    let mut out = Vec::with_capacity(begin.len() + 64);
+    put_head(&mut out, api_version, kind);
+    put_tag(&mut out, 2, LENGTH);
+    put_varint(&mut out, (begin.len() + items) as u64);
+    out.extend_from_slice(&begin);
+    Ok(out)
 }
+
+/// One item of a list: a message without envelope, from [`encode_message`].
+pub fn list_item(message: &[u8], out: &mut Vec<u8>) {
+    put_bytes(out, 2, message);
+}
+
+/// What stands after the items of a list.
+pub const LIST_END: &[u8] = ENVELOPE_END;
 
 /// One frame of a watch: four bytes of length, then a `metav1.WatchEvent` around the sealed object.
 pub fn watch_frame(event: &str, sealed: &[u8]) -> Vec<u8> {

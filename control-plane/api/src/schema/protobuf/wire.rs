@@ -94,6 +94,11 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Bytes that a varint takes.
+pub(super) fn varint_len(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
 pub(super) fn put_tag(out: &mut Vec<u8>, number: u32, wire: u32) {
     put_varint(out, u64::from(number << 3 | wire));
 }
