@@ -239,6 +239,7 @@ fn describes_a_node(kubectl: &Kubectl<'_>) {
     let status = json!({ "status": {
         "addresses": [{ "type": "Hostname", "address": name }],
         "capacity": { "cpu": "4" },
+        "conditions": [{ "type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "by a test" }],
         "nodeInfo": { "kubeletVersion": "v1.36.2" },
     } });
     kubectl.ok(&format!("patch node {name} --subresource=status -p '{status}'"));
@@ -250,6 +251,8 @@ fn describes_a_node(kubectl: &Kubectl<'_>) {
             "Annotations:",
             "CreationTimestamp:",
             "Conditions:",
+            "Type Status LastHeartbeatTime LastTransitionTime Reason Message",
+            "Ready False",
             "Addresses:",
             "Capacity:",
             "System Info:",
@@ -321,6 +324,8 @@ fn should_update_a_single_container_pod_s_image() {
         let kubectl = bed.kubectl();
         kubectl.ok(&format!("run replaced --image={IMAGE} --labels=run=replaced"));
         let mut changed = kubectl.json("pod replaced");
+        // The scheduler writes the pod's status meanwhile.
+        changed["metadata"]["resourceVersion"] = Value::Null;
         changed["spec"]["containers"][0]["image"] = json!(OTHER_IMAGE);
         kubectl.ok_with("replace -f -", &changed.to_string());
         assert_eq!(image_of(&kubectl, "replaced"), OTHER_IMAGE);

@@ -194,6 +194,8 @@ fn should_create_a_resourcequota_and_capture_the_life_of_a_pod() {
         assert!(status.message.contains("requests.conformance.example.com/dongle"), "{status:?}");
 
         let mut changed = json!(made);
+        // The scheduler writes the pod's status meanwhile.
+        changed["metadata"]["resourceVersion"] = Value::Null;
         changed["spec"]["containers"][0]["resources"]["requests"] =
             json!({ "cpu": "100m", "memory": "100Mi" });
         refused(pods.replace("counted", &post, &object(changed)).await, 422, "Invalid");
