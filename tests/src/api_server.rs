@@ -245,7 +245,8 @@ fn spawn(directory: &Path, port: u16, flags: &[String]) -> anyhow::Result<Child>
     let log = File::options().create(true).append(true).open(directory.join("log"))?;
     let program = binary("control-plane")?;
     Command::new(&program)
-        .args(["run", "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1"])
+        // Advertised is an address that no machine has (RFC 5737): endpoints cannot name one of loopback.
+        .args(["run", "--bind-address", "127.0.0.1", "--advertise-address", "192.0.2.254"])
         .args(["--secure-port", &port.to_string()])
         .arg("--data-dir")
         .arg(directory.join("data"))
