@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde::Deserialize;
 
 use crate::{
-    admission_registration, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
+    admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
     field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, resource_quota,
     service_accounts, watchers,
 };
@@ -13,6 +13,14 @@ use crate::{
 /// The tables of the modules.
 const COVERED: &[&[Text]] = &[
     admission_registration::TEXTS,
+    apps::batch::TEXTS,
+    apps::daemon_sets::TEXTS,
+    apps::deployments::TEXTS,
+    apps::disruption::TEXTS,
+    apps::replica_sets::TEXTS,
+    apps::replication_controllers::TEXTS,
+    apps::rollouts::TEXTS,
+    apps::stateful_sets::TEXTS,
     custom_resource_definitions::TEXTS,
     discovery::TEXTS,
     events::TEXTS,

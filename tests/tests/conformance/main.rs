@@ -10,19 +10,26 @@
 //! list: every text has one or the other.
 //!
 //! Not covered, and why:
-//! - whatever needs pods that run, or nodes: no node joins the server;
+//! - whatever needs containers, volumes or packets: no node joins the server (where it is enough that pods are reported
+//!   to run, or that the scheduler finds a node, a test plays the node: [`kubelet`]);
 //! - calls of admission and conversion webhooks: none is called yet (their configurations are covered, as objects);
 //! - custom resources: they are not served yet (CustomResourceDefinitions are covered, as objects);
 //! - evaluation of ValidatingAdmissionPolicies and MutatingAdmissionPolicies: there is none yet (the objects are covered);
 //! - aggregated API servers: requests are not handed on yet;
-//! - what only a controller of ReplicationControllers can do: there is none yet.
+//! - what only the controllers of DaemonSets, StatefulSets, Jobs, CronJobs, ReplicationControllers and
+//!   PodDisruptionBudgets can do, and the mirroring of Endpoints: there are none yet (the objects are covered);
+//! - preemption, and the subresources `ephemeralcontainers`, `resize` and `proxy`: not there yet;
+//! - measurements of time.
 
 mod coverage;
 mod excluded;
+mod kubelet;
 mod operations;
+mod steps;
 mod support;
 
 mod admission_registration;
+mod apps;
 mod custom_resource_definitions;
 mod discovery;
 mod events;
