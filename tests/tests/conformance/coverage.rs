@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use crate::{
     admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
-    field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, resource_quota,
-    service_accounts, watchers,
+    field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network,
+    resource_quota, service_accounts, watchers,
 };
 
 /// The tables of the modules.
@@ -31,6 +31,11 @@ const COVERED: &[&[Text]] = &[
     kubectl::TEXTS,
     lists::TEXTS,
     namespaces::TEXTS,
+    network::endpoints::TEXTS,
+    network::kinds::TEXTS,
+    network::publishing::TEXTS,
+    network::service_types::TEXTS,
+    network::services::TEXTS,
     resource_quota::lives::TEXTS,
     resource_quota::objects::TEXTS,
     resource_quota::scopes::TEXTS,

@@ -40,6 +40,7 @@ mod identity;
 mod kubectl;
 mod lists;
 mod namespaces;
+mod network;
 mod resource_quota;
 mod service_accounts;
 mod watchers;
