@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
-    field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network,
+    field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network, node,
     resource_quota, service_accounts, watchers,
 };
 
@@ -36,6 +36,14 @@ const COVERED: &[&[Text]] = &[
     network::publishing::TEXTS,
     network::service_types::TEXTS,
     network::services::TEXTS,
+    node::configuration::TEXTS,
+    node::devices::TEXTS,
+    node::generation::TEXTS,
+    node::leases::TEXTS,
+    node::pod_templates::TEXTS,
+    node::pods::TEXTS,
+    node::runtime_classes::TEXTS,
+    node::taints::TEXTS,
     resource_quota::lives::TEXTS,
     resource_quota::objects::TEXTS,
     resource_quota::scopes::TEXTS,

@@ -41,6 +41,7 @@ mod kubectl;
 mod lists;
 mod namespaces;
 mod network;
+mod node;
 mod resource_quota;
 mod service_accounts;
 mod watchers;
