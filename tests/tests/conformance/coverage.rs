@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
     field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network, node,
-    resource_quota, service_accounts, watchers,
+    resource_quota, scheduling, service_accounts, watchers,
 };
 
 /// The tables of the modules.
@@ -47,6 +47,9 @@ const COVERED: &[&[Text]] = &[
     resource_quota::lives::TEXTS,
     resource_quota::objects::TEXTS,
     resource_quota::scopes::TEXTS,
+    scheduling::limit_ranges::TEXTS,
+    scheduling::predicates::TEXTS,
+    scheduling::priority_classes::TEXTS,
     service_accounts::TEXTS,
     watchers::TEXTS,
 ];

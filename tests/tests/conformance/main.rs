@@ -43,5 +43,6 @@ mod namespaces;
 mod network;
 mod node;
 mod resource_quota;
+mod scheduling;
 mod service_accounts;
 mod watchers;
