@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
     field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network, node,
-    resource_quota, scheduling, service_accounts, watchers,
+    resource_quota, scheduling, service_accounts, storage, watchers,
 };
 
 /// The tables of the modules.
@@ -51,6 +51,10 @@ const COVERED: &[&[Text]] = &[
     scheduling::predicates::TEXTS,
     scheduling::priority_classes::TEXTS,
     service_accounts::TEXTS,
+    storage::csi::TEXTS,
+    storage::immutable::TEXTS,
+    storage::lifecycles::TEXTS,
+    storage::volumes::TEXTS,
     watchers::TEXTS,
 ];
 

@@ -45,4 +45,5 @@ mod node;
 mod resource_quota;
 mod scheduling;
 mod service_accounts;
+mod storage;
 mod watchers;
