@@ -10,7 +10,7 @@ mod info;
 mod negotiate;
 mod objects;
 mod path;
-mod proxy;
+mod streams;
 mod watch;
 
 pub use body::Body;

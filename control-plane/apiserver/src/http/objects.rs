@@ -18,7 +18,7 @@ use super::{
     handler::respond,
     negotiate::{self, Output},
     path::Query,
-    proxy, watch,
+    streams, watch,
 };
 use crate::{
     ApiServer,
@@ -55,7 +55,7 @@ pub(super) async fn answer(
         // GET is how WebSockets begin; to the authorizer a stream is a create, but a log is read.
         let verb = if kind == StreamKind::Log { "get" } else { verb };
         let call = server.enter(&user, verb, target, "")?;
-        return proxy::answer(server, &call, kind, &query, http).await;
+        return streams::answer(server, &call, kind, &query, http).await;
     }
     let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
     let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
