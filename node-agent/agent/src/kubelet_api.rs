@@ -1,6 +1,10 @@
 //! What the kubelet's HTTP API says of this node's pods.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::Context;
 use hawser_kubelet::{
@@ -26,8 +30,7 @@ const API_SERVERS: &str = "system:masters";
 pub(crate) async fn bind(
     options: &Options,
     runtime: Arc<dyn Runtime>,
-    pods: Pods,
-    network: Arc<AgentNetwork>,
+    source: Source,
 ) -> anyhow::Result<Server> {
     let tls = tls_config(
         &read(&options.tls_cert_file)?,
@@ -37,7 +40,7 @@ pub(crate) async fn bind(
     let backend = Backend {
         node_name: options.node_name.clone(),
         runtime,
-        pods: Arc::new(Source { pods, network }),
+        pods: Arc::new(source),
         authorizer: Arc::new(AllowGroups(vec![API_SERVERS.into()])),
     };
     let address = SocketAddr::new(options.node_ip, options.port);
@@ -46,9 +49,13 @@ pub(crate) async fn bind(
         .with_context(|| format!("cannot listen on {address} for the kubelet's API; is another one running?"))
 }
 
-struct Source {
-    pods: Pods,
-    network: Arc<AgentNetwork>,
+/// What the server asks.
+pub(crate) struct Source {
+    pub(crate) pods: Pods,
+    pub(crate) network: Arc<AgentNetwork>,
+    /// Where pods on the node's own network are.
+    pub(crate) node_ip: IpAddr,
+    pub(crate) log_folder: PathBuf,
 }
 
 impl Source {
@@ -106,15 +113,38 @@ impl PodSource for Source {
         })
     }
 
+    fn log_folder(&self) -> PathBuf {
+        self.log_folder.clone()
+    }
+
+    fn addresses(&self, namespace: &str, pod: &str) -> Result<Vec<IpAddr>, Refusal> {
+        let view = self.find(namespace, pod)?;
+        if is_on_host_network(&view) {
+            return Ok(vec![self.node_ip]);
+        }
+        // What the node gave it, and not what its status says.
+        self.network.ips(uid(&view)).ok_or_else(|| no_network(pod))
+    }
+
     fn network(&self, namespace: &str, pod: &str) -> Result<Option<PathBuf>, Refusal> {
         let view = self.find(namespace, pod)?;
-        if view.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+        if is_on_host_network(&view) {
             return Ok(None);
         }
-        let uid = view.pod.metadata.uid.as_deref().unwrap_or_default();
-        let netns = self.network.netns(uid);
-        netns.map(Some).ok_or_else(|| Refusal::bad_request(format!("pod {pod:?} has no network yet")))
+        self.network.netns(uid(&view)).map(Some).ok_or_else(|| no_network(pod))
     }
+}
+
+fn uid(view: &PodView) -> &str {
+    view.pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn is_on_host_network(view: &PodView) -> bool {
+    view.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+}
+
+fn no_network(pod: &str) -> Refusal {
+    Refusal::bad_request(format!("pod {pod:?} has no network yet"))
 }
 
 fn is_running(container: &ContainerStatus) -> bool {

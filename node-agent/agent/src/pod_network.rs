@@ -37,6 +37,8 @@ pub(crate) struct AgentNetwork {
 
 struct Attached {
     netns: PathBuf,
+    /// The primary one first.
+    ips: Vec<IpAddr>,
     ifindex: u32,
     host_ports: Vec<HostPort>,
 }
@@ -129,6 +131,11 @@ impl AgentNetwork {
     /// `None` for pods that are not attached.
     pub(crate) fn netns(&self, pod_uid: &str) -> Option<PathBuf> {
         self.attached.lock().get(pod_uid).map(|attached| attached.netns.clone())
+    }
+
+    /// The addresses that the node gave a pod, the primary one first; `None` for pods that are not attached.
+    pub(crate) fn ips(&self, pod_uid: &str) -> Option<Vec<IpAddr>> {
+        self.attached.lock().get(pod_uid).map(|attached| attached.ips.clone())
     }
 
     fn publish_host_ports(&self) {
@@ -231,6 +238,7 @@ impl PodNetwork for AgentNetwork {
         self.service_path.attach_pod(interface.host_ifindex, link);
         let attached = Attached {
             netns: interface.netns_path.clone(),
+            ips: interface.ips.clone(),
             ifindex: interface.host_ifindex,
             host_ports: host_ports(request, &interface.ips),
         };

@@ -95,9 +95,17 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         objects: caches.objects.clone(),
         endpoints: Arc::new(service_path.clone()),
     };
-    let mut kubelet = Kubelet::start(kubelet_config(&options)?, parts, shutdown.clone());
+    let config = kubelet_config(&options)?;
+    let log_folder = config.log_dir.clone();
+    let mut kubelet = Kubelet::start(config, parts, shutdown.clone());
     let surroundings = Surroundings::new(&options, &caches, &metrics, kubelet.recorder());
-    let server = kubelet_api::bind(&options, containerd, kubelet.pods.clone(), pod_network.clone()).await?;
+    let source = kubelet_api::Source {
+        pods: kubelet.pods.clone(),
+        network: pod_network.clone(),
+        node_ip: options.node_ip,
+        log_folder,
+    };
+    let server = kubelet_api::bind(&options, containerd, source).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
     let mut following = tokio::spawn(caches.clone().follow(events));

@@ -117,7 +117,7 @@ pub async fn tcp(
     match tokio::time::timeout(limit, TcpStream::connect((host.as_str(), port))).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(dial_failure(&host, port, &error)),
-        Err(_) => Err(format!("dial tcp {}: i/o timeout", address(&host, port))),
+        Err(_) => Err(dial_timeout(&host, port)),
     }
 }
 
@@ -135,6 +135,11 @@ pub fn dial_failure(host: &str, port: u16, error: &std::io::Error) -> String {
         _ => error.to_string(),
     };
     format!("dial tcp {}: {reason}", address(host, port))
+}
+
+/// A connect that took too long, in the same words.
+pub fn dial_timeout(host: &str, port: u16) -> String {
+    format!("dial tcp {}: i/o timeout", address(host, port))
 }
 
 async fn grpc(action: &GRPCAction, ip: IpAddr, limit: Duration) -> Result<(), String> {

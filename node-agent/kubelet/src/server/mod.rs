@@ -1,4 +1,4 @@
-//! The kubelet's HTTPS API, on 10250: logs, exec, attach, port-forward, and what it says of itself.
+//! The kubelet's HTTPS API, on 10250: logs, exec, attach, port-forward, connections to pods, and what it says of itself.
 //!
 //! Its client is the API server, which passes its own clients' streams through byte for byte; so WebSocket
 //! and SPDY end here. It knows pods through [`PodSource`] and containers through the runtime, and nothing of
@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod files;
 mod logs;
 mod netns;
 mod routes;
@@ -17,7 +18,7 @@ mod websocket;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,12 @@ pub trait PodSource: Send + Sync + 'static {
         container: &str,
         attempt: LogAttempt,
     ) -> Result<LogFile, Refusal>;
+
+    /// The folder below which containers' logs are.
+    fn log_folder(&self) -> PathBuf;
+
+    /// Where the node reaches the pod, the preferred address first.
+    fn addresses(&self, namespace: &str, pod: &str) -> Result<Vec<IpAddr>, Refusal>;
 
     /// Where the pod's ports are: its network namespace, `None` for the node's own.
     fn network(&self, namespace: &str, pod: &str) -> Result<Option<PathBuf>, Refusal>;

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::{Attributes, User};
 use super::body::{self, Body};
 use super::streams::{self, Target};
-use super::{Backend, Refusal, logs, summary};
+use super::{Backend, Refusal, files, logs, summary};
 
 /// Decoded query parameters, in order.
 pub(super) type Query = Vec<(String, String)>;
@@ -22,10 +22,21 @@ enum Route {
     Pods,
     Metrics,
     Summary,
+    /// Of the folder of logs, what is below `/logs/`.
+    Files(String),
     Logs(Target),
     Exec(Target),
     Attach(Target),
-    PortForward { namespace: String, pod: String },
+    PortForward {
+        namespace: String,
+        pod: String,
+    },
+    /// A connection to a port of a pod, for requests that the API server passes on. Upstream's does without: it is in the
+    /// pods' network itself.
+    Connect {
+        namespace: String,
+        pod: String,
+    },
 }
 
 pub(super) async fn answer(
@@ -74,11 +85,15 @@ async fn respond(
             Ok(body::text(StatusCode::OK, content_type, backend.pods.metrics()))
         }
         Route::Summary => Ok(body::json(&summary::summary(backend).await?)),
+        Route::Files(path) => files::answer(&backend.pods.log_folder(), &path).await,
         Route::Logs(target) => logs::answer(backend, &target, &query).await,
         Route::Exec(target) => streams::exec(backend, tasks, &target, &query, request).await,
         Route::Attach(target) => streams::attach(backend, tasks, &target, &query, request).await,
         Route::PortForward { namespace, pod } => {
             streams::port_forward(backend, tasks, (&namespace, &pod), &query, request).await
+        }
+        Route::Connect { namespace, pod } => {
+            streams::connect(backend, tasks, (&namespace, &pod), &query, request).await
         }
     }
 }
@@ -105,11 +120,18 @@ impl Route {
             ["pods"] => Some(Self::Pods),
             ["metrics"] => Some(Self::Metrics),
             ["stats", "summary"] => Some(Self::Summary),
+            ["logs", ..] => {
+                let below = path.strip_prefix("/logs").unwrap_or_default();
+                Some(Self::Files(below.trim_start_matches('/').to_owned()))
+            }
             ["containerLogs", rest @ ..] => target(rest).map(Self::Logs),
             ["exec", rest @ ..] => target(rest).map(Self::Exec),
             ["attach", rest @ ..] => target(rest).map(Self::Attach),
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 Some(Self::PortForward { namespace: namespace.to_string(), pod: pod.to_string() })
+            }
+            ["connect", namespace, pod] => {
+                Some(Self::Connect { namespace: namespace.to_string(), pod: pod.to_string() })
             }
             _ => None,
         }
@@ -122,7 +144,9 @@ impl Route {
             Self::Pods => "pods",
             Self::Metrics => "metrics",
             Self::Summary => "stats",
-            Self::Logs(_) | Self::Exec(_) | Self::Attach(_) | Self::PortForward { .. } => "proxy",
+            Self::Files(_) => "log",
+            Self::Logs(_) | Self::Exec(_) | Self::Attach(_) => "proxy",
+            Self::PortForward { .. } | Self::Connect { .. } => "proxy",
         }
     }
 }
@@ -152,6 +176,10 @@ mod tests {
         check("/attach/ns/p/c", Some(Route::Attach(target())));
         let forward = Route::PortForward { namespace: "ns".into(), pod: "p".into() };
         check("/portForward/ns/p", Some(forward));
+        check("/logs/", Some(Route::Files(String::new())));
+        check("/logs/a/b/", Some(Route::Files("a/b/".into())));
+        let connect = Route::Connect { namespace: "ns".into(), pod: "p".into() };
+        check("/connect/ns/p", Some(connect));
         check("/exec/ns/p", None);
         check("/", None);
     }

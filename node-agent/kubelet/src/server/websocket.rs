@@ -27,6 +27,9 @@ const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Bytes on their way through a tunnel, each direction.
 const TUNNEL_BYTES: usize = 64 << 10;
 
+/// The protocol of clients that name none.
+pub(super) const UNNAMED: &str = "";
+
 /// How long the client's answer to a close is waited for.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -34,15 +37,19 @@ pub(super) fn is_requested(headers: &HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// The first of `supported`, in our order of preference, that the client offers.
+/// The first of `supported`, in our order of preference, that the client offers; [`UNNAMED`] stands for no offer.
 pub(super) fn choose<'a>(headers: &HeaderMap, supported: &[&'a str]) -> Result<&'a str, Refusal> {
-    let offered: Vec<&str> = headers
+    let mut offered: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
+        .filter(|protocol| *protocol != UNNAMED)
         .collect();
+    if offered.is_empty() {
+        offered.push(UNNAMED);
+    }
     supported.iter().copied().find(|protocol| offered.contains(protocol)).ok_or_else(|| {
         Refusal::bad_request(format!(
             "unable to negotiate protocol: client supports {offered:?}, server supports {supported:?}"
@@ -65,7 +72,9 @@ pub(super) fn accept(
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, value(&derive_accept_key(key.as_bytes()))?);
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(protocol)?);
+    if protocol != UNNAMED {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(protocol)?);
+    }
     let upgraded = async move {
         let upgraded = TokioIo::new(hyper::upgrade::on(request).await?);
         let config = WebSocketConfig::default()

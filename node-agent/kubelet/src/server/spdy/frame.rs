@@ -21,7 +21,7 @@ const HEAD_BYTES: usize = 8;
 const MAX_FRAME_BYTES: usize = 4 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(in crate::server) enum Frame {
     SynStream {
         id: u32,
         fin: bool,

@@ -32,6 +32,30 @@ pub(super) enum ToClient {
     Status(Value),
 }
 
+/// How a protocol tells the outcome on its error channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StatusForm {
+    /// A `metav1.Status`, from version 4 on.
+    Json,
+    /// The message of a failure, and nothing for a success.
+    Text,
+}
+
+impl StatusForm {
+    pub(super) fn of(protocol: &str) -> Self {
+        if protocol.starts_with("v4.") || protocol.starts_with("v5.") { Self::Json } else { Self::Text }
+    }
+
+    /// `None` where nothing is said.
+    pub(super) fn encode(self, status: &Value) -> Option<Bytes> {
+        match self {
+            Self::Json => Some(status.to_string().into()),
+            Self::Text if status["status"] == "Success" => None,
+            Self::Text => Some(status["message"].as_str().unwrap_or_default().to_owned().into()),
+        }
+    }
+}
+
 /// `{"Width":80,"Height":24}`; `None` for what is no size.
 pub(super) fn parse_size(bytes: &[u8]) -> Option<TerminalSize> {
     #[derive(serde::Deserialize)]

@@ -1,9 +1,10 @@
-//! Exec, attach and port-forward: what is asked for, over which protocol, and who carries it out.
+//! Exec, attach, port-forward and plain connections: what is asked for, over which protocol, and who carries it out.
 //!
 //! What can be refused is refused with an HTTP status before the upgrade. After it, the outcome goes to the
 //! client in the stream's own error channel, as a `metav1.Status`.
 
 mod channels;
+mod connection;
 mod port_forward;
 mod remote_command;
 mod spdy_channels;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::body::{self, Body};
 use super::routes::{Query, flag};
 use super::{Backend, Refusal, websocket};
+pub(super) use connection::connect;
 use remote_command::Outcome;
 
 /// One container of a pod.
@@ -59,14 +61,18 @@ impl Wanted {
 }
 
 /// Subprotocols of exec and attach over WebSocket, the best first.
-const COMMAND_PROTOCOLS: &[&str] =
-    &["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "channel.k8s.io"];
-
-/// Versions of exec and attach over SPDY.
-const SPDY_COMMAND_VERSIONS: &[&str] = &["v4.channel.k8s.io"];
+const COMMAND_PROTOCOLS: &[&str] = &[
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    websocket::UNNAMED,
+];
 
 const SPDY_TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
-const PORT_PROTOCOLS: &[&str] = &[SPDY_TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
+const PORT_PROTOCOLS: &[&str] =
+    &[SPDY_TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", websocket::UNNAMED];
 const SPDY_PORT_VERSIONS: &[&str] = &["portforward.k8s.io"];
 
 pub(super) async fn exec(
@@ -131,14 +137,13 @@ fn remote_command(
         });
         return Ok(response);
     }
-    let (version, response) = spdy_upgrade(request.headers(), SPDY_COMMAND_VERSIONS)?;
-    debug_assert_eq!(version, SPDY_COMMAND_VERSIONS[0]);
+    let (version, response) = spdy_upgrade(request.headers(), spdy_channels::VERSIONS)?;
     tasks.spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => {
                 let (streams, connection) = super::spdy::serve(TokioIo::new(upgraded));
                 let command = async {
-                    match spdy_channels::serve(streams, wanted).await {
+                    match spdy_channels::serve(streams, wanted, version).await {
                         Some((channels, transport)) => {
                             tokio::join!(transport, remote_command::run(channels, start, outcome));
                         }
@@ -202,7 +207,7 @@ fn log_end(ended: Result<(), super::spdy::Error>) {
     }
 }
 
-/// Accepts an upgrade to SPDY/3.1 with the first of the `supported` versions that the client offers.
+/// Accepts an upgrade to SPDY/3.1 with the first of the versions that the client offers which is `supported`.
 fn spdy_upgrade<'a>(
     headers: &HeaderMap,
     supported: &[&'a str],
@@ -222,7 +227,8 @@ fn spdy_upgrade<'a>(
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .collect();
-    let version = supported.iter().copied().find(|version| offered.contains(version)).ok_or_else(|| Refusal {
+    let known = |offered: &&str| supported.iter().copied().find(|version| version == offered);
+    let version = offered.iter().find_map(known).ok_or_else(|| Refusal {
         status: StatusCode::FORBIDDEN,
         message: format!(
             "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {supported:?}"

@@ -1,7 +1,8 @@
 //! Exec and attach over WebSocket: one message a chunk, its first byte the channel (KEP-4006).
 //!
 //! `v5` adds a message that closes a channel, so that stdin can end before the connection does. The
-//! `base64` variants carry text, the channel as a digit.
+//! `base64` variants carry text, the channel as a digit. Before `v4` the outcome is plain text; that is also what a
+//! client gets that names no protocol.
 
 use std::future::Future;
 
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Wanted;
-use super::channels::{Channels, FromClient, QUEUE, ToClient, parse_size};
+use super::channels::{Channels, FromClient, QUEUE, StatusForm, ToClient, parse_size};
 use crate::server::websocket::{CLOSE_TIMEOUT, WebSocket, normal_close};
 
 const STDIN: u8 = 0;
@@ -29,11 +30,16 @@ const CLOSE: u8 = 255;
 pub(super) struct Encoding {
     pub(super) base64: bool,
     pub(super) close_message: bool,
+    pub(super) status: StatusForm,
 }
 
 impl Encoding {
     pub(super) fn of(protocol: &str) -> Self {
-        Self { base64: protocol.contains("base64"), close_message: protocol.starts_with("v5.") }
+        Self {
+            base64: protocol.contains("base64"),
+            close_message: protocol.starts_with("v5."),
+            status: StatusForm::of(protocol),
+        }
     }
 
     pub(super) fn encode(self, channel: u8, bytes: &[u8]) -> Message {
@@ -133,7 +139,10 @@ async fn write(
         let message = match event {
             ToClient::Stdout(bytes) => encoding.encode(STDOUT, &bytes),
             ToClient::Stderr(bytes) => encoding.encode(STDERR, &bytes),
-            ToClient::Status(status) => encoding.encode(STATUS, status.to_string().as_bytes()),
+            ToClient::Status(status) => match encoding.status.encode(&status) {
+                Some(text) => encoding.encode(STATUS, &text),
+                None => continue,
+            },
         };
         result = sink.send(message).await;
     }
