@@ -7,6 +7,8 @@ const ALL_VERBS: &[&str] =
 const CREATE: &[&str] = &["create"];
 const GET: &[&str] = &["get"];
 const STREAM: &[&str] = &["create", "get"];
+/// Each HTTP method is another verb.
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 
 const V1: &[Version] = &[Version { name: "v1", storage: true, served: true }];
@@ -132,7 +134,7 @@ pub static KINDS: &[Kind] = &[
     },
     Kind {
         short_names: &["no"],
-        subresources: &[status("Node")],
+        subresources: &[part("proxy", "NodeProxyOptions", PROXY), status("Node")],
         ..cluster("", "Node", "NodeList", "nodes", "node")
     },
     Kind {
@@ -162,6 +164,7 @@ pub static KINDS: &[Kind] = &[
             part("exec", "PodExecOptions", STREAM),
             part("log", "Pod", GET),
             part("portforward", "PodPortForwardOptions", STREAM),
+            part("proxy", "PodProxyOptions", PROXY),
             part("resize", "Pod", GET_PATCH_UPDATE),
             status("Pod"),
         ],
@@ -196,7 +199,7 @@ pub static KINDS: &[Kind] = &[
     Kind {
         short_names: &["svc"],
         categories: ALL,
-        subresources: &[status("Service")],
+        subresources: &[part("proxy", "ServiceProxyOptions", PROXY), status("Service")],
         ..namespaced("", "Service", "ServiceList", "services", "service")
     },
     Kind {

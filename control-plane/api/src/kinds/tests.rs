@@ -6,9 +6,6 @@ use super::*;
 
 /// What upstream serves and this table does not, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[
-    ("v1/nodes/proxy", "streams to arbitrary ports of nodes do not pass yet"),
-    ("v1/pods/proxy", "streams to arbitrary ports of pods do not pass yet"),
-    ("v1/services/proxy", "streams to arbitrary ports of services do not pass yet"),
     ("admissionregistration.k8s.io/v1alpha1", "off by default upstream"),
     ("admissionregistration.k8s.io/v1beta1", "off by default upstream"),
     ("certificates.k8s.io/v1alpha1", "off by default upstream"),

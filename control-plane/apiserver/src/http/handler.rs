@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hawser_api::{Error, error::Reason, resource::Target};
+use hawser_api::{Error, error::Reason};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -26,7 +26,7 @@ use super::{
     encode, info,
     negotiate::{self, Output},
     objects,
-    path::{Query, Route, route},
+    path::{PROXY, Query, Route, route},
 };
 use crate::{
     ApiServer,
@@ -36,6 +36,8 @@ use crate::{
 
 /// What a request may take that is no watch or stream (upstream's `--request-timeout`).
 const DEADLINE: Duration = Duration::from_secs(60);
+/// What is passed on takes as long as the other side takes, or until the client goes.
+const NO_DEADLINE: Duration = Duration::MAX;
 
 #[derive(Clone)]
 pub(super) struct Service {
@@ -135,7 +137,8 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
         let user = authenticate(server, peer, request.headers())?;
         match found {
             Route::Resource { verb, target } => {
-                let call = objects::Request { user, verb, target, query, output };
+                let peer = peer.map(|peer| peer.address);
+                let call = objects::Request { user, verb, target, query, output, peer };
                 objects::answer(server, call, request).await
             }
             Route::Path => {
@@ -175,13 +178,18 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
 
 /// How long the client wants to wait at most, in Go's notation (`1m30s`); never longer than [`DEADLINE`].
 ///
-/// What is passed through has parameters of its own, and a watch has `timeoutSeconds`.
+/// What is passed through has parameters of its own, and takes as long as it takes behind a proxy; a watch has
+/// `timeoutSeconds`.
 fn deadline(route: &Route, query: &Query) -> Result<Duration, Error> {
     let text = query.get("timeout");
-    let is_passed = |target: &Target| {
-        matches!(target.subresource.as_deref(), Some("attach" | "exec" | "log" | "portforward" | "proxy"))
+    let is_long = match route {
+        Route::Resource { verb, target } => match target.subresource.as_deref() {
+            Some(PROXY) => return Ok(NO_DEADLINE),
+            Some("attach" | "exec" | "log" | "portforward") => true,
+            _ => *verb == "watch",
+        },
+        Route::Path => false,
     };
-    let is_long = matches!(route, Route::Resource { verb, target } if *verb == "watch" || is_passed(target));
     if text.is_empty() || is_long {
         return Ok(DEADLINE);
     }

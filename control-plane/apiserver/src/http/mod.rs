@@ -7,9 +7,11 @@ mod body;
 mod encode;
 mod handler;
 mod info;
+mod kubelet;
 mod negotiate;
 mod objects;
 mod path;
+mod proxy;
 mod streams;
 mod watch;
 

@@ -1,6 +1,6 @@
 //! Requests about resources: parameters and bodies in, objects out.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::stream;
@@ -8,7 +8,7 @@ use hawser_api::{
     Error, FieldError, client::Propagation, error::Reason, patch::PatchType, resource::Target,
     schema::FieldValidation,
 };
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::Value;
 
@@ -17,8 +17,8 @@ use super::{
     encode::{self, List},
     handler::respond,
     negotiate::{self, Output},
-    path::Query,
-    streams, watch,
+    path::{PROXY, Query},
+    proxy, streams, watch,
 };
 use crate::{
     ApiServer,
@@ -39,6 +39,8 @@ pub(super) struct Request {
     pub query: Query,
     /// An unacceptable `Accept` is told only to those who may ask.
     pub output: Result<Output, Error>,
+    /// Where the client is.
+    pub peer: Option<SocketAddr>,
 }
 
 pub(super) async fn answer(
@@ -46,9 +48,14 @@ pub(super) async fn answer(
     request: Request,
     http: http::Request<Incoming>,
 ) -> Result<Response<Body>, Error> {
-    let Request { user, verb, target, query, output } = request;
-    if verb.is_empty() {
+    let Request { user, verb, target, query, output, peer } = request;
+    let is_proxy = target.subresource.as_deref() == Some(PROXY);
+    if verb.is_empty() && !(is_proxy && http.method() == Method::OPTIONS) {
         return Err(method_not_allowed());
+    }
+    if is_proxy {
+        let call = server.enter(&user, verb, target, "")?;
+        return proxy::answer(server, &call, peer, http).await;
     }
     let stream = target.subresource.as_deref().and_then(StreamKind::of);
     if let Some(kind) = stream {

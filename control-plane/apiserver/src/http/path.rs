@@ -34,6 +34,19 @@ impl Query {
     }
 }
 
+/// The subresource that passes requests on.
+pub(super) const PROXY: &str = "proxy";
+
+/// A path as it was sent, up to and with its first segments, and the rest, which is empty or begins with a slash.
+pub(super) fn split_after(path: &str, segments: usize) -> (&str, &str) {
+    let mut rest = path;
+    for _ in 0..segments {
+        rest = rest.trim_start_matches('/');
+        rest = &rest[rest.find('/').unwrap_or(rest.len())..];
+    }
+    path.split_at(path.len() - rest.len())
+}
+
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -76,8 +89,14 @@ pub(super) fn route(method: &http::Method, path: &str, query: &Query) -> Route {
     }
     let [resource, rest @ ..] = rest else { return Route::Path };
     let name = rest.first().cloned();
-    let subresource = (rest.len() > 1).then(|| rest[1..].join("/").into());
-    let verb = verb(method, name.is_some(), watch || query.is_on("watch"));
+    let subresource = match rest {
+        // What follows is the other side's matter, and so is the query.
+        [_, proxy, ..] if proxy == PROXY => Some(PROXY.into()),
+        [_, part @ ..] if !part.is_empty() => Some(part.join("/").into()),
+        _ => None,
+    };
+    let asks_to_watch = subresource.is_none() && query.is_on("watch");
+    let verb = verb(method, name.is_some(), watch || asks_to_watch);
     let resource = GroupVersionResource {
         group: group.to_owned().into(),
         version: version.to_owned().into(),
@@ -153,6 +172,11 @@ mod tests {
         check("DELETE", "/api/v1/namespaces/a/pods", "deletecollection v1/pods a - -");
         check("DELETE", "/api/v1/namespaces/a/pods/b", "delete v1/pods a b -");
         check("GET", "/api/v1/namespaces/a/pods/b/log", "get v1/pods a b log");
+        check("GET", "/api/v1/namespaces/a/pods/b:80/proxy", "get v1/pods a b:80 proxy");
+        check("HEAD", "/api/v1/namespaces/a/pods/https:b:/proxy/x/y/", "get v1/pods a https:b: proxy");
+        check("GET", "/api/v1/namespaces/a/services/b/proxy/x?watch=true", "get v1/services a b proxy");
+        check("POST", "/api/v1/nodes/b/proxy/run", "create v1/nodes - b proxy");
+        check("OPTIONS", "/api/v1/nodes/b/proxy/", " v1/nodes - b proxy");
         check(
             "PATCH",
             "/apis/apps/v1/namespaces/a/deployments/b/scale",
@@ -162,6 +186,19 @@ mod tests {
             "GET",
             "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
             "get rbac.authorization.k8s.io/v1/clusterroles - system:node -",
+        );
+    }
+    #[test]
+    fn what_follows_a_proxy_is_kept_as_it_was_sent() {
+        let check = |path, segments, expected| assert_eq!(split_after(path, segments), expected, "{path}");
+        check("/api/v1/nodes/a/proxy", 5, ("/api/v1/nodes/a/proxy", ""));
+        check("/api/v1/nodes/a/proxy/", 5, ("/api/v1/nodes/a/proxy", "/"));
+        check("/api/v1/nodes/a/proxy//x/../%2Fy/", 5, ("/api/v1/nodes/a/proxy", "//x/../%2Fy/"));
+        check("//api//v1/nodes/a/proxy/x", 5, ("//api//v1/nodes/a/proxy", "/x"));
+        check(
+            "/api/v1/namespaces/n/pods/https%3Aa%3A/proxy/x",
+            7,
+            ("/api/v1/namespaces/n/pods/https%3Aa%3A/proxy", "/x"),
         );
     }
 }

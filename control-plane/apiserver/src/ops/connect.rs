@@ -9,6 +9,7 @@ use super::Call;
 use crate::{
     ApiServer,
     admission::{Operation, Request},
+    auth::Attributes,
 };
 
 const KUBELET_PORT: u64 = 10_250;
@@ -34,11 +35,17 @@ impl StreamKind {
     }
 }
 
+/// A node's kubelet, and where it listens.
+#[derive(Debug)]
+pub struct Kubelet {
+    pub node: String,
+    pub address: SocketAddr,
+}
+
 /// A kubelet to connect to, and the path and query of the request.
 #[derive(Debug)]
 pub struct KubeletEndpoint {
-    pub node: String,
-    pub address: SocketAddr,
+    pub kubelet: Kubelet,
     pub path_and_query: String,
 }
 
@@ -47,12 +54,19 @@ pub(super) type Parameters = [(String, String)];
 
 impl ApiServer {
     /// Finds the kubelet of a pod and translates the request for it.
+    ///
+    /// Whoever may only read may not open a stream that does more, though WebSockets begin with a GET (upstream since
+    /// v1.35, kubernetes/kubernetes#133515).
     pub async fn connect(
         &self,
         call: &Call,
         kind: StreamKind,
         parameters: &Parameters,
     ) -> Result<KubeletEndpoint, Error> {
+        if kind != StreamKind::Log {
+            let create = Attributes { verb: "create".into(), ..call.pass.attributes().clone() };
+            self.chain().authorize(call.pass.user(), &create)?;
+        }
         let (namespace, name) = call.place()?;
         let pod = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?.value();
         let mut shown = pod.clone();
@@ -73,11 +87,11 @@ impl ApiServer {
             .filter(|node| !node.is_empty())
             .ok_or_else(|| Error::bad_request(format!("pod {name} does not have a host assigned")))?;
         let path_and_query = kubelet_path(&pod, (namespace, name), kind, parameters)?;
-        Ok(KubeletEndpoint { node: node.to_owned(), address: self.kubelet_address(node)?, path_and_query })
+        Ok(KubeletEndpoint { kubelet: self.kubelet(node)?, path_and_query })
     }
 
     /// Where a node's kubelet listens: its internal address, and the port that it registered.
-    fn kubelet_address(&self, node: &str) -> Result<SocketAddr, Error> {
+    pub(super) fn kubelet(&self, node: &str) -> Result<Kubelet, Error> {
         let nodes = self.registry().resources().builtin("", "v1", "nodes");
         let node_object = nodes.cache()?.get("", node).ok_or_else(|| nodes.not_found(node))?.value();
         let addresses = node_object["status"]["addresses"].as_array();
@@ -97,7 +111,8 @@ impl ApiServer {
         let port = node_object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
             .as_u64()
             .unwrap_or(KUBELET_PORT);
-        Ok(SocketAddr::new(address, u16::try_from(port).unwrap_or(KUBELET_PORT as u16)))
+        let port = u16::try_from(port).unwrap_or(KUBELET_PORT as u16);
+        Ok(Kubelet { node: node.to_owned(), address: SocketAddr::new(address, port) })
     }
 }
 

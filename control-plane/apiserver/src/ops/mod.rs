@@ -5,10 +5,12 @@
 
 mod access;
 mod connect;
+mod proxy;
 mod reviews;
 mod subresources;
 
-pub use connect::{KubeletEndpoint, StreamKind, is_true};
+pub use connect::{Kubelet, KubeletEndpoint, StreamKind, is_true};
+pub use proxy::{PodPort, ProxyTarget};
 
 use std::sync::Arc;
 
@@ -360,6 +362,10 @@ impl ApiServer {
     }
 
     pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
+        // Whoever may DELETE through an object's proxy may not delete the object.
+        if !call.subresource().is_empty() {
+            return Err(method_not_allowed());
+        }
         let deleted = self.registry().delete(&call.pass, &call.resource, call.place()?, request).await?;
         if !request.dry_run {
             self.settle(&call.resource, deleted.object()).await?;
@@ -450,7 +456,8 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
                     "the server could not find the requested resource",
                 )
             })?;
-            found.verbs.contains(&verb)
+            // OPTIONS, which has no verb, passes a proxy as every other method.
+            found.verbs.contains(&verb) || (subresource == "proxy" && verb.is_empty())
         }
     };
     if served { Ok(()) } else { Err(method_not_allowed()) }
