@@ -161,6 +161,20 @@ impl ApiServer {
         })
     }
 
+    /// A directory with what the node of that name needs to be a kubelet on loopback: `kubelet.crt`, `kubelet.key`, `ca.crt`.
+    ///
+    /// # Panics
+    /// Where they cannot be issued.
+    #[track_caller]
+    pub fn node_credentials(&self, name: &str) -> PathBuf {
+        let directory = self.directory.path().join(format!("node-{name}"));
+        let mut command = Command::new(binary("control-plane").expect("the control plane is built"));
+        command.args(["node-credentials", "--name", name, "--node-ip", "127.0.0.1", "--data-dir"]);
+        command.arg(self.directory.path().join("data")).arg("--out").arg(&directory);
+        assert!(command.status().expect("it runs").success(), "no credentials for {name}");
+        directory
+    }
+
     /// kubectl in a namespace, which is made here.
     #[track_caller]
     pub fn kubectl(&self, namespace: &str) -> Kubectl<'_> {
@@ -248,6 +262,8 @@ fn spawn(directory: &Path, port: u16, flags: &[String]) -> anyhow::Result<Child>
         // Advertised is an address that no machine has (RFC 5737): endpoints cannot name one of loopback.
         .args(["run", "--bind-address", "127.0.0.1", "--advertise-address", "192.0.2.254"])
         .args(["--secure-port", &port.to_string()])
+        // Nodes of tests give no sign of life.
+        .args(["--node-monitor-grace-period", "3600"])
         .arg("--data-dir")
         .arg(directory.join("data"))
         .args(flags)

@@ -5,6 +5,7 @@ use std::{
     io::Write,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -64,10 +65,27 @@ impl Cluster {
         words: impl IntoIterator<Item = &'a str>,
         input: Option<&str>,
     ) -> anyhow::Result<String> {
-        // Bounded, so that a stream that never ends fails one test and not the whole run.
-        let mut command = Command::new("timeout");
-        command.args(["120", "kubectl", "--kubeconfig", &self.kubeconfig]).args(words);
+        run(self.bounded_kubectl().args(words), input)
+    }
+
+    /// Runs kubectl in a namespace, with an environment.
+    pub fn kubectl_in(
+        &self,
+        namespace: &str,
+        words: &[&str],
+        input: Option<&str>,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
+        let mut command = self.bounded_kubectl();
+        command.args(["-n", namespace]).args(words).envs(environment.iter().copied());
         run(&mut command, input)
+    }
+
+    /// A stream that never ends is to fail one test and not the whole run.
+    fn bounded_kubectl(&self) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["120", "kubectl", "--kubeconfig", &self.kubeconfig]);
+        command
     }
 
     /// Runs a program on a node, in its network namespace and below its cgroup.
@@ -199,11 +217,13 @@ fn run(command: &mut Command, input: Option<&str>) -> anyhow::Result<String> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     let mut child = command.spawn().with_context(|| shown.clone())?;
-    if let Some(input) = input {
-        let mut stdin = child.stdin.take().context("standard input is piped")?;
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
+    let output = thread::scope(|scope| {
+        if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+            // Beside the reading: what comes back on the way may be as much. A program that fails early reads no input.
+            scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
+        }
+        child.wait_with_output()
+    })?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{shown} ended with {}: {stdout}{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     process::{Output, Stdio},
+    thread,
 };
 
 use anyhow::ensure;
@@ -34,19 +35,23 @@ impl Kubectl<'_> {
         self.run_with(line, input, &[])
     }
 
+    /// Runs a command line with a standard input and an environment.
     #[track_caller]
-    fn run_with(&self, line: &str, input: Option<&str>, environment: &[(&str, &str)]) -> Said {
+    pub fn run_with(&self, line: &str, input: Option<&str>, environment: &[(&str, &str)]) -> Said {
         let mut command = self.server.client("kubectl");
         command.arg("--namespace").arg(&self.namespace).args(words(line));
         command.envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl is installed");
         let mut stdin = child.stdin.take().expect("the standard input is a pipe");
-        // A command that fails early does not read its input; what it says is looked at instead.
-        let _ = stdin.write_all(input.unwrap_or_default().as_bytes());
-        drop(stdin);
-        let output = child.wait_with_output().expect("kubectl ends");
-        Said::new(line, output)
+        let input = input.unwrap_or_default();
+        let output = thread::scope(|scope| {
+            // Beside the reading: what a command says on the way may be as much as its input. One that fails early does
+            // not read that; what it says is looked at instead.
+            scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
+            child.wait_with_output()
+        });
+        Said::new(line, output.expect("kubectl ends"))
     }
 
     /// Runs a command that must succeed.
@@ -113,13 +118,13 @@ impl Said {
     }
 
     #[track_caller]
-    fn succeeded(self) -> Self {
+    pub fn succeeded(self) -> Self {
         assert!(self.succeeded, "kubectl {} failed: {}{}", self.command, self.stdout, self.stderr);
         self
     }
 
     #[track_caller]
-    fn failed(self) -> Self {
+    pub fn failed(self) -> Self {
         assert!(!self.succeeded, "kubectl {} succeeded: {}{}", self.command, self.stdout, self.stderr);
         self
     }

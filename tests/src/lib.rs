@@ -8,6 +8,7 @@
 pub mod api_server;
 pub mod cluster;
 pub mod kubectl;
+pub mod listening;
 
 use std::{
     thread,

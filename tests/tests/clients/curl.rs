@@ -5,27 +5,31 @@ use std::{fs, path::PathBuf};
 use hawser_tests::api_server::ApiServer;
 use serde_json::Value;
 
-struct Curl {
-    server: ApiServer,
+pub(crate) struct Curl {
+    pub(crate) server: ApiServer,
     certificates: [PathBuf; 3],
 }
 
-struct Answer {
-    code: u16,
-    content_type: String,
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    pub(crate) content_type: String,
     body: Vec<u8>,
 }
 
 impl Answer {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     #[track_caller]
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// A Status with this code and reason.
     #[track_caller]
-    fn is_status(&self, code: u16, reason: &str) -> Value {
+    pub(crate) fn is_status(&self, code: u16, reason: &str) -> Value {
         let status = self.json();
         assert_eq!(
             (self.code, &status["kind"], &status["apiVersion"], &status["reason"], &status["code"]),
@@ -38,14 +42,14 @@ impl Answer {
 }
 
 impl Curl {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let server = ApiServer::start();
         let certificates = server.credential_files();
         Self { server, certificates }
     }
 
     #[track_caller]
-    fn as_nobody(&self, path: &str, arguments: &[&str]) -> Answer {
+    pub(crate) fn as_nobody(&self, path: &str, arguments: &[&str]) -> Answer {
         let [authority, ..] = &self.certificates;
         let (body, mut command) = (self.server.scratch().join("body"), self.server.client("curl"));
         command.args([
@@ -67,7 +71,7 @@ impl Curl {
     }
 
     #[track_caller]
-    fn ask(&self, path: &str, arguments: &[&str]) -> Answer {
+    pub(crate) fn ask(&self, path: &str, arguments: &[&str]) -> Answer {
         let [_, certificate, key] =
             self.certificates.each_ref().map(|path| path.to_str().expect("a plain path"));
         self.as_nobody(path, &[&["--cert", certificate, "--key", key], arguments].concat())

@@ -3,4 +3,5 @@
 mod network;
 mod pods;
 mod services;
+mod streams;
 mod walk;
