@@ -17,7 +17,6 @@ pub(crate) const EXCLUDED: &[Reason] = &[
     ),
     ("the kind has no controller yet", CONTROLLERS),
     ("pods do not make room for others yet", &["[sig-scheduling] SchedulerPreemption "]),
-    ("the subresource is not served yet", SUBRESOURCES),
     ("containers must run", CONTAINERS),
     ("containers must have volumes", VOLUMES),
     ("packets must arrive", TRAFFIC),
@@ -84,13 +83,9 @@ const CONTROLLERS: &[&str] = &[
 ];
 
 /// Of pods: `ephemeralcontainers`, `proxy`, `resize`; and `proxy` of services.
-const SUBRESOURCES: &[&str] = &[
-    "[sig-network] Proxy version v1 ",
+const CONTAINERS: &[&str] = &[
     "[sig-node] Ephemeral Containers ",
     "[sig-node] Pod InPlace Resize Container ",
-];
-
-const CONTAINERS: &[&str] = &[
     "[sig-apps] ReplicaSet should serve a basic image ",
     "[sig-node] ConfigMap should be consumable ",
     "[sig-node] Container Lifecycle Hook ",
@@ -128,6 +123,7 @@ const VOLUMES: &[&str] = &[
 ];
 
 const TRAFFIC: &[&str] = &[
+    "[sig-network] Proxy version v1 ",
     "[sig-network] DNS ",
     "[sig-network] EndpointSlice should support a Service ",
     "[sig-network] Networking Granular Checks: ",

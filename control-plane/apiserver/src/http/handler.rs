@@ -282,6 +282,8 @@ mod tests {
             let error = of(pods, wrong).expect_err(wrong);
             assert!(error.message().starts_with("invalid timeout specified in the request URL"));
         }
-        of("/api/v1/namespaces/n/pods", "watch=true&timeout=soon").expect("not looked at");
+        of(pods, "watch=true&timeout=soon").expect("not looked at");
+        let proxied = of("/api/v1/namespaces/n/pods/p/proxy", "timeout=1s");
+        assert_eq!(proxied.expect("the other side's parameter"), NO_DEADLINE);
     }
 }

@@ -135,13 +135,12 @@ fn version_2_says_what_upstream_says_of_the_kinds_served() {
 }
 
 /// What upstream publishes and Hawser does not, by a part of the path, with the reason.
-const NOT_PUBLISHED: [(&str, &str); 10] = [
+const NOT_PUBLISHED: [(&str, &str); 9] = [
     ("/watch/", "deprecated for lists with `watch`"),
     ("/v1alpha", "off by default upstream"),
     ("/v1beta", "off by default upstream"),
     ("/internal.apiserver.k8s.io/", "off by default upstream"),
     ("/storagemigration.k8s.io/", "objects have one stored version"),
-    ("/proxy", "streams to arbitrary ports do not pass yet"),
     ("/logs/", "files of the machine are not the API's"),
     ("/version/", "is no kind, and the same for all"),
     ("/.well-known/openid-configuration/", "is described by OpenID Connect"),
