@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{template, workload};
 use crate::{
     coverage::texts,
-    kubelet::{IMAGE, image, run_until},
+    kubelet::{IMAGE, add_node, image, run_until},
     steps::{create, delete, gone, labels, list, patch, watch_labels},
     support::{Bed, eventually, test, unique},
 };
@@ -153,9 +153,9 @@ fn is_owned_by(set: &ReplicaSet, deployment: &Deployment) -> bool {
 fn recreatedeployment_should_delete_old_pods_and_create_new_ones() {
     test(async |bed| {
         let rollout = Rollout::new(bed);
-        // Pods of a node take their time to end, and the Deployment has to wait for them.
+        // A pod of a node takes its time to end, and the Deployment has to wait for it.
         let mut slow = template(&rollout.name, IMAGE);
-        slow["spec"]["nodeName"] = json!(unique("node"));
+        slow["spec"]["nodeName"] = json!(add_node(bed, json!({})).await);
         rollout.create(1, IMAGE, json!({ "strategy": { "type": "Recreate" }, "template": slow })).await;
         rollout.completes(IMAGE).await;
         let old = list(&rollout.pods, &rollout.selector()).await.pop().expect("a pod");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     coverage::texts,
-    kubelet::{IMAGE, run},
+    kubelet::{IMAGE, add_node, run},
     steps::{create, delete, patch_status, update},
     support::{object, test, unique},
 };
@@ -18,12 +18,10 @@ texts! {
         => issue_500_podspec_updates_and_verify_generation_and_observedgeneration_eventually_converge,
 }
 
-/// A pod on a node that does not exist, so that it ends slowly.
 fn pod(name: &str) -> Value {
     json!({
         "metadata": { "name": name },
         "spec": {
-            "nodeName": unique("node"),
             "containers": [{ "name": "app", "image": IMAGE }],
             "initContainers": [{ "name": "init", "image": IMAGE }],
         },
@@ -96,12 +94,14 @@ fn custom_set_generation_on_new_pods_and_graceful_delete() {
         let (name, pods) = (unique("generation"), bed.api::<Pod>());
         let mut wanted = pod(&name);
         wanted["metadata"]["generation"] = json!(100);
+        // On a node it has time to end.
+        wanted["spec"]["nodeName"] = json!(add_node(bed, json!({})).await);
         let made = create(&pods, wanted).await;
         assert_eq!(made.metadata.generation, Some(1));
         run(&pods, &name, "192.0.2.1").await;
 
         pods.delete(&name, &DeleteParams::default().grace_period(60)).await.expect("deleted");
-        let ending = pods.get(&name).await.expect("the pod has time to end");
+        let ending = pods.get(&name).await.expect("the pod is still there");
         assert!(ending.metadata.deletion_timestamp.is_some());
         assert_eq!(ending.metadata.generation, Some(2));
         assert_eq!(generations(&observe(&pods, &name).await), (2, 2));

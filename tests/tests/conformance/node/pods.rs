@@ -1,23 +1,23 @@
 //! Pods as objects: created, changed, watched, ended.
 //!
-//! Pods that have to end slowly name a node that does not exist: nothing ends them but the test.
+//! Pods that have to end slowly are on a node without a kubelet: nothing ends them but the test.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
     coverage::texts,
-    kubelet::{IMAGE, image, run},
+    kubelet::{IMAGE, add_node, image, run},
     operations::assert_contains,
     steps::{
         as_json, counted, create, delete, delete_all, gone, labels, list, patch_status, try_create,
         try_update, update, update_status, watch_labels,
     },
-    support::{refused, test, unique},
+    support::{Bed, refused, test, unique},
 };
 
 texts! {
@@ -39,11 +39,11 @@ fn pod(name: &str) -> Value {
     })
 }
 
-async fn running(pods: &Api<Pod>, name: &str) -> Pod {
-    let mut pod = pod(name);
-    pod["spec"]["nodeName"] = json!(unique("node"));
-    create(pods, pod).await;
-    run(pods, name, "192.0.2.1").await
+async fn running(bed: &Bed, name: &str) -> Pod {
+    let (mut pod, pods) = (pod(name), bed.api::<Pod>());
+    pod["spec"]["nodeName"] = json!(add_node(bed, json!({})).await);
+    create(&pods, pod).await;
+    run(&pods, name, "192.0.2.1").await
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str) -> &'a str {
@@ -60,7 +60,7 @@ fn should_be_submitted_and_removed() {
         let selector = format!("app={name}");
         assert_eq!(list(&pods, &selector).await.len(), 0);
         let mut events = watch_labels(&pods, &selector).await;
-        let made = running(&pods, &name).await;
+        let made = running(bed, &name).await;
         events.until("ADDED", |seen| seen.uid() == made.uid()).await;
         events.until("MODIFIED", |seen| condition(seen, "Ready") == "True").await;
         assert_eq!(list(&pods, &selector).await.len(), 1);
@@ -135,7 +135,7 @@ fn should_delete_a_collection_of_pods() {
 fn should_patch_a_pod_status() {
     test(async |bed| {
         let (name, pods) = (unique("patched"), bed.api::<Pod>());
-        running(&pods, &name).await;
+        running(bed, &name).await;
         let status = json!({ "message": "Patched by a test", "reason": "E2E" });
         let patched = patch_status(&pods, &name, json!({ "status": status })).await;
         for found in [patched, pods.get_status(&name).await.expect("the status is read")] {
@@ -153,7 +153,7 @@ fn should_run_through_the_lifecycle_of_pods_and_podstatus() {
         let (name, pods) = (unique("lifecycle"), bed.api::<Pod>());
         let selector = format!("app={name}");
         let mut events = watch_labels(&pods, &selector).await;
-        running(&pods, &name).await;
+        running(bed, &name).await;
         events.until("ADDED", |seen| seen.name_any() == name).await;
         events.until("MODIFIED", |seen| condition(seen, "Ready") == "True").await;
 
