@@ -27,7 +27,8 @@ fn asked(text: &str) -> Value {
 fn requests_reach_pods_as_they_were_sent() {
     let curl = Curl::start();
     let kubectl = curl.server.kubectl("shop");
-    let port = node::start(&curl.server, &kubectl, "shop").port;
+    let node = node::start(&curl.server, &kubectl, "shop");
+    let port = node.port;
     let pod = "/api/v1/namespaces/shop/pods/web";
     for path in [format!("{pod}/proxy/"), format!("{pod}:{port}/proxy/"), format!("{pod}:/proxy/")] {
         assert_eq!(asked(&kubectl.ok(&format!("get --raw {path}")).stdout)["uri"], "/", "{path}");
@@ -112,7 +113,8 @@ fn links_lead_back_through_the_proxy() {
 fn services_lead_to_ready_pods_alone() {
     let curl = Curl::start();
     let kubectl = curl.server.kubectl("shop");
-    let port = node::start(&curl.server, &kubectl, "shop").port;
+    let node = node::start(&curl.server, &kubectl, "shop");
+    let port = node.port;
     kubectl.ok(&format!("expose pod web --name=plain --port=80 --target-port={port}"));
     let named = json!({
         "kind": "Service", "apiVersion": "v1", "metadata": { "name": "named" },
@@ -172,19 +174,20 @@ fn services_lead_to_ready_pods_alone() {
 fn nodes_give_what_their_kubelet_has() {
     let curl = Curl::start();
     let kubectl = curl.server.kubectl("shop");
-    let kubelet_port = node::start(&curl.server, &kubectl, "shop").kubelet_port;
+    let node = node::start(&curl.server, &kubectl, "shop");
+    let kubelet_port = node.kubelet_port;
     for id in [NODE.to_owned(), format!("{NODE}:{kubelet_port}"), format!("https:{NODE}:{kubelet_port}")] {
-        let node = format!("/api/v1/nodes/{id}/proxy");
-        assert_eq!(kubectl.ok(&format!("get --raw {node}/healthz")).stdout, "ok", "{id}");
-        assert_eq!(kubectl.ok(&format!("get --raw {node}/metrics")).stdout, "up 1\n");
-        assert_eq!(asked(&kubectl.ok(&format!("get --raw {node}/pods")).stdout)["kind"], "PodList");
-        let summary = asked(&kubectl.ok(&format!("get --raw {node}/stats/summary")).stdout);
+        let proxy = format!("/api/v1/nodes/{id}/proxy");
+        assert_eq!(kubectl.ok(&format!("get --raw {proxy}/healthz")).stdout, "ok", "{id}");
+        assert_eq!(kubectl.ok(&format!("get --raw {proxy}/metrics")).stdout, "up 1\n");
+        assert_eq!(asked(&kubectl.ok(&format!("get --raw {proxy}/pods")).stdout)["kind"], "PodList");
+        let summary = asked(&kubectl.ok(&format!("get --raw {proxy}/stats/summary")).stdout);
         assert_eq!(summary["node"]["nodeName"], NODE);
         let log = "2024-01-01T00:00:00.000000000Z stdout F one\n";
         std::fs::write(curl.server.scratch().join("pod.log"), log).expect("written");
-        assert!(curl.ask(&format!("{node}/logs/"), &[]).text().contains(r#"<a href="pod.log">"#));
-        assert_eq!(kubectl.ok(&format!("get --raw {node}/logs/pod.log")).stdout, log);
-        assert_eq!(curl.ask(&format!("{node}/configz"), &[]).code, 404);
+        assert!(curl.ask(&format!("{proxy}/logs/"), &[]).text().contains(r#"<a href="pod.log">"#));
+        assert_eq!(kubectl.ok(&format!("get --raw {proxy}/logs/pod.log")).stdout, log);
+        assert_eq!(curl.ask(&format!("{proxy}/configz"), &[]).code, 404);
     }
     curl.ask(&format!("/api/v1/nodes/{NODE}:22/proxy/"), &[]).is_status(400, "BadRequest");
     curl.ask("/api/v1/nodes/nobody/proxy/", &[]).is_status(404, "NotFound");
@@ -294,7 +297,8 @@ fn upgrades_pass() {
 fn pods_address_in_the_api_is_only_shown() {
     let curl = Curl::start();
     let kubectl = curl.server.kubectl("shop");
-    let port = node::start(&curl.server, &kubectl, "shop").port;
+    let node = node::start(&curl.server, &kubectl, "shop");
+    let port = node.port;
     // Nobody has this address; the node connects to what it knows itself.
     assert_eq!(kubectl.path("pod web", "{.status.podIP}"), POD_IP);
     assert_eq!(
