@@ -18,8 +18,10 @@
 //! - aggregated API servers: requests are not handed on yet;
 //! - what only the controllers of DaemonSets, StatefulSets, Jobs, CronJobs, ReplicationControllers and
 //!   PodDisruptionBudgets can do, and the mirroring of Endpoints: there are none yet (the objects are covered);
-//! - preemption, and the subresources `ephemeralcontainers`, `resize` and `proxy`: not there yet;
+//! - preemption: not there yet;
 //! - measurements of time.
+//!
+//! Tests that are ignored show what the server does otherwise than upstream, and name it.
 
 mod coverage;
 mod excluded;

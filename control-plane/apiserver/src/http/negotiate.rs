@@ -81,13 +81,15 @@ pub(super) fn output(headers: &HeaderMap, user_pretty: Option<bool>) -> Result<O
         .iter()
         .find_map(|range| choose(&media(range)))
         .map(|output| Output { pretty, ..output })
-        .ok_or_else(|| {
-            Error::new(
-                Reason::NotAcceptable,
-                "only the following media types are accepted: application/json, application/yaml, \
-             application/vnd.kubernetes.protobuf",
-            )
-        })
+        .ok_or_else(not_acceptable)
+}
+
+pub(super) fn not_acceptable() -> Error {
+    Error::new(
+        Reason::NotAcceptable,
+        "only the following media types are accepted: application/json, application/yaml, \
+         application/vnd.kubernetes.protobuf",
+    )
 }
 
 fn choose(range: &Media<'_>) -> Option<Output> {

@@ -16,7 +16,7 @@ use super::{
     body::{self, Body, Pieces},
     encode::{self, List},
     handler::respond,
-    negotiate::{self, Output},
+    negotiate::{self, Output, Shape},
     path::{PROXY, Query},
     proxy, streams, watch,
 };
@@ -100,6 +100,10 @@ impl Front<'_> {
             }
             "list" => self.list(&parts.headers).await,
             "watch" => self.watch().await,
+            // What only answers has neither rows nor metadata.
+            "create" if self.call.resource.storage().is_none() && self.output.shape != Shape::Plain => {
+                Err(negotiate::not_acceptable())
+            }
             "create" => {
                 let (object, mut warnings) = self.decode(&parts.headers, body).await?;
                 let written =

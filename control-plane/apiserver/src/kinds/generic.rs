@@ -57,9 +57,11 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
     // Node agents label nodes and annotate pods with the status they report; a Deployment's revision is an
     // annotation that its controller writes so.
     let from_new: &[&str] = match (kind.group, kind.plural) {
-        ("", _) | ("apps", "replicasets") => &["labels", "annotations", "resourceVersion", "managedFields"],
-        ("certificates.k8s.io", _) => &["labels", "annotations", "resourceVersion", "managedFields"],
         ("apps", "deployments") => &["annotations", "resourceVersion", "managedFields"],
+        (
+            "" | "apps" | "autoscaling" | "batch" | "certificates.k8s.io" | "networking.k8s.io" | "policy",
+            _,
+        ) => &["labels", "annotations", "resourceVersion", "managedFields"],
         _ => &["resourceVersion", "managedFields"],
     };
     let kept_metadata = kept.ensure("metadata");

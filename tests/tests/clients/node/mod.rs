@@ -14,7 +14,7 @@ use hawser_runtime::{
     ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Runtime as _, Security,
     container_id, testing::FakeRuntime,
 };
-use hawser_tests::api_server::{ApiServer, Kubectl};
+use hawser_tests::{api_server::ApiServer, kubectl::Kubectl};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;

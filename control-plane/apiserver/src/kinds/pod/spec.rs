@@ -1,5 +1,7 @@
 //! Validation of pods and pod templates as a whole.
 
+use std::collections::HashSet;
+
 use hawser_api::FieldError;
 use serde_json::Value;
 
@@ -9,6 +11,10 @@ use crate::kinds::{
     names::{NameRule, dns_label, dns_subdomain, qualified_name},
     value::{Fields, Path},
 };
+
+/// The longest name of a sysctl, and how it is written (as the kernel's, with slashes or dots).
+const MAX_SYSCTL: usize = 253;
+const SYSCTL: &str = "^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 
 pub(crate) fn validate_pod(pod: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -43,6 +49,32 @@ fn validate_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     host(errors, path, spec);
     dns(errors, path, spec);
     scheduling::validate(errors, path, spec);
+    sysctls(errors, path, spec);
+}
+
+/// Parts of small letters, digits, `-` and `_`, parted by dots or slashes.
+fn sysctls(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
+    let is_edge = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let is_part = |part: &str| {
+        part.starts_with(is_edge)
+            && part.ends_with(is_edge)
+            && part.chars().all(|letter| is_edge(letter) || matches!(letter, '-' | '_'))
+    };
+    let context = path.field("securityContext");
+    let list = context.field("sysctls");
+    let mut names = HashSet::new();
+    for (index, sysctl) in spec.list("securityContext.sysctls").iter().enumerate() {
+        let path = list.index(index);
+        let name = sysctl.text("name");
+        if name.is_empty() {
+            errors.push(FieldError::required(path.field("name"), ""));
+        } else if name.len() > MAX_SYSCTL || !name.split(['.', '/']).all(is_part) {
+            let detail = format!("must have at most {MAX_SYSCTL} characters and match regex {SYSCTL}");
+            errors.push(FieldError::invalid(path.field("name"), name, detail));
+        } else if !names.insert(name.replace('/', ".")) {
+            errors.push(FieldError::duplicate(path.field("name"), name));
+        }
+    }
 }
 
 fn policies(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {

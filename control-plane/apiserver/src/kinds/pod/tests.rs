@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::POD;
+use super::{POD, spec};
 
 fn row(spec: Value, status: Value, deleted: bool) -> Vec<String> {
     let mut pod = json!({
@@ -123,4 +123,24 @@ fn rows_read_as_upstreams() {
     for (name, spec, status, deleted, expected) in rows {
         assert_eq!(row(spec, status, deleted), expected, "{name}");
     }
+}
+
+#[test]
+fn sysctls_are_named_as_the_kernels() {
+    let named = |names: &[&str]| {
+        let sysctls: Vec<Value> = names.iter().map(|name| json!({ "name": name, "value": "1" })).collect();
+        let pod = json!({ "spec": { "securityContext": { "sysctls": sysctls } } });
+        let errors = spec::validate_pod(&pod).into_iter();
+        errors.map(|error| error.to_string()).filter(|error| error.contains("sysctls")).collect::<Vec<_>>()
+    };
+    assert!(named(&["kernel.shm_rmid_forced", "net/ipv4/tcp_syncookies", "a-b.c"]).is_empty());
+    for wrong in ["foo-", "bar..", ".a", "A.b", "a b"] {
+        let said = named(&[wrong]);
+        let begin = format!(
+            "spec.securityContext.sysctls[0].name: Invalid value: \"{wrong}\": must have at most 253"
+        );
+        assert!(said.len() == 1 && said[0].starts_with(&begin), "{wrong}: {said:?}");
+    }
+    assert_eq!(named(&["a.b", "a/b"]), ["spec.securityContext.sysctls[1].name: Duplicate value: \"a/b\""]);
+    assert_eq!(named(&[""]), ["spec.securityContext.sysctls[0].name: Required value"]);
 }
