@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 const LOOPBACK: &str = "127.0.0.1:";
@@ -10,6 +10,8 @@ const LOOPBACK: &str = "127.0.0.1:";
 /// The running program; ends with the value.
 pub struct Listening {
     process: Child,
+    /// Kept, because whoever writes to a closed pipe ends.
+    _output: BufReader<ChildStdout>,
     /// On 127.0.0.1.
     pub port: u16,
 }
@@ -23,9 +25,9 @@ impl Listening {
     pub fn start(command: &mut Command) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().expect("the program runs");
         let mut line = String::new();
-        let stdout = process.stdout.take().expect("the output is a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("its output can be read");
-        let mut program = Self { process, port: 0 };
+        let mut output = BufReader::new(process.stdout.take().expect("the output is a pipe"));
+        output.read_line(&mut line).expect("its output can be read");
+        let mut program = Self { process, _output: output, port: 0 };
         program.port = port_of(&line).unwrap_or_else(|| panic!("{command:?} says {line:?}"));
         program
     }
