@@ -365,13 +365,13 @@ mod tests {
         for id in [1, 1, 0, 2] {
             client.open(id, &[]).await;
         }
-        let _first = streams.recv().await.unwrap();
+        let first = streams.recv().await.unwrap();
         let got = client.frames(4).await;
         assert!(matches!(got[0], Frame::SynReply { id: 1, .. }), "{got:?}");
         for (frame, id) in got[1..].iter().zip([1, 0, 2]) {
             assert_eq!(*frame, Frame::RstStream { id, status: PROTOCOL_ERROR });
         }
-        drop(streams);
+        drop((first, streams));
         work.await.unwrap().unwrap();
     }
 
@@ -409,8 +409,9 @@ mod tests {
                 received += bytes.len();
             }
         }
-        drop(sending.await.unwrap());
+        let client = sending.await.unwrap();
         drop(streams);
         work.await.unwrap().unwrap();
+        drop(client);
     }
 }
