@@ -33,6 +33,12 @@ impl Etcd {
         let directory = TempDir::new().expect("a temporary directory can be made");
         let [url, peer] = [free_address(), free_address()];
         let process = spawn(&directory, &url, &peer);
+        eventually(SOON, "etcd is healthy", || {
+            let health =
+                Command::new("curl").args(["--silent", "--fail", &format!("{url}/health")]).output()?;
+            ensure!(health.status.success(), "curl ended with {}", health.status);
+            Ok(())
+        });
         Some(Self { directory, process, url, peer })
     }
 
