@@ -2,10 +2,12 @@
 
 use std::{
     fs::File,
-    net::TcpListener,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     str::FromStr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -194,5 +196,23 @@ fn start_etcd(directory: &Path) -> Result<(Process, String)> {
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("default={peer}"), "--quota-backend-bytes=8589934592"]);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok((Process::start(&mut command)?, url))
+    let process = Process::start(&mut command)?;
+    let started = Instant::now();
+    while !is_healthy(client) {
+        ensure!(started.elapsed() < READY, "etcd is not ready in time");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok((process, url))
+}
+
+/// What etcd says of itself.
+fn is_healthy(port: u16) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
 }
