@@ -279,6 +279,20 @@ impl Error {
         Self::with_details(Reason::TooManyRequests, message.into(), json!({ "retryAfterSeconds": seconds }))
     }
 
+    /// The same, with the cause for programs; 0 seconds say nothing of when.
+    pub fn too_many_requests_because(
+        message: impl Into<String>,
+        seconds: u32,
+        reason: &str,
+        cause: &str,
+    ) -> Self {
+        let mut details = json!({ "causes": [{ "reason": reason, "message": cause }] });
+        if seconds > 0 {
+            details["retryAfterSeconds"] = json!(seconds);
+        }
+        Self::with_details(Reason::TooManyRequests, message.into(), details)
+    }
+
     /// The object breaks rules of its kind. `kind` is the Go kind (`Pod`); `errors` is not empty.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };

@@ -5,6 +5,7 @@
 
 mod access;
 mod connect;
+mod eviction;
 mod proxy;
 mod reviews;
 mod subresources;

@@ -1,6 +1,6 @@
-//! Actions on objects: binding a pod, evicting it, issuing a token.
+//! Actions on objects: binding a pod, issuing a token.
 
-use hawser_api::{Error, FieldError, GroupVersionResource, client::Propagation, error::Reason};
+use hawser_api::{Error, FieldError, GroupVersionResource};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -9,9 +9,7 @@ use crate::{
     ApiServer,
     admission::{self, Operation},
     auth::tokens::{TokenRequest, unix_now},
-    cache::Selection,
-    chain::Pass,
-    registry::{Change, DeleteRequest, Part},
+    registry::{Change, Part},
     resources::method_not_allowed,
 };
 
@@ -92,63 +90,6 @@ impl ApiServer {
         self.registry()
             .update(&call.pass, &call.resource, place, Part::Binding, change, &options.for_update(call)?)
             .await?;
-        Ok(())
-    }
-
-    /// Deletes a pod unless a disruption budget forbids it now.
-    async fn evict(&self, call: &Call, eviction: &Value) -> Result<Written, Error> {
-        let (namespace, name) = call.place()?;
-        let pod = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?;
-        self.check_budgets(&call.pass, namespace, &pod.value())?;
-        let options = &eviction["deleteOptions"];
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let request = DeleteRequest {
-            grace_period_seconds: options["gracePeriodSeconds"].as_i64(),
-            propagation: options["propagationPolicy"].as_str().and_then(|name| match name {
-                "Foreground" => Some(Propagation::Foreground),
-                "Orphan" => Some(Propagation::Orphan),
-                "Background" => Some(Propagation::Background),
-                _ => None,
-            }),
-            uid: text(&options["preconditions"]["uid"]),
-            resource_version: text(&options["preconditions"]["resourceVersion"]),
-            dry_run: options["dryRun"][0] == "All",
-        };
-        self.registry().delete(&call.pass, &call.resource, (namespace, name), &request).await?;
-        Ok(Written {
-            reply: Reply::Value(
-                json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
-            ),
-            created: true,
-            warnings: Vec::new(),
-        })
-    }
-
-    /// 429 where a budget that selects the pod allows no disruption; pods that do not run yet are never protected.
-    fn check_budgets(&self, _pass: &Pass, namespace: &str, pod: &Value) -> Result<(), Error> {
-        if matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"))
-            || pod["metadata"]["deletionTimestamp"].is_string()
-        {
-            return Ok(());
-        }
-        let Some(budgets) = self.registry().resources().find("policy", "v1", "poddisruptionbudgets") else {
-            return Ok(());
-        };
-        let cache = budgets.cache()?;
-        let selection = Selection::within(Some(namespace));
-        for budget in selection.select(cache, &cache.snapshot().state, "") {
-            let value = budget.value();
-            let selector = hawser_api::selector::LabelSelector::from_value(value["spec"].get("selector"))
-                .map_err(|error| Error::internal(format!("budget {}: {error}", budget.name())))?;
-            if selector.matches_object(pod)
-                && value["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0
-            {
-                return Err(Error::new(
-                    Reason::TooManyRequests,
-                    "Cannot evict pod as it would violate the pod's disruption budget.",
-                ));
-            }
-        }
         Ok(())
     }
 

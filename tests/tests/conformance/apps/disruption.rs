@@ -49,7 +49,6 @@ async fn allow(budgets: &Api<PodDisruptionBudget>, name: &str, allowed: i32) {
 
 /// PodDisruptionBudget: block an eviction until the PDB is updated to allow it
 #[test]
-#[ignore = "evictions are not taken off the budget yet"]
 fn should_block_an_eviction_until_the_pdb_is_updated_to_allow_it() {
     test(async |bed| {
         let (budgets, pods) = (bed.api::<PodDisruptionBudget>(), bed.api::<Pod>());
