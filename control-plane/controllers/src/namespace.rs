@@ -1,7 +1,7 @@
 //! Namespace deletion: empties a namespace that is to go, then lets it go.
 //!
-//! Deletes the content of every namespaced kind in the table of kinds, waits for what takes its time (pods
-//! stop gracefully, finalizers run), tells in conditions what is left, and takes the finalizer `kubernetes`
+//! Deletes the content of every namespaced kind in the table of kinds, pods first and the rest when they are gone
+//! (KEP-5080), waits for what takes its time (pods stop gracefully, finalizers run), tells in conditions what is left, and takes the finalizer `kubernetes`
 //! away once two things hold: every kind was listed without error, and nothing was there. Admission keeps new
 //! content out meanwhile, so what is empty stays empty.
 
@@ -92,6 +92,12 @@ struct Left {
     errors: Vec<String>,
 }
 
+impl Left {
+    fn is_nothing(&self) -> bool {
+        self.objects.is_empty() && self.errors.is_empty()
+    }
+}
+
 type Swept = Result<(Vec<ObjectMeta>, Vec<String>), Error>;
 
 #[async_trait]
@@ -106,15 +112,14 @@ impl Reconciler for Controller {
         if !namespace.is_deleting() || !finalizers.iter().any(|it| it == FINALIZER) {
             return Ok(Next::Done);
         }
-        // The first sweep asks everything to go; what went at once is not there in the second.
-        let first = self.sweep(&key.name).await;
-        let left = if first.objects.is_empty() && first.errors.is_empty() {
-            first
-        } else {
-            self.sweep(&key.name).await
-        };
+        // A pod keeps what it works with, its policies and secrets above all, until it has ended.
+        let (pods, others): (Vec<_>, Vec<_>) = namespaced_kinds().partition(|kind| kind.plural == "pods");
+        let mut left = self.clear(&key.name, &pods).await;
+        if left.is_nothing() {
+            left = self.clear(&key.name, &others).await;
+        }
         let namespace = self.tell(&namespace, &left).await?;
-        if !left.objects.is_empty() || !left.errors.is_empty() {
+        if !left.is_nothing() {
             return Ok(Next::After(LOOK_AGAIN));
         }
         self.finalize(namespace).await?;
@@ -123,10 +128,16 @@ impl Reconciler for Controller {
 }
 
 impl Controller {
+    /// Asks all content of some kinds to go, and returns what did not go at once.
+    async fn clear(&self, namespace: &str, kinds: &[&'static Kind]) -> Left {
+        let first = self.sweep(namespace, kinds).await;
+        if first.is_nothing() { first } else { self.sweep(namespace, kinds).await }
+    }
+
     /// Asks all content to go that was not asked yet, and returns what was there.
-    async fn sweep(&self, namespace: &str) -> Left {
+    async fn sweep(&self, namespace: &str, kinds: &[&'static Kind]) -> Left {
         let mut left = Left::default();
-        let sweeps = namespaced_kinds().map(|kind| self.sweep_kind(namespace, kind).boxed());
+        let sweeps = kinds.iter().map(|kind| self.sweep_kind(namespace, kind).boxed());
         for (kind, outcome) in in_parallel(sweeps).await {
             match outcome {
                 Ok((objects, errors)) => {
@@ -302,6 +313,35 @@ mod tests {
         assert!(api.objects().keys().all(|key| key.1 != "default" || key.0 == "events"));
         assert_eq!(api.all::<ReplicaSet>().len(), 0);
         assert!(api.read::<ConfigMap>("kept", "settings").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_go_before_what_they_work_with() {
+        let api = FakeApi::new();
+        let _running = Running::start(&api, &["namespace"]);
+        api.put::<Namespace>(namespace("ordered"));
+        api.put::<ConfigMap>(json!({ "metadata": { "name": "settings", "namespace": "ordered" } }));
+        api.put::<Pod>(json!({
+            "metadata": { "name": "ending", "namespace": "ordered" },
+            "spec": { "containers": [{ "name": "main", "image": "none" }] },
+        }));
+        api.remove::<Namespace>("", "ordered", &DeleteOptions::default());
+        api.until("the conditions tell of the pod", |api| {
+            let conditions = api.read::<Namespace>("", "ordered").and_then(|it| it.status?.conditions);
+            conditions.into_iter().flatten().any(|it| {
+                it.type_ == "NamespaceContentRemaining"
+                    && it.message.as_deref()
+                        == Some("Some resources are remaining: pods has 1 resource instances")
+            })
+        })
+        .await;
+        let settings = api.read::<ConfigMap>("ordered", "settings").expect("it waits for the pod");
+        assert_eq!(settings.metadata.deletion_timestamp, None);
+        // As its node does when it has ended.
+        let ended = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+        api.remove::<Pod>("ordered", "ending", &ended);
+        api.until("it is gone", |api| api.read::<Namespace>("", "ordered").is_none()).await;
+        assert!(api.read::<ConfigMap>("ordered", "settings").is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -158,7 +158,6 @@ where
 
 /// Ordered Namespace Deletion
 #[test]
-#[ignore = "what is in a namespace goes in no order yet"]
 fn namespace_deletion_should_delete_pod_first() {
     test(async |bed| {
         let (name, namespaces) = (bed.another_namespace().await, bed.all::<Namespace>());
