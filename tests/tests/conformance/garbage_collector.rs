@@ -238,7 +238,6 @@ fn should_not_delete_dependents_that_have_both_valid_owner_and_owner_that_s_wait
 
 /// Garbage Collector, dependency cycle
 #[test]
-#[ignore = "owners that wait for each other in a circle of three wait for ever yet"]
 fn should_not_be_blocked_by_dependency_circle() {
     test(async |bed| {
         let pods = bed.api::<Pod>();

@@ -83,6 +83,32 @@ impl Graph {
         uids.filter_map(|uid| self.objects.get(uid)).cloned().collect()
     }
 
+    /// Whether `waiter` ends only after `other`: over any number of dependents that block, each of which waits for its
+    /// own.
+    pub(super) fn awaits(&self, waiter: &str, other: &str) -> bool {
+        let (mut seen, mut next) = (HashSet::from([waiter]), vec![waiter]);
+        while let Some(owner) = next.pop() {
+            if !self.get(owner).is_some_and(|object| object.meta.waits_for_dependents()) {
+                continue;
+            }
+            let dependents = self.dependents.get(owner).into_iter().flatten();
+            for dependent in dependents.filter(|dependent| self.blocks(dependent, owner)) {
+                if dependent == other {
+                    return true;
+                }
+                if seen.insert(dependent) {
+                    next.push(dependent);
+                }
+            }
+        }
+        false
+    }
+
+    fn blocks(&self, dependent: &str, owner: &str) -> bool {
+        let references = self.get(dependent).map(|object| object.meta.owner_references.as_slice());
+        references.unwrap_or_default().iter().any(|it| it.uid == owner && it.block_owner_deletion)
+    }
+
     /// Adds or replaces an object; returns what to look at.
     pub(super) fn put(&mut self, object: Object) -> Vec<Uid> {
         let uid = object.meta.uid.clone();
@@ -158,6 +184,26 @@ mod tests {
                 ..Meta::default()
             },
         }
+    }
+
+    #[test]
+    fn circles_are_found_over_what_waits_and_blocks_alone() {
+        let waiting = |uid: &str, owner: &str, blocks: bool| {
+            let mut object = object(uid, &[owner], Some(FOREGROUND));
+            object.meta.owner_references[0].block_owner_deletion = blocks;
+            object
+        };
+        let mut graph = Graph::default();
+        for (uid, owner) in [("a", "c"), ("b", "a"), ("c", "b")] {
+            graph.put(waiting(uid, owner, true));
+        }
+        assert!(graph.awaits("b", "a") && graph.awaits("c", "b") && graph.awaits("a", "c"));
+        assert!(!graph.awaits("a", "elsewhere"), "a circle ends the search");
+        graph.put(waiting("a", "c", false));
+        assert!(!graph.awaits("b", "a"), "a reference that does not block holds nobody up");
+        assert!(graph.awaits("a", "c"));
+        graph.put(object("b", &["a"], None));
+        assert!(!graph.awaits("a", "c"), "what does not go waits for nobody");
     }
 
     #[test]

@@ -214,16 +214,12 @@ impl Collector {
             if !dependent.meta.is_deleting() {
                 // Looked at in parallel, each with retries of its own; each that goes brings the owner back.
                 self.queue.add(dependent.meta.uid.clone());
-            } else if blocks && dependent.meta.waits_for_dependents() && self.waits_for(dependent, object) {
-                // Both wait for each other: the reference stops to block, or neither ever ends.
+            } else if blocks && self.graph.lock().awaits(&dependent.meta.uid, &object.meta.uid) {
+                // They wait in a circle: the reference stops to block, or none of them ever ends.
                 self.unblock(dependent, object).await?;
             }
         }
         if is_blocked { Ok(()) } else { self.drop_finalizer(object, FOREGROUND).await }
-    }
-
-    fn waits_for(&self, dependent: &Object, owner: &Object) -> bool {
-        owner.meta.owner_references.iter().any(|reference| reference.uid == dependent.meta.uid)
     }
 
     /// Takes the object's references out of its dependents, then lets it go.
