@@ -196,15 +196,24 @@ struct Detail {
     message: String,
     /// `metav1.StatusDetails`, as JSON; `None` where there is nothing to say.
     details: Option<Value>,
+    /// `metadata.continue`: where a list that cannot go on as it began can be gone on with. Empty elsewhere.
+    continue_token: String,
 }
 
 impl Error {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self(Box::new(Detail { reason, message: message.into(), details: None }))
+        Self(Box::new(Detail {
+            reason,
+            message: message.into(),
+            details: None,
+            continue_token: String::new(),
+        }))
     }
 
-    fn with_details(reason: Reason, message: String, details: Value) -> Self {
-        Self(Box::new(Detail { reason, message, details: Some(details) }))
+    fn with_details(reason: Reason, message: impl Into<String>, details: Value) -> Self {
+        let mut error = Self::new(reason, message);
+        error.0.details = Some(details);
+        error
     }
 
     fn about(reason: Reason, resource: &GroupVersionResource, name: &str, message: String) -> Self {
@@ -259,7 +268,7 @@ impl Error {
             json!({ "reason": "FieldManagerConflict", "message": message, "field": field })
         });
         let causes: Vec<Value> = causes.collect();
-        Self::with_details(Reason::Conflict, message.into(), json!({ "causes": causes }))
+        Self::with_details(Reason::Conflict, message, json!({ "causes": causes }))
     }
 
     /// `user` may not do `verb`.
@@ -274,9 +283,16 @@ impl Error {
         Self::new(Reason::Expired, message)
     }
 
+    /// The version of a list's first pages is gone; `continue_token` gives the rest as it is now.
+    pub fn expired_continue(message: impl Into<String>, continue_token: String) -> Self {
+        let mut error = Self::expired(message);
+        error.0.continue_token = continue_token;
+        error
+    }
+
     /// Tells the client to come back after `seconds`.
     pub fn too_many_requests(message: impl Into<String>, seconds: u32) -> Self {
-        Self::with_details(Reason::TooManyRequests, message.into(), json!({ "retryAfterSeconds": seconds }))
+        Self::with_details(Reason::TooManyRequests, message, json!({ "retryAfterSeconds": seconds }))
     }
 
     /// The same, with the cause for programs; 0 seconds say nothing of when.
@@ -290,7 +306,7 @@ impl Error {
         if seconds > 0 {
             details["retryAfterSeconds"] = json!(seconds);
         }
-        Self::with_details(Reason::TooManyRequests, message.into(), details)
+        Self::with_details(Reason::TooManyRequests, message, details)
     }
 
     /// The object breaks rules of its kind. `kind` is the Go kind (`Pod`); `errors` is not empty.
@@ -360,6 +376,9 @@ impl Error {
         if let Some(details) = &self.0.details {
             status["details"] = details.clone();
         }
+        if !self.0.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(self.0.continue_token);
+        }
         status
     }
 
@@ -371,6 +390,7 @@ impl Error {
             reason: Reason::from_wire(text("reason"), code),
             message: text("message").to_owned(),
             details: status.get("details").cloned(),
+            continue_token: status["metadata"]["continue"].as_str().unwrap_or_default().to_owned(),
         }))
     }
 }
@@ -399,7 +419,11 @@ mod tests {
     #[test]
     fn status_survives_the_wire() {
         let errors = [FieldError::invalid("spec.replicas", -1, "must be greater than or equal to 0")];
-        for error in [Error::not_found(&PODS, "web"), Error::invalid("apps", "Deployment", "web", &errors)] {
+        for error in [
+            Error::not_found(&PODS, "web"),
+            Error::invalid("apps", "Deployment", "web", &errors),
+            Error::expired_continue("too old", "token".to_owned()),
+        ] {
             let back = Error::from_status(&error.to_status());
             assert_eq!(back.to_status(), error.to_status());
         }

@@ -87,7 +87,6 @@ fn should_return_chunks_of_results_for_list_calls() {
 ///
 /// On a server of its own, which forgets soon.
 #[test]
-#[ignore = "a list that was compacted away gives no token to go on with yet"]
 fn should_support_continue_listing_from_the_last_key_if_the_original_version_has_been_compacted_away_though_the_list_is_inconsistent()
  {
     let server = ApiServer::start_with(&["--etcd-compaction-interval=1"]);

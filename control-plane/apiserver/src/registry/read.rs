@@ -2,7 +2,8 @@
 //!
 //! `resourceVersion` means what upstream documents: unset is the newest (consistent with every write acknowledged
 //! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact` that very
-//! version. A continued list is read from the store at the version of its first page.
+//! version. A continued list is read from the store at the version of its first page; where that is compacted away, the
+//! error has a token that gives the rest as it is by then, from the cache.
 
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ use crate::{
 
 /// Objects read from the store at a time when the cache cannot answer.
 const PAGE: usize = 1_000;
+
+/// The version in a continue token that stands for the newest one.
+const NEWEST: i64 = -1;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VersionMatch {
@@ -130,7 +134,12 @@ impl Registry {
                 ));
             }
             let (revision, start) = read_token(cache, &request.continue_token)?;
-            return self.list_stored(cache, &selection, Some(revision), &start, request.limit).await;
+            let Some(revision) = revision else {
+                self.cache.consistent().await?;
+                return Ok(list_cached(cache, selection, &start, request.limit));
+            };
+            let listed = self.list_stored(cache, &selection, Some(revision), &start, request.limit).await;
+            return listed.map_err(|error| if error.is_expired() { no_longer(cache, &start) } else { error });
         }
         let asked = version(&request.resource_version)?;
         match (asked, request.version_match) {
@@ -151,7 +160,7 @@ impl Registry {
             (Some(0), _) => self.cache.synced().await,
             (Some(revision), _) => self.cache.wait_for(revision).await?,
         }
-        Ok(list_cached(cache, selection, request.limit))
+        Ok(list_cached(cache, selection, "", request.limit))
     }
 
     /// Reads from the store what the cache does not hold: the state at `revision`.
@@ -189,7 +198,7 @@ impl Registry {
                 objects.push(object);
             }
         }
-        let continue_token = next.map_or_else(String::new, |next| write_token(cache, at, &next));
+        let continue_token = next.map_or_else(String::new, |next| write_token(cache, Some(at), &next));
         Ok(Listed { objects: Source::Read(objects.into_iter()), revision: at, continue_token, remaining })
     }
 
@@ -219,10 +228,11 @@ impl Registry {
     }
 }
 
-fn list_cached(cache: &Arc<KindCache>, selection: Selection, limit: usize) -> Listed {
+/// What the cache holds now, from the key `start` on.
+fn list_cached(cache: &Arc<KindCache>, selection: Selection, start: &str, limit: usize) -> Listed {
     let snapshot = cache.snapshot();
     let revision = snapshot.revision;
-    let mut selected = selection.select(cache, &snapshot.state, "");
+    let mut selected = selection.select(cache, &snapshot.state, start);
     if limit == 0 {
         return Listed {
             objects: Source::Cached(selected),
@@ -234,7 +244,7 @@ fn list_cached(cache: &Arc<KindCache>, selection: Selection, limit: usize) -> Li
     let page: Vec<_> = selected.by_ref().take(limit).collect();
     let (mut continue_token, mut remaining) = (String::new(), None);
     if let Some(next) = selected.next() {
-        continue_token = write_token(cache, revision, next.key());
+        continue_token = write_token(cache, Some(revision), next.key());
         let (_, end) = selection.key_range(cache);
         remaining = selection.is_everything().then(|| snapshot.state.objects.count(next.key(), &end));
     }
@@ -251,20 +261,36 @@ pub fn version(text: &str) -> Result<Option<Revision>, Error> {
     })
 }
 
-/// A continue token in upstream's form; `next` is the first key of the next page.
-fn write_token(cache: &KindCache, revision: Revision, next: &str) -> String {
+/// A continue token in upstream's form; `next` is the first key of the next page, which is of the newest version where
+/// `revision` is `None`.
+fn write_token(cache: &KindCache, revision: Option<Revision>, next: &str) -> String {
     let start = next.strip_prefix(cache.prefix()).unwrap_or(next);
+    let revision = revision.map_or_else(|| json!(NEWEST), |revision| json!(revision));
     URL_SAFE_NO_PAD.encode(json!({ "v": "meta.k8s.io/v1", "rv": revision, "start": start }).to_string())
 }
 
-fn read_token(cache: &KindCache, token: &str) -> Result<(Revision, String), Error> {
+fn read_token(cache: &KindCache, token: &str) -> Result<(Option<Revision>, String), Error> {
     let invalid = || Error::bad_request("continue key is not valid");
     let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|_| invalid())?;
     let token: Value = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-    let revision = token["rv"].as_u64().filter(|revision| *revision > 0).ok_or_else(invalid)?;
+    let revision = match token["rv"].as_u64() {
+        Some(revision) if revision > 0 => Some(revision),
+        None if token["rv"] == NEWEST => None,
+        _ => return Err(invalid()),
+    };
     let start = token["start"]
         .as_str()
         .filter(|start| !start.is_empty() && !start.contains(".."))
         .ok_or_else(invalid)?;
     Ok((revision, format!("{}{start}", cache.prefix())))
+}
+
+/// The version of the first pages is compacted away; `start` is the first key of the next page.
+fn no_longer(cache: &KindCache, start: &str) -> Error {
+    Error::expired_continue(
+        "the continue parameter is too old: the list's version is no longer known. List anew without it, or go on with the \
+         token in this answer, which gives the rest as it is by then: what was written since the first page may show or be \
+         missing",
+        write_token(cache, None, start),
+    )
 }
