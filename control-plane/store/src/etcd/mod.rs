@@ -1,12 +1,13 @@
 //! The etcd engine: for clusters of several control planes. etcd 3.4 and later.
 //!
 //! [`call`] knows deadlines and what failures mean; [`write`] sees to it that no write is lost or doubled when a
-//! member dies in the middle; [`watch`] goes on over broken connections; [`connect`] knows TLS and versions. Keys
-//! and values are stored as they are, so etcd's own tools can read them.
+//! member dies in the middle; [`watch`] goes on over broken connections; [`connect`] knows TLS and versions;
+//! [`mod@revision`] answers many readers with one question. Keys and values are stored as they are, so etcd's own tools can read them.
 
 mod call;
 mod connect;
 mod convert;
+mod revision;
 mod watch;
 mod write;
 
@@ -21,6 +22,7 @@ pub use self::connect::{EtcdOptions, EtcdTls};
 use self::{
     call::{CallError, Class, attempt_until},
     convert::{into_key_value, revision, wire_revision},
+    revision::Readers,
 };
 use crate::{
     Error, Key, KeyValue, RangeRequest, RangeResponse, Revision, Select, Status, Store, WatchProgress,
@@ -48,6 +50,7 @@ struct Shared {
     watch_progress: Mutex<WatchProgress>,
     /// Newest revision that was learned of by asking; makes watches ask for progress.
     newest: latest::Sender<Revision>,
+    revision_readers: Readers,
     closed: latest::Sender<bool>,
 }
 
@@ -73,6 +76,7 @@ impl EtcdStore {
             members,
             watch_progress: Mutex::new(probe.watch_progress),
             newest: latest::Sender::new(0),
+            revision_readers: Readers::default(),
             closed: latest::Sender::new(false),
             options,
         };
@@ -240,7 +244,7 @@ impl Store for EtcdStore {
 
     async fn current_revision(&self) -> Result<Revision, Error> {
         self.shared.check_open()?;
-        self.shared.current_revision().await
+        revision::current(&self.shared).await
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
