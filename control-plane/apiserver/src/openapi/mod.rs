@@ -3,8 +3,9 @@
 //! Clients need it: `kubectl apply` for merge keys and for what a kind accepts, `kubectl explain` for fields,
 //! `--dry-run=server` and `--validate` for the parameters of a path. Documents are made when first asked for and
 //! then kept; they change only with the set of kinds, for which a new [`OpenApi`] is made. Left out, on purpose:
-//! descriptions (no upstream text is copied), CBOR, and the deprecated `/watch/` paths.
+//! descriptions of paths and parameters, CBOR, and the deprecated `/watch/` paths.
 
+mod descriptions;
 mod gnostic;
 mod paths;
 mod schemas;
@@ -21,6 +22,8 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
 };
+
+use descriptions::Descriptions;
 
 /// The content type of OpenAPI v2 in protobuf. Clients ask for it with `@v1.0`, which is no valid media type to answer.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
@@ -81,7 +84,7 @@ impl OpenApi {
     }
 
     fn v2(&self) -> Arc<Value> {
-        Arc::clone(self.v2.get_or_init(|| Arc::new(v2::document(self.kinds))))
+        Arc::clone(self.v2.get_or_init(|| Arc::new(v2::document(self.kinds, &Descriptions::new()))))
     }
 
     /// `/openapi/v3`: where each document is. Addresses carry its hash, so that clients may keep it for good.
@@ -89,9 +92,9 @@ impl OpenApi {
     /// Makes every document, for their hashes.
     pub fn v3_index(&self) -> &Document {
         self.v3_index.get_or_init(|| {
-            let mut paths = Map::new();
-            for path in self.v3.keys() {
-                let Some(document) = self.v3_document(path) else { continue };
+            let (mut paths, descriptions) = (Map::new(), Descriptions::new());
+            for (path, slot) in &self.v3 {
+                let document = slot.get_or_init(|| self.make_v3(path, &descriptions));
                 let address = format!("/openapi/v3/{path}?hash={}", document.hash);
                 paths.insert(path.clone(), json!({ "serverRelativeURL": address }));
             }
@@ -103,7 +106,11 @@ impl OpenApi {
     pub fn v3_document(&self, path: &str) -> Option<&Document> {
         let path = path.trim_matches('/');
         let slot = self.v3.get(path)?;
-        Some(slot.get_or_init(|| Document::new(v3::document(self.kinds, path).to_string().into_bytes())))
+        Some(slot.get_or_init(|| self.make_v3(path, &Descriptions::new())))
+    }
+
+    fn make_v3(&self, path: &str, descriptions: &Descriptions) -> Document {
+        Document::new(v3::document(self.kinds, path, descriptions).to_string().into_bytes())
     }
 }
 

@@ -4,6 +4,8 @@ use hawser_api::schema::{Elem, Field, Shape, Special, Type};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+use super::descriptions::Descriptions;
+
 /// Where the two versions of OpenAPI differ.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -28,6 +30,7 @@ pub(super) fn reference(ty: &Type, dialect: Dialect) -> Value {
 pub(super) fn closure(
     roots: impl IntoIterator<Item = &'static Type>,
     dialect: Dialect,
+    descriptions: &Descriptions,
 ) -> Map<String, Value> {
     let mut found: BTreeMap<&'static str, &'static Type> = BTreeMap::new();
     let mut waiting: Vec<&'static Type> = roots.into_iter().collect();
@@ -38,7 +41,21 @@ pub(super) fn closure(
         let fields = ty.json_fields().filter_map(|field| field.elem.message());
         waiting.extend(fields.filter(|ty| ty.special != Special::StringList));
     }
-    found.values().map(|ty| (name(ty), schema(ty, dialect))).collect()
+    found.values().map(|ty| (name(ty), described(ty, dialect, descriptions))).collect()
+}
+
+fn described(ty: &Type, dialect: Dialect, descriptions: &Descriptions) -> Value {
+    let mut schema = schema(ty, dialect);
+    if let Some(text) = descriptions.of(ty) {
+        schema["description"] = json!(text);
+    }
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for (field, property) in properties.into_iter().flatten() {
+        if let Some(text) = descriptions.of_field(ty, field) {
+            property["description"] = json!(text);
+        }
+    }
+    schema
 }
 
 fn schema(ty: &Type, dialect: Dialect) -> Value {

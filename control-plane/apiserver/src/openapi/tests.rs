@@ -20,7 +20,7 @@ fn parse(bytes: &[u8]) -> Value {
 
 /// Drops what Hawser does not publish.
 ///
-/// Descriptions (not copied), unions (8 types, which no client reads), CBOR, and lists of the groups that a type of
+/// Descriptions (of types and fields, by a test of their own), unions (8 types, which no client reads), CBOR, and lists of the groups that a type of
 /// `meta` belongs to, which name groups that are not served here.
 fn comparable(value: &Value) -> Value {
     match value {
@@ -184,6 +184,36 @@ fn version_3_says_what_upstream_says_of_the_kinds_served() {
         failures.extend(differences(&format!("{path} schema"), &schemas(&ours), &schemas(&theirs)));
     }
     check(&failures);
+}
+
+#[test]
+fn types_and_fields_are_described_as_upstream_does() {
+    let Some(facts) = facts() else { return };
+    let theirs = parse(&fs::read(facts.join("swagger.json")).unwrap());
+    let ours = parse(&OpenApi::new(KINDS).v2_json().body);
+    let (mut failures, mut seen) = (Vec::new(), 0);
+    for (name, ours) in ours["definitions"].as_object().unwrap() {
+        let theirs = &theirs["definitions"][name];
+        // Lists are not described here, nor is the body of patches.
+        let is_patch = name == "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
+        if is_patch
+            || ours["properties"]["metadata"]["$ref"].as_str().is_some_and(|ty| ty.ends_with(".ListMeta"))
+        {
+            continue;
+        }
+        let mut check = |place: &str, ours: &Value, theirs: &Value| {
+            seen += usize::from(ours.is_string());
+            if ours != theirs {
+                failures.push(format!("{name}{place}: {ours} and {theirs}"));
+            }
+        };
+        check("", &ours["description"], &theirs["description"]);
+        for (field, ours) in ours["properties"].as_object().into_iter().flatten() {
+            check(&format!(".{field}"), &ours["description"], &theirs["properties"][field]["description"]);
+        }
+    }
+    check(&failures);
+    assert!(seen > 2_500, "{seen}");
 }
 
 #[test]

@@ -4,11 +4,12 @@ use hawser_api::{kinds::Kind, schema::Type};
 use serde_json::{Map, Value, json};
 
 use super::{
+    descriptions::Descriptions,
     paths::{self, Answer, Operation, PATCH_TYPES, Parameter},
     schemas::{self, Dialect},
 };
 
-pub(super) fn document(kinds: &[Kind]) -> Value {
+pub(super) fn document(kinds: &[Kind], descriptions: &Descriptions) -> Value {
     let mut paths = Map::new();
     let mut roots: Vec<&'static Type> = Vec::new();
     for document in paths::documents(kinds) {
@@ -28,7 +29,7 @@ pub(super) fn document(kinds: &[Kind]) -> Value {
         "swagger": "2.0",
         "info": { "title": "Kubernetes", "version": super::schema_version() },
         "paths": paths,
-        "definitions": schemas::closure(roots, Dialect::V2),
+        "definitions": schemas::closure(roots, Dialect::V2, descriptions),
         "security": [{ "BearerToken": [] }],
         "securityDefinitions": { "BearerToken": super::bearer_token() },
     })

@@ -4,11 +4,12 @@ use hawser_api::{kinds::Kind, schema::Type};
 use serde_json::{Map, Value, json};
 
 use super::{
+    descriptions::Descriptions,
     paths::{self, Answer, Operation, PATCH_TYPES, Parameter},
     schemas::{self, Dialect},
 };
 
-pub(super) fn document(kinds: &[Kind], path: &str) -> Value {
+pub(super) fn document(kinds: &[Kind], path: &str, descriptions: &Descriptions) -> Value {
     let mut paths = Map::new();
     let mut roots: Vec<&'static Type> = Vec::new();
     for item in paths::items(kinds, path) {
@@ -27,7 +28,7 @@ pub(super) fn document(kinds: &[Kind], path: &str) -> Value {
         "info": { "title": "Kubernetes", "version": super::schema_version() },
         "paths": paths,
         "components": {
-            "schemas": schemas::closure(roots, Dialect::V3),
+            "schemas": schemas::closure(roots, Dialect::V3, descriptions),
             "securitySchemes": { "BearerToken": super::bearer_token() },
         },
     })

@@ -35,6 +35,9 @@ fn discovery_and_explain_describe_the_api() {
 
     kubectl.ok("explain deployment.spec.strategy.rollingUpdate").says(&["maxSurge", "<IntOrString>"]);
     kubectl
+        .ok("explain pod.spec.nodeName")
+        .says(&["DESCRIPTION:", "NodeName indicates in which node this pod is scheduled."]);
+    kubectl
         .ok("explain pods --recursive")
         .says(&["containers\t<[]Container> -required-", "emptyDir\t<EmptyDirVolumeSource>"]);
     kubectl.ok("explain pod.spec.containers.resources.limits").says(&["map[string]Quantity"]);
