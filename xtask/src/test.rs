@@ -182,7 +182,7 @@ fn end_to_end(args: &Args) -> anyhow::Result<()> {
     cluster::down::run(&shared)?;
     outcome?;
     run_nextest("package(hawser-tests) & binary(clients)", args, &[], &environment()?)?;
-    test_conformance()?;
+    test_conformance(args)?;
     // Each of these starts and ends its own cluster, and compares the machine before and after.
     run_nextest("package(hawser-tests) & binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
 }
@@ -203,10 +203,8 @@ fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
     run_nextest("package(hawser-tests) & binary(cluster)", args, &["--test-threads=4"], &env)
 }
 
-/// Many tests against one API server without nodes. Those that are ignored say what the server does not do yet; they are
-/// not among what takes long.
-fn test_conformance() -> anyhow::Result<()> {
-    let args = &Args { suites: Vec::new(), all: false };
+/// Many tests against one API server without nodes.
+fn test_conformance(args: &Args) -> anyhow::Result<()> {
     let server = TestServer::start()?;
     let mut env = environment()?;
     env.push(("HAWSER_TEST_SERVER", server.kubeconfig.clone()));

@@ -24,6 +24,7 @@ use crate::{
     openapi::OpenApi,
     registry::Registry,
     resources::{Resources, kind_specs},
+    version::Build,
 };
 
 /// What an API server needs to know. See [`Config::new`] for the defaults.
@@ -48,6 +49,8 @@ pub struct Config {
     pub compaction_interval: Duration,
     /// Presented to kubelets, and what their certificates are checked against; without it there are no streams.
     pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+    /// What `/version` says.
+    pub build: Build,
 }
 
 impl Config {
@@ -64,6 +67,7 @@ impl Config {
             event_ttl: Duration::from_secs(3600),
             compaction_interval: Duration::from_secs(300),
             kubelet_tls: None,
+            build: Build::UNKNOWN,
         }
     }
 }
@@ -78,6 +82,7 @@ pub struct ApiServer {
     openapi: OpenApi,
     advertise: (IpAddr, u16),
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+    build: Build,
     /// Cancelled when the server is to end: streams end then.
     shutdown: CancellationToken,
 }
@@ -113,6 +118,7 @@ impl ApiServer {
             openapi: OpenApi::new(KINDS),
             advertise: (config.advertise_address, config.secure_port),
             kubelet_tls: config.kubelet_tls,
+            build: config.build,
             shutdown: shutdown.clone(),
         });
         tasks.spawn(cache::run(cache.clone(), shutdown.clone()));
@@ -159,6 +165,10 @@ impl ApiServer {
 
     pub(crate) fn kubelet_tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
         self.kubelet_tls.as_ref()
+    }
+
+    pub(crate) fn build(&self) -> &Build {
+        &self.build
     }
 
     pub fn shutdown(&self) -> &CancellationToken {

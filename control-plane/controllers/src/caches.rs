@@ -73,6 +73,7 @@ pub(crate) struct Caches {
     pub(crate) resource_quotas_by_namespace: Index<ResourceQuota>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
+    pub(crate) signing_requests: Informer<k8s_openapi::api::certificates::v1::CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
 }
@@ -122,6 +123,7 @@ impl Caches {
             resource_quotas,
             claims: Informer::new(),
             volumes: Informer::new(),
+            signing_requests: Informer::new(),
         }
     }
 
@@ -139,6 +141,7 @@ impl Caches {
         start(&self.resource_quotas, client, tasks);
         start(&self.claims, client, tasks);
         start(&self.volumes, client, tasks);
+        start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
         start_some(&self.root_ca, client, tasks, None, format!("metadata.name={ROOT_CA}"));
@@ -161,6 +164,7 @@ impl Caches {
         self.resource_quotas.synced().await;
         self.claims.synced().await;
         self.volumes.synced().await;
+        self.signing_requests.synced().await;
     }
 
     /// The pods that have every pair of `wanted`, which is not empty.

@@ -1,10 +1,12 @@
 //! Settings of the controllers; the names follow kube-controller-manager's flags.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{bail, ensure};
 use hawser_api::AddressRange;
 use ipnet::IpNet;
+
+use crate::Signer;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,6 +40,8 @@ pub struct Config {
     pub root_ca_pem: String,
     /// Where Services of type LoadBalancer get their addresses from, in order. Empty: another implementation's matter.
     pub load_balancer_ranges: Vec<AddressRange>,
+    /// Who issues the certificates that CertificateSigningRequests ask the cluster's own signers for. None: nobody.
+    pub signer: Option<Arc<dyn Signer>>,
 }
 
 impl Default for Config {
@@ -57,6 +61,7 @@ impl Default for Config {
             resource_quota_sync_period: Duration::from_secs(300),
             root_ca_pem: String::new(),
             load_balancer_ranges: Vec::new(),
+            signer: None,
         }
     }
 }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod caches;
+mod certificates;
 mod clusterrole_aggregation;
 mod config;
 mod deployment;
@@ -42,6 +43,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use certificates::Signer;
 pub use config::Config;
 
 /// What every controller works with.
@@ -77,6 +79,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);
+    certificates::register(&mut starts);
     let pending = starts.pending;
 
     let mut informers = JoinSet::new();

@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod files;
+mod issue;
 mod kubeconfig;
 mod logging;
 mod node_credentials;
 mod pki;
 mod run;
+mod signer;
 mod store;
 mod tls;
 

@@ -9,13 +9,18 @@ use std::{
 };
 
 use anyhow::Context;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Zoned;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    KeyPair, KeyUsagePurpose, SanType, SigningKey, date_time_ymd,
 };
+use x509_parser::{extensions::ParsedExtension, pem::Pem};
 
-use crate::files::{self, Access};
+use crate::{
+    files::{self, Access},
+    issue::{self, By, Issue},
+};
 
 /// Years that the authority is good for, and what it issues. There is no rotation yet that would allow less.
 const YEARS: i16 = 10;
@@ -33,9 +38,12 @@ pub(crate) enum Purpose {
 }
 
 /// The authority of the cluster.
+#[derive(Debug)]
 pub(crate) struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
+    /// The issuer's.
+    key: KeyPair,
 }
 
 fn directory(data_dir: &Path) -> PathBuf {
@@ -80,11 +88,14 @@ impl Authority {
         let certificate = files::read(&pki.join("ca.crt")).with_context(|| {
             format!("{} holds no cluster; start the control plane first", data_dir.display())
         })?;
-        let key = KeyPair::from_pem(&files::read(&pki.join("ca.key"))?)
-            .with_context(|| format!("{} is not a key", pki.join("ca.key").display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
+        let key_pem = files::read(&pki.join("ca.key"))?;
+        let key = || {
+            KeyPair::from_pem(&key_pem)
+                .with_context(|| format!("{} is not a key", pki.join("ca.key").display()))
+        };
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key()?)
             .with_context(|| format!("{} is not a certificate", pki.join("ca.crt").display()))?;
-        Ok(Self { certificate, issuer })
+        Ok(Self { certificate, issuer, key: key()? })
     }
 
     /// The authority's certificate, in PEM.
@@ -122,6 +133,29 @@ impl Authority {
             .with_context(|| format!("cannot issue a certificate for {common_name}"))?;
         Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
     }
+
+    /// Issues a certificate of what somebody else wrote, in PEM.
+    pub(crate) fn sign(&self, issue: &Issue<'_>) -> anyhow::Result<String> {
+        let pem = Pem::iter_from_buffer(self.certificate.as_bytes()).next();
+        let pem = pem.context("the authority's certificate is empty")??;
+        let certificate = pem.parse_x509().context("the authority's certificate")?;
+        let key_id =
+            certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+                _ => None,
+            });
+        let by = By { name: certificate.subject().as_raw(), key_id };
+        let to_be_signed = issue::to_be_signed(issue, &by);
+        let signature = self.key.sign(&to_be_signed).context("cannot sign")?;
+        Ok(pem_of(&issue::certificate(&to_be_signed, &signature)))
+    }
+}
+
+/// A certificate in PEM (RFC 7468).
+fn pem_of(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = (0..text.len()).step_by(64).map(|at| &text[at..text.len().min(at + 64)]).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 fn name(common_name: &str, organizations: &[&str]) -> DistinguishedName {

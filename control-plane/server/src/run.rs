@@ -22,6 +22,7 @@ use hawser_apiserver::{
     chain::Limits,
     http,
     local::LocalClient,
+    version::Build,
 };
 use hawser_store::Store;
 use ipnet::IpNet;
@@ -37,6 +38,7 @@ use crate::{
     files::{self, Access},
     kubeconfig,
     pki::{self, Authority, Identity, Purpose},
+    signer::ClusterSigner,
     store, tls,
 };
 
@@ -177,7 +179,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let port = listener.local_addr().context("cannot read the address of the listener")?.port();
     let store = store::open(&flags.store, &flags.data_dir).await?;
 
-    let authority = Authority::open_or_create(&flags.data_dir)?;
+    let authority = Arc::new(Authority::open_or_create(&flags.data_dir)?);
     let serving = authority.issue("kube-apiserver", &[], serving_names(&flags, advertise))?;
     write_admin_kubeconfig(&flags, &authority, port)?;
 
@@ -287,8 +289,19 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
         event_ttl: Duration::from_secs(flags.event_ttl),
         compaction_interval: Duration::from_secs(flags.etcd_compaction_interval),
         kubelet_tls: Some(tls::kubelet_client(authority.certificate(), &kubelet_client)?),
+        build: build(),
         ..Config::new(advertise, port, signing_key)
     })
+}
+
+/// What the build script saw; without a repository it saw nothing.
+fn build() -> Build {
+    let unknown = Build::UNKNOWN;
+    Build {
+        git_commit: option_env!("HAWSER_GIT_COMMIT").unwrap_or(unknown.git_commit),
+        git_tree_state: option_env!("HAWSER_GIT_TREE_STATE").unwrap_or(unknown.git_tree_state),
+        build_date: option_env!("HAWSER_BUILD_DATE").unwrap_or(unknown.build_date),
+    }
 }
 
 fn write_admin_kubeconfig(flags: &Flags, authority: &Authority, port: u16) -> anyhow::Result<()> {
@@ -316,7 +329,7 @@ fn start_components(
     flags: &Flags,
     roles: &BTreeSet<Role>,
     server: &Arc<ApiServer>,
-    authority: &Authority,
+    authority: &Arc<Authority>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<JoinSet<Component>> {
     let mut running: JoinSet<Component> = JoinSet::new();
@@ -332,6 +345,7 @@ fn start_components(
             node_monitor_grace_period: Duration::from_secs(flags.node_monitor_grace_period),
             root_ca_pem: authority.certificate().to_owned(),
             load_balancer_ranges: flags.load_balancer_ip_range.clone(),
+            signer: Some(Arc::new(ClusterSigner(authority.clone()))),
             ..hawser_controllers::Config::default()
         };
         spawn(

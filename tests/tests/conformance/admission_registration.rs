@@ -5,14 +5,14 @@
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use kube::{Api, Resource, ResourceExt, api::PostParams, discovery::Scope};
+use kube::{Api, Resource, api::PostParams, discovery::Scope};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
     coverage::texts,
     operations::Operations,
-    support::{Bed, create, delete, object, refused, test, unique},
+    support::{Bed, create, delete, object, test, unique},
 };
 
 texts! {
@@ -21,10 +21,6 @@ texts! {
         should_be_able_to_create_and_update_validating_webhook_configurations_with_match_conditions,
     "Mutating Admission webhook, create and update mutating webhook configuration with matchConditions" =>
         should_be_able_to_create_and_update_mutating_webhook_configurations_with_match_conditions,
-    "Validing Admission webhook, reject validating webhook configurations with invalid matchConditions" =>
-        should_reject_validating_webhook_configurations_with_invalid_match_conditions,
-    "Mutating Admission webhook, reject mutating webhook configurations with invalid matchConditions" =>
-        should_reject_mutating_webhook_configurations_with_invalid_match_conditions,
     "ValidatingAdmissionPolicy API" => should_support_validatingadmissionpolicy_api_operations,
     "ValidatingadmissionPolicyBinding API" => should_support_validatingadmissionpolicybinding_api_operations,
     "MutatingAdmissionPolicy API" => should_support_mutatingadmissionpolicy_api_operations,
@@ -133,36 +129,6 @@ fn should_be_able_to_create_and_update_validating_webhook_configurations_with_ma
 #[test]
 fn should_be_able_to_create_and_update_mutating_webhook_configurations_with_match_conditions() {
     test(async |bed| keeps_match_conditions::<MutatingWebhookConfiguration>(bed).await);
-}
-
-/// Tries a condition that is no expression.
-async fn refuses_invalid_expressions<K>(bed: &Bed)
-where
-    K: Resource<DynamicType = ()> + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
-{
-    let (configurations, name): (Api<K>, _) = (bed.all(), unique("match-conditions"));
-    let conditions = json!([{ "name": "invalid-expression", "expression": "... [] bad expression" }]);
-    let made: K = object(json!({ "metadata": { "name": name }, "webhooks": [webhook(conditions)] }));
-    let outcome = configurations.create(&PostParams::default(), &made).await;
-    if let Ok(made) = &outcome {
-        delete(&configurations, &made.name_any()).await;
-    }
-    let status = refused(outcome, 422, "Invalid");
-    assert!(status.message.contains("compilation failed"), "{status:?}");
-}
-
-/// Validing Admission webhook, reject validating webhook configurations with invalid matchConditions
-#[test]
-#[ignore = "expressions are not compiled yet"]
-fn should_reject_validating_webhook_configurations_with_invalid_match_conditions() {
-    test(async |bed| refuses_invalid_expressions::<ValidatingWebhookConfiguration>(bed).await);
-}
-
-/// Mutating Admission webhook, reject mutating webhook configurations with invalid matchConditions
-#[test]
-#[ignore = "expressions are not compiled yet"]
-fn should_reject_mutating_webhook_configurations_with_invalid_match_conditions() {
-    test(async |bed| refuses_invalid_expressions::<MutatingWebhookConfiguration>(bed).await);
 }
 
 /// ValidatingAdmissionPolicy API

@@ -55,7 +55,6 @@ fn should_check_if_kubernetes_control_plane_services_is_included_in_cluster_info
 
 /// Kubectl, version
 #[test]
-#[ignore = "the version names no commit yet"]
 fn should_check_is_all_data_is_printed() {
     test(async |bed| {
         bed.kubectl().ok("version").says(&["Client Version: v", "Server Version: v"]);

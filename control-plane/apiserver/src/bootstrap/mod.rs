@@ -1,5 +1,5 @@
-//! What every cluster has at birth: namespaces, system priority classes, the default roles and their bindings, the
-//! `kubernetes` service and its endpoints.
+//! What every cluster has at birth: namespaces, system priority classes, the default roles and their bindings, the range
+//! of its services, the `kubernetes` service and its endpoints.
 //!
 //! Written through the chain under the server's own identity, at every start; what is there already stays as it is,
 //! but the endpoints follow the advertised address, and default roles get what they lack ([`rbac`]).
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use hawser_api::{Error, GroupVersionResource, resource::Target};
+use hawser_api::{Error, GroupVersionResource, resource::Target, time::now};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -39,6 +39,9 @@ const PRIORITIES: [(&str, i64, &str); 2] = [
     ),
 ];
 
+/// The ServiceCIDR that every cluster has.
+const SERVICE_RANGE: &str = "kubernetes";
+
 pub(crate) async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
     let birth = Birth { server: server.clone(), user: User::named(APISERVER, &[SYSTEM_MASTERS]) };
     for name in NAMESPACES {
@@ -59,6 +62,7 @@ pub(crate) async fn run(server: &Arc<ApiServer>) -> Result<(), Error> {
         birth.ensure("scheduling.k8s.io", "priorityclasses", None, class).await?;
     }
     rbac::run(&birth).await?;
+    birth.service_range().await?;
     birth.kubernetes_service().await?;
     birth.dns_service().await;
     Ok(())
@@ -112,6 +116,38 @@ impl Birth {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let call =
             self.server.enter(&self.user, "update", Target::object(resource, Some(namespace), name), "")?;
+        self.server.update(&call, object, &WriteOptions::default()).await.map(drop)
+    }
+
+    /// The ServiceCIDR that says what `--service-cluster-ip-range` is. One from before another value stays: its ranges
+    /// cannot be changed, and cluster IPs come from the flag.
+    async fn service_range(&self) -> Result<(), Error> {
+        let ranges: Vec<_> =
+            self.server.registry().allocators().ranges().iter().map(ToString::to_string).collect();
+        let object = json!({
+            "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": { "name": SERVICE_RANGE },
+            "spec": { "cidrs": ranges },
+        });
+        self.ensure("networking.k8s.io", "servicecidrs", None, object).await?;
+        let resource = GroupVersionResource::fixed("networking.k8s.io", "v1", "servicecidrs");
+        let target = Target::object(resource, None, SERVICE_RANGE).with_subresource("status");
+        let call = self.server.enter(&self.user, "update", target, "")?;
+        let registry = self.server.registry();
+        let found = registry.get(&call.pass, &call.resource, ("", SERVICE_RANGE), "").await?;
+        if found.value()["spec"]["cidrs"] != json!(ranges) {
+            warn!(
+                ?ranges,
+                "the ServiceCIDR {SERVICE_RANGE} is of other ranges than --service-cluster-ip-range"
+            );
+        }
+        let mut object = found.value();
+        if !object["status"]["conditions"].is_null() {
+            return Ok(());
+        }
+        object["status"]["conditions"] = json!([{
+            "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now(),
+            "message": "Kubernetes default Service CIDR is ready",
+        }]);
         self.server.update(&call, object, &WriteOptions::default()).await.map(drop)
     }
 

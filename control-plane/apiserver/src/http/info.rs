@@ -21,7 +21,7 @@ pub(super) async fn answer(
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
         [""] => Ok(json_response(&json!({ "paths": paths() }))),
-        ["version"] => Ok(json_response(&version::info())),
+        ["version"] => Ok(json_response(&version::info(server.build()))),
         ["api"] => Ok(root(server, discovery::Root::Core, headers)),
         ["apis"] => Ok(root(server, discovery::Root::Groups, headers)),
         ["api", version] => found(discovery::resources("", version)),

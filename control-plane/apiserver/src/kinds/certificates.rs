@@ -105,9 +105,6 @@ pub(crate) static SIGNING_REQUEST: Hooks = Hooks {
     },
     selectable: &[("spec.signerName", |request| request.text("spec.signerName").to_owned())],
     name: NameRule::PathSegment,
-    warning: Some(
-        "no certificate is issued here yet for signers of kubernetes.io: another signer must issue it",
-    ),
     ..PLAIN
 };
 

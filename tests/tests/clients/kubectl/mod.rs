@@ -1,6 +1,7 @@
 //! kubectl's verbs, and what it prints.
 
 mod apply;
+mod certificates;
 mod changes;
 mod create;
 mod delete;

@@ -100,7 +100,6 @@ fn should_support_ipaddress_api_operations() {
 
 /// ServiceCIDR API
 #[test]
-#[ignore = "the range of services is no object yet"]
 fn should_support_servicecidr_api_operations() {
     test(async |bed| {
         let mut kind = operations(
