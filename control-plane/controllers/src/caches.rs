@@ -16,15 +16,20 @@ use hawser_api::{
     resource::ObjectKey,
     typed::Kind,
 };
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    coordination::v1::Lease,
-    core::v1::{
-        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
-        Service, ServiceAccount,
+use k8s_openapi::{
+    api::{
+        apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        batch::v1::{CronJob, Job},
+        coordination::v1::Lease,
+        core::v1::{
+            ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+            ReplicationController, ResourceQuota, Service, ServiceAccount,
+        },
+        discovery::v1::EndpointSlice,
+        policy::v1::PodDisruptionBudget,
+        rbac::v1::ClusterRole,
     },
-    discovery::v1::EndpointSlice,
-    rbac::v1::ClusterRole,
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use parking_lot::RwLock;
 use tokio::task::JoinSet;
@@ -54,6 +59,18 @@ pub(crate) struct Caches {
     pub(crate) replica_sets_by_namespace: Index<ReplicaSet>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) deployments_by_namespace: Index<Deployment>,
+    pub(crate) daemon_sets: Informer<DaemonSet>,
+    pub(crate) stateful_sets: Informer<StatefulSet>,
+    pub(crate) replication_controllers: Informer<ReplicationController>,
+    pub(crate) revisions: Informer<ControllerRevision>,
+    /// By the controller's uid, or [`orphans_of`] a namespace.
+    pub(crate) revisions_by_controller: Index<ControllerRevision>,
+    pub(crate) jobs: Informer<Job>,
+    pub(crate) jobs_by_controller: Index<Job>,
+    pub(crate) jobs_by_namespace: Index<Job>,
+    pub(crate) cron_jobs: Informer<CronJob>,
+    pub(crate) budgets: Informer<PodDisruptionBudget>,
+    pub(crate) budgets_by_namespace: Index<PodDisruptionBudget>,
     pub(crate) services: Informer<Service>,
     /// By [`pair_term`] of one pair of the selector.
     pub(crate) services_by_selector: Index<Service>,
@@ -83,6 +100,7 @@ impl Caches {
         let (pods, replica_sets, deployments) = (Informer::new(), Informer::new(), Informer::new());
         let (services, endpoint_slices) = (Informer::new(), Informer::new());
         let (cluster_roles, resource_quotas) = (Informer::new(), Informer::new());
+        let (revisions, jobs, budgets) = (Informer::new(), Informer::new(), Informer::new());
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
             pods_by_claim: Index::new(&pods, claim_terms),
@@ -101,6 +119,19 @@ impl Caches {
                 vec![deployment.namespace().to_owned()]
             }),
             deployments,
+            daemon_sets: Informer::new(),
+            stateful_sets: Informer::new(),
+            replication_controllers: Informer::new(),
+            revisions_by_controller: Index::new(&revisions, controller_terms),
+            revisions,
+            jobs_by_controller: Index::new(&jobs, controller_terms),
+            jobs_by_namespace: Index::new(&jobs, |job: &Job| vec![job.namespace().to_owned()]),
+            jobs,
+            cron_jobs: Informer::new(),
+            budgets_by_namespace: Index::new(&budgets, |budget: &PodDisruptionBudget| {
+                vec![budget.namespace().to_owned()]
+            }),
+            budgets,
             services_by_selector: Index::new(&services, selector_terms),
             services,
             endpoint_slices_by_service: Index::new(&endpoint_slices, |slice: &EndpointSlice| {
@@ -132,6 +163,13 @@ impl Caches {
         start(&self.pods, client, tasks);
         start(&self.replica_sets, client, tasks);
         start(&self.deployments, client, tasks);
+        start(&self.daemon_sets, client, tasks);
+        start(&self.stateful_sets, client, tasks);
+        start(&self.replication_controllers, client, tasks);
+        start(&self.revisions, client, tasks);
+        start(&self.jobs, client, tasks);
+        start(&self.cron_jobs, client, tasks);
+        start(&self.budgets, client, tasks);
         start(&self.services, client, tasks);
         start(&self.endpoint_slices, client, tasks);
         start(&self.endpoints, client, tasks);
@@ -152,6 +190,13 @@ impl Caches {
         self.pods.synced().await;
         self.replica_sets.synced().await;
         self.deployments.synced().await;
+        self.daemon_sets.synced().await;
+        self.stateful_sets.synced().await;
+        self.replication_controllers.synced().await;
+        self.revisions.synced().await;
+        self.jobs.synced().await;
+        self.cron_jobs.synced().await;
+        self.budgets.synced().await;
         self.services.synced().await;
         self.endpoint_slices.synced().await;
         self.endpoints.synced().await;
@@ -175,6 +220,21 @@ impl Caches {
         let mut pods = rarest.map(|term| self.pods_by_label.get(&term)).unwrap_or_default();
         pods.retain(|pod| crate::selector::contains(pod.labels(), wanted));
         pods
+    }
+
+    /// The pods that `selector` matches; an empty one matches all of the namespace, an absent one none.
+    pub(crate) fn pods_selected(&self, namespace: &str, selector: Option<&LabelSelector>) -> Vec<Arc<Pod>> {
+        let Some(selector) = selector else { return Vec::new() };
+        match selector.match_labels.as_ref().filter(|labels| !labels.is_empty()) {
+            Some(labels) => {
+                let mut pods = self.pods_for(namespace, labels);
+                pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
+                pods
+            }
+            None => self.pods.filter(|pod| {
+                pod.namespace() == namespace && crate::selector::matches(selector, pod.labels())
+            }),
+        }
     }
 
     /// The services whose selector matches `labels`.

@@ -28,18 +28,9 @@ struct Expected {
 }
 
 impl Expectations {
-    /// Call before the first of `creations` requests.
-    pub(crate) fn expect_creations(&self, owner: &str, creations: usize) {
-        self.put(owner, creations, HashSet::new());
-    }
-
-    /// Call before the first request that deletes one of `uids`.
-    pub(crate) fn expect_deletions(&self, owner: &str, uids: impl IntoIterator<Item = String>) {
-        self.put(owner, 0, uids.into_iter().collect());
-    }
-
-    fn put(&self, owner: &str, creations: usize, deletions: HashSet<String>) {
-        let expected = Expected { creations, deletions, since: Instant::now() };
+    /// Call before the first of `creations` requests, and of those that delete one of `uids`.
+    pub(crate) fn expect(&self, owner: &str, creations: usize, uids: impl IntoIterator<Item = String>) {
+        let expected = Expected { creations, deletions: uids.into_iter().collect(), since: Instant::now() };
         self.owners.lock().insert(owner.to_owned(), expected);
     }
 
@@ -82,7 +73,7 @@ mod tests {
     async fn expectations_are_met_when_every_event_came() {
         let expectations = Expectations::default();
         assert!(expectations.are_met("rs"));
-        expectations.expect_creations("rs", 2);
+        expectations.expect("rs", 2, []);
         expectations.creations_observed("rs", 1);
         assert!(!expectations.are_met("rs"));
         expectations.creations_observed("rs", 1);
@@ -92,7 +83,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deletions_are_told_apart_by_uid() {
         let expectations = Expectations::default();
-        expectations.expect_deletions("rs", ["a".to_owned()]);
+        expectations.expect("rs", 0, ["a".to_owned()]);
         expectations.deletion_observed("rs", "b");
         assert!(!expectations.are_met("rs"));
         expectations.deletion_observed("rs", "a");
@@ -102,7 +93,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lost_events_are_waited_for_five_minutes() {
         let expectations = Expectations::default();
-        expectations.expect_creations("rs", 1);
+        expectations.expect("rs", 1, []);
         tokio::time::advance(TIMEOUT).await;
         assert!(!expectations.are_met("rs"));
         tokio::time::advance(Duration::from_secs(1)).await;

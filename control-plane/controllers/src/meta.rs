@@ -155,3 +155,8 @@ pub(crate) fn seconds(value: Option<i32>) -> Duration {
 pub(crate) fn count<T>(values: impl Iterator<Item = T>) -> i32 {
     i32::try_from(values.count()).unwrap_or(i32::MAX)
 }
+
+/// The API leaves out counts of zero.
+pub(crate) fn nonzero(value: i32) -> Option<i32> {
+    Some(value).filter(|value| *value != 0)
+}

@@ -35,6 +35,21 @@ fn meets(requirement: &LabelSelectorRequirement, labels: &Labels) -> bool {
     }
 }
 
+/// The selector as kubectl prints it: `app=web,tier in (a,b),!old`.
+pub(crate) fn to_text(selector: &LabelSelector) -> String {
+    let pairs = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    let terms = selector.match_expressions.iter().flatten().map(|requirement| {
+        let (key, values) = (&requirement.key, requirement.values.clone().unwrap_or_default().join(","));
+        match requirement.operator.as_str() {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.clone(),
+        }
+    });
+    pairs.chain(terms).collect::<Vec<_>>().join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,25 @@ pub(crate) async fn in_parallel<T>(requests: impl IntoIterator<Item = BoxFuture<
     stream::iter(requests).buffer_unordered(PARALLEL).collect().await
 }
 
+/// Like [`in_parallel`], in batches that double while they succeed: what is always refused costs few requests.
+///
+/// Returns the outcomes of what was asked; the rest was not.
+pub(crate) async fn in_batches<T, E>(
+    requests: impl IntoIterator<Item = BoxFuture<'_, Result<T, E>>>,
+) -> Vec<Result<T, E>> {
+    let mut requests = requests.into_iter().collect::<Vec<_>>().into_iter();
+    let (mut outcomes, mut size) = (Vec::new(), 1);
+    loop {
+        let batch = in_parallel(requests.by_ref().take(size)).await;
+        let ends = batch.is_empty() || batch.iter().any(Result::is_err);
+        outcomes.extend(batch);
+        if ends {
+            return outcomes;
+        }
+        size *= 2;
+    }
+}
+
 /// What to do with a key that was reconciled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -36,6 +55,21 @@ pub(crate) enum Next {
     Done,
     /// Look again after this time, whatever happens until then.
     After(Duration),
+}
+
+impl Next {
+    /// After `wait`, where there is one.
+    pub(crate) fn after(wait: Option<Duration>) -> Self {
+        wait.map_or(Self::Done, Self::After)
+    }
+
+    /// Whichever comes first.
+    pub(crate) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::After(one), Self::After(other)) => Self::After(one.min(other)),
+            (Self::Done, next) | (next, Self::Done) => next,
+        }
+    }
 }
 
 #[async_trait]
@@ -70,12 +104,14 @@ pub(crate) async fn run<R: Reconciler>(
 
 async fn work<R: Reconciler>(reconciler: Arc<R>, queue: Queue<R::Key>) {
     while let Some(key) = queue.next().await {
-        // In a task of its own: one object that makes a reconcile panic must not take the worker with it.
-        let attempt = tokio::spawn({
+        // In a task of its own: one object that makes a reconcile panic must not take the worker with it. In a set, so that
+        // it ends with the worker where that is dropped.
+        let mut attempt = JoinSet::new();
+        attempt.spawn({
             let (reconciler, key) = (reconciler.clone(), key.clone());
             async move { tokio::time::timeout(RECONCILE_TIMEOUT, reconciler.reconcile(&key)).await }
         });
-        match attempt.await {
+        match attempt.join_next().await.expect("one task is in the set") {
             Ok(Ok(Ok(next))) => {
                 queue.forget(&key);
                 if let Next::After(delay) = next {

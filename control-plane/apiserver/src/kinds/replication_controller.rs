@@ -1,4 +1,4 @@
-//! ReplicationControllers: what ReplicaSets came from. Stored as asked; their selector is a plain map.
+//! ReplicationControllers: what ReplicaSets came from. Their selector is a plain map.
 
 use hawser_api::FieldError;
 use serde_json::Value;
@@ -40,9 +40,6 @@ pub(crate) static REPLICATION_CONTROLLER: Hooks = Hooks {
         status_replicas: "status.replicas",
         selector: |object| selector::map_to_text(object.at("spec.selector")),
     }),
-    warning: Some(
-        "the ReplicationController is stored, but no controller makes its pods here: use a Deployment",
-    ),
     ..PLAIN
 };
 

@@ -19,7 +19,10 @@ use super::{
     rolling::new_set_size,
     strategy::{actual, by_age, most_replicas, size, spec, sum, wanted_replicas},
 };
-use crate::meta::{MetaExt, controller_reference};
+use crate::{
+    meta::{MetaExt, controller_reference},
+    template,
+};
 
 pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
@@ -37,21 +40,6 @@ const NOT_COPIED: [&str; 6] = [
 ];
 /// The history annotation does not grow beyond this; the oldest revisions are dropped from it.
 const HISTORY_CHARS: usize = 2000;
-
-/// Fields of a template that say nothing when they are empty objects: its maps, and structs that are no pointers upstream.
-const SAME_WHEN_EMPTY: [&str; 11] = [
-    "annotations",
-    "labels",
-    "limits",
-    "matchLabels",
-    "metadata",
-    "nodeSelector",
-    "options",
-    "overhead",
-    "requests",
-    "resources",
-    "volumeAttributes",
-];
 
 type Annotations = BTreeMap<String, String>;
 
@@ -81,51 +69,17 @@ fn template_of(set: &ReplicaSet) -> Option<&PodTemplateSpec> {
 
 /// The template as a value in which absent and empty are the same, without the hash label.
 fn comparable(template: &PodTemplateSpec) -> Value {
-    let mut value = serde_json::to_value(template).unwrap_or_default();
+    let mut value = template::comparable(template);
     if let Some(labels) = value.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
         labels.remove(TEMPLATE_HASH);
+        template::prune(&mut value);
     }
-    prune(&mut value);
     value
 }
 
-/// Drops what means the same as absence: nulls, empty lists, and of the empty objects those that are maps or are
-/// always there in upstream's types. Other empty objects say something: `emptyDir: {}`, `namespaceSelector: {}`.
-fn prune(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.values_mut().for_each(prune);
-            fields.retain(|name, field| !is_hollow(name, field));
-        }
-        Value::Array(items) => items.iter_mut().for_each(prune),
-        _ => {}
-    }
-}
-
-fn is_hollow(name: &str, value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty() && SAME_WHEN_EMPTY.contains(&name),
-        _ => false,
-    }
-}
-
-/// The value of the label `pod-template-hash`: FNV-1a over the template and the number of collisions seen,
-/// in the letters and digits that upstream uses to avoid words.
+/// The value of the label `pod-template-hash`.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut hash: u32 = 0x811c_9dc5;
-    let mut feed = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        }
-    };
-    feed(comparable(template).to_string().as_bytes());
-    if let Some(collisions) = collisions {
-        feed(&collisions.to_le_bytes());
-    }
-    hash.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
+    template::hash(&comparable(template), collisions)
 }
 
 pub(super) fn revision_of(set: &ReplicaSet) -> i64 {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::{
-    api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
 
-use crate::meta::MetaExt;
+use crate::{
+    intstr::{Round, resolve, share},
+    meta::MetaExt,
+};
 
 pub(super) fn spec(deployment: &Deployment) -> &DeploymentSpec {
     static NONE: std::sync::OnceLock<DeploymentSpec> = std::sync::OnceLock::new();
@@ -51,32 +51,6 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
 }
 
-#[derive(Clone, Copy)]
-enum Round {
-    Up,
-    Down,
-}
-
-/// A number, or a percentage of `wanted`. What cannot be read counts as zero; the API refuses it.
-fn resolve(value: &IntOrString, wanted: i32, round: Round) -> i32 {
-    match value {
-        IntOrString::Int(number) => (*number).max(0),
-        IntOrString::String(text) => {
-            let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-            percent.map_or(0, |percent: i32| share(percent, wanted, round))
-        }
-    }
-}
-
-fn share(percent: i32, wanted: i32, round: Round) -> i32 {
-    let product = i64::from(percent.max(0)) * i64::from(wanted);
-    let rounded = match round {
-        Round::Up => (product + 99) / 100,
-        Round::Down => product / 100,
-    };
-    i32::try_from(rounded).unwrap_or(i32::MAX)
-}
-
 /// `spec.replicas` of a set.
 pub(super) fn size(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
@@ -115,7 +89,10 @@ pub(super) fn by_age(sets: &mut [Arc<ReplicaSet>]) {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::{DeploymentStrategy, RollingUpdateDeployment};
+    use k8s_openapi::{
+        api::apps::v1::{DeploymentStrategy, RollingUpdateDeployment},
+        apimachinery::pkg::util::intstr::IntOrString,
+    };
 
     use super::*;
 

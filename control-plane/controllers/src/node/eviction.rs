@@ -20,7 +20,7 @@ use k8s_openapi::{
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::taints_of;
+use super::{taints_of, tolerates};
 use crate::{
     Context, Starts,
     events::Recorder,
@@ -86,21 +86,6 @@ fn eviction_time(
         Some(added(taint).checked_add(tolerated).unwrap_or(Timestamp::MAX))
     });
     deadlines.min()
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
-        return false;
-    }
-    let key = given(&toleration.key);
-    match toleration.operator.as_deref() {
-        Some("Exists") => key.is_none_or(|key| key == taint.key),
-        None | Some("" | "Equal") => {
-            key.is_some_and(|key| key == taint.key) && given(&toleration.value) == given(&taint.value)
-        }
-        Some(_) => false,
-    }
 }
 
 struct Controller {

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+        apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
         core::v1::Pod,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use super::Failure;
+use super::kind::Set;
 use crate::{
-    meta::{MetaExt, count, pod_available_in, pod_is_ready, seconds},
+    meta::{MetaExt, count, nonzero, pod_available_in, pod_is_ready, seconds},
+    pods::Failure,
     selector,
 };
 
@@ -26,12 +27,9 @@ pub(super) struct Observed<'a> {
     pub(super) failure: Option<&'a Failure>,
 }
 
-pub(super) fn calculate(set: &ReplicaSet, observed: &Observed<'_>, now: Timestamp) -> ReplicaSetStatus {
-    let spec = set.spec.as_ref();
-    let min_ready = seconds(spec.and_then(|spec| spec.min_ready_seconds));
-    let template =
-        spec.and_then(|spec| spec.template.as_ref()).and_then(|template| template.metadata.as_ref());
-    let wanted_labels = template.and_then(|meta| meta.labels.clone()).unwrap_or_default();
+pub(super) fn calculate(set: &impl Set, observed: &Observed<'_>, now: Timestamp) -> ReplicaSetStatus {
+    let min_ready = seconds(set.min_ready_seconds());
+    let wanted_labels = set.template().metadata.and_then(|meta| meta.labels).unwrap_or_default();
     let active = observed.active;
     let available =
         |pod: &&Arc<Pod>| pod_available_in(pod, min_ready, now).is_some_and(|wait| wait.is_zero());
@@ -43,22 +41,13 @@ pub(super) fn calculate(set: &ReplicaSet, observed: &Observed<'_>, now: Timestam
         ready_replicas: nonzero(count(active.iter().filter(|pod| pod_is_ready(pod)))),
         available_replicas: nonzero(count(active.iter().filter(available))),
         terminating_replicas: Some(i32::try_from(observed.terminating).unwrap_or(i32::MAX)),
-        observed_generation: set.metadata.generation,
+        observed_generation: set.meta().generation,
         conditions: conditions(set, observed.failure, now),
     }
 }
 
-/// The API leaves out counts of zero.
-fn nonzero(value: i32) -> Option<i32> {
-    Some(value).filter(|value| *value != 0)
-}
-
-fn conditions(
-    set: &ReplicaSet,
-    failure: Option<&Failure>,
-    now: Timestamp,
-) -> Option<Vec<ReplicaSetCondition>> {
-    let mut conditions = set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+fn conditions(set: &impl Set, failure: Option<&Failure>, now: Timestamp) -> Option<Vec<ReplicaSetCondition>> {
+    let mut conditions = set.status().and_then(|status| status.conditions).unwrap_or_default();
     let known = conditions.iter().any(|condition| condition.type_ == REPLICA_FAILURE);
     match failure {
         Some(failure) if !known => conditions.push(ReplicaSetCondition {

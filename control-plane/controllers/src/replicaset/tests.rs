@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hawser_api::client::DeleteOptions;
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
-    core::v1::{Event, Pod},
+    core::v1::{Event, Pod, ReplicationController},
 };
 use serde_json::json;
 
@@ -180,4 +180,31 @@ async fn lost_pod_is_replaced() {
         status(api) == Some((3, 3)) && api.read::<Pod>("default", &lost).is_none()
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn replication_controllers_do_the_same() {
+    let api = FakeApi::new();
+    let _nodes = tokio::spawn(run_nodes(api.clone()));
+    let _running = Running::start(&api, &["replicationcontroller"]);
+    let mut wanted = json!({ "metadata": { "name": "web", "namespace": "default" } });
+    wanted["spec"] = replica_set("web", 3)["spec"].clone();
+    wanted["spec"]["selector"] = json!({ "app": "web" });
+    let mut orphan = wanted["spec"]["template"].clone();
+    orphan["metadata"]["name"] = json!("orphan");
+    orphan["metadata"]["namespace"] = json!("default");
+    api.put::<Pod>(orphan);
+    api.put::<ReplicationController>(wanted);
+    let counts = |api: &FakeApi| {
+        let status = api.read::<ReplicationController>("default", "web")?.status?;
+        Some((status.replicas, status.available_replicas.unwrap_or_default()))
+    };
+    api.until("all are available", |api| counts(api) == Some((3, 3))).await;
+    let adopted: Pod = api.read("default", "orphan").unwrap();
+    assert_eq!(adopted.controller().map(|owner| owner.kind.as_str()), Some("ReplicationController"));
+    api.patch::<ReplicationController>("default", "web", json!({ "spec": { "replicas": 1 } }));
+    api.until("one is left", |api| counts(api) == Some((1, 1)) && api.all::<Pod>().len() == 1).await;
+    let before = api.revision();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(api.revision(), before, "what is settled is not written again");
 }

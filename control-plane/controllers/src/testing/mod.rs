@@ -89,7 +89,8 @@ pub(crate) fn replica_set(name: &str, replicas: i32) -> Value {
     })
 }
 
-fn template(name: &str, image: &str) -> Value {
+/// A pod template with the label `app: <name>`.
+pub(crate) fn template(name: &str, image: &str) -> Value {
     json!({
         "metadata": { "labels": { "app": name } },
         "spec": { "containers": [
