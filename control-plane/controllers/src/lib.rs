@@ -14,6 +14,7 @@ mod certificates;
 mod clusterrole_aggregation;
 mod config;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod events;
@@ -70,6 +71,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     let mut starts = Starts { context: &context, shutdown: &shutdown, pending: Vec::new() };
     deployment::register(&mut starts);
     replicaset::register(&mut starts);
+    disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
     node::register(&mut starts);
