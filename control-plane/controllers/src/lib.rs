@@ -36,6 +36,7 @@ mod root_ca;
 mod selector;
 mod service_lb;
 mod serviceaccount;
+mod statefulset;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -74,6 +75,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     deployment::register(&mut starts);
     replicaset::register(&mut starts);
     daemonset::register(&mut starts);
+    statefulset::register(&mut starts);
     disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
