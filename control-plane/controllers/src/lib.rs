@@ -22,6 +22,7 @@ mod events;
 mod expectations;
 mod garbage_collector;
 mod intstr;
+mod job;
 mod meta;
 mod namespace;
 mod node;
@@ -40,6 +41,7 @@ mod statefulset;
 mod template;
 #[cfg(test)]
 mod testing;
+mod ttl_after_finished;
 mod volume_protection;
 mod worker;
 
@@ -76,6 +78,8 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     replicaset::register(&mut starts);
     daemonset::register(&mut starts);
     statefulset::register(&mut starts);
+    job::register(&mut starts);
+    ttl_after_finished::register(&mut starts);
     disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
