@@ -13,6 +13,7 @@ mod caches;
 mod certificates;
 mod clusterrole_aggregation;
 mod config;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
@@ -80,6 +81,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     statefulset::register(&mut starts);
     job::register(&mut starts);
     ttl_after_finished::register(&mut starts);
+    cronjob::register(&mut starts);
     disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
