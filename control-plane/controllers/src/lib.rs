@@ -19,6 +19,7 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslicemirroring;
 mod events;
 mod expectations;
 mod garbage_collector;
@@ -85,6 +86,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
+    endpointslicemirroring::register(&mut starts);
     node::register(&mut starts);
     podgc::register(&mut starts);
     namespace::register(&mut starts);

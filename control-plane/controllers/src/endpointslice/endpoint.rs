@@ -30,7 +30,7 @@ impl AddressType {
         }
     }
 
-    fn of(address: &str) -> Self {
+    pub(crate) fn of(address: &str) -> Self {
         if address.contains(':') { Self::Ipv6 } else { Self::Ipv4 }
     }
 }

@@ -10,7 +10,7 @@ mod plan;
 pub(crate) mod test_objects;
 #[cfg(test)]
 mod tests;
-mod tracker;
+pub(crate) mod tracker;
 
 use std::{
     sync::{Arc, Weak},
@@ -36,7 +36,7 @@ use crate::{
 use tracker::Tracker;
 
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub(crate) const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -16,7 +16,7 @@ use crate::meta::MetaExt;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-pub(super) struct Tracker {
+pub(crate) struct Tracker {
     /// Bounded by the slices of live services: entries go when they are seen, or the service goes.
     services: Mutex<HashMap<ObjectKey, HashMap<String, Written>>>,
 }
@@ -27,13 +27,13 @@ struct Written {
 }
 
 impl Tracker {
-    pub(super) fn wrote(&self, service: &ObjectKey, slice: &EndpointSlice) {
+    pub(crate) fn wrote(&self, service: &ObjectKey, slice: &EndpointSlice) {
         let written = Written { revision: revision(slice), at: Instant::now() };
         let mut services = self.services.lock();
         services.entry(service.clone()).or_default().insert(slice.uid().to_owned(), written);
     }
 
-    pub(super) fn gone(&self, service: &ObjectKey, slice: &EndpointSlice) {
+    pub(crate) fn gone(&self, service: &ObjectKey, slice: &EndpointSlice) {
         let mut services = self.services.lock();
         if let Some(written) = services.get_mut(service) {
             written.remove(slice.uid());
@@ -43,12 +43,12 @@ impl Tracker {
         }
     }
 
-    pub(super) fn forget(&self, service: &ObjectKey) {
+    pub(crate) fn forget(&self, service: &ObjectKey) {
         self.services.lock().remove(service);
     }
 
     /// True where `cached` does not show a write yet.
-    pub(super) fn is_ahead_of(&self, service: &ObjectKey, cached: &[Arc<EndpointSlice>]) -> bool {
+    pub(crate) fn is_ahead_of(&self, service: &ObjectKey, cached: &[Arc<EndpointSlice>]) -> bool {
         let mut services = self.services.lock();
         let Some(written) = services.get_mut(service) else { return false };
         written.retain(|uid, write| {
