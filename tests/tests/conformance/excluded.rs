@@ -10,12 +10,11 @@ pub(crate) const EXCLUDED: &[Reason] = &[
     ("admission policies are not evaluated yet", POLICIES),
     ("other API servers are not asked yet", &["[sig-api-machinery] Aggregator "]),
     ("pods must run", RUNNING_PODS),
-    ("ReplicationControllers have no controller yet", REPLICATION_CONTROLLERS),
     (
         "no node joins the server",
         &["[sig-architecture] Conformance Tests should have at least two untainted nodes"],
     ),
-    ("the kind has no controller yet", CONTROLLERS),
+    ("the controller is tested beside its code, over an API in memory", CONTROLLERS),
     ("pods do not make room for others yet", &["[sig-scheduling] SchedulerPreemption "]),
     ("containers must run", CONTAINERS),
     ("containers must have volumes", VOLUMES),
@@ -48,10 +47,9 @@ const RUNNING_PODS: &[&str] = &[
     "[sig-auth] ServiceAccounts should mount an API token into pods",
     "[sig-auth] ServiceAccounts should mount projected service account token",
     "[sig-cli] Kubectl client Guestbook application ",
+    "[sig-cli] Kubectl client Update Demo ",
     "[sig-cli] Kubectl logs ",
 ];
-
-const REPLICATION_CONTROLLERS: &[&str] = &["[sig-cli] Kubectl client Update Demo "];
 
 const CONTROLLERS: &[&str] = &[
     "[sig-apps] CronJob should not schedule ",
@@ -73,7 +71,6 @@ const CONTROLLERS: &[&str] = &[
     "[sig-apps] Job with successPolicy ",
     "[sig-apps] ReplicationController should adopt ",
     "[sig-apps] ReplicationController should release ",
-    "[sig-apps] ReplicationController should serve ",
     "[sig-apps] ReplicationController should surface a failure condition ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Burst scaling ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Scaling should happen ",
@@ -87,6 +84,7 @@ const CONTAINERS: &[&str] = &[
     "[sig-node] Ephemeral Containers ",
     "[sig-node] Pod InPlace Resize Container ",
     "[sig-apps] ReplicaSet should serve a basic image ",
+    "[sig-apps] ReplicationController should serve ",
     "[sig-node] ConfigMap should be consumable ",
     "[sig-node] Container Lifecycle Hook ",
     "[sig-node] Container Runtime ",

@@ -16,8 +16,8 @@
 //! - custom resources: they are not served yet (CustomResourceDefinitions are covered, as objects);
 //! - evaluation of ValidatingAdmissionPolicies and MutatingAdmissionPolicies: there is none yet (the objects are covered);
 //! - aggregated API servers: requests are not handed on yet;
-//! - what only the controllers of DaemonSets, StatefulSets, Jobs, CronJobs, ReplicationControllers and
-//!   PodDisruptionBudgets can do, and the mirroring of Endpoints: there are none yet (the objects are covered);
+//! - what the controllers of DaemonSets, StatefulSets, Jobs, CronJobs, ReplicationControllers and disruption budgets, and
+//!   the mirroring of Endpoints, do beyond what the objects' own texts see: tested beside them;
 //! - preemption: not there yet;
 //! - measurements of time.
 //!

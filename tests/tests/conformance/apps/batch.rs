@@ -1,4 +1,4 @@
-//! Jobs and CronJobs, without their controllers: the API.
+//! Jobs and CronJobs: the API, beside their controllers.
 
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use kube::{ResourceExt, discovery::Scope};

@@ -1,5 +1,4 @@
-//! Workloads. Deployments and ReplicaSets are followed by their controllers, with pods that are only reported to run;
-//! of kinds whose controllers this control plane does not have, the API is tested.
+//! Workloads, followed by their controllers, with pods that are only reported to run.
 
 pub(crate) mod batch;
 pub(crate) mod daemon_sets;

@@ -1,4 +1,4 @@
-//! StatefulSets, without their controller: the API.
+//! StatefulSets: their scale, status and lists.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
