@@ -110,7 +110,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<Next, Error> {
-        self.follow_children();
+        self.follow_children().await?;
         self.drop_missing().await?;
         if self.cron_job.is_deleting() || self.spec.suspend == Some(true) {
             return Ok(Next::Done);
@@ -155,25 +155,21 @@ impl Pass<'_> {
     }
 
     /// Brings the list of running jobs, and the last success, up to date.
-    fn follow_children(&mut self) {
+    async fn follow_children(&mut self) -> Result<(), Error> {
         let recorder = &self.controller.recorder;
         for job in &self.children {
             let active = self.status.active.get_or_insert_default();
             let place = active.iter().position(|it| it.uid.as_deref() == Some(job.uid()));
             let ended = condition_of_end(job);
-            match (place, ended) {
-                (Some(place), Some(condition)) => {
-                    active.remove(place);
-                    let message =
-                        format!("Saw completed job: {}, condition: {}", job.name(), condition.type_);
-                    recorder.normal(self.cron_job, "SawCompletedJob", message);
-                }
-                (None, None) if active.iter().all(|it| it.name.as_deref() != Some(job.name())) => {
-                    let message =
-                        format!("Saw a job that the controller did not create or forgot: {}", job.name());
-                    recorder.warning(self.cron_job, "UnexpectedJob", message);
-                }
-                _ => {}
+            let is_unknown = ended.is_none() && !is_listed(active, job);
+            if let (Some(place), Some(condition)) = (place, ended) {
+                active.remove(place);
+                let message = format!("Saw completed job: {}, condition: {}", job.name(), condition.type_);
+                recorder.normal(self.cron_job, "SawCompletedJob", message);
+            } else if is_unknown && !self.is_just_listed(job).await? {
+                let message =
+                    format!("Saw a job that the controller did not create or forgot: {}", job.name());
+                recorder.warning(self.cron_job, "UnexpectedJob", message);
             }
             let completed = job.status.as_ref().and_then(|status| status.completion_time.as_ref());
             if let Some(at) = completed.filter(|_| ended.is_some_and(|it| it.type_ == "Complete")) {
@@ -183,6 +179,16 @@ impl Pass<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The list has the job in the API, though not in the cache.
+    async fn is_just_listed(&self, job: &Job) -> Result<bool, Error> {
+        let cron_jobs: Api<CronJob> =
+            Api::namespaced(self.controller.context.client.clone(), self.cron_job.namespace());
+        let status = cron_jobs.find(self.cron_job.name()).await?.and_then(|fresh| fresh.status);
+        let active = status.and_then(|status| status.active).unwrap_or_default();
+        Ok(is_listed(&active, job))
     }
 
     /// Drops running jobs that are gone. The cache may be behind, so the API is asked.
@@ -333,6 +339,10 @@ impl Pass<'_> {
             outcome => outcome.map(drop),
         }
     }
+}
+
+fn is_listed(active: &[ObjectReference], job: &Job) -> bool {
+    active.iter().any(|listed| listed.name.as_deref() == Some(job.name()))
 }
 
 fn reference(job: &Job) -> ObjectReference {

@@ -221,9 +221,12 @@ impl Pass<'_> {
 
     /// Deletes what still runs. The job has not ended before all of it is seen and gone.
     async fn wind_down(&mut self, outcome: Outcome) -> (Option<Outcome>, Result<(), Error>) {
+        if !self.cache_is_current {
+            return (None, Ok(()));
+        }
         let all = self.view.active.clone();
         let deleted = self.apply(Vec::new(), &all).await;
-        let is_all = deleted.is_ok() && all.len() <= BURST && self.cache_is_current;
+        let is_all = deleted.is_ok() && all.len() <= BURST;
         (is_all.then_some(outcome), deleted)
     }
 
