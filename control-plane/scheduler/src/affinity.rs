@@ -54,8 +54,14 @@ impl NodeAffinity {
             && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(name, labels)))
     }
 
-    pub(crate) fn has_preferences(&self) -> bool {
-        !self.preferred.is_empty()
+    /// Whether any node may be refused.
+    pub(crate) fn is_required(&self) -> bool {
+        !self.selector.is_empty() || self.required.is_some()
+    }
+
+    /// Without the preferences.
+    pub(crate) fn required_alone(&self) -> Self {
+        Self { preferred: Vec::new(), ..self.clone() }
     }
 
     /// The weights of the preferences that the node satisfies.
@@ -142,6 +148,14 @@ impl Toleration {
 /// Whether the taint keeps pods away, rather than making the node less liked.
 pub(crate) fn keeps_away(taint: &Taint) -> bool {
     matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")
+}
+
+/// The first taint that keeps away a pod with these tolerations.
+pub(crate) fn untolerated<'a>(tolerations: &[Toleration], taints: &'a [Taint]) -> Option<&'a Taint> {
+    taints
+        .iter()
+        .filter(|taint| keeps_away(taint))
+        .find(|taint| !tolerations.iter().any(|toleration| toleration.tolerates(taint)))
 }
 
 #[cfg(test)]

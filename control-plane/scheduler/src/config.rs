@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use crate::configuration::Profiles;
+
 /// Settings; the defaults are upstream's where upstream has them.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Pods that name another scheduler are left alone.
-    pub scheduler_name: String,
+    /// How pods are placed, by the scheduler that they name; pods that name another one are left alone.
+    pub profiles: Profiles,
     /// Who reports, in events: the host, or the control plane's name.
     pub instance: String,
     /// Wait of a pod that did not fit, doubled with each attempt.
@@ -23,7 +25,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            scheduler_name: "default-scheduler".to_owned(),
+            profiles: Profiles::default(),
             instance: String::new(),
             backoff_first: Duration::from_secs(1),
             backoff_last: Duration::from_secs(10),
@@ -35,9 +37,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What events name as their source.
+    pub(crate) fn component(&self) -> String {
+        self.profiles.0.first().map(|profile| profile.scheduler_name.clone()).unwrap_or_default()
+    }
+
     /// Names the field that cannot work.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(!self.scheduler_name.is_empty(), "scheduler_name is empty");
         anyhow::ensure!(self.batch > 0, "batch is 0");
         anyhow::ensure!(self.batches_in_flight > 0, "batches_in_flight is 0");
         anyhow::ensure!(self.backoff_first <= self.backoff_last, "backoff_first is longer than backoff_last");

@@ -1,8 +1,8 @@
-//! Evaluations: what every node is for one shape of pod, kept and brought up to date by what changed.
+//! Evaluations: what every node is for pods with the same needs, kept and brought up to date by what changed.
 //!
 //! The first pod of a workload costs a pass of filters and scores over all nodes; the next costs the nodes that
-//! changed since, and one pass of additions to choose. Kept for a bounded number of shapes, least recently used
-//! ones go first; losing one costs time only.
+//! changed since. Kept for a bounded number of nodes in all, least recently used ones go first; losing one costs
+//! time only.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,189 +10,173 @@ use std::{
 };
 
 use crate::{
-    filters::{self, fits},
-    pod::{Shape, SpreadKey},
-    scores::{Own, SpreadWeights, Weights, own},
-    snapshot::{Slot, Snapshot, Zone},
+    filters,
+    intern::Same,
+    pod::Needs,
+    refusal::Refusal,
+    scores::{Own, own},
+    snapshot::{Slot, Snapshot},
 };
 
-/// 256 evaluations of 5,000 nodes are 41 MB at most; workloads that wait at the same time are few.
-const KEPT: usize = 256;
+/// Evaluated nodes in all evaluations: 256 evaluations of 5,000 nodes, 18 MB.
+const MOST_NODES: usize = 1_280_000;
+
+/// More different refusals than one cluster has at a time; an evaluation that met more starts anew.
+const MOST_REFUSALS: usize = 4096;
+
+/// A verdict on a node: it can run the pod, it does not exist, or the number of a refusal.
+type Verdict = u16;
+const FITS: Verdict = 0;
+const ABSENT: Verdict = 1;
+const REFUSALS: usize = 2;
 
 #[derive(Default)]
 pub(crate) struct Evaluations {
-    by_shape: HashMap<Arc<Shape>, Evaluation>,
+    by_needs: HashMap<Same<Needs>, Evaluation>,
     /// Counts uses, to find the least recent.
     uses: u64,
-    scratch: Scratch,
 }
 
-struct Evaluation {
-    /// The snapshot's version that `nodes` stand for.
-    version: u64,
+#[derive(Default)]
+pub(crate) struct Evaluation {
+    /// The snapshot's version that the rest stands for; `None` before the first.
+    version: Option<u64>,
     last_use: u64,
-    /// By slot; `None` where the pod cannot run.
-    nodes: Vec<Option<Own>>,
-    /// Why no node can run the pod, and the version it was said of.
-    diagnosis: Option<(u64, String)>,
+    verdicts: Vec<Verdict>,
+    own: Vec<Own>,
+    /// ImageLocality by slot; empty where no node has an image of the pod.
+    images: Vec<i32>,
+    /// Versions of the images and number of nodes that they stand for.
+    images_of: Option<(u64, usize)>,
+    refusals: Vec<Refusal>,
+    numbers: HashMap<Refusal, Verdict>,
 }
 
 impl Evaluations {
-    /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
-    pub(crate) fn choose(&mut self, shape: &Arc<Shape>, snapshot: &Snapshot, tie: &mut Tie) -> Option<Slot> {
+    /// What every node is for the needs now.
+    pub(crate) fn of(&mut self, needs: &Arc<Needs>, snapshot: &Snapshot) -> &Evaluation {
         self.uses += 1;
-        let uses = self.uses;
-        if !self.by_shape.contains_key(shape) {
-            self.make_room();
-            let fresh = Evaluation { version: u64::MAX, last_use: uses, nodes: Vec::new(), diagnosis: None };
-            self.by_shape.insert(shape.clone(), fresh);
+        let key = Same(needs.clone());
+        if !self.by_needs.contains_key(&key) {
+            self.make_room(snapshot.nodes.len());
         }
-        let evaluation = self.by_shape.get_mut(shape).expect("inserted above");
-        evaluation.last_use = uses;
-        evaluation.update(shape, snapshot);
-        best(shape, snapshot, &evaluation.nodes, &mut self.scratch, tie)
+        let evaluation = self.by_needs.entry(key).or_default();
+        evaluation.last_use = self.uses;
+        evaluation.update(needs, snapshot);
+        evaluation
     }
 
-    /// Why no node can run the pod; worked out once for all pods of the shape.
-    pub(crate) fn diagnosis(&mut self, shape: &Arc<Shape>, snapshot: &Snapshot) -> String {
-        let kept = self.by_shape.get_mut(shape).map(|evaluation| &mut evaluation.diagnosis);
-        if let Some(Some((version, text))) = &kept
-            && *version == snapshot.version()
-        {
-            return text.clone();
-        }
-        let text = filters::diagnosis(shape, snapshot);
-        if let Some(kept) = kept {
-            *kept = Some((snapshot.version(), text.clone()));
-        }
-        text
-    }
-
-    fn make_room(&mut self) {
-        if self.by_shape.len() < KEPT {
-            return;
-        }
-        let oldest = self.by_shape.iter().min_by_key(|(_, evaluation)| evaluation.last_use);
-        if let Some(shape) = oldest.map(|(shape, _)| shape.clone()) {
-            self.by_shape.remove(&shape);
+    fn make_room(&mut self, nodes: usize) {
+        while !self.by_needs.is_empty() && (self.by_needs.len() + 1) * nodes > MOST_NODES {
+            let oldest = self.by_needs.iter().min_by_key(|(_, evaluation)| evaluation.last_use);
+            if let Some(needs) = oldest.map(|(needs, _)| needs.clone()) {
+                self.by_needs.remove(&needs);
+            }
         }
     }
 }
 
 impl Evaluation {
-    fn update(&mut self, shape: &Shape, snapshot: &Snapshot) {
-        let evaluate = |slot: Slot| fits(shape, snapshot, slot).then(|| own(shape, snapshot, slot));
-        let changes =
-            if self.version > snapshot.version() { None } else { snapshot.changes_since(self.version) };
+    /// Nodes that can run the pod, in the order of their slots.
+    pub(crate) fn fitting(&self) -> impl Iterator<Item = Slot> {
+        self.verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == FITS).map(|(slot, _)| slot)
+    }
+
+    pub(crate) fn fits(&self, slot: Slot) -> bool {
+        self.verdicts[slot] == FITS
+    }
+
+    pub(crate) fn own(&self, slot: Slot) -> Own {
+        self.own[slot]
+    }
+
+    /// What images are worth, where they make a difference.
+    pub(crate) fn images(&self, slot: Slot) -> i64 {
+        self.images.get(slot).map_or(0, |score| i64::from(*score))
+    }
+
+    pub(crate) fn has_images(&self) -> bool {
+        !self.images.is_empty()
+    }
+
+    /// Nodes that exist and are refused, with what says no.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (Slot, &Refusal)> {
+        self.verdicts.iter().enumerate().filter_map(|(slot, verdict)| Some((slot, self.refusal(*verdict)?)))
+    }
+
+    /// How many nodes each refusal is said of.
+    pub(crate) fn refusals(&self) -> impl Iterator<Item = (&Refusal, usize)> {
+        let mut counts = vec![0; self.refusals.len() + REFUSALS];
+        self.verdicts.iter().for_each(|verdict| counts[usize::from(*verdict)] += 1);
+        self.refusals.iter().zip(counts.into_iter().skip(REFUSALS))
+    }
+
+    fn refusal(&self, verdict: Verdict) -> Option<&Refusal> {
+        self.refusals.get(usize::from(verdict).checked_sub(REFUSALS)?)
+    }
+
+    fn update(&mut self, needs: &Needs, snapshot: &Snapshot) {
+        if self.refusals.len() > MOST_REFUSALS {
+            *self = Self { last_use: self.last_use, ..Self::default() };
+        }
+        let changes = self.version.and_then(|version| snapshot.changes_since(version));
+        self.verdicts.resize(snapshot.nodes.len(), ABSENT);
+        self.own.resize(snapshot.nodes.len(), Own::default());
         match changes {
+            // The usual case after a pod of the same workload.
+            Some(changes) if changes.size_hint().1.is_some_and(|most| most <= 1) => {
+                changes.for_each(|slot| self.evaluate(needs, snapshot, slot));
+            }
             Some(changes) => {
-                self.nodes.resize(snapshot.nodes.len(), None);
-                for slot in changes.collect::<HashSet<_>>() {
-                    self.nodes[slot] = evaluate(slot);
-                }
+                let slots: HashSet<Slot> = changes.collect();
+                slots.into_iter().for_each(|slot| self.evaluate(needs, snapshot, slot));
             }
-            None => self.nodes = (0..snapshot.nodes.len()).map(evaluate).collect(),
+            None => (0..snapshot.nodes.len()).for_each(|slot| self.evaluate(needs, snapshot, slot)),
         }
-        self.version = snapshot.version();
-    }
-}
-
-/// Chooses among equals by a small generator, so that a run can be repeated.
-pub(crate) struct Tie(u64);
-
-impl Tie {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
+        self.version = Some(snapshot.version());
+        self.update_images(needs, snapshot);
     }
 
-    /// True once in `among` times.
-    fn one_in(&mut self, among: u64) -> bool {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.is_multiple_of(among)
+    fn update_images(&mut self, needs: &Needs, snapshot: &Snapshot) {
+        let nodes = snapshot.node_count();
+        let now = snapshot.images.version(&needs.images).map(|version| (version, nodes));
+        if now == self.images_of && (now.is_none() || self.images.len() == snapshot.nodes.len()) {
+            return;
+        }
+        self.images_of = now;
+        self.images.clear();
+        if now.is_some() {
+            let score =
+                |slot| i32::try_from(snapshot.images.score(&needs.images, slot, nodes)).unwrap_or_default();
+            self.images.extend((0..snapshot.nodes.len()).map(score));
+        }
     }
-}
 
-fn best(
-    shape: &Shape,
-    snapshot: &Snapshot,
-    nodes: &[Option<Own>],
-    scratch: &mut Scratch,
-    tie: &mut Tie,
-) -> Option<Slot> {
-    let spread = shape.spread.as_ref();
-    if let Some(key) = spread {
-        scratch.fill(key, snapshot, nodes);
-    }
-    let crowding = |slot: Slot| spread.map(|_| scratch.crowding[slot]);
-    let weights = Weights::over(candidates(nodes).map(|(slot, own)| (own, crowding(slot))));
-    let (mut best, mut most, mut equals) = (None, i64::MIN, 0);
-    for (slot, own) in candidates(nodes) {
-        let total = weights.total(own, crowding(slot));
-        if total > most {
-            (best, most, equals) = (Some(slot), total, 1);
-        } else if total == most {
-            equals += 1;
-            if tie.one_in(equals) {
-                best = Some(slot);
+    fn evaluate(&mut self, needs: &Needs, snapshot: &Snapshot, slot: Slot) {
+        let node = &snapshot.nodes[slot];
+        if !node.exists {
+            self.verdicts[slot] = ABSENT;
+            return;
+        }
+        match filters::refusal(needs, node) {
+            None => {
+                self.verdicts[slot] = FITS;
+                self.own[slot] = own(needs, node);
             }
+            Some(refusal) => self.verdicts[slot] = self.number(refusal),
         }
     }
-    best
-}
 
-fn candidates(nodes: &[Option<Own>]) -> impl Iterator<Item = (Slot, Own)> {
-    nodes.iter().enumerate().filter_map(|(slot, own)| Some((slot, (*own)?)))
-}
-
-/// Room that every choice uses again.
-#[derive(Default)]
-struct Scratch {
-    /// How crowded each candidate is with pods of the same workload; of other nodes it says nothing.
-    crowding: Vec<i64>,
-    /// By zone: whether a candidate is there, and how crowded a host without pods of the workload is.
-    zones: Vec<(bool, i64)>,
-}
-
-impl Scratch {
-    /// Works out the crowding of all candidates: by zone first, then for the hosts that have pods of the workload.
-    fn fill(&mut self, key: &SpreadKey, snapshot: &Snapshot, nodes: &[Option<Own>]) {
-        self.zones.clear();
-        self.zones.resize(snapshot.zone_count() + 1, (false, 0));
-        let mut hosts = 0;
-        for (slot, _) in candidates(nodes) {
-            hosts += 1;
-            self.zones[snapshot.places[slot].zone].0 = true;
+    fn number(&mut self, refusal: Refusal) -> Verdict {
+        if let Some(number) = self.numbers.get(&refusal) {
+            return *number;
         }
-        // Zone 0 is none.
-        let zones = self.zones[1..].iter().filter(|(present, _)| *present).count();
-        let weights = SpreadWeights::new(hosts, zones);
-        let counts = snapshot.spread_counts(key);
-        let in_zone = |zone: Zone| {
-            let count = || counts.and_then(|counts| counts.by_zone.get(&zone)).copied().unwrap_or_default();
-            (zone != 0).then(count)
-        };
-        for (zone, (present, empty_host)) in self.zones.iter_mut().enumerate() {
-            if *present {
-                *empty_host = weights.crowding(Some(0), in_zone(zone));
-            }
+        // Past the last number all are one: the next update starts anew.
+        let number = Verdict::try_from(self.refusals.len() + REFUSALS).unwrap_or(Verdict::MAX);
+        if number < Verdict::MAX {
+            self.refusals.push(refusal.clone());
+            self.numbers.insert(refusal, number);
         }
-        self.crowding.resize(self.crowding.len().max(nodes.len()), 0);
-        for (slot, _) in candidates(nodes) {
-            let place = snapshot.places[slot];
-            self.crowding[slot] = if place.has_hostname {
-                self.zones[place.zone].1
-            } else {
-                weights.crowding(None, in_zone(place.zone))
-            };
-        }
-        for (slot, count) in counts.iter().flat_map(|counts| &counts.by_slot) {
-            let place = snapshot.places[*slot];
-            if place.has_hostname && nodes[*slot].is_some() {
-                self.crowding[*slot] = weights.crowding(Some(*count), in_zone(place.zone));
-            }
-        }
+        number
     }
 }

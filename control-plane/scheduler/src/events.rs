@@ -49,6 +49,8 @@ pub(crate) struct EventKind {
 pub(crate) const SCHEDULED: EventKind = EventKind { kind: "Normal", reason: "Scheduled", action: "Binding" };
 pub(crate) const FAILED_SCHEDULING: EventKind =
     EventKind { kind: "Warning", reason: "FailedScheduling", action: "Scheduling" };
+pub(crate) const PREEMPTED: EventKind =
+    EventKind { kind: "Normal", reason: "Preempted", action: "Preempting" };
 /// The pod was placed, but not by all that it asks for.
 pub(crate) const NOT_CONSIDERED: EventKind =
     EventKind { kind: "Warning", reason: "ConstraintsNotConsidered", action: "Scheduling" };
@@ -91,12 +93,8 @@ pub(crate) fn channel(client: Arc<dyn Client>, config: &Config) -> (Recorder, Wr
     let writer = Writer {
         receiver,
         client,
-        component: config.scheduler_name.clone(),
-        instance: if config.instance.is_empty() {
-            config.scheduler_name.clone()
-        } else {
-            config.instance.clone()
-        },
+        component: config.component(),
+        instance: if config.instance.is_empty() { config.component() } else { config.instance.clone() },
         written: Mutex::default(),
         dropped: dropped.clone(),
     };

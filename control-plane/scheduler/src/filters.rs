@@ -1,132 +1,89 @@
-//! Which nodes can run a pod: upstream's filter plugins, by their names and in their order.
+//! Which nodes can run a pod, as far as the node alone can tell: upstream's filter plugins, in their order.
 //!
-//! NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit. Pure functions over the
-//! snapshot's columns. [`fits`] stops at the first no; [`rejections`] tells why, in upstream's words.
-
-use std::collections::BTreeMap;
+//! NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit. Pure functions over a node and
+//! what is taken of it; the taken part is given apart, so that "what if" is asked the same way.
 
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::{
-    affinity::keeps_away,
-    pod::Shape,
+    affinity::untolerated,
+    pod::Needs,
+    profile::Plugin,
+    refusal::{Lack, Refusal},
     resources::{CPU, EPHEMERAL_STORAGE, MEMORY},
-    snapshot::{NodeEntry, Slot, Snapshot},
+    snapshot::{NodeEntry, Occupancy},
 };
 
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
-/// Whether the pod can run on the node.
-pub(crate) fn fits(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> bool {
-    let node = &snapshot.nodes[slot];
-    node.exists
-        && schedulable(shape, node)
-        && named(shape, node)
-        && untolerated(shape, node).is_none()
-        && shape.affinity.allows(&node.name, &node.labels)
-        && ports_free(shape, node)
-        && lacking(shape, snapshot, slot).is_empty()
-}
-
-/// Why the pod cannot run on the node, as the first plugin that refuses says it; empty where it can.
-pub(crate) fn rejections(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> Vec<String> {
-    let node = &snapshot.nodes[slot];
-    let one = |text: &str| vec![text.to_owned()];
-    if !schedulable(shape, node) {
-        return one("node(s) were unschedulable");
+/// Why the node cannot run the pod, as the first plugin that refuses says it; `None` where it can.
+pub(crate) fn refusal(needs: &Needs, node: &NodeEntry) -> Option<Refusal> {
+    let on = |plugin| needs.profile.filters.contains(plugin);
+    if on(Plugin::NodeUnschedulable) && !schedulable(needs, node) {
+        return Some(Refusal::Unschedulable);
     }
-    if !named(shape, node) {
-        return one("node(s) didn't match the requested node name");
+    if on(Plugin::TaintToleration)
+        && let Some(taint) = untolerated(&needs.tolerations, &node.taints)
+    {
+        let value = taint.value.clone().unwrap_or_default();
+        return Some(Refusal::Taint { key: taint.key.clone(), value });
     }
-    if let Some(taint) = untolerated(shape, node) {
-        let value = taint.value.as_deref().unwrap_or_default();
-        return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)];
-    }
-    if !shape.affinity.allows(&node.name, &node.labels) {
-        return one("node(s) didn't match Pod's node affinity/selector");
-    }
-    if !ports_free(shape, node) {
-        return one("node(s) didn't have free ports for the requested pod ports");
-    }
-    lacking(shape, snapshot, slot)
-        .into_iter()
-        .map(|lack| match lack {
-            Lack::Pods => "Too many pods".to_owned(),
-            Lack::Resource(name) => format!("Insufficient {name}"),
-        })
-        .collect()
-}
-
-/// Upstream's sentence for a pod that no node can run.
-pub(crate) fn diagnosis(shape: &Shape, snapshot: &Snapshot) -> String {
-    if snapshot.node_count() == 0 {
-        return "no nodes available to schedule pods".to_owned();
-    }
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for slot in (0..snapshot.nodes.len()).filter(|slot| snapshot.nodes[*slot].exists) {
-        for reason in rejections(shape, snapshot, slot) {
-            *counts.entry(reason).or_default() += 1;
+    if on(Plugin::NodeAffinity) {
+        let added = needs.profile.added_affinity.as_ref();
+        if added.is_some_and(|added| !added.allows(&node.name, &node.labels)) {
+            return Some(Refusal::EnforcedAffinity);
+        }
+        if !needs.affinity.allows(&node.name, &node.labels) {
+            return Some(Refusal::NodeAffinity);
         }
     }
-    let mut parts: Vec<String> =
-        counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    parts.sort_unstable();
-    format!("0/{} nodes are available: {}.", snapshot.node_count(), parts.join(", "))
+    room(needs, node, &node.taken)
+}
+
+/// The part that depends on other pods of the node: why there is no room beside them.
+pub(crate) fn room(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option<Refusal> {
+    let on = |plugin| needs.profile.filters.contains(plugin);
+    if on(Plugin::NodePorts) && !ports_free(needs, taken) {
+        return Some(Refusal::Ports);
+    }
+    if !on(Plugin::NodeResourcesFit) {
+        return None;
+    }
+    let lacks = lacking(needs, node, taken);
+    (!lacks.is_empty()).then_some(Refusal::Lacks(lacks))
 }
 
 /// NodeUnschedulable: a cordoned node takes only pods that tolerate its being cordoned.
-fn schedulable(shape: &Shape, node: &NodeEntry) -> bool {
+fn schedulable(needs: &Needs, node: &NodeEntry) -> bool {
     if !node.unschedulable {
         return true;
     }
     let taint = Taint { key: UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
-    shape.tolerations.iter().any(|toleration| toleration.tolerates(&taint))
-}
-
-/// NodeName.
-fn named(shape: &Shape, node: &NodeEntry) -> bool {
-    shape.node_name.as_ref().is_none_or(|name| *name == node.name)
-}
-
-/// TaintToleration: the first taint that keeps the pod away.
-fn untolerated<'a>(shape: &Shape, node: &'a NodeEntry) -> Option<&'a Taint> {
-    node.taints
-        .iter()
-        .filter(|taint| keeps_away(taint))
-        .find(|taint| !shape.tolerations.iter().any(|toleration| toleration.tolerates(taint)))
+    needs.tolerations.iter().any(|toleration| toleration.tolerates(&taint))
 }
 
 /// NodePorts.
-fn ports_free(shape: &Shape, node: &NodeEntry) -> bool {
-    shape.ports.iter().all(|port| !node.ports.iter().any(|taken| port.conflicts(taken)))
-}
-
-enum Lack<'a> {
-    Pods,
-    Resource(&'a str),
+fn ports_free(needs: &Needs, taken: &Occupancy) -> bool {
+    needs.ports.iter().all(|port| !taken.ports.iter().any(|taken| port.conflicts(taken)))
 }
 
 /// NodeResourcesFit: everything that the node has too little of.
-fn lacking<'a>(shape: &'a Shape, snapshot: &Snapshot, slot: Slot) -> Vec<Lack<'a>> {
-    let (have, used) = (&snapshot.allocatable[slot], &snapshot.requested[slot]);
+fn lacking(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Vec<Lack> {
+    let (asked, have, used) = (&needs.requests.numbers, &node.allocatable.numbers, &taken.requested.numbers);
     let mut lacking = Vec::new();
     if used.pods + 1 > have.pods {
         lacking.push(Lack::Pods);
     }
-    for (name, amount) in &shape.requests {
-        let free = match name.as_str() {
-            CPU => have.cpu_milli - used.cpu_milli,
-            MEMORY => have.memory_bytes - used.memory_bytes,
-            EPHEMERAL_STORAGE => have.ephemeral_bytes - used.ephemeral_bytes,
-            _ => {
-                let node = &snapshot.nodes[slot];
-                let of = |amounts: &BTreeMap<String, i64>| amounts.get(name).copied().unwrap_or_default();
-                of(&node.extended) - of(&node.extended_requested)
-            }
-        };
-        if *amount > free {
-            lacking.push(Lack::Resource(name));
+    let mut check = |name: &str, asked: i64, have: i64, used: i64| {
+        if asked > 0 && asked > have - used {
+            lacking.push(Lack::Resource { name: name.to_owned(), never: asked > have });
         }
+    };
+    check(CPU, asked.cpu_milli, have.cpu_milli, used.cpu_milli);
+    check(MEMORY, asked.memory_bytes, have.memory_bytes, used.memory_bytes);
+    check(EPHEMERAL_STORAGE, asked.ephemeral_bytes, have.ephemeral_bytes, used.ephemeral_bytes);
+    for (name, asked) in needs.requests.extended.iter().filter(|(name, _)| !needs.profile.ignores(name)) {
+        check(name, *asked, node.allocatable.get(name), taken.requested.get(name));
     }
     lacking
 }
@@ -136,15 +93,17 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::testing::{node, pod};
+    use crate::{
+        snapshot::Snapshot,
+        testing::{info, node, pod},
+    };
 
     #[track_caller]
     fn check(name: &str, node_spec: Value, pod_spec: Value, expected: &[&str]) {
         let mut snapshot = Snapshot::default();
         let slot = snapshot.put_node(&node("n1", node_spec));
-        let shape = Shape::of(&pod("p", pod_spec));
-        assert_eq!(rejections(&shape, &snapshot, slot), expected, "{name}");
-        assert_eq!(fits(&shape, &snapshot, slot), expected.is_empty(), "{name}");
+        let refusal = refusal(&info(&pod("p", pod_spec)).needs, &snapshot.nodes[slot]);
+        assert_eq!(refusal.map(|refusal| refusal.reasons()).unwrap_or_default(), expected, "{name}");
     }
 
     fn wants(requests: Value) -> Value {
@@ -206,28 +165,15 @@ mod tests {
         let spec = |port: i32, ip: &str| json!({ "containers": [{ "name": "c", "ports": [{ "containerPort": 80, "hostPort": port, "hostIP": ip, "protocol": "TCP" }] }] });
         let mut snapshot = Snapshot::default();
         let slot = snapshot.put_node(&node("n1", json!({})));
-        let taken = std::sync::Arc::new(Shape::of(&pod("a", spec(80, "10.0.0.1"))));
-        snapshot.put_pod(&"a".into(), &taken, "n1");
-        let free = |port, ip| fits(&Shape::of(&pod("b", spec(port, ip))), &snapshot, slot);
-        assert!(!free(80, "10.0.0.1") && !free(80, "") && !free(80, "0.0.0.0"));
-        assert!(free(81, "10.0.0.1") && free(80, "10.0.0.2"));
-        snapshot.remove_pod("a");
-        assert!(fits(&Shape::of(&pod("b", spec(80, ""))), &snapshot, slot));
-    }
-
-    #[test]
-    fn diagnosis_counts_and_sorts_reasons() {
-        let mut snapshot = Snapshot::default();
-        let shape = Shape::of(&pod("p", wants(json!({ "cpu": "8" }))));
-        assert_eq!(diagnosis(&shape, &snapshot), "no nodes available to schedule pods");
-        snapshot.put_node(&node("n1", json!({})));
-        let tainted =
-            json!({ "spec": { "taints": [{ "key": "key", "value": "value", "effect": "NoSchedule" }] } });
-        snapshot.put_node(&node("n2", tainted.clone()));
-        snapshot.put_node(&node("n3", tainted));
-        assert_eq!(
-            diagnosis(&shape, &snapshot),
-            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint {key: value}."
+        snapshot.put_pod(&info(&pod("a", spec(80, "10.0.0.1"))), "n1");
+        let free = |snapshot: &Snapshot, port, ip| {
+            refusal(&info(&pod("b", spec(port, ip))).needs, &snapshot.nodes[slot]).is_none()
+        };
+        assert!(
+            !free(&snapshot, 80, "10.0.0.1") && !free(&snapshot, 80, "") && !free(&snapshot, 80, "0.0.0.0")
         );
+        assert!(free(&snapshot, 81, "10.0.0.1") && free(&snapshot, 80, "10.0.0.2"));
+        snapshot.remove_pod("a");
+        assert!(free(&snapshot, 80, ""));
     }
 }

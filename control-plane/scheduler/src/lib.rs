@@ -1,11 +1,12 @@
 //! The scheduler: gives every waiting pod the best node that can run it.
 //!
-//! A pure core decides ([`scheduler`], with the [`snapshot`] of columns, [`filters`], [`scores`], [`evaluation`] and the
-//! [`queue`]), and a thin shell acts ([`run`]): it follows nodes and pods, writes bindings in batches, and tells
-//! users why a pod waits. Plugins carry upstream's names, meaning, order, messages and default weights.
+//! A pure core decides, and a thin shell acts ([`run`]): it follows the cluster, writes bindings in batches, deletes the
+//! victims of preemption, and tells users why a pod waits. In the core, [`scheduler`] holds the [`snapshot`] of the
+//! cluster, the [`queue`] and who is promised what; [`placement`] asks [`filters`] and [`scores`] of single nodes (answers are
+//! kept, [`evaluation`]) and what a pod's [`terms`] mean on them ([`outlook`], from the counters of [`topology`]). Plugins
+//! carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Not here yet: inter-pod affinity, a pod's own topology spread constraints, volumes, preemption, image locality. A
-//! pod that asks for one of the first two is placed without, and an event tells so.
+//! Not here yet: volumes, resource claims. A pod with claims is placed without, and an event tells so.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.
@@ -13,20 +14,41 @@
 #![forbid(unsafe_code)]
 
 mod affinity;
+mod alone;
+mod budgets;
 mod config;
+mod configuration;
 mod evaluation;
 mod events;
+mod evict;
 mod filters;
+mod hints;
+mod images;
+mod intern;
+#[cfg(test)]
+mod model;
+mod nomination;
+mod outlook;
+mod placement;
 mod pod;
+mod pod_affinity;
+mod preemption;
+mod profile;
 mod queue;
+mod refusal;
 mod report;
 mod resources;
 mod run;
 mod scheduler;
 mod scores;
 mod snapshot;
+mod spread;
+mod terms;
 #[cfg(test)]
 mod testing;
+mod topology;
 
+pub use alone::{Core, Decisions};
 pub use config::Config;
+pub use configuration::Profiles;
 pub use run::run;

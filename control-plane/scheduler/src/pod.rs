@@ -1,4 +1,7 @@
 //! A pod as the scheduler sees it, read once from its object.
+//!
+//! What decides on its place is in three parts that pods of one workload share: what it needs of a node
+//! ([`Needs`]), who it is to others ([`Identity`]), and what it asks with regard to them ([`Terms`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,38 +10,65 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
-    resources::{self, Amounts},
+    images::PodImages,
+    intern::{Interner, Same},
+    profile::Profile,
+    resources::{self, Requests},
+    terms::Terms,
+    topology::Identity,
 };
 
-/// A pod that waits, or is being bound.
-#[derive(Clone, Debug)]
+/// Labels of an object.
+pub(crate) type Labels = BTreeMap<String, String>;
+
+/// A pod that waits, is being bound, or is placed.
+#[derive(Debug)]
 pub(crate) struct PodInfo {
     pub(crate) key: ObjectKey,
     pub(crate) uid: Arc<str>,
     pub(crate) priority: i32,
-    pub(crate) shape: Arc<Shape>,
+    /// When its kubelet began with it, in nanoseconds since the epoch.
+    pub(crate) started_at: Option<i128>,
+    pub(crate) going: Going,
+    /// Its priority lets it preempt others.
+    pub(crate) may_preempt: bool,
+    /// The node that was cleared for it.
+    pub(crate) nominated: Option<String>,
+    pub(crate) needs: Arc<Needs>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) terms: Arc<Terms>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
     /// Wishes of the pod that this scheduler does not know yet, by their fields.
     pub(crate) not_considered: Vec<&'static str>,
 }
 
-/// All that a pod's place depends on. Pods of one workload are equal here and share one evaluation.
+/// All that a pod's place depends on, to compare and look up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Wishes(Same<Needs>, Same<Identity>, Same<Terms>);
+
+/// Whether the pod is being deleted, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Going {
+    No,
+    Yes,
+    /// To make room for another.
+    Preempted,
+}
+
+/// What a pod's place depends on as far as one node can tell. Pods of one workload are equal here and share one
+/// evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Shape {
-    pub(crate) requests: Amounts,
-    /// Cpu in thousandths and bytes of memory, for scores.
-    pub(crate) scored: (i64, i64),
-    pub(crate) node_name: Option<String>,
+pub(crate) struct Needs {
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) requests: Requests,
+    /// The same for scores, with a small amount in place of what was not asked for.
+    pub(crate) scored: Requests,
     pub(crate) affinity: NodeAffinity,
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) ports: Vec<HostPort>,
-    /// Pods with the same key are spread over hosts and zones.
-    pub(crate) spread: Option<SpreadKey>,
+    pub(crate) images: PodImages,
 }
-
-/// The workload that a pod belongs to, by the uid of its controller.
-pub(crate) type SpreadKey = Arc<str>;
 
 /// A port of the node that a pod takes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,34 +88,64 @@ impl HostPort {
     }
 }
 
-impl PodInfo {
-    pub(crate) fn of(pod: &Pod) -> Self {
-        let spec = pod.spec.as_ref();
-        Self {
+/// Reads pods, and lets equal parts be one.
+#[derive(Default)]
+pub(crate) struct Reader {
+    needs: Interner<Needs>,
+    identities: Interner<Identity>,
+    terms: Interner<Terms>,
+}
+
+impl Reader {
+    pub(crate) fn read(&mut self, pod: &Pod, profile: &Arc<Profile>) -> Arc<PodInfo> {
+        let none = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&none);
+        let needs = Needs::of(pod, spec, profile);
+        let identity = identity(pod);
+        let terms = Terms::of(spec, &identity, &needs.affinity, &needs.tolerations, profile);
+        let status = pod.status.as_ref();
+        Arc::new(PodInfo {
             key: ObjectKey::of(pod),
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
-            priority: spec.and_then(|spec| spec.priority).unwrap_or_default(),
-            shape: Arc::new(Shape::of(pod)),
+            priority: spec.priority.unwrap_or_default(),
+            started_at: status
+                .and_then(|status| status.start_time.as_ref())
+                .map(|time| time.0.as_nanosecond()),
+            going: going(pod),
+            may_preempt: spec.preemption_policy.as_deref() != Some("Never"),
+            nominated: status
+                .and_then(|status| status.nominated_node_name.clone())
+                .filter(|name| !name.is_empty()),
+            needs: self.needs.intern(needs),
+            identity: self.identities.intern(identity),
+            terms: self.terms.intern(terms),
             told: told(pod),
-            not_considered: spec.map(not_considered).unwrap_or_default(),
-        }
+            not_considered: not_considered(spec),
+        })
     }
 }
 
-impl Shape {
-    pub(crate) fn of(pod: &Pod) -> Self {
-        let Some(spec) = &pod.spec else {
-            return Self::default();
-        };
+impl PodInfo {
+    pub(crate) fn is_going(&self) -> bool {
+        self.going != Going::No
+    }
+
+    /// Pods with the same are placed by the same rules: what is known of one holds for the other.
+    pub(crate) fn wishes(&self) -> Wishes {
+        Wishes(Same(self.needs.clone()), Same(self.identity.clone()), Same(self.terms.clone()))
+    }
+}
+
+impl Needs {
+    fn of(pod: &Pod, spec: &PodSpec, profile: &Arc<Profile>) -> Self {
         Self {
-            requests: resources::pod_requests(spec),
-            scored: resources::scored_requests(spec),
-            // Once bound, a pod's own node is no wish of it.
-            node_name: None,
+            profile: profile.clone(),
+            requests: resources::requests(pod, spec),
+            scored: resources::scored_requests(pod, spec),
             affinity: NodeAffinity::of(spec),
             tolerations: spec.tolerations.iter().flatten().map(Toleration::of).collect(),
             ports: host_ports(spec),
-            spread: controller(pod),
+            images: PodImages::of(spec),
         }
     }
 }
@@ -106,6 +166,27 @@ pub(crate) fn is_gated(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty())
 }
 
+fn identity(pod: &Pod) -> Identity {
+    Identity {
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        owner: controller(pod),
+    }
+}
+
+fn going(pod: &Pod) -> Going {
+    if pod.metadata.deletion_timestamp.is_none() {
+        return Going::No;
+    }
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut targeted = conditions.filter(|condition| {
+        condition.type_ == "DisruptionTarget"
+            && condition.status == "True"
+            && condition.reason.as_deref() == Some("PreemptionByScheduler")
+    });
+    if targeted.next().is_some() { Going::Preempted } else { Going::Yes }
+}
+
 fn told(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
@@ -114,20 +195,11 @@ fn told(pod: &Pod) -> Option<String> {
 }
 
 fn not_considered(spec: &PodSpec) -> Vec<&'static str> {
-    let affinity = spec.affinity.as_ref();
-    let wishes = [
-        ("podAffinity", affinity.is_some_and(|affinity| affinity.pod_affinity.is_some())),
-        ("podAntiAffinity", affinity.is_some_and(|affinity| affinity.pod_anti_affinity.is_some())),
-        (
-            "topologySpreadConstraints",
-            spec.topology_spread_constraints.as_ref().is_some_and(|all| !all.is_empty()),
-        ),
-        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty())),
-    ];
+    let wishes = [("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty()))];
     wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
 }
 
-fn controller(pod: &Pod) -> Option<SpreadKey> {
+fn controller(pod: &Pod) -> Option<Arc<str>> {
     let owners = pod.metadata.owner_references.as_ref()?;
     let controller = owners.iter().find(|owner| owner.controller == Some(true))?;
     Some(controller.uid.as_str().into())
@@ -156,6 +228,3 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     ports.dedup();
     ports
 }
-
-/// Labels of a node, as affinity reads them.
-pub(crate) type Labels = BTreeMap<String, String>;

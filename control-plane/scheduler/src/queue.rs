@@ -1,10 +1,10 @@
-//! Pods that wait for a place: active, backing off, or unschedulable.
+//! Pods that wait for a place: active, backing off, unschedulable, or gated.
 //!
-//! Active pods come out by priority, then by how long they wait. A pod that did not fit rests among the
-//! unschedulable, by shape, until something changes that its shape is helped by, and is then tried again, but not
-//! before its back-off is over (1 s, doubled to 10 s). Whoever is forgotten by all events comes back after five
-//! minutes. A pod is in one place at a time: heaps may hold stale tickets, which are skipped. Bounded by the
-//! number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
+//! Active pods come out by priority, then by how long they wait since they were tried. A pod that did not fit rests among the
+//! unschedulable, with those that are placed by the same rules, until something happens that helps them. It is then
+//! tried again when its back-off is over (1 s, doubled to 10 s), or as soon as nothing else waits. Whoever is forgotten by all
+//! events comes back after five minutes. A pod is in one place at a time: heaps may hold stale tickets, which are
+//! skipped. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -15,10 +15,12 @@ use std::{
 
 use crate::{
     config::Config,
-    pod::{PodInfo, Shape},
+    pod::{PodInfo, Wishes},
+    profile::PluginSet,
 };
 
 type Uid = Arc<str>;
+type Timers = BinaryHeap<Reverse<(Duration, u64, Uid)>>;
 
 pub(crate) struct Queue {
     backoff_first: Duration,
@@ -27,8 +29,11 @@ pub(crate) struct Queue {
     entries: HashMap<Uid, Entry>,
     active: BinaryHeap<Ranked>,
     /// When pods that back off, or that nothing helped, are due.
-    timers: BinaryHeap<Reverse<(Duration, u64, Uid)>>,
-    unschedulable: HashMap<Arc<Shape>, HashSet<Uid>>,
+    timers: Timers,
+    /// Those that back off although something helped them.
+    helped: Timers,
+    unschedulable: HashMap<Wishes, Group>,
+    counts: [usize; 4],
     tickets: u64,
 }
 
@@ -40,6 +45,15 @@ pub(crate) struct Waiting {
     attempts: u32,
     since: Duration,
     failed_at: Duration,
+    /// Something helped it since it failed.
+    helped: bool,
+}
+
+/// Unschedulable pods that are placed by the same rules.
+struct Group {
+    one: Arc<PodInfo>,
+    refused_by: PluginSet,
+    uids: HashSet<Uid>,
 }
 
 struct Entry {
@@ -49,11 +63,13 @@ struct Entry {
     ticket: u64,
 }
 
+/// Where a pod waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(crate) enum Place {
     Active,
     BackingOff,
     Unschedulable,
+    Gated,
 }
 
 #[derive(PartialEq, Eq)]
@@ -62,6 +78,16 @@ struct Ranked {
     since: Duration,
     ticket: u64,
     uid: Uid,
+}
+
+impl Waiting {
+    fn new(pod: Arc<PodInfo>, now: Duration) -> Self {
+        Self { pod, attempts: 0, since: now, failed_at: now, helped: false }
+    }
+
+    fn failed(self, now: Duration) -> Self {
+        Self { attempts: self.attempts + 1, since: now, failed_at: now, helped: false, ..self }
+    }
 }
 
 impl Ord for Ranked {
@@ -87,23 +113,44 @@ impl Queue {
             entries: HashMap::new(),
             active: BinaryHeap::new(),
             timers: BinaryHeap::new(),
+            helped: BinaryHeap::new(),
             unschedulable: HashMap::new(),
+            counts: [0; 4],
             tickets: 0,
         }
     }
 
     /// Adds the pod, or takes over what changed. One whose needs changed is tried again.
-    pub(crate) fn add(&mut self, pod: PodInfo, now: Duration) {
+    pub(crate) fn add(&mut self, pod: Arc<PodInfo>, now: Duration) {
         let Some(mut entry) = self.take(&pod.uid) else {
-            let waiting = Waiting { pod: Arc::new(pod), attempts: 0, since: now, failed_at: now };
-            self.put(waiting, Place::Active, now);
+            self.put(Waiting::new(pod, now), Place::Active, now);
             return;
         };
-        let changed = entry.waiting.pod.shape != pod.shape || entry.waiting.pod.priority != pod.priority;
-        entry.waiting.pod = Arc::new(pod);
-        let place =
-            if changed && entry.place == Place::Unschedulable { Place::BackingOff } else { entry.place };
-        self.put(entry.waiting, place, now);
+        let known = std::mem::replace(&mut entry.waiting.pod, pod);
+        let pod = &entry.waiting.pod;
+        let changed = known.wishes() != pod.wishes() || known.priority != pod.priority;
+        match entry.place {
+            Place::Unschedulable if changed => {
+                entry.waiting.helped = true;
+                self.put(entry.waiting, Place::BackingOff, now);
+            }
+            Place::Gated => {
+                entry.waiting.since = now;
+                self.put(entry.waiting, Place::Active, now);
+            }
+            Place::Unschedulable => self.rest(entry.waiting, entry.refused_by, now),
+            place => self.put(entry.waiting, place, now),
+        }
+    }
+
+    /// Keeps a pod that may not be placed yet.
+    pub(crate) fn add_gated(&mut self, pod: Arc<PodInfo>, now: Duration) {
+        self.take(&pod.uid);
+        self.put(Waiting::new(pod, now), Place::Gated, now);
+    }
+
+    pub(crate) fn contains(&self, uid: &str) -> bool {
+        self.entries.contains_key(uid)
     }
 
     pub(crate) fn remove(&mut self, uid: &str) {
@@ -114,36 +161,50 @@ impl Queue {
     pub(crate) fn pop(&mut self, now: Duration) -> Option<Waiting> {
         self.wake(now);
         while let Some(ranked) = self.active.pop() {
-            if self.entries.get(&ranked.uid).is_some_and(|entry| entry.ticket == ranked.ticket) {
-                return self.take(&ranked.uid).map(|entry| entry.waiting);
+            if self.is_current(&ranked.uid, ranked.ticket) {
+                return self.take(&ranked.uid).map(|taken| taken.waiting);
+            }
+        }
+        while let Some(Reverse((_, ticket, uid))) = self.helped.pop() {
+            if self.is_current(&uid, ticket) {
+                return self.take(&uid).map(|taken| taken.waiting);
             }
         }
         None
     }
 
     /// No node can run the pod: it rests until something helps.
-    pub(crate) fn give_back_unschedulable(&mut self, mut waiting: Waiting, now: Duration) {
-        waiting.attempts += 1;
-        waiting.failed_at = now;
-        self.put(waiting, Place::Unschedulable, now);
+    pub(crate) fn give_back_unschedulable(&mut self, waiting: Waiting, refused_by: PluginSet, now: Duration) {
+        self.rest(waiting.failed(now), refused_by, now);
+    }
+
+    /// The pod was not tried: it rests until it is woken by name.
+    pub(crate) fn put_back(&mut self, waiting: Waiting, now: Duration) {
+        self.rest(waiting, PluginSet::default(), now);
     }
 
     /// The pod's binding failed: it is tried again after its back-off.
-    pub(crate) fn give_back_failed(&mut self, mut waiting: Waiting, now: Duration) {
-        waiting.attempts += 1;
-        waiting.failed_at = now;
-        self.put(waiting, Place::BackingOff, now);
+    pub(crate) fn give_back_failed(&mut self, waiting: Waiting, now: Duration) {
+        self.put(waiting.failed(now), Place::BackingOff, now);
     }
 
-    /// Wakes the unschedulable pods whose shape `helped` says a change helps.
-    pub(crate) fn activate(&mut self, now: Duration, helped: impl Fn(&Shape) -> bool) {
-        let shapes: Vec<Arc<Shape>> =
-            self.unschedulable.keys().filter(|shape| helped(shape)).cloned().collect();
-        for shape in shapes {
-            for uid in self.unschedulable.get(&shape).cloned().unwrap_or_default() {
-                self.move_to(&uid, Place::BackingOff, now);
-            }
+    /// Wakes the unschedulable pods of which `helped` says that they are.
+    pub(crate) fn activate(&mut self, now: Duration, helped: impl Fn(&PodInfo, PluginSet) -> bool) {
+        let groups = self.unschedulable.values().filter(|group| helped(&group.one, group.refused_by));
+        let uids: Vec<Uid> = groups.flat_map(|group| group.uids.iter().cloned()).collect();
+        uids.iter().for_each(|uid| self.help(uid, now));
+    }
+
+    /// Wakes one pod, if it is unschedulable.
+    pub(crate) fn activate_one(&mut self, uid: &str, now: Duration) {
+        if self.entries.get(uid).is_some_and(|entry| entry.place == Place::Unschedulable) {
+            self.help(uid, now);
         }
+    }
+
+    /// One pod of each sort that is unschedulable.
+    pub(crate) fn unschedulable(&self) -> impl Iterator<Item = &Arc<PodInfo>> {
+        self.unschedulable.values().map(|group| &group.one)
     }
 
     /// When to look again, at the latest; `None` where nothing waits for time alone.
@@ -151,10 +212,9 @@ impl Queue {
         self.timers.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// Pods that are active, backing off, unschedulable.
-    pub(crate) fn counts(&self) -> (usize, usize, usize) {
-        let of = |place| self.entries.values().filter(|entry| entry.place == place).count();
-        (of(Place::Active), of(Place::BackingOff), of(Place::Unschedulable))
+    /// Pods in a place.
+    pub(crate) fn count(&self, place: Place) -> usize {
+        self.counts[place as usize]
     }
 
     /// Moves pods whose time has come to the active ones.
@@ -165,16 +225,35 @@ impl Queue {
             let Some(Reverse((_, ticket, uid))) = self.timers.pop() else {
                 break;
             };
-            if self.entries.get(&uid).is_some_and(|entry| entry.ticket == ticket) {
-                self.move_to(&uid, Place::Active, now);
+            if self.is_current(&uid, ticket)
+                && let Some(taken) = self.take(&uid)
+            {
+                self.put(taken.waiting, Place::Active, now);
             }
         }
     }
 
-    fn move_to(&mut self, uid: &str, place: Place, now: Duration) {
-        if let Some(entry) = self.take(uid) {
-            self.put(entry.waiting, place, now);
+    fn is_current(&self, uid: &str, ticket: u64) -> bool {
+        self.entries.get(uid).is_some_and(|entry| entry.ticket == ticket)
+    }
+
+    fn help(&mut self, uid: &str, now: Duration) {
+        if let Some(mut taken) = self.take(uid) {
+            taken.waiting.helped = true;
+            self.put(taken.waiting, Place::BackingOff, now);
         }
+    }
+
+    fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, now: Duration) {
+        let pod = waiting.pod.clone();
+        let group = self.unschedulable.entry(pod.wishes()).or_insert_with(|| Group {
+            one: pod.clone(),
+            refused_by,
+            uids: HashSet::new(),
+        });
+        group.refused_by = group.refused_by.union(refused_by);
+        group.uids.insert(pod.uid.clone());
+        self.put(waiting, Place::Unschedulable, now);
     }
 
     fn put(&mut self, waiting: Waiting, place: Place, now: Duration) {
@@ -187,27 +266,37 @@ impl Queue {
                 let (priority, since) = (waiting.pod.priority, waiting.since);
                 self.active.push(Ranked { priority, since, ticket, uid: uid.clone() });
             }
-            Place::BackingOff => self.timers.push(Reverse((until, ticket, uid.clone()))),
+            Place::BackingOff => {
+                self.timers.push(Reverse((until, ticket, uid.clone())));
+                if waiting.helped {
+                    self.helped.push(Reverse((until, ticket, uid.clone())));
+                }
+            }
             Place::Unschedulable => {
                 let forgotten = waiting.failed_at + self.retry_unschedulable;
                 self.timers.push(Reverse((forgotten, ticket, uid.clone())));
-                self.unschedulable.entry(waiting.pod.shape.clone()).or_default().insert(uid.clone());
             }
+            Place::Gated => (),
         }
+        self.counts[place as usize] += 1;
         self.entries.insert(uid, Entry { waiting, place, ticket });
     }
 
-    fn take(&mut self, uid: &str) -> Option<Entry> {
-        let entry = self.entries.remove(uid)?;
-        if entry.place == Place::Unschedulable
-            && let Some(uids) = self.unschedulable.get_mut(&entry.waiting.pod.shape)
-        {
-            uids.remove(uid);
-            if uids.is_empty() {
-                self.unschedulable.remove(&entry.waiting.pod.shape);
+    fn take(&mut self, uid: &str) -> Option<Taken> {
+        let Entry { waiting, place, .. } = self.entries.remove(uid)?;
+        self.counts[place as usize] -= 1;
+        let mut refused_by = PluginSet::default();
+        if place == Place::Unschedulable {
+            let wishes = waiting.pod.wishes();
+            if let Some(group) = self.unschedulable.get_mut(&wishes) {
+                refused_by = group.refused_by;
+                group.uids.remove(uid);
+                if group.uids.is_empty() {
+                    self.unschedulable.remove(&wishes);
+                }
             }
         }
-        Some(entry)
+        Some(Taken { waiting, place, refused_by })
     }
 
     fn backoff_until(&self, waiting: &Waiting) -> Duration {
@@ -219,15 +308,28 @@ impl Queue {
     }
 }
 
+/// A pod that left its place.
+struct Taken {
+    waiting: Waiting,
+    place: Place,
+    /// What refused it, where it was unschedulable.
+    refused_by: PluginSet,
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::pod;
+    use crate::testing::{info as read, pod};
 
-    fn info(name: &str, priority: i32) -> PodInfo {
-        PodInfo::of(&pod(name, json!({ "containers": [], "priority": priority })))
+    fn info(name: &str, priority: i32) -> Arc<PodInfo> {
+        read(&pod(name, json!({ "containers": [], "priority": priority })))
+    }
+
+    fn counts(queue: &Queue) -> (usize, usize, usize) {
+        let [active, backing_off, unschedulable, _] = queue.counts;
+        (active, backing_off, unschedulable)
     }
 
     fn queue() -> Queue {
@@ -273,15 +375,42 @@ mod tests {
         let mut queue = queue();
         queue.add(info("a", 0), START);
         let waiting = queue.pop(START).unwrap();
-        queue.give_back_unschedulable(waiting, START);
-        assert_eq!(queue.counts(), (0, 0, 1));
-        queue.activate(START, |_| false);
+        queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
+        assert_eq!(counts(&queue), (0, 0, 1));
+        queue.activate(START, |_, _| false);
         assert_eq!(pop(&mut queue, 100), None);
-        // Help that comes early waits for the back-off; late help does not.
-        queue.activate(START, |_| true);
-        assert_eq!(queue.counts(), (0, 1, 0));
-        assert_eq!(pop(&mut queue, 0), None);
-        assert_eq!(pop(&mut queue, 1).as_deref(), Some("a"));
+        // Help that comes early waits for the back-off, but not when nothing else waits.
+        queue.activate(START, |_, _| true);
+        assert_eq!(counts(&queue), (0, 1, 0));
+        queue.add(info("b", -1), START);
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("b"));
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("a"));
+        assert_eq!(pop(&mut queue, 100), None);
+    }
+
+    #[test]
+    fn pods_that_keep_failing_do_not_starve_others() {
+        let mut queue = queue();
+        let names: Vec<String> = (0..100).map(|index| format!("failing{index}")).collect();
+        names.iter().for_each(|name| queue.add(info(name, 0), START));
+        for _ in 0..100 {
+            let waiting = queue.pop(START).unwrap();
+            queue.give_back_unschedulable(waiting, PluginSet::ALL, Duration::from_secs(2));
+        }
+        queue.add(info("new", 0), Duration::from_secs(1));
+        queue.activate(Duration::from_secs(20), |_, _| true);
+        assert_eq!(pop(&mut queue, 20).as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn gated_pods_wait_until_their_gates_are_gone() {
+        let mut queue = queue();
+        queue.add_gated(info("a", 0), START);
+        queue.activate(START, |_, _| true);
+        assert_eq!(pop(&mut queue, 1000), None);
+        assert_eq!(queue.count(Place::Gated), 1);
+        queue.add(info("a", 0), Duration::from_secs(1000));
+        assert_eq!(pop(&mut queue, 1000).as_deref(), Some("a"));
     }
 
     #[test]
@@ -289,7 +418,7 @@ mod tests {
         let mut queue = queue();
         queue.add(info("a", 0), START);
         let waiting = queue.pop(START).unwrap();
-        queue.give_back_unschedulable(waiting, START);
+        queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
         assert_eq!(queue.next_wakeup(), Some(Duration::from_secs(300)));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("a"));
@@ -301,7 +430,7 @@ mod tests {
         queue.add(info("a", 0), START);
         queue.add(info("a", 0), START);
         queue.add(info("a", 9), START);
-        assert_eq!(queue.counts(), (1, 0, 0));
+        assert_eq!(counts(&queue), (1, 0, 0));
         assert_eq!(pop(&mut queue, 0).as_deref(), Some("a"));
         assert_eq!(pop(&mut queue, 0), None);
         queue.add(info("b", 0), START);

@@ -17,14 +17,14 @@ use hawser_api::{
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     events::{self, Recorder},
-    scheduler::Rejected,
+    scheduler::{Nomination, Rejected},
 };
 
 /// Writes at the same time; enough to keep up with a slow API server, few enough not to crowd out bindings.
@@ -45,12 +45,18 @@ struct Backlog {
 }
 
 impl Reports {
-    pub(crate) fn add(&self, rejected: Rejected) {
+    pub(crate) fn add(&self, mut rejected: Rejected) {
         let mut waiting = self.waiting.lock();
         let uid = rejected.pod.uid.clone();
-        if waiting.latest.insert(uid.clone(), rejected).is_none() {
-            waiting.order.push_back(uid);
+        match waiting.latest.remove(&uid) {
+            // What became of the nomination meanwhile is still to be written.
+            Some(earlier) if rejected.nomination == Nomination::Keep => {
+                rejected.nomination = earlier.nomination
+            }
+            Some(_) => (),
+            None => waiting.order.push_back(uid.clone()),
         }
+        waiting.latest.insert(uid, rejected);
         drop(waiting);
         self.added.notify_one();
     }
@@ -91,7 +97,7 @@ async fn tell(client: &dyn Client, recorder: &Recorder, rejected: &Rejected) {
     let (pod, message) = (&rejected.pod, &rejected.message);
     recorder.record(&pod.key.namespace, &pod.key.name, &pod.uid, events::FAILED_SCHEDULING, message.clone());
     // The same again would only make watchers read it again.
-    if pod.told.as_ref() == Some(message) {
+    if pod.told.as_ref() == Some(message) && rejected.nomination == Nomination::Keep {
         return;
     }
     match write_condition(client, rejected).await {
@@ -111,7 +117,12 @@ async fn write_condition(client: &dyn Client, rejected: &Rejected) -> Result<(),
         condition["lastTransitionTime"] = events::seconds(Timestamp::now()).into();
     }
     // The uid makes a patch of another pod with this name fail.
-    let patch = json!({ "metadata": { "uid": &*pod.uid }, "status": { "conditions": [condition] } });
+    let mut patch = json!({ "metadata": { "uid": &*pod.uid }, "status": { "conditions": [condition] } });
+    match &rejected.nomination {
+        Nomination::Keep => (),
+        Nomination::Set(node) => patch["status"]["nominatedNodeName"] = node.as_str().into(),
+        Nomination::Clear => patch["status"]["nominatedNodeName"] = Value::Null,
+    }
     let target = Target::object(PODS, Some(&pod.key.namespace), &pod.key.name).with_subresource("status");
     client.patch(&target, Patch::StrategicMerge(patch.to_string().into()), &WriteOptions::default()).await?;
     Ok(())

@@ -5,15 +5,20 @@
 //! are written while the next ones are decided. A binding whose outcome is unknown keeps its room until the pod
 //! was read: it is undone only when the API says that the pod has no node.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
+use futures::{FutureExt, future::BoxFuture};
 use hawser_api::{
     Api, Client, Error,
     client::{Binding, ListOptions},
     error::Reason,
-    informer::Informer,
+    informer::{Change, Informer},
+    typed::Kind,
 };
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod},
+    policy::v1::PodDisruptionBudget,
+};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
@@ -26,9 +31,10 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     events::{self, Recorder},
-    pod,
+    evict, pod,
+    queue::Place,
     report::Reports,
-    scheduler::{Plan, Scheduler},
+    scheduler::{Plan, Preemption, Scheduler},
 };
 
 /// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
@@ -37,6 +43,12 @@ const LOOK_LAST: Duration = Duration::from_secs(5);
 
 /// How long bindings and reports in hand may take after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Pods whose victims are deleted at the same time; others wait their turn.
+const EVICTIONS: usize = 8;
+
+/// After it, the pod that victims are deleted for is tried again, whatever became of them.
+const EVICT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// After it, a batch's outcome is unknown.
 const BIND_DEADLINE: Duration = Duration::from_secs(30);
@@ -75,13 +87,11 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         start: Instant::now(),
         recorder,
     });
-    let (nodes, pods) = (Informer::<Node>::new(), Informer::<Pod>::new());
-    follow(&shell, &nodes, &pods);
     let reports = Arc::new(Reports::default());
 
     // Ends with this function: the informers and writers are dropped, which leaves nothing half done.
     let mut followers = JoinSet::new();
-    for_each_informer(&mut followers, &client, &nodes, &pods);
+    let synced = follow(&shell, &mut followers);
     let mut writers = JoinSet::new();
     // Ends the loop and the writers: with the process, or when a cache stands still.
     let stop = shutdown.child_token();
@@ -90,11 +100,10 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
 
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        () = async { nodes.synced().await; pods.synced().await; } => (),
+        () = synced => (),
         ended = followers.join_next() => return Err(ended_early(ended)),
     }
-    let (active, ..) = shell.core.lock().waiting();
-    info!(nodes = nodes.len(), pods = pods.len(), waiting = active, "scheduling");
+    info!(waiting = shell.core.lock().waiting(Place::Active), "scheduling");
 
     let mut outcome = Ok(());
     let mut bindings = {
@@ -134,29 +143,18 @@ fn seed() -> u64 {
     u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(1)
 }
 
-fn for_each_informer(
-    followers: &mut JoinSet<()>,
-    client: &Arc<dyn Client>,
-    nodes: &Informer<Node>,
-    pods: &Informer<Pod>,
-) {
-    let (nodes, pods) = (nodes.clone(), pods.clone());
-    let (for_nodes, for_pods) = (client.clone(), client.clone());
-    followers.spawn(async move { nodes.run(for_nodes, None, ListOptions::default()).await });
-    followers.spawn(async move { pods.run(for_pods, None, ListOptions::default()).await });
-}
-
-fn follow(shell: &Arc<Shell>, nodes: &Informer<Node>, pods: &Informer<Pod>) {
-    let at = shell.clone();
-    nodes.on_change(move |change| match (change.old, change.new) {
-        // Heartbeats change nothing that a place depends on.
-        (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
-        (_, Some(new)) => at.tell(|core, now| core.node_changed(new, now)),
-        (_, None) => at.tell(|core, _| core.node_removed(&change.key.name)),
-    });
-    let at = shell.clone();
-    pods.on_change(move |change| {
-        at.tell(|core, now| {
+/// Follows all kinds that decisions depend on. The returned future waits for their first lists.
+fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
+    let synced = [
+        follow_kind(shell, followers, |core, change: &Change<'_, Node>, now| {
+            match (change.old, change.new) {
+                // Heartbeats change nothing that a place depends on.
+                (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
+                (_, Some(new)) => core.node_changed(new, now),
+                (_, None) => core.node_removed(&change.key.name, now),
+            }
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, Pod>, now| {
             let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
             let (old, new) = (change.old.map(uid), change.new.map(uid));
             // Another pod of the same name is another pod.
@@ -166,13 +164,44 @@ fn follow(shell: &Arc<Shell>, nodes: &Informer<Node>, pods: &Informer<Pod>) {
             if let Some(pod) = change.new {
                 core.pod_changed(pod, now);
             }
-        });
-    });
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, Namespace>, now| match change.new {
+            Some(namespace) => core.namespace_changed(namespace, now),
+            None => core.namespace_removed(&change.key.name, now),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, PodDisruptionBudget>, _| match change.new {
+            Some(budget) => core.budget_changed(budget),
+            None => core.budget_removed(&change.key.namespace, &change.key.name),
+        }),
+    ];
+    async move {
+        for synced in synced {
+            synced.await;
+        }
+    }
+}
+
+/// Applies each change of a kind to the core. The returned future waits for the first list.
+fn follow_kind<K: Kind>(
+    shell: &Arc<Shell>,
+    followers: &mut JoinSet<()>,
+    apply: impl Fn(&mut Scheduler, &Change<'_, K>, Duration) + Send + Sync + 'static,
+) -> BoxFuture<'static, ()> {
+    let informer = Informer::<K>::new();
+    let at = shell.clone();
+    informer.on_change(move |change| at.tell(|core, now| apply(core, change, now)));
+    let (client, follower) = (shell.client.clone(), informer.clone());
+    followers.spawn(async move { follower.run(client, None, ListOptions::default()).await });
+    async move { informer.synced().await }.boxed()
 }
 
 fn same_for_scheduling(old: &Node, new: &Node) -> bool {
     let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
-    old.spec == new.spec && old.metadata.labels == new.metadata.labels && allocatable(old) == allocatable(new)
+    let images = |node: &Node| node.status.as_ref().and_then(|status| status.images.clone());
+    old.spec == new.spec
+        && old.metadata.labels == new.metadata.labels
+        && allocatable(old) == allocatable(new)
+        && images(old) == images(new)
 }
 
 /// The loop. Returns the bindings that are still being written.
@@ -183,6 +212,7 @@ async fn schedule(
     shutdown: &CancellationToken,
 ) -> JoinSet<()> {
     let slots = Arc::new(Semaphore::new(config.batches_in_flight));
+    let evictions = Arc::new(Semaphore::new(EVICTIONS));
     let mut bindings = JoinSet::new();
     while !shutdown.is_cancelled() {
         while bindings.try_join_next().is_some() {}
@@ -196,9 +226,12 @@ async fn schedule(
             let plan = core.schedule(config.batch, shell.now());
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, rejected, partly } = plan;
+        let Plan { bindings: decided, rejected, preemptions, partly } = plan;
         let idle = decided.is_empty() && rejected.is_empty();
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        for preemption in preemptions {
+            bindings.spawn(clear(shell.clone(), preemption, evictions.clone()));
+        }
         for pod in partly {
             let message = format!("placed without regard to: {}", pod.not_considered.join(", "));
             shell.recorder.record(
@@ -227,6 +260,14 @@ async fn schedule(
         }
     }
     bindings
+}
+
+/// Deletes the victims of one pod. Cancelled only by the end of the process: the next scheduler decides anew.
+async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semaphore>) {
+    let _permit = evictions.acquire().await.expect("the semaphore is never closed");
+    let evict = evict::evict(&*shell.client, &shell.recorder, &preemption);
+    let all = tokio::time::timeout(EVICT_DEADLINE, evict).await.unwrap_or_default();
+    shell.tell(|core, now| core.cleared(&preemption.pod.uid, all, now));
 }
 
 /// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.

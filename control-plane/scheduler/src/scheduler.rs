@@ -1,30 +1,49 @@
 //! The deciding part: what the cluster is, who waits, and who goes where. No client, no clock.
 //!
-//! The shell tells it every change of nodes and pods, and asks it for batches of decisions. A pod that was given
+//! The shell tells it every change of what it follows, and asks it for batches of decisions. A pod that was given
 //! a node is assumed to be there until the API says so, or the shell says that the binding failed; meanwhile
-//! it takes its room, so that no node is promised twice.
+//! it takes its room, so that no node is promised twice. A pod for which others are deleted is nominated for their node and
+//! is not tried again before the shell has deleted them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use hawser_api::client::Binding;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod},
+    policy::v1::PodDisruptionBudget,
+};
 
 use crate::{
+    budgets::Budgets,
     config::Config,
-    evaluation::{Evaluations, Tie},
-    filters::fits,
-    pod::{self, PodInfo, Shape},
-    queue::{Queue, Waiting},
+    hints::{self, Event},
+    intern::Same,
+    nomination::Nominations,
+    placement::{Placement, Tie},
+    pod::{self, Needs, PodInfo, Reader},
+    preemption,
+    profile::Profile,
+    queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
 };
 
 pub(crate) struct Scheduler {
-    name: String,
+    /// By scheduler name; never empty.
+    profiles: Vec<Arc<Profile>>,
+    reader: Reader,
     snapshot: Snapshot,
     queue: Queue,
-    evaluations: Evaluations,
+    placement: Placement,
+    budgets: Budgets,
+    nominations: Nominations,
     /// Pods with a node that the API does not show yet.
     assumed: HashMap<Arc<str>, Waiting>,
+    /// Pods whose victims are being deleted, and whether their turn came meanwhile.
+    clearing: HashMap<Arc<str>, bool>,
     tie: Tie,
 }
 
@@ -33,6 +52,7 @@ pub(crate) struct Scheduler {
 pub(crate) struct Plan {
     pub(crate) bindings: Vec<Binding>,
     pub(crate) rejected: Vec<Rejected>,
+    pub(crate) preemptions: Vec<Preemption>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
 }
@@ -43,64 +63,109 @@ pub(crate) struct Rejected {
     pub(crate) pod: Arc<PodInfo>,
     /// `0/3 nodes are available: ...`
     pub(crate) message: String,
+    pub(crate) nomination: Nomination,
+}
+
+/// What becomes of the pod's `nominatedNodeName`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Nomination {
+    Keep,
+    Set(String),
+    Clear,
+}
+
+/// Pods to delete for one that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Preemption {
+    pub(crate) pod: Arc<PodInfo>,
+    pub(crate) node: String,
+    pub(crate) victims: Vec<Arc<PodInfo>>,
+    /// Pods of lower priority that the node was kept for.
+    pub(crate) displaced: Vec<Arc<PodInfo>>,
 }
 
 impl Scheduler {
     /// `seed` decides among nodes that are equally good.
     pub(crate) fn new(config: &Config, seed: u64) -> Self {
         Self {
-            name: config.scheduler_name.clone(),
+            profiles: config.profiles.0.clone(),
+            reader: Reader::default(),
             snapshot: Snapshot::default(),
             queue: Queue::new(config),
-            evaluations: Evaluations::default(),
+            placement: Placement::default(),
+            budgets: Budgets::default(),
+            nominations: Nominations::default(),
             assumed: HashMap::new(),
+            clearing: HashMap::new(),
             tie: Tie::new(seed),
         }
     }
 
     pub(crate) fn node_changed(&mut self, node: &Node, now: Duration) {
+        let slot = self.snapshot.slot(node.metadata.name.as_deref().unwrap_or_default());
+        let before = self.fitting(slot);
+        let same = |entry: &crate::snapshot::NodeEntry| {
+            entry.exists
+                && entry.labels == node.metadata.labels.clone().unwrap_or_default()
+                && entry.taints == node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
+        };
+        let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
         let slot = self.snapshot.put_node(node);
-        self.helped(slot, now);
+        self.node_event(slot, &before, relabelled, now);
     }
 
-    pub(crate) fn node_removed(&mut self, name: &str) {
-        self.snapshot.remove_node(name);
+    pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
+        if let Some(slot) = self.snapshot.slot(name) {
+            self.snapshot.remove_node(name);
+            self.node_event(slot, &HashSet::new(), true, now);
+        }
     }
 
     pub(crate) fn pod_changed(&mut self, pod: &Pod, now: Duration) {
-        let uid: Arc<str> = pod.metadata.uid.as_deref().unwrap_or_default().into();
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let profile =
+            self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name));
+        let ours = profile.is_some();
+        let profile = profile.unwrap_or(&self.profiles[0]).clone();
+        let info = self.reader.read(pod, &profile);
         if let Some(node) = pod::node_of(pod) {
-            self.queue.remove(&uid);
-            self.assumed.remove(&uid);
-            if pod::is_over(pod) {
-                self.free(&uid, now);
-                return;
+            self.bound(&info, node, pod::is_over(pod), now);
+        } else if !ours || info.is_going() || pod::is_over(pod) {
+            self.forget(&info.uid, now);
+        } else if pod::is_gated(pod) {
+            self.forget(&info.uid, now);
+            self.queue.add_gated(info, now);
+        } else if !self.assumed.contains_key(&info.uid) {
+            // Seen for the first time: a scheduler before this one may have cleared a node for it.
+            if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
+                self.nominations.put(&info, node);
             }
-            // A pod that moves or shrinks leaves room behind.
-            let before = self.snapshot.node_of(&uid).and_then(|node| self.snapshot.slot(node));
-            self.snapshot.put_pod(&uid, &Arc::new(Shape::of(pod)), node);
-            if let Some(slot) = before {
-                self.helped(slot, now);
-            }
-            return;
-        }
-        let ours = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.scheduler_name.as_deref())
-            .is_none_or(|name| name == self.name);
-        let going = pod.metadata.deletion_timestamp.is_some();
-        if !ours || going || pod::is_over(pod) || pod::is_gated(pod) {
-            self.queue.remove(&uid);
-        } else if !self.assumed.contains_key(&uid) {
-            self.queue.add(PodInfo::of(pod), now);
+            self.queue.add(info, now);
         }
     }
 
     pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
-        self.queue.remove(uid);
+        self.forget(uid, now);
         self.assumed.remove(uid);
         self.free(uid, now);
+    }
+
+    pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        self.put_namespace(name, namespace.metadata.labels.clone(), now);
+    }
+
+    pub(crate) fn namespace_removed(&mut self, name: &str, now: Duration) {
+        self.put_namespace(name, None, now);
+    }
+
+    pub(crate) fn budget_changed(&mut self, budget: &PodDisruptionBudget) {
+        let (namespace, name) = (budget.metadata.namespace.as_deref(), budget.metadata.name.as_deref());
+        self.budgets.put(namespace.unwrap_or_default(), name.unwrap_or_default(), budget);
+    }
+
+    pub(crate) fn budget_removed(&mut self, namespace: &str, name: &str) {
+        self.budgets.remove(namespace, name);
     }
 
     /// Places up to `limit` waiting pods and assumes them where they go.
@@ -110,28 +175,15 @@ impl Scheduler {
             let Some(waiting) = self.queue.pop(now) else {
                 break;
             };
-            let shape = waiting.pod.shape.clone();
-            match self.evaluations.choose(&shape, &self.snapshot, &mut self.tie) {
-                Some(slot) => {
-                    let node = self.snapshot.nodes[slot].name.clone();
-                    let pod = &waiting.pod;
-                    self.snapshot.put_pod(&pod.uid, &shape, &node);
-                    plan.bindings.push(Binding {
-                        namespace: pod.key.namespace.clone(),
-                        pod: pod.key.name.clone(),
-                        uid: pod.uid.to_string(),
-                        node,
-                    });
-                    if !pod.not_considered.is_empty() {
-                        plan.partly.push(pod.clone());
-                    }
-                    self.assumed.insert(pod.uid.clone(), waiting);
-                }
-                None => {
-                    let message = self.evaluations.diagnosis(&shape, &self.snapshot);
-                    plan.rejected.push(Rejected { pod: waiting.pod.clone(), message });
-                    self.queue.give_back_unschedulable(waiting, now);
-                }
+            if let Some(came) = self.clearing.get_mut(&waiting.pod.uid) {
+                *came = true;
+                self.queue.put_back(waiting, now);
+                continue;
+            }
+            let pod = &waiting.pod;
+            match self.placement.choose(pod, &mut self.snapshot, &self.nominations, &mut self.tie) {
+                Some(slot) => self.assume(waiting, slot, &mut plan, now),
+                None => self.reject(waiting, &mut plan, now),
             }
         }
         plan
@@ -154,25 +206,169 @@ impl Scheduler {
         }
     }
 
+    /// The victims of a preemption are deleted, or could not be: the pod may be tried again.
+    pub(crate) fn cleared(&mut self, uid: &str, all: bool, now: Duration) {
+        if self.clearing.remove(uid).is_some_and(|came| came || !all) {
+            self.queue.activate_one(uid, now);
+        }
+    }
+
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
         self.queue.next_wakeup()
     }
 
-    /// Active, backing off, unschedulable.
-    pub(crate) fn waiting(&self) -> (usize, usize, usize) {
-        self.queue.counts()
+    /// Pods that wait in a place.
+    pub(crate) fn waiting(&self, place: Place) -> usize {
+        self.queue.count(place)
     }
 
-    fn free(&mut self, uid: &str, now: Duration) {
-        if let Some(slot) = self.snapshot.remove_pod(uid) {
-            self.helped(slot, now);
+    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
+        self.forget(&pod.uid, now);
+        self.assumed.remove(&pod.uid);
+        if over {
+            self.free(&pod.uid, now);
+            return;
+        }
+        let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
+        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
+        let slot = self.snapshot.put_pod(pod, node);
+        match known {
+            None => self.wake(&Event::PodPlaced(pod), now),
+            Some((before_slot, known)) => {
+                if before_slot != slot || known.wishes() != pod.wishes() {
+                    // A pod that moves or shrinks leaves room behind.
+                    self.node_event(before_slot, &before, false, now);
+                    self.wake(&Event::PodPlaced(pod), now);
+                    self.wake(&Event::PodGone(&known), now);
+                } else if known.going != pod.going {
+                    // It does not count for spread any more.
+                    self.wake(&Event::PodGone(pod), now);
+                }
+            }
         }
     }
 
-    /// Event hint: something about the node changed; wakes the pods that it can run now.
-    fn helped(&mut self, slot: Slot, now: Duration) {
+    fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
+        let node = self.snapshot.nodes[slot].name.clone();
+        let pod = waiting.pod.clone();
+        self.snapshot.put_pod(&pod, &node);
+        self.denominate(&pod.uid, now);
+        plan.bindings.push(Binding {
+            namespace: pod.key.namespace.clone(),
+            pod: pod.key.name.clone(),
+            uid: pod.uid.to_string(),
+            node,
+        });
+        if !pod.not_considered.is_empty() {
+            plan.partly.push(pod.clone());
+        }
+        self.assumed.insert(pod.uid.clone(), waiting);
+        self.wake(&Event::PodPlaced(&pod), now);
+    }
+
+    fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {
+        let pod = waiting.pod.clone();
+        let diagnosis = self.placement.diagnose(&pod, &mut self.snapshot, &self.nominations);
+        let mut rejected =
+            Rejected { pod: pod.clone(), message: diagnosis.message.clone(), nomination: Nomination::Keep };
+        self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
+        if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
+            self.preempt(&mut rejected, &diagnosis.about_pods, plan, now);
+        }
+        plan.rejected.push(rejected);
+    }
+
+    /// Looks for pods that could go for this one.
+    fn preempt(&mut self, rejected: &mut Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
+        let pod = rejected.pod.clone();
+        if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot, &self.nominations) {
+            rejected.message += &format!(" preemption: {why}");
+            return;
+        }
+        let found = preemption::find(
+            &pod,
+            about_pods,
+            &mut self.snapshot,
+            &self.budgets,
+            &self.nominations,
+            &mut self.tie,
+        );
+        match found {
+            Ok(victims) => {
+                let node = self.snapshot.nodes[victims.slot].name.clone();
+                let displaced = self.nominations.below(pod.priority, &node);
+                for other in &displaced {
+                    self.nominations.remove(&other.uid);
+                    self.queue.activate_one(&other.uid, now);
+                }
+                self.nominations.put(&pod, &node);
+                self.clearing.insert(pod.uid.clone(), false);
+                rejected.nomination = Nomination::Set(node.clone());
+                plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+            }
+            Err(why) => {
+                rejected.message += &format!(" preemption: {why}");
+                if self.denominate(&pod.uid, now) || pod.nominated.is_some() {
+                    rejected.nomination = Nomination::Clear;
+                }
+            }
+        }
+    }
+
+    /// The pod does not wait any more.
+    fn forget(&mut self, uid: &str, now: Duration) {
+        self.queue.remove(uid);
+        self.clearing.remove(uid);
+        self.denominate(uid, now);
+    }
+
+    /// No node is kept for the pod any more. True where one was.
+    fn denominate(&mut self, uid: &str, now: Duration) -> bool {
+        let Some(node) = self.nominations.node_of(uid) else {
+            return false;
+        };
+        let slot = self.snapshot.slot(node);
+        self.nominations.remove(uid);
+        if let Some(slot) = slot {
+            self.node_event(slot, &HashSet::new(), false, now);
+        }
+        true
+    }
+
+    fn free(&mut self, uid: &str, now: Duration) {
+        let Some((slot, pod)) = self.snapshot.placed(uid).map(|(slot, pod)| (slot, pod.clone())) else {
+            return;
+        };
+        let before = self.fitting(Some(slot));
+        self.snapshot.remove_pod(uid);
+        self.node_event(slot, &before, false, now);
+        self.wake(&Event::PodGone(&pod), now);
+    }
+
+    fn put_namespace(&mut self, name: &str, labels: Option<pod::Labels>, now: Duration) {
+        if self.snapshot.topology.put_namespace(name, labels) {
+            self.wake(&Event::NamespaceChanged, now);
+        }
+    }
+
+    /// What unschedulable pods need that the node could run, as far as it can tell by itself.
+    fn fitting(&self, slot: Option<Slot>) -> HashSet<Same<Needs>> {
+        let Some(node) = slot.map(|slot| &self.snapshot.nodes[slot]) else {
+            return HashSet::new();
+        };
+        let mut seen = HashSet::new();
+        let mut different = self.queue.unschedulable().filter(|pod| seen.insert(Same(pod.needs.clone())));
+        different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
+    }
+
+    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, relabelled: bool, now: Duration) {
+        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+        self.wake(&Event::Node { slot, before: &before, relabelled }, now);
+    }
+
+    fn wake(&mut self, event: &Event<'_>, now: Duration) {
         let snapshot = &self.snapshot;
-        self.queue.activate(now, |shape| fits(shape, snapshot, slot));
+        self.queue.activate(now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
     }
 }
 

@@ -1,185 +1,182 @@
-//! Which of the nodes that can run a pod is best: upstream's score plugins, with its default weights.
+//! How good a node is for a pod, as far as the node alone can tell, and how scores of nodes are brought to one scale.
 //!
-//! TaintToleration 3, NodeAffinity 2, PodTopologySpread 2 (the default constraints: zones with a skew of 5, hosts
-//! with 3), NodeResourcesFit (LeastAllocated) 1, NodeResourcesBalancedAllocation 1. A node's own part ([`own`]) depends
-//! on the node alone and is kept; what compares nodes ([`Weights`]) is worked out per pod from those parts.
+//! A node's own part ([`own`]) depends on the node alone and is kept; [`normalize`] and its kin measure nodes against each other.
+//! NodeResourcesFit (LeastAllocated, MostAllocated, RequestedToCapacityRatio) and NodeResourcesBalancedAllocation are on the scale of 0
+//! to 100 already.
 
 use crate::{
-    affinity::keeps_away,
-    pod::Shape,
-    resources::{CPU, MEMORY},
-    snapshot::{Slot, Snapshot},
+    pod::Needs,
+    profile::{Strategy, StrategyKind},
+    resources::is_extended,
+    snapshot::NodeEntry,
 };
 
-const MOST: i64 = 100;
-
-const TAINT_TOLERATION: i64 = 3;
-const NODE_AFFINITY: i64 = 2;
-const POD_TOPOLOGY_SPREAD: i64 = 2;
-
-/// `maxSkew` of the default constraints.
-const ZONE_SKEW: f64 = 5.0;
-const HOST_SKEW: f64 = 3.0;
+pub(crate) const MOST: i64 = 100;
 
 /// What a node scores by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Own {
-    /// LeastAllocated and BalancedAllocation, each with its weight of 1.
-    pub(crate) resources: i64,
+    /// NodeResourcesFit and NodeResourcesBalancedAllocation, weighted.
+    pub(crate) resources: i32,
     /// Taints that would rather not have the pod.
-    pub(crate) dislikes: i64,
+    pub(crate) dislikes: i32,
     /// Weights of the pod's preferences that the node meets.
-    pub(crate) preference: i64,
+    pub(crate) preference: i32,
 }
 
 /// The part of the score that needs no other node.
-pub(crate) fn own(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> Own {
-    let node = &snapshot.nodes[slot];
-    let disliked = |taint: &&k8s_openapi::api::core::v1::Taint| {
+pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
+    let profile = &needs.profile;
+    let weights = &profile.weights;
+    let mut resources = 0;
+    if weights.resources_fit != 0 {
+        resources += weights.resources_fit * resources_fit(&profile.fit, needs, node);
+    }
+    if weights.balanced_allocation != 0 {
+        resources += weights.balanced_allocation * balanced_allocation(&profile.balanced, needs, node);
+    }
+    let added = profile.added_affinity.as_ref();
+    let preference = [Some(&needs.affinity), added]
+        .into_iter()
+        .flatten()
+        .map(|affinity| affinity.preference(&node.name, &node.labels))
+        .sum();
+    Own { resources: small(resources), dislikes: small(dislikes(needs, node)), preference: small(preference) }
+}
+
+fn small(score: i64) -> i32 {
+    i32::try_from(score).unwrap_or(i32::MAX)
+}
+
+/// TaintToleration: taints of the gentle effect that the pod does not tolerate.
+fn dislikes(needs: &Needs, node: &NodeEntry) -> i64 {
+    let disliked = node.taints.iter().filter(|taint| {
         taint.effect == "PreferNoSchedule"
-            && !keeps_away(taint)
-            && !shape.tolerations.iter().any(|toleration| toleration.tolerates(taint))
-    };
-    let dislikes = node.taints.iter().filter(disliked).count();
-    Own {
-        resources: least_allocated(shape, snapshot, slot) + balanced_allocation(shape, snapshot, slot),
-        dislikes: i64::try_from(dislikes).unwrap_or(i64::MAX),
-        preference: if shape.affinity.has_preferences() {
-            shape.affinity.preference(&node.name, &node.labels)
-        } else {
-            0
-        },
+            && !needs.tolerations.iter().any(|toleration| toleration.tolerates(taint))
+    });
+    i64::try_from(disliked.count()).unwrap_or(i64::MAX)
+}
+
+/// NodeResourcesFit: by what is free, or used, of each resource after the pod.
+fn resources_fit(strategy: &Strategy, needs: &Needs, node: &NodeEntry) -> i64 {
+    let (mut sum, mut weights) = (0, 0);
+    for (name, weight) in &strategy.resources {
+        let asked = needs.scored.get(name);
+        let have = node.allocatable.get(name);
+        if have == 0 || (asked == 0 && is_extended(name)) {
+            continue;
+        }
+        let used = node.taken.scored.get(name).saturating_add(asked);
+        let score = match &strategy.kind {
+            StrategyKind::LeastAllocated => {
+                if used > have {
+                    0
+                } else {
+                    share(have - used, have)
+                }
+            }
+            StrategyKind::MostAllocated => share(used.min(have), have),
+            StrategyKind::RequestedToCapacityRatio(shape) => {
+                let score = along(shape, if used > have { MOST } else { share(used, have) });
+                if score <= 0 {
+                    continue;
+                }
+                score
+            }
+        };
+        sum += score * weight;
+        weights += weight;
+    }
+    match (&strategy.kind, weights) {
+        (_, 0) => 0,
+        (StrategyKind::RequestedToCapacityRatio(_), _) => rounded(sum, weights),
+        _ => sum / weights,
     }
 }
 
-/// NodeResourcesFit, LeastAllocated: the free share of cpu and memory after the pod.
-fn least_allocated(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
-    let (have, used) = (&snapshot.allocatable[slot], &snapshot.scored[slot]);
-    let pairs = [
-        (have.cpu_milli, used.0.saturating_add(shape.scored.0)),
-        (have.memory_bytes, used.1.saturating_add(shape.scored.1)),
-    ];
-    let (mut sum, mut weights) = (0, 0);
-    for (have, used) in pairs.into_iter().filter(|(have, _)| *have > 0) {
-        weights += 1;
-        if used <= have {
-            sum += share(have - used, have);
-        }
+/// Rounds half away from zero; both are above it.
+fn rounded(sum: i64, weights: i64) -> i64 {
+    (2 * sum + weights) / (2 * weights)
+}
+
+/// The value of a line through the points, level before the first and after the last.
+fn along(points: &[(i64, i64)], at: i64) -> i64 {
+    let Some(index) = points.iter().position(|(x, _)| at <= *x) else {
+        return points.last().map_or(0, |(_, y)| *y);
+    };
+    let (right_x, right_y) = points[index];
+    match index.checked_sub(1).map(|left| points[left]) {
+        Some((left_x, left_y)) => left_y + (right_y - left_y) * (at - left_x) / (right_x - left_x),
+        None => right_y,
     }
-    if weights == 0 { 0 } else { sum / weights }
 }
 
 /// `part * 100 / whole` without overflow: bytes of memory times 100 fit 128 bits.
 fn share(part: i64, whole: i64) -> i64 {
-    i64::try_from(i128::from(part) * i128::from(MOST) / i128::from(whole)).unwrap_or(MOST)
+    part.checked_mul(MOST).map_or_else(
+        || i64::try_from(i128::from(part) * i128::from(MOST) / i128::from(whole)).unwrap_or(MOST),
+        |hundredfold| hundredfold / whole,
+    )
 }
 
-/// NodeResourcesBalancedAllocation: how alike the used shares of cpu and memory are after the pod.
+/// NodeResourcesBalancedAllocation: how alike the used shares of the resources are after the pod.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "shares of 0 to 1, as upstream does"
 )]
-fn balanced_allocation(shape: &Shape, snapshot: &Snapshot, slot: Slot) -> i64 {
-    // A pod that asks for nothing changes no balance: upstream skips the plugin.
-    if shape.requests.is_empty() {
+fn balanced_allocation(resources: &[String], needs: &Needs, node: &NodeEntry) -> i64 {
+    // A pod that asks for none of them changes no balance: upstream skips the plugin.
+    if resources.iter().all(|name| needs.requests.get(name) == 0) {
         return 0;
     }
-    let (have, used) = (&snapshot.allocatable[slot], &snapshot.requested[slot]);
-    let asked = |name: &str| shape.requests.get(name).copied().unwrap_or_default();
-    let shares: Vec<f64> = [
-        (have.cpu_milli, used.cpu_milli.saturating_add(asked(CPU))),
-        (have.memory_bytes, used.memory_bytes.saturating_add(asked(MEMORY))),
-    ]
-    .into_iter()
-    .filter(|(have, _)| *have > 0)
-    .map(|(have, used)| (used as f64 / have as f64).min(1.0))
-    .collect();
-    let deviation = match shares.as_slice() {
-        [cpu, memory] => ((cpu - memory) / 2.0).abs(),
+    let used_share = |name: &String| {
+        let (asked, have) = (needs.requests.get(name), node.allocatable.get(name));
+        if have == 0 || (asked == 0 && is_extended(name)) {
+            return None;
+        }
+        let used = node.taken.requested.get(name).saturating_add(asked);
+        Some((used as f64 / have as f64).min(1.0))
+    };
+    let mut shares = resources.iter().filter_map(used_share);
+    let deviation = match (shares.next(), shares.next(), shares.next()) {
+        (Some(first), Some(second), None) => ((first - second) / 2.0).abs(),
+        (Some(first), Some(second), Some(third)) => {
+            let all: Vec<f64> = [first, second, third].into_iter().chain(shares).collect();
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            (all.iter().map(|share| (share - mean) * (share - mean)).sum::<f64>() / all.len() as f64).sqrt()
+        }
         _ => 0.0,
     };
     ((1.0 - deviation) * MOST as f64) as i64
 }
 
-/// The weights of the default spreading constraints, which depend on how many hosts and zones there are to choose from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SpreadWeights {
-    host: f64,
-    zone: f64,
-}
-
-impl SpreadWeights {
-    #[expect(clippy::cast_precision_loss, reason = "counts of nodes are far below 2^52")]
-    pub(crate) fn new(hosts: usize, zones: usize) -> Self {
-        let weight = |domains: usize| (domains as f64 + 2.0).ln();
-        Self { host: weight(hosts), zone: weight(zones) }
-    }
-
-    /// How crowded the node is with pods of the same workload; `None` stands for a label that the node lacks.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "counts of pods, as upstream does"
-    )]
-    pub(crate) fn crowding(&self, on_host: Option<i64>, in_zone: Option<i64>) -> i64 {
-        let host = on_host.map_or(0.0, |count| count as f64 * self.host + (HOST_SKEW - 1.0));
-        let zone = in_zone.map_or(0.0, |count| count as f64 * self.zone + (ZONE_SKEW - 1.0));
-        (host + zone).round() as i64
+/// Scales to 0 to 100 by the greatest; all 0 stays 0.
+pub(crate) fn normalize(raw: &mut [i64]) {
+    let most = raw.iter().copied().max().unwrap_or_default();
+    if most != 0 {
+        raw.iter_mut().for_each(|score| *score = MOST * *score / most);
     }
 }
 
-/// What the nodes to choose from have in common, against which each is measured.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Weights {
-    most_dislikes: i64,
-    most_preference: i64,
-    /// Least and most crowding; `None` where the pod has no workload to spread.
-    crowding: Option<(i64, i64)>,
-}
-
-impl Weights {
-    pub(crate) fn over(nodes: impl Iterator<Item = (Own, Option<i64>)>) -> Self {
-        let mut weights = Self { most_dislikes: 0, most_preference: 0, crowding: None };
-        for (own, crowding) in nodes {
-            weights.most_dislikes = weights.most_dislikes.max(own.dislikes);
-            weights.most_preference = weights.most_preference.max(own.preference);
-            if let Some(crowding) = crowding {
-                let (least, most) = weights.crowding.unwrap_or((crowding, crowding));
-                weights.crowding = Some((least.min(crowding), most.max(crowding)));
-            }
-        }
-        weights
-    }
-
-    /// The node's whole score.
-    pub(crate) fn total(&self, own: Own, crowding: Option<i64>) -> i64 {
-        let tolerated = match self.most_dislikes {
-            0 => MOST,
-            most => MOST - MOST * own.dislikes / most,
-        };
-        let preferred = match self.most_preference {
-            0 => 0,
-            most => MOST * own.preference / most,
-        };
-        let spread = match (self.crowding, crowding) {
-            (Some((_, 0)), Some(_)) => MOST,
-            (Some((least, most)), Some(crowding)) => MOST * (most + least - crowding) / most,
-            _ => 0,
-        };
-        TAINT_TOLERATION * tolerated
-            + NODE_AFFINITY * preferred
-            + POD_TOPOLOGY_SPREAD * spread
-            + own.resources
-    }
+/// The same, with the least liked at 0.
+pub(crate) fn normalize_reversed(raw: &mut [i64]) {
+    normalize(raw);
+    raw.iter_mut().for_each(|score| *score = MOST - *score);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{node, pod};
+    use crate::{
+        pod::PodInfo,
+        snapshot::Snapshot,
+        testing::{info, node, pod},
+    };
 
     #[test]
     fn least_and_balanced_allocation_are_upstreams() {
@@ -189,28 +186,53 @@ mod tests {
             json!({ "status": { "allocatable": { "cpu": "4", "memory": "10000", "pods": "9" } } }),
         ));
         let asks = |cpu: &str, memory: &str| {
-            Shape::of(&pod(
+            info(&pod(
                 "p",
                 json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu, "memory": memory } } }] }),
             ))
         };
+        let node = &snapshot.nodes[slot];
+        let least = |pod: Arc<PodInfo>| resources_fit(&pod.needs.profile.fit, &pod.needs, node);
+        let balanced = |pod: Arc<PodInfo>| balanced_allocation(&pod.needs.profile.balanced, &pod.needs, node);
         // Upstream's examples for LeastAllocated: (4000-3000)/4000 and (10000-5000)/10000 give 25 and 50.
-        assert_eq!(least_allocated(&asks("3", "5000"), &snapshot, slot), 37);
-        assert_eq!(balanced_allocation(&asks("3", "5000"), &snapshot, slot), 87);
-        assert_eq!(balanced_allocation(&asks("2", "5000"), &snapshot, slot), 100);
-        let nothing = Shape::of(&pod("p", json!({ "containers": [{ "name": "c" }] })));
-        assert_eq!(balanced_allocation(&nothing, &snapshot, slot), 0);
+        assert_eq!(least(asks("3", "5000")), 37);
+        assert_eq!(balanced(asks("3", "5000")), 87);
+        assert_eq!(balanced(asks("2", "5000")), 100);
+        let nothing = info(&pod("p", json!({ "containers": [{ "name": "c" }] })));
+        assert_eq!(balanced(nothing), 0);
     }
 
     #[test]
-    fn nodes_are_measured_against_each_other() {
-        let plain = Own { resources: 10, ..Own::default() };
-        let disliked = Own { dislikes: 2, ..plain };
-        let preferred = Own { preference: 5, ..plain };
-        let weights =
-            Weights::over([(plain, Some(7)), (disliked, Some(9)), (preferred, Some(8))].into_iter());
-        assert_eq!(weights.total(plain, Some(7)), 3 * 100 + 2 * 100 + 10);
-        assert_eq!(weights.total(disliked, Some(9)), 2 * (100 * 7 / 9) + 10);
-        assert_eq!(weights.total(preferred, Some(8)), 3 * 100 + 2 * 100 + 2 * (100 * 8 / 9) + 10);
+    fn other_strategies_are_upstreams() {
+        let mut snapshot = Snapshot::default();
+        let slot = snapshot.put_node(&node(
+            "n1",
+            json!({ "status": { "allocatable": { "cpu": "4", "memory": "10000", "pods": "9" } } }),
+        ));
+        let asks = info(&pod(
+            "p",
+            json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "3", "memory": "5000" } } }] }),
+        ));
+        let score = |kind: StrategyKind| {
+            let strategy = Strategy { kind, ..asks.needs.profile.fit.clone() };
+            resources_fit(&strategy, &asks.needs, &snapshot.nodes[slot])
+        };
+        assert_eq!(score(StrategyKind::MostAllocated), 62);
+        // Used are 75 and 50 of 100: 25 and 50 on a falling line, 75 and 50 on a rising one.
+        assert_eq!(score(StrategyKind::RequestedToCapacityRatio(vec![(0, 100), (100, 0)])), 38);
+        assert_eq!(score(StrategyKind::RequestedToCapacityRatio(vec![(0, 0), (100, 100)])), 63);
+        assert_eq!(score(StrategyKind::RequestedToCapacityRatio(vec![(60, 0), (70, 100)])), 100);
+    }
+
+    #[test]
+    fn scores_are_scaled_by_the_greatest() {
+        let scaled = |scale: fn(&mut [i64]), mut raw: Vec<i64>| {
+            scale(&mut raw);
+            raw
+        };
+        assert_eq!(scaled(normalize, vec![1, 3, 0]), [33, 100, 0]);
+        assert_eq!(scaled(normalize, vec![0, 0]), [0, 0]);
+        assert_eq!(scaled(normalize_reversed, vec![1, 2, 0]), [50, 0, 100]);
+        assert_eq!(scaled(normalize_reversed, vec![0, 0]), [100, 100]);
     }
 }

@@ -1,9 +1,8 @@
-//! The cluster as columns, kept up to date from events, never rebuilt.
+//! The cluster, kept up to date from events, never rebuilt.
 //!
-//! Nodes have slots; numbers that every evaluation reads stand in arrays by slot, the rest beside them. Pods
-//! that are bound or assumed are counted on their node; a node that is not known yet has a slot without being a
-//! candidate. Every change of a slot is logged, so that an evaluation made earlier is brought up to date by
-//! what changed. The log is bounded: an evaluation older than it starts anew.
+//! Nodes have slots. Pods that are bound or assumed are counted on their node; a node that is not known yet has a slot
+//! without being a candidate. Every change of a slot is logged, so that an evaluation made earlier is brought
+//! up to date by what changed. The log is bounded: an evaluation older than it starts anew.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,59 +12,34 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
-    pod::{HostPort, Labels, Shape, SpreadKey},
-    resources::{self, Amounts, CPU, EPHEMERAL_STORAGE, MEMORY, PODS},
+    images::Images,
+    pod::{HostPort, Labels, Needs, PodInfo},
+    resources::{self, Requests},
+    terms::Terms,
+    topology::{CounterId, Topology},
 };
 
-/// A node's place in the columns.
+/// A node's place.
 pub(crate) type Slot = usize;
-
-/// A zone as a small number; 0 is none.
-pub(crate) type Zone = usize;
-
-const HOSTNAME: &str = "kubernetes.io/hostname";
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Changes remembered for evaluations made before them; older ones cost a whole evaluation, nothing else.
 const CHANGES_KEPT: usize = 16_384;
-
-/// The numbers of one node that every evaluation reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Numbers {
-    pub(crate) cpu_milli: i64,
-    pub(crate) memory_bytes: i64,
-    pub(crate) ephemeral_bytes: i64,
-    pub(crate) pods: i64,
-}
 
 #[derive(Default)]
 pub(crate) struct Snapshot {
     slots: HashMap<String, Slot>,
     free: Vec<Slot>,
     pub(crate) nodes: Vec<NodeEntry>,
-    pub(crate) allocatable: Vec<Numbers>,
-    pub(crate) requested: Vec<Numbers>,
-    /// Requested cpu and memory with upstream's small amounts for what was not asked for.
-    pub(crate) scored: Vec<(i64, i64)>,
-    pub(crate) places: Vec<Place>,
-    zones: HashMap<String, Zone>,
+    pub(crate) topology: Topology,
+    pub(crate) images: Images,
     pods: HashMap<Arc<str>, Placed>,
-    spread: HashMap<SpreadKey, SpreadCounts>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
     changed: u64,
     known: usize,
 }
 
-/// The topology domains of one node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) zone: Zone,
-    /// A node without the label is no host to spread over.
-    pub(crate) has_hostname: bool,
-}
-
-/// What of a node is not a number.
+/// What is known of one node.
 #[derive(Debug, Default)]
 pub(crate) struct NodeEntry {
     pub(crate) name: String,
@@ -74,25 +48,46 @@ pub(crate) struct NodeEntry {
     pub(crate) unschedulable: bool,
     pub(crate) taints: Vec<Taint>,
     pub(crate) labels: Labels,
-    /// Resources beside the four in [`Numbers`].
-    pub(crate) extended: Amounts,
-    pub(crate) extended_requested: Amounts,
+    pub(crate) allocatable: Requests,
+    pub(crate) taken: Occupancy,
+    pub(crate) pods: Vec<Arc<PodInfo>>,
+    images: Vec<Arc<str>>,
+}
+
+/// What pods take of a node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Occupancy {
+    pub(crate) requested: Requests,
+    /// With upstream's small amounts for what was not asked for.
+    pub(crate) scored: Requests,
     pub(crate) ports: Vec<HostPort>,
-    pod_count: usize,
+}
+
+impl Occupancy {
+    pub(crate) fn add(&mut self, needs: &Needs) {
+        self.requested.numbers.pods += 1;
+        self.requested.count(&needs.requests, 1);
+        self.scored.count(&needs.scored, 1);
+        self.ports.extend(needs.ports.iter().cloned());
+    }
+
+    pub(crate) fn remove(&mut self, needs: &Needs) {
+        self.requested.numbers.pods -= 1;
+        self.requested.count(&needs.requests, -1);
+        self.scored.count(&needs.scored, -1);
+        for port in &needs.ports {
+            if let Some(index) = self.ports.iter().position(|taken| taken == port) {
+                self.ports.swap_remove(index);
+            }
+        }
+    }
 }
 
 /// A pod counted on a node.
 #[derive(Debug)]
 struct Placed {
     slot: Slot,
-    shape: Arc<Shape>,
-}
-
-/// How many pods of one workload are where.
-#[derive(Debug, Default)]
-pub(crate) struct SpreadCounts {
-    pub(crate) by_slot: HashMap<Slot, i64>,
-    pub(crate) by_zone: HashMap<Zone, i64>,
+    pod: Arc<PodInfo>,
 }
 
 impl Snapshot {
@@ -105,18 +100,9 @@ impl Snapshot {
         self.slots.get(name).copied()
     }
 
-    /// The node that the pod is counted on.
-    pub(crate) fn node_of(&self, uid: &str) -> Option<&str> {
-        self.pods.get(uid).map(|placed| self.nodes[placed.slot].name.as_str())
-    }
-
-    pub(crate) fn spread_counts(&self, key: &SpreadKey) -> Option<&SpreadCounts> {
-        self.spread.get(key)
-    }
-
-    /// Zones ever seen; they are numbered from 1.
-    pub(crate) fn zone_count(&self) -> usize {
-        self.zones.len()
+    /// The pod, where it is counted on a node, and the node's slot.
+    pub(crate) fn placed(&self, uid: &str) -> Option<(Slot, &Arc<PodInfo>)> {
+        self.pods.get(uid).map(|placed| (placed.slot, &placed.pod))
     }
 
     /// How many changes were made so far.
@@ -126,9 +112,14 @@ impl Snapshot {
 
     /// The slots changed since `version`, some more than once; `None` where the log does not reach back.
     pub(crate) fn changes_since(&self, version: u64) -> Option<impl Iterator<Item = Slot>> {
-        let missed = usize::try_from(self.changed - version).ok()?;
+        let missed = usize::try_from(self.changed.checked_sub(version)?).ok()?;
         let start = self.changes.len().checked_sub(missed)?;
-        Some(self.changes.iter().skip(start).copied())
+        Some(self.changes.range(start..).copied())
+    }
+
+    /// The counters that the terms ask for; valid until they are asked for others.
+    pub(crate) fn counters_of(&mut self, terms: &Arc<Terms>) -> Arc<[CounterId]> {
+        self.topology.counters_of(terms, &self.nodes)
     }
 
     /// Adds the node, or replaces what was known of it. Pods counted on it stay counted.
@@ -136,26 +127,20 @@ impl Snapshot {
         let slot = self.slot_for(node.metadata.name.as_deref().unwrap_or_default());
         let spec = node.spec.as_ref();
         let labels = node.metadata.labels.clone().unwrap_or_default();
-        let zone = self.zone(labels.get(ZONE));
-        let mut amounts =
-            resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
-        let mut take = |name: &str| amounts.remove(name).unwrap_or_default();
-        self.allocatable[slot] = Numbers {
-            cpu_milli: take(CPU),
-            memory_bytes: take(MEMORY),
-            ephemeral_bytes: take(EPHEMERAL_STORAGE),
-            pods: take(PODS),
-        };
-        let place = Place { zone, has_hostname: labels.contains_key(HOSTNAME) };
-        let before = std::mem::replace(&mut self.places[slot], place);
+        let taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        let amounts = resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
         let entry = &mut self.nodes[slot];
-        self.known += usize::from(!entry.exists);
-        entry.exists = true;
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
-        entry.taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
-        entry.labels = labels;
-        entry.extended = amounts;
-        self.move_zone(slot, before.zone, zone);
+        entry.allocatable = Requests::from_amounts(amounts);
+        entry.images = self.images.put(slot, &entry.images, Some(node));
+        if !entry.exists || entry.labels != labels || entry.taints != taints {
+            self.topology.node_leaves(slot, entry);
+            self.known += usize::from(!entry.exists);
+            entry.exists = true;
+            entry.labels = labels;
+            entry.taints = taints;
+            self.topology.node_comes(slot, entry);
+        }
         self.log(slot);
         slot
     }
@@ -166,76 +151,57 @@ impl Snapshot {
             return;
         };
         let entry = &mut self.nodes[slot];
+        self.topology.node_leaves(slot, entry);
         self.known -= usize::from(entry.exists);
         entry.exists = false;
-        let place = std::mem::take(&mut self.places[slot]);
-        self.move_zone(slot, place.zone, 0);
+        entry.images = self.images.put(slot, &entry.images, None);
+        self.topology.node_comes(slot, entry);
         self.log(slot);
         self.release(slot);
     }
 
-    /// Counts the pod on the node. A pod counted elsewhere, or with other needs, is counted anew.
-    pub(crate) fn put_pod(&mut self, uid: &Arc<str>, shape: &Arc<Shape>, node: &str) -> Slot {
+    /// Counts the pod on the node. A pod counted elsewhere, or as another, is counted anew.
+    pub(crate) fn put_pod(&mut self, pod: &Arc<PodInfo>, node: &str) -> Slot {
+        if let Some((slot, known)) = self.placed(&pod.uid)
+            && (self.nodes[slot].name != node || known.wishes() != pod.wishes() || known.going != pod.going)
+        {
+            self.remove_pod(&pod.uid);
+        }
         let slot = self.slot_for(node);
-        if let Some(placed) = self.pods.get(uid) {
-            if placed.slot == slot && placed.shape == *shape {
+        match self.pods.get_mut(&pod.uid) {
+            Some(placed) => {
+                let entry = &mut self.nodes[slot];
+                entry
+                    .pods
+                    .iter_mut()
+                    .filter(|known| known.uid == pod.uid)
+                    .for_each(|known| *known = pod.clone());
+                placed.pod = pod.clone();
                 return slot;
             }
-            self.remove_pod(uid);
-            // The slot may have been released with its last pod.
-            return self.put_pod(uid, shape, node);
-        }
-        self.count(slot, shape, 1);
-        self.nodes[slot].ports.extend(shape.ports.iter().cloned());
-        self.nodes[slot].pod_count += 1;
-        self.pods.insert(uid.clone(), Placed { slot, shape: shape.clone() });
+            None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
+        };
+        self.topology.add_pod(pod, slot, &self.nodes);
+        let entry = &mut self.nodes[slot];
+        entry.taken.add(&pod.needs);
+        entry.pods.push(pod.clone());
         self.log(slot);
         slot
     }
 
     /// Takes the pod off its node. Returns the node's slot where it is still a candidate.
     pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<Slot> {
-        let Placed { slot, shape } = self.pods.remove(uid)?;
-        self.count(slot, &shape, -1);
+        let Placed { slot, pod } = self.pods.remove(uid)?;
+        self.topology.remove_pod(&pod, slot, &self.nodes);
         let entry = &mut self.nodes[slot];
-        for port in &shape.ports {
-            if let Some(index) = entry.ports.iter().position(|taken| taken == port) {
-                entry.ports.swap_remove(index);
-            }
+        entry.taken.remove(&pod.needs);
+        if let Some(index) = entry.pods.iter().position(|other| Arc::ptr_eq(other, &pod)) {
+            entry.pods.swap_remove(index);
         }
-        entry.pod_count -= 1;
         let exists = entry.exists;
         self.log(slot);
         self.release(slot);
         exists.then_some(slot)
-    }
-
-    fn count(&mut self, slot: Slot, shape: &Shape, sign: i64) {
-        let requested = &mut self.requested[slot];
-        requested.pods += sign;
-        // Saturating, because users choose the amounts. One pod's are bounded so that no number of pods a node can hold gets
-        // there: what is taken off again later is then exact.
-        for (name, amount) in &shape.requests {
-            let sum = match name.as_str() {
-                CPU => &mut requested.cpu_milli,
-                MEMORY => &mut requested.memory_bytes,
-                EPHEMERAL_STORAGE => &mut requested.ephemeral_bytes,
-                _ => self.nodes[slot].extended_requested.entry(name.clone()).or_default(),
-            };
-            *sum = sum.saturating_add(amount.saturating_mul(sign));
-        }
-        self.nodes[slot].extended_requested.retain(|_, amount| *amount != 0);
-        let scored = &mut self.scored[slot];
-        scored.0 = scored.0.saturating_add(shape.scored.0.saturating_mul(sign));
-        scored.1 = scored.1.saturating_add(shape.scored.1.saturating_mul(sign));
-        if let Some(key) = &shape.spread {
-            let counts = self.spread.entry(key.clone()).or_default();
-            bump(&mut counts.by_slot, slot, sign);
-            bump(&mut counts.by_zone, self.places[slot].zone, sign);
-            if counts.by_slot.is_empty() {
-                self.spread.remove(key);
-            }
-        }
     }
 
     fn slot_for(&mut self, name: &str) -> Slot {
@@ -244,10 +210,6 @@ impl Snapshot {
         }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.nodes.push(NodeEntry::default());
-            self.allocatable.push(Numbers::default());
-            self.requested.push(Numbers::default());
-            self.scored.push((0, 0));
-            self.places.push(Place::default());
             self.nodes.len() - 1
         });
         self.nodes[slot].name = name.to_owned();
@@ -257,34 +219,12 @@ impl Snapshot {
 
     /// Frees a slot that neither a node nor a pod stands for.
     fn release(&mut self, slot: Slot) {
-        if self.nodes[slot].exists || self.nodes[slot].pod_count > 0 {
+        if self.nodes[slot].exists || !self.nodes[slot].pods.is_empty() {
             return;
         }
         let entry = std::mem::take(&mut self.nodes[slot]);
         self.slots.remove(&entry.name);
-        self.allocatable[slot] = Numbers::default();
         self.free.push(slot);
-    }
-
-    fn zone(&mut self, name: Option<&String>) -> Zone {
-        let Some(name) = name else {
-            return 0;
-        };
-        let next = self.zones.len() + 1;
-        *self.zones.entry(name.clone()).or_insert(next)
-    }
-
-    fn move_zone(&mut self, slot: Slot, from: Zone, to: Zone) {
-        if from == to {
-            return;
-        }
-        for counts in self.spread.values_mut() {
-            let Some(count) = counts.by_slot.get(&slot).copied() else {
-                continue;
-            };
-            bump(&mut counts.by_zone, from, -count);
-            bump(&mut counts.by_zone, to, count);
-        }
     }
 
     fn log(&mut self, slot: Slot) {
@@ -293,13 +233,5 @@ impl Snapshot {
         }
         self.changes.push_back(slot);
         self.changed += 1;
-    }
-}
-
-fn bump<K: std::hash::Hash + Eq + Copy>(counts: &mut HashMap<K, i64>, key: K, by: i64) {
-    let count = counts.entry(key).or_default();
-    *count += by;
-    if *count == 0 {
-        counts.remove(&key);
     }
 }

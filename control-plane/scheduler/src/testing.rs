@@ -1,7 +1,14 @@
 //! Nodes and pods for tests.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
+
+use crate::{
+    pod::{PodInfo, Reader},
+    profile::Profile,
+};
 
 /// A node with 4 cores, 8 GiB and room for 110 pods, but for what `fields` say.
 pub(crate) fn node(name: &str, fields: Value) -> Node {
@@ -20,6 +27,11 @@ pub(crate) fn pod(name: &str, spec: Value) -> Pod {
         json!({ "metadata": { "name": name, "namespace": "a", "uid": name }, "spec": spec }),
     )
     .unwrap()
+}
+
+/// The pod as the scheduler sees it, with the default profile.
+pub(crate) fn info(pod: &Pod) -> Arc<PodInfo> {
+    Reader::default().read(pod, &Arc::new(Profile::default()))
 }
 
 /// RFC 7386, but that lists of resources are replaced whole.

@@ -75,7 +75,9 @@ async fn a_pod_that_fits_nowhere_says_why_and_is_tried_again() {
         let pods = fake.all("pods");
         assert_eq!(condition(&pods[0])["type"], "PodScheduled");
         assert_eq!(condition(&pods[0])["status"], "False");
-        assert_eq!(condition(&pods[0])["message"], "0/1 nodes are available: 1 Insufficient cpu.");
+        let message = "0/1 nodes are available: 1 Insufficient cpu. \
+            preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+        assert_eq!(condition(&pods[0])["message"], message);
         fake.until("events", |events| events.iter().any(|event| event["reason"] == "FailedScheduling")).await;
         fake.put("nodes", node("n2", 8));
         fake.until("pods", |pods| pods[0]["spec"]["nodeName"] == "n2").await;

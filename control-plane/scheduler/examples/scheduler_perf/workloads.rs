@@ -1,0 +1,130 @@
+//! Upstream's workloads at 5,000 nodes, with its numbers of nodes and pods and its floors (pods/s).
+
+use std::time::Duration;
+
+use hawser_scheduler::Core;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+
+use crate::objects;
+
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    /// Upstream's threshold; 0 where it has none.
+    pub(crate) floor: u32,
+    pub(crate) steps: Vec<Step>,
+}
+
+pub(crate) enum Step {
+    Namespaces(Vec<Namespace>),
+    Nodes(Vec<Node>),
+    /// Pods that are there before.
+    Pods {
+        count: usize,
+        make: fn(usize) -> Pod,
+    },
+    /// Pods that stay unbound.
+    Waiting {
+        count: usize,
+        make: fn(usize) -> Pod,
+    },
+    Measured {
+        count: usize,
+        make: fn(usize) -> Pod,
+        churn: Option<fn(&mut Core, usize)>,
+    },
+}
+
+const MOON: [&str; 3] = ["moon-1", "moon-2", "moon-3"];
+
+pub(crate) fn all() -> Vec<Workload> {
+    let one = |name, floor, zones: &[&str], before, count, make: fn(usize) -> Pod| Workload {
+        name,
+        floor,
+        steps: vec![nodes(zones), Step::Pods { count: before, make }, measured(count, make)],
+    };
+    let over_default = |name, floor, count, make| Workload {
+        name,
+        floor,
+        steps: vec![
+            nodes(&MOON),
+            Step::Pods { count: 5000, make: objects::default_pod },
+            measured(count, make),
+        ],
+    };
+    vec![
+        one("SchedulingBasic", 270, &[], 1000, 10_000, objects::default_pod),
+        one("SchedulingPodAntiAffinity", 60, &[], 1000, 2000, objects::anti_affinity),
+        one("SchedulingPodAffinity", 35, &["zone1"], 5000, 5000, objects::affinity),
+        one("SchedulingPreferredPodAffinity", 90, &[], 5000, 5000, objects::preferred_affinity),
+        one("SchedulingPreferredPodAntiAffinity", 90, &[], 5000, 5000, objects::preferred_anti_affinity),
+        Workload {
+            name: "SchedulingRequiredPodAntiAffinityWithNSSelector",
+            floor: 24,
+            steps: vec![
+                Step::Namespaces(
+                    (0..100).map(|index| objects::namespace(&format!("init-ns-{index}"))).collect(),
+                ),
+                Step::Nodes((0..6000).map(|index| objects::node(index, &[])).collect()),
+                Step::Pods { count: 4000, make: objects::anti_affinity_by_namespace },
+                measured(2000, objects::anti_affinity_by_namespace),
+            ],
+        },
+        one("SchedulingNodeAffinity", 220, &["zone1"], 5000, 10_000, objects::node_affinity),
+        over_default("TopologySpreading", 85, 5000, objects::hard_spread),
+        over_default("PreferredTopologySpreading", 125, 5000, objects::soft_spread),
+        Workload {
+            name: "PreemptionBasic",
+            floor: 0,
+            steps: vec![
+                nodes(&[]),
+                Step::Pods { count: 20_000, make: objects::low_priority },
+                measured(5000, objects::high_priority),
+            ],
+        },
+        Workload {
+            name: "SchedulingWhileGated",
+            floor: 130,
+            steps: vec![
+                Step::Nodes(vec![objects::vast_node()]),
+                Step::Waiting { count: 10_000, make: objects::gated },
+                measured(20_000, objects::light),
+            ],
+        },
+        Workload {
+            name: "SchedulingWithMixedChurn",
+            floor: 265,
+            steps: vec![
+                nodes(&[]),
+                Step::Measured { count: 10_000, make: objects::default_pod, churn: Some(churn) },
+            ],
+        },
+        Workload {
+            name: "Unschedulable",
+            floor: 140,
+            steps: vec![
+                nodes(&[]),
+                Step::Waiting { count: 1000, make: objects::too_large },
+                measured(10_000, objects::default_pod),
+            ],
+        },
+    ]
+}
+
+fn nodes(zones: &[&str]) -> Step {
+    Step::Nodes((0..5000).map(|index| objects::node(index, zones)).collect())
+}
+
+fn measured(count: usize, make: fn(usize) -> Pod) -> Step {
+    Step::Measured { count, make, churn: None }
+}
+
+/// A node and a pod that fits nowhere come and go, both before each batch of pods.
+fn churn(core: &mut Core, round: usize) {
+    let now = Duration::from_secs(round as u64);
+    let node = objects::node(1_000_000, &[]);
+    core.node_removed(node.metadata.name.as_deref().unwrap_or_default(), now);
+    core.node_changed(&node, now);
+    let pod = objects::too_large(1_000_000);
+    core.pod_removed(pod.metadata.uid.as_deref().unwrap_or_default(), now);
+    core.pod_changed(&pod, now);
+}

@@ -1,0 +1,74 @@
+//! Disruption budgets, as preemption reads them: whose eviction would break one.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use hawser_api::selector::LabelSelector;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use crate::pod::PodInfo;
+
+/// By namespace and name. Bounded by the budgets of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Budgets(HashMap<String, BTreeMap<String, Budget>>);
+
+#[derive(Debug)]
+struct Budget {
+    selector: LabelSelector,
+    allowed: i32,
+    /// Pods whose eviction is counted already.
+    disrupted: HashSet<String>,
+}
+
+impl Budgets {
+    pub(crate) fn put(&mut self, namespace: &str, name: &str, budget: &PodDisruptionBudget) {
+        let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        let status = budget.status.as_ref();
+        let disrupted = status.and_then(|status| status.disrupted_pods.as_ref());
+        let budget = Budget {
+            selector: LabelSelector::from_typed(selector).unwrap_or_else(|_| LabelSelector::nothing()),
+            allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or_default(),
+            disrupted: disrupted.into_iter().flat_map(|pods| pods.keys().cloned()).collect(),
+        };
+        self.0.entry(namespace.to_owned()).or_default().insert(name.to_owned(), budget);
+    }
+
+    pub(crate) fn remove(&mut self, namespace: &str, name: &str) {
+        if let Some(budgets) = self.0.get_mut(namespace) {
+            budgets.remove(name);
+            if budgets.is_empty() {
+                self.0.remove(namespace);
+            }
+        }
+    }
+
+    /// Parts pods in those whose eviction would break a budget, were all before them evicted too, and the others.
+    pub(crate) fn part<'a>(
+        &self,
+        pods: &[&'a Arc<PodInfo>],
+    ) -> (Vec<&'a Arc<PodInfo>>, Vec<&'a Arc<PodInfo>>) {
+        let mut taken: HashMap<(&str, &str), i32> = HashMap::new();
+        pods.iter().partition(|pod| {
+            let mut breaks = false;
+            for (name, budget) in self.about(pod) {
+                let taken = taken.entry((pod.key.namespace.as_str(), name)).or_default();
+                *taken += 1;
+                breaks |= *taken > budget.allowed;
+            }
+            breaks
+        })
+    }
+
+    fn about<'a>(&'a self, pod: &'a PodInfo) -> impl Iterator<Item = (&'a str, &'a Budget)> {
+        let all = self.0.get(&pod.key.namespace).into_iter().flatten();
+        all.map(|(name, budget)| (name.as_str(), budget)).filter(|(_, budget)| {
+            // An empty selector is taken for none, as upstream's preemption does.
+            !budget.selector.is_everything()
+                && !pod.identity.labels.is_empty()
+                && budget.selector.matches(&pod.identity.labels)
+                && !budget.disrupted.contains(&pod.key.name)
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! Event hints: whether what happened can help a pod that no node could run.
+//!
+//! Asked per plugin that refused it. What happens to one node is answered by trying that node; what happens to a pod may
+//! help through its whole topology domain, so its labels and terms are held against those of the pod that waits.
+
+use crate::{
+    filters,
+    pod::PodInfo,
+    profile::{Plugin, PluginSet},
+    snapshot::{NodeEntry, Slot, Snapshot},
+    terms::StandingKind,
+    topology::{CounterKey, Namespaces},
+};
+
+/// What happened.
+pub(crate) enum Event<'a> {
+    /// Room appeared on a node, or it is another by now.
+    Node {
+        slot: Slot,
+        /// Which pods the node could have run before.
+        before: &'a dyn Fn(&PodInfo) -> bool,
+        /// Its labels, taints or existence changed, and its topology domains with them.
+        relabelled: bool,
+    },
+    PodPlaced(&'a PodInfo),
+    PodGone(&'a PodInfo),
+    NamespaceChanged,
+}
+
+impl Event<'_> {
+    /// Whether the pod, refused by the plugins, may have a place now.
+    pub(crate) fn helps(&self, pod: &PodInfo, refused_by: PluginSet, snapshot: &Snapshot) -> bool {
+        let namespaces = &snapshot.topology.namespaces;
+        match self {
+            Self::Node { slot, before, relabelled } => {
+                let topology = PluginSet::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]);
+                (*relabelled && refused_by.meets(topology))
+                    || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
+            }
+            Self::PodPlaced(other) => {
+                let affinity = || counted(&pod.terms.affinity, other, namespaces);
+                (refused_by.contains(Plugin::PodTopologySpread) && spread(pod, other, namespaces))
+                    || (refused_by.contains(Plugin::InterPodAffinity) && affinity())
+            }
+            Self::PodGone(other) => {
+                let stood_against = || {
+                    let mut standing = other.terms.standing.iter();
+                    standing.any(|(key, _)| {
+                        key.kind == StandingKind::AntiAffinity && key.who.includes(&pod.identity, namespaces)
+                    })
+                };
+                (refused_by.contains(Plugin::PodTopologySpread) && spread(pod, other, namespaces))
+                    || (refused_by.contains(Plugin::InterPodAffinity)
+                        && (counted(&pod.terms.anti_affinity, other, namespaces)
+                            // The last of its kind goes: the pod may be the first again.
+                            || counted(&pod.terms.affinity, other, namespaces)
+                            || stood_against()))
+            }
+            Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
+        }
+    }
+}
+
+/// Whether the node could run the pod, as far as it can tell by itself.
+pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
+    node.exists && filters::refusal(&pod.needs, node).is_none()
+}
+
+fn counted(questions: &[CounterKey], other: &PodInfo, namespaces: &Namespaces) -> bool {
+    questions.iter().any(|question| question.who.includes(&other.identity, namespaces))
+}
+
+fn spread(pod: &PodInfo, other: &PodInfo, namespaces: &Namespaces) -> bool {
+    pod.terms.hard.iter().any(|spread| spread.counter.who.includes(&other.identity, namespaces))
+}

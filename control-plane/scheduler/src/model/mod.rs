@@ -1,0 +1,149 @@
+//! The slow, plain model of every filter and score, and generated clusters to hold the scheduler against it.
+//!
+//! `SCHEDULER_SEEDS` sets how many clusters are tried (default 300).
+
+mod affinity;
+mod generate;
+mod preemption;
+mod spread;
+mod twin;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{config::Config, scheduler::Scheduler};
+use generate::{Random, any_namespace, any_node, any_pod};
+use twin::Twin;
+
+fn typed<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn seeds() -> u64 {
+    std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
+/// A scheduler and its twin, which see the same events.
+struct Pair {
+    scheduler: Scheduler,
+    twin: Twin,
+    now: Duration,
+}
+
+impl Pair {
+    fn new(seed: u64) -> Self {
+        Self {
+            scheduler: Scheduler::new(&Config::default(), seed),
+            twin: Twin::default(),
+            now: Duration::ZERO,
+        }
+    }
+
+    fn put_node(&mut self, node: Value) {
+        self.scheduler.node_changed(&typed(&node), self.now);
+        self.twin.nodes.insert(node["metadata"]["name"].as_str().unwrap().to_owned(), node);
+    }
+
+    fn remove_node(&mut self, name: &str) {
+        self.scheduler.node_removed(name, self.now);
+        self.twin.nodes.remove(name);
+    }
+
+    fn put_namespace(&mut self, namespace: Value) {
+        self.scheduler.namespace_changed(&typed(&namespace), self.now);
+        let name = namespace["metadata"]["name"].as_str().unwrap().to_owned();
+        self.twin.namespaces.insert(name, namespace["metadata"]["labels"].clone());
+    }
+
+    fn remove_pod(&mut self, name: &str) {
+        self.scheduler.pod_removed(name, self.now);
+        self.twin.pods.remove(name);
+    }
+
+    /// The API shows the pod where it was put.
+    fn show(&mut self, name: &str) {
+        let (pod, node) = &self.twin.pods[name];
+        let mut bound = pod.clone();
+        bound["spec"]["nodeName"] = json!(node);
+        self.scheduler.pod_changed(&typed(&bound), self.now);
+        let placed = self.scheduler.snapshot().placed(name).map(|(slot, _)| slot).unwrap();
+        assert_eq!(self.scheduler.snapshot().nodes[placed].name, *node);
+    }
+
+    /// Schedules the pod alone and compares. True where it has a node.
+    fn schedule(&mut self, name: &str, pod: Value, context: &str) -> bool {
+        self.scheduler.pod_changed(&typed(&pod), self.now);
+        let plan = self.scheduler.schedule(1, self.now);
+        let expected = self.twin.best(&pod);
+        if let Some(binding) = plan.bindings.first() {
+            assert_eq!(binding.pod, name);
+            assert!(
+                expected.contains(&binding.node),
+                "{context}: {} of {expected:?} for {pod}",
+                binding.node
+            );
+            self.twin.pods.insert(name.to_owned(), (pod, binding.node.clone()));
+            return true;
+        }
+        let message = &plan.rejected[0].message;
+        assert!(expected.is_empty(), "{context}: {message}, but {expected:?} would do for {pod}");
+        let told = message.split(" preemption: ").next().unwrap();
+        assert_eq!(told, self.twin.message(&pod), "{context}: {pod}");
+        self.scheduler.pod_removed(name, self.now);
+        false
+    }
+}
+
+#[test]
+fn choices_are_those_of_the_slow_twin() {
+    let (mut placed, mut refused) = (0, 0);
+    for seed in 1..=seeds() {
+        let mut random = Random::new(seed);
+        let mut pair = Pair::new(seed);
+        for step in 0..70 {
+            pair.now += Duration::from_secs(1000);
+            match random.below(14) {
+                0..=2 => {
+                    let name = format!("n{}", random.below(8));
+                    pair.put_node(any_node(&mut random, &name));
+                }
+                3 => pair.remove_node(&format!("n{}", random.below(8))),
+                4 => {
+                    let names: Vec<String> = pair.twin.pods.keys().cloned().collect();
+                    if !names.is_empty() {
+                        let name: &String = random.one_of(&names);
+                        pair.remove_pod(name);
+                    }
+                }
+                5 => pair.put_namespace(any_namespace(&mut random)),
+                6 => {
+                    // A pod is being deleted, or its labels change.
+                    let names: Vec<String> = pair.twin.pods.keys().cloned().collect();
+                    if !names.is_empty() {
+                        let name = random.one_of(&names).clone();
+                        let pod = &mut pair.twin.pods.get_mut(&name).unwrap().0;
+                        if random.chance(2) {
+                            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                        } else {
+                            pod["metadata"]["labels"] = generate::any_labels(&mut random);
+                        }
+                        pair.show(&name);
+                    }
+                }
+                _ => {
+                    let name = format!("p{step}");
+                    let pod = any_pod(&mut random, &name);
+                    let done = pair.schedule(&name, pod, &format!("seed {seed}, step {step}"));
+                    (placed, refused) = (placed + u64::from(done), refused + u64::from(!done));
+                }
+            }
+            if random.chance(3) {
+                let names: Vec<String> = pair.twin.pods.keys().cloned().collect();
+                names.iter().for_each(|name| pair.show(name));
+            }
+        }
+    }
+    // The generator makes both happen, often.
+    assert!(placed > 10 * seeds() && refused > 3 * seeds(), "{placed} placed, {refused} refused");
+}

@@ -1,0 +1,163 @@
+//! What a pod's terms mean on every node just now, and what they would mean if pods came or went.
+//!
+//! [`Outlook`] is made for one decision from the counters; [`WhatIf`] asks of one node whether the pod could run there
+//! beside other pods than those that are on it.
+
+use crate::{
+    filters,
+    pod::PodInfo,
+    pod_affinity::Required,
+    profile::Plugin,
+    refusal::Refusal,
+    snapshot::{NodeEntry, Occupancy, Slot, Snapshot},
+    spread::{Hard, Soft},
+    terms::StandingKind,
+    topology::{Counter, CounterId, TopologyId, weight_on},
+};
+
+pub(crate) struct Outlook<'a> {
+    pub(crate) pod: &'a PodInfo,
+    pub(crate) snapshot: &'a Snapshot,
+    hard: Vec<Hard<'a>>,
+    required: Required<'a>,
+    pub(crate) preferred: Vec<(i64, &'a Counter)>,
+    pub(crate) soft: Soft<'a>,
+}
+
+impl<'a> Outlook<'a> {
+    /// `counters` are those of the pod's terms.
+    pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot, counters: &[CounterId]) -> Self {
+        let topology = &snapshot.topology;
+        let terms = &*pod.terms;
+        let filters = pod.needs.profile.filters;
+        // In the order of `Terms::counters`.
+        let mut counters = counters.iter().map(|id| topology.counter(*id));
+        let mut next = |count: usize| -> Vec<&'a Counter> { counters.by_ref().take(count).collect() };
+        let (affinity, anti) = (next(terms.affinity.len()), next(terms.anti_affinity.len()));
+        let preferred = next(terms.preferred.len());
+        let (hard, soft) = (next(terms.hard.len()), next(terms.soft.len()));
+        let hard = terms
+            .hard
+            .iter()
+            .zip(hard)
+            .map(|(spread, counter)| Hard::new(spread, counter, &topology.domains));
+        let spreads = filters.contains(Plugin::PodTopologySpread);
+        Self {
+            pod,
+            snapshot,
+            hard: if spreads { hard.collect() } else { Vec::new() },
+            required: if filters.contains(Plugin::InterPodAffinity) {
+                Required::new(pod, topology, affinity, anti)
+            } else {
+                Required::nothing(topology)
+            },
+            preferred: terms.preferred.iter().map(|(weight, _)| *weight).zip(preferred).collect(),
+            soft: Soft {
+                constraints: terms.soft.iter().zip(soft).collect(),
+                needs_all: terms.soft_needs_all,
+                domains: &topology.domains,
+                nodes: &snapshot.nodes,
+            },
+        }
+    }
+
+    /// Whether no node is refused.
+    pub(crate) fn is_clear(&self) -> bool {
+        self.hard.is_empty() && self.required.is_empty()
+    }
+
+    /// Why the node cannot take the pod.
+    pub(crate) fn refusal(&self, slot: Slot) -> Option<Refusal> {
+        self.refusal_with(slot, |_| 0, |_| 0)
+    }
+
+    fn refusal_with(
+        &self,
+        slot: Slot,
+        more: impl Fn(&Counter) -> i64,
+        more_standing: impl Fn(TopologyId) -> i64,
+    ) -> Option<Refusal> {
+        self.hard
+            .iter()
+            .find_map(|hard| hard.refusal(slot, more(hard.counter)))
+            .or_else(|| self.required.refusal(slot, &more, more_standing))
+    }
+}
+
+/// One node with other pods on it than there are.
+pub(crate) struct WhatIf<'a> {
+    outlook: &'a Outlook<'a>,
+    slot: Slot,
+    taken: Occupancy,
+    /// Pods taken off (-1) and put there (1).
+    changes: Vec<(&'a PodInfo, i64)>,
+}
+
+impl<'a> WhatIf<'a> {
+    pub(crate) fn new(outlook: &'a Outlook<'a>, slot: Slot) -> Self {
+        Self { outlook, slot, taken: outlook.snapshot.nodes[slot].taken.clone(), changes: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, pod: &'a PodInfo) {
+        self.taken.add(&pod.needs);
+        self.change(pod, 1);
+    }
+
+    pub(crate) fn remove(&mut self, pod: &'a PodInfo) {
+        self.taken.remove(&pod.needs);
+        self.change(pod, -1);
+    }
+
+    /// Why the pod could not run there even so. The node itself must fit.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let Outlook { pod, snapshot, .. } = *self.outlook;
+        let node: &NodeEntry = &snapshot.nodes[self.slot];
+        if let Some(refusal) = filters::room(&pod.needs, node, &self.taken) {
+            return Some(refusal);
+        }
+        let namespaces = &snapshot.topology.namespaces;
+        let sum = |weight: &dyn Fn(&PodInfo) -> i64| -> i64 {
+            self.changes.iter().map(|(pod, sign)| sign * weight(pod)).sum()
+        };
+        let more = |counter: &Counter| sum(&|other| i64::from(counter.counts_pod(other, namespaces)));
+        let more_standing = |topology: TopologyId| {
+            let name = snapshot.topology.domains.name(topology);
+            sum(&|other| weight_on(other, StandingKind::AntiAffinity, &pod.identity, namespaces, name))
+        };
+        if self.outlook.is_clear() && self.new_standing() == 0 {
+            return None;
+        }
+        self.outlook
+            .refusal_with(self.slot, more, more_standing)
+            .or_else(|| (self.new_standing() > 0).then_some(Refusal::StandingAntiAffinity))
+    }
+
+    /// Anti-affinity of pods that are put there, towards the pod, where the node has the label.
+    fn new_standing(&self) -> i64 {
+        let Outlook { pod, snapshot, .. } = *self.outlook;
+        let node = &snapshot.nodes[self.slot];
+        let namespaces = &snapshot.topology.namespaces;
+        let about = |other: &PodInfo| {
+            let terms = other.terms.standing.iter().map(|(key, _)| key);
+            terms
+                .filter(|key| {
+                    key.kind == StandingKind::AntiAffinity && node.labels.contains_key(&key.topology)
+                })
+                .filter(|key| key.who.includes(&pod.identity, namespaces))
+                .count()
+        };
+        let put = self.changes.iter().filter(|(_, sign)| *sign > 0);
+        put.map(|(other, _)| i64::try_from(about(other)).unwrap_or(i64::MAX)).sum()
+    }
+
+    fn change(&mut self, pod: &'a PodInfo, sign: i64) {
+        let undone = self
+            .changes
+            .iter()
+            .position(|(other, other_sign)| std::ptr::eq(*other, pod) && *other_sign == -sign);
+        match undone {
+            Some(index) => _ = self.changes.swap_remove(index),
+            None => self.changes.push((pod, sign)),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Where a pod goes: the best of the nodes that can run it, or why there is none.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    evaluation::{Evaluation, Evaluations},
+    nomination::Nominations,
+    outlook::{Outlook, WhatIf},
+    pod::{PodInfo, Wishes},
+    pod_affinity,
+    profile::PluginSet,
+    refusal::{Refusal, Tally},
+    scores::{normalize, normalize_reversed},
+    snapshot::{Slot, Snapshot},
+};
+
+/// Different pods that are told of at one state of the cluster; more are worked out again.
+const MOST_DIAGNOSES: usize = 1024;
+
+#[derive(Default)]
+pub(crate) struct Placement {
+    evaluations: Evaluations,
+    /// What was said of pods, and of which state of the cluster.
+    said_at: (u64, u64),
+    said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
+}
+
+/// Why no node can run a pod.
+#[derive(Debug)]
+pub(crate) struct Diagnosis {
+    /// `0/3 nodes are available: ...`
+    pub(crate) message: String,
+    /// Which plugins refuse nodes.
+    pub(crate) plugins: PluginSet,
+    /// Nodes that might do without some of their pods.
+    pub(crate) about_pods: Vec<Slot>,
+}
+
+/// Chooses among equals by a small generator, so that a run can be repeated.
+pub(crate) struct Tie(u64);
+
+impl Tie {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        // xorshift64
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 1).unwrap_or_default() % limit.max(1)
+    }
+}
+
+impl Placement {
+    /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
+    ///
+    /// The node that was cleared for the pod comes first, if it can run it now.
+    pub(crate) fn choose(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        nominations: &Nominations,
+        tie: &mut Tie,
+    ) -> Option<Slot> {
+        let counters = snapshot.counters_of(&pod.terms);
+        let outlook = Outlook::new(pod, snapshot, &counters);
+        let evaluation = self.evaluations.of(&pod.needs, snapshot);
+        let nominated = nominations.node_of(&pod.uid).and_then(|node| snapshot.slot(node));
+        if let Some(slot) = nominated
+            && evaluation.fits(slot)
+            && outlook.refusal(slot).is_none()
+            && beside_nominated(&outlook, nominations, slot).is_none()
+        {
+            return Some(slot);
+        }
+        let mut candidates: Vec<Slot> = evaluation.fitting().collect();
+        if !outlook.is_clear() {
+            candidates.retain(|slot| outlook.refusal(*slot).is_none());
+        }
+        for slot in nominations.slots(snapshot).filter(|slot| evaluation.fits(*slot)) {
+            if beside_nominated(&outlook, nominations, slot).is_some()
+                && let Ok(index) = candidates.binary_search(&slot)
+            {
+                candidates.remove(index);
+            }
+        }
+        let totals = totals(&outlook, evaluation, &candidates);
+        best(&candidates, &totals, tie)
+    }
+
+    /// Why no node can run the pod; worked out once for all such pods.
+    pub(crate) fn diagnose(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        nominations: &Nominations,
+    ) -> Arc<Diagnosis> {
+        let now = (snapshot.version(), nominations.version());
+        if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
+            self.said.clear();
+            self.said_at = now;
+        }
+        let key = (pod.wishes(), pod.priority);
+        if let Some(said) = self.said.get(&key) {
+            return said.clone();
+        }
+        let counters = snapshot.counters_of(&pod.terms);
+        let evaluation = self.evaluations.of(&pod.needs, snapshot);
+        let said = Arc::new(diagnosis(&Outlook::new(pod, snapshot, &counters), evaluation, nominations));
+        self.said.insert(key, said.clone());
+        said
+    }
+}
+
+fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, nominations: &Nominations) -> Diagnosis {
+    let nodes = outlook.snapshot.node_count();
+    if nodes == 0 {
+        let message = "no nodes available to schedule pods".to_owned();
+        return Diagnosis { message, plugins: PluginSet::ALL, about_pods: Vec::new() };
+    }
+    let mut tally = Tally::default();
+    evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
+    let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
+    let mut about_pods: Vec<Slot> = own.map(|(slot, _)| slot).collect();
+    for slot in evaluation.fitting() {
+        let refusal = outlook.refusal(slot).or_else(|| beside_nominated(outlook, nominations, slot));
+        if let Some(refusal) = refusal {
+            tally.add(&refusal, 1);
+            about_pods.extend(refusal.is_about_pods().then_some(slot));
+        }
+    }
+    Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods }
+}
+
+/// Why the node cannot take the pod beside those that it is kept for, of the same priority or a higher one.
+pub(crate) fn beside_nominated(
+    outlook: &Outlook<'_>,
+    nominations: &Nominations,
+    slot: Slot,
+) -> Option<Refusal> {
+    let node = &outlook.snapshot.nodes[slot];
+    let mut others = nominations.before(outlook.pod, &node.name).peekable();
+    others.peek()?;
+    let mut what_if = WhatIf::new(outlook, slot);
+    others.for_each(|other| what_if.add(other));
+    what_if.refusal()
+}
+
+/// Scores of the candidates, weighted and added up.
+fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
+    let pod = outlook.pod;
+    let weights = &pod.needs.profile.weights;
+    let mut totals: Vec<i64> =
+        candidates.iter().map(|slot| i64::from(evaluation.own(*slot).resources)).collect();
+    let mut add = |weight: i64, scores: Vec<i64>| {
+        totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+    };
+    if candidates.len() < 2 {
+        return totals;
+    }
+    let gather = |part: fn(&crate::scores::Own) -> i32| -> Option<Vec<i64>> {
+        let scores: Vec<i64> =
+            candidates.iter().map(|slot| i64::from(part(&evaluation.own(*slot)))).collect();
+        scores.iter().any(|score| *score != 0).then_some(scores)
+    };
+    // Where all are alike, the scaled scores are too.
+    if let Some(mut scores) = gather(|own| own.dislikes) {
+        normalize_reversed(&mut scores);
+        add(weights.taint_toleration, scores);
+    }
+    if let Some(mut scores) = gather(|own| own.preference) {
+        normalize(&mut scores);
+        add(weights.node_affinity, scores);
+    }
+    if weights.image_locality != 0 && evaluation.has_images() {
+        add(weights.image_locality, candidates.iter().map(|slot| evaluation.images(*slot)).collect());
+    }
+    if weights.pod_topology_spread != 0 && !outlook.soft.constraints.is_empty() {
+        add(weights.pod_topology_spread, outlook.soft.scores(candidates));
+    }
+    if weights.inter_pod_affinity != 0
+        && let Some(scores) =
+            pod_affinity::scores(pod, &outlook.snapshot.topology, &outlook.preferred, candidates)
+    {
+        add(weights.inter_pod_affinity, scores);
+    }
+    totals
+}
+
+fn best(candidates: &[Slot], totals: &[i64], tie: &mut Tie) -> Option<Slot> {
+    let most = totals.iter().max()?;
+    let equals = totals.iter().filter(|total| *total == most).count();
+    let mut best = candidates.iter().zip(totals).filter(|(_, total)| *total == most).map(|(slot, _)| *slot);
+    best.nth(tie.below(equals))
+}

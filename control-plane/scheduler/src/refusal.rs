@@ -1,0 +1,151 @@
+//! Why a node is refused: which plugin says so, in upstream's words, and whether removing pods could help.
+
+use std::collections::HashMap;
+
+use crate::profile::{Plugin, PluginSet};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refusal {
+    Unschedulable,
+    Taint {
+        key: String,
+        value: String,
+    },
+    /// By the profile.
+    EnforcedAffinity,
+    NodeAffinity,
+    Ports,
+    Lacks(Vec<Lack>),
+    NoTopologyLabel,
+    Skew,
+    PodAffinity,
+    PodAntiAffinity,
+    /// Anti-affinity of pods that are there.
+    StandingAntiAffinity,
+    /// Preemption: removing pods does not help on this node.
+    NoHelp,
+    /// Preemption: no pod of the node may go.
+    NoVictims,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lack {
+    Pods,
+    Resource {
+        name: String,
+        /// More than the whole node has.
+        never: bool,
+    },
+}
+
+impl Refusal {
+    pub(crate) fn plugin(&self) -> Plugin {
+        match self {
+            Self::Unschedulable => Plugin::NodeUnschedulable,
+            Self::Taint { .. } => Plugin::TaintToleration,
+            Self::EnforcedAffinity | Self::NodeAffinity => Plugin::NodeAffinity,
+            Self::Ports => Plugin::NodePorts,
+            Self::Lacks(_) => Plugin::NodeResourcesFit,
+            Self::NoTopologyLabel | Self::Skew => Plugin::PodTopologySpread,
+            Self::PodAffinity | Self::PodAntiAffinity | Self::StandingAntiAffinity => {
+                Plugin::InterPodAffinity
+            }
+            Self::NoHelp | Self::NoVictims => Plugin::DefaultPreemption,
+        }
+    }
+
+    /// Whether the node might be fine without some of its pods.
+    pub(crate) fn is_about_pods(&self) -> bool {
+        match self {
+            Self::Ports | Self::Skew | Self::PodAntiAffinity | Self::StandingAntiAffinity => true,
+            Self::Lacks(lacks) => {
+                !lacks.iter().any(|lack| matches!(lack, Lack::Resource { never: true, .. }))
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn reasons(&self) -> Vec<String> {
+        let text = match self {
+            Self::Lacks(lacks) => return lacks.iter().map(Lack::reason).collect(),
+            Self::Taint { key, value } => {
+                return vec![format!("node(s) had untolerated taint {{{key}: {value}}}")];
+            }
+            Self::Unschedulable => "node(s) were unschedulable",
+            Self::EnforcedAffinity => "node(s) didn't match scheduler-enforced node affinity",
+            Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Self::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Self::NoTopologyLabel => {
+                "node(s) didn't match pod topology spread constraints (missing required label)"
+            }
+            Self::Skew => "node(s) didn't match pod topology spread constraints",
+            Self::PodAffinity => "node(s) didn't match pod affinity rules",
+            Self::PodAntiAffinity => "node(s) didn't match pod anti-affinity rules",
+            Self::StandingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+            Self::NoHelp => "Preemption is not helpful for scheduling",
+            Self::NoVictims => "No preemption victims found for incoming pod",
+        };
+        vec![text.to_owned()]
+    }
+}
+
+impl Lack {
+    fn reason(&self) -> String {
+        match self {
+            Self::Pods => "Too many pods".to_owned(),
+            Self::Resource { name, .. } => format!("Insufficient {name}"),
+        }
+    }
+}
+
+/// How many nodes were refused for what.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(HashMap<Refusal, usize>);
+
+impl Tally {
+    pub(crate) fn add(&mut self, refusal: &Refusal, nodes: usize) {
+        if nodes == 0 {
+            return;
+        }
+        match self.0.get_mut(refusal) {
+            Some(count) => *count += nodes,
+            None => _ = self.0.insert(refusal.clone(), nodes),
+        }
+    }
+
+    pub(crate) fn plugins(&self) -> PluginSet {
+        let mut plugins = PluginSet::default();
+        self.0.keys().for_each(|refusal| plugins.insert(refusal.plugin()));
+        plugins
+    }
+
+    /// `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable.`
+    pub(crate) fn message(&self, nodes: usize) -> String {
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for (refusal, count) in &self.0 {
+            refusal.reasons().into_iter().for_each(|reason| *counts.entry(reason).or_default() += count);
+        }
+        let mut parts: Vec<String> =
+            counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        parts.sort_unstable();
+        format!("0/{nodes} nodes are available: {}.", parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_count_and_sort_reasons() {
+        let mut tally = Tally::default();
+        let cpu = |never| Lack::Resource { name: "cpu".to_owned(), never };
+        tally.add(&Refusal::Lacks(vec![cpu(true)]), 1);
+        tally.add(&Refusal::Lacks(vec![cpu(false), Lack::Pods]), 1);
+        tally.add(&Refusal::Taint { key: "key".to_owned(), value: "value".to_owned() }, 2);
+        assert_eq!(
+            tally.message(4),
+            "0/4 nodes are available: 1 Too many pods, 2 Insufficient cpu, 2 node(s) had untolerated taint {key: value}."
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! How many pods of interest each topology domain has, kept up to date as pods come and go.
+//!
+//! A counter is made when the first waiting pod asks for it, by one pass over the pods that are placed, and then costs
+//! one addition for each pod that it counts. Counters belong to the terms of waiting pods; those of the terms
+//! that were asked for least recently go first, so their number and size are bounded.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    affinity::{NodeAffinity, Toleration, untolerated},
+    intern::Same,
+    pod::PodInfo,
+    snapshot::{NodeEntry, Slot},
+    terms::Terms,
+    topology::{
+        domains::{Domain, Domains, TopologyId},
+        selector::{Identity, Index, Namespaces, Who},
+    },
+};
+
+/// Room for the counters of all terms, in nodes: 512 counters of 5,000 nodes, 22 MB.
+const MOST_CELLS: usize = 2_560_000;
+
+pub(crate) type CounterId = usize;
+
+/// What a counter counts. Equal questions share one counter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CounterKey {
+    /// A label of nodes, or [`super::NODE`].
+    pub(crate) topology: String,
+    pub(crate) who: Who,
+    /// Pods that are being deleted do not count.
+    pub(crate) live_only: bool,
+    pub(crate) inclusion: Inclusion,
+}
+
+/// Which nodes count. Empty is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Inclusion {
+    /// Labels that a node must have.
+    pub(crate) keys: Vec<String>,
+    pub(crate) affinity: Option<NodeAffinity>,
+    pub(crate) tolerations: Option<Vec<Toleration>>,
+}
+
+impl Inclusion {
+    fn is_everything(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn includes(&self, node: &NodeEntry) -> bool {
+        self.keys.iter().all(|key| node.labels.contains_key(key))
+            && self.affinity.as_ref().is_none_or(|affinity| affinity.allows(&node.name, &node.labels))
+            && self.tolerations.as_ref().is_none_or(|own| untolerated(own, &node.taints).is_none())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Counter {
+    pub(crate) key: CounterKey,
+    pub(crate) topology: TopologyId,
+    /// Pods by domain; as long as `nodes`.
+    pub(crate) counts: Vec<u32>,
+    /// Nodes that count, by domain.
+    pub(crate) nodes: Vec<u32>,
+    /// By slot; unused where all nodes count.
+    included: Vec<bool>,
+    all_nodes: bool,
+    /// Over all domains.
+    pub(crate) total: i64,
+    uses: usize,
+}
+
+impl Counter {
+    pub(crate) fn counts_pod(&self, pod: &PodInfo, namespaces: &Namespaces) -> bool {
+        !(self.key.live_only && pod.is_going()) && self.key.who.includes(&pod.identity, namespaces)
+    }
+
+    pub(crate) fn counts_node(&self, slot: Slot) -> bool {
+        self.all_nodes || self.included.get(slot).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn at(&self, domain: Domain) -> i64 {
+        self.counts.get(domain as usize).map_or(0, |count| i64::from(*count))
+    }
+
+    fn add(&mut self, slot: Slot, domain: Domain, sign: i32) {
+        if domain == 0 || !self.counts_node(slot) {
+            return;
+        }
+        self.grow(domain);
+        let count = &mut self.counts[domain as usize];
+        *count = count.wrapping_add_signed(sign);
+        self.total += i64::from(sign);
+    }
+
+    fn put_node(&mut self, slot: Slot, node: &NodeEntry, domain: Domain) {
+        if !self.all_nodes {
+            if self.included.len() <= slot {
+                self.included.resize(slot + 1, false);
+            }
+            self.included[slot] = node.exists && self.key.inclusion.includes(node);
+        }
+        self.add_node(slot, domain, 1);
+    }
+
+    fn add_node(&mut self, slot: Slot, domain: Domain, sign: i32) {
+        if domain != 0 && self.counts_node(slot) {
+            self.grow(domain);
+            let count = &mut self.nodes[domain as usize];
+            *count = count.wrapping_add_signed(sign);
+        }
+    }
+
+    fn grow(&mut self, domain: Domain) {
+        if self.counts.len() <= domain as usize {
+            self.counts.resize(domain as usize + 1, 0);
+            self.nodes.resize(domain as usize + 1, 0);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    all: Vec<Option<Counter>>,
+    by_key: HashMap<CounterKey, CounterId>,
+    index: Index,
+    held: HashMap<Same<Terms>, Held>,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    counters: Arc<[CounterId]>,
+    last_use: u64,
+}
+
+impl Counters {
+    pub(crate) fn get(&self, id: CounterId) -> &Counter {
+        self.all[id].as_ref().expect("ids are of counters that are held")
+    }
+
+    /// The counters of the terms, in the order of [`Terms::counters`]; valid until the next call.
+    pub(crate) fn of_terms(
+        &mut self,
+        terms: &Arc<Terms>,
+        domains: &mut Domains,
+        namespaces: &Namespaces,
+        nodes: &[NodeEntry],
+    ) -> Arc<[CounterId]> {
+        self.uses += 1;
+        let uses = self.uses;
+        if let Some(held) = self.held.get_mut(&Same(terms.clone())) {
+            held.last_use = uses;
+            return held.counters.clone();
+        }
+        let counters: Arc<[CounterId]> =
+            terms.counters().map(|key| self.hold(key, domains, namespaces, nodes)).collect();
+        self.held.insert(Same(terms.clone()), Held { counters: counters.clone(), last_use: uses });
+        while self.held.len() > 1 && self.by_key.len() * nodes.len().max(1) > MOST_CELLS {
+            let oldest =
+                self.held.iter().min_by_key(|(_, held)| held.last_use).map(|(terms, _)| terms.clone());
+            oldest.into_iter().for_each(|terms| self.let_go(&terms, domains));
+        }
+        counters
+    }
+
+    /// Forgets the counters that labels of namespaces decide on: they are made anew when asked for.
+    pub(crate) fn namespaces_changed(&mut self, domains: &mut Domains) {
+        let reads = |held: &Held| held.counters.iter().any(|id| self.get(*id).key.who.reads_namespaces());
+        let stale: Vec<Same<Terms>> =
+            self.held.iter().filter(|(_, held)| reads(held)).map(|(terms, _)| terms.clone()).collect();
+        stale.iter().for_each(|terms| self.let_go(terms, domains));
+    }
+
+    pub(crate) fn count(
+        &mut self,
+        pod: &PodInfo,
+        slot: Slot,
+        sign: i32,
+        domains: &Domains,
+        namespaces: &Namespaces,
+    ) {
+        for id in self.index.candidates(&pod.identity) {
+            let counter = self.all[id].as_mut().expect("indexed counters exist");
+            if counter.counts_pod(pod, namespaces) {
+                counter.add(slot, domains.at(counter.topology, slot), sign);
+            }
+        }
+    }
+
+    /// Before a node changes; its pods are counted off already.
+    pub(crate) fn node_leaves(&mut self, slot: Slot, domains: &Domains) {
+        for counter in self.all.iter_mut().flatten() {
+            counter.add_node(slot, domains.at(counter.topology, slot), -1);
+        }
+    }
+
+    /// After it changed.
+    pub(crate) fn node_comes(&mut self, slot: Slot, node: &NodeEntry, domains: &Domains) {
+        for counter in self.all.iter_mut().flatten() {
+            counter.put_node(slot, node, domains.at(counter.topology, slot));
+        }
+    }
+
+    fn hold(
+        &mut self,
+        key: &CounterKey,
+        domains: &mut Domains,
+        namespaces: &Namespaces,
+        nodes: &[NodeEntry],
+    ) -> CounterId {
+        if let Some(id) = self.by_key.get(key) {
+            self.all[*id].as_mut().expect("known counters exist").uses += 1;
+            return *id;
+        }
+        let topology = domains.hold(&key.topology, nodes);
+        let width = domains.width(topology);
+        let mut counter = Counter {
+            topology,
+            counts: vec![0; width],
+            nodes: vec![0; width],
+            included: Vec::new(),
+            all_nodes: key.inclusion.is_everything(),
+            total: 0,
+            uses: 1,
+            key: key.clone(),
+        };
+        for (slot, node) in nodes.iter().enumerate() {
+            counter.put_node(slot, node, domains.at(topology, slot));
+        }
+        let mut known = Known::default();
+        for (slot, node) in nodes.iter().enumerate() {
+            let domain = domains.at(topology, slot);
+            for pod in &node.pods {
+                if known.matches(pod, |identity| key.who.includes(identity, namespaces))
+                    && counter.counts_pod(pod, namespaces)
+                {
+                    counter.add(slot, domain, 1);
+                }
+            }
+        }
+        let id = self.all.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
+        self.index.insert(&key.who, id);
+        self.by_key.insert(key.clone(), id);
+        self.all[id] = Some(counter);
+        id
+    }
+
+    fn let_go(&mut self, terms: &Same<Terms>, domains: &mut Domains) {
+        let Some(held) = self.held.remove(terms) else {
+            return;
+        };
+        for id in held.counters.iter() {
+            let place = &mut self.all[*id];
+            let counter = place.as_mut().expect("held counters exist");
+            counter.uses -= 1;
+            if counter.uses == 0
+                && let Some(counter) = place.take()
+            {
+                self.index.remove(&counter.key.who, *id);
+                self.by_key.remove(&counter.key);
+                domains.release(counter.topology);
+            }
+        }
+    }
+}
+
+/// Answers for identities that were met before: pods of one workload share theirs.
+#[derive(Default)]
+struct Known(HashMap<Same<Identity>, bool>);
+
+impl Known {
+    fn matches(&mut self, pod: &PodInfo, answer: impl FnOnce(&Identity) -> bool) -> bool {
+        *self.0.entry(Same(pod.identity.clone())).or_insert_with(|| answer(&pod.identity))
+    }
+}
