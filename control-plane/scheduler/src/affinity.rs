@@ -1,7 +1,7 @@
 //! What a pod says about nodes: selectors, affinity, tolerations; and whether a node satisfies it.
 
 use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration as TolerationObject,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration as TolerationObject,
 };
 
 use crate::pod::Labels;
@@ -46,6 +46,12 @@ impl NodeAffinity {
             .map(|preferred| (preferred.weight, Term::of(&preferred.preference)))
             .collect();
         Self { selector, required, preferred }
+    }
+
+    /// Nodes that the selector of a volume allows.
+    pub(crate) fn selecting(nodes: &NodeSelector) -> Self {
+        let required = nodes.node_selector_terms.iter().map(Term::of).collect();
+        Self { required: Some(required), ..Self::default() }
     }
 
     /// Whether a pod may run on the node.

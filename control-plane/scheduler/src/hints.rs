@@ -3,6 +3,8 @@
 //! Asked per plugin that refused it. What happens to one node is answered by trying that node; what happens to a pod may
 //! help through its whole topology domain, so its labels and terms are held against those of the pod that waits.
 
+use hawser_api::resource::ObjectKey;
+
 use crate::{
     filters,
     pod::PodInfo,
@@ -25,6 +27,11 @@ pub(crate) enum Event<'a> {
     PodPlaced(&'a PodInfo),
     PodGone(&'a PodInfo),
     NamespaceChanged,
+    ClaimChanged(&'a ObjectKey),
+    /// A volume or a class.
+    StorageChanged,
+    /// What a node can attach.
+    LimitsChanged,
 }
 
 impl Event<'_> {
@@ -33,8 +40,14 @@ impl Event<'_> {
         let namespaces = &snapshot.topology.namespaces;
         match self {
             Self::Node { slot, before, relabelled } => {
-                let topology = PluginSet::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]);
-                (*relabelled && refused_by.meets(topology))
+                let by_labels = PluginSet::of(&[
+                    Plugin::PodTopologySpread,
+                    Plugin::InterPodAffinity,
+                    Plugin::NodeVolumeLimits,
+                    Plugin::VolumeBinding,
+                    Plugin::VolumeZone,
+                ]);
+                (*relabelled && refused_by.meets(by_labels))
                     || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
             }
             Self::PodPlaced(other) => {
@@ -55,7 +68,14 @@ impl Event<'_> {
                             // The last of its kind goes: the pod may be the first again.
                             || counted(&pod.terms.affinity, other, namespaces)
                             || stood_against()))
+                    || (refused_by.contains(Plugin::VolumeRestrictions) && share_volumes(pod, other))
+                    || (refused_by.contains(Plugin::NodeVolumeLimits) && !other.volumes.claims.is_empty())
             }
+            Self::ClaimChanged(key) => {
+                refused_by.meets(storage()) && pod.volumes.claims.iter().any(|used| used.key == **key)
+            }
+            Self::StorageChanged => refused_by.meets(storage()),
+            Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }
@@ -64,6 +84,21 @@ impl Event<'_> {
 /// Whether the node could run the pod, as far as it can tell by itself.
 pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
     node.exists && filters::refusal(&pod.needs, node).is_none()
+}
+
+fn storage() -> PluginSet {
+    PluginSet::of(&[
+        Plugin::VolumeRestrictions,
+        Plugin::NodeVolumeLimits,
+        Plugin::VolumeBinding,
+        Plugin::VolumeZone,
+    ])
+}
+
+fn share_volumes(pod: &PodInfo, other: &PodInfo) -> bool {
+    let (own, others) = (&pod.volumes, &other.volumes);
+    own.claims.iter().any(|claim| others.claims.iter().any(|used| used.key == claim.key))
+        || own.disks.iter().any(|disk| others.disks.iter().any(|used| disk.conflicts(used)))
 }
 
 fn counted(questions: &[CounterKey], other: &PodInfo, namespaces: &Namespaces) -> bool {

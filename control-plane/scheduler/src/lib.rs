@@ -6,7 +6,8 @@
 //! kept, [`evaluation`]) and what a pod's [`terms`] mean on them ([`outlook`], from the counters of [`topology`]). Plugins
 //! carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Not here yet: volumes, resource claims. A pod with claims is placed without, and an event tells so.
+//! Not here yet: resource claims (a pod with claims is placed without, and an event tells so), the capacity of storage,
+//! pod groups, extenders.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.
@@ -34,6 +35,7 @@ mod pod;
 mod pod_affinity;
 mod preemption;
 mod profile;
+mod provision;
 mod queue;
 mod refusal;
 mod report;
@@ -47,6 +49,7 @@ mod terms;
 #[cfg(test)]
 mod testing;
 mod topology;
+mod volumes;
 
 pub use alone::{Core, Decisions};
 pub use config::Config;

@@ -13,11 +13,14 @@ use crate::{
     spread::{Hard, Soft},
     terms::StandingKind,
     topology::{Counter, CounterId, TopologyId, weight_on},
+    volumes::{Trouble, VolumeView},
 };
 
 pub(crate) struct Outlook<'a> {
     pub(crate) pod: &'a PodInfo,
     pub(crate) snapshot: &'a Snapshot,
+    /// Unset where the pod has none.
+    pub(crate) volumes: Option<VolumeView<'a>>,
     hard: Vec<Hard<'a>>,
     required: Required<'a>,
     pub(crate) preferred: Vec<(i64, &'a Counter)>,
@@ -25,8 +28,12 @@ pub(crate) struct Outlook<'a> {
 }
 
 impl<'a> Outlook<'a> {
-    /// `counters` are those of the pod's terms.
-    pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot, counters: &[CounterId]) -> Self {
+    /// `counters` are those of the pod's terms. Fails where no node can have the pod's volumes.
+    pub(crate) fn new(
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+        counters: &[CounterId],
+    ) -> Result<Self, Trouble> {
         let topology = &snapshot.topology;
         let terms = &*pod.terms;
         let filters = pod.needs.profile.filters;
@@ -42,9 +49,12 @@ impl<'a> Outlook<'a> {
             .zip(hard)
             .map(|(spread, counter)| Hard::new(spread, counter, &topology.domains));
         let spreads = filters.contains(Plugin::PodTopologySpread);
-        Self {
+        let volumes =
+            if pod.volumes.is_empty() { None } else { Some(VolumeView::new(pod, &snapshot.volumes)?) };
+        Ok(Self {
             pod,
             snapshot,
+            volumes,
             hard: if spreads { hard.collect() } else { Vec::new() },
             required: if filters.contains(Plugin::InterPodAffinity) {
                 Required::new(pod, topology, affinity, anti)
@@ -58,17 +68,21 @@ impl<'a> Outlook<'a> {
                 domains: &topology.domains,
                 nodes: &snapshot.nodes,
             },
-        }
+        })
     }
 
     /// Whether no node is refused.
     pub(crate) fn is_clear(&self) -> bool {
-        self.hard.is_empty() && self.required.is_empty()
+        self.volumes.is_none() && self.hard.is_empty() && self.required.is_empty()
     }
 
     /// Why the node cannot take the pod.
     pub(crate) fn refusal(&self, slot: Slot) -> Option<Refusal> {
-        self.refusal_with(slot, |_| 0, |_| 0)
+        self.volumes_refusal(slot, &[]).or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
+    }
+
+    fn volumes_refusal(&self, slot: Slot, changes: &[(&PodInfo, i64)]) -> Option<Refusal> {
+        self.volumes.as_ref()?.refusal(slot, &self.snapshot.nodes, changes)
     }
 
     fn refusal_with(
@@ -128,7 +142,8 @@ impl<'a> WhatIf<'a> {
             return None;
         }
         self.outlook
-            .refusal_with(self.slot, more, more_standing)
+            .volumes_refusal(self.slot, &self.changes)
+            .or_else(|| self.outlook.refusal_with(self.slot, more, more_standing))
             .or_else(|| (self.new_standing() > 0).then_some(Refusal::StandingAntiAffinity))
     }
 

@@ -21,7 +21,7 @@ const MOST_DIAGNOSES: usize = 1024;
 pub(crate) struct Placement {
     evaluations: Evaluations,
     /// What was said of pods, and of which state of the cluster.
-    said_at: (u64, u64),
+    said_at: (u64, u64, u64),
     said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
 }
 
@@ -34,6 +34,13 @@ pub(crate) struct Diagnosis {
     pub(crate) plugins: PluginSet,
     /// Nodes that might do without some of their pods.
     pub(crate) about_pods: Vec<Slot>,
+}
+
+impl Diagnosis {
+    fn no_nodes() -> Self {
+        let message = "no nodes available to schedule pods".to_owned();
+        Self { message, plugins: PluginSet::ALL, about_pods: Vec::new() }
+    }
 }
 
 /// Chooses among equals by a small generator, so that a run can be repeated.
@@ -65,7 +72,7 @@ impl Placement {
         tie: &mut Tie,
     ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
-        let outlook = Outlook::new(pod, snapshot, &counters);
+        let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         let evaluation = self.evaluations.of(&pod.needs, snapshot);
         let nominated = nominations.node_of(&pod.uid).and_then(|node| snapshot.slot(node));
         if let Some(slot) = nominated
@@ -97,7 +104,7 @@ impl Placement {
         snapshot: &mut Snapshot,
         nominations: &Nominations,
     ) -> Arc<Diagnosis> {
-        let now = (snapshot.version(), nominations.version());
+        let now = (snapshot.version(), nominations.version(), snapshot.volumes.version());
         if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
             self.said.clear();
             self.said_at = now;
@@ -108,18 +115,23 @@ impl Placement {
         }
         let counters = snapshot.counters_of(&pod.terms);
         let evaluation = self.evaluations.of(&pod.needs, snapshot);
-        let said = Arc::new(diagnosis(&Outlook::new(pod, snapshot, &counters), evaluation, nominations));
+        let nodes = snapshot.node_count();
+        let said = match Outlook::new(pod, snapshot, &counters) {
+            _ if nodes == 0 => Diagnosis::no_nodes(),
+            Ok(outlook) => diagnosis(&outlook, evaluation, nominations),
+            Err(trouble) => Diagnosis {
+                message: format!("0/{nodes} nodes are available: {}.", trouble.message),
+                plugins: PluginSet::of(&[trouble.plugin]),
+                about_pods: Vec::new(),
+            },
+        };
+        let said = Arc::new(said);
         self.said.insert(key, said.clone());
         said
     }
 }
 
 fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, nominations: &Nominations) -> Diagnosis {
-    let nodes = outlook.snapshot.node_count();
-    if nodes == 0 {
-        let message = "no nodes available to schedule pods".to_owned();
-        return Diagnosis { message, plugins: PluginSet::ALL, about_pods: Vec::new() };
-    }
     let mut tally = Tally::default();
     evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
     let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
@@ -131,7 +143,8 @@ fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, nominations: &Nomin
             about_pods.extend(refusal.is_about_pods().then_some(slot));
         }
     }
-    Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods }
+    let message = tally.message(outlook.snapshot.node_count());
+    Diagnosis { message, plugins: tally.plugins(), about_pods }
 }
 
 /// Why the node cannot take the pod beside those that it is kept for, of the same priority or a higher one.

@@ -1,7 +1,7 @@
 //! A pod as the scheduler sees it, read once from its object.
 //!
-//! What decides on its place is in three parts that pods of one workload share: what it needs of a node
-//! ([`Needs`]), who it is to others ([`Identity`]), and what it asks with regard to them ([`Terms`]).
+//! What decides on its place is in parts that pods of one workload share: what it needs of a node ([`Needs`]), who
+//! it is to others ([`Identity`]), what it asks with regard to them ([`Terms`]), and its volumes ([`PodVolumes`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,6 +16,7 @@ use crate::{
     resources::{self, Requests},
     terms::Terms,
     topology::Identity,
+    volumes::PodVolumes,
 };
 
 /// Labels of an object.
@@ -37,6 +38,7 @@ pub(crate) struct PodInfo {
     pub(crate) needs: Arc<Needs>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) terms: Arc<Terms>,
+    pub(crate) volumes: Arc<PodVolumes>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
     /// Wishes of the pod that this scheduler does not know yet, by their fields.
@@ -45,7 +47,7 @@ pub(crate) struct PodInfo {
 
 /// All that a pod's place depends on, to compare and look up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Wishes(Same<Needs>, Same<Identity>, Same<Terms>);
+pub(crate) struct Wishes(Same<Needs>, Same<Identity>, Same<Terms>, Same<PodVolumes>);
 
 /// Whether the pod is being deleted, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,7 @@ pub(crate) struct Reader {
     needs: Interner<Needs>,
     identities: Interner<Identity>,
     terms: Interner<Terms>,
+    volumes: Interner<PodVolumes>,
 }
 
 impl Reader {
@@ -119,6 +122,7 @@ impl Reader {
             needs: self.needs.intern(needs),
             identity: self.identities.intern(identity),
             terms: self.terms.intern(terms),
+            volumes: self.volumes.intern(PodVolumes::of(pod)),
             told: told(pod),
             not_considered: not_considered(spec),
         })
@@ -132,7 +136,8 @@ impl PodInfo {
 
     /// Pods with the same are placed by the same rules: what is known of one holds for the other.
     pub(crate) fn wishes(&self) -> Wishes {
-        Wishes(Same(self.needs.clone()), Same(self.identity.clone()), Same(self.terms.clone()))
+        let (needs, identity) = (self.needs.clone(), self.identity.clone());
+        Wishes(Same(needs), Same(identity), Same(self.terms.clone()), Same(self.volumes.clone()))
     }
 }
 

@@ -54,15 +54,18 @@ pub(crate) fn find(
     tie: &mut Tie,
 ) -> Result<Victims, String> {
     let counters = snapshot.counters_of(&pod.terms);
-    let outlook = Outlook::new(pod, snapshot, &counters);
+    let mut tally = Tally::default();
+    tally.add(&Refusal::NoHelp, snapshot.node_count() - about_pods.len());
+    let nodes = snapshot.node_count();
+    let Ok(outlook) = Outlook::new(pod, snapshot, &counters) else {
+        return Err(tally.message(nodes));
+    };
     let search = Search { outlook: &outlook, budgets, nominations };
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
     let enough = (count * limits.percentage / 100).max(limits.absolute).min(count);
     let offset = tie.below(count);
     let (mut found, mut clean) = (Vec::new(), false);
-    let mut tally = Tally::default();
-    tally.add(&Refusal::NoHelp, snapshot.node_count() - count);
     for slot in about_pods.iter().cycle().skip(offset).take(count) {
         match search.victims(*slot) {
             Ok(victims) => {
@@ -75,7 +78,7 @@ pub(crate) fn find(
             break;
         }
     }
-    found.into_iter().min_by_key(Victims::weight).ok_or_else(|| tally.message(snapshot.node_count()))
+    found.into_iter().min_by_key(Victims::weight).ok_or_else(|| tally.message(nodes))
 }
 
 impl Victims {

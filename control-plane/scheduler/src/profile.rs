@@ -1,6 +1,9 @@
 //! How pods of one scheduler name are placed: which plugins run, with which weights and settings.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
@@ -15,6 +18,10 @@ pub(crate) enum Plugin {
     NodeAffinity,
     NodePorts,
     NodeResourcesFit,
+    VolumeRestrictions,
+    NodeVolumeLimits,
+    VolumeBinding,
+    VolumeZone,
     PodTopologySpread,
     InterPodAffinity,
     DefaultPreemption,
@@ -76,6 +83,8 @@ pub(crate) struct Profile {
     /// Resources that are compared with each other.
     pub(crate) balanced: Vec<String>,
     pub(crate) candidates: Candidates,
+    /// How long a pod's volumes may take to be bound.
+    pub(crate) volume_bind_timeout: Duration,
 }
 
 /// Weights of scores; 0 is not scored.
@@ -157,6 +166,7 @@ impl Default for Profile {
             ignored_resource_groups: Vec::new(),
             balanced: vec![CPU.to_owned(), MEMORY.to_owned()],
             candidates: Candidates { percentage: 10, absolute: 100 },
+            volume_bind_timeout: Duration::from_secs(600),
         }
     }
 }

@@ -7,15 +7,25 @@ use crate::profile::{Plugin, PluginSet};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
     Unschedulable,
-    Taint {
-        key: String,
-        value: String,
-    },
+    Taint,
     /// By the profile.
     EnforcedAffinity,
     NodeAffinity,
     Ports,
     Lacks(Vec<Lack>),
+    /// A claim for one pod alone is used by another.
+    ExclusiveClaim,
+    DiskInUse,
+    TooManyVolumes,
+    Volumes {
+        /// A bound volume is elsewhere.
+        conflict: bool,
+        /// A claim finds no volume.
+        unbindable: bool,
+        /// A bound volume does not exist.
+        missing: bool,
+    },
+    VolumeZone,
     NoTopologyLabel,
     Skew,
     PodAffinity,
@@ -42,10 +52,14 @@ impl Refusal {
     pub(crate) fn plugin(&self) -> Plugin {
         match self {
             Self::Unschedulable => Plugin::NodeUnschedulable,
-            Self::Taint { .. } => Plugin::TaintToleration,
+            Self::Taint => Plugin::TaintToleration,
             Self::EnforcedAffinity | Self::NodeAffinity => Plugin::NodeAffinity,
             Self::Ports => Plugin::NodePorts,
             Self::Lacks(_) => Plugin::NodeResourcesFit,
+            Self::ExclusiveClaim | Self::DiskInUse => Plugin::VolumeRestrictions,
+            Self::TooManyVolumes => Plugin::NodeVolumeLimits,
+            Self::Volumes { .. } => Plugin::VolumeBinding,
+            Self::VolumeZone => Plugin::VolumeZone,
             Self::NoTopologyLabel | Self::Skew => Plugin::PodTopologySpread,
             Self::PodAffinity | Self::PodAntiAffinity | Self::StandingAntiAffinity => {
                 Plugin::InterPodAffinity
@@ -58,6 +72,7 @@ impl Refusal {
     pub(crate) fn is_about_pods(&self) -> bool {
         match self {
             Self::Ports | Self::Skew | Self::PodAntiAffinity | Self::StandingAntiAffinity => true,
+            Self::ExclusiveClaim | Self::DiskInUse | Self::TooManyVolumes => true,
             Self::Lacks(lacks) => {
                 !lacks.iter().any(|lack| matches!(lack, Lack::Resource { never: true, .. }))
             }
@@ -68,13 +83,29 @@ impl Refusal {
     pub(crate) fn reasons(&self) -> Vec<String> {
         let text = match self {
             Self::Lacks(lacks) => return lacks.iter().map(Lack::reason).collect(),
-            Self::Taint { key, value } => {
-                return vec![format!("node(s) had untolerated taint {{{key}: {value}}}")];
+            Self::Volumes { conflict, unbindable, missing } => {
+                let reasons = [
+                    (conflict, "node(s) didn't match PersistentVolume's node affinity"),
+                    (unbindable, "node(s) didn't find available persistent volumes to bind"),
+                    (missing, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+                ];
+                return reasons
+                    .iter()
+                    .filter(|(holds, _)| **holds)
+                    .map(|(_, text)| (*text).to_owned())
+                    .collect();
             }
             Self::Unschedulable => "node(s) were unschedulable",
+            Self::Taint => "node(s) had untolerated taint(s)",
             Self::EnforcedAffinity => "node(s) didn't match scheduler-enforced node affinity",
             Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
             Self::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Self::ExclusiveClaim => {
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
+            }
+            Self::DiskInUse => "node(s) had no available disk",
+            Self::TooManyVolumes => "node(s) exceed max volume count",
+            Self::VolumeZone => "node(s) had no available volume zone",
             Self::NoTopologyLabel => {
                 "node(s) didn't match pod topology spread constraints (missing required label)"
             }
@@ -142,10 +173,10 @@ mod tests {
         let cpu = |never| Lack::Resource { name: "cpu".to_owned(), never };
         tally.add(&Refusal::Lacks(vec![cpu(true)]), 1);
         tally.add(&Refusal::Lacks(vec![cpu(false), Lack::Pods]), 1);
-        tally.add(&Refusal::Taint { key: "key".to_owned(), value: "value".to_owned() }, 2);
+        tally.add(&Refusal::Taint, 2);
         assert_eq!(
             tally.message(4),
-            "0/4 nodes are available: 1 Too many pods, 2 Insufficient cpu, 2 node(s) had untolerated taint {key: value}."
+            "0/4 nodes are available: 1 Too many pods, 2 Insufficient cpu, 2 node(s) had untolerated taint(s)."
         );
     }
 }

@@ -16,8 +16,9 @@ use hawser_api::{
     typed::Kind,
 };
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    storage::v1::{CSINode, StorageClass},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -31,10 +32,10 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     events::{self, Recorder},
-    evict, pod,
+    evict, pod, provision,
     queue::Place,
     report::Reports,
-    scheduler::{Plan, Preemption, Scheduler},
+    scheduler::{Plan, Preemption, Provisioning, Scheduler},
 };
 
 /// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
@@ -58,6 +59,8 @@ struct Shell {
     core: Mutex<Scheduler>,
     /// Something changed that the loop may act on.
     changed: Notify,
+    /// A claim changed that a pod may wait for.
+    claims_changed: Notify,
     start: Instant,
     recorder: Recorder,
 }
@@ -84,6 +87,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         client: client.clone(),
         core: Mutex::new(Scheduler::new(&config, seed())),
         changed: Notify::new(),
+        claims_changed: Notify::new(),
         start: Instant::now(),
         recorder,
     });
@@ -173,6 +177,28 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(budget) => core.budget_changed(budget),
             None => core.budget_removed(&change.key.namespace, &change.key.name),
         }),
+        {
+            let at = shell.clone();
+            follow_kind(shell, followers, move |core, change: &Change<'_, PersistentVolumeClaim>, now| {
+                match change.new {
+                    Some(claim) => core.claim_changed(claim, now),
+                    None => core.claim_removed(change.key),
+                }
+                at.claims_changed.notify_waiters();
+            })
+        },
+        follow_kind(shell, followers, |core, change: &Change<'_, PersistentVolume>, now| match change.new {
+            Some(volume) => core.volume_changed(volume, now),
+            None => core.volume_removed(&change.key.name),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, StorageClass>, now| match change.new {
+            Some(class) => core.class_changed(class, now),
+            None => core.class_removed(&change.key.name),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, CSINode>, now| match change.new {
+            Some(node) => core.csi_node_changed(node, now),
+            None => core.csi_node_removed(&change.key.name, now),
+        }),
     ];
     async move {
         for synced in synced {
@@ -226,9 +252,12 @@ async fn schedule(
             let plan = core.schedule(config.batch, shell.now());
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, rejected, preemptions, partly } = plan;
-        let idle = decided.is_empty() && rejected.is_empty();
+        let Plan { bindings: decided, provisionings, rejected, preemptions, partly } = plan;
+        let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        for provisioning in provisionings {
+            bindings.spawn(bind_volumes(shell.clone(), provisioning, slots.clone()));
+        }
         for preemption in preemptions {
             bindings.spawn(clear(shell.clone(), preemption, evictions.clone()));
         }
@@ -268,6 +297,25 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
     let evict = evict::evict(&*shell.client, &shell.recorder, &preemption);
     let all = tokio::time::timeout(EVICT_DEADLINE, evict).await.unwrap_or_default();
     shell.tell(|core, now| core.cleared(&preemption.pod.uid, all, now));
+}
+
+/// Binds a pod when its volumes are bound. As many of these wait as pods do whose volumes take long: the room that they
+/// hold is what bounds them.
+async fn bind_volumes(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
+    let binding = provisioning.binding.clone();
+    let done = provision::provision(&*shell.client, &shell.core, &shell.claims_changed, &provisioning).await;
+    match done {
+        Ok(()) => {
+            let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
+            bind(shell, vec![binding], permit).await;
+        }
+        Err(error) => {
+            let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+            let (namespace, pod) = (&binding.namespace, &binding.pod);
+            shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
+            shell.tell(|core, now| core.bind_failed(&binding.uid, now));
+        }
+    }
 }
 
 /// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.

@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::client::Binding;
+use hawser_api::{client::Binding, resource::ObjectKey};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    storage::v1::{CSINode, StorageClass},
 };
 
 use crate::{
@@ -26,9 +27,10 @@ use crate::{
     placement::{Placement, Tie},
     pod::{self, Needs, PodInfo, Reader},
     preemption,
-    profile::Profile,
+    profile::{Plugin, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
+    volumes::{Provisions, VolumeView, Volumes},
 };
 
 pub(crate) struct Scheduler {
@@ -41,20 +43,36 @@ pub(crate) struct Scheduler {
     budgets: Budgets,
     nominations: Nominations,
     /// Pods with a node that the API does not show yet.
-    assumed: HashMap<Arc<str>, Waiting>,
+    assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
     clearing: HashMap<Arc<str>, bool>,
     tie: Tie,
+}
+
+struct Assumed {
+    waiting: Waiting,
+    provisions: Provisions,
 }
 
 /// What to write after one round.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) bindings: Vec<Binding>,
+    /// Pods that can be bound when their volumes are.
+    pub(crate) provisionings: Vec<Provisioning>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) preemptions: Vec<Preemption>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
+}
+
+/// A pod whose volumes have to be bound before it.
+#[derive(Clone, Debug)]
+pub(crate) struct Provisioning {
+    pub(crate) binding: Binding,
+    pub(crate) provisions: Provisions,
+    /// How long that may take.
+    pub(crate) timeout: Duration,
 }
 
 /// A pod that no node can run.
@@ -146,8 +164,52 @@ impl Scheduler {
 
     pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
         self.forget(uid, now);
-        self.assumed.remove(uid);
+        if let Some(assumed) = self.assumed.remove(uid) {
+            self.take_back(&assumed.provisions, now);
+        }
         self.free(uid, now);
+    }
+
+    pub(crate) fn claim_changed(&mut self, claim: &PersistentVolumeClaim, now: Duration) {
+        self.snapshot.volumes.put_claim(claim);
+        self.wake(&Event::ClaimChanged(&ObjectKey::of(claim)), now);
+    }
+
+    pub(crate) fn claim_removed(&mut self, key: &ObjectKey) {
+        self.snapshot.volumes.remove_claim(key);
+    }
+
+    pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {
+        self.snapshot.volumes.put_volume(volume);
+        self.wake(&Event::StorageChanged, now);
+    }
+
+    pub(crate) fn volume_removed(&mut self, name: &str) {
+        self.snapshot.volumes.remove_volume(name);
+    }
+
+    pub(crate) fn class_changed(&mut self, class: &StorageClass, now: Duration) {
+        self.snapshot.volumes.put_class(class);
+        self.wake(&Event::StorageChanged, now);
+    }
+
+    pub(crate) fn class_removed(&mut self, name: &str) {
+        self.snapshot.volumes.remove_class(name);
+    }
+
+    pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
+        self.snapshot.volumes.put_csi_node(node);
+        self.wake(&Event::LimitsChanged, now);
+    }
+
+    pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_csi_node(name);
+        self.wake(&Event::LimitsChanged, now);
+    }
+
+    /// What is known of volumes, for whoever writes what was decided of them.
+    pub(crate) fn volumes(&self) -> &Volumes {
+        &self.snapshot.volumes
     }
 
     pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {
@@ -192,16 +254,18 @@ impl Scheduler {
     /// The pod is not on the node it was promised: the room is free again, and the pod waits.
     pub(crate) fn bind_failed(&mut self, uid: &str, now: Duration) {
         // Deleted or shown as bound meanwhile: there is nothing to undo.
-        let Some(waiting) = self.assumed.remove(uid) else {
+        let Some(Assumed { waiting, provisions }) = self.assumed.remove(uid) else {
             return;
         };
+        self.take_back(&provisions, now);
         self.free(uid, now);
         self.queue.give_back_failed(waiting, now);
     }
 
     /// The pod is not there any more: nothing is left to place.
     pub(crate) fn bind_refused_for_good(&mut self, uid: &str, now: Duration) {
-        if self.assumed.remove(uid).is_some() {
+        if let Some(assumed) = self.assumed.remove(uid) {
+            self.take_back(&assumed.provisions, now);
             self.free(uid, now);
         }
     }
@@ -251,19 +315,43 @@ impl Scheduler {
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
         let pod = waiting.pod.clone();
+        let provisions = self.provisions(&pod, slot);
         self.snapshot.put_pod(&pod, &node);
         self.denominate(&pod.uid, now);
-        plan.bindings.push(Binding {
+        let binding = Binding {
             namespace: pod.key.namespace.clone(),
             pod: pod.key.name.clone(),
             uid: pod.uid.to_string(),
             node,
-        });
+        };
+        if provisions.wait_for.is_empty() {
+            plan.bindings.push(binding);
+        } else {
+            self.snapshot.volumes.promise(&provisions, &binding.node);
+            let timeout = pod.needs.profile.volume_bind_timeout;
+            plan.provisionings.push(Provisioning { binding, provisions: provisions.clone(), timeout });
+        }
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
         }
-        self.assumed.insert(pod.uid.clone(), waiting);
+        self.assumed.insert(pod.uid.clone(), Assumed { waiting, provisions });
         self.wake(&Event::PodPlaced(&pod), now);
+    }
+
+    /// What has to be written of the pod's volumes before it can be bound to the node.
+    fn provisions(&self, pod: &PodInfo, slot: Slot) -> Provisions {
+        if pod.volumes.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::VolumeBinding) {
+            return Provisions::default();
+        }
+        let view = VolumeView::new(pod, &self.snapshot.volumes).ok();
+        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot])).unwrap_or_default()
+    }
+
+    fn take_back(&mut self, provisions: &Provisions, now: Duration) {
+        if !provisions.wait_for.is_empty() {
+            self.snapshot.volumes.take_back(provisions);
+            self.wake(&Event::StorageChanged, now);
+        }
     }
 
     fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {

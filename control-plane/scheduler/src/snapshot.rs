@@ -17,6 +17,7 @@ use crate::{
     resources::{self, Requests},
     terms::Terms,
     topology::{CounterId, Topology},
+    volumes::Volumes,
 };
 
 /// A node's place.
@@ -32,6 +33,7 @@ pub(crate) struct Snapshot {
     pub(crate) nodes: Vec<NodeEntry>,
     pub(crate) topology: Topology,
     pub(crate) images: Images,
+    pub(crate) volumes: Volumes,
     pods: HashMap<Arc<str>, Placed>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
@@ -182,6 +184,7 @@ impl Snapshot {
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
         };
         self.topology.add_pod(pod, slot, &self.nodes);
+        self.volumes.count(pod, 1);
         let entry = &mut self.nodes[slot];
         entry.taken.add(&pod.needs);
         entry.pods.push(pod.clone());
@@ -193,6 +196,7 @@ impl Snapshot {
     pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<Slot> {
         let Placed { slot, pod } = self.pods.remove(uid)?;
         self.topology.remove_pod(&pod, slot, &self.nodes);
+        self.volumes.count(&pod, -1);
         let entry = &mut self.nodes[slot];
         entry.taken.remove(&pod.needs);
         if let Some(index) = entry.pods.iter().position(|other| Arc::ptr_eq(other, &pod)) {

@@ -115,17 +115,50 @@ async fn write_failures_are_undone_and_nothing_is_bound_twice() {
     }
 }
 
+/// A small generator of numbers, so that a failing seed can be run again.
+fn random(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    move |limit: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) % limit
+    }
+}
+
+fn seeds() -> u64 {
+    std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
+}
+
+fn ranked(name: &str, cpu: u32, priority: u64) -> Value {
+    let mut pod = pod(name, cpu);
+    pod["spec"]["priority"] = priority.into();
+    pod
+}
+
+/// The node is gone, and its pods with it.
+fn lose_node(fake: &Fake, node: &str) {
+    fake.remove("nodes", node);
+    for pod in fake.all("pods").iter().filter(|pod| pod["spec"]["nodeName"] == node) {
+        fake.remove("pods", &format!("a/{}", pod["metadata"]["name"].as_str().unwrap()));
+    }
+}
+
+/// Pods of high priority that wait although one of low priority has a place.
+fn waits_unjustly(pods: &[Value]) -> bool {
+    let any = |high: bool, placed: bool| {
+        pods.iter().any(|pod| {
+            (pod["spec"]["priority"] == 10) == high && pod["spec"]["nodeName"].is_string() == placed
+        })
+    };
+    any(true, false) && any(false, true)
+}
+
 #[tokio::test(start_paused = true)]
 async fn capacity_holds_under_a_storm_of_pods_faults_and_losses() {
-    for seed in 1..=20_u64 {
+    for seed in 1..=seeds() {
         let fake = Arc::new(Fake::default());
-        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mut next = move |limit: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            (random >> 11) % limit
-        };
+        let mut next = random(seed);
         for index in 0..5 {
             fake.put("nodes", node(&format!("n{index}"), 4));
         }
@@ -140,20 +173,87 @@ async fn capacity_holds_under_a_storm_of_pods_faults_and_losses() {
         fake.fail_next(&faults);
         scenario(fake, |fake| async move {
             for index in 0..40 {
-                fake.put("pods", pod(&format!("p{index}"), 1));
-                if next(4) == 0 {
-                    let victim = format!("a/p{}", next(index + 1));
-                    fake.remove("pods", &victim);
+                fake.put("pods", ranked(&format!("p{index}"), 1, 10 * next(2)));
+                match next(8) {
+                    0 | 1 => {
+                        let victim = format!("a/p{}", next(index + 1));
+                        fake.remove("pods", &victim);
+                    }
+                    2 => {
+                        let lost = format!("n{}", next(5));
+                        lose_node(&fake, &lost);
+                        tokio::task::yield_now().await;
+                        fake.put("nodes", node(&lost, 4));
+                    }
+                    3 => fake.cut_watches(next(2) == 0),
+                    4 => fake.refuse_writes(3),
+                    _ => (),
                 }
                 if next(3) == 0 {
                     tokio::task::yield_now().await;
                 }
             }
-            // 20 cores in all: as many pods as fit end up with a node.
-            fake.until("pods", |pods| bound(pods) == pods.len().min(20)).await;
+            // 20 cores in all: as many pods as fit end up with a node, those of high priority before others.
+            fake.until("pods", |pods| bound(pods) == pods.len().min(20) && !waits_unjustly(pods)).await;
         })
         .await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_high_priority_takes_the_place_of_others() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 4));
+    for index in 0..4 {
+        fake.put("pods", pod(&format!("low{index}"), 1));
+    }
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 4).await;
+        // The first attempt to delete fails: the pod is tried again.
+        fake.refuse_writes(3);
+        fake.put("pods", ranked("high", 3, 10));
+        fake.until("pods", |pods| pods.len() == 2 && bound(pods) == 2).await;
+        let high = fake.all("pods").into_iter().find(|pod| pod["metadata"]["name"] == "high").unwrap();
+        assert_eq!(high["status"]["nominatedNodeName"], "n1");
+        let deleted = fake.deleted();
+        assert_eq!(deleted.len(), 3);
+        for victim in &deleted {
+            let condition = victim["status"]["conditions"].as_array().unwrap().last().unwrap();
+            assert_eq!(
+                (&condition["type"], &condition["status"]),
+                (&json!("DisruptionTarget"), &json!("True"))
+            );
+            assert_eq!(condition["reason"], "PreemptionByScheduler");
+            let message = "default-scheduler: preempting to accommodate a higher priority pod";
+            assert_eq!(condition["message"], message);
+        }
+        fake.until("events", |events| {
+            events.iter().filter(|event| event["reason"] == "Preempted").count() == 3
+        })
+        .await;
+        let events = fake.all("events");
+        let event = events.iter().find(|event| event["reason"] == "Preempted").unwrap();
+        assert_eq!(event["message"], "Preempted by pod uid-high on node n1");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_may_not_preempt_says_so() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 1));
+    fake.put("pods", pod("low", 1));
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        let mut polite = ranked("polite", 1, 10);
+        polite["spec"]["preemptionPolicy"] = "Never".into();
+        fake.put("pods", polite);
+        let message = "0/1 nodes are available: 1 Insufficient cpu. \
+            preemption: not eligible due to preemptionPolicy=Never.";
+        fake.until("pods", |pods| pods.iter().any(|pod| condition(pod)["message"] == message)).await;
+        assert_eq!(bound(&fake.all("pods")), 1);
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

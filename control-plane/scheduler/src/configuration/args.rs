@@ -1,5 +1,7 @@
 //! Arguments of plugins.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::{self, PodSpec, TopologySpreadConstraint};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -92,6 +94,15 @@ struct Resource {
     weight: i64,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct VolumeBindingArgs {
+    bind_timeout_seconds: Option<u64>,
+    /// For scores by capacity, which are not here.
+    #[serde(rename = "shape")]
+    _shape: Option<Vec<Point>>,
+}
+
 impl PluginConfig {
     pub(super) fn apply(self, profile: &mut Profile) -> anyhow::Result<()> {
         let mut args = self.args.unwrap_or_default();
@@ -122,6 +133,12 @@ impl PluginConfig {
                 Ok(())
             }
             "NodeResourcesFit" => node_resources_fit(read(args)?, profile),
+            "VolumeBinding" => {
+                let VolumeBindingArgs { bind_timeout_seconds, .. } = read(args)?;
+                let seconds = bind_timeout_seconds.map(Duration::from_secs);
+                profile.volume_bind_timeout = seconds.unwrap_or(profile.volume_bind_timeout);
+                Ok(())
+            }
             name => bail!("name: no plugin with arguments is named {name:?}"),
         }
     }

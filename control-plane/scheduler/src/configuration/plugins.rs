@@ -41,13 +41,17 @@ struct Named {
 /// Upstream's plugins that are here, and those that always run because nothing works without them.
 const ALWAYS: [&str; 3] = ["SchedulingGates", "PrioritySort", "DefaultBinder"];
 
-pub(super) const PLUGINS: [(&str, Plugin); 11] = [
+pub(super) const PLUGINS: [(&str, Plugin); 15] = [
     ("NodeUnschedulable", Plugin::NodeUnschedulable),
     ("NodeName", Plugin::NodeName),
     ("TaintToleration", Plugin::TaintToleration),
     ("NodeAffinity", Plugin::NodeAffinity),
     ("NodePorts", Plugin::NodePorts),
     ("NodeResourcesFit", Plugin::NodeResourcesFit),
+    ("VolumeRestrictions", Plugin::VolumeRestrictions),
+    ("NodeVolumeLimits", Plugin::NodeVolumeLimits),
+    ("VolumeBinding", Plugin::VolumeBinding),
+    ("VolumeZone", Plugin::VolumeZone),
     ("PodTopologySpread", Plugin::PodTopologySpread),
     ("InterPodAffinity", Plugin::InterPodAffinity),
     ("DefaultPreemption", Plugin::DefaultPreemption),

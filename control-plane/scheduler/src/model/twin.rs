@@ -82,12 +82,9 @@ impl Twin {
         if node["spec"]["unschedulable"] == true {
             return one("node(s) were unschedulable");
         }
-        let kept_away = list(&node["spec"]["taints"])
-            .iter()
-            .find(|taint| taint["effect"] != "PreferNoSchedule" && !Self::tolerates(pod, taint));
-        if let Some(taint) = kept_away {
-            let key = taint["key"].as_str().unwrap();
-            return vec![format!("node(s) had untolerated taint {{{key}: x}}")];
+        let mut taints = list(&node["spec"]["taints"]).iter();
+        if taints.any(|taint| taint["effect"] != "PreferNoSchedule" && !Self::tolerates(pod, taint)) {
+            return one("node(s) had untolerated taint(s)");
         }
         if !self.selects_node(pod, name) {
             return one("node(s) didn't match Pod's node affinity/selector");

@@ -54,12 +54,35 @@ struct State {
     broken: Vec<String>,
     /// Watches panic.
     watches_break: bool,
+    /// How often watches were cut; the latest by a compaction of history.
+    cuts: (u64, bool),
+    /// Patches and deletions to refuse, from the next on.
+    refused_writes: usize,
+    /// The last states of what was deleted.
+    deleted: Vec<Value>,
 }
 
 impl Fake {
     pub(crate) fn break_watches(&self) {
         self.state.lock().watches_break = true;
         self.changed.notify_waiters();
+    }
+
+    /// Ends all watches; with `compacted` they cannot go on where they were.
+    pub(crate) fn cut_watches(&self, compacted: bool) {
+        let mut state = self.state.lock();
+        state.cuts = (state.cuts.0 + 1, compacted);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Refuses the next patches and deletions.
+    pub(crate) fn refuse_writes(&self, count: usize) {
+        self.state.lock().refused_writes = count;
+    }
+
+    pub(crate) fn deleted(&self) -> Vec<Value> {
+        self.state.lock().deleted.clone()
     }
 
     pub(crate) fn put(&self, resource: &str, object: Value) {
@@ -71,6 +94,7 @@ impl Fake {
         let mut state = self.state.lock();
         if let Some(object) = state.objects.remove(&(resource.to_owned(), key.to_owned())) {
             state.version += 1;
+            state.deleted.push(object.clone());
             let version = state.version;
             let event =
                 WatchEvent::Deleted { object: encode(&object), resource_version: version.to_string() };
@@ -135,6 +159,14 @@ impl State {
         self.history.push((version, resource.to_owned(), event));
     }
 
+    fn refuse_write(&mut self) -> Result<(), Error> {
+        if self.refused_writes == 0 {
+            return Ok(());
+        }
+        self.refused_writes -= 1;
+        Err(Error::unavailable("told to refuse"))
+    }
+
     fn bind(&mut self, binding: &Binding) -> Result<(), Error> {
         let fault = self.faults.pop().unwrap_or(Fault::None);
         match fault {
@@ -164,9 +196,11 @@ impl State {
             .filter(|((kind, _), other)| kind == "pods" && other["spec"]["nodeName"] == binding.node.as_str())
             .map(|(_, other)| cpu(other))
             .sum();
-        let node = &self.objects[&("nodes".to_owned(), binding.node.clone())];
-        let most: i64 = node["status"]["allocatable"]["cpu"].as_str().unwrap().parse().unwrap();
-        if used + cpu(&pod) > most {
+        // A node that is lost can be bound to: its pods go with it.
+        let node = self.objects.get(&("nodes".to_owned(), binding.node.clone()));
+        let most =
+            node.map(|node| node["status"]["allocatable"]["cpu"].as_str().unwrap().parse::<i64>().unwrap());
+        if most.is_some_and(|most| used + cpu(&pod) > most) {
             self.broken.push(format!("{} was bound to {} over its capacity", binding.pod, binding.node));
         }
         pod["spec"]["nodeName"] = binding.node.clone().into();
@@ -235,27 +269,40 @@ impl Client for Connection {
     async fn watch(&self, target: &Target, options: &WatchOptions) -> Result<WatchStream, Error> {
         let from: u64 = options.resource_version.parse().unwrap();
         let resource = target.resource.resource.to_string();
-        let events = stream::unfold((self.0.clone(), from, resource), |(fake, seen, resource)| async move {
-            let at = fake.clone();
-            loop {
-                let notified = at.changed.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable();
-                let next = {
-                    let state = at.state.lock();
-                    assert!(!state.watches_break, "told to break");
-                    let mut later = state
-                        .history
-                        .iter()
-                        .filter(|(version, kind, _)| *version > seen && *kind == resource);
-                    later.next().map(|(version, _, event)| (*version, event.clone()))
-                };
-                if let Some((version, event)) = next {
-                    return Some((Ok(event), (fake, version, resource)));
+        let cuts = self.0.state.lock().cuts.0;
+        let events =
+            stream::unfold((self.0.clone(), from, resource), move |(fake, seen, resource)| async move {
+                let at = fake.clone();
+                loop {
+                    let notified = at.changed.notified();
+                    tokio::pin!(notified);
+                    notified.as_mut().enable();
+                    let next = {
+                        let state = at.state.lock();
+                        assert!(!state.watches_break, "told to break");
+                        match state.cuts {
+                            (now, _) if now == cuts => (),
+                            // The stream ends by itself, or with its first error.
+                            (_, false) => return None,
+                            (_, true) => {
+                                return Some((
+                                    Err(Error::expired("told to compact")),
+                                    (fake, u64::MAX, resource),
+                                ));
+                            }
+                        }
+                        let mut later = state
+                            .history
+                            .iter()
+                            .filter(|(version, kind, _)| *version > seen && *kind == resource);
+                        later.next().map(|(version, _, event)| (*version, event.clone()))
+                    };
+                    if let Some((version, event)) = next {
+                        return Some((Ok(event), (fake, version, resource)));
+                    }
+                    notified.await;
                 }
-                notified.await;
-            }
-        });
+            });
         Ok(events.boxed())
     }
 
@@ -276,6 +323,7 @@ impl Client for Connection {
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         let place = (target.resource.resource.to_string(), key(target));
         let mut state = self.0.state.lock();
+        state.refuse_write()?;
         let Some(mut object) = state.objects.get(&place).cloned() else {
             return Err(Error::not_found(&target.resource, &key(target)));
         };
@@ -287,6 +335,7 @@ impl Client for Connection {
     }
 
     async fn delete(&self, target: &Target, _: &DeleteOptions) -> Result<Bytes, Error> {
+        self.0.state.lock().refuse_write()?;
         self.0.remove(&target.resource.resource, &key(target));
         Ok(encode(&json!({})))
     }

@@ -1,0 +1,98 @@
+//! Has the volumes of a pod bound before the pod is: the shell's part of VolumeBinding.
+//!
+//! A volume that is there is given to its claim, a claim that needs a new one is told the node; the rest is done by
+//! the controllers of volumes. What the API does not take, or what takes too long, sends the pod back to the queue.
+
+use hawser_api::{
+    Client, Error,
+    client::{Patch, WriteOptions},
+    resource::{GroupVersionResource, ObjectKey, Target},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::{
+    scheduler::{Provisioning, Scheduler},
+    volumes::SELECTED_NODE,
+};
+
+const CLAIMS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumeclaims");
+const VOLUMES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumes");
+
+/// Tells the controllers that the scheduler gave the volume to the claim, so that they may take it back.
+const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+
+/// Returns when all claims are bound, or says why they will not be.
+pub(crate) async fn provision(
+    client: &dyn Client,
+    core: &Mutex<Scheduler>,
+    claims_changed: &Notify,
+    provisioning: &Provisioning,
+) -> Result<(), String> {
+    let work = async {
+        write(client, core, provisioning).await.map_err(|error| error.to_string())?;
+        wait(core, claims_changed, provisioning).await
+    };
+    tokio::time::timeout(provisioning.timeout, work)
+        .await
+        .unwrap_or_else(|_| Err("binding volumes: context deadline exceeded".to_owned()))
+}
+
+async fn write(
+    client: &dyn Client,
+    core: &Mutex<Scheduler>,
+    provisioning: &Provisioning,
+) -> Result<(), Error> {
+    for (volume, claim) in &provisioning.provisions.volumes {
+        let patch = give(core, volume, claim).ok_or_else(|| Error::not_found(&VOLUMES, volume))?;
+        patch_object(client, &Target::object(VOLUMES, None, volume), &patch).await?;
+    }
+    for claim in &provisioning.provisions.provisioned {
+        let version = core.lock().volumes().claim(claim).map(|claim| claim.resource_version.clone());
+        let version = version.ok_or_else(|| Error::not_found(&CLAIMS, &claim.name))?;
+        let annotations = json!({ SELECTED_NODE: provisioning.binding.node });
+        let patch = json!({ "metadata": { "resourceVersion": version, "annotations": annotations } });
+        patch_object(client, &Target::object(CLAIMS, Some(&claim.namespace), &claim.name), &patch).await?;
+    }
+    Ok(())
+}
+
+/// Versions make a patch of an object that changed meanwhile fail: the decision was about what it was.
+fn give(core: &Mutex<Scheduler>, volume: &str, claim: &ObjectKey) -> Option<Value> {
+    let core = core.lock();
+    let (volume, claim) = (core.volumes().volume(volume)?, core.volumes().claim(claim)?);
+    Some(json!({
+        "metadata": {
+            "resourceVersion": volume.resource_version, "annotations": { BOUND_BY_CONTROLLER: "yes" },
+        },
+        "spec": { "claimRef": {
+            "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": claim.key.namespace, "name": claim.key.name,
+            "uid": claim.uid, "resourceVersion": claim.resource_version,
+        } },
+    }))
+}
+
+async fn patch_object(client: &dyn Client, target: &Target, patch: &Value) -> Result<(), Error> {
+    client.patch(target, Patch::Merge(patch.to_string().into()), &WriteOptions::default()).await?;
+    Ok(())
+}
+
+async fn wait(
+    core: &Mutex<Scheduler>,
+    claims_changed: &Notify,
+    provisioning: &Provisioning,
+) -> Result<(), String> {
+    loop {
+        // Asked for before the look, so that no change falls between.
+        let changed = claims_changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let bound = core.lock().volumes().are_bound(&provisioning.provisions);
+        match bound {
+            Some(true) => return Ok(()),
+            Some(false) => changed.await,
+            None => return Err("a claim of the pod is gone".to_owned()),
+        }
+    }
+}

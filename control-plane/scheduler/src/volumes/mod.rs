@@ -1,0 +1,170 @@
+//! Volumes of pods: what there is, what is promised, and which nodes can have them.
+//!
+//! VolumeRestrictions, NodeVolumeLimits, VolumeBinding and VolumeZone of upstream. A volume that is to be bound when its
+//! pod has a node is promised to the claim from the decision until the API shows it, so that no volume is
+//! promised twice. Bounded by the claims, volumes and nodes of the cluster.
+
+mod objects;
+mod view;
+
+use std::collections::{BTreeMap, HashMap};
+
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::api::{
+    core::v1::{PersistentVolume, PersistentVolumeClaim},
+    storage::v1::{CSINode, StorageClass},
+};
+
+pub(crate) use objects::{PodVolumes, SELECTED_NODE};
+pub(crate) use view::{Trouble, VolumeView};
+
+use objects::{Claim, Class, Volume};
+
+use crate::pod::PodInfo;
+
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    claims: HashMap<ObjectKey, Claim>,
+    /// Ordered, so that a run can be repeated.
+    volumes: BTreeMap<String, Volume>,
+    classes: HashMap<String, Class>,
+    /// How many volumes of a driver a node takes, by node and driver.
+    limits: HashMap<String, HashMap<String, usize>>,
+    /// Placed pods that use a claim.
+    users: HashMap<ObjectKey, usize>,
+    /// What was decided and the API does not show yet: volumes of claims, and nodes that others are made for.
+    promised: HashMap<String, ObjectKey>,
+    selected: HashMap<ObjectKey, String>,
+    /// Counts changes, for whoever keeps what was said of them.
+    version: u64,
+}
+
+/// What is to be written before a pod can be bound to its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Provisions {
+    /// Volumes for claims.
+    pub(crate) volumes: Vec<(String, ObjectKey)>,
+    /// Claims that a volume is made for on the node.
+    pub(crate) provisioned: Vec<ObjectKey>,
+    /// All claims that have to be bound.
+    pub(crate) wait_for: Vec<ObjectKey>,
+}
+
+impl Volumes {
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn put_claim(&mut self, claim: &PersistentVolumeClaim) {
+        let claim = Claim::of(claim);
+        // The API shows what was promised.
+        if claim.selected_node.is_some() || claim.is_bound() {
+            self.selected.remove(&claim.key);
+        }
+        self.claims.insert(claim.key.clone(), claim);
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_claim(&mut self, key: &ObjectKey) {
+        self.claims.remove(key);
+        self.selected.remove(key);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_volume(&mut self, volume: &PersistentVolume) {
+        let volume = Volume::of(volume);
+        if volume.claim.is_some() {
+            self.promised.remove(&volume.name);
+        }
+        self.volumes.insert(volume.name.clone(), volume);
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_volume(&mut self, name: &str) {
+        self.volumes.remove(name);
+        self.promised.remove(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_class(&mut self, class: &StorageClass) {
+        let name = class.metadata.name.clone().unwrap_or_default();
+        self.classes.insert(name, Class::of(class));
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_class(&mut self, name: &str) {
+        self.classes.remove(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_csi_node(&mut self, node: &CSINode) {
+        let limits = node.spec.drivers.iter().filter_map(|driver| {
+            let count = driver.allocatable.as_ref()?.count?;
+            Some((driver.name.clone(), usize::try_from(count).unwrap_or_default()))
+        });
+        self.limits.insert(node.metadata.name.clone().unwrap_or_default(), limits.collect());
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_csi_node(&mut self, name: &str) {
+        self.limits.remove(name);
+        self.version += 1;
+    }
+
+    /// A pod is placed, or taken off its node.
+    pub(crate) fn count(&mut self, pod: &PodInfo, sign: isize) {
+        for claim in &pod.volumes.claims {
+            let users = self.users.entry(claim.key.clone()).or_default();
+            *users = users.saturating_add_signed(sign);
+            if *users == 0 {
+                self.users.remove(&claim.key);
+            }
+        }
+    }
+
+    /// Promises what a pod needs.
+    pub(crate) fn promise(&mut self, provisions: &Provisions, node: &str) {
+        for (volume, claim) in &provisions.volumes {
+            self.promised.insert(volume.clone(), claim.clone());
+        }
+        for claim in &provisions.provisioned {
+            self.selected.insert(claim.clone(), node.to_owned());
+        }
+        self.version += 1;
+    }
+
+    /// The pod does not go there: what was promised for it is free again.
+    pub(crate) fn take_back(&mut self, provisions: &Provisions) {
+        for (volume, claim) in &provisions.volumes {
+            if self.promised.get(volume) == Some(claim) {
+                self.promised.remove(volume);
+            }
+        }
+        for claim in &provisions.provisioned {
+            self.selected.remove(claim);
+        }
+        self.version += 1;
+    }
+
+    /// Whether the claims are bound: `None` where one of them is gone, or its volume is made for no node any more.
+    pub(crate) fn are_bound(&self, provisions: &Provisions) -> Option<bool> {
+        let mut all = true;
+        for key in &provisions.wait_for {
+            let claim = self.claims.get(key)?;
+            all &= claim.is_bound();
+        }
+        Some(all)
+    }
+
+    pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Claim> {
+        self.claims.get(key)
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.get(name)
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,270 @@
+//! A pod's volumes as seen from every node, for one decision.
+
+use std::collections::HashSet;
+
+use hawser_api::resource::ObjectKey;
+
+use crate::{
+    pod::PodInfo,
+    profile::{Plugin, PluginSet},
+    refusal::Refusal,
+    snapshot::{NodeEntry, Slot},
+    volumes::{
+        Provisions, Volumes,
+        objects::{Claim, Volume},
+    },
+};
+
+/// Why no node at all can have the pod's volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) plugin: Plugin,
+    pub(crate) message: String,
+}
+
+pub(crate) struct VolumeView<'a> {
+    pod: &'a PodInfo,
+    all: &'a Volumes,
+    on: PluginSet,
+    /// Claims for one pod alone that others use.
+    exclusive: Vec<&'a Claim>,
+    bound: Vec<&'a Volume>,
+    /// A claim is bound to a volume that does not exist.
+    missing: bool,
+    /// The smallest first.
+    unbound: Vec<&'a Claim>,
+    /// Driver and unique name of volumes that count against a node's limit.
+    attached: Vec<(String, String)>,
+}
+
+impl<'a> VolumeView<'a> {
+    pub(crate) fn new(pod: &'a PodInfo, all: &'a Volumes) -> Result<Self, Trouble> {
+        let mut view = Self {
+            pod,
+            all,
+            on: pod.needs.profile.filters,
+            exclusive: Vec::new(),
+            bound: Vec::new(),
+            missing: false,
+            unbound: Vec::new(),
+            attached: Vec::new(),
+        };
+        let mut immediate = false;
+        for used in &pod.volumes.claims {
+            let claim = view.usable(&used.key, used.ephemeral)?;
+            if claim.access_modes.iter().any(|mode| mode == "ReadWriteOncePod")
+                && all.users.contains_key(&claim.key)
+            {
+                view.exclusive.push(claim);
+            }
+            view.attached.extend(all.attachment(claim));
+            match &claim.volume {
+                Some(volume) if claim.is_bound() => match all.volumes.get(volume) {
+                    Some(volume) => view.bound.push(volume),
+                    None => view.missing = true,
+                },
+                None if all.classes.get(&claim.class).is_some_and(|class| class.waits) => {
+                    view.unbound.push(claim)
+                }
+                _ => immediate = true,
+            }
+        }
+        if immediate && view.on.contains(Plugin::VolumeBinding) {
+            return Err(view.trouble("pod has unbound immediate PersistentVolumeClaims".to_owned()));
+        }
+        view.unbound.sort_by_key(|claim| claim.bytes);
+        Ok(view)
+    }
+
+    fn usable(&self, key: &ObjectKey, ephemeral: bool) -> Result<&'a Claim, Trouble> {
+        let name = &key.name;
+        let Some(claim) = self.all.claims.get(key) else {
+            return Err(self.trouble(if ephemeral {
+                format!(
+                    "waiting for ephemeral volume controller to create the persistentvolumeclaim {name:?}"
+                )
+            } else {
+                format!("persistentvolumeclaim {name:?} not found")
+            }));
+        };
+        if claim.lost {
+            let volume = claim.volume.as_deref().unwrap_or_default();
+            let message =
+                format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}");
+            return Err(self.trouble(message));
+        }
+        if claim.going {
+            return Err(self.trouble(format!("persistentvolumeclaim {name:?} is being deleted")));
+        }
+        if ephemeral && !claim.belongs_to(&self.pod.uid) {
+            let namespace = &key.namespace;
+            let pod = &self.pod.key.name;
+            let message = format!(
+                "PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+            );
+            return Err(self.trouble(message));
+        }
+        Ok(claim)
+    }
+
+    fn trouble(&self, message: String) -> Trouble {
+        Trouble { plugin: Plugin::VolumeBinding, message }
+    }
+
+    /// Why the node cannot have the pod's volumes; `changes` are pods to be taken for gone (-1) or there (1).
+    pub(crate) fn refusal(
+        &self,
+        slot: Slot,
+        nodes: &[NodeEntry],
+        changes: &[(&PodInfo, i64)],
+    ) -> Option<Refusal> {
+        let node = &nodes[slot];
+        let on = |plugin| self.on.contains(plugin);
+        if on(Plugin::VolumeRestrictions) {
+            if self.exclusive.iter().any(|claim| self.users(claim, changes) > 0) {
+                return Some(Refusal::ExclusiveClaim);
+            }
+            if !self.pod.volumes.disks.is_empty()
+                && self.pods(node, changes).any(|other| self.shares_disk(other))
+            {
+                return Some(Refusal::DiskInUse);
+            }
+        }
+        if on(Plugin::NodeVolumeLimits) && self.exceeds(node, changes) {
+            return Some(Refusal::TooManyVolumes);
+        }
+        if on(Plugin::VolumeBinding) {
+            let conflict = self.bound.iter().any(|volume| !volume.reaches(&node.name, &node.labels));
+            let unbindable = self.provisions(node).is_none();
+            if conflict || unbindable || self.missing {
+                return Some(Refusal::Volumes { conflict, unbindable, missing: self.missing });
+            }
+        }
+        (on(Plugin::VolumeZone) && !self.in_zone(node)).then_some(Refusal::VolumeZone)
+    }
+
+    /// What has to be written for the pod to run on the node; `None` where that cannot be.
+    pub(crate) fn provisions(&self, node: &NodeEntry) -> Option<Provisions> {
+        let mut provisions = Provisions::default();
+        let mut chosen = HashSet::new();
+        for claim in &self.unbound {
+            provisions.wait_for.push(claim.key.clone());
+            let selected = claim.selected_node.as_ref().or_else(|| self.all.selected.get(&claim.key));
+            if selected.is_some_and(|selected| *selected != node.name) {
+                return None;
+            }
+            let found = if selected.is_none() { self.find(claim, node, &chosen) } else { None };
+            if let Some(volume) = found {
+                chosen.insert(&volume.name);
+                provisions.volumes.push((volume.name.clone(), claim.key.clone()));
+                continue;
+            }
+            let class = self.all.classes.get(&claim.class)?;
+            if !class.provisions() || !class.allows(&node.labels) {
+                return None;
+            }
+            provisions.provisioned.push(claim.key.clone());
+        }
+        Some(provisions)
+    }
+
+    /// The smallest volume that does for the claim.
+    fn find(&self, claim: &Claim, node: &NodeEntry, chosen: &HashSet<&String>) -> Option<&'a Volume> {
+        let mut best: Option<&Volume> = None;
+        for volume in self.all.volumes.values() {
+            let promised = self.all.promised.get(&volume.name);
+            if volume.going
+                || chosen.contains(&volume.name)
+                || volume.block != claim.block
+                || volume.bytes < claim.bytes
+            {
+                continue;
+            }
+            if promised.is_some_and(|other| *other != claim.key) {
+                continue;
+            }
+            if volume.is_for(claim) {
+                // Made for the claim: no other will do.
+                return volume.reaches(&node.name, &node.labels).then_some(volume);
+            }
+            let fits = volume.claim.is_none()
+                && volume.available
+                && volume.class == claim.class
+                && claim.selector.as_ref().is_none_or(|selector| selector.matches(&volume.labels))
+                && claim.access_modes.iter().all(|mode| volume.access_modes.contains(mode))
+                && volume.reaches(&node.name, &node.labels);
+            if fits && best.is_none_or(|best| volume.bytes < best.bytes) {
+                best = Some(volume);
+            }
+        }
+        best
+    }
+
+    fn users(&self, claim: &Claim, changes: &[(&PodInfo, i64)]) -> i64 {
+        let uses = |pod: &PodInfo| pod.volumes.claims.iter().any(|used| used.key == claim.key);
+        let users = self.all.users.get(&claim.key).copied().unwrap_or_default();
+        let more: i64 = changes.iter().filter(|(pod, _)| uses(pod)).map(|(_, sign)| sign).sum();
+        i64::try_from(users).unwrap_or(i64::MAX).saturating_add(more)
+    }
+
+    fn shares_disk(&self, other: &PodInfo) -> bool {
+        let own = &self.pod.volumes.disks;
+        own.iter().any(|disk| other.volumes.disks.iter().any(|used| disk.conflicts(used)))
+    }
+
+    fn exceeds(&self, node: &NodeEntry, changes: &[(&PodInfo, i64)]) -> bool {
+        let Some(limits) = self.all.limits.get(&node.name).filter(|_| !self.attached.is_empty()) else {
+            return false;
+        };
+        let there: HashSet<(String, String)> = self
+            .pods(node, changes)
+            .flat_map(|pod| &pod.volumes.claims)
+            .filter_map(|used| self.all.attachment(self.all.claims.get(&used.key)?))
+            .collect();
+        let all: HashSet<&(String, String)> = self.attached.iter().chain(&there).collect();
+        self.attached.iter().filter(|new| !there.contains(new)).any(|(driver, _)| {
+            let count = all.iter().filter(|(other, _)| other == driver).count();
+            limits.get(driver).is_some_and(|limit| count > *limit)
+        })
+    }
+
+    /// Pods of the node, as changed.
+    fn pods<'b>(
+        &'b self,
+        node: &'b NodeEntry,
+        changes: &'b [(&PodInfo, i64)],
+    ) -> impl Iterator<Item = &'b PodInfo> {
+        let gone = |pod: &PodInfo| changes.iter().any(|(other, sign)| *sign < 0 && other.uid == pod.uid);
+        let come = changes.iter().filter(|(_, sign)| *sign > 0).map(|(pod, _)| *pod);
+        node.pods.iter().map(|pod| &**pod).filter(move |pod| !gone(pod)).chain(come)
+    }
+
+    fn in_zone(&self, node: &NodeEntry) -> bool {
+        let zones = || self.bound.iter().flat_map(|volume| &volume.zones);
+        let labelled =
+            ["failure-domain.beta.kubernetes.io/", "topology.kubernetes.io/"].iter().any(|prefix| {
+                ["zone", "region"].iter().any(|key| node.labels.contains_key(&format!("{prefix}{key}")))
+            });
+        zones().next().is_none()
+            || !labelled
+            || zones().all(|(old, new, values)| {
+                node.labels
+                    .get(*old)
+                    .or_else(|| node.labels.get(*new))
+                    .is_some_and(|value| values.contains(value))
+            })
+    }
+}
+
+impl Volumes {
+    /// Driver and unique name of the claim's volume, where a driver attaches it.
+    fn attachment(&self, claim: &Claim) -> Option<(String, String)> {
+        match &claim.volume {
+            Some(volume) => self.volumes.get(volume)?.csi.clone(),
+            None => {
+                let class = self.classes.get(&claim.class)?;
+                class.provisions().then(|| (class.provisioner.clone(), format!("claim {}", claim.key)))
+            }
+        }
+    }
+}
