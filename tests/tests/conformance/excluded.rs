@@ -59,7 +59,6 @@ const CONTROLLERS: &[&str] = &[
     "[sig-apps] Daemon set [Serial] should rollback ",
     "[sig-apps] Daemon set [Serial] should run and stop ",
     "[sig-apps] Daemon set [Serial] should update pod ",
-    "[sig-apps] DisruptionController should observe PodDisruptionBudget status updated",
     "[sig-apps] Job should adopt matching orphans ",
     "[sig-apps] Job should allow to use ",
     "[sig-apps] Job should create pods ",
@@ -69,14 +68,10 @@ const CONTROLLERS: &[&str] = &[
     "[sig-apps] Job should run a job to completion ",
     "[sig-apps] Job should terminate job execution ",
     "[sig-apps] Job with successPolicy ",
-    "[sig-apps] ReplicationController should adopt ",
-    "[sig-apps] ReplicationController should release ",
-    "[sig-apps] ReplicationController should surface a failure condition ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Burst scaling ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Scaling should happen ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] Should recreate ",
     "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should perform ",
-    "[sig-network] EndpointSliceMirroring ",
 ];
 
 /// Of pods: `ephemeralcontainers`, `proxy`, `resize`; and `proxy` of services.

@@ -21,6 +21,7 @@ use crate::{
 texts! {
     "PodDisruptionBudget: block an eviction until the PDB is updated to allow it"
         => should_block_an_eviction_until_the_pdb_is_updated_to_allow_it,
+    "PodDisruptionBudget: Status updates" => should_observe_poddisruptionbudget_status_updated,
     "PodDisruptionBudget: create, update, patch, and delete object" => should_create_a_poddisruptionbudget,
     "PodDisruptionBudget: list and delete collection" => should_list_and_delete_a_collection_of_poddisruptionbudgets,
     "PodDisruptionBudget: update and patch status" => should_update_patch_poddisruptionbudget_status,
@@ -93,6 +94,27 @@ fn should_block_an_eviction_until_the_pdb_is_updated_to_allow_it() {
         gone(&budgets, &name).await;
         evict(&names[1]).await.expect("nothing forbids the eviction");
         gone(&pods, &names[1]).await;
+    });
+}
+
+/// PodDisruptionBudget: Status updates
+#[test]
+fn should_observe_poddisruptionbudget_status_updated() {
+    test(async |bed| {
+        let (budgets, pods) = (bed.api::<PodDisruptionBudget>(), bed.api::<Pod>());
+        let name = unique("observed");
+        create(&budgets, budget(&name, json!(1))).await;
+        allows(&budgets, &name, 0).await;
+        for number in 0..3 {
+            let pod = json!({
+                "metadata": { "name": format!("{name}-{number}"), "labels": { "app": name } },
+                "spec": { "containers": [{ "name": "app", "image": IMAGE }] },
+            });
+            let pod = create(&pods, pod).await.name_any();
+            run(&pods, &pod, "192.0.2.1").await;
+        }
+        let counted = allows(&budgets, &name, 2).await;
+        assert_eq!(counted.conditions.expect("a condition")[0].reason, "SufficientPods");
     });
 }
 

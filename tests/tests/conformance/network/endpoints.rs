@@ -1,20 +1,27 @@
 //! Endpoints and EndpointSlices that clients write.
 
-use k8s_openapi::api::core::v1::Endpoints;
+use anyhow::ensure;
+use k8s_openapi::api::{
+    core::v1::{Endpoints, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{ResourceExt, discovery::Scope};
 use serde_json::json;
 
 use crate::{
     coverage::texts,
     operations::Operations,
-    steps::{create, delete_all, list, patch, update, watch_labels},
-    support::{test, unique},
+    steps::{create, delete, delete_all, labels, list, patch, update, watch_labels},
+    support::{eventually, test, unique},
 };
 
 texts! {
     "Endpoint resource lifecycle" => should_test_the_lifecycle_of_an_endpoint,
+    "EndpointSlice Mirroring" => should_mirror_a_custom_endpoints_resource_through_create_update_and_delete,
     "EndpointSlice API" => should_support_creating_endpointslice_api_operations,
 }
+
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
 /// Endpoint resource lifecycle
 #[test]
@@ -73,5 +80,39 @@ fn should_support_creating_endpointslice_api_operations() {
             }),
         };
         slice.check(bed).await;
+    });
+}
+
+/// EndpointSlice Mirroring
+#[test]
+fn should_mirror_a_custom_endpoints_resource_through_create_update_and_delete() {
+    test(async |bed| {
+        let (name, endpoints) = (unique("mirrored"), bed.api::<Endpoints>());
+        let service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
+        create(&bed.api::<Service>(), service).await;
+        let subsets = |address: &str| json!([{ "addresses": [{ "ip": address }], "ports": [{ "name": "http", "port": 80 }] }]);
+        let mirrored = async |expected: &[&str]| {
+            let selector = format!("kubernetes.io/service-name={name}");
+            eventually("the slices hold what the endpoints do", async || {
+                let slices = bed.api::<EndpointSlice>().list(&labels(&selector)).await?;
+                let all = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+                let found: Vec<&String> = all.flat_map(|endpoint| &endpoint.addresses).collect();
+                ensure!(found == expected, "{found:?}");
+                let by = slices.iter().filter_map(|slice| slice.labels().get(MANAGED_BY));
+                ensure!(
+                    by.into_iter().all(|by| by == "endpointslicemirroring-controller.k8s.io"),
+                    "{slices:?}"
+                );
+                Ok(())
+            })
+            .await;
+        };
+        let custom = json!({ "metadata": { "name": name }, "subsets": subsets("10.1.2.3") });
+        create(&endpoints, custom).await;
+        mirrored(&["10.1.2.3"]).await;
+        patch(&endpoints, &name, json!({ "subsets": subsets("10.2.3.4") })).await;
+        mirrored(&["10.2.3.4"]).await;
+        delete(&endpoints, &name).await;
+        mirrored(&[]).await;
     });
 }
