@@ -193,21 +193,8 @@ pub(crate) fn trigger_time(service: &Service, pods: &[Arc<Pod>]) -> Option<Times
 
 impl Controller {
     async fn apply(&self, key: &ObjectKey, service: &Service, changes: plan::Changes) -> Result<(), Error> {
-        let slices: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let outcome = async {
-            for slice in changes.create {
-                self.tracker.wrote(key, &slices.create(&slice).await?);
-            }
-            for slice in changes.update {
-                self.tracker.wrote(key, &slices.update(&slice).await?);
-            }
-            for slice in changes.delete {
-                slices.delete(slice.name(), &only_this(&*slice)).await?;
-                self.tracker.gone(key, &slice);
-            }
-            Ok(())
-        };
-        let outcome: Result<(), Error> = outcome.await;
+        let plan::Changes { create, update, delete } = changes;
+        let outcome = write(&self.context, &self.tracker, key, create, update, delete).await;
         if let Err(error) = &outcome
             && !error.is_conflict()
             && !error.is_not_found()
@@ -217,4 +204,27 @@ impl Controller {
         }
         outcome
     }
+}
+
+/// Writes a service's slices, and remembers that until the cache shows it.
+pub(crate) async fn write(
+    context: &Context,
+    tracker: &Tracker,
+    service: &ObjectKey,
+    create: Vec<EndpointSlice>,
+    update: Vec<EndpointSlice>,
+    delete: Vec<Arc<EndpointSlice>>,
+) -> Result<(), Error> {
+    let slices: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &service.namespace);
+    for slice in create {
+        tracker.wrote(service, &slices.create(&slice).await?);
+    }
+    for slice in update {
+        tracker.wrote(service, &slices.update(&slice).await?);
+    }
+    for slice in delete {
+        slices.delete(slice.name(), &only_this(&*slice)).await?;
+        tracker.gone(service, &slice);
+    }
+    Ok(())
 }

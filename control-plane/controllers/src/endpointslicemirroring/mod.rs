@@ -10,7 +10,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use hawser_api::{Api, Error, resource::ObjectKey};
+use hawser_api::{Error, resource::ObjectKey};
 use k8s_openapi::api::{
     core::v1::{Endpoints, Service},
     discovery::v1::EndpointSlice,
@@ -19,9 +19,9 @@ use k8s_openapi::api::{
 use crate::{
     Context, Starts,
     caches::service_of,
-    endpointslice::{MANAGED_BY, tracker::Tracker},
+    endpointslice::{self, MANAGED_BY, tracker::Tracker},
     events::Recorder,
-    meta::{MetaExt, only_this},
+    meta::MetaExt,
     queue::Queue,
     worker::{Next, Reconciler},
 };
@@ -102,7 +102,8 @@ impl Reconciler for Controller {
         if let Some(endpoints) = &endpoints {
             self.tell(endpoints, &changes);
         }
-        self.apply(key, changes).await?;
+        let plan::Changes { create, update, delete, .. } = changes;
+        endpointslice::write(&self.context, &self.tracker, key, create, update, delete).await?;
         Ok(Next::Done)
     }
 }
@@ -122,20 +123,5 @@ impl Controller {
             );
             self.recorder.warning(endpoints, "TooManyAddressesToMirror", message);
         }
-    }
-
-    async fn apply(&self, key: &ObjectKey, changes: plan::Changes) -> Result<(), Error> {
-        let slices: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        for slice in changes.create {
-            self.tracker.wrote(key, &slices.create(&slice).await?);
-        }
-        for slice in changes.update {
-            self.tracker.wrote(key, &slices.update(&slice).await?);
-        }
-        for slice in changes.delete {
-            slices.delete(slice.name(), &only_this(&*slice)).await?;
-            self.tracker.gone(key, &slice);
-        }
-        Ok(())
     }
 }
