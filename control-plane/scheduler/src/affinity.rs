@@ -1,5 +1,7 @@
 //! What a pod says about nodes: selectors, affinity, tolerations; and whether a node satisfies it.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{
     NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration as TolerationObject,
 };
@@ -14,6 +16,8 @@ pub(crate) struct NodeAffinity {
     /// One of them, where there are any.
     required: Option<Vec<Term>>,
     preferred: Vec<(i32, Term)>,
+    /// The only nodes that the required terms allow, where each of them names some.
+    named: Option<BTreeSet<String>>,
 }
 
 /// All requirements must hold. A term without any holds nowhere.
@@ -36,7 +40,7 @@ impl NodeAffinity {
         let selector =
             spec.node_selector.iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        let required = affinity
+        let required: Option<Vec<Term>> = affinity
             .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref())
             .map(|required| required.node_selector_terms.iter().map(Term::of).collect());
         let preferred = affinity
@@ -45,13 +49,19 @@ impl NodeAffinity {
             .flatten()
             .map(|preferred| (preferred.weight, Term::of(&preferred.preference)))
             .collect();
-        Self { selector, required, preferred }
+        let named = required.as_ref().and_then(|terms| named(terms));
+        Self { selector, required, preferred, named }
     }
 
     /// Nodes that the selector of a volume allows.
     pub(crate) fn selecting(nodes: &NodeSelector) -> Self {
         let required = nodes.node_selector_terms.iter().map(Term::of).collect();
         Self { required: Some(required), ..Self::default() }
+    }
+
+    /// Whether the node is one of those that the required terms name, or they name none.
+    pub(crate) fn names(&self, node: &str) -> bool {
+        self.named.as_ref().is_none_or(|named| named.contains(node))
     }
 
     /// Whether a pod may run on the node.
@@ -75,6 +85,18 @@ impl NodeAffinity {
         let met = self.preferred.iter().filter(|(_, term)| term.holds(name, labels));
         met.map(|(weight, _)| i64::from(*weight)).sum()
     }
+}
+
+/// Nodes that the terms name; `None` where one of them names none, and so allows others.
+fn named(terms: &[Term]) -> Option<BTreeSet<String>> {
+    let of_term = |term: &Term| {
+        let named = term.fields.iter().filter(|field| field.key == "metadata.name" && field.operator == "In");
+        named
+            .map(|field| field.values.iter().cloned().collect::<BTreeSet<_>>())
+            .reduce(|one, other| &one & &other)
+    };
+    let all: Vec<BTreeSet<String>> = terms.iter().map(of_term).collect::<Option<_>>()?;
+    all.into_iter().reduce(|one, other| &one | &other)
 }
 
 impl Term {

@@ -1,4 +1,4 @@
-//! Evaluations: what every node is for pods with the same needs, kept and brought up to date by what changed.
+//! Evaluations: what every node is for pods with the same needs and priority, kept and brought up to date by what changed.
 //!
 //! The first pod of a workload costs a pass of filters and scores over all nodes; the next costs the nodes that
 //! changed since. Kept for a bounded number of nodes in all, least recently used ones go first; losing one costs
@@ -15,7 +15,7 @@ use crate::{
     pod::Needs,
     refusal::Refusal,
     scores::{Own, own},
-    snapshot::{Slot, Snapshot},
+    snapshot::{NodeEntry, Slot, Snapshot},
 };
 
 /// Evaluated nodes in all evaluations: 256 evaluations of 5,000 nodes, 18 MB.
@@ -32,7 +32,7 @@ const REFUSALS: usize = 2;
 
 #[derive(Default)]
 pub(crate) struct Evaluations {
-    by_needs: HashMap<Same<Needs>, Evaluation>,
+    by_needs: HashMap<(Same<Needs>, i32), Evaluation>,
     /// Counts uses, to find the least recent.
     uses: u64,
 }
@@ -53,16 +53,16 @@ pub(crate) struct Evaluation {
 }
 
 impl Evaluations {
-    /// What every node is for the needs now.
-    pub(crate) fn of(&mut self, needs: &Arc<Needs>, snapshot: &Snapshot) -> &Evaluation {
+    /// What every node is for the needs now, beside pods of the priority or a higher one that it is kept for.
+    pub(crate) fn of(&mut self, needs: &Arc<Needs>, priority: i32, snapshot: &Snapshot) -> &Evaluation {
         self.uses += 1;
-        let key = Same(needs.clone());
+        let key = (Same(needs.clone()), priority);
         if !self.by_needs.contains_key(&key) {
             self.make_room(snapshot.nodes.len());
         }
         let evaluation = self.by_needs.entry(key).or_default();
         evaluation.last_use = self.uses;
-        evaluation.update(needs, snapshot);
+        evaluation.update(needs, priority, snapshot);
         evaluation
     }
 
@@ -115,7 +115,7 @@ impl Evaluation {
         self.refusals.get(usize::from(verdict).checked_sub(REFUSALS)?)
     }
 
-    fn update(&mut self, needs: &Needs, snapshot: &Snapshot) {
+    fn update(&mut self, needs: &Needs, priority: i32, snapshot: &Snapshot) {
         if self.refusals.len() > MOST_REFUSALS {
             *self = Self { last_use: self.last_use, ..Self::default() };
         }
@@ -125,13 +125,13 @@ impl Evaluation {
         match changes {
             // The usual case after a pod of the same workload.
             Some(changes) if changes.size_hint().1.is_some_and(|most| most <= 1) => {
-                changes.for_each(|slot| self.evaluate(needs, snapshot, slot));
+                changes.for_each(|slot| self.evaluate(needs, priority, snapshot, slot));
             }
             Some(changes) => {
                 let slots: HashSet<Slot> = changes.collect();
-                slots.into_iter().for_each(|slot| self.evaluate(needs, snapshot, slot));
+                slots.into_iter().for_each(|slot| self.evaluate(needs, priority, snapshot, slot));
             }
-            None => (0..snapshot.nodes.len()).for_each(|slot| self.evaluate(needs, snapshot, slot)),
+            None => (0..snapshot.nodes.len()).for_each(|slot| self.evaluate(needs, priority, snapshot, slot)),
         }
         self.version = Some(snapshot.version());
         self.update_images(needs, snapshot);
@@ -152,13 +152,14 @@ impl Evaluation {
         }
     }
 
-    fn evaluate(&mut self, needs: &Needs, snapshot: &Snapshot, slot: Slot) {
+    fn evaluate(&mut self, needs: &Needs, priority: i32, snapshot: &Snapshot, slot: Slot) {
         let node = &snapshot.nodes[slot];
         if !node.exists {
             self.verdicts[slot] = ABSENT;
             return;
         }
-        match filters::refusal(needs, node) {
+        let refusal = refusal(needs, priority, snapshot, node);
+        match refusal {
             None => {
                 self.verdicts[slot] = FITS;
                 self.own[slot] = own(needs, node);
@@ -179,4 +180,15 @@ impl Evaluation {
         }
         number
     }
+}
+
+/// What says no, if the pods that the node is kept for were there.
+fn refusal(needs: &Needs, priority: i32, snapshot: &Snapshot, node: &NodeEntry) -> Option<Refusal> {
+    let mut others = snapshot.nominations.from(priority, &node.name).peekable();
+    if others.peek().is_none() {
+        return filters::refusal(needs, node);
+    }
+    let mut taken = node.taken.clone();
+    others.for_each(|other| taken.add(&other.needs));
+    filters::refusal_with(needs, node, &taken)
 }

@@ -18,7 +18,16 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 /// Why the node cannot run the pod, as the first plugin that refuses says it; `None` where it can.
 pub(crate) fn refusal(needs: &Needs, node: &NodeEntry) -> Option<Refusal> {
+    refusal_with(needs, node, &node.taken)
+}
+
+/// The same, with more or less taken of the node.
+pub(crate) fn refusal_with(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option<Refusal> {
     let on = |plugin| needs.profile.filters.contains(plugin);
+    // Before all others, as upstream: pods of DaemonSets are for one node and look at no other.
+    if on(Plugin::NodeAffinity) && !needs.affinity.names(&node.name) {
+        return Some(Refusal::NotNamed);
+    }
     if on(Plugin::NodeUnschedulable) && !schedulable(needs, node) {
         return Some(Refusal::Unschedulable);
     }
@@ -34,7 +43,7 @@ pub(crate) fn refusal(needs: &Needs, node: &NodeEntry) -> Option<Refusal> {
             return Some(Refusal::NodeAffinity);
         }
     }
-    room(needs, node, &node.taken)
+    room(needs, node, taken)
 }
 
 /// The part that depends on other pods of the node: why there is no room beside them.
@@ -129,6 +138,13 @@ mod tests {
             json!({ "containers": [], "nodeSelector": { "disk": "ssd" } }),
             &["node(s) didn't match Pod's node affinity/selector"],
         );
+        let named = |name: &str| {
+            let field = json!({ "key": "metadata.name", "operator": "In", "values": [name] });
+            let required = json!({ "nodeSelectorTerms": [{ "matchFields": [field] }] });
+            json!({ "containers": [], "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": required } } })
+        };
+        check("named", cordoned(), named("n1"), &["node(s) were unschedulable"]);
+        check("not named", cordoned(), named("n2"), &["node(s) didn't satisfy plugin(s) [NodeAffinity]"]);
         check("cpu", json!({}), wants(json!({ "cpu": "5" })), &["Insufficient cpu"]);
         check("all of the cpu", json!({}), wants(json!({ "cpu": "4" })), &[]);
         check(

@@ -4,22 +4,20 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{
-    pod::PodInfo,
-    snapshot::{Slot, Snapshot},
-};
+use crate::{pod::PodInfo, terms::StandingKind};
 
 #[derive(Debug, Default)]
 pub(crate) struct Nominations {
     by_node: HashMap<Arc<str>, Vec<Arc<PodInfo>>>,
     nodes: HashMap<Arc<str>, Arc<str>>,
-    version: u64,
+    /// Nominated pods whose anti-affinity could be about others.
+    with_anti_affinity: usize,
 }
 
 impl Nominations {
-    /// Changes with every nomination.
-    pub(crate) fn version(&self) -> u64 {
-        self.version
+    /// Whether a nominated pod may keep others away by more than the room that it takes.
+    pub(crate) fn have_anti_affinity(&self) -> bool {
+        self.with_anti_affinity > 0
     }
 
     /// The node that the pod is nominated for.
@@ -27,26 +25,31 @@ impl Nominations {
         self.nodes.get(uid).map(|node| &**node)
     }
 
-    /// Nominates the pod, instead of what it was nominated for before.
+    /// Nominates the pod, which is not nominated for another node.
     pub(crate) fn put(&mut self, pod: &Arc<PodInfo>, node: &str) {
-        self.remove(&pod.uid);
+        self.with_anti_affinity += usize::from(has_anti_affinity(pod));
         let node: Arc<str> = node.into();
         self.by_node.entry(node.clone()).or_default().push(pod.clone());
         self.nodes.insert(pod.uid.clone(), node);
-        self.version += 1;
     }
 
-    pub(crate) fn remove(&mut self, uid: &str) {
-        let Some(node) = self.nodes.remove(uid) else {
-            return;
-        };
-        self.version += 1;
+    /// Returns the node that the pod was nominated for.
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<str>> {
+        let node = self.nodes.remove(uid)?;
         if let Some(pods) = self.by_node.get_mut(&node) {
+            let anti = pods.iter().filter(|pod| &*pod.uid == uid && has_anti_affinity(pod)).count();
+            self.with_anti_affinity -= anti;
             pods.retain(|pod| &*pod.uid != uid);
             if pods.is_empty() {
                 self.by_node.remove(&node);
             }
         }
+        Some(node)
+    }
+
+    /// Pods of a priority or a higher one that the node is kept for.
+    pub(crate) fn from(&self, priority: i32, node: &str) -> impl Iterator<Item = &PodInfo> {
+        self.on(node).map(|pod| &**pod).filter(move |pod| pod.priority >= priority)
     }
 
     /// Others that the node is kept for before the pod: of its priority or a higher one.
@@ -62,11 +65,15 @@ impl Nominations {
     }
 
     /// Nodes that are kept for a pod.
-    pub(crate) fn slots<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = Slot> + 'a {
-        self.by_node.keys().filter_map(|node| snapshot.slot(node))
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.by_node.keys().map(|node| &**node)
     }
 
     fn on(&self, node: &str) -> impl Iterator<Item = &Arc<PodInfo>> {
         self.by_node.get(node).into_iter().flatten()
     }
+}
+
+fn has_anti_affinity(pod: &PodInfo) -> bool {
+    pod.terms.standing.iter().any(|(key, _)| key.kind == StandingKind::AntiAffinity)
 }

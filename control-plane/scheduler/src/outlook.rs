@@ -81,6 +81,26 @@ impl<'a> Outlook<'a> {
         self.volumes_refusal(slot, &[]).or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
     }
 
+    /// Whether pods that nodes are kept for matter by more than their room.
+    pub(crate) fn minds_nominated(&self) -> bool {
+        !self.is_clear() || self.snapshot.nominations.have_anti_affinity()
+    }
+
+    /// Nodes that are kept for pods.
+    pub(crate) fn nominated_slots(&self) -> impl Iterator<Item = Slot> {
+        self.snapshot.nominations.nodes().filter_map(|node| self.snapshot.slot(node))
+    }
+
+    /// Why the node cannot take the pod beside those that it is kept for, of the same priority or a higher one.
+    pub(crate) fn refusal_beside_nominated(&self, slot: Slot) -> Option<Refusal> {
+        let node = &self.snapshot.nodes[slot];
+        let mut others = self.snapshot.nominations.before(self.pod, &node.name).peekable();
+        others.peek()?;
+        let mut what_if = WhatIf::new(self, slot);
+        others.for_each(|other| what_if.add(other));
+        what_if.refusal()
+    }
+
     fn volumes_refusal(&self, slot: Slot, changes: &[(&PodInfo, i64)]) -> Option<Refusal> {
         self.volumes.as_ref()?.refusal(slot, &self.snapshot.nodes, changes)
     }

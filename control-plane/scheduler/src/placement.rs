@@ -1,15 +1,18 @@
 //! Where a pod goes: the best of the nodes that can run it, or why there is none.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     evaluation::{Evaluation, Evaluations},
-    nomination::Nominations,
-    outlook::{Outlook, WhatIf},
+    filters,
+    outlook::Outlook,
     pod::{PodInfo, Wishes},
     pod_affinity,
     profile::PluginSet,
-    refusal::{Refusal, Tally},
+    refusal::Tally,
     scores::{normalize, normalize_reversed},
     snapshot::{Slot, Snapshot},
 };
@@ -21,7 +24,7 @@ const MOST_DIAGNOSES: usize = 1024;
 pub(crate) struct Placement {
     evaluations: Evaluations,
     /// What was said of pods, and of which state of the cluster.
-    said_at: (u64, u64, u64),
+    said_at: (u64, u64),
     said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
 }
 
@@ -64,47 +67,31 @@ impl Placement {
     /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
     ///
     /// The node that was cleared for the pod comes first, if it can run it now.
-    pub(crate) fn choose(
-        &mut self,
-        pod: &PodInfo,
-        snapshot: &mut Snapshot,
-        nominations: &Nominations,
-        tie: &mut Tie,
-    ) -> Option<Slot> {
+    pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Tie) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
-        let evaluation = self.evaluations.of(&pod.needs, snapshot);
-        let nominated = nominations.node_of(&pod.uid).and_then(|node| snapshot.slot(node));
-        if let Some(slot) = nominated
-            && evaluation.fits(slot)
-            && outlook.refusal(slot).is_none()
-            && beside_nominated(&outlook, nominations, slot).is_none()
-        {
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        if let Some(slot) = kept_for(&outlook) {
             return Some(slot);
         }
         let mut candidates: Vec<Slot> = evaluation.fitting().collect();
         if !outlook.is_clear() {
             candidates.retain(|slot| outlook.refusal(*slot).is_none());
         }
-        for slot in nominations.slots(snapshot).filter(|slot| evaluation.fits(*slot)) {
-            if beside_nominated(&outlook, nominations, slot).is_some()
-                && let Ok(index) = candidates.binary_search(&slot)
-            {
-                candidates.remove(index);
-            }
+        if outlook.minds_nominated() {
+            let closed: HashSet<Slot> = outlook
+                .nominated_slots()
+                .filter(|slot| evaluation.fits(*slot) && outlook.refusal_beside_nominated(*slot).is_some())
+                .collect();
+            candidates.retain(|slot| !closed.contains(slot));
         }
         let totals = totals(&outlook, evaluation, &candidates);
         best(&candidates, &totals, tie)
     }
 
     /// Why no node can run the pod; worked out once for all such pods.
-    pub(crate) fn diagnose(
-        &mut self,
-        pod: &PodInfo,
-        snapshot: &mut Snapshot,
-        nominations: &Nominations,
-    ) -> Arc<Diagnosis> {
-        let now = (snapshot.version(), nominations.version(), snapshot.volumes.version());
+    pub(crate) fn diagnose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Arc<Diagnosis> {
+        let now = (snapshot.version(), snapshot.volumes.version());
         if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
             self.said.clear();
             self.said_at = now;
@@ -114,11 +101,11 @@ impl Placement {
             return said.clone();
         }
         let counters = snapshot.counters_of(&pod.terms);
-        let evaluation = self.evaluations.of(&pod.needs, snapshot);
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
             _ if nodes == 0 => Diagnosis::no_nodes(),
-            Ok(outlook) => diagnosis(&outlook, evaluation, nominations),
+            Ok(outlook) => diagnosis(&outlook, evaluation),
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
                 plugins: PluginSet::of(&[trouble.plugin]),
@@ -131,13 +118,15 @@ impl Placement {
     }
 }
 
-fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, nominations: &Nominations) -> Diagnosis {
+fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Diagnosis {
     let mut tally = Tally::default();
     evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
     let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
     let mut about_pods: Vec<Slot> = own.map(|(slot, _)| slot).collect();
     for slot in evaluation.fitting() {
-        let refusal = outlook.refusal(slot).or_else(|| beside_nominated(outlook, nominations, slot));
+        let refusal = outlook
+            .refusal(slot)
+            .or_else(|| outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten());
         if let Some(refusal) = refusal {
             tally.add(&refusal, 1);
             about_pods.extend(refusal.is_about_pods().then_some(slot));
@@ -147,18 +136,17 @@ fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, nominations: &Nomin
     Diagnosis { message, plugins: tally.plugins(), about_pods }
 }
 
-/// Why the node cannot take the pod beside those that it is kept for, of the same priority or a higher one.
-pub(crate) fn beside_nominated(
-    outlook: &Outlook<'_>,
-    nominations: &Nominations,
-    slot: Slot,
-) -> Option<Refusal> {
-    let node = &outlook.snapshot.nodes[slot];
-    let mut others = nominations.before(outlook.pod, &node.name).peekable();
-    others.peek()?;
-    let mut what_if = WhatIf::new(outlook, slot);
-    others.for_each(|other| what_if.add(other));
-    what_if.refusal()
+/// The node that was cleared for the pod, if it can run it now.
+fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let slot = snapshot.slot(snapshot.nominations.node_of(&pod.uid)?)?;
+    let node = &snapshot.nodes[slot];
+    // The evaluation takes the pod itself for one that the node is kept for.
+    let fits = node.exists
+        && filters::refusal(&pod.needs, node).is_none()
+        && outlook.refusal(slot).is_none()
+        && outlook.refusal_beside_nominated(slot).is_none();
+    fits.then_some(slot)
 }
 
 /// Scores of the candidates, weighted and added up.

@@ -7,7 +7,6 @@ use std::{cmp::Reverse, sync::Arc};
 
 use crate::{
     budgets::Budgets,
-    nomination::Nominations,
     outlook::{Outlook, WhatIf},
     placement::Tie,
     pod::{Going, PodInfo},
@@ -25,16 +24,11 @@ pub(crate) struct Victims {
 }
 
 /// Why the pod may not preempt now, in upstream's words.
-pub(crate) fn hindrance(
-    pod: &PodInfo,
-    about_pods: &[Slot],
-    snapshot: &Snapshot,
-    nominations: &Nominations,
-) -> Option<&'static str> {
+pub(crate) fn hindrance(pod: &PodInfo, about_pods: &[Slot], snapshot: &Snapshot) -> Option<&'static str> {
     if !pod.may_preempt {
         return Some("not eligible due to preemptionPolicy=Never.");
     }
-    let slot = nominations.node_of(&pod.uid).and_then(|node| snapshot.slot(node))?;
+    let slot = snapshot.nominations.node_of(&pod.uid).and_then(|node| snapshot.slot(node))?;
     // The node was lost for it by something that no deletion can change: another one is to be found.
     if snapshot.nodes[slot].exists && !about_pods.contains(&slot) {
         return None;
@@ -50,7 +44,6 @@ pub(crate) fn find(
     about_pods: &[Slot],
     snapshot: &mut Snapshot,
     budgets: &Budgets,
-    nominations: &Nominations,
     tie: &mut Tie,
 ) -> Result<Victims, String> {
     let counters = snapshot.counters_of(&pod.terms);
@@ -60,7 +53,7 @@ pub(crate) fn find(
     let Ok(outlook) = Outlook::new(pod, snapshot, &counters) else {
         return Err(tally.message(nodes));
     };
-    let search = Search { outlook: &outlook, budgets, nominations };
+    let search = Search { outlook: &outlook, budgets };
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
     let enough = (count * limits.percentage / 100).max(limits.absolute).min(count);
@@ -102,7 +95,6 @@ fn started(pod: &PodInfo) -> i128 {
 struct Search<'a> {
     outlook: &'a Outlook<'a>,
     budgets: &'a Budgets,
-    nominations: &'a Nominations,
 }
 
 impl<'a> Search<'a> {
@@ -142,7 +134,8 @@ impl<'a> Search<'a> {
 
     /// Why the pod would not run there, with those that the node is kept for or without.
     fn refusal(&self, what_if: &mut WhatIf<'a>, node: &str) -> Option<Refusal> {
-        let others: Vec<&PodInfo> = self.nominations.before(self.outlook.pod, node).collect();
+        let nominations = &self.outlook.snapshot.nominations;
+        let others: Vec<&'a PodInfo> = nominations.before(self.outlook.pod, node).collect();
         others.iter().for_each(|other| what_if.add(other));
         let refusal = what_if.refusal();
         others.iter().for_each(|other| what_if.remove(other));

@@ -6,6 +6,8 @@ use crate::profile::{Plugin, PluginSet};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
+    /// The pod names other nodes.
+    NotNamed,
     Unschedulable,
     Taint,
     /// By the profile.
@@ -53,7 +55,7 @@ impl Refusal {
         match self {
             Self::Unschedulable => Plugin::NodeUnschedulable,
             Self::Taint => Plugin::TaintToleration,
-            Self::EnforcedAffinity | Self::NodeAffinity => Plugin::NodeAffinity,
+            Self::NotNamed | Self::EnforcedAffinity | Self::NodeAffinity => Plugin::NodeAffinity,
             Self::Ports => Plugin::NodePorts,
             Self::Lacks(_) => Plugin::NodeResourcesFit,
             Self::ExclusiveClaim | Self::DiskInUse => Plugin::VolumeRestrictions,
@@ -95,6 +97,7 @@ impl Refusal {
                     .map(|(_, text)| (*text).to_owned())
                     .collect();
             }
+            Self::NotNamed => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",
             Self::EnforcedAffinity => "node(s) didn't match scheduler-enforced node affinity",

@@ -11,27 +11,23 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::{client::Binding, resource::ObjectKey};
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
-    policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
-};
+use hawser_api::client::Binding;
 
 use crate::{
     budgets::Budgets,
     config::Config,
     hints::{self, Event},
     intern::Same,
-    nomination::Nominations,
     placement::{Placement, Tie},
-    pod::{self, Needs, PodInfo, Reader},
+    pod::{Needs, PodInfo, Reader},
     preemption,
     profile::{Plugin, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
     volumes::{Provisions, VolumeView, Volumes},
 };
+
+mod changes;
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.
@@ -41,7 +37,6 @@ pub(crate) struct Scheduler {
     queue: Queue,
     placement: Placement,
     budgets: Budgets,
-    nominations: Nominations,
     /// Pods with a node that the API does not show yet.
     assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
@@ -112,122 +107,10 @@ impl Scheduler {
             queue: Queue::new(config),
             placement: Placement::default(),
             budgets: Budgets::default(),
-            nominations: Nominations::default(),
             assumed: HashMap::new(),
             clearing: HashMap::new(),
             tie: Tie::new(seed),
         }
-    }
-
-    pub(crate) fn node_changed(&mut self, node: &Node, now: Duration) {
-        let slot = self.snapshot.slot(node.metadata.name.as_deref().unwrap_or_default());
-        let before = self.fitting(slot);
-        let same = |entry: &crate::snapshot::NodeEntry| {
-            entry.exists
-                && entry.labels == node.metadata.labels.clone().unwrap_or_default()
-                && entry.taints == node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
-        };
-        let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
-        let slot = self.snapshot.put_node(node);
-        self.node_event(slot, &before, relabelled, now);
-    }
-
-    pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
-        if let Some(slot) = self.snapshot.slot(name) {
-            self.snapshot.remove_node(name);
-            self.node_event(slot, &HashSet::new(), true, now);
-        }
-    }
-
-    pub(crate) fn pod_changed(&mut self, pod: &Pod, now: Duration) {
-        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-        let profile =
-            self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name));
-        let ours = profile.is_some();
-        let profile = profile.unwrap_or(&self.profiles[0]).clone();
-        let info = self.reader.read(pod, &profile);
-        if let Some(node) = pod::node_of(pod) {
-            self.bound(&info, node, pod::is_over(pod), now);
-        } else if !ours || info.is_going() || pod::is_over(pod) {
-            self.forget(&info.uid, now);
-        } else if pod::is_gated(pod) {
-            self.forget(&info.uid, now);
-            self.queue.add_gated(info, now);
-        } else if !self.assumed.contains_key(&info.uid) {
-            // Seen for the first time: a scheduler before this one may have cleared a node for it.
-            if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
-                self.nominations.put(&info, node);
-            }
-            self.queue.add(info, now);
-        }
-    }
-
-    pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
-        self.forget(uid, now);
-        if let Some(assumed) = self.assumed.remove(uid) {
-            self.take_back(&assumed.provisions, now);
-        }
-        self.free(uid, now);
-    }
-
-    pub(crate) fn claim_changed(&mut self, claim: &PersistentVolumeClaim, now: Duration) {
-        self.snapshot.volumes.put_claim(claim);
-        self.wake(&Event::ClaimChanged(&ObjectKey::of(claim)), now);
-    }
-
-    pub(crate) fn claim_removed(&mut self, key: &ObjectKey) {
-        self.snapshot.volumes.remove_claim(key);
-    }
-
-    pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {
-        self.snapshot.volumes.put_volume(volume);
-        self.wake(&Event::StorageChanged, now);
-    }
-
-    pub(crate) fn volume_removed(&mut self, name: &str) {
-        self.snapshot.volumes.remove_volume(name);
-    }
-
-    pub(crate) fn class_changed(&mut self, class: &StorageClass, now: Duration) {
-        self.snapshot.volumes.put_class(class);
-        self.wake(&Event::StorageChanged, now);
-    }
-
-    pub(crate) fn class_removed(&mut self, name: &str) {
-        self.snapshot.volumes.remove_class(name);
-    }
-
-    pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
-        self.snapshot.volumes.put_csi_node(node);
-        self.wake(&Event::LimitsChanged, now);
-    }
-
-    pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
-        self.snapshot.volumes.remove_csi_node(name);
-        self.wake(&Event::LimitsChanged, now);
-    }
-
-    /// What is known of volumes, for whoever writes what was decided of them.
-    pub(crate) fn volumes(&self) -> &Volumes {
-        &self.snapshot.volumes
-    }
-
-    pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {
-        let name = namespace.metadata.name.as_deref().unwrap_or_default();
-        self.put_namespace(name, namespace.metadata.labels.clone(), now);
-    }
-
-    pub(crate) fn namespace_removed(&mut self, name: &str, now: Duration) {
-        self.put_namespace(name, None, now);
-    }
-
-    pub(crate) fn budget_changed(&mut self, budget: &PodDisruptionBudget) {
-        let (namespace, name) = (budget.metadata.namespace.as_deref(), budget.metadata.name.as_deref());
-        self.budgets.put(namespace.unwrap_or_default(), name.unwrap_or_default(), budget);
-    }
-
-    pub(crate) fn budget_removed(&mut self, namespace: &str, name: &str) {
-        self.budgets.remove(namespace, name);
     }
 
     /// Places up to `limit` waiting pods and assumes them where they go.
@@ -243,7 +126,7 @@ impl Scheduler {
                 continue;
             }
             let pod = &waiting.pod;
-            match self.placement.choose(pod, &mut self.snapshot, &self.nominations, &mut self.tie) {
+            match self.placement.choose(pod, &mut self.snapshot, &mut self.tie) {
                 Some(slot) => self.assume(waiting, slot, &mut plan, now),
                 None => self.reject(waiting, &mut plan, now),
             }
@@ -277,6 +160,11 @@ impl Scheduler {
         }
     }
 
+    /// What is known of volumes, for whoever writes what was decided of them.
+    pub(crate) fn volumes(&self) -> &Volumes {
+        &self.snapshot.volumes
+    }
+
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
         self.queue.next_wakeup()
     }
@@ -284,32 +172,6 @@ impl Scheduler {
     /// Pods that wait in a place.
     pub(crate) fn waiting(&self, place: Place) -> usize {
         self.queue.count(place)
-    }
-
-    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
-        self.forget(&pod.uid, now);
-        self.assumed.remove(&pod.uid);
-        if over {
-            self.free(&pod.uid, now);
-            return;
-        }
-        let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
-        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
-        let slot = self.snapshot.put_pod(pod, node);
-        match known {
-            None => self.wake(&Event::PodPlaced(pod), now),
-            Some((before_slot, known)) => {
-                if before_slot != slot || known.wishes() != pod.wishes() {
-                    // A pod that moves or shrinks leaves room behind.
-                    self.node_event(before_slot, &before, false, now);
-                    self.wake(&Event::PodPlaced(pod), now);
-                    self.wake(&Event::PodGone(&known), now);
-                } else if known.going != pod.going {
-                    // It does not count for spread any more.
-                    self.wake(&Event::PodGone(pod), now);
-                }
-            }
-        }
     }
 
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
@@ -356,7 +218,7 @@ impl Scheduler {
 
     fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
-        let diagnosis = self.placement.diagnose(&pod, &mut self.snapshot, &self.nominations);
+        let diagnosis = self.placement.diagnose(&pod, &mut self.snapshot);
         let mut rejected =
             Rejected { pod: pod.clone(), message: diagnosis.message.clone(), nomination: Nomination::Keep };
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
@@ -369,27 +231,20 @@ impl Scheduler {
     /// Looks for pods that could go for this one.
     fn preempt(&mut self, rejected: &mut Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
         let pod = rejected.pod.clone();
-        if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot, &self.nominations) {
+        if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot) {
             rejected.message += &format!(" preemption: {why}");
             return;
         }
-        let found = preemption::find(
-            &pod,
-            about_pods,
-            &mut self.snapshot,
-            &self.budgets,
-            &self.nominations,
-            &mut self.tie,
-        );
+        let found = preemption::find(&pod, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
         match found {
             Ok(victims) => {
                 let node = self.snapshot.nodes[victims.slot].name.clone();
-                let displaced = self.nominations.below(pod.priority, &node);
+                let displaced = self.snapshot.nominations.below(pod.priority, &node);
                 for other in &displaced {
-                    self.nominations.remove(&other.uid);
+                    self.snapshot.denominate(&other.uid);
                     self.queue.activate_one(&other.uid, now);
                 }
-                self.nominations.put(&pod, &node);
+                self.snapshot.nominate(&pod, &node);
                 self.clearing.insert(pod.uid.clone(), false);
                 rejected.nomination = Nomination::Set(node.clone());
                 plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
@@ -412,12 +267,10 @@ impl Scheduler {
 
     /// No node is kept for the pod any more. True where one was.
     fn denominate(&mut self, uid: &str, now: Duration) -> bool {
-        let Some(node) = self.nominations.node_of(uid) else {
+        if self.snapshot.nominations.node_of(uid).is_none() {
             return false;
-        };
-        let slot = self.snapshot.slot(node);
-        self.nominations.remove(uid);
-        if let Some(slot) = slot {
+        }
+        if let Some(slot) = self.snapshot.denominate(uid) {
             self.node_event(slot, &HashSet::new(), false, now);
         }
         true
@@ -431,12 +284,6 @@ impl Scheduler {
         self.snapshot.remove_pod(uid);
         self.node_event(slot, &before, false, now);
         self.wake(&Event::PodGone(&pod), now);
-    }
-
-    fn put_namespace(&mut self, name: &str, labels: Option<pod::Labels>, now: Duration) {
-        if self.snapshot.topology.put_namespace(name, labels) {
-            self.wake(&Event::NamespaceChanged, now);
-        }
     }
 
     /// What unschedulable pods need that the node could run, as far as it can tell by itself.

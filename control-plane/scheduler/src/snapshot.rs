@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
     images::Images,
+    nomination::Nominations,
     pod::{HostPort, Labels, Needs, PodInfo},
     resources::{self, Requests},
     terms::Terms,
@@ -34,6 +35,7 @@ pub(crate) struct Snapshot {
     pub(crate) topology: Topology,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
+    pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
@@ -206,6 +208,21 @@ impl Snapshot {
         self.log(slot);
         self.release(slot);
         exists.then_some(slot)
+    }
+
+    /// Keeps the node for the pod, instead of any other.
+    pub(crate) fn nominate(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.denominate(&pod.uid);
+        self.nominations.put(pod, node);
+        self.slot(node).into_iter().for_each(|slot| self.log(slot));
+    }
+
+    /// No node is kept for the pod any more. Returns the slot of the one that was.
+    pub(crate) fn denominate(&mut self, uid: &str) -> Option<Slot> {
+        let node = self.nominations.remove(uid)?;
+        let slot = self.slot(&node)?;
+        self.log(slot);
+        Some(slot)
     }
 
     fn slot_for(&mut self, name: &str) -> Slot {

@@ -257,6 +257,54 @@ async fn a_pod_that_may_not_preempt_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_is_bound_after_its_volumes() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 4));
+    let class = |name: &str, provisioner: &str| json!({ "metadata": { "name": name }, "provisioner": provisioner, "volumeBindingMode": "WaitForFirstConsumer" });
+    fake.put("storageclasses", class("local", "kubernetes.io/no-provisioner"));
+    fake.put("storageclasses", class("made", "disks.example.com"));
+    let size = json!({ "storage": "1Gi" });
+    fake.put(
+        "persistentvolumes",
+        json!({
+            "metadata": { "name": "v" }, "status": { "phase": "Available" },
+            "spec": { "storageClassName": "local", "capacity": size, "accessModes": ["ReadWriteOnce"] },
+        }),
+    );
+    let claim = |name: &str, class: &str| {
+        json!({
+            "metadata": { "name": name, "namespace": "a", "uid": format!("uid-{name}") },
+            "spec": { "storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": { "requests": size } },
+        })
+    };
+    fake.put("persistentvolumeclaims", claim("old", "local"));
+    fake.put("persistentvolumeclaims", claim("new", "made"));
+    let mut user = pod("user", 1);
+    user["spec"]["volumes"] = json!([
+        { "name": "old", "persistentVolumeClaim": { "claimName": "old" } },
+        { "name": "new", "persistentVolumeClaim": { "claimName": "new" } },
+    ]);
+    fake.put("pods", user);
+    scenario(fake, |fake| async move {
+        fake.until("persistentvolumes", |all| all[0]["spec"]["claimRef"]["uid"] == "uid-old").await;
+        let selected = "volume.kubernetes.io/selected-node";
+        fake.until("persistentvolumeclaims", |all| {
+            all.iter().any(|one| one["metadata"]["annotations"][selected] == "n1")
+        })
+        .await;
+        assert_eq!(bound(&fake.all("pods")), 0);
+        // What the controllers of volumes do.
+        for mut claim in fake.all("persistentvolumeclaims") {
+            claim["spec"]["volumeName"] = "v".into();
+            claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = "yes".into();
+            fake.put("persistentvolumeclaims", claim);
+        }
+        fake.until("pods", |pods| bound(pods) == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn bindings_travel_in_batches() {
     let fake = Arc::new(Fake::default());
     fake.put("nodes", node("n1", 100));

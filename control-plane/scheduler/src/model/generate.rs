@@ -110,6 +110,12 @@ pub(super) fn any_pod(random: &mut Random, name: &str) -> Value {
     if random.chance(6) {
         spec["nodeSelector"] = json!({ "disk": random.one_of(&["ssd", "hdd"]) });
     }
+    if random.chance(12) {
+        let names: Vec<String> = (0..3).map(|_| format!("n{}", random.below(8))).collect();
+        let field = json!({ "key": "metadata.name", "operator": "In", "values": names });
+        spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
+            json!({ "nodeSelectorTerms": [{ "matchFields": [field] }] });
+    }
     if random.chance(5) {
         spec["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] = json!([{
             "weight": 1 + random.below(100), "preference": { "matchExpressions": [

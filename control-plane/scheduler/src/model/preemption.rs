@@ -27,6 +27,7 @@ impl Twin {
                 "unschedulable",
                 "untolerated taint",
                 "node affinity",
+                "plugin(s)",
                 "missing required",
                 "pod affinity rules",
             ];

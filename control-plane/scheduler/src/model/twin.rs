@@ -72,13 +72,23 @@ impl Twin {
 
     pub(super) fn selects_node(&self, pod: &Value, name: &str) -> bool {
         let selector = &pod["spec"]["nodeSelector"]["disk"];
-        selector.is_null() || selector == self.label(name, "disk")
+        (selector.is_null() || selector == self.label(name, "disk")) && Self::names_node(pod, name)
+    }
+
+    fn names_node(pod: &Value, name: &str) -> bool {
+        let required =
+            &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let field = &required["nodeSelectorTerms"][0]["matchFields"][0];
+        field.is_null() || list(&field["values"]).iter().any(|named| named == name)
     }
 
     /// Why the node cannot run the pod, as the first plugin says it; nothing where it can.
     pub(super) fn reasons(&self, pod: &Value, name: &str) -> Vec<String> {
         let node = &self.nodes[name];
         let one = |text: &str| vec![text.to_owned()];
+        if !Self::names_node(pod, name) {
+            return one("node(s) didn't satisfy plugin(s) [NodeAffinity]");
+        }
         if node["spec"]["unschedulable"] == true {
             return one("node(s) were unschedulable");
         }
@@ -121,17 +131,19 @@ impl Twin {
 
     /// Why the node cannot run the pod, alone or beside those that it is kept for.
     pub(super) fn all_reasons(&self, pod: &Value, node: &str) -> Vec<String> {
-        let reasons = self.reasons(pod, node);
         let before = |(other, on): &&(Value, String)| {
             on == node && priority(other) >= priority(pod) && name(other) != name(pod)
         };
         let others: Vec<&(Value, String)> = self.nominated.values().filter(before).collect();
-        if !reasons.is_empty() || others.is_empty() {
-            return reasons;
+        if others.is_empty() {
+            return self.reasons(pod, node);
         }
         let mut beside = self.clone();
-        others.into_iter().for_each(|other| _ = beside.pods.insert(name(&other.0).to_owned(), other.clone()));
-        beside.reasons(pod, node)
+        for other in others {
+            beside.pods.insert(name(&other.0).to_owned(), other.clone());
+        }
+        let reasons = beside.reasons(pod, node);
+        if reasons.is_empty() { self.reasons(pod, node) } else { reasons }
     }
 
     pub(super) fn fitting(&self, pod: &Value) -> Vec<String> {

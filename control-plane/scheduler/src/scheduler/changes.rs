@@ -1,0 +1,157 @@
+//! What happens in the cluster, as the shell tells it: taken over into the snapshot, and whoever it helps is woken.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
+    policy::v1::PodDisruptionBudget,
+    storage::v1::{CSINode, StorageClass},
+};
+
+use super::Scheduler;
+use crate::{
+    hints::Event,
+    pod::{self, PodInfo},
+    snapshot::NodeEntry,
+};
+
+impl Scheduler {
+    pub(crate) fn node_changed(&mut self, node: &Node, now: Duration) {
+        let slot = self.snapshot.slot(node.metadata.name.as_deref().unwrap_or_default());
+        let before = self.fitting(slot);
+        let same = |entry: &NodeEntry| {
+            entry.exists
+                && entry.labels == node.metadata.labels.clone().unwrap_or_default()
+                && entry.taints == node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
+        };
+        let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
+        let slot = self.snapshot.put_node(node);
+        self.node_event(slot, &before, relabelled, now);
+    }
+
+    pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
+        if let Some(slot) = self.snapshot.slot(name) {
+            self.snapshot.remove_node(name);
+            self.node_event(slot, &HashSet::new(), true, now);
+        }
+    }
+
+    pub(crate) fn pod_changed(&mut self, pod: &Pod, now: Duration) {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let profile =
+            self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name));
+        let ours = profile.is_some();
+        let profile = profile.unwrap_or(&self.profiles[0]).clone();
+        let info = self.reader.read(pod, &profile);
+        if let Some(node) = pod::node_of(pod) {
+            self.bound(&info, node, pod::is_over(pod), now);
+        } else if !ours || info.is_going() || pod::is_over(pod) {
+            self.forget(&info.uid, now);
+        } else if pod::is_gated(pod) {
+            self.forget(&info.uid, now);
+            self.queue.add_gated(info, now);
+        } else if !self.assumed.contains_key(&info.uid) {
+            // Seen for the first time: a scheduler before this one may have cleared a node for it.
+            if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
+                self.snapshot.nominate(&info, node);
+            }
+            self.queue.add(info, now);
+        }
+    }
+
+    pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
+        self.forget(uid, now);
+        if let Some(assumed) = self.assumed.remove(uid) {
+            self.take_back(&assumed.provisions, now);
+        }
+        self.free(uid, now);
+    }
+
+    pub(crate) fn claim_changed(&mut self, claim: &PersistentVolumeClaim, now: Duration) {
+        self.snapshot.volumes.put_claim(claim);
+        self.wake(&Event::ClaimChanged(&ObjectKey::of(claim)), now);
+    }
+
+    pub(crate) fn claim_removed(&mut self, key: &ObjectKey) {
+        self.snapshot.volumes.remove_claim(key);
+    }
+
+    pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {
+        self.snapshot.volumes.put_volume(volume);
+        self.wake(&Event::StorageChanged, now);
+    }
+
+    pub(crate) fn volume_removed(&mut self, name: &str) {
+        self.snapshot.volumes.remove_volume(name);
+    }
+
+    pub(crate) fn class_changed(&mut self, class: &StorageClass, now: Duration) {
+        self.snapshot.volumes.put_class(class);
+        self.wake(&Event::StorageChanged, now);
+    }
+
+    pub(crate) fn class_removed(&mut self, name: &str) {
+        self.snapshot.volumes.remove_class(name);
+    }
+
+    pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
+        self.snapshot.volumes.put_csi_node(node);
+        self.wake(&Event::LimitsChanged, now);
+    }
+
+    pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_csi_node(name);
+        self.wake(&Event::LimitsChanged, now);
+    }
+
+    pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        self.put_namespace(name, namespace.metadata.labels.clone(), now);
+    }
+
+    pub(crate) fn namespace_removed(&mut self, name: &str, now: Duration) {
+        self.put_namespace(name, None, now);
+    }
+
+    pub(crate) fn budget_changed(&mut self, budget: &PodDisruptionBudget) {
+        let (namespace, name) = (budget.metadata.namespace.as_deref(), budget.metadata.name.as_deref());
+        self.budgets.put(namespace.unwrap_or_default(), name.unwrap_or_default(), budget);
+    }
+
+    pub(crate) fn budget_removed(&mut self, namespace: &str, name: &str) {
+        self.budgets.remove(namespace, name);
+    }
+
+    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
+        self.forget(&pod.uid, now);
+        self.assumed.remove(&pod.uid);
+        if over {
+            self.free(&pod.uid, now);
+            return;
+        }
+        let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
+        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
+        let slot = self.snapshot.put_pod(pod, node);
+        match known {
+            None => self.wake(&Event::PodPlaced(pod), now),
+            Some((before_slot, known)) => {
+                if before_slot != slot || known.wishes() != pod.wishes() {
+                    // A pod that moves or shrinks leaves room behind.
+                    self.node_event(before_slot, &before, false, now);
+                    self.wake(&Event::PodPlaced(pod), now);
+                    self.wake(&Event::PodGone(&known), now);
+                } else if known.going != pod.going {
+                    // It does not count for spread any more.
+                    self.wake(&Event::PodGone(pod), now);
+                }
+            }
+        }
+    }
+
+    fn put_namespace(&mut self, name: &str, labels: Option<pod::Labels>, now: Duration) {
+        if self.snapshot.topology.put_namespace(name, labels) {
+            self.wake(&Event::NamespaceChanged, now);
+        }
+    }
+}
