@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use hawser_kubelet::{
-    Pods,
+    Pods, Telemetry,
     server::{AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config},
     worker::PodView,
 };
@@ -56,6 +56,7 @@ pub(crate) struct Source {
     /// Where pods on the node's own network are.
     pub(crate) node_ip: IpAddr,
     pub(crate) log_folder: PathBuf,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Source {
@@ -115,6 +116,10 @@ impl PodSource for Source {
 
     fn log_folder(&self) -> PathBuf {
         self.log_folder.clone()
+    }
+
+    fn telemetry(&self) -> Option<Telemetry> {
+        Some(self.telemetry.clone())
     }
 
     fn addresses(&self, namespace: &str, pod: &str) -> Result<Vec<IpAddr>, Refusal> {

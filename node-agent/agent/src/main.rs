@@ -49,12 +49,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Before anything else: there is one such process for every container, and it must stay small.
+    // Before anything else: there is one such process for every container or pod, and it must stay small.
     let mut words = std::env::args_os().skip(1);
-    if let (Some(mode), Some(file)) = (words.next(), words.next())
-        && mode == LOG_WRITER
-    {
-        return hawser_runtime::logger::run(Path::new(&file));
+    if let (Some(mode), Some(file)) = (words.next(), words.next()) {
+        if mode == LOG_WRITER {
+            return hawser_runtime::logger::run(Path::new(&file));
+        }
+        if mode == hawser_runtime::pod_init::MODE {
+            return hawser_runtime::pod_init::run();
+        }
     }
     let outcome = match Cli::parse().command {
         Command::Run(options) => run::run(*options),

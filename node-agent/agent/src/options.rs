@@ -4,10 +4,18 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use hawser_api::{AddressRange, quantity::Quantity};
+use hawser_kubelet::{
+    config::Reserved,
+    eviction::{
+        Eviction,
+        thresholds::{Signal, Threshold},
+    },
+};
 use ipnet::IpNet;
 
 #[derive(clap::Args)]
@@ -104,6 +112,38 @@ pub(crate) struct Options {
     pub(crate) healthz_bind_address: SocketAddr,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// Processes that a pod may have; no limit where unset
+    #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
+    pub(crate) pod_max_pids: Option<i64>,
+    /// Kernel parameters that pods may set beside the safe ones, as net.core.somaxconn or kernel.msg*
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) allowed_unsafe_sysctls: Vec<String>,
+    /// Kept for the node agent and containerd, as cpu=100m,memory=200Mi,ephemeral-storage=1Gi
+    #[arg(long, value_parser = reserved, default_value = "")]
+    pub(crate) kube_reserved: Reserved,
+    /// Kept for the rest of the system
+    #[arg(long, value_parser = reserved, default_value = "")]
+    pub(crate) system_reserved: Reserved,
+    /// When pods are evicted at once, as memory.available<100Mi,nodefs.available<10%
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) eviction_hard: Vec<Threshold>,
+    /// When pods are evicted after a grace period, which --eviction-soft-grace-period gives
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) eviction_soft: Vec<Threshold>,
+    /// How long a soft threshold has to be met, as memory.available=90s
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) eviction_soft_grace_period: Vec<String>,
+    /// Longest grace of pods that a soft threshold evicts, in seconds
+    #[arg(long, default_value_t = 0)]
+    pub(crate) eviction_max_pod_grace_period: u64,
+    /// How long a condition such as MemoryPressure outlasts its cause, in seconds
+    #[arg(long, default_value_t = 300)]
+    pub(crate) eviction_pressure_transition_period: u64,
+    /// Share of the disk in use, in percent, at which unused images begin to be removed, and at which that ends
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub(crate) image_gc_high_threshold: u64,
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub(crate) image_gc_low_threshold: u64,
     /// Size at which a container's log is rotated, as a quantity: 10Mi
     #[arg(long, default_value = "10Mi", value_parser = bytes)]
     pub(crate) container_log_max_size: u64,
@@ -161,6 +201,65 @@ impl Options {
         let others = addresses.filter(|address| !self.cluster_dns.contains(address));
         Ok(others.map(|address| SocketAddr::new(address, 53)).collect())
     }
+}
+
+impl Options {
+    /// # Errors
+    /// A soft threshold without a grace period, or a grace period of nothing.
+    pub(crate) fn eviction(&self) -> anyhow::Result<Eviction> {
+        let mut eviction = Eviction {
+            max_pod_grace: Duration::from_secs(self.eviction_max_pod_grace_period),
+            transition_period: Duration::from_secs(self.eviction_pressure_transition_period),
+            ..Eviction::default()
+        };
+        if !self.eviction_hard.is_empty() {
+            eviction.thresholds = self.eviction_hard.clone();
+        }
+        let mut graces = BTreeMap::new();
+        for pair in &self.eviction_soft_grace_period {
+            let (signal, grace) = pair.split_once('=').with_context(|| {
+                format!("--eviction-soft-grace-period {pair:?}: <signal>=<time> is expected")
+            })?;
+            let signal: Signal = signal.parse().map_err(|error: String| anyhow::anyhow!(error))?;
+            graces.insert(signal, seconds(grace)?);
+        }
+        for threshold in &self.eviction_soft {
+            let grace = graces.remove(&threshold.signal).with_context(|| {
+                format!("--eviction-soft-grace-period has none for {}", threshold.signal.as_str())
+            })?;
+            eviction.thresholds.push(Threshold { grace, ..*threshold });
+        }
+        anyhow::ensure!(
+            graces.is_empty(),
+            "--eviction-soft-grace-period names a signal that --eviction-soft does not"
+        );
+        Ok(eviction)
+    }
+}
+
+/// `90s`, `1m30s`
+fn seconds(text: &str) -> anyhow::Result<Duration> {
+    let span: jiff::SignedDuration =
+        text.parse().with_context(|| format!("{text:?} is no time such as 90s"))?;
+    let time = Duration::try_from(span).ok().filter(|time| !time.is_zero());
+    time.with_context(|| format!("{text:?}: more than zero is expected"))
+}
+
+/// `cpu=100m,memory=200Mi,ephemeral-storage=1Gi`
+fn reserved(text: &str) -> anyhow::Result<Reserved> {
+    let mut reserved = Reserved::default();
+    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+        let (name, amount) =
+            pair.split_once('=').with_context(|| format!("{pair:?}: <resource>=<amount> is expected"))?;
+        let quantity: Quantity = amount.parse().with_context(|| format!("{amount:?} is no quantity"))?;
+        match name {
+            "cpu" => reserved.cpu_millis = u64::try_from(quantity.milli_value())?,
+            "memory" => reserved.memory_bytes = u64::try_from(quantity.value())?,
+            "ephemeral-storage" => reserved.ephemeral_bytes = u64::try_from(quantity.value())?,
+            _ => bail!("{name:?} cannot be reserved; cpu, memory and ephemeral-storage can"),
+        }
+    }
+    Ok(reserved)
 }
 
 /// A size as the API writes it, in bytes.

@@ -104,6 +104,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         network: pod_network.clone(),
         node_ip: options.node_ip,
         log_folder,
+        telemetry: kubelet.telemetry(),
     };
     let server = kubelet_api::bind(&options, containerd, source).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
@@ -194,6 +195,13 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
     config.max_pods = options.max_pods;
     config.labels = options.labels()?;
     config.taints = options.register_with_taints.clone();
+    config.pod_pids_limit = options.pod_max_pids;
+    config.allowed_unsafe_sysctls = options.allowed_unsafe_sysctls.clone();
+    config.kube_reserved = options.kube_reserved;
+    config.system_reserved = options.system_reserved;
+    config.eviction = options.eviction()?;
+    config.image_gc.high_percent = options.image_gc_high_threshold;
+    config.image_gc.low_percent = options.image_gc_low_threshold;
     Ok(config)
 }
 

@@ -248,7 +248,7 @@ mod tests {
         let (sender, receiver) = watch::channel(vec![skipped("shop/web:sctp"), skipped("shop/gone:sctp")]);
         let telling = tokio::spawn(tell_skipped(receiver, services, pods, recorder.of("node-agent")));
         let event = events.recv().await.unwrap();
-        assert_eq!((event.reason, event.told_by), ("ServiceNotServed", ToldBy::EveryNode));
+        assert_eq!((&*event.reason, event.told_by), ("ServiceNotServed", ToldBy::EveryNode));
         assert_eq!(event.message, "port sctp: its protocol is not served");
         assert_eq!(event.object.uid.as_deref(), Some("u1"));
         sender.send_replace(vec![skipped("shop/web:sctp")]);

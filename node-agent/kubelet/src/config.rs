@@ -5,6 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::container::resources::NodeCapacity;
+use crate::eviction::Eviction;
+use crate::eviction::thresholds::Signal;
+use crate::image_gc::ImageGc;
+
 /// Version that the node announces: the API level, then the project.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+hawser-", env!("CARGO_PKG_VERSION"));
 
@@ -32,30 +37,29 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// `key=value:effect`
     pub taints: Vec<String>,
-    /// Withheld from `allocatable`.
-    pub reserved: Reserved,
+    /// Withheld from `allocatable`, for the node agent and for the rest of the system.
+    pub kube_reserved: Reserved,
+    pub system_reserved: Reserved,
+    /// Processes that a pod may have; `None` for no limit.
+    pub pod_pids_limit: Option<i64>,
+    /// Kernel parameters that pods may set beside the safe ones; a `*` at the end stands for anything.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Pulls at the same time.
     pub max_parallel_pulls: usize,
     pub lease_interval: Duration,
     pub lease_duration: Duration,
     pub status_interval: Duration,
-    pub eviction: EvictionThresholds,
+    pub eviction: Eviction,
+    pub image_gc: ImageGc,
+    /// How often pods' directories are measured.
+    pub volume_stats_interval: Duration,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
-}
-
-/// Levels at which the node's pressure conditions turn true.
-#[derive(Clone, Debug)]
-pub struct EvictionThresholds {
-    pub memory_available_bytes: u64,
-    /// Share of the file system, in percent.
-    pub disk_available_percent: u64,
-    /// Share of the process numbers, in percent.
-    pub pid_available_percent: u64,
+    pub ephemeral_bytes: u64,
 }
 
 impl Config {
@@ -77,16 +81,34 @@ impl Config {
             max_pods: 110,
             labels: BTreeMap::new(),
             taints: Vec::new(),
-            reserved: Reserved::default(),
+            kube_reserved: Reserved::default(),
+            system_reserved: Reserved::default(),
+            pod_pids_limit: None,
+            allowed_unsafe_sysctls: Vec::new(),
             max_parallel_pulls: 4,
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(10),
-            eviction: EvictionThresholds {
-                memory_available_bytes: 100 << 20,
-                disk_available_percent: 5,
-                pid_available_percent: 5,
-            },
+            eviction: Eviction::default(),
+            image_gc: ImageGc::default(),
+            volume_stats_interval: Duration::from_secs(60),
+        }
+    }
+
+    /// What pods may have of what the machine has: without what is reserved, and what is kept free by eviction.
+    pub fn allocatable(&self, capacity: NodeCapacity) -> NodeCapacity {
+        let reserved = [self.kube_reserved, self.system_reserved];
+        let without = |amount: i64, kept: u64, of: fn(&Reserved) -> u64| {
+            let kept = reserved.iter().map(of).fold(kept, u64::saturating_add);
+            amount.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX)).max(0)
+        };
+        let withheld =
+            |signal, amount: i64| self.eviction.withheld(signal, u64::try_from(amount).unwrap_or(0));
+        let (memory, disk) = (capacity.memory_bytes, capacity.ephemeral_bytes);
+        NodeCapacity {
+            cpu_millis: without(capacity.cpu_millis, 0, |r| r.cpu_millis),
+            memory_bytes: without(memory, withheld(Signal::MemoryAvailable, memory), |r| r.memory_bytes),
+            ephemeral_bytes: without(disk, withheld(Signal::NodefsAvailable, disk), |r| r.ephemeral_bytes),
         }
     }
 

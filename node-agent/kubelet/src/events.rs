@@ -3,6 +3,7 @@
 //! Callers never wait: [`Recorder::event`] puts the event into a bounded queue, and one task writes them. A
 //! full queue or an object over its rate (25 at once, then one in five minutes) drops events and counts them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,7 +49,7 @@ impl EventType {
 pub struct NewEvent {
     pub object: ObjectReference,
     pub event_type: EventType,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     pub at: Timestamp,
     /// Who says it.
@@ -93,7 +94,7 @@ impl Recorder {
         &self,
         pod: &DesiredPod,
         event_type: EventType,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) {
         self.event(pod_reference(pod, None), event_type, reason, message.into());
@@ -105,7 +106,7 @@ impl Recorder {
         pod: &DesiredPod,
         container: &str,
         event_type: EventType,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) {
         let list = match pod.container(container).map(|c| c.kind) {
@@ -121,7 +122,7 @@ impl Recorder {
         &self,
         object: ObjectReference,
         event_type: EventType,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         self.queue(object, event_type, reason, message, ToldBy::ThisNode);
@@ -132,7 +133,7 @@ impl Recorder {
         &self,
         object: ObjectReference,
         event_type: EventType,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         self.queue(object, event_type, reason, message, ToldBy::EveryNode);
@@ -142,11 +143,12 @@ impl Recorder {
         &self,
         object: ObjectReference,
         event_type: EventType,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
         told_by: ToldBy,
     ) {
         let (at, component) = (Timestamp::now(), self.component);
+        let reason = reason.into();
         let event = NewEvent { object, event_type, reason, message, at, component, told_by };
         if self.queue.try_send(event).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -248,7 +250,7 @@ fn new_object(node: &str, event: &NewEvent, name: String) -> Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
         involved_object: event.object.clone(),
         type_: Some(event.event_type.as_str().into()),
-        reason: Some(event.reason.into()),
+        reason: Some(event.reason.to_string()),
         message: Some(event.message.clone()),
         count: Some(1),
         first_timestamp: Some(time(event.at)),
@@ -280,7 +282,7 @@ pub async fn write_events(
         let namespace = event.object.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
         if let Err(error) = write(&api, &mut correlator, &event, fate, &node).await {
-            warn!(reason = event.reason, %error, "event was not written");
+            warn!(reason = %event.reason, %error, "event was not written");
         }
     }
 }
@@ -294,7 +296,7 @@ async fn write(
 ) -> Result<(), hawser_api::Error> {
     match fate {
         Fate::Drop => {
-            debug!(reason = event.reason, "event over the rate of its object");
+            debug!(reason = %event.reason, "event over the rate of its object");
             Ok(())
         }
         Fate::Create(object, key) => {
@@ -345,7 +347,7 @@ mod tests {
                 ..ObjectReference::default()
             },
             event_type: EventType::Normal,
-            reason: "Pulled",
+            reason: "Pulled".into(),
             message: message.into(),
             at: Timestamp::UNIX_EPOCH,
             component: KUBELET,

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::events::{EventType, Recorder};
+use crate::image_gc::LastUse;
 use crate::pod::back_off::go_duration;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod};
@@ -59,6 +60,7 @@ pub struct Images {
     recorder: Recorder,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
+    last_use: LastUse,
     /// One pull of an image at a time; entries go with their last user.
     by_image: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -69,9 +71,10 @@ impl Images {
         secrets: Informer<Secret>,
         recorder: Recorder,
         max_parallel_pulls: usize,
+        last_use: LastUse,
     ) -> Self {
         let slots = Semaphore::new(max_parallel_pulls.max(1));
-        Self { runtime, secrets, recorder, slots, by_image: Mutex::default() }
+        Self { runtime, secrets, recorder, slots, last_use, by_image: Mutex::default() }
     }
 
     /// The container's image, pulled where the policy asks for it. Cancel-safe.
@@ -87,6 +90,9 @@ impl Images {
         // Two owners are left when nobody else waits: the map and this call.
         if Arc::strong_count(&turn) <= 2 {
             turns.remove(image);
+        }
+        if let Ok(image) = &outcome {
+            self.last_use.used(&image.id);
         }
         outcome
     }
@@ -269,7 +275,7 @@ mod tests {
                 ..Container::default()
             };
             assert_eq!(
-                pull_policy(&DesiredContainer { kind: ContainerKind::Main, spec }),
+                pull_policy(&DesiredContainer { kind: ContainerKind::Main, spec, target: None }),
                 expected,
                 "{image}"
             );

@@ -4,17 +4,24 @@ use std::sync::Arc;
 
 use hawser_api::client::Client;
 use hawser_runtime::Runtime;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::AgentClock;
 use crate::config::Config;
+use crate::csi::{self, Csi};
+use crate::devices::{self, Devices};
 use crate::events::{Recorder, write_events};
+use crate::eviction::{Evictor, Pressure};
+use crate::image_gc::{ImageCollector, LastUse};
 use crate::images::Images;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
+use crate::metrics::{Metered, Metrics, Telemetry};
 use crate::node::{Machine, NodeKeeper, usage};
 use crate::probes::Prober;
+use crate::stats::{Collector, disk};
 use crate::volumes::Volumes;
 use crate::worker::actions::Shared;
 
@@ -31,15 +38,12 @@ pub struct Parts {
 }
 
 /// Tells what the node and its pods use.
-pub struct UsageReader {
-    runtime: Arc<dyn Runtime>,
-    pods: Pods,
-}
+pub struct UsageReader(Collector);
 
 impl UsageReader {
     /// What they use now, as the node stream carries it.
     pub async fn read(&self) -> hawser_api::v1::Usage {
-        usage::usage(&self.runtime, &self.pods).await
+        usage::usage(&*self.0.collect().await)
     }
 }
 
@@ -47,7 +51,7 @@ impl UsageReader {
 pub struct Kubelet {
     pub pods: Pods,
     pub machine: Machine,
-    runtime: Arc<dyn Runtime>,
+    telemetry: Telemetry,
     recorder: Recorder,
     tasks: JoinSet<()>,
 }
@@ -61,27 +65,42 @@ impl Kubelet {
         let prober = Prober::default();
         let pods = Pods::default();
         let Parts { runtime, network, client, status, objects, endpoints } = parts;
+        let metrics = Metrics::default();
+        let runtime: Arc<dyn Runtime> = Arc::new(Metered::new(runtime, metrics.clone()));
+        let collector = Collector::new(&config, runtime.clone(), pods.clone());
+        let clock = AgentClock::start();
+        let (pressure, pressure_seen) = watch::channel(Pressure::default());
+        let last_use = LastUse::default();
+        let allocatable = config.allocatable(machine.capacity());
         let images = Images::new(
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
             config.max_parallel_pulls,
+            last_use.clone(),
         );
-        let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), machine.capacity());
+        let devices = Devices::load(&config);
+        let csi = Csi::new(config.clone(), client.clone());
+        let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), allocatable, csi.clone());
         let shared = Arc::new(Shared {
             config: config.clone(),
             runtime: runtime.clone(),
             network: network.clone(),
             client: client.clone(),
             objects,
+            pods: pods.clone(),
             endpoints,
             status: status.clone(),
             images,
             volumes: Arc::new(volumes),
             prober: prober.clone(),
             recorder: recorder.clone(),
-            clock: AgentClock::start(),
+            clock,
+            metrics: metrics.clone(),
+            devices: devices.clone(),
+            pressure: pressure_seen.clone(),
             capacity: machine.capacity(),
+            allocatable,
         });
         let nodes = shared.objects.nodes.clone();
         let manager = Manager::new(shared, pods.clone());
@@ -93,19 +112,64 @@ impl Kubelet {
             network,
             recorder: recorder.clone(),
             machine: machine.clone(),
+            pressure: pressure_seen,
+            devices: devices.counts(),
             nodes,
+        };
+        let collecting = ImageCollector {
+            config: config.clone(),
+            runtime: runtime.clone(),
+            collector: collector.clone(),
+            recorder: recorder.clone(),
+            metrics: metrics.clone(),
+            last_use,
+        };
+        let evictor = Evictor {
+            config: config.clone(),
+            runtime: runtime.clone(),
+            collector: collector.clone(),
+            pods: pods.clone(),
+            images: collecting.clone(),
+            recorder: recorder.clone(),
+            metrics: metrics.clone(),
+            clock,
+            pressure,
+        };
+        let measuring =
+            disk::keep_measuring(config.clone(), runtime.clone(), pods.clone(), collector.clone());
+        let telemetry = Telemetry {
+            stats: collector,
+            config: config.clone(),
+            metrics,
+            prober: prober.clone(),
+            pods: pods.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(manager.run(shutdown.clone()));
         tasks.spawn(keeper.run(shutdown.clone()));
         tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
-        let probing = runtime.clone();
-        tasks.spawn(async move { prober.run(probing, shutdown).await });
-        Self { pods, machine, runtime, recorder, tasks }
+        tasks.spawn(evictor.run(shutdown.clone()));
+        tasks.spawn(collecting.run(shutdown.clone()));
+        tasks.spawn(devices::plugins::run(devices, shutdown.clone()));
+        tasks.spawn(csi::registration::run(csi, shutdown.clone()));
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = measuring => {}
+            }
+        });
+        tasks.spawn(async move { prober.run(runtime, shutdown).await });
+        Self { pods, machine, telemetry, recorder, tasks }
     }
 
     pub fn usage_reader(&self) -> UsageReader {
-        UsageReader { runtime: self.runtime.clone(), pods: self.pods.clone() }
+        UsageReader(self.telemetry.stats.clone())
+    }
+
+    /// For the kubelet's server.
+    pub fn telemetry(&self) -> Telemetry {
+        self.telemetry.clone()
     }
 
     /// For events of other parts of the agent.

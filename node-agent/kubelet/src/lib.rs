@@ -6,19 +6,27 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod clock;
 pub mod config;
 pub mod container;
+pub mod csi;
+pub mod devices;
 pub mod events;
+pub mod eviction;
+pub mod image_gc;
 pub mod images;
 pub mod interfaces;
 mod kubelet;
 pub mod manager;
+pub mod metrics;
 pub mod node;
 pub mod pod;
 pub mod probes;
 pub mod quantity;
 pub mod server;
+pub mod sockets;
+pub mod stats;
 pub mod volumes;
 pub mod worker;
 
@@ -29,3 +37,4 @@ pub use interfaces::{
 };
 pub use kubelet::{Kubelet, Parts, UsageReader};
 pub use manager::Pods;
+pub use metrics::Telemetry;

@@ -22,6 +22,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::admission::{Node, admit};
+use crate::container::resources::NodeCapacity;
+use crate::pod::DesiredPod;
+use crate::pod::resize::{Pending, judge};
+use crate::pod::state::Verdict;
 use crate::worker::actions::Shared;
 use crate::worker::{Found, PodView, Worker, WorkerHandle};
 
@@ -69,6 +74,25 @@ impl Pods {
         if let Some(mailbox) = mailbox {
             mailbox.put(put);
         }
+    }
+
+    /// Grants a running pod what it asks for, if there is room beside all others. One at a time.
+    pub fn grant(&self, wanted: &DesiredPod, allocatable: NodeCapacity) -> Result<(), Pending> {
+        let workers = self.workers.write();
+        let others = workers.iter().filter(|(uid, _)| *uid != wanted.uid());
+        let others = others.map(|(_, worker)| DesiredPod::new(worker.view.lock().pod.clone()));
+        let others: Vec<DesiredPod> = others.filter(|pod| pod.terminal_phase().is_none()).collect();
+        judge(wanted, allocatable, &others)?;
+        if let Some(worker) = workers.get(wanted.uid()) {
+            // The next one sees it.
+            worker.view.lock().pod = wanted.object.clone();
+        }
+        Ok(())
+    }
+
+    /// Ends a pod for good, unless it ends already.
+    pub fn fail(&self, uid: &str, verdict: Verdict) {
+        self.mail(uid, |mail| mail.verdict = Some(verdict));
     }
 
     fn uids(&self) -> BTreeSet<String> {
@@ -162,11 +186,35 @@ impl Manager {
 
     fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let (worker, handle) = Worker::new(self.shared.clone(), pod, found);
+        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found);
+        let (mut worker, handle) = Worker::new(self.shared.clone(), pod, found);
+        if let Some(verdict) = refusal {
+            worker.refuse(verdict);
+        }
         self.pods.workers.write().insert(uid.clone(), handle);
         let shutdown = shutdown.child_token();
         let task = self.workers.spawn(worker.run(shutdown));
         self.uids.insert(task.id(), uid);
+    }
+
+    /// Why a pod that has just come is not taken. What was taken once is not judged again.
+    fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
+        let status = pod.object.status.as_ref();
+        let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
+        if was_here || !found.containers.is_empty() || pod.is_deleted() {
+            return None;
+        }
+        let others: Vec<DesiredPod> =
+            self.pods.all().into_iter().map(|view| DesiredPod::new(view.pod)).collect();
+        let others: Vec<DesiredPod> =
+            others.into_iter().filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid()).collect();
+        let node = Node {
+            config: &self.shared.config,
+            allocatable: self.shared.allocatable,
+            pressure: *self.shared.pressure.borrow(),
+            pods: &others,
+        };
+        admit(&node, pod).and_then(|()| self.shared.devices.grant(pod)).err()
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.
@@ -354,9 +402,7 @@ impl Orphans {
         futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
         self.shared.runtime.remove_pod_sandbox(uid).await.map_err(|e| e.to_string())?;
         self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
-        let (volumes, uid) = (self.shared.volumes.clone(), uid.to_owned());
-        let removed = tokio::task::spawn_blocking(move || volumes.remove_pod_dir(&uid)).await;
-        removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        self.shared.volumes.remove_pod_dir(uid).await.map_err(|e| e.to_string())?;
         match logs {
             Some(dir) => tokio::fs::remove_dir_all(dir).await.map_err(|e| e.to_string()),
             None => Ok(()),

@@ -34,6 +34,14 @@ pub fn scaled(text: &str, scale: i128) -> Option<i64> {
     Some(if negative { -capped } else { capped })
 }
 
+/// Bytes as upstream prints them: with the largest binary suffix that leaves a whole number.
+pub fn binary_si(bytes: u64) -> String {
+    let suffixes = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let fits = (0..suffixes.len()).rev().find(|power| bytes.is_multiple_of(1 << (10 * power)));
+    let power = fits.filter(|_| bytes > 0).unwrap_or(0);
+    format!("{}{}", bytes >> (10 * power), suffixes[power])
+}
+
 fn multiplier(suffix: &str) -> Option<(i128, i128)> {
     Some(match suffix {
         "" => (1, 1),
@@ -81,5 +89,15 @@ mod tests {
         check("-1", -1, -1000);
         check("12E", i64::MAX, i64::MAX);
         check("nonsense", 0, 0);
+    }
+
+    #[test]
+    fn bytes_are_printed_with_the_largest_suffix() {
+        let check = |bytes, text: &str| assert_eq!(binary_si(bytes), text);
+        check(0, "0");
+        check(1000, "1000");
+        check(2 << 20, "2Mi");
+        check((1 << 30) + (1 << 20), "1025Mi");
+        check(u64::MAX, "18446744073709551615");
     }
 }

@@ -1,11 +1,13 @@
-//! The log writer as a program of its own, for tests: `log_writer log-writer <file>`.
+//! What the agent's own binary does in its modes, as a program for tests: `log_writer log-writer <file>`.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match std::env::args_os().nth(2) {
-        Some(config) => hawser_runtime::logger::run(Path::new(&config)),
-        None => ExitCode::FAILURE,
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    match words.as_slice() {
+        [mode, _] if mode == hawser_runtime::pod_init::MODE => hawser_runtime::pod_init::run(),
+        [_, config] => hawser_runtime::logger::run(Path::new(config)),
+        _ => ExitCode::FAILURE,
     }
 }

@@ -18,12 +18,14 @@ mod keyed_lock;
 pub mod logger;
 pub mod logs;
 mod paths;
+pub mod pod_init;
 mod sandbox;
 mod spec;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -80,6 +82,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Starts the created process; success if it already runs.
     async fn start_container(&self, id: &str) -> Result<()>;
 
+    /// Changes what a container may use, from now on. What is `None` stays as it is.
+    async fn update_container(&self, id: &str, resources: &Resources) -> Result<()>;
+
+    /// Changes what the pod as a whole may use. What is `None` stays as it is.
+    async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()>;
+
     /// Sends the container's stop signal, and SIGKILL to all its processes after `timeout`.
     ///
     /// Returns when the container has exited; at once if it has already, or does not exist.
@@ -125,4 +133,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What a whole pod uses now (all its containers), from its own cgroup; `None` without one.
     async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>>;
+
+    /// What the container's own layer takes on disk; `None` when there is no such container. Walks the layer.
+    async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>>;
+
+    /// A directory on the file system that holds images and containers' layers.
+    async fn image_directory(&self) -> Result<PathBuf>;
 }

@@ -123,7 +123,7 @@ pub enum PullProgress {
 }
 
 /// What the containers of a pod share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PodSandboxConfig {
     pub pod_uid: String,
     pub pod_name: String,
@@ -135,6 +135,9 @@ pub struct PodSandboxConfig {
     pub host_ipc: bool,
     /// Share the node's process namespace.
     pub host_pid: bool,
+    /// The containers see each other's processes.
+    #[serde(default)]
+    pub share_pid: bool,
     /// Size of the pod's /dev/shm; `None`: 64 MiB.
     pub shm_size_bytes: Option<u64>,
     /// Path of the pod's cgroup below the cgroup roots (`/hawser/<node>/kubepods/.../pod<uid>`).
@@ -146,9 +149,10 @@ pub struct PodSandboxConfig {
     pub annotations: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodNetwork {
     /// The network namespace in which this agent runs.
+    #[default]
     Host,
     /// A pinned network namespace, made by the network crate.
     Path(PathBuf),
@@ -164,7 +168,7 @@ pub struct PodSandbox {
 }
 
 /// One container to make.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ContainerConfig {
     /// The pod's sandbox must exist.
     pub pod_uid: String,
@@ -182,6 +186,8 @@ pub struct ContainerConfig {
     /// `None`: the image's, else `/`.
     pub working_dir: Option<String>,
     pub mounts: Vec<Mount>,
+    /// Devices of the node that it may use; a privileged container has all of them besides.
+    pub devices: Vec<DeviceMapping>,
     pub security: Security,
     pub resources: Resources,
     /// The shim writes stdout and stderr there in CRI log format; parent directories are made.
@@ -192,6 +198,8 @@ pub struct ContainerConfig {
     pub stdin_once: bool,
     /// `None`: the image's, else SIGTERM. `SIGUSR1`, `USR1` or a number.
     pub stop_signal: Option<String>,
+    /// A running container of the pod whose processes this one sees, for debugging.
+    pub join_pid_of: Option<ContainerId>,
     /// Kept with the container and given back by `list_containers`.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -202,7 +210,18 @@ pub struct Mount {
     pub container_path: PathBuf,
     pub host_path: PathBuf,
     pub read_only: bool,
+    /// What is mounted below is read-only too.
+    pub recursive_read_only: bool,
     pub propagation: MountPropagation,
+}
+
+/// A device node of this machine, as a container sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceMapping {
+    pub host_path: PathBuf,
+    pub container_path: PathBuf,
+    /// Some of `r` (read), `w` (write) and `m` (make the node).
+    pub permissions: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -272,6 +291,9 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// Bytes by page size as the kernel spells it: `2MB`, `1GB`.
+    #[serde(default)]
+    pub hugepage_limits: BTreeMap<String, u64>,
     /// Of containers only.
     pub oom_score_adj: Option<i32>,
 }
@@ -415,14 +437,35 @@ pub struct Session {
     pub exit: BoxFuture<'static, Result<i32>>,
 }
 
+/// What a cgroup uses, with all below it. Counters count from the group's making.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ContainerStats {
-    /// CPU time used since the start.
+    /// CPU time used.
     pub cpu_usage_ns: u64,
+    pub cpu_user_ns: u64,
+    pub cpu_system_ns: u64,
+    /// Periods in which the group had a quota and ran, and those of them in which it had to wait.
+    pub cpu_periods: u64,
+    pub cpu_throttled_periods: u64,
+    pub cpu_throttled_ns: u64,
     pub memory_usage_bytes: u64,
     /// Usage without inactive page cache, as evictions count it.
     pub memory_working_set_bytes: u64,
     pub memory_rss_bytes: u64,
+    pub memory_cache_bytes: u64,
+    pub memory_mapped_file_bytes: u64,
+    pub memory_swap_bytes: u64,
     pub memory_limit_bytes: Option<u64>,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    /// Processes that the kernel killed for memory.
+    pub oom_kills: u64,
     pub pids: u64,
+}
+
+/// Space on a file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use hawser_runtime::{ContainerConfig, Image, Mount, MountPropagation};
+use hawser_runtime::{ContainerConfig, Image, Mount};
 
 use crate::config::Config;
 use crate::pod::status::ANNOTATION_IMAGE;
@@ -86,6 +86,8 @@ pub fn build(
         mounts,
         security,
         resources: resources::container_resources(pod.spec(), spec, context.node_memory_bytes),
+        devices: Vec::new(),
+        join_pid_of: None,
         log_path: log_path(config, pod, &spec.name, attempt),
         tty: spec.tty == Some(true),
         stdin: spec.stdin == Some(true),
@@ -149,11 +151,6 @@ fn managed_mounts(
     files
         .into_iter()
         .filter(|(path, _)| !taken(path))
-        .map(|(path, host_path)| Mount {
-            container_path: path.into(),
-            host_path,
-            read_only: false,
-            propagation: MountPropagation::Private,
-        })
+        .map(|(path, host_path)| Mount { container_path: path.into(), host_path, ..Mount::default() })
         .collect()
 }

@@ -1,13 +1,14 @@
 //! What the machine is and has, read from `/proc`, `/sys` and `/etc`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::NodeSystemInfo;
-use nix::sys::statvfs::statvfs;
 
-use crate::config::{Config, KUBELET_VERSION};
+use crate::config::KUBELET_VERSION;
 use crate::container::resources::NodeCapacity;
+use crate::stats::disk::fs_stats;
 
 /// Fixed while the machine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,19 +16,13 @@ pub struct Machine {
     pub cpus: u64,
     pub memory_bytes: u64,
     pub disk_bytes: u64,
+    /// Bytes in huge pages of each size, by the page's size in bytes.
+    pub hugepages: BTreeMap<u64, u64>,
     pub kernel_version: String,
     pub os_image: String,
     pub machine_id: String,
     pub system_uuid: String,
     pub boot_id: String,
-}
-
-/// What runs short.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    pub memory: bool,
-    pub disk: bool,
-    pub pids: bool,
 }
 
 impl Machine {
@@ -39,7 +34,8 @@ impl Machine {
         Self {
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
             memory_bytes: meminfo("MemTotal").unwrap_or(0),
-            disk_bytes: disk(root_dir).map_or(0, |(total, _)| total),
+            disk_bytes: fs_stats(root_dir).map_or(0, |fs| fs.capacity_bytes),
+            hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
             kernel_version: line("/proc/sys/kernel/osrelease"),
             os_image: os_image(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
             system_uuid: if product.is_empty() { machine_id.clone() } else { product },
@@ -71,17 +67,18 @@ impl Machine {
             system_uuid: self.system_uuid.clone(),
         }
     }
+}
 
-    /// Compares what is left with the thresholds; what cannot be read is no pressure.
-    pub fn pressure(&self, config: &Config) -> Pressure {
-        let limits = &config.eviction;
-        let memory = meminfo("MemAvailable").is_some_and(|left| left < limits.memory_available_bytes);
-        let disk = disk(&config.root_dir)
-            .is_some_and(|(total, left)| left * 100 < total * limits.disk_available_percent);
-        let pids = pids()
-            .is_some_and(|(max, used)| max.saturating_sub(used) * 100 < max * limits.pid_available_percent);
-        Pressure { memory, disk, pids }
-    }
+/// `hugepages-2048kB/nr_hugepages` and its like; sizes without pages too.
+fn hugepages(dir: &Path) -> BTreeMap<u64, u64> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let pages: u64 = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+        Some((kib * 1024, pages * kib * 1024))
+    });
+    sizes.collect()
 }
 
 /// The architecture in Go's words.
@@ -94,25 +91,19 @@ pub fn architecture() -> &'static str {
 }
 
 /// A field of `/proc/meminfo` in bytes.
-pub fn meminfo(field: &str) -> Option<u64> {
+fn meminfo(field: &str) -> Option<u64> {
     meminfo_field(&fs::read_to_string("/proc/meminfo").ok()?, field)
 }
 
-fn meminfo_field(text: &str, field: &str) -> Option<u64> {
+/// A field of the text of `/proc/meminfo`, in bytes.
+pub fn meminfo_field(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
 
-/// Total and available bytes of the file system.
-fn disk(path: &Path) -> Option<(u64, u64)> {
-    let existing = path.ancestors().find(|p| p.exists())?;
-    let stat = statvfs(existing).ok()?;
-    Some((stat.blocks() * stat.fragment_size(), stat.blocks_available() * stat.fragment_size()))
-}
-
 /// Largest number of processes, and how many there are.
-fn pids() -> Option<(u64, u64)> {
+pub fn pids() -> Option<(u64, u64)> {
     let max: u64 = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
     let load = fs::read_to_string("/proc/loadavg").ok()?;
     // The fourth field is running/total threads.

@@ -20,12 +20,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSpec, NodeStatus, ObjectReference, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::devices::Counts;
 use crate::events::{EventType, Recorder};
+use crate::eviction::Pressure;
 use crate::interfaces::{PodNetwork, StatusWriter};
 
 pub use machine::Machine;
@@ -47,6 +50,10 @@ pub struct NodeKeeper {
     pub network: Arc<dyn PodNetwork>,
     pub recorder: Recorder,
     pub machine: Machine,
+    /// What runs short.
+    pub pressure: watch::Receiver<Pressure>,
+    /// What device plugins offer.
+    pub devices: watch::Receiver<Counts>,
     /// What the API shows, for writes of others.
     pub nodes: Informer<Node>,
 }
@@ -140,7 +147,11 @@ impl NodeKeeper {
         let uid = node.metadata.uid.unwrap_or_default();
         let mut written: Option<(NodeStatus, Instant)> = None;
         let mut previous = node.status;
+        let (mut pressure, mut devices) = (self.pressure.clone(), self.devices.clone());
         loop {
+            // Before it is read: what changes from here on is another turn's.
+            pressure.mark_unchanged();
+            devices.mark_unchanged();
             let mut fresh = self.current(previous.as_ref()).await;
             let overwritten = self.overwritten(&fresh);
             if let Some(shown) = &overwritten {
@@ -165,7 +176,12 @@ impl NodeKeeper {
             }
             previous = Some(fresh);
             let wait = if ready { self.config.status_interval } else { LOOK_WHEN_NOT_READY };
-            tokio::time::sleep(wait.min(self.config.status_interval)).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(self.config.status_interval)) => {}
+                // Fails when the evictor has ended, which then changes nothing any more.
+                Ok(()) = pressure.changed() => {}
+                Ok(()) = devices.changed() => {}
+            }
         }
     }
 
@@ -194,7 +210,8 @@ impl NodeKeeper {
             not_ready,
             runtime: version.map_or_else(|_| "containerd://unknown".into(), |v| runtime_uri(&v)),
             images,
-            pressure: self.machine.pressure(&self.config),
+            pressure: *self.pressure.borrow(),
+            devices: self.devices.borrow().clone(),
         };
         status::node_status(&self.config, &self.machine, &observed, previous)
     }

@@ -4,14 +4,22 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
-use super::machine::{Machine, Pressure};
+use super::machine::Machine;
 use crate::config::Config;
+use crate::container::resources::NodeCapacity;
+use crate::devices::Counts;
+use crate::eviction::Pressure;
 use crate::pod::status::time;
+use crate::quantity::binary_si;
+
+/// The one handler that a RuntimeClass can name here.
+pub const RUNC: &str = "runc";
 
 pub struct Observed {
     pub now: Timestamp,
@@ -21,6 +29,8 @@ pub struct Observed {
     pub runtime: String,
     pub images: Vec<ContainerImage>,
     pub pressure: Pressure,
+    /// Of device plugins.
+    pub devices: Counts,
 }
 
 /// `previous` keeps transition times of conditions whose status stays.
@@ -32,21 +42,33 @@ pub fn node_status(
 ) -> NodeStatus {
     NodeStatus {
         addresses: Some(addresses(config)),
-        capacity: Some(resources(config, machine, 0, 0)),
-        allocatable: Some(resources(
-            config,
-            machine,
-            config.reserved.cpu_millis,
-            config.reserved.memory_bytes,
+        capacity: Some(with_devices(
+            resources(config, machine, machine.capacity()),
+            observed.devices.iter().map(|(name, (all, _))| (name, *all)),
+        )),
+        allocatable: Some(with_devices(
+            resources(config, machine, config.allocatable(machine.capacity())),
+            observed.devices.iter().map(|(name, (_, healthy))| (name, *healthy)),
         )),
         conditions: Some(conditions(observed, previous)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
         images: Some(observed.images.clone()),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(runtime_handlers()),
         node_info: Some(machine.system_info(observed.runtime.clone())),
         ..NodeStatus::default()
     }
+}
+
+/// runc under its own name, and as what pods get that ask for none.
+fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+    let features =
+        NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(false) };
+    let handler =
+        |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
+    vec![handler(""), handler(RUNC)]
 }
 
 pub fn is_ready(status: &NodeStatus) -> bool {
@@ -92,30 +114,30 @@ fn addresses(config: &Config) -> Vec<NodeAddress> {
     internal.chain([hostname]).collect()
 }
 
-fn resources(
-    config: &Config,
-    machine: &Machine,
-    reserved_cpu_millis: u64,
-    reserved_memory_bytes: u64,
+fn with_devices<'a>(
+    mut resources: BTreeMap<String, Quantity>,
+    devices: impl Iterator<Item = (&'a String, usize)>,
 ) -> BTreeMap<String, Quantity> {
-    let cpu_millis = (machine.cpus * 1000).saturating_sub(reserved_cpu_millis);
-    let cpu = if cpu_millis.is_multiple_of(1000) {
-        (cpu_millis / 1000).to_string()
-    } else {
-        format!("{cpu_millis}m")
-    };
-    let kib = |bytes: u64| format!("{}Ki", bytes / 1024);
-    [
+    resources.extend(devices.map(|(name, count)| (name.clone(), Quantity(count.to_string()))));
+    resources
+}
+
+fn resources(config: &Config, machine: &Machine, amounts: NodeCapacity) -> BTreeMap<String, Quantity> {
+    let cpu_millis = amounts.cpu_millis;
+    let cpu = if cpu_millis % 1000 == 0 { (cpu_millis / 1000).to_string() } else { format!("{cpu_millis}m") };
+    let kib = |bytes: i64| format!("{}Ki", bytes / 1024);
+    let own = [
         ("cpu", cpu),
-        ("memory", kib(machine.memory_bytes.saturating_sub(reserved_memory_bytes))),
-        ("ephemeral-storage", kib(machine.disk_bytes)),
+        ("memory", kib(amounts.memory_bytes)),
+        ("ephemeral-storage", kib(amounts.ephemeral_bytes)),
         ("pods", config.max_pods.to_string()),
-        ("hugepages-1Gi", "0".into()),
-        ("hugepages-2Mi", "0".into()),
-    ]
-    .into_iter()
-    .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
-    .collect()
+    ];
+    let own = own.into_iter().map(|(name, amount)| (name.to_owned(), Quantity(amount)));
+    let pages = machine
+        .hugepages
+        .iter()
+        .map(|(size, bytes)| (format!("hugepages-{}", binary_si(*size)), Quantity(binary_si(*bytes))));
+    own.chain(pages).collect()
 }
 
 fn conditions(observed: &Observed, previous: Option<&NodeStatus>) -> Vec<NodeCondition> {
@@ -184,6 +206,7 @@ mod tests {
             runtime: "containerd://1.6.20".into(),
             images: vec![],
             pressure: Pressure::default(),
+            devices: Counts::new(),
         }
     }
 
@@ -230,7 +253,7 @@ mod tests {
     #[test]
     fn reserved_resources_are_withheld() {
         let mut config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
-        config.reserved.cpu_millis = 100;
+        config.kube_reserved.cpu_millis = 100;
         let machine = Machine { cpus: 2, memory_bytes: 1 << 30, ..Machine::default() };
         let status = node_status(&config, &machine, &observed(None, 1), None);
         let cpu = |map: &Option<BTreeMap<String, Quantity>>| {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use hawser_runtime::ContainerStatus;
 use k8s_openapi::api::core::v1;
 
-use super::desired::DesiredPod;
-use super::state::{PodState, TerminalPhase};
+use super::desired::{DesiredPod, MINIMUM_GRACE};
+use super::state::{PodState, TerminalPhase, Verdict};
+use crate::eviction::EVICTED;
 
 impl PodState {
     /// State of a pod that this agent has not worked on yet: new ones, and those that an earlier agent left.
@@ -27,6 +28,11 @@ impl PodState {
             Some(_) => Some(TerminalPhase::Failed),
             None => None,
         };
+        // A pod that was being evicted goes on being so.
+        if state.terminal.is_none() && known.reason.as_deref() == Some(EVICTED) {
+            let message = known.message.as_deref().unwrap_or_default();
+            state.verdict = Some(Verdict::eviction(EVICTED, message, MINIMUM_GRACE));
+        }
         if state.any_running() {
             state.ips = known.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
         }
@@ -45,6 +51,7 @@ impl PodState {
         if id == Some(instance.status.id.as_str()) && instance.is_running() {
             instance.started = reported.started == Some(true);
             instance.ready = reported.ready;
+            instance.resources = reported.resources.clone();
         }
     }
 }

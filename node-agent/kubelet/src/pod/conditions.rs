@@ -5,17 +5,47 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 
-use super::decide::{init_step_done, mains_seen};
+use super::decide::{init_step_done, is_stopping, mains_seen};
 use super::desired::{ContainerKind, DesiredPod};
+use super::resize::unequal;
 use super::state::{Clock, PodState};
 use super::status::time;
 
 const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
-/// True for conditions that the kubelet writes; all others are somebody else's.
-pub(crate) fn is_own_condition(type_: &str) -> bool {
-    OWNED.contains(&type_)
+/// True for conditions that are the kubelet's alone; all others may be somebody else's.
+fn is_own_condition(type_: &str) -> bool {
+    OWNED.contains(&type_) || PASSING.contains(&type_)
+}
+
+const DISRUPTION: &str = "DisruptionTarget";
+const BY_KUBELET: &str = "TerminationByKubelet";
+
+/// Conditions that are there only while they hold.
+pub(crate) const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resizing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
+    let [pending, in_progress] = PASSING;
+    let mut found = Vec::new();
+    if is_stopping(pod, state) {
+        return found;
+    }
+    if let Some(why) = &state.resize_pending {
+        let message = Some(why.message.clone());
+        found.push((pending, Verdict { holds: true, reason: Some(why.reason), message }));
+    }
+    if unequal(pod, state).next().is_some() {
+        let failure = state.resize_failure.as_ref().map(|failure| failure.message.clone());
+        let reason = failure.is_some().then_some("Error");
+        found.push((in_progress, Verdict { holds: true, reason, message: failure }));
+    }
+    found
+}
+
+/// True for what the kubelet writes: its own conditions, and that it ends the pod itself.
+pub(crate) fn is_written(type_: &str, reason: Option<&str>) -> bool {
+    is_own_condition(type_) || type_ == DISRUPTION && reason == Some(BY_KUBELET)
 }
 
 struct Verdict {
@@ -58,7 +88,18 @@ pub(crate) fn conditions(
         .zip(verdicts)
         .map(|(type_, verdict)| condition(pod, type_, verdict, previous, clock))
         .collect();
-    all.extend(known.iter().filter(|c| !is_own_condition(&c.type_)).cloned());
+    let disrupted = state.verdict.as_ref().filter(|verdict| verdict.is_disruption);
+    let of_others = known
+        .iter()
+        .filter(|c| !(is_own_condition(&c.type_) || disrupted.is_some() && c.type_ == DISRUPTION));
+    all.extend(of_others.cloned());
+    for (type_, verdict) in resizing(pod, state) {
+        all.push(condition(pod, type_, verdict, previous, clock));
+    }
+    all.extend(disrupted.map(|verdict| {
+        let told = Verdict { holds: true, reason: Some(BY_KUBELET), message: Some(verdict.message.clone()) };
+        condition(pod, DISRUPTION, told, previous, clock)
+    }));
     all
 }
 

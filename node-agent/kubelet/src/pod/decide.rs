@@ -10,6 +10,7 @@ use std::time::Duration;
 use hawser_runtime::ContainerId;
 
 use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
+use super::resize::unequal;
 use super::restart::restarts;
 use super::state::{Clock, ContainerTrack, FailureKind, PodState, Progress, TerminalPhase, Verdict};
 
@@ -45,6 +46,8 @@ pub enum Action {
     TearDown,
     /// Tell the API that the pod is gone.
     Delete,
+    /// Give running containers what they were granted since they were made.
+    Resize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,7 +86,8 @@ pub fn decide(pod: &DesiredPod, state: &PodState, clock: Clock) -> Decision {
     let failed = state.verdict.is_some() || decision.verdict.is_some();
     let ending = state.terminal.or(failed.then_some(TerminalPhase::Failed)).or_else(|| finished(pod, state));
     if let Some(phase) = ending {
-        if stop_all(pod, state, clock, pod.spec_grace(), &mut decision) {
+        let grace = state.verdict.as_ref().and_then(|verdict| verdict.grace).unwrap_or(pod.spec_grace());
+        if stop_all(pod, state, clock, grace, &mut decision) {
             decision.terminal = Some(phase);
             release(state, clock, &mut decision);
         }
@@ -135,10 +139,7 @@ fn deadline_verdict(
         decision.wake(clock.now + (allowed - elapsed));
         return None;
     }
-    Some(Verdict {
-        reason: "DeadlineExceeded".into(),
-        message: "Pod was active on the node longer than the specified deadline".into(),
-    })
+    Some(Verdict::new("DeadlineExceeded", "Pod was active on the node longer than the specified deadline"))
 }
 
 /// Stops what runs: sidecars last, in reverse order. True when nothing runs and nothing is being made.
@@ -218,6 +219,7 @@ fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision
     if !state.sandbox.is_done() || !state.volumes.is_done() {
         return;
     }
+    resize(pod, state, clock, decision);
     if !mains_seen(pod, state) {
         if !initialize(pod, state, clock, decision) {
             return;
@@ -258,6 +260,16 @@ fn kill_unhealthy(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
                 message: kill.message.clone(),
             });
         }
+    }
+}
+
+fn resize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) {
+    if state.busy.resizing || unequal(pod, state).next().is_none() {
+        return;
+    }
+    match state.resize_failure.as_ref().map(|failure| failure.retry_at).filter(|at| *at > clock.now) {
+        Some(at) => decision.wake(at),
+        None => decision.actions.push(Action::Resize),
     }
 }
 

@@ -45,6 +45,8 @@ impl RestartPolicy {
 pub struct DesiredContainer {
     pub kind: ContainerKind,
     pub spec: Container,
+    /// The container whose processes an ephemeral one sees.
+    pub target: Option<String>,
 }
 
 impl DesiredContainer {
@@ -175,13 +177,18 @@ fn in_start_order(spec: &PodSpec) -> Vec<DesiredContainer> {
     let init = spec.init_containers.iter().flatten().map(|container| {
         let is_sidecar = container.restart_policy.as_deref() == Some("Always");
         let kind = if is_sidecar { ContainerKind::Sidecar } else { ContainerKind::Init };
-        DesiredContainer { kind, spec: container.clone() }
+        DesiredContainer { kind, spec: container.clone(), target: None }
     });
-    let main =
-        spec.containers.iter().map(|c| DesiredContainer { kind: ContainerKind::Main, spec: c.clone() });
-    let ephemeral = spec.ephemeral_containers.iter().flatten();
-    let ephemeral =
-        ephemeral.map(|c| DesiredContainer { kind: ContainerKind::Ephemeral, spec: as_container(c.clone()) });
+    let main = spec.containers.iter().map(|c| DesiredContainer {
+        kind: ContainerKind::Main,
+        spec: c.clone(),
+        target: None,
+    });
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| DesiredContainer {
+        kind: ContainerKind::Ephemeral,
+        spec: as_container(c.clone()),
+        target: c.target_container_name.clone().filter(|name| !name.is_empty()),
+    });
     init.chain(main).chain(ephemeral).collect()
 }
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 
 use super::decide::{Action, decide};
 use super::desired::{ContainerKind, DesiredPod, RestartPolicy};
+use super::resize::Resized;
 use super::restart::restarts;
 use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
 use super::status::status;
@@ -256,6 +257,7 @@ impl World {
                 self.deleted = true;
                 Outcome::Deleted
             }
+            Action::Resize => Outcome::Resized(Resized::default()),
         }
     }
 
@@ -279,7 +281,7 @@ impl World {
         }
         let status = record(&container, attempt, ContainerState::Running, None);
         self.containers.insert(id, status.clone());
-        Outcome::Started { container, status }
+        Outcome::Started { container, status, resources: Default::default() }
     }
 
     /// The agent dies in the middle of everything; what it had begun may have happened or not.

@@ -12,6 +12,7 @@ pub mod desired;
 #[cfg(test)]
 mod histories;
 pub mod qos;
+pub mod resize;
 pub mod restart;
 #[cfg(test)]
 mod scenarios;

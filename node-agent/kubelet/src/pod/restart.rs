@@ -48,7 +48,7 @@ mod tests {
             restart_policy_rules: rules,
             ..Container::default()
         };
-        DesiredContainer { kind, spec }
+        DesiredContainer { kind, spec, target: None }
     }
 
     #[track_caller]

@@ -139,7 +139,7 @@ fn crashing_container_restarts_at_once_and_then_backs_off() {
     assert_eq!(starts(&decision), [("web", 1)]);
     state.begin(&pod, &decision.actions[0], at(1));
     let status = record("web", 1, ContainerState::Running, None);
-    state.finish(Outcome::Started { container: "web".into(), status }, at(1));
+    state.finish(Outcome::Started { container: "web".into(), status, resources: Default::default() }, at(1));
     with(&mut state, "web", 1, ContainerState::Exited, Some(1), at(2));
 
     let decision = decide(&pod, &state, at(2));
@@ -297,7 +297,8 @@ fn post_start_hook_holds_back_the_next_container() {
     state.begin(&pod, &decision.actions[0], at(0));
     assert_eq!(starts(&decide(&pod, &state, at(1))), []);
     let status = record("first", 0, ContainerState::Running, None);
-    state.finish(Outcome::Started { container: "first".into(), status }, at(2));
+    state
+        .finish(Outcome::Started { container: "first".into(), status, resources: Default::default() }, at(2));
     assert_eq!(starts(&decide(&pod, &state, at(2))), [("second", 0)]);
 }
 
@@ -334,7 +335,7 @@ fn exit_that_overtakes_its_start_is_not_forgotten() {
     let mut state = prepared();
     with(&mut state, "web", 0, ContainerState::Exited, Some(3), at(1));
     let status = record("web", 0, ContainerState::Running, None);
-    state.finish(Outcome::Started { container: "web".into(), status }, at(1));
+    state.finish(Outcome::Started { container: "web".into(), status, resources: Default::default() }, at(1));
     let current = state.containers["web"].current.as_ref().expect("an instance");
     assert_eq!(current.progress(), Progress::Exited(3));
 }

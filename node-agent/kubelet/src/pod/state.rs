@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use hawser_runtime::{ContainerId, ContainerState, ContainerStatus};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::back_off::BackOff;
 use super::decide::Action;
 use super::desired::DesiredPod;
+use super::resize::{Pending, ResizeFailure, Resized};
 
 /// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,10 @@ pub struct PodState {
     /// Try again not before.
     pub cleanup_retry: Option<Duration>,
     pub start_time: Option<Timestamp>,
+    /// More was asked for than the node grants.
+    pub resize_pending: Option<Pending>,
+    /// Changing what containers have failed.
+    pub resize_failure: Option<ResizeFailure>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +73,26 @@ impl TerminalPhase {
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+    /// Instead of the pod's own grace.
+    pub grace: Option<Duration>,
+    /// The node ends the pod for its own sake: the pod gets a DisruptionTarget condition.
+    pub is_disruption: bool,
+}
+
+impl Verdict {
+    pub fn new(reason: &str, message: &str) -> Self {
+        Self { reason: reason.into(), message: message.into(), grace: None, is_disruption: false }
+    }
+
+    /// The node does not take the pod.
+    pub fn refusal(reason: &str, message: &str) -> Self {
+        Self::new(reason, &format!("Pod was rejected: {message}"))
+    }
+
+    /// The pod has to go, within `grace`.
+    pub fn eviction(reason: &str, message: &str, grace: Duration) -> Self {
+        Self { grace: Some(grace), is_disruption: true, ..Self::new(reason, message) }
+    }
 }
 
 /// One of the steps before any container.
@@ -118,6 +144,7 @@ pub struct Busy {
     pub removing: BTreeSet<ContainerId>,
     /// Release, teardown or deletion.
     pub cleanup: bool,
+    pub resizing: bool,
 }
 
 impl Busy {
@@ -156,6 +183,8 @@ pub struct Instance {
     pub started: bool,
     /// The readiness probe, where there is one, passes.
     pub ready: bool,
+    /// What it may use, as far as is known.
+    pub resources: Option<ResourceRequirements>,
     /// Why it must stop although the pod goes on.
     pub kill: Option<Kill>,
     /// Belongs to an earlier sandbox: an init container runs again.
@@ -193,6 +222,7 @@ impl Instance {
             termination_message: None,
             started: false,
             ready: false,
+            resources: None,
             kill: None,
             stale: false,
         }
@@ -252,7 +282,7 @@ impl FailureKind {
 }
 
 /// Time between two tries that no back-off governs.
-const RETRY_CONFIG: Duration = Duration::from_secs(10);
+pub(super) const RETRY_CONFIG: Duration = Duration::from_secs(10);
 
 impl ContainerTrack {
     pub fn progress(&self) -> Option<Progress> {
@@ -337,6 +367,8 @@ pub enum Outcome {
     Started {
         container: String,
         status: ContainerStatus,
+        /// What it was made with.
+        resources: ResourceRequirements,
     },
     StartFailed {
         container: String,
@@ -365,6 +397,7 @@ pub enum Outcome {
     TornDown,
     Deleted,
     CleanupFailed,
+    Resized(Resized),
 }
 
 impl PodState {
@@ -396,6 +429,7 @@ impl PodState {
                 self.busy.removing.insert(id.clone());
             }
             Action::Release | Action::TearDown | Action::Delete => self.busy.cleanup = true,
+            Action::Resize => self.busy.resizing = true,
         }
     }
 
@@ -441,12 +475,16 @@ impl PodState {
                 self.busy.volumes = false;
                 self.volumes.failed(message, now);
             }
-            Outcome::Started { container, status } => {
+            Outcome::Started { container, status, resources } => {
                 self.busy.starting.remove(&container);
                 let track = self.containers.entry(container).or_default();
                 track.pulls.reset();
                 track.failure = None;
+                let id = status.id.clone();
                 track.observe(status, now);
+                if let Some(instance) = track.current.as_mut().filter(|i| i.status.id == id) {
+                    instance.resources = Some(resources);
+                }
             }
             Outcome::StartFailed { container, failure, message, status } => {
                 self.busy.starting.remove(&container);
@@ -486,6 +524,7 @@ impl PodState {
                 self.busy.cleanup = false;
                 self.cleanup_retry = Some(now + Duration::from_secs(2));
             }
+            Outcome::Resized(resized) => self.resized(resized, now),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{Timestamp, Unit};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, PodIP, PodStatus,
+    HostIP, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -164,10 +164,26 @@ fn container_status(
         started: Some(started),
         last_state: Some(last_state(track, instance, &shown)),
         state: Some(shown),
+        volume_mounts: instance.map(|_| volume_mounts(container)),
         allocated_resources: container.spec.resources.as_ref().and_then(|r| r.requests.clone()),
-        resources: container.spec.resources.clone(),
+        resources: instance.and_then(|i| i.resources.clone()).or_else(|| container.spec.resources.clone()),
         ..ContainerStatus::default()
     }
+}
+
+fn volume_mounts(container: &DesiredContainer) -> Vec<VolumeMountStatus> {
+    let mounts = container.spec.volume_mounts.iter().flatten().map(|mount| {
+        let is_recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        let mode = if is_recursive { "Enabled" } else { "Disabled" };
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|read_only| *read_only),
+            recursive_read_only: (mount.read_only == Some(true)).then(|| mode.to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    });
+    mounts.collect()
 }
 
 /// The reference as the pod spelled it when the instance was made; the runtime itself goes by id.

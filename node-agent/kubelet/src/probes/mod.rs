@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod http;
+mod metrics;
 mod tally;
 
 use std::cmp::Reverse;
@@ -19,11 +20,13 @@ use hawser_runtime::{ContainerId, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerPort, Probe};
 use parking_lot::Mutex;
+use prometheus::Registry;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use metrics::ProbeMetrics;
 pub use tally::Tally;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,9 +55,18 @@ impl ProbeKind {
     }
 }
 
+/// Whose container is probed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodRef {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
 /// What to probe.
 #[derive(Clone, Debug)]
 pub struct ProbeTarget {
+    pub pod: PodRef,
     pub kind: ProbeKind,
     pub probe: Probe,
     pub container: String,
@@ -113,6 +125,7 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Notify,
     next_id: AtomicU64,
+    metrics: ProbeMetrics,
 }
 
 #[derive(Default)]
@@ -148,6 +161,16 @@ impl Prober {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Counts of results.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.metrics.registry
+    }
+
+    /// Forgets the counts of a pod that is gone.
+    pub fn forget(&self, pod_uid: &str) {
+        self.shared.metrics.forget(pod_uid);
     }
 
     /// Runs probes until the token is cancelled; probes under way are dropped then.
@@ -189,10 +212,13 @@ impl Prober {
     }
 
     async fn run_one(&self, entry: Arc<Entry>, runtime: Arc<dyn Runtime>, due: Instant) {
+        let began = Instant::now();
         let result = check::check(&*runtime, &entry.target).await;
         if entry.ended.load(Ordering::Acquire) {
             return;
         }
+        let succeeded = result.as_ref().map(Result::is_ok);
+        self.shared.metrics.count(&entry.target, succeeded, began.elapsed());
         // No result at all (the container is not there to ask): neither success nor failure.
         if let Some(result) = result {
             let verdict = entry.tally.lock().count(result.is_ok());
@@ -231,57 +257,14 @@ fn first_due(target: &ProbeTarget, wall: Timestamp, now: Instant) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hawser_runtime::testing::FakeRuntime;
-    use hawser_runtime::{ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Security};
+    use hawser_runtime::ExecOutput;
+    use hawser_runtime::testing::{FakeRuntime, container, pod_sandbox};
     use k8s_openapi::api::core::v1::ExecAction;
-
-    async fn running(runtime: &FakeRuntime) -> ContainerId {
-        runtime.preload_image("i");
-        let sandbox = PodSandboxConfig {
-            pod_uid: "u".into(),
-            pod_name: "web".into(),
-            pod_namespace: "default".into(),
-            hostname: "web".into(),
-            network: PodNetwork::Host,
-            host_ipc: false,
-            host_pid: false,
-            shm_size_bytes: None,
-            cgroup_parent: "/x".into(),
-            resources: Resources::default(),
-            sysctls: Default::default(),
-            labels: Default::default(),
-            annotations: Default::default(),
-        };
-        runtime.create_pod_sandbox(&sandbox).await.expect("sandbox");
-        let config = ContainerConfig {
-            pod_uid: "u".into(),
-            name: "web".into(),
-            attempt: 0,
-            image: "i".into(),
-            command: vec![],
-            args: vec![],
-            env: vec![],
-            working_dir: None,
-            mounts: vec![],
-            security: Security::default(),
-            resources: Resources::default(),
-            log_path: "/dev/null".into(),
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            stop_signal: None,
-            labels: Default::default(),
-            annotations: Default::default(),
-        };
-        let id = runtime.create_container(&config).await.expect("created");
-        runtime.start_container(&id).await.expect("started");
-        id
-    }
 
     #[tokio::test(start_paused = true)]
     async fn probes_run_at_their_period_until_dropped() {
         let runtime = FakeRuntime::new();
-        let id = running(&runtime).await;
+        let id = runtime.run(&pod_sandbox("web"), &container("web", "web", "i")).await;
         runtime.on_exec(Arc::new(|_, _| {
             Ok(ExecOutput { exit_code: 1, stdout: b"not yet".to_vec(), stderr: Vec::new() })
         }));
@@ -291,7 +274,8 @@ mod tests {
             let (prober, shutdown) = (prober.clone(), shutdown.clone());
             async move { prober.run(Arc::new(runtime), shutdown).await }
         });
-        let (sender, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        // The probe reports twice before it is dropped.
+        let (sender, mut reports) = tokio::sync::mpsc::channel(2);
         let exec = ExecAction { command: Some(vec!["check".into()]) };
         let probe = Probe {
             exec: Some(exec),
@@ -299,7 +283,9 @@ mod tests {
             failure_threshold: Some(2),
             ..Probe::default()
         };
+        let pod = PodRef { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
         let target = ProbeTarget {
+            pod,
             kind: ProbeKind::Readiness,
             probe,
             container: "web".into(),
@@ -310,7 +296,7 @@ mod tests {
             initially: true,
         };
         let began = Instant::now();
-        let handle = prober.add(target, Arc::new(move |report| sender.send(report).expect("open")));
+        let handle = prober.add(target, Arc::new(move |report| sender.try_send(report).expect("room")));
         let first = reports.recv().await.expect("a report");
         assert_eq!((first.failure.as_deref(), first.verdict), (Some("not yet"), None));
         let second = reports.recv().await.expect("a report");
@@ -321,6 +307,14 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), reports.recv()).await.is_ok_and(|r| r.is_none())
         );
         assert!(prober.is_empty());
+        let counted = |prober: &Prober| {
+            let families = prober.registry().gather();
+            let results = families.iter().find(|f| f.name() == "prober_probe_total")?;
+            Some((results.get_metric().len(), results.get_metric()[0].get_counter().get_value()))
+        };
+        assert_eq!(counted(&prober), Some((1, 2.0)));
+        prober.forget("uid-web");
+        assert_eq!(counted(&prober), None);
         shutdown.cancel();
         task.await.expect("stopped");
     }

@@ -20,7 +20,7 @@ pub struct User {
 pub struct Attributes {
     /// `get`, `create`
     pub verb: &'static str,
-    /// `log`, `stats`, `metrics`, `pods`, `healthz`, `proxy`
+    /// `log`, `stats`, `metrics`, `pods`, `healthz`, `configz`, `proxy`
     pub subresource: &'static str,
     pub path: String,
 }

@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod configz;
 mod files;
 mod logs;
 mod netns;
@@ -32,6 +33,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::Telemetry;
 
 pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
 
@@ -77,7 +80,12 @@ pub trait PodSource: Send + Sync + 'static {
 
     /// The body of `/metrics`, in Prometheus' text format.
     fn metrics(&self) -> String {
-        String::new()
+        self.telemetry().map(|telemetry| telemetry.metrics()).unwrap_or_default()
+    }
+
+    /// What the kubelet knows of itself and of what pods use; `None` where there is no kubelet behind the server.
+    fn telemetry(&self) -> Option<Telemetry> {
+        None
     }
 }
 

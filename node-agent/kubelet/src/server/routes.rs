@@ -10,10 +10,20 @@ use tokio_util::task::TaskTracker;
 use super::auth::{Attributes, User};
 use super::body::{self, Body};
 use super::streams::{self, Target};
-use super::{Backend, Refusal, files, logs, summary};
+use super::{Backend, Refusal, configz, files, logs, summary};
+use crate::Telemetry;
+use crate::metrics::{cadvisor, resource};
+use crate::stats::Collector;
 
 /// Decoded query parameters, in order.
 pub(super) type Query = Vec<(String, String)>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MetricsKind {
+    Cadvisor,
+    Probes,
+    Resource,
+}
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +31,9 @@ enum Route {
     Health,
     Pods,
     Metrics,
+    /// `/metrics/cadvisor`, `/metrics/probes`, `/metrics/resource`
+    MetricsOf(MetricsKind),
+    Configz,
     Summary,
     /// Of the folder of logs, what is below `/logs/`.
     Files(String),
@@ -80,11 +93,14 @@ async fn respond(
             Err(reason) => Err(Refusal::internal(reason)),
         },
         Route::Pods => Ok(body::json(&backend.pods.pods())),
-        Route::Metrics => {
-            let content_type = "text/plain; version=0.0.4; charset=utf-8";
-            Ok(body::text(StatusCode::OK, content_type, backend.pods.metrics()))
+        Route::Metrics => Ok(prometheus(backend.pods.metrics())),
+        Route::MetricsOf(kind) => Ok(prometheus(metrics_of(&telemetry(backend)?, kind).await)),
+        Route::Configz => Ok(body::json(&configz::configz(&telemetry(backend)?.config))),
+        Route::Summary => {
+            let stats = backend.pods.telemetry().map(|telemetry| telemetry.stats);
+            let stats = stats.unwrap_or_else(|| Collector::of_runtime(Arc::clone(&backend.runtime)));
+            Ok(body::json(&summary::summary(&backend.node_name, &*stats.collect().await)))
         }
-        Route::Summary => Ok(body::json(&summary::summary(backend).await?)),
         Route::Files(path) => files::answer(&backend.pods.log_folder(), &path).await,
         Route::Logs(target) => logs::answer(backend, &target, &query).await,
         Route::Exec(target) => streams::exec(backend, tasks, &target, &query, request).await,
@@ -96,6 +112,22 @@ async fn respond(
             streams::connect(backend, tasks, (&namespace, &pod), &query, request).await
         }
     }
+}
+
+fn telemetry(backend: &Backend) -> Result<Telemetry, Refusal> {
+    backend.pods.telemetry().ok_or_else(|| Refusal::not_found("404 page not found"))
+}
+
+async fn metrics_of(telemetry: &Telemetry, kind: MetricsKind) -> String {
+    match kind {
+        MetricsKind::Cadvisor => cadvisor::render(&*telemetry.stats.collect().await),
+        MetricsKind::Probes => telemetry.probe_metrics(),
+        MetricsKind::Resource => resource::render(&*telemetry.stats.collect().await),
+    }
+}
+
+fn prometheus(text: String) -> Response<Body> {
+    body::text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
 impl Route {
@@ -119,6 +151,10 @@ impl Route {
             ["healthz"] => Some(Self::Health),
             ["pods"] => Some(Self::Pods),
             ["metrics"] => Some(Self::Metrics),
+            ["metrics", "cadvisor"] => Some(Self::MetricsOf(MetricsKind::Cadvisor)),
+            ["metrics", "probes"] => Some(Self::MetricsOf(MetricsKind::Probes)),
+            ["metrics", "resource"] => Some(Self::MetricsOf(MetricsKind::Resource)),
+            ["configz"] => Some(Self::Configz),
             ["stats", "summary"] => Some(Self::Summary),
             ["logs", ..] => {
                 let below = path.strip_prefix("/logs").unwrap_or_default();
@@ -142,7 +178,8 @@ impl Route {
         match self {
             Self::Health => "healthz",
             Self::Pods => "pods",
-            Self::Metrics => "metrics",
+            Self::Metrics | Self::MetricsOf(_) => "metrics",
+            Self::Configz => "configz",
             Self::Summary => "stats",
             Self::Files(_) => "log",
             Self::Logs(_) | Self::Exec(_) | Self::Attach(_) => "proxy",

@@ -1,92 +1,139 @@
-//! `/stats/summary`: what the node, its pods and their containers use now.
+//! `/stats/summary`: what the node, its pods and their containers use now, in upstream's shape (`stats/v1alpha1`).
 
-use std::collections::BTreeMap;
-
-use hawser_runtime::{ContainerState, ContainerStats};
+use hawser_runtime::{ContainerStats, DiskUsage};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Backend, Refusal};
+use crate::stats::disk::{FsStats, VolumeDisk};
+use crate::stats::network::Interface;
+use crate::stats::{ContainerEntry, Cpu, NodeStats, PodStats, Snapshot};
 
-pub(super) async fn summary(backend: &Backend) -> Result<Value, Refusal> {
-    let failed = |error: hawser_runtime::Error| Refusal::internal(error.to_string());
-    let runtime = &backend.runtime;
-    let mut containers: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for container in runtime.list_containers().await.map_err(failed)? {
-        if container.state != ContainerState::Running {
-            continue;
-        }
-        let Some(stats) = runtime.stats(&container.id).await.map_err(failed)? else { continue };
-        let mut entry = usage(&stats, Timestamp::now());
-        entry["name"] = json!(container.name);
-        entry["startTime"] = json!(container.started_at);
-        containers.entry(container.pod_uid).or_default().push(entry);
-    }
-    let mut pods = Vec::new();
-    for sandbox in runtime.list_pod_sandboxes().await.map_err(failed)? {
-        let pod = sandbox.config;
-        let stats = runtime.pod_stats(&pod.pod_uid).await.map_err(failed)?.unwrap_or_default();
-        let mut entry = usage(&stats, Timestamp::now());
-        entry["podRef"] = json!({ "name": pod.pod_name, "namespace": pod.pod_namespace, "uid": pod.pod_uid });
-        entry["startTime"] = json!(sandbox.created_at);
-        entry["containers"] = json!(containers.remove(&pod.pod_uid).unwrap_or_default());
-        pods.push(entry);
-    }
-    let mut node = node_usage();
-    node["nodeName"] = json!(backend.node_name);
-    Ok(json!({ "node": node, "pods": pods }))
+pub(super) fn summary(node_name: &str, snapshot: &Snapshot) -> Value {
+    let pods: Vec<Value> = snapshot.pods.iter().map(|p| pod(p, &snapshot.node, snapshot.at)).collect();
+    let mut node = node(&snapshot.node, snapshot.at);
+    node["nodeName"] = json!(node_name);
+    json!({ "node": node, "pods": pods })
 }
 
-fn usage(stats: &ContainerStats, now: Timestamp) -> Value {
-    json!({
-        "cpu": { "time": now, "usageCoreNanoSeconds": stats.cpu_usage_ns },
+fn node(stats: &NodeStats, now: Timestamp) -> Value {
+    let mut node = json!({
+        "cpu": cpu(stats.cpu, now),
+        "memory": {
+            "time": now,
+            "availableBytes": stats.memory_available_bytes,
+            "usageBytes": stats.memory_total_bytes.saturating_sub(stats.memory_free_bytes),
+            "workingSetBytes": stats.working_set_bytes(),
+        },
+        "swap": {
+            "time": now,
+            "swapAvailableBytes": stats.swap_free_bytes,
+            "swapUsageBytes": stats.swap_total_bytes.saturating_sub(stats.swap_free_bytes),
+        },
+        "rlimit": { "time": now, "maxpid": stats.pids_max, "curproc": stats.pids },
+    });
+    put(&mut node, "network", network(&stats.network, now));
+    put(&mut node, "fs", stats.fs.map(|fs| whole_fs(&fs, now)));
+    put(
+        &mut node,
+        "runtime",
+        stats.image_fs.map(|fs| json!({ "imageFs": whole_fs(&fs, now), "containerFs": whole_fs(&fs, now) })),
+    );
+    node
+}
+
+fn pod(pod: &PodStats, node: &NodeStats, now: Timestamp) -> Value {
+    let containers: Vec<Value> = pod.containers.iter().map(|c| container(c, pod, node, now)).collect();
+    let mut value = usage(pod.cpu, &pod.usage, now);
+    value["podRef"] = json!({ "name": pod.name, "namespace": pod.namespace, "uid": pod.uid });
+    value["process_stats"] = json!({ "process_count": pod.usage.pids });
+    value["containers"] = json!(containers);
+    put(&mut value, "startTime", pod.started_at.map(|at| json!(at)));
+    put(&mut value, "network", network(&pod.network, now));
+    put(&mut value, "ephemeral-storage", node.fs.map(|fs| part_of_fs(&fs, pod.disk.ephemeral(), now)));
+    if !pod.disk.volumes.is_empty() {
+        let volumes = pod.disk.volumes.iter().map(|(name, volume)| of_volume(name, volume, now));
+        value["volume"] = volumes.collect();
+    }
+    value
+}
+
+fn container(container: &ContainerEntry, pod: &PodStats, node: &NodeStats, now: Timestamp) -> Value {
+    let (layer, logs) = pod.container_disk(&container.name);
+    let mut value = usage(container.cpu, &container.usage, now);
+    value["name"] = json!(container.name);
+    put(&mut value, "startTime", container.started_at.map(|at| json!(at)));
+    put(&mut value, "rootfs", node.image_fs.map(|fs| part_of_fs(&fs, layer, now)));
+    put(&mut value, "logs", node.fs.map(|fs| part_of_fs(&fs, logs, now)));
+    value
+}
+
+fn of_volume(name: &str, volume: &VolumeDisk, now: Timestamp) -> Value {
+    let mut value = part_of_fs(&volume.fs, volume.usage, now);
+    value["name"] = json!(name);
+    value
+}
+
+fn put(object: &mut Value, field: &str, value: Option<Value>) {
+    if let Some(value) = value {
+        object[field] = value;
+    }
+}
+
+fn usage(cpu_time: Cpu, stats: &ContainerStats, now: Timestamp) -> Value {
+    let mut value = json!({
+        "cpu": cpu(cpu_time, now),
         "memory": {
             "time": now,
             "usageBytes": stats.memory_usage_bytes,
             "workingSetBytes": stats.memory_working_set_bytes,
             "rssBytes": stats.memory_rss_bytes,
+            "pageFaults": stats.page_faults,
+            "majorPageFaults": stats.major_page_faults,
         },
-        "process_stats": { "process_count": stats.pids },
-    })
+        "swap": { "time": now, "swapUsageBytes": stats.memory_swap_bytes },
+    });
+    let available = stats.memory_limit_bytes.map(|l| l.saturating_sub(stats.memory_working_set_bytes));
+    put(&mut value["memory"], "availableBytes", available.map(|bytes| json!(bytes)));
+    value
 }
 
-/// The whole machine's, from /proc.
-fn node_usage() -> Value {
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = |name: &str| -> u64 {
-        let line = memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    let (total, available) = (kib("MemTotal") * 1024, kib("MemAvailable") * 1024);
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+fn cpu(cpu: Cpu, now: Timestamp) -> Value {
+    let mut value = json!({ "time": now, "usageCoreNanoSeconds": cpu.usage_ns });
+    put(&mut value, "usageNanoCores", cpu.nano_cores.map(|rate| json!(rate)));
+    value
+}
+
+/// The first interface stands for the whole, as upstream has it; `eth0` is first where there is one.
+fn network(interfaces: &[Interface], now: Timestamp) -> Option<Value> {
+    let first = interfaces.iter().find(|i| i.name == "eth0").or(interfaces.first())?;
+    let mut value = interface(first);
+    value["time"] = json!(now);
+    value["interfaces"] = interfaces.iter().map(interface).collect();
+    Some(value)
+}
+
+fn interface(interface: &Interface) -> Value {
     json!({
-        "cpu": { "time": Timestamp::now(), "usageCoreNanoSeconds": busy_ns(&stat) },
-        "memory": {
-            "time": Timestamp::now(),
-            "availableBytes": available,
-            "usageBytes": total.saturating_sub(kib("MemFree") * 1024),
-            "workingSetBytes": total.saturating_sub(available),
-        },
+        "name": interface.name,
+        "rxBytes": interface.rx_bytes,
+        "rxErrors": interface.rx_errors,
+        "txBytes": interface.tx_bytes,
+        "txErrors": interface.tx_errors,
     })
 }
 
-/// Time that processors were not idle, from the first line of /proc/stat, in ticks of 10 ms.
-fn busy_ns(stat: &str) -> u64 {
-    let ticks: Vec<u64> =
-        stat.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|t| t.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already.
-    let busy: u64 =
-        ticks.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum();
-    busy * 10_000_000
+fn whole_fs(fs: &FsStats, now: Timestamp) -> Value {
+    part_of_fs(fs, DiskUsage { bytes: fs.used_bytes(), inodes: fs.inodes_used() }, now)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_time_is_not_counted() {
-        assert_eq!(busy_ns("cpu  1 2 3 1000 2000 4 5 6 70 80\ncpu0 9"), 21 * 10_000_000);
-        assert_eq!(busy_ns(""), 0);
-    }
+fn part_of_fs(fs: &FsStats, usage: DiskUsage, now: Timestamp) -> Value {
+    json!({
+        "time": now,
+        "availableBytes": fs.available_bytes,
+        "capacityBytes": fs.capacity_bytes,
+        "usedBytes": usage.bytes,
+        "inodesFree": fs.inodes_free,
+        "inodes": fs.inodes,
+        "inodesUsed": usage.inodes,
+    })
 }

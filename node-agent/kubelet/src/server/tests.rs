@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use hawser_runtime::testing::FakeRuntime;
-use hawser_runtime::{
-    ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Runtime, Security, container_id,
-};
+use hawser_runtime::testing::{FakeRuntime, container, pod_sandbox};
+use hawser_runtime::{ContainerConfig, ExecOutput, container_id};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -46,7 +44,7 @@ impl PodSource for OnePod {
 
     fn container_id(&self, _: &str, pod: &str, container: &str) -> Result<String, Refusal> {
         match (pod, container) {
-            ("web", "main") => Ok(container_id("uid", "main", 0)),
+            ("web", "main") => Ok(container_id("uid-web", "main", 0)),
             _ => Err(Refusal::not_found(format!("container {container} not found in pod {pod}"))),
         }
     }
@@ -56,7 +54,7 @@ impl PodSource for OnePod {
             let message = format!("previous terminated container {container:?} in pod \"web\" not found");
             return Err(Refusal::bad_request(message));
         }
-        Ok(LogFile { path: self.log.clone(), container_id: Some(container_id("uid", "main", 0)) })
+        Ok(LogFile { path: self.log.clone(), container_id: Some(container_id("uid-web", "main", 0)) })
     }
 
     fn log_folder(&self) -> PathBuf {
@@ -89,45 +87,9 @@ async fn fixture() -> Fixture {
     let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::DEBUG).try_init();
     let runtime = FakeRuntime::new();
     let dir = tempfile::tempdir().unwrap();
-    runtime.preload_image("busybox");
-    let pod = PodSandboxConfig {
-        pod_uid: "uid".into(),
-        pod_name: "web".into(),
-        pod_namespace: "default".into(),
-        hostname: "web".into(),
-        network: PodNetwork::Host,
-        host_ipc: false,
-        host_pid: false,
-        shm_size_bytes: None,
-        cgroup_parent: "/x".into(),
-        resources: Resources::default(),
-        sysctls: Default::default(),
-        labels: Default::default(),
-        annotations: Default::default(),
-    };
-    runtime.create_pod_sandbox(&pod).await.unwrap();
-    let container = ContainerConfig {
-        pod_uid: "uid".into(),
-        name: "main".into(),
-        attempt: 0,
-        image: "busybox".into(),
-        command: vec![],
-        args: vec![],
-        env: vec![],
-        working_dir: None,
-        mounts: vec![],
-        security: Security::default(),
-        resources: Resources::default(),
-        log_path: dir.path().join("0.log"),
-        tty: false,
-        stdin: false,
-        stdin_once: false,
-        stop_signal: None,
-        labels: Default::default(),
-        annotations: Default::default(),
-    };
-    let id = runtime.create_container(&container).await.unwrap();
-    runtime.start_container(&id).await.unwrap();
+    let container =
+        ContainerConfig { log_path: dir.path().join("0.log"), ..container("web", "main", "busybox") };
+    runtime.run(&pod_sandbox("web"), &container).await;
     runtime.on_exec(Arc::new(|_, command| match command.first().map(String::as_str) {
         Some("missing") => Err(hawser_runtime::Error::Start {
             id: "x".into(),
@@ -342,7 +304,7 @@ async fn kubectl_reads_logs() {
     let following = kubectl(&server, &[], &["logs", "web", "-f"], "");
     let end = async {
         tokio::task::yield_now().await;
-        runtime.exit(&container_id("uid", "main", 0), 0);
+        runtime.exit(&container_id("uid-web", "main", 0), 0);
     };
     let (output, ()) = tokio::join!(following, end);
     assert_eq!(text(&output.unwrap().stdout), "one\ntwo\nlast words\n");

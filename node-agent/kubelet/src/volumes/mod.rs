@@ -5,8 +5,11 @@
 //! found, not made again, so that an agent that starts adopts the volumes of running pods.
 
 pub mod atomic_writer;
+mod claim;
 mod host_path;
 pub mod mounts;
+mod nfs;
+pub(crate) mod ownership;
 pub mod payload;
 mod sub_path;
 pub mod token;
@@ -19,13 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_api::Api;
 use hawser_api::client::Client;
 use hawser_runtime::{Mount, MountPropagation};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 
 use crate::config::Config;
 use crate::container::ConfigError;
@@ -33,10 +33,13 @@ use crate::container::attempts::sub_path_place;
 use crate::container::downward::Fields;
 use crate::container::expand::expand;
 use crate::container::resources::NodeCapacity;
+use crate::csi::Csi;
+use crate::csi::volume::CsiVolume;
 use crate::interfaces::Objects;
 use crate::pod::{DesiredContainer, DesiredPod};
 use crate::quantity::value;
 
+use claim::{Claim, own_claim_name};
 use payload::{Tokens, payload, tokens_of};
 use token::TokenManager;
 
@@ -51,6 +54,10 @@ pub enum VolumeError {
     HostPath { path: PathBuf, expected: String },
     #[error("persistentvolumeclaim {claim:?}: {message}")]
     Claim { claim: String, message: String },
+    #[error("{export}: mount failed: {message}")]
+    Nfs { export: String, message: String },
+    #[error("{driver}: {message}")]
+    Csi { driver: String, message: String },
     #[error("failed to fetch token: {0}")]
     Token(#[source] hawser_api::Error),
     #[error("token was not fetched")]
@@ -100,6 +107,7 @@ pub struct Volumes {
     client: Arc<dyn Client>,
     tokens: TokenManager,
     capacity: NodeCapacity,
+    csi: Csi,
 }
 
 impl Volumes {
@@ -108,9 +116,10 @@ impl Volumes {
         objects: Objects,
         client: Arc<dyn Client>,
         capacity: NodeCapacity,
+        csi: Csi,
     ) -> Self {
         let tokens = TokenManager::new(client.clone());
-        Self { config, objects, client, tokens, capacity }
+        Self { config, objects, client, tokens, capacity, csi }
     }
 
     /// Makes all volumes of the pod, or brings them up to date. Idempotent.
@@ -165,7 +174,7 @@ impl Volumes {
             node_ips: &self.config.node_ips,
             capacity: self.capacity,
         };
-        let dir = self.volume_dir(pod.uid(), volume);
+        let dir = volume_dir(&self.config, pod.uid(), volume);
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| VolumeError::Io { path, source }
@@ -186,40 +195,23 @@ impl Volumes {
             return Ok(Mounted { path: host_path::prepare(source)?, read_only: false });
         }
         if let Some(source) = &volume.persistent_volume_claim {
-            let path = self.claimed_path(pod, &source.claim_name).await?;
+            let read_only = source.read_only == Some(true);
+            let claim = Claim { name: &source.claim_name, read_only, is_own: false };
+            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only });
+        }
+        if volume.ephemeral.is_some() {
+            let claim = Claim { name: &own_claim_name(pod, &volume.name), read_only: false, is_own: true };
+            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only: false });
+        }
+        if let Some(source) = &volume.csi {
+            let csi = CsiVolume::inline(volume, source, pod.namespace(), pod.uid());
+            return Ok(Mounted { path: self.csi.publish(pod, &csi).await?, read_only: csi.read_only });
+        }
+        if let Some(source) = &volume.nfs {
+            let path = self.mount_nfs(pod, &volume.name, source, &[]).await?;
             return Ok(Mounted { path, read_only: source.read_only == Some(true) });
         }
         Err(VolumeError::Unsupported("this kind of volume"))
-    }
-
-    /// The directory behind a claim that is bound to a `local` or `hostPath` volume.
-    async fn claimed_path(&self, pod: &DesiredPod, name: &str) -> Result<PathBuf, VolumeError> {
-        let failed = |message: String| VolumeError::Claim { claim: name.to_owned(), message };
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), pod.namespace());
-        let claim = claims.get(name).await.map_err(|e| failed(e.to_string()))?;
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        let volume = claim.spec.and_then(|s| s.volume_name).filter(|_| bound);
-        let volume = volume.ok_or_else(|| failed("is not bound yet".into()))?;
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let spec = volumes.get(&volume).await.map_err(|e| failed(e.to_string()))?.spec.unwrap_or_default();
-        if let Some(local) = spec.local {
-            return Ok(local.path.into());
-        }
-        match spec.host_path {
-            Some(source) => host_path::prepare(&source),
-            None => Err(VolumeError::Unsupported("this kind of persistent volume")),
-        }
-    }
-
-    fn volume_dir(&self, uid: &str, volume: &Volume) -> PathBuf {
-        let plugin = match volume {
-            Volume { config_map: Some(_), .. } => "kubernetes.io~configmap",
-            Volume { secret: Some(_), .. } => "kubernetes.io~secret",
-            Volume { projected: Some(_), .. } => "kubernetes.io~projected",
-            Volume { downward_api: Some(_), .. } => "kubernetes.io~downward-api",
-            _ => "kubernetes.io~empty-dir",
-        };
-        self.config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
     }
 
     /// A container's mounts, subPaths prepared. `env` is for `subPathExpr`.
@@ -244,6 +236,7 @@ impl Volumes {
                     container_path: PathBuf::from(&mount.mount_path),
                     host_path,
                     read_only: volume.read_only || mount.read_only == Some(true),
+                    recursive_read_only: is_recursive(mount),
                     propagation: match mount.mount_propagation.as_deref() {
                         Some("HostToContainer") => MountPropagation::HostToContainer,
                         Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -255,19 +248,39 @@ impl Volumes {
     }
 
     /// Unmounts and removes all volumes of a finished pod; other files of the pod stay. Absent is success.
-    pub fn unmount(&self, uid: &str) -> io::Result<()> {
+    pub async fn unmount(self: &Arc<Self>, uid: &str) -> Result<(), VolumeError> {
+        self.release(uid, Self::unmount_own).await
+    }
+
+    /// Removes everything of the pod from the disk, but its logs.
+    pub async fn remove_pod_dir(self: &Arc<Self>, uid: &str) -> Result<(), VolumeError> {
+        self.release(uid, |volumes, uid| {
+            volumes.unmount_own(uid)?;
+            remove_tree(&volumes.config.pod_dir(uid))
+        })
+        .await
+    }
+
+    /// Drivers take back theirs first; then the kubelet its own, where blocking is allowed.
+    async fn release(
+        self: &Arc<Self>,
+        uid: &str,
+        own: impl FnOnce(&Self, &str) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), VolumeError> {
+        self.csi.unpublish_all(uid).await?;
+        let (volumes, pod_uid) = (self.clone(), uid.to_owned());
+        let released = tokio::task::spawn_blocking(move || own(&volumes, &pod_uid)).await;
+        let released = released.map_err(io::Error::other).flatten();
+        released.map_err(|source| VolumeError::Io { path: self.config.pod_dir(uid), source })
+    }
+
+    fn unmount_own(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
         let dir = self.config.pod_dir(uid);
         for part in ["volume-subpaths", "volumes"] {
             remove_tree(&dir.join(part))?;
         }
         Ok(())
-    }
-
-    /// Removes everything of the pod from the disk, but its logs.
-    pub fn remove_pod_dir(&self, uid: &str) -> io::Result<()> {
-        self.unmount(uid)?;
-        remove_tree(&self.config.pod_dir(uid))
     }
 
     /// Uids of pods that have a directory here, wanted or not.
@@ -278,6 +291,23 @@ impl Volumes {
         };
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
+}
+
+/// Where a volume of the pod's own is.
+pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf {
+    let plugin = match volume {
+        Volume { config_map: Some(_), .. } => "kubernetes.io~configmap",
+        Volume { secret: Some(_), .. } => "kubernetes.io~secret",
+        Volume { projected: Some(_), .. } => "kubernetes.io~projected",
+        Volume { downward_api: Some(_), .. } => "kubernetes.io~downward-api",
+        _ => "kubernetes.io~empty-dir",
+    };
+    config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
+}
+
+/// Every kernel and runtime that this runs on can make all below a mount read-only.
+fn is_recursive(mount: &VolumeMount) -> bool {
+    matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))
 }
 
 fn is_secret(volume: &Volume) -> bool {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use hawser_api::Api;
 use hawser_api::client::{Client, DeleteOptions};
-use hawser_runtime::{ContainerState, ContainerStatus, Image, PodSandboxConfig, Runtime, container_id};
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Image, Runtime, container_id};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -19,13 +20,15 @@ use super::hooks;
 use crate::clock::AgentClock;
 use crate::config::Config;
 use crate::container::downward::Fields;
-use crate::container::resources::{NodeCapacity, pod_resources};
-use crate::container::{self, ConfigError, PodContext, env, files};
+use crate::container::resources::NodeCapacity;
+use crate::container::{self, ConfigError, PodContext, env};
+use crate::devices::Devices;
 use crate::events::{EventType, Recorder};
+use crate::eviction::Pressure;
 use crate::images::{Images, PullFailure};
-use crate::interfaces::{
-    HostPort, LocalEndpoints, Objects, PodNetwork, PodNetworkRequest, PodNetworkStatus, StatusWriter,
-};
+use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
+use crate::manager::Pods;
+use crate::metrics::Metrics;
 use crate::pod::desired::MINIMUM_GRACE;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
@@ -39,6 +42,8 @@ pub struct Shared {
     pub network: Arc<dyn PodNetwork>,
     pub client: Arc<dyn Client>,
     pub objects: Objects,
+    /// All pods of the node.
+    pub pods: Pods,
     pub endpoints: Arc<dyn LocalEndpoints>,
     pub status: Arc<dyn StatusWriter>,
     pub images: Images,
@@ -46,59 +51,19 @@ pub struct Shared {
     pub prober: Prober,
     pub recorder: Recorder,
     pub clock: AgentClock,
+    pub metrics: Metrics,
+    pub devices: Devices,
+    pub pressure: watch::Receiver<Pressure>,
+    /// What the machine has, and what pods may have of it.
     pub capacity: NodeCapacity,
+    pub allocatable: NodeCapacity,
 }
 
 /// How often a stop that failed is repeated.
 const RETRY_STOP: Duration = Duration::from_secs(1);
 
-/// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
-pub async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
-    match try_prepare_sandbox(shared, pod).await {
-        Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
-        Err(message) => {
-            let text = format!("Failed to create pod sandbox: {message}");
-            shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
-            Outcome::SandboxFailed(message)
-        }
-    }
-}
-
-async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
-    let config = &shared.config;
-    let hostname = files::hostname(pod, config);
-    let (network, ips) = if pod.host_network() {
-        (hawser_runtime::PodNetwork::Host, config.node_ips.clone())
-    } else {
-        let status = shared.network.setup(&network_request(pod, &hostname)).await;
-        let PodNetworkStatus { netns, ips } =
-            status.map_err(|e| format!("failed to set up the network: {e}"))?;
-        (hawser_runtime::PodNetwork::Path(netns), ips)
-    };
-    files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
-    let spec = pod.spec();
-    let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
-    let sandbox = PodSandboxConfig {
-        pod_uid: pod.uid().to_owned(),
-        pod_name: pod.name().to_owned(),
-        pod_namespace: pod.namespace().to_owned(),
-        hostname,
-        network,
-        host_ipc: spec.host_ipc == Some(true),
-        host_pid: spec.host_pid == Some(true),
-        shm_size_bytes: None,
-        cgroup_parent: format!("{}/pod{}", config.cgroup_root, pod.uid()),
-        resources: pod_resources(spec),
-        sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
-        labels: Default::default(),
-        annotations: Default::default(),
-    };
-    shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
-    Ok(ips)
-}
-
 /// An error with what caused it, in one line.
-fn with_source(error: &dyn std::error::Error) -> String {
+pub(super) fn with_source(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -107,24 +72,6 @@ fn with_source(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
-    let annotation = |name: &str| pod.object.metadata.annotations.as_ref()?.get(name);
-    let bandwidth = |direction: &str| {
-        let text = annotation(&format!("kubernetes.io/{direction}-bandwidth"))?;
-        crate::quantity::scaled(text, 1).and_then(|n| u64::try_from(n).ok())
-    };
-    PodNetworkRequest {
-        pod_uid: pod.uid().to_owned(),
-        namespace: pod.namespace().to_owned(),
-        name: pod.name().to_owned(),
-        hostname: hostname.to_owned(),
-        host_ports: HostPort::of(&pod.object),
-        leaves_sockets: annotation("hawser.io/socket-translation").is_some_and(|value| value == "off"),
-        ingress_bits_per_second: bandwidth("ingress"),
-        egress_bits_per_second: bandwidth("egress"),
-    }
 }
 
 pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
@@ -143,6 +90,8 @@ pub struct StartRequest {
     pub attempt: u32,
     pub ips: Vec<IpAddr>,
     pub volumes: MountedVolumes,
+    /// The container whose processes it sees.
+    pub join_pid_of: Option<ContainerId>,
     /// Cancelled when the pod stops: the start ends at its next step.
     pub cancelled: CancellationToken,
 }
@@ -177,9 +126,14 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
     };
     let status = shared.runtime.container_status(&id).await.ok().flatten();
     match (started, status) {
-        (Ok(()), Some(status)) => Outcome::Started { container: name, status },
+        (Ok(()), Some(status)) => {
+            shared.metrics.container_started(request.container.kind);
+            let resources = request.container.spec.resources.clone().unwrap_or_default();
+            Outcome::Started { container: name, status, resources }
+        }
         (Ok(()), None) => Outcome::StartCancelled { container: name, status: None },
         (Err(StartError { kind, message }), status) => {
+            shared.metrics.container_failed(request.container.kind, kind.as_str());
             if !matches!(
                 kind,
                 FailureKind::ErrImagePull | FailureKind::InvalidImageName | FailureKind::ErrImageNeverPull
@@ -207,7 +161,7 @@ async fn create_and_start(
     image: &Image,
     id: &str,
 ) -> Result<(), StartError> {
-    let StartRequest { container, attempt, ips, volumes, cancelled } = request;
+    let StartRequest { container, attempt, ips, volumes, cancelled, .. } = request;
     if cancelled.is_cancelled() {
         return Ok(());
     }
@@ -217,14 +171,17 @@ async fn create_and_start(
         pod_ips: ips,
         node_name: &shared.config.node_name,
         node_ips: &shared.config.node_ips,
-        capacity: shared.capacity,
+        capacity: shared.allocatable,
     };
     let env = env::environment(&fields, container, &shared.objects)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
     let context =
         PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
-    let config = container::build(&context, container, *attempt, image, env, mounts)?;
+    let mut config = container::build(&context, container, *attempt, image, env, mounts)?;
+    config.join_pid_of = request.join_pid_of.clone();
+    let prepared = shared.devices.prepare(&mut config).await;
+    prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Created", format!("Created container: {name}"));
@@ -407,12 +364,11 @@ async fn give_back(shared: &Shared, pod: &DesiredPod, everything: bool) -> Resul
     if !pod.host_network() {
         shared.network.teardown(pod.uid()).await.map_err(|e| e.to_string())?;
     }
-    let (volumes, uid) = (shared.volumes.clone(), pod.uid().to_owned());
-    let removed = tokio::task::spawn_blocking(move || match everything {
-        true => volumes.remove_pod_dir(&uid),
-        false => volumes.unmount(&uid),
-    });
-    removed.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    let removed = match everything {
+        true => shared.volumes.remove_pod_dir(pod.uid()).await,
+        false => shared.volumes.unmount(pod.uid()).await,
+    };
+    removed.map_err(|e| e.to_string())
 }
 
 fn cleaned_up(pod: &DesiredPod, result: Result<(), String>, done: Outcome) -> Outcome {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::pod::state::Verdict;
 use crate::probes::{ProbeKind, ProbeReport};
 
 /// Everything that came since the last look.
@@ -27,6 +28,8 @@ pub struct Mail {
     pub probes: BTreeMap<(ContainerId, ProbeKind), ProbeReport>,
     /// A ConfigMap or Secret that the pod names has changed.
     pub objects_changed: bool,
+    /// The pod has to go.
+    pub verdict: Option<Verdict>,
 }
 
 /// One per worker. Cheap to put into from anywhere; never blocks.

@@ -10,6 +10,8 @@ pub mod mailbox;
 mod observe;
 mod refresh;
 pub mod report;
+mod resize;
+mod sandbox;
 mod termination;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +28,8 @@ use tracing::{debug, error};
 use crate::events::EventType;
 use crate::interfaces::LocalPod;
 use crate::pod::decide::is_stopping;
+use crate::pod::resize::{Amounts, Resized, adopted, with_amounts};
+use crate::pod::state::{TerminalPhase, Verdict};
 use crate::pod::status::status;
 use crate::pod::{Action, DesiredPod, Outcome, PodState, decide};
 use crate::probes::{ProbeHandle, ProbeKind};
@@ -61,6 +65,12 @@ pub struct Found {
 
 pub struct Worker {
     shared: Arc<Shared>,
+    /// The pod as the API has it.
+    asked: Arc<Pod>,
+    /// What its containers were granted, which is what [`Self::pod`] shows.
+    granted: Amounts,
+    /// When what the node had no room for is asked for again.
+    ask_again_at: Option<Instant>,
     pod: DesiredPod,
     state: PodState,
     mailbox: Arc<Mailbox>,
@@ -83,12 +93,16 @@ pub struct Worker {
     sandbox_lost: bool,
     told_ready: Option<bool>,
     told_terminating: bool,
+    /// It ran when it was found, or was counted as started.
+    has_started: bool,
 }
 
 impl Worker {
     /// A worker and the handle to it; [`Worker::run`] does the work.
     pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, found: Found) -> (Self, WorkerHandle) {
-        let pod = DesiredPod::new(pod);
+        let granted = adopted(&pod);
+        let asked = pod;
+        let pod = DesiredPod::new(with_amounts(asked.clone(), &granted));
         let clock = shared.clock.now();
         let sandbox_lost = found.sandbox_lost;
         let mut state = PodState::adopt(&pod, found.containers, clock.now);
@@ -105,6 +119,10 @@ impl Worker {
         let handle = WorkerHandle { mailbox: mailbox.clone(), view: view.clone() };
         let worker = Self {
             adopting: state.any_running(),
+            has_started: state.any_running(),
+            asked,
+            granted,
+            ask_again_at: None,
             shared,
             state,
             mailbox,
@@ -128,12 +146,25 @@ impl Worker {
         (worker, handle)
     }
 
+    /// The node does not take the pod: nothing of it is ever made.
+    pub fn refuse(&mut self, verdict: Verdict) {
+        let (reason, message) = (verdict.reason.clone(), verdict.message.clone());
+        self.shared.recorder.pod(&self.pod, EventType::Warning, reason, message);
+        self.state.verdict = Some(verdict);
+        // The next pod is judged before this one reports.
+        let mut object = (*self.pod.object).clone();
+        object.status.get_or_insert_default().phase = Some(TerminalPhase::Failed.as_str().into());
+        self.view.lock().pod = object.into();
+    }
+
     /// Works until nothing of the pod is left, or the token is cancelled.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        self.grant();
         loop {
             self.read_exits().await;
             let wake_at = self.step();
             if self.is_over() {
+                self.shared.prober.forget(self.pod.uid());
                 return;
             }
             let wake = async {
@@ -149,6 +180,7 @@ impl Worker {
                 () = wake => {}
             }
             self.take_mail().await;
+            self.grant_when_due();
         }
     }
 
@@ -173,6 +205,9 @@ impl Worker {
         if let Some(terminal) = decision.terminal {
             self.state.terminal.get_or_insert(terminal);
         }
+        if self.state.terminal.is_some() || self.state.torn_down {
+            self.shared.devices.release(self.pod.uid());
+        }
         if is_stopping(&self.pod, &self.state) {
             self.starts.values().for_each(CancellationToken::cancel);
             self.tell_terminating();
@@ -190,7 +225,7 @@ impl Worker {
         self.refresh_volumes_when_due();
         let wake = decision.wake_at.map(|at| self.shared.clock.instant(at));
         let refresh = self.refresh.wake_at(self.can_refresh());
-        [wake, refresh, self.look_again_at].into_iter().flatten().min()
+        [wake, refresh, self.look_again_at, self.ask_again_at].into_iter().flatten().min()
     }
 
     fn launch(&mut self, action: Action) {
@@ -199,7 +234,7 @@ impl Worker {
         let handle = match action.clone() {
             Action::PrepareSandbox => {
                 let lost = self.sandbox_lost;
-                self.tasks.spawn(async move { (actions::prepare_sandbox(&shared, &pod, lost).await, None) })
+                self.tasks.spawn(async move { (sandbox::prepare_sandbox(&shared, &pod, lost).await, None) })
             }
             Action::MountVolumes => {
                 self.refresh.first_write_begins();
@@ -208,12 +243,13 @@ impl Worker {
             Action::Start { container, attempt } => {
                 let Some(desired) = pod.container(&container).cloned() else { return };
                 let cancelled = CancellationToken::new();
-                self.starts.insert(container, cancelled.clone());
+                self.starts.insert(container.clone(), cancelled.clone());
                 let request = StartRequest {
                     container: desired,
                     attempt,
                     ips: self.state.ips.clone(),
                     volumes: self.mounted.volumes.clone(),
+                    join_pid_of: self.target_of(&pod, &container),
                     cancelled,
                 };
                 self.tasks.spawn(async move { (actions::start(&shared, &pod, request).await, None) })
@@ -237,6 +273,10 @@ impl Worker {
                 self.tasks.spawn(async move {
                     (actions::remove(&shared, &pod, id, container, oldest_kept).await, None)
                 })
+            }
+            Action::Resize => {
+                let running = self.to_resize();
+                self.tasks.spawn(async move { (resize::resize(&shared, &pod, running).await, None) })
             }
             Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
             Action::TearDown => {
@@ -292,6 +332,12 @@ impl Worker {
         self.state.finish(outcome, clock);
     }
 
+    /// The newest instance of the container whose processes this one asks to see.
+    fn target_of(&self, pod: &DesiredPod, container: &str) -> Option<ContainerId> {
+        let target = pod.container(container)?.target.as_deref()?;
+        self.state.track(target)?.current.as_ref().map(|instance| instance.status.id.clone())
+    }
+
     fn can_refresh(&self) -> bool {
         self.state.volumes.is_done() && !is_stopping(&self.pod, &self.state)
     }
@@ -341,6 +387,11 @@ impl Worker {
             self.shared.endpoints.pod_ready(&self.local_pod(), ready);
         }
         let changed = self.status.as_ref() != Some(&fresh);
+        if !self.has_started && fresh.phase.as_deref() == Some("Running") {
+            self.has_started = true;
+            let since = self.state.start_time.map(|start| clock.wall.duration_since(start));
+            self.shared.metrics.pod_started(since.map_or(0.0, |took| took.as_secs_f64()));
+        }
         if changed {
             self.tell_back_offs(&fresh);
         }
@@ -373,6 +424,7 @@ fn interrupted(action: Action) -> Outcome {
         Action::Start { container, .. } => Outcome::StartCancelled { container, status: None },
         Action::Stop { container, .. } => Outcome::Stopped { container, status: None },
         Action::Remove { id, .. } => Outcome::RemoveFailed { id },
+        Action::Resize => Outcome::Resized(Resized { failure: Some(message), ..Resized::default() }),
         Action::Release | Action::TearDown | Action::Delete => Outcome::CleanupFailed,
     }
 }

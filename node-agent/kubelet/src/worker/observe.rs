@@ -11,10 +11,12 @@ use tracing::warn;
 use super::{Worker, termination};
 use crate::container::termination_file;
 use crate::events::EventType;
+use crate::eviction::EVICTED;
 use crate::pod::decide::is_stopping;
-use crate::pod::state::Kill;
+use crate::pod::resize::with_amounts;
+use crate::pod::state::{Kill, Verdict};
 use crate::pod::{DesiredContainer, DesiredPod, Instance};
-use crate::probes::{ProbeKind, ProbeReport, ProbeTarget};
+use crate::probes::{PodRef, ProbeKind, ProbeReport, ProbeTarget};
 
 /// After this long, a container that could not be looked at is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -24,17 +26,22 @@ impl Worker {
         let mail = self.mailbox.take();
         let clock = self.shared.clock.now();
         if let Some(pod) = mail.pod {
-            let desired = DesiredPod::new(pod);
+            self.asked = pod;
+            let desired = DesiredPod::new(with_amounts(self.asked.clone(), &self.granted));
             let fields_changed = desired.object.metadata.labels != self.pod.object.metadata.labels
                 || desired.object.metadata.annotations != self.pod.object.metadata.annotations;
             self.pod = desired;
             self.state.deleted &= self.pod.is_deleted();
+            self.grant();
             if fields_changed {
                 self.refresh.want();
             }
         }
         if mail.gone {
             self.state.gone_since.get_or_insert(clock.now);
+        }
+        if let Some(verdict) = mail.verdict {
+            self.fail(verdict);
         }
         if mail.objects_changed {
             self.state.retry_config_errors(clock.now);
@@ -54,6 +61,18 @@ impl Worker {
         for report in mail.probes.into_values() {
             self.take_probe(report);
         }
+    }
+
+    /// The pod has to go, unless it does already.
+    fn fail(&mut self, verdict: Verdict) {
+        if is_stopping(&self.pod, &self.state) {
+            return;
+        }
+        if verdict.reason == EVICTED {
+            let message = verdict.message.clone();
+            self.shared.recorder.pod(&self.pod, EventType::Warning, EVICTED, message);
+        }
+        self.state.verdict = Some(verdict);
     }
 
     async fn look_at(&mut self, id: &str) {
@@ -176,6 +195,11 @@ impl Worker {
             }
             let Some(probe) = kind.of(&container.spec).cloned() else { continue };
             let target = ProbeTarget {
+                pod: PodRef {
+                    namespace: self.pod.namespace().to_owned(),
+                    name: self.pod.name().to_owned(),
+                    uid: self.pod.uid().to_owned(),
+                },
                 kind,
                 probe,
                 container: container.name().to_owned(),

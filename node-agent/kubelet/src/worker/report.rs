@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::interfaces::StatusWriter;
-use crate::pod::conditions::is_own_condition;
+use crate::pod::conditions::{PASSING, is_written};
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(20);
@@ -49,11 +49,20 @@ pub fn patch(status: &PodStatus) -> Value {
         fields.entry(name).or_insert(Value::Null);
     }
     if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
-        conditions.retain(|condition| condition["type"].as_str().is_some_and(is_own_condition));
+        conditions.retain(|condition| {
+            condition["type"].as_str().is_some_and(|type_| is_written(type_, condition["reason"].as_str()))
+        });
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             for name in CONDITION_FIELDS {
                 condition.entry(name).or_insert(Value::Null);
             }
+        }
+    }
+    for type_ in PASSING {
+        if let Some(Value::Array(conditions)) = fields.get_mut("conditions")
+            && !conditions.iter().any(|condition| condition["type"] == type_)
+        {
+            conditions.push(json!({ "$patch": "delete", "type": type_ }));
         }
     }
     for name in ["hostIPs", "podIPs"] {

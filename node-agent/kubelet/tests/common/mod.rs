@@ -95,7 +95,7 @@ impl FakeApi {
         if *self.down.lock() { Err(Error::unavailable("down")) } else { Ok(()) }
     }
 
-    fn store(&self, target: &Target, mut object: Value) -> Bytes {
+    pub(crate) fn store(&self, target: &Target, mut object: Value) -> Bytes {
         let version = {
             let mut version = self.version.lock();
             *version += 1;
@@ -285,10 +285,15 @@ pub(crate) struct Node {
 impl Node {
     /// A kubelet on an empty node; its list of pods is complete at once.
     pub(crate) fn start() -> Self {
+        Self::start_set(|_| {})
+    }
+
+    /// The same, with other settings.
+    pub(crate) fn start_set(set: impl FnOnce(&mut Config)) -> Self {
         let objects = Objects::default();
         let api = Arc::new(FakeApi::new(&objects));
         let dir = Arc::new(tempfile::tempdir().expect("a directory"));
-        Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir)
+        Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir, set)
     }
 
     fn start_with(
@@ -297,9 +302,11 @@ impl Node {
         network: Arc<FakeNetwork>,
         objects: Objects,
         dir: Arc<tempfile::TempDir>,
+        set: impl FnOnce(&mut Config),
     ) -> Self {
         let mut config = Config::new("n1", IpAddr::from([10, 0, 0, 1]), dir.path());
         config.resolv_conf = dir.path().join("resolv.conf");
+        set(&mut config);
         let shutdown = CancellationToken::new();
         let news = Arc::new(News::default());
         let parts = Parts {
@@ -327,7 +334,14 @@ impl Node {
             ..Objects::default()
         };
         let api = Arc::new(self.api.over(&objects));
-        Self::start_with(self.runtime, api, self.network, objects, self.dir)
+        Self::start_with(self.runtime, api, self.network, objects, self.dir, |_| {})
+    }
+
+    /// Changes a pod as a user does.
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut PodSpec)) {
+        let mut pod = self.api.pod(name).expect("there");
+        change(pod.spec.as_mut().expect("a spec"));
+        self.api.put_pod(&pod);
     }
 
     /// Binds a pod to the node.

@@ -85,6 +85,11 @@ impl Cgroups {
             fs::create_dir_all(&directory).map_err(|e| io_error("create", &directory, e))?;
             write(&directory.join(file), &value)?;
         }
+        let Some(directory) = self.path("hugetlb", group) else { return Ok(()) };
+        for (size, bytes) in &limits.hugepage_limits {
+            fs::create_dir_all(&directory).map_err(|e| io_error("create", &directory, e))?;
+            write(&directory.join(format!("hugetlb.{size}.limit_in_bytes")), &bytes.to_string())?;
+        }
         Ok(())
     }
 
@@ -93,7 +98,7 @@ impl Cgroups {
         // A controller works in a group when every ancestor hands it down.
         let mut directory = root;
         for part in group.split('/').filter(|part| !part.is_empty()) {
-            for controller in ["+cpu", "+memory", "+pids", "+cpuset", "+io"] {
+            for controller in ["+cpu", "+memory", "+pids", "+cpuset", "+io", "+hugetlb"] {
                 // One that the kernel lacks, or that an ancestor does not hand down, is done without.
                 let _ = fs::write(directory.join("cgroup.subtree_control"), controller);
             }
@@ -108,7 +113,35 @@ impl Cgroups {
         for (file, value) in limits_v2(limits) {
             write(&directory.join(file), &value)?;
         }
+        for (size, bytes) in &limits.hugepage_limits {
+            let file = directory.join(format!("hugetlb.{size}.max"));
+            // A kernel without the controller does not count huge pages.
+            if file.exists() {
+                write(&file, &bytes.to_string())?;
+            }
+        }
         Ok(())
+    }
+
+    /// Puts a process into a group of its own, made for it, where its memory and its number count for the pod.
+    pub(crate) fn put_process(&self, group: &str, pid: u32) -> Result<()> {
+        let controllers: &[&str] = if self.is_unified() { &["memory"] } else { &["cpu", "memory", "pids"] };
+        for directory in controllers.iter().filter_map(|controller| self.path(controller, group)) {
+            fs::create_dir_all(&directory).map_err(|e| io_error("create", &directory, e))?;
+            write(&directory.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel's `controller` can be used.
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        match self.unified_if_only() {
+            Some(unified) => {
+                let names = fs::read_to_string(unified.root.join("cgroup.controllers")).unwrap_or_default();
+                names.split_whitespace().any(|name| name == controller)
+            }
+            None => self.path(controller, "").is_some(),
+        }
     }
 
     /// Removes a group and all below it from every hierarchy. Groups with processes in them stay, and

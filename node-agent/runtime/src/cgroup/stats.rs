@@ -8,6 +8,8 @@ use crate::ContainerStats;
 
 /// Limits above this mean "no limit": version 1 shows the largest page-aligned number instead.
 const NO_LIMIT: u64 = 1 << 60;
+/// USER_HZ is 100 on every machine that runs containers.
+const NS_PER_TICK: u64 = 10_000_000;
 
 impl Cgroups {
     /// `None` when the group does not exist.
@@ -20,16 +22,30 @@ impl Cgroups {
         let usage = number(&memory.join("memory.usage_in_bytes"))?;
         let stat = fs::read_to_string(memory.join("memory.stat")).ok()?;
         // "total_" counts the groups below as well.
-        let inactive = field(&stat, "total_inactive_file").unwrap_or(0);
-        let cpu = self.path("cpuacct", group).and_then(|p| number(&p.join("cpuacct.usage")));
-        let pids = self.path("pids", group).and_then(|p| number(&p.join("pids.current")));
+        let total = |name: &str| field(&stat, &format!("total_{name}")).unwrap_or(0);
+        let read = |controller: &str, file: &str| {
+            let path = self.path(controller, group).map(|directory| directory.join(file));
+            path.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
+        };
+        let (times, throttling) = (read("cpuacct", "cpuacct.stat"), read("cpu", "cpu.stat"));
         Some(ContainerStats {
-            cpu_usage_ns: cpu.unwrap_or(0),
+            cpu_usage_ns: parsed(&read("cpuacct", "cpuacct.usage")),
+            cpu_user_ns: field(&times, "user").unwrap_or(0) * NS_PER_TICK,
+            cpu_system_ns: field(&times, "system").unwrap_or(0) * NS_PER_TICK,
+            cpu_periods: field(&throttling, "nr_periods").unwrap_or(0),
+            cpu_throttled_periods: field(&throttling, "nr_throttled").unwrap_or(0),
+            cpu_throttled_ns: field(&throttling, "throttled_time").unwrap_or(0),
             memory_usage_bytes: usage,
-            memory_working_set_bytes: usage.saturating_sub(inactive),
-            memory_rss_bytes: field(&stat, "total_rss").unwrap_or(0),
+            memory_working_set_bytes: usage.saturating_sub(total("inactive_file")),
+            memory_rss_bytes: total("rss"),
+            memory_cache_bytes: total("cache"),
+            memory_mapped_file_bytes: total("mapped_file"),
+            memory_swap_bytes: total("swap"),
             memory_limit_bytes: number(&memory.join("memory.limit_in_bytes")).filter(|l| *l < NO_LIMIT),
-            pids: pids.unwrap_or(0),
+            page_faults: total("pgfault"),
+            major_page_faults: total("pgmajfault"),
+            oom_kills: field(&read("memory", "memory.oom_control"), "oom_kill").unwrap_or(0),
+            pids: parsed(&read("pids", "pids.current")),
         })
     }
 
@@ -37,16 +53,35 @@ impl Cgroups {
         let directory = self.path("memory", group)?;
         let usage = number(&directory.join("memory.current"))?;
         let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
-        let cpu = fs::read_to_string(directory.join("cpu.stat")).unwrap_or_default();
+        let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+        let (cpu, events) = (read("cpu.stat"), read("memory.events"));
+        let memory = |name: &str| field(&stat, name).unwrap_or(0);
+        let microseconds = |name: &str| field(&cpu, name).unwrap_or(0) * 1000;
         Some(ContainerStats {
-            cpu_usage_ns: field(&cpu, "usage_usec").unwrap_or(0) * 1000,
+            cpu_usage_ns: microseconds("usage_usec"),
+            cpu_user_ns: microseconds("user_usec"),
+            cpu_system_ns: microseconds("system_usec"),
+            cpu_periods: field(&cpu, "nr_periods").unwrap_or(0),
+            cpu_throttled_periods: field(&cpu, "nr_throttled").unwrap_or(0),
+            cpu_throttled_ns: microseconds("throttled_usec"),
             memory_usage_bytes: usage,
-            memory_working_set_bytes: usage.saturating_sub(field(&stat, "inactive_file").unwrap_or(0)),
-            memory_rss_bytes: field(&stat, "anon").unwrap_or(0),
+            memory_working_set_bytes: usage.saturating_sub(memory("inactive_file")),
+            memory_rss_bytes: memory("anon"),
+            memory_cache_bytes: memory("file"),
+            memory_mapped_file_bytes: memory("file_mapped"),
+            memory_swap_bytes: parsed(&read("memory.swap.current")),
             memory_limit_bytes: number(&directory.join("memory.max")),
-            pids: number(&directory.join("pids.current")).unwrap_or(0),
+            page_faults: memory("pgfault"),
+            major_page_faults: memory("pgmajfault"),
+            oom_kills: field(&events, "oom_kill").unwrap_or(0),
+            pids: parsed(&read("pids.current")),
         })
     }
+}
+
+/// 0 for what is no number.
+fn parsed(text: &str) -> u64 {
+    text.trim().parse().unwrap_or(0)
 }
 
 fn number(path: &Path) -> Option<u64> {

@@ -4,13 +4,16 @@
 //! dies, listing the records finds everything, and removing a record's container removes all of it.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as ContainerRuntime;
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
+};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, KillRequest, StartRequest,
-    WaitRequest,
+    UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::v1::Status as TaskStatus;
 use jiff::Timestamp;
@@ -21,9 +24,12 @@ use super::stored::{Stored, signal_number};
 use super::{Inner, blocking, rpc, task_io};
 use crate::paths::{check_name, remove_dir_all};
 use crate::spec::{self, devices, seccomp, user};
-use crate::{ContainerConfig, ContainerId, ContainerState, Error, Result, container_id};
+use crate::{
+    ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, container_id,
+};
 
 const SHIM: &str = "io.containerd.runc.v2";
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// How long a killed process may take to be gone; the kernel may first have to write its memory out.
@@ -69,7 +75,20 @@ impl Inner {
         let process = &image.resolved.process;
         let stop_signal = stop_signal(config, process.stop_signal.as_deref())?;
         let accounts = self.images.accounts(&image.resolved).await?;
-        let host_devices = if config.security.privileged { devices::host_devices() } else { Vec::new() };
+        let join_pid = match &config.join_pid_of {
+            Some(target) => Some(self.process_namespace(target).await?),
+            None => None,
+        };
+        let mut devices = devices::mapped(&config.devices)?;
+        if config.security.privileged {
+            devices.extend(devices::host_devices());
+        }
+        let mut config = config.clone();
+        if !self.cgroups.has("hugetlb") {
+            // runc refuses what it cannot write.
+            config.resources.hugepage_limits.clear();
+        }
+        let config = &config;
         let spec = spec::build(&spec::SpecInput {
             id,
             pod: &pod,
@@ -77,7 +96,8 @@ impl Inner {
             image: process,
             user: user::resolve(&config.security, &process.user, accounts)?,
             namespaces: &self.sandboxes.shared(&pod),
-            host_devices: &host_devices,
+            join_pid: join_pid.as_deref(),
+            devices: &devices,
             seccomp: seccomp::profile(&config.security)?,
             unified_cgroup: self.cgroups.is_unified(),
         })?;
@@ -126,6 +146,39 @@ impl Inner {
         created.map_err(|error| start_error(id, "create", error))?;
         self.hold_output_or_warn(id).await;
         Ok(())
+    }
+
+    /// Where the process namespace of a running container is.
+    async fn process_namespace(&self, id: &str) -> Result<PathBuf> {
+        let task = self.task(id).await?.filter(|task| task_status(task) == TaskStatus::Running);
+        match task {
+            Some(task) => Ok(format!("/proc/{}/ns/pid", task.pid).into()),
+            None => {
+                let (id, state) = (id.to_owned(), "not running".to_owned());
+                Err(Error::WrongState { id, state, attempted: "join the processes of" })
+            }
+        }
+    }
+
+    pub(super) async fn update_container(&self, id: &str, resources: &Resources) -> Result<()> {
+        let limits = spec::limits(resources, self.cgroups.is_unified());
+        let resources = prost_types::Any {
+            type_url: RESOURCES_TYPE.to_owned(),
+            value: serde_json::to_vec(&limits).expect("limits are plain data"),
+        };
+        let request = UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(resources),
+            annotations: HashMap::new(),
+        };
+        rpc::call("update task", self.rpc.tasks().update(request)).await.map(drop)
+    }
+
+    pub(super) async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
+        let request = UsageRequest { snapshotter: self.snapshotter.clone(), key: id.to_owned() };
+        let usage = rpc::find("measure snapshot", self.rpc.snapshots().usage(request)).await?;
+        let count = |n: i64| u64::try_from(n).unwrap_or(0);
+        Ok(usage.map(|usage| DiskUsage { bytes: count(usage.size), inodes: count(usage.inodes) }))
     }
 
     pub(super) async fn start_container(&self, id: &str) -> Result<()> {

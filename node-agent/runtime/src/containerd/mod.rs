@@ -14,6 +14,7 @@ mod stored;
 mod task_io;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,9 +31,9 @@ use crate::keyed_lock::KeyedLock;
 use crate::paths::Paths;
 use crate::sandbox::Sandboxes;
 use crate::{
-    AttachRequest, Config, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, Error, EventStream,
-    ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, RegistryAuth, Result,
-    Runtime, RuntimeEvent, RuntimeVersion, Session,
+    AttachRequest, Config, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, DiskUsage, Error,
+    EventStream, ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, RegistryAuth,
+    Resources, Result, Runtime, RuntimeEvent, RuntimeVersion, Session,
 };
 use record::Records;
 use rpc::Rpc;
@@ -88,7 +89,7 @@ impl Containerd {
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let inner = Arc::new(Inner {
             images: Images::new(rpc.clone(), snapshotter.clone(), config.registries.clone()),
-            sandboxes: Sandboxes::new(paths.clone(), cgroups.clone()),
+            sandboxes: Sandboxes::new(paths.clone(), cgroups.clone(), config.log_writer.program.clone()),
             records: Records::load(paths.clone())?,
             known: Mutex::default(),
             starting: Mutex::default(),
@@ -199,6 +200,17 @@ impl Runtime for Containerd {
         self.inner.start_container(id).await
     }
 
+    async fn update_container(&self, id: &str, resources: &Resources) -> Result<()> {
+        self.inner.update_container(id, resources).await
+    }
+
+    async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()> {
+        let (sandboxes, resources) = (self.inner.sandboxes.clone(), resources.clone());
+        let _alone = self.inner.pod_locks.lock(pod_uid).await;
+        let pod_uid = pod_uid.to_owned();
+        blocking(move || sandboxes.update(&pod_uid, &resources)).await
+    }
+
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
         self.inner.stop_container(id, timeout).await
     }
@@ -250,5 +262,18 @@ impl Runtime for Containerd {
         let (sandboxes, pod_uid) = (self.inner.sandboxes.clone(), pod_uid.to_owned());
         let sandbox = blocking(move || sandboxes.load(&pod_uid)).await?;
         Ok(sandbox.and_then(|sandbox| self.inner.cgroups.stats(&sandbox.config.cgroup_parent)))
+    }
+
+    async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
+        self.inner.disk_usage(id).await
+    }
+
+    async fn image_directory(&self) -> Result<PathBuf> {
+        let filters = vec![format!("type==io.containerd.snapshotter.v1,id=={}", self.inner.snapshotter)];
+        let request = PluginsRequest { filters };
+        let answer = rpc::call("list plugins", self.inner.rpc.introspection().plugins(request)).await?;
+        let root = answer.plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
+        root.map(PathBuf::from)
+            .ok_or_else(|| Error::NotFound { kind: "snapshotter", id: self.inner.snapshotter.clone() })
     }
 }

@@ -1,11 +1,12 @@
 //! What the containers of a pod share, without a process that holds it: namespaces pinned as files, one
-//! tmpfs as everybody's /dev/shm, the pod's cgroup.
+//! tmpfs as everybody's /dev/shm, the pod's cgroup. (A shared process namespace alone needs a process.)
 //!
 //! All of it lies in one directory a pod, with the configuration it was made from. The configuration is
 //! written first: whatever a crash leaves behind can be listed and removed by the pod's uid. The network
 //! namespace is made and pinned by the network crate; here it is only a path.
 
 mod namespaces;
+mod processes;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::cgroup::Cgroups;
 use crate::paths::{Paths, check_name, io_error, remove_dir_all, write_atomically};
-use crate::{Error, PodNetwork, PodSandbox, PodSandboxConfig, Result};
+use crate::{Error, PodNetwork, PodSandbox, PodSandboxConfig, Resources, Result};
 
 const CONFIG_FILE: &str = "sandbox.json";
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -29,6 +30,8 @@ pub(crate) struct SharedNamespaces {
     pub(crate) uts: PathBuf,
     /// `None`: the node's.
     pub(crate) ipc: Option<PathBuf>,
+    /// `None`: the node's, or one for each container.
+    pub(crate) pid: Option<PathBuf>,
     pub(crate) shm: PathBuf,
 }
 
@@ -37,19 +40,20 @@ pub(crate) struct SharedNamespaces {
 pub(crate) struct Sandboxes {
     paths: Paths,
     cgroups: Cgroups,
+    /// The agent's own binary, or a test's in its place; see [`crate::pod_init`].
+    program: PathBuf,
 }
 
 impl Sandboxes {
-    pub(crate) fn new(paths: Paths, cgroups: Cgroups) -> Self {
-        Self { paths, cgroups }
+    pub(crate) fn new(paths: Paths, cgroups: Cgroups, program: PathBuf) -> Self {
+        Self { paths, cgroups, program }
     }
 
     pub(crate) fn create(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         check_name("podUid", &config.pod_uid)?;
         let directory = self.paths.sandbox(&config.pod_uid);
         fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
-        let text = serde_json::to_vec(config).expect("a sandbox's configuration is plain data");
-        write_atomically(&directory.join(CONFIG_FILE), &text)?;
+        self.write(config)?;
 
         self.cgroups.create(&config.cgroup_parent, &config.resources)?;
         let shared = self.shared(config);
@@ -57,8 +61,28 @@ impl Sandboxes {
             mount_shm(&shared.shm, config.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES))?;
         }
         namespaces::pin(&shared.uts, shared.ipc.as_deref(), &config.hostname)?;
+        if shared.pid.is_some() {
+            let (uid, parent) = (&config.pod_uid, &config.cgroup_parent);
+            processes::start(&directory, &self.program, uid, &self.cgroups, parent)?;
+        }
         self.load(&config.pod_uid)?
             .ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: config.pod_uid.clone() })
+    }
+
+    fn write(&self, config: &PodSandboxConfig) -> Result<()> {
+        let text = serde_json::to_vec(config).expect("a sandbox's configuration is plain data");
+        write_atomically(&self.paths.sandbox(&config.pod_uid).join(CONFIG_FILE), &text)
+    }
+
+    /// Changes the limits of the pod's cgroup.
+    pub(crate) fn update(&self, pod_uid: &str, resources: &Resources) -> Result<()> {
+        let absent = || Error::NotFound { kind: "pod sandbox", id: pod_uid.to_owned() };
+        let config = PodSandboxConfig {
+            resources: resources.clone(),
+            ..self.load(pod_uid)?.ok_or_else(absent)?.config
+        };
+        self.cgroups.create(&config.cgroup_parent, resources)?;
+        self.write(&config)
     }
 
     pub(crate) fn list(&self) -> Result<Vec<PodSandbox>> {
@@ -94,7 +118,8 @@ impl Sandboxes {
         check_name("podUid", pod_uid)?;
         let directory = self.paths.sandbox(pod_uid);
         let cgroup = self.load(pod_uid)?.map(|sandbox| sandbox.config.cgroup_parent);
-        for name in ["uts", "ipc", "shm"] {
+        processes::stop(&directory)?;
+        for name in ["uts", "ipc", processes::NAMESPACE, "shm"] {
             unmount(&directory.join(name))?;
         }
         if let Some(cgroup) = cgroup {
@@ -115,6 +140,7 @@ impl Sandboxes {
             network,
             uts: directory.join("uts"),
             ipc: (!config.host_ipc).then(|| directory.join("ipc")),
+            pid: (config.share_pid && !config.host_pid).then(|| directory.join(processes::NAMESPACE)),
             shm: if config.host_ipc { "/dev/shm".into() } else { directory.join("shm") },
         }
     }
@@ -122,7 +148,10 @@ impl Sandboxes {
     fn is_ready(&self, config: &PodSandboxConfig) -> bool {
         let shared = self.shared(config);
         let ipc = shared.ipc.as_deref().is_none_or(namespaces::is_pinned);
-        ipc && namespaces::is_pinned(&shared.uts) && (config.host_ipc || is_tmpfs(&shared.shm))
+        let pid = shared
+            .pid
+            .is_none_or(|_| processes::first_process(&self.paths.sandbox(&config.pod_uid)).is_some());
+        ipc && pid && namespaces::is_pinned(&shared.uts) && (config.host_ipc || is_tmpfs(&shared.shm))
     }
 }
 

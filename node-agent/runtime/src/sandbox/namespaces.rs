@@ -41,9 +41,13 @@ pub(super) fn is_pinned(path: &Path) -> bool {
 }
 
 fn pin_own(kind: &str, path: &Path) -> Result<()> {
+    pin_from(&format!("/proc/thread-self/ns/{kind}"), path)
+}
+
+/// Pins the namespace at `source`, in the place of what was pinned at `path`.
+pub(super) fn pin_from(source: &str, path: &Path) -> Result<()> {
     unmount(path)?;
     OpenOptions::new().create(true).append(true).open(path).map_err(io_error("create", path))?;
-    let source = format!("/proc/thread-self/ns/{kind}");
-    mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    mount(Some(source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|e| io_error("pin a namespace at", path)(e.into()))
 }

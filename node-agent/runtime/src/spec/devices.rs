@@ -1,11 +1,15 @@
-//! The node's devices, which a privileged container sees all of.
+//! The node's devices: all of them for a privileged container, those that it was given for any other.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::paths::io_error;
+use crate::{DeviceMapping, Error, Result};
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,6 +23,49 @@ pub(crate) struct Device {
     file_mode: u32,
     uid: u32,
     gid: u32,
+    /// What the cgroup lets the container do with it.
+    #[serde(skip)]
+    access: String,
+}
+
+impl Device {
+    /// `None` for what is no device.
+    fn of(metadata: &Metadata, path: PathBuf, access: &str) -> Option<Self> {
+        let kind = metadata.file_type();
+        let kind = match () {
+            () if kind.is_char_device() => "c",
+            () if kind.is_block_device() => "b",
+            () => return None,
+        };
+        Some(Self {
+            path,
+            kind,
+            major: major(metadata.rdev()),
+            minor: minor(metadata.rdev()),
+            file_mode: metadata.mode(),
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            access: access.to_owned(),
+        })
+    }
+
+    /// The rule of the cgroup that lets the container use it.
+    pub(crate) fn rule(&self) -> Value {
+        let Self { kind, major, minor, access, .. } = self;
+        json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": access })
+    }
+}
+
+/// Devices that a container was given by name.
+pub(crate) fn mapped(mappings: &[DeviceMapping]) -> Result<Vec<Device>> {
+    let look_up = |mapping: &DeviceMapping| {
+        let path = &mapping.host_path;
+        let metadata = fs::metadata(path).map_err(io_error("look at", path))?;
+        let device = Device::of(&metadata, mapping.container_path.clone(), &mapping.permissions);
+        let message = || format!("{} is no device", path.display());
+        device.ok_or_else(|| Error::Invalid { field: "devices", message: message() })
+    };
+    mappings.iter().map(look_up).collect()
 }
 
 /// Directories of /dev that every container has of its own.
@@ -42,23 +89,9 @@ fn collect(directory: &Path, devices: &mut Vec<Device>) {
             }
             continue;
         }
-        let kind = match () {
-            () if kind.is_char_device() => "c",
-            () if kind.is_block_device() => "b",
-            () => continue,
-        };
         // The console is the container's own terminal, if it has one.
-        if path == Path::new("/dev/console") {
-            continue;
+        if path != Path::new("/dev/console") {
+            devices.extend(Device::of(&metadata, path, "rwm"));
         }
-        devices.push(Device {
-            path,
-            kind,
-            major: major(metadata.rdev()),
-            minor: minor(metadata.rdev()),
-            file_mode: metadata.mode(),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-        });
     }
 }

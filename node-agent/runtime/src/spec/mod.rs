@@ -11,6 +11,8 @@ mod privilege;
 pub(crate) mod seccomp;
 pub(crate) mod user;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::image::config::ProcessConfig;
@@ -25,8 +27,10 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) image: &'a ProcessConfig,
     pub(crate) user: user::User,
     pub(crate) namespaces: &'a SharedNamespaces,
-    /// Devices of the node, for a privileged container.
-    pub(crate) host_devices: &'a [devices::Device],
+    /// Process namespace of another container to join.
+    pub(crate) join_pid: Option<&'a Path>,
+    /// Devices of the node that the container has.
+    pub(crate) devices: &'a [devices::Device],
     pub(crate) seccomp: Option<Value>,
     /// The unified hierarchy carries the controllers (cgroup v2).
     pub(crate) unified_cgroup: bool,
@@ -61,15 +65,15 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
 
     let unmasked = security.privileged || security.unmasked_proc;
     let mut linux = json!({
-        "namespaces": namespaces(pod, input.namespaces, input.unified_cgroup),
+        "namespaces": namespaces(input),
         "cgroupsPath": format!("{}/{}", pod.cgroup_parent, input.id),
-        "resources": resources(&container.resources, security.privileged, input.unified_cgroup),
+        "resources": resources(input),
         "sysctl": pod.sysctls,
         "maskedPaths": if unmasked { &[][..] } else { defaults::MASKED_PATHS },
         "readonlyPaths": if unmasked { &[][..] } else { defaults::READ_ONLY_PATHS },
     });
-    if security.privileged {
-        linux["devices"] = json!(input.host_devices);
+    if !input.devices.is_empty() {
+        linux["devices"] = json!(input.devices);
     }
     if let Some(profile) = &input.seccomp {
         linux["seccomp"] = profile.clone();
@@ -152,27 +156,41 @@ fn working_dir(container: &ContainerConfig, image: &ProcessConfig) -> String {
     own.or(of_image).unwrap_or("/").to_owned()
 }
 
-fn namespaces(pod: &PodSandboxConfig, shared: &SharedNamespaces, unified_cgroup: bool) -> Vec<Value> {
+fn namespaces(input: &SpecInput<'_>) -> Vec<Value> {
+    let shared = input.namespaces;
     let mut namespaces = vec![json!({ "type": "mount" })];
-    if !pod.host_pid {
-        namespaces.push(json!({ "type": "pid" }));
+    if !input.pod.host_pid {
+        namespaces.push(match input.join_pid.or(shared.pid.as_deref()) {
+            Some(path) => json!({ "type": "pid", "path": path }),
+            None => json!({ "type": "pid" }),
+        });
     }
     namespaces.push(json!({ "type": "network", "path": shared.network }));
     namespaces.push(json!({ "type": "uts", "path": shared.uts }));
     if let Some(ipc) = &shared.ipc {
         namespaces.push(json!({ "type": "ipc", "path": ipc }));
     }
-    if unified_cgroup {
+    if input.unified_cgroup {
         namespaces.push(json!({ "type": "cgroup" }));
     }
     namespaces
 }
 
-fn resources(limits: &Resources, privileged: bool, unified_cgroup: bool) -> Value {
-    let mut resources = json!({
-        // runc itself allows the usual devices (null, zero, tty, ...) after this.
-        "devices": [{ "allow": privileged, "access": "rwm" }],
-    });
+fn resources(input: &SpecInput<'_>) -> Value {
+    let container = input.container;
+    let mut resources = limits(&container.resources, input.unified_cgroup);
+    // runc itself allows the usual devices (null, zero, tty, ...) after this.
+    let mut rules = vec![json!({ "allow": container.security.privileged, "access": "rwm" })];
+    if !container.security.privileged {
+        rules.extend(input.devices.iter().map(devices::Device::rule));
+    }
+    resources["devices"] = Value::Array(rules);
+    resources
+}
+
+/// The limits of a container, made or changed, as runc takes them.
+pub(crate) fn limits(limits: &Resources, unified_cgroup: bool) -> Value {
+    let mut resources = json!({});
     let mut cpu = serde_json::Map::new();
     if let Some(shares) = limits.cpu_shares {
         cpu.insert("shares".into(), json!(shares));
@@ -199,6 +217,11 @@ fn resources(limits: &Resources, privileged: bool, unified_cgroup: bool) -> Valu
     }
     if let Some(limit) = limits.pids_limit {
         resources["pids"] = json!({ "limit": limit });
+    }
+    if !limits.hugepage_limits.is_empty() {
+        let pages = limits.hugepage_limits.iter();
+        resources["hugepageLimits"] =
+            pages.map(|(size, bytes)| json!({ "pageSize": size, "limit": bytes })).collect();
     }
     resources
 }

@@ -41,7 +41,11 @@ fn bind(mount: &Mount) -> Value {
         MountPropagation::HostToContainer => "rslave",
         MountPropagation::Bidirectional => "rshared",
     };
-    let access = if mount.read_only { "ro" } else { "rw" };
+    let access = match (mount.read_only, mount.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
     json!({
         "destination": mount.container_path,
         "type": "bind",

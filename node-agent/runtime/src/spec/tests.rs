@@ -2,47 +2,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::*;
-use crate::{PodNetwork, Security};
+use crate::Security;
 
 fn pod() -> PodSandboxConfig {
     PodSandboxConfig {
         pod_uid: "uid-1".into(),
         pod_name: "web".into(),
-        pod_namespace: "default".into(),
         hostname: "web-host".into(),
-        network: PodNetwork::Host,
-        host_ipc: false,
-        host_pid: false,
-        shm_size_bytes: None,
         cgroup_parent: "/hawser/n1/pod-1".into(),
-        resources: Resources::default(),
         sysctls: BTreeMap::from([("net.core.somaxconn".into(), "1024".into())]),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
+        ..PodSandboxConfig::default()
     }
 }
 
 fn container() -> ContainerConfig {
-    ContainerConfig {
-        pod_uid: "uid-1".into(),
-        name: "main".into(),
-        attempt: 0,
-        image: "img".into(),
-        command: vec![],
-        args: vec![],
-        env: vec![],
-        working_dir: None,
-        mounts: vec![],
-        security: Security::default(),
-        resources: Resources::default(),
-        log_path: "/l/0.log".into(),
-        tty: false,
-        stdin: false,
-        stdin_once: false,
-        stop_signal: None,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-    }
+    ContainerConfig { name: "main".into(), image: "img".into(), ..ContainerConfig::default() }
 }
 
 fn image() -> ProcessConfig {
@@ -60,6 +34,7 @@ fn shared() -> SharedNamespaces {
         network: "/ns/net".into(),
         uts: "/ns/uts".into(),
         ipc: Some(PathBuf::from("/ns/ipc")),
+        pid: None,
         shm: "/shm".into(),
     }
 }
@@ -72,7 +47,8 @@ fn build_for(pod: &PodSandboxConfig, container: &ContainerConfig, unified_cgroup
         image: &image(),
         user: user::User { uid: 1, gid: 2, groups: vec![2, 3] },
         namespaces: &shared(),
-        host_devices: &[],
+        join_pid: None,
+        devices: &[],
         seccomp: None,
         unified_cgroup,
     };
@@ -171,4 +147,38 @@ fn exec_keeps_user_and_environment() {
     assert_eq!(process["user"], spec["process"]["user"]);
     assert!(process["env"].as_array().unwrap().contains(&json!("TERM=xterm")));
     assert!(exec_process(&spec, &[], false).is_err());
+}
+
+#[test]
+fn process_namespace_is_own_shared_or_anothers() {
+    let of_pod = SharedNamespaces { pid: Some("/ns/pid".into()), ..shared() };
+    let check = |name: &str, namespaces: &SharedNamespaces, join_pid: Option<&Path>, expected: Value| {
+        let (pod, container, image) = (pod(), container(), image());
+        let user = user::User { uid: 0, gid: 0, groups: vec![] };
+        let input = SpecInput {
+            id: "cid",
+            pod: &pod,
+            container: &container,
+            image: &image,
+            user,
+            namespaces,
+            join_pid,
+            devices: &[],
+            seccomp: None,
+            unified_cgroup: false,
+        };
+        let spec = build(&input).unwrap();
+        assert_eq!(spec["linux"]["namespaces"][1], expected, "{name}");
+    };
+    let target = Path::new("/proc/7/ns/pid");
+    check("own", &shared(), None, json!({ "type": "pid" }));
+    check("the pod's", &of_pod, None, json!({ "type": "pid", "path": "/ns/pid" }));
+    check("a container's", &shared(), Some(target), json!({ "type": "pid", "path": "/proc/7/ns/pid" }));
+}
+
+#[test]
+fn huge_pages_are_limited_by_size() {
+    let hugepage_limits = BTreeMap::from([("2MB".to_owned(), 4 << 20)]);
+    let written = limits(&Resources { hugepage_limits, ..Resources::default() }, false);
+    assert_eq!(written, json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 << 20 }] }));
 }

@@ -5,6 +5,7 @@
 //! idempotent, a container's exit is in its status before its event is sent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::{
     AttachRequest, ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats,
-    ContainerStatus, Error, EventStream, ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig,
-    ProgressSender, PullErrorKind, RegistryAuth, Result, Runtime, RuntimeEvent, RuntimeVersion, Session,
-    container_id,
+    ContainerStatus, DiskUsage, Error, EventStream, ExecOutput, ExecRequest, Image, PodSandbox,
+    PodSandboxConfig, ProgressSender, PullErrorKind, RegistryAuth, Resources, Result, Runtime, RuntimeEvent,
+    RuntimeVersion, Session, container_id,
 };
 
 /// Answers `exec_sync`: container id and command in, output out.
@@ -47,6 +48,9 @@ struct State {
     log_complete: Option<LogHandler>,
     /// A container whose name is here ignores its stop signal and dies at the timeout only.
     stubborn: Vec<String>,
+    /// What `stats` says of running containers, by container id, and `pod_stats`, by pod uid.
+    stats: HashMap<String, ContainerStats>,
+    disk_usage: HashMap<ContainerId, DiskUsage>,
 }
 
 struct FakeContainer {
@@ -104,6 +108,20 @@ impl FakeRuntime {
     /// Containers of this name ignore their stop signal.
     pub fn ignore_stop_signal(&self, container_name: &str) {
         self.state.lock().stubborn.push(container_name.to_owned());
+    }
+
+    /// What a container (by id) or a pod (by uid) uses from now on.
+    pub fn set_stats(&self, id: &str, stats: ContainerStats) {
+        self.state.lock().stats.insert(id.to_owned(), stats);
+    }
+
+    pub fn set_disk_usage(&self, id: &str, usage: DiskUsage) {
+        self.state.lock().disk_usage.insert(id.to_owned(), usage);
+    }
+
+    /// The pod's sandbox as it is now.
+    pub fn sandbox_of(&self, pod_uid: &str) -> Option<PodSandboxConfig> {
+        self.state.lock().sandboxes.get(pod_uid).map(|sandbox| sandbox.config.clone())
     }
 
     /// Ends a running container's process.
@@ -340,6 +358,22 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn update_container(&self, id: &str, resources: &Resources) -> Result<()> {
+        self.enter("update_container", id)?;
+        let mut state = self.state.lock();
+        let container = state.containers.get_mut(id).ok_or_else(|| not_found("container", id))?;
+        container.config.resources = resources.clone();
+        Ok(())
+    }
+
+    async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()> {
+        self.enter("update_pod_sandbox", pod_uid)?;
+        let mut state = self.state.lock();
+        let sandbox = state.sandboxes.get_mut(pod_uid).ok_or_else(|| not_found("pod sandbox", pod_uid))?;
+        sandbox.config.resources = resources.clone();
+        Ok(())
+    }
+
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
         self.enter("stop_container", id)?;
         let stubborn = {
@@ -432,12 +466,26 @@ impl Runtime for FakeRuntime {
         self.enter("stats", id)?;
         let state = self.state.lock();
         let running = state.containers.get(id).is_some_and(|c| c.status.state == ContainerState::Running);
-        Ok(running.then(ContainerStats::default))
+        Ok(running.then(|| state.stats.get(id).copied().unwrap_or_default()))
     }
 
     async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>> {
         self.enter("pod_stats", pod_uid)?;
-        Ok(self.state.lock().sandboxes.contains_key(pod_uid).then(ContainerStats::default))
+        let state = self.state.lock();
+        let known = state.sandboxes.contains_key(pod_uid);
+        Ok(known.then(|| state.stats.get(pod_uid).copied().unwrap_or_default()))
+    }
+
+    async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
+        self.enter("disk_usage", id)?;
+        let state = self.state.lock();
+        let known = state.containers.contains_key(id);
+        Ok(known.then(|| state.disk_usage.get(id).copied().unwrap_or_default()))
+    }
+
+    async fn image_directory(&self) -> Result<PathBuf> {
+        self.enter("image_directory", "")?;
+        Ok(std::env::temp_dir())
     }
 }
 

@@ -4,7 +4,9 @@
 mod fake;
 mod node;
 mod pack;
+mod pods;
 
 pub use fake::{ExecHandler, FakeRuntime, LogHandler};
 pub use node::TestNode;
 pub use pack::ImagePack;
+pub use pods::{container, pod_sandbox};

@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, umount2};
 
 use super::pack::ImagePack;
+use super::pods::{container, pod_sandbox};
 use crate::cgroup::Cgroups;
 use crate::{
-    Config, ContainerConfig, Containerd, LogWriter, Mount, PodNetwork, PodSandboxConfig, Registries,
-    RegistryHost, Resources, Runtime, Security,
+    Config, ContainerConfig, Containerd, LogWriter, PodSandboxConfig, Registries, RegistryHost, Runtime,
 };
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -115,44 +115,15 @@ impl TestNode {
 
     /// A pod on the node's own network.
     pub fn pod(&self, name: &str) -> PodSandboxConfig {
-        PodSandboxConfig {
-            pod_uid: format!("uid-{name}"),
-            pod_name: name.into(),
-            pod_namespace: "default".into(),
-            hostname: name.into(),
-            network: PodNetwork::Host,
-            host_ipc: false,
-            host_pid: false,
-            shm_size_bytes: None,
-            cgroup_parent: format!("{}/pod-{name}", self.cgroup),
-            resources: Resources::default(),
-            sysctls: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-        }
+        PodSandboxConfig { cgroup_parent: format!("{}/pod-{name}", self.cgroup), ..pod_sandbox(name) }
     }
 
     /// A container of that pod that runs a shell script.
     pub fn container(&self, pod: &str, name: &str, image: &str, script: &str) -> ContainerConfig {
         ContainerConfig {
-            pod_uid: format!("uid-{pod}"),
-            name: name.into(),
-            attempt: 0,
-            image: image.into(),
             command: vec!["sh".into(), "-c".into(), script.into()],
-            args: vec![],
-            env: vec![],
-            working_dir: None,
-            mounts: Vec::<Mount>::new(),
-            security: Security::default(),
-            resources: Resources::default(),
             log_path: self.dir.join("logs").join(pod).join(name).join("0.log"),
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            stop_signal: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
+            ..container(pod, name, image)
         }
     }
 

@@ -11,8 +11,8 @@ use hawser_kubelet::server::{
     AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config,
 };
 use hawser_runtime::{
-    ContainerConfig, ExecOutput, PodNetwork, PodSandboxConfig, Resources, Runtime as _, Security,
-    container_id, testing::FakeRuntime,
+    ContainerConfig, ExecOutput, PodSandboxConfig, container_id,
+    testing::{FakeRuntime, container, pod_sandbox},
 };
 use hawser_tests::{api_server::ApiServer, kubectl::Kubectl};
 use serde_json::{Value, json};
@@ -95,45 +95,9 @@ pub(crate) fn run_pod(kubectl: &Kubectl<'_>, name: &str, port: u16, address: &st
 /// One container that runs. `cat` is what it is; other commands say their words, and exit with the last one.
 async fn fake_runtime(namespace: &str) -> FakeRuntime {
     let runtime = FakeRuntime::new();
-    runtime.preload_image("demo");
-    let sandbox = PodSandboxConfig {
-        pod_uid: "uid".into(),
-        pod_name: "web".into(),
-        pod_namespace: namespace.into(),
-        hostname: "web".into(),
-        network: PodNetwork::Host,
-        host_ipc: false,
-        host_pid: false,
-        shm_size_bytes: None,
-        cgroup_parent: "/x".into(),
-        resources: Resources::default(),
-        sysctls: Default::default(),
-        labels: Default::default(),
-        annotations: Default::default(),
-    };
-    runtime.create_pod_sandbox(&sandbox).await.expect("a sandbox");
-    let container = ContainerConfig {
-        pod_uid: "uid".into(),
-        name: "main".into(),
-        attempt: 0,
-        image: "demo".into(),
-        command: vec![],
-        args: vec![],
-        env: vec![],
-        working_dir: None,
-        mounts: vec![],
-        security: Security::default(),
-        resources: Resources::default(),
-        log_path: "/nonexistent".into(),
-        tty: false,
-        stdin: true,
-        stdin_once: false,
-        stop_signal: None,
-        labels: Default::default(),
-        annotations: Default::default(),
-    };
-    let id = runtime.create_container(&container).await.expect("a container");
-    runtime.start_container(&id).await.expect("it runs");
+    let sandbox = PodSandboxConfig { pod_namespace: namespace.into(), ..pod_sandbox("web") };
+    let container = ContainerConfig { stdin: true, ..container("web", "main", "demo") };
+    runtime.run(&sandbox, &container).await;
     runtime.on_exec(Arc::new(|_, command| {
         // Real processes take a while as well. kubectl 1.32 reads from a WebSocket before its streams exist, loses what
         // comes at once, and tells nobody when they do.
@@ -167,7 +131,7 @@ impl PodSource for OnePod {
     }
 
     fn container_id(&self, namespace: &str, pod: &str, container: &str) -> Result<String, Refusal> {
-        self.find(namespace, pod).map(|()| container_id("uid", container, 0))
+        self.find(namespace, pod).map(|()| container_id("uid-web", container, 0))
     }
 
     fn log(&self, namespace: &str, pod: &str, _: &str, _: LogAttempt) -> Result<LogFile, Refusal> {

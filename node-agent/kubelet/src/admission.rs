@@ -1,0 +1,168 @@
+//! Whether the node takes a pod that was bound to it: upstream's checks of what the scheduler may not have known.
+//!
+//! A pod that is refused fails at once, with the reason and the words that upstream gives it.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use crate::container::resources::{NodeCapacity, pod_request};
+use crate::eviction::Pressure;
+use crate::pod::DesiredPod;
+use crate::pod::state::Verdict;
+
+/// Kernel parameters that a pod may set, because they are its namespaces' own and harm nobody else.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// What the node has and holds when a pod comes.
+pub struct Node<'a> {
+    pub config: &'a Config,
+    pub allocatable: NodeCapacity,
+    pub pressure: Pressure,
+    /// The other pods that have not ended.
+    pub pods: &'a [DesiredPod],
+}
+
+/// `Err` says why the node does not take the pod.
+pub fn admit(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    if let Some(verdict) = node.pressure.refuses(pod) {
+        return Err(verdict);
+    }
+    sysctls(node.config, pod)?;
+    room(node, pod)
+}
+
+fn sysctls(config: &Config, pod: &DesiredPod) -> Result<(), Verdict> {
+    let forbidden =
+        |why: String| Err(Verdict::refusal("SysctlForbidden", &format!("forbidden sysctl: {why}")));
+    let asked = pod.spec().security_context.as_ref().and_then(|context| context.sysctls.as_ref());
+    for sysctl in asked.into_iter().flatten() {
+        // Both spellings name the same parameter.
+        let name = sysctl.name.replace('/', ".");
+        let allowed = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *pattern == name,
+        };
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !config.allowed_unsafe_sysctls.iter().any(allowed) {
+            return forbidden(format!("{name:?} not allowlisted"));
+        }
+        if name.starts_with("net.") && pod.host_network() {
+            return forbidden(format!("{name:?} not allowed with host net enabled"));
+        }
+        let is_ipc =
+            ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|p| name.starts_with(p));
+        if is_ipc && pod.spec().host_ipc == Some(true) {
+            return forbidden(format!("{name:?} not allowed with host ipc enabled"));
+        }
+    }
+    Ok(())
+}
+
+fn room(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    let short = |resource: &str, requested: i64, used: i64, capacity: i64| {
+        let message = format!(
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        );
+        Err(Verdict::refusal(&format!("OutOf{resource}"), &message))
+    };
+    let (count, most) = (node.pods.len() as i64, i64::from(node.config.max_pods));
+    if count >= most {
+        return short("pods", 1, count, most);
+    }
+    for resource in named(pod) {
+        let Some(capacity) = node.allocatable.get(&resource) else { continue };
+        let requested = pod_request(pod.spec(), &resource);
+        let used = node.pods.iter().map(|other| pod_request(other.spec(), &resource)).sum();
+        if requested > 0 && requested > capacity - used {
+            return short(&resource, requested, used, capacity);
+        }
+    }
+    Ok(())
+}
+
+/// Resources that the pod asks for, by name.
+fn named(pod: &DesiredPod) -> BTreeSet<String> {
+    let resources = pod.containers.iter().filter_map(|container| container.spec.resources.as_ref());
+    let lists = resources.flat_map(|resources| [resources.requests.as_ref(), resources.limits.as_ref()]);
+    lists.flatten().flat_map(|amounts| amounts.keys().cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::testing::{container, pod, spec, with_resources};
+    use k8s_openapi::api::core::v1::{PodSecurityContext, Sysctl, Toleration};
+
+    fn asking(cpu: &str) -> DesiredPod {
+        pod(spec("Always", vec![], vec![with_resources("c", &[("cpu", cpu)], &[])]))
+    }
+
+    fn refusal(pressure: Pressure, others: &[DesiredPod], wanted: &DesiredPod) -> Option<(String, String)> {
+        let mut config = Config::new("n", [127, 0, 0, 1].into(), "/tmp/none");
+        config.max_pods = 3;
+        config.allowed_unsafe_sysctls = vec!["kernel.msg*".into()];
+        let allocatable = NodeCapacity { cpu_millis: 2000, memory_bytes: 1 << 30, ephemeral_bytes: 1 << 30 };
+        let node = Node { config: &config, allocatable, pressure, pods: others };
+        admit(&node, wanted).err().map(|verdict| (verdict.reason, verdict.message))
+    }
+
+    #[test]
+    fn pod_that_does_not_fit_is_told_the_numbers() {
+        let none = Pressure::default();
+        assert_eq!(refusal(none, &[asking("1")], &asking("1")), None);
+        let (reason, message) = refusal(none, &[asking("1500m")], &asking("600m")).expect("refused");
+        assert_eq!(reason, "OutOfcpu");
+        let told = "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 1500, capacity: 2000";
+        assert_eq!(message, told);
+        let full = [asking("1m"), asking("1m"), asking("1m")];
+        assert_eq!(refusal(none, &full, &asking("1m")).expect("refused").0, "OutOfpods");
+    }
+
+    #[test]
+    fn pressure_keeps_out_whom_it_concerns() {
+        let best_effort = pod(spec("Always", vec![], vec![container("c")]));
+        let memory = Pressure { memory: true, ..Pressure::default() };
+        let told =
+            ("Evicted".to_owned(), "Pod was rejected: The node had condition: [MemoryPressure]. ".to_owned());
+        assert_eq!(refusal(memory, &[], &best_effort), Some(told));
+        assert_eq!(refusal(memory, &[], &asking("1m")), None);
+        let mut tolerant = best_effort.spec().clone();
+        let key = Some("node.kubernetes.io/memory-pressure".to_owned());
+        tolerant.tolerations = Some(vec![Toleration { key, ..Toleration::default() }]);
+        assert_eq!(refusal(memory, &[], &pod(tolerant.clone())), None);
+        let disk = Pressure { disk: true, ..memory };
+        assert!(refusal(disk, &[], &pod(tolerant.clone())).is_some());
+        assert!(refusal(disk, &[], &asking("1m")).is_some());
+        tolerant.priority = Some(2_000_000_000);
+        assert_eq!(refusal(disk, &[], &pod(tolerant)), None);
+    }
+
+    #[test]
+    fn sysctls_are_safe_or_allowed() {
+        let with = |name: &str, host_network: bool| {
+            let sysctl = Sysctl { name: name.into(), value: "1".into() };
+            let mut spec = spec("Always", vec![], vec![container("c")]);
+            spec.host_network = Some(host_network);
+            spec.security_context =
+                Some(PodSecurityContext { sysctls: Some(vec![sysctl]), ..PodSecurityContext::default() });
+            refusal(Pressure::default(), &[], &pod(spec)).map(|(_, message)| message)
+        };
+        assert_eq!(with("kernel.shm_rmid_forced", false), None);
+        assert_eq!(with("kernel.msgmax", false), None);
+        let told = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+        assert_eq!(with("net/core/somaxconn", false).as_deref(), Some(told));
+        assert!(with("net.ipv4.tcp_syncookies", true).is_some_and(|m| m.contains("host net enabled")));
+    }
+}

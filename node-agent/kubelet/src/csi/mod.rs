@@ -1,0 +1,217 @@
+//! Volumes of CSI drivers: drivers that run on this node, and what pods use of them.
+//!
+//! A driver makes itself known by a socket below `plugins_registry` ([`registration`]). A volume is staged once a node,
+//! where its driver asks for that, and published to each pod; a file beside each published volume says what it is, so
+//! that it is taken back whatever the API knows by then. Every call is idempotent, by CSI's own rules.
+
+pub mod driver;
+mod published;
+pub mod registration;
+pub mod volume;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hawser_api::Api;
+use hawser_api::client::Client;
+use k8s_openapi::api::core::v1::{Secret, SecretReference};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+
+use crate::config::Config;
+use crate::pod::DesiredPod;
+use crate::volumes::VolumeError;
+use crate::volumes::{mounts, ownership};
+use driver::Drivers;
+use driver::proto::volume_capability::access_mode::Mode;
+use driver::proto::{
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+};
+use published::Published;
+use volume::{CsiVolume, digest};
+
+/// The name of upstream's volume plugin, as directories have it.
+const PLUGIN: &str = "kubernetes.io~csi";
+
+/// The node's CSI volumes. Cheap to clone.
+#[derive(Clone)]
+pub struct Csi {
+    config: Arc<Config>,
+    client: Arc<dyn Client>,
+    pub drivers: Drivers,
+}
+
+impl Csi {
+    pub fn new(config: Arc<Config>, client: Arc<dyn Client>) -> Self {
+        Self { config, client, drivers: Drivers::default() }
+    }
+
+    /// Shows the volume to the pod, and returns where.
+    pub async fn publish(&self, pod: &DesiredPod, volume: &CsiVolume) -> Result<PathBuf, VolumeError> {
+        let place = self.config.pod_dir(pod.uid()).join("volumes").join(PLUGIN).join(&volume.name);
+        let target = place.join("mount");
+        if Published::read(&place).is_some() && mounts::is_mount_point(&target).map_err(io(&target))? {
+            return Ok(target);
+        }
+        let driver = self.drivers.get(&volume.driver)?;
+        let object = self.driver_object(&volume.driver).await?;
+        let spec = object.map(|object| object.spec).unwrap_or_default();
+        let capabilities = driver.capabilities().await?;
+        let group = pod.spec().security_context.as_ref().and_then(|context| context.fs_group);
+        let by_driver = capabilities.mounts_group.then_some(group).flatten();
+        let capability = volume.capability(by_driver);
+        let publish_context = match volume.is_inline || spec.attach_required == Some(false) {
+            true => BTreeMap::new(),
+            false => self.attachment(volume).await?,
+        };
+        // Before the first call: what a crash leaves half-done is found and taken back.
+        Published::of(volume).write(&place).map_err(io(&place))?;
+        let mut staging = String::new();
+        if capabilities.stages && !volume.is_inline {
+            let path = self.staging_path(&volume.driver, &volume.handle);
+            std::fs::create_dir_all(&path).map_err(io(&path))?;
+            staging = path.to_string_lossy().into_owned();
+            let request = NodeStageVolumeRequest {
+                volume_id: volume.handle.clone(),
+                publish_context: publish_context.clone().into_iter().collect(),
+                staging_target_path: staging.clone(),
+                volume_capability: Some(capability.clone()),
+                secrets: self.secrets(volume.stage_secret.as_ref()).await?,
+                volume_context: volume.attributes.clone().into_iter().collect(),
+            };
+            driver.stage(request).await?;
+        }
+        let mut context = volume.attributes.clone();
+        if spec.pod_info_on_mount == Some(true) {
+            context.extend(pod_info(pod, volume));
+        }
+        let request = NodePublishVolumeRequest {
+            volume_id: volume.handle.clone(),
+            publish_context: publish_context.into_iter().collect(),
+            staging_target_path: staging,
+            target_path: target.to_string_lossy().into_owned(),
+            volume_capability: Some(capability),
+            readonly: volume.read_only,
+            secrets: self.secrets(volume.publish_secret.as_ref()).await?,
+            volume_context: context.into_iter().collect(),
+        };
+        driver.publish(request).await?;
+        let owned = ownership_applies(spec.fs_group_policy.as_deref(), volume) && by_driver.is_none();
+        if let Some(group) = group.and_then(|g| u32::try_from(g).ok()).filter(|_| owned) {
+            ownership::set(pod, &target, group).await.map_err(io(&target))?;
+        }
+        Ok(target)
+    }
+
+    /// Takes back all that was shown to a pod. Absent is success.
+    pub async fn unpublish_all(&self, uid: &str) -> Result<(), VolumeError> {
+        let dir = self.config.pod_dir(uid).join("volumes").join(PLUGIN);
+        for place in published::places(&dir) {
+            self.unpublish(&place).await?;
+        }
+        Ok(())
+    }
+
+    async fn unpublish(&self, place: &Path) -> Result<(), VolumeError> {
+        let Some(known) = Published::read(place) else { return Ok(()) };
+        let driver = self.drivers.get(&known.driver_name)?;
+        let target = place.join("mount");
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: known.volume_handle.clone(),
+            target_path: target.to_string_lossy().into_owned(),
+        };
+        driver.unpublish(request).await?;
+        published::forget(place).map_err(io(place))?;
+        let in_use =
+            published::all(&self.config.root_dir).into_iter().any(|other| other.is_same_volume(&known));
+        let staging = self.staging_path(&known.driver_name, &known.volume_handle);
+        if in_use || !staging.exists() {
+            return Ok(());
+        }
+        let request = NodeUnstageVolumeRequest {
+            volume_id: known.volume_handle.clone(),
+            staging_target_path: staging.to_string_lossy().into_owned(),
+        };
+        driver.unstage(request).await?;
+        published::remove_empty(&staging).map_err(io(&staging))
+    }
+
+    /// Upstream's place, by a digest of the volume's handle.
+    fn staging_path(&self, driver: &str, handle: &str) -> PathBuf {
+        let place = self.config.root_dir.join("plugins/kubernetes.io/csi").join(driver);
+        place.join(digest(handle)).join("globalmount")
+    }
+
+    async fn driver_object(&self, name: &str) -> Result<Option<CSIDriver>, VolumeError> {
+        let api: Api<CSIDriver> = Api::all(self.client.clone());
+        api.find(name).await.map_err(|error| failed(name, &error))
+    }
+
+    /// What the attaching of the volume gave, once it is attached to this node.
+    async fn attachment(&self, volume: &CsiVolume) -> Result<BTreeMap<String, String>, VolumeError> {
+        let (handle, driver, node) = (&volume.handle, &volume.driver, &self.config.node_name);
+        let name = format!("csi-{}", digest(&format!("{handle}{driver}{node}")));
+        let api: Api<VolumeAttachment> = Api::all(self.client.clone());
+        let found = api.find(&name).await.map_err(|error| failed(&volume.driver, &error))?;
+        match found.and_then(|attachment| attachment.status).filter(|status| status.attached) {
+            Some(status) => Ok(status.attachment_metadata.unwrap_or_default()),
+            None => Err(VolumeError::Csi {
+                driver: volume.driver.clone(),
+                message: format!("volume {} is not attached to this node yet", volume.handle),
+            }),
+        }
+    }
+
+    async fn secrets(
+        &self,
+        reference: Option<&SecretReference>,
+    ) -> Result<std::collections::HashMap<String, String>, VolumeError> {
+        let Some(SecretReference { name: Some(name), namespace: Some(namespace) }) = reference else {
+            return Ok(Default::default());
+        };
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let secret = api.get(name).await.map_err(|error| failed(name, &error))?;
+        let data = secret.data.into_iter().flatten();
+        Ok(data.map(|(key, value)| (key, String::from_utf8_lossy(&value.0).into_owned())).collect())
+    }
+}
+
+fn failed(what: &str, error: &hawser_api::Error) -> VolumeError {
+    VolumeError::Csi { driver: what.to_owned(), message: error.to_string() }
+}
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> VolumeError {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { path: path.clone(), source }
+}
+
+/// What drivers learn of the pod that they mount for, where they ask for it.
+fn pod_info(pod: &DesiredPod, volume: &CsiVolume) -> [(String, String); 5] {
+    let account = pod.spec().service_account_name.clone().unwrap_or_default();
+    [
+        ("name", pod.name().to_owned()),
+        ("namespace", pod.namespace().to_owned()),
+        ("uid", pod.uid().to_owned()),
+        ("account", account),
+        ("ephemeral", volume.is_inline.to_string()),
+    ]
+    .map(|(what, value)| match what {
+        "account" => ("csi.storage.k8s.io/serviceAccount.name".to_owned(), value),
+        "ephemeral" => ("csi.storage.k8s.io/ephemeral".to_owned(), value),
+        of_pod => (format!("csi.storage.k8s.io/pod.{of_pod}"), value),
+    })
+}
+
+/// Whether the kubelet gives the files to the pod's group.
+fn ownership_applies(policy: Option<&str>, volume: &CsiVolume) -> bool {
+    let one_writer = matches!(
+        volume.access_mode,
+        Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter
+    );
+    !volume.read_only
+        && match policy {
+            Some("File") => true,
+            Some("None") => false,
+            _ => !volume.fs_type.is_empty() && one_writer,
+        }
+}

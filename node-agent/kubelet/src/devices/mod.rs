@@ -1,0 +1,178 @@
+//! Devices of device plugins (`deviceplugin/v1beta1`): what a node has, who gets it, and what a container needs for it.
+//!
+//! A plugin registers at the kubelet's socket below `device-plugins`; its devices are followed for as long as it answers
+//! ([`plugins`]). Devices are granted when a pod is taken ([`ledger`]), noted on disk, and given back when it has ended.
+//! What a container needs to use them, the plugin says before each start.
+
+pub mod ledger;
+pub mod plugins;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_runtime::{ContainerConfig, DeviceMapping, Mount};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::config::Config;
+use crate::pod::DesiredPod;
+use crate::pod::state::Verdict;
+use crate::sockets::connect;
+use ledger::{Granted, Ledger};
+use plugins::proto::device_plugin_client::DevicePluginClient;
+use plugins::proto::{
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest,
+};
+
+/// How long a plugin may take over one answer; upstream gives it 30 s before a start.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Devices {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    ledger: Mutex<Ledger>,
+    plugins: Mutex<BTreeMap<String, Plugin>>,
+    /// Numbers of devices, for the node's status.
+    counts: watch::Sender<Counts>,
+}
+
+/// A plugin's socket, and whether it wants to hear before a start.
+#[derive(Clone)]
+struct Plugin {
+    socket: PathBuf,
+    pre_start: bool,
+}
+
+/// All devices of a resource, and the healthy ones.
+pub type Counts = BTreeMap<String, (usize, usize)>;
+
+impl Devices {
+    /// Reads what an earlier agent has granted.
+    pub fn load(config: &Config) -> Self {
+        let dir = config.root_dir.join("device-plugins");
+        let granted: Granted = match std::fs::read(dir.join(CHECKPOINT)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                warn!(%error, "the note of granted devices is damaged: what pods have is not known");
+                Granted::default()
+            }),
+            Err(_) => Granted::default(),
+        };
+        let ledger = Mutex::new(Ledger { granted, ..Ledger::default() });
+        let (counts, _) = watch::channel(Counts::new());
+        Self { inner: Arc::new(Inner { dir, ledger, plugins: Mutex::default(), counts }) }
+    }
+
+    pub fn counts(&self) -> watch::Receiver<Counts> {
+        self.inner.counts.subscribe()
+    }
+
+    /// Grants a pod that is being taken what it asks for.
+    pub fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+        let mut ledger = self.inner.ledger.lock();
+        let before = ledger.granted.clone();
+        ledger.grant(pod)?;
+        if ledger.granted != before
+            && let Err(error) = self.inner.write(&ledger.granted)
+        {
+            ledger.release(pod.uid());
+            let message = format!("Allocate failed due to {error}, which is unexpected");
+            return Err(Verdict::refusal("UnexpectedAdmissionError", &message));
+        }
+        Ok(())
+    }
+
+    /// Gives back what a pod had that has ended. Repeating it is harmless.
+    pub fn release(&self, pod_uid: &str) {
+        let mut ledger = self.inner.ledger.lock();
+        if ledger.release(pod_uid)
+            && let Err(error) = self.inner.write(&ledger.granted)
+        {
+            warn!(pod_uid, %error, "devices of an ended pod are still noted as its own");
+        }
+    }
+
+    /// Puts what the container's devices need into its configuration.
+    pub async fn prepare(&self, config: &mut ContainerConfig) -> Result<(), String> {
+        let grant = self.inner.ledger.lock().of(&config.pod_uid, &config.name);
+        for (resource, ids) in grant {
+            let plugin = self.inner.plugins.lock().get(&resource).cloned();
+            let plugin = plugin.ok_or_else(|| format!("no device plugin serves {resource}"))?;
+            let answer = ask(&plugin, ids).await;
+            add(config, answer.map_err(|error| format!("device plugin of {resource}: {error}"))?);
+        }
+        Ok(())
+    }
+}
+
+async fn ask(plugin: &Plugin, ids: Vec<String>) -> Result<ContainerAllocateResponse, String> {
+    let channel = connect(plugin.socket.clone()).await.map_err(|error| error.to_string())?;
+    let mut client = DevicePluginClient::new(channel);
+    let container_requests = vec![ContainerAllocateRequest { devices_ids: ids.clone() }];
+    let asked = async {
+        let answer = client.allocate(AllocateRequest { container_requests }).await?;
+        if plugin.pre_start {
+            client.pre_start_container(PreStartContainerRequest { devices_ids: ids }).await?;
+        }
+        Ok::<_, tonic::Status>(answer.into_inner().container_responses)
+    };
+    let answers =
+        tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| format!("no answer within {TIMEOUT:?}"))?;
+    let mut answers = answers.map_err(|status| status.to_string())?;
+    answers.pop().ok_or_else(|| "no answer for the container".to_owned())
+}
+
+fn add(config: &mut ContainerConfig, answer: ContainerAllocateResponse) {
+    config.env.extend(answer.envs);
+    config.annotations.extend(answer.annotations);
+    config.mounts.extend(answer.mounts.into_iter().map(|mount| Mount {
+        container_path: mount.container_path.into(),
+        host_path: mount.host_path.into(),
+        read_only: mount.read_only,
+        ..Mount::default()
+    }));
+    config.devices.extend(answer.devices.into_iter().map(|device| DeviceMapping {
+        host_path: device.host_path.into(),
+        container_path: device.container_path.into(),
+        permissions: device.permissions,
+    }));
+}
+
+/// Upstream's name of the file.
+const CHECKPOINT: &str = "kubelet_internal_checkpoint";
+
+impl Inner {
+    fn write(&self, granted: &Granted) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        let new = self.dir.join("checkpoint.new");
+        std::fs::write(&new, serde_json::to_vec(granted)?)?;
+        std::fs::rename(new, self.dir.join(CHECKPOINT))
+    }
+
+    /// Takes the devices of a resource as they are now.
+    fn set_devices(&self, resource: &str, devices: BTreeMap<String, bool>) {
+        let mut ledger = self.ledger.lock();
+        ledger.devices.insert(resource.to_owned(), devices);
+        self.tell(&ledger);
+    }
+
+    /// A plugin is away: its devices are there, but of no use.
+    fn mark_unhealthy(&self, resource: &str) {
+        let mut ledger = self.ledger.lock();
+        let devices = ledger.devices.get_mut(resource).into_iter().flatten();
+        devices.for_each(|(_, healthy)| *healthy = false);
+        self.tell(&ledger);
+    }
+
+    fn tell(&self, ledger: &Ledger) {
+        let counts = ledger.counts().map(|(name, all, healthy)| (name.clone(), (all, healthy)));
+        self.counts.send_replace(counts.collect());
+    }
+}

@@ -1,0 +1,232 @@
+//! What the kubelet counts and shows in Prometheus' format, in upstream's names.
+//!
+//! `/metrics` is the kubelet's own (counters here, and what it looks up at a scrape); [`resource`] and [`cadvisor`] show
+//! usage; probes count for themselves ([`crate::probes`]).
+
+pub mod cadvisor;
+mod process;
+pub mod resource;
+mod runtime;
+pub(crate) mod text;
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    TextEncoder, exponential_buckets,
+};
+
+use crate::config::{Config, KUBELET_VERSION};
+use crate::manager::Pods;
+use crate::pod::ContainerKind;
+use crate::probes::Prober;
+use crate::stats::Collector;
+use hawser_runtime::ContainerState;
+use text::Exposition;
+
+pub use runtime::Metered;
+
+/// Counters of the kubelet. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    started_pods: IntCounter,
+    pod_start_duration: Histogram,
+    started_containers: IntCounterVec,
+    started_containers_errors: IntCounterVec,
+    operations: IntCounterVec,
+    operation_errors: IntCounterVec,
+    operation_duration: HistogramVec,
+    evictions: IntCounterVec,
+    collected_images: IntCounterVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // All names are constants: an error is one of this function, and any test shows it.
+        Self { inner: Arc::new(Inner::new().expect("metrics have valid, different names")) }
+    }
+}
+
+impl Inner {
+    fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            prometheus::Result::Ok(counter)
+        };
+        let started_pods =
+            IntCounter::new("kubelet_started_pods_total", "Cumulative number of pods started")?;
+        registry.register(Box::new(started_pods.clone()))?;
+        let buckets = vec![
+            0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0,
+        ];
+        let help =
+            "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
+        let pod_start_duration = Histogram::with_opts(
+            HistogramOpts::new("kubelet_pod_start_duration_seconds", help).buckets(buckets),
+        )?;
+        registry.register(Box::new(pod_start_duration.clone()))?;
+        let help = "Duration in seconds of runtime operations. Broken down by operation type.";
+        let operation_duration = HistogramVec::new(
+            HistogramOpts::new("kubelet_runtime_operations_duration_seconds", help)
+                .buckets(exponential_buckets(0.005, 2.5, 14)?),
+            &["operation_type"],
+        )?;
+        registry.register(Box::new(operation_duration.clone()))?;
+        Ok(Self {
+            started_containers: counter(
+                "kubelet_started_containers_total",
+                "Cumulative number of containers started",
+                &["container_type"],
+            )?,
+            started_containers_errors: counter(
+                "kubelet_started_containers_errors_total",
+                "Cumulative number of errors when starting containers",
+                &["container_type", "code"],
+            )?,
+            operations: counter(
+                "kubelet_runtime_operations_total",
+                "Cumulative number of runtime operations by operation type.",
+                &["operation_type"],
+            )?,
+            operation_errors: counter(
+                "kubelet_runtime_operations_errors_total",
+                "Cumulative number of runtime operation errors by operation type.",
+                &["operation_type"],
+            )?,
+            evictions: counter(
+                "kubelet_evictions",
+                "Cumulative number of pod evictions by eviction signal",
+                &["eviction_signal"],
+            )?,
+            collected_images: counter(
+                "kubelet_image_garbage_collected_total",
+                "Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
+                &["reason"],
+            )?,
+            operation_duration,
+            started_pods,
+            pod_start_duration,
+            registry,
+        })
+    }
+}
+
+impl Metrics {
+    /// A pod that began `seconds` ago runs.
+    pub(crate) fn pod_started(&self, seconds: f64) {
+        self.inner.started_pods.inc();
+        self.inner.pod_start_duration.observe(seconds.max(0.0));
+    }
+
+    pub(crate) fn container_started(&self, kind: ContainerKind) {
+        self.inner.started_containers.with_label_values(&[container_type(kind)]).inc();
+    }
+
+    /// `code` is the reason that the container's status shows.
+    pub(crate) fn container_failed(&self, kind: ContainerKind, code: &str) {
+        self.inner.started_containers_errors.with_label_values(&[container_type(kind), code]).inc();
+    }
+
+    pub(crate) fn evicted(&self, signal: &str) {
+        self.inner.evictions.with_label_values(&[signal]).inc();
+    }
+
+    pub(crate) fn image_collected(&self, reason: &str) {
+        self.inner.collected_images.with_label_values(&[reason]).inc();
+    }
+
+    fn operation(&self, name: &str, seconds: f64, failed: bool) {
+        self.inner.operations.with_label_values(&[name]).inc();
+        self.inner.operation_duration.with_label_values(&[name]).observe(seconds);
+        if failed {
+            self.inner.operation_errors.with_label_values(&[name]).inc();
+        }
+    }
+}
+
+fn container_type(kind: ContainerKind) -> &'static str {
+    match kind {
+        ContainerKind::Init | ContainerKind::Sidecar => "init_container",
+        ContainerKind::Main => "container",
+        ContainerKind::Ephemeral => "ephemeral_container",
+    }
+}
+
+/// What the kubelet's server shows of the kubelet. Cheap to clone.
+#[derive(Clone)]
+pub struct Telemetry {
+    pub stats: Collector,
+    pub config: Arc<Config>,
+    pub(crate) metrics: Metrics,
+    pub(crate) prober: Prober,
+    pub(crate) pods: Pods,
+}
+
+impl Telemetry {
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let mut out = Exposition::default();
+        self.look_up(&mut out);
+        process::render(&mut out);
+        encode(&self.metrics.inner.registry) + &out.finish()
+    }
+
+    /// The text of `/metrics/probes`.
+    pub fn probe_metrics(&self) -> String {
+        encode(self.prober.registry())
+    }
+
+    fn look_up(&self, out: &mut Exposition) {
+        let version = KUBELET_VERSION;
+        let labels = [("git_version", version), ("major", "1"), ("minor", "36")];
+        out.gauge("kubernetes_build_info", "A metric with a constant '1' value, labeled by the build")
+            .sample(&labels, 1.0, None);
+        let node = [("node", self.config.node_name.as_str())];
+        out.gauge("kubelet_node_name", "The node's name. The count is always 1.").sample(&node, 1.0, None);
+        let views = self.pods.all();
+        let state = |wanted: &[ContainerState]| {
+            let current =
+                views.iter().flat_map(|view| view.containers.values()).filter_map(|(c, _)| c.as_ref());
+            current.filter(|container| wanted.contains(&container.state)).count() as f64
+        };
+        let runs = |view: &&crate::worker::PodView| {
+            let mut current = view.containers.values().filter_map(|(current, _)| current.as_ref());
+            current.any(|container| container.state == ContainerState::Running)
+        };
+        let running = views.iter().filter(runs).count() as f64;
+        out.gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox").sample(
+            &[],
+            running,
+            None,
+        );
+        let family = out.gauge("kubelet_running_containers", "Number of containers currently running");
+        for (name, states) in [
+            ("created", &[ContainerState::Created][..]),
+            ("running", &[ContainerState::Running]),
+            ("exited", &[ContainerState::Exited]),
+            ("unknown", &[ContainerState::Unknown]),
+        ] {
+            family.sample(&[("container_state", name)], state(states), None);
+        }
+        let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
+        out.gauge("kubelet_desired_pods", help).sample(&[("static", "")], views.len() as f64, None);
+    }
+}
+
+fn encode(registry: &Registry) -> String {
+    let mut text = Vec::new();
+    match TextEncoder::new().encode(&registry.gather(), &mut text) {
+        Ok(()) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) => {
+            tracing::warn!(%error, "metrics were not encoded");
+            String::new()
+        }
+    }
+}

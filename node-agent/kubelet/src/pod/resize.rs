@@ -1,0 +1,217 @@
+//! Changing what a running pod's containers may use (KEP-1287).
+//!
+//! Three amounts are told apart: what the API asks for, what the node has granted (its allocation, with which the worker
+//! sees the pod), and what a running container has. The node grants what it has room for, as a whole or not at all;
+//! everything here is decided from values.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_runtime::ContainerId;
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+
+use super::desired::{DesiredContainer, DesiredPod};
+use super::state::{Kill, PodState, Progress, RETRY_CONFIG};
+use crate::container::resources::{NodeCapacity, pod_request};
+
+/// What can be changed.
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// Amounts of a pod's containers, by name.
+pub type Amounts = BTreeMap<String, ResourceRequirements>;
+
+/// What the pod as it is asks for.
+pub fn amounts(pod: &Pod) -> Amounts {
+    let spec = pod.spec.iter();
+    let containers = spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
+}
+
+/// The pod with the amounts that it was granted.
+pub fn with_amounts(pod: Arc<Pod>, granted: &Amounts) -> Arc<Pod> {
+    if amounts(&pod) == *granted {
+        return pod;
+    }
+    let mut pod = (*pod).clone();
+    let Some(spec) = &mut pod.spec else { return pod.into() };
+    let set = |container: &mut Container| {
+        if let Some(granted) = granted.get(&container.name) {
+            container.resources = Some(granted.clone());
+        }
+    };
+    spec.init_containers.iter_mut().flatten().for_each(set);
+    spec.containers.iter_mut().for_each(set);
+    pod.into()
+}
+
+/// Amounts that a pod of an earlier agent has: what its running containers are reported with, else what it asks for.
+pub fn adopted(pod: &Pod) -> Amounts {
+    let mut amounts = amounts(pod);
+    let status = pod.status.iter();
+    let reported =
+        status.flat_map(|s| [&s.init_container_statuses, &s.container_statuses]).flatten().flatten();
+    for container in reported {
+        let runs = container.state.as_ref().is_some_and(|state| state.running.is_some());
+        if let (true, Some(resources), Some(known)) =
+            (runs, &container.resources, amounts.get_mut(&container.name))
+        {
+            *known = resources.clone();
+        }
+    }
+    amounts
+}
+
+/// Why what is asked for was not granted, as the PodResizePending condition shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+pub const DEFERRED: &str = "Deferred";
+pub const INFEASIBLE: &str = "Infeasible";
+
+/// Whether the node can grant what `wanted` asks for, beside `others`.
+pub fn judge(wanted: &DesiredPod, allocatable: NodeCapacity, others: &[DesiredPod]) -> Result<(), Pending> {
+    for resource in RESIZABLE {
+        let (requested, capacity) = (pod_request(wanted.spec(), resource), allocatable.of(resource));
+        if requested > capacity {
+            let message = format!(
+                "Node didn't have enough capacity: {resource}, requested: {requested}, capacity: {capacity}"
+            );
+            return Err(Pending { reason: INFEASIBLE, message });
+        }
+        let used: i64 = others.iter().map(|other| pod_request(other.spec(), resource)).sum();
+        if requested > capacity - used {
+            let message = format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+            );
+            return Err(Pending { reason: DEFERRED, message });
+        }
+    }
+    Ok(())
+}
+
+/// Running containers that have other amounts than they were granted.
+pub fn unequal<'a>(pod: &'a DesiredPod, state: &'a PodState) -> impl Iterator<Item = &'a DesiredContainer> {
+    pod.containers.iter().filter(|container| {
+        let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
+        instance.is_some_and(|instance| {
+            let granted = container.spec.resources.clone().unwrap_or_default();
+            instance.progress() == Progress::Running
+                && instance.kill.is_none()
+                && instance.resources.as_ref().is_some_and(|has| *has != granted)
+        })
+    })
+}
+
+/// True when a change from `has` to what the container was granted asks for a restart of it.
+pub fn needs_restart(container: &DesiredContainer, has: &ResourceRequirements) -> bool {
+    let granted = container.spec.resources.clone().unwrap_or_default();
+    let of =
+        |list: &Option<BTreeMap<String, _>>, name: &str| list.as_ref().and_then(|l| l.get(name)).cloned();
+    let changed = |name: &&str| {
+        of(&granted.requests, name) != of(&has.requests, name)
+            || of(&granted.limits, name) != of(&has.limits, name)
+    };
+    let policies = container.spec.resize_policy.as_deref().unwrap_or_default();
+    RESIZABLE.iter().filter(|name| changed(name)).any(|name| {
+        policies.iter().any(|p| p.resource_name == **name && p.restart_policy == "RestartContainer")
+    })
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResizeFailure {
+    pub message: String,
+    pub retry_at: Duration,
+}
+
+/// How far a resize came.
+#[derive(Clone, Debug, Default)]
+pub struct Resized {
+    /// Containers that have now what they were granted, by id.
+    pub done: Vec<(ContainerId, ResourceRequirements)>,
+    /// Those that have to start anew for it, by id, each with its grace.
+    pub restart: Vec<(ContainerId, Kill)>,
+    pub failure: Option<String>,
+}
+
+impl PodState {
+    pub(super) fn resized(&mut self, resized: Resized, now: Duration) {
+        self.busy.resizing = false;
+        self.resize_failure =
+            resized.failure.map(|message| ResizeFailure { message, retry_at: now + RETRY_CONFIG });
+        for (id, resources) in resized.done {
+            if let Some((_, instance)) = self.instance_mut(&id) {
+                instance.resources = Some(resources);
+            }
+        }
+        for (id, kill) in resized.restart {
+            if let Some((_, instance)) = self.instance_mut(&id) {
+                instance.kill.get_or_insert(kill);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::testing::{at, pod, pod_object, record, spec, with_resources};
+    use hawser_runtime::ContainerState;
+    use k8s_openapi::api::core::v1::ContainerResizePolicy;
+
+    const NODE: NodeCapacity = NodeCapacity { cpu_millis: 2000, memory_bytes: 1 << 30, ephemeral_bytes: 0 };
+
+    fn asking(cpu: &str) -> DesiredPod {
+        pod(spec("Always", vec![], vec![with_resources("c", &[("cpu", cpu)], &[])]))
+    }
+
+    #[test]
+    fn node_grants_what_it_has_room_for() {
+        assert_eq!(judge(&asking("1500m"), NODE, &[asking("500m")]), Ok(()));
+        let deferred = judge(&asking("1500m"), NODE, &[asking("501m")]).expect_err("no room");
+        let told = "Node didn't have enough resource: cpu, requested: 1500, used: 501, capacity: 2000";
+        assert_eq!((deferred.reason, deferred.message.as_str()), (DEFERRED, told));
+        let infeasible = judge(&asking("3"), NODE, &[]).expect_err("never");
+        let told = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
+        assert_eq!((infeasible.reason, infeasible.message.as_str()), (INFEASIBLE, told));
+    }
+
+    #[test]
+    fn pod_is_seen_with_what_it_was_granted() {
+        let before = pod_object(asking("1").spec().clone());
+        let granted = amounts(&before);
+        let after = Arc::new(pod_object(asking("2").spec().clone()));
+        assert_eq!(amounts(&with_amounts(after.clone(), &granted)), granted);
+        let same = with_amounts(after.clone(), &amounts(&after));
+        assert!(Arc::ptr_eq(&same, &after));
+    }
+
+    #[test]
+    fn container_that_has_other_amounts_is_found_and_its_policy_heeded() {
+        let mut wanted = with_resources("c", &[("cpu", "2"), ("memory", "1Mi")], &[]);
+        let policy = |resource: &str, restart: &str| ContainerResizePolicy {
+            resource_name: resource.into(),
+            restart_policy: restart.into(),
+        };
+        wanted.resize_policy = Some(vec![policy("cpu", "NotRequired"), policy("memory", "RestartContainer")]);
+        let pod = pod(spec("Always", vec![], vec![wanted]));
+        let mut state = PodState::adopt(&pod, vec![record("c", 0, ContainerState::Running, None)], at(0).now);
+        assert_eq!(unequal(&pod, &state).count(), 0, "nothing is known of what it has");
+        let has = |cpu, memory| {
+            with_resources("c", &[("cpu", cpu), ("memory", memory)], &[]).resources.expect("set")
+        };
+        let set = |state: &mut PodState, resources| {
+            state.containers.get_mut("c").and_then(|t| t.current.as_mut()).expect("runs").resources =
+                Some(resources);
+        };
+        set(&mut state, has("2", "1Mi"));
+        assert_eq!(unequal(&pod, &state).count(), 0);
+        set(&mut state, has("1", "1Mi"));
+        assert_eq!(unequal(&pod, &state).count(), 1);
+        assert!(!needs_restart(&pod.containers[0], &has("1", "1Mi")));
+        assert!(needs_restart(&pod.containers[0], &has("2", "2Mi")));
+    }
+}

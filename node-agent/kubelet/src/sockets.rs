@@ -1,0 +1,57 @@
+//! gRPC over unix sockets, as a kubelet and its plugins speak it.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::Service;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at a time; a plugin makes one.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection to a plugin's socket.
+pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    // The address is not used: there is but the one socket.
+    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await
+}
+
+/// Serves a generated service until dropped, or until the socket fails.
+pub async fn serve<S>(listener: UnixListener, service: S) -> std::io::Error
+where
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => return error,
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        let service = TowerToHyperService::new(service.clone());
+        let connection =
+            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection of a plugin ended");
+            }
+        });
+    }
+}

@@ -1,0 +1,193 @@
+//! Space on file systems, and what pods' directories and containers' layers take of it.
+//!
+//! Measuring walks every directory, so it is done seldom and one pod after the other, where blocking is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hawser_runtime::{DiskUsage, Runtime};
+use nix::sys::statvfs::statvfs;
+
+use super::Collector;
+use crate::config::Config;
+use crate::manager::Pods;
+use crate::volumes::volume_dir;
+use crate::worker::PodView;
+
+/// Blocks that `stat` counts are of this size, whatever the file system's own is.
+const BLOCK_BYTES: u64 = 512;
+
+/// A file system as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FsStats {
+    pub capacity_bytes: u64,
+    pub available_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+impl FsStats {
+    pub fn used_bytes(&self) -> u64 {
+        self.capacity_bytes.saturating_sub(self.available_bytes)
+    }
+
+    pub fn inodes_used(&self) -> u64 {
+        self.inodes.saturating_sub(self.inodes_free)
+    }
+}
+
+/// The file system at `path`, or where that is missing, at its parent.
+pub fn fs_stats(path: &Path) -> Option<FsStats> {
+    let existing = path.ancestors().find(|p| p.exists())?;
+    let stat = statvfs(existing).ok()?;
+    Some(FsStats {
+        capacity_bytes: stat.blocks() * stat.fragment_size(),
+        available_bytes: stat.blocks_available() * stat.fragment_size(),
+        inodes: stat.files(),
+        inodes_free: stat.files_free(),
+    })
+}
+
+/// What one pod's parts take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// By name; those that have a directory of their own here.
+    pub volumes: BTreeMap<String, VolumeDisk>,
+    /// By name.
+    pub containers: BTreeMap<String, ContainerDisk>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeDisk {
+    pub usage: DiskUsage,
+    pub fs: FsStats,
+    /// Counts for the pod's local storage: on the node's disk, and the pod's alone.
+    pub is_ephemeral: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContainerDisk {
+    pub layer: DiskUsage,
+    pub logs: DiskUsage,
+}
+
+impl Measured {
+    /// What counts for the pod's limits of local storage.
+    pub fn ephemeral(&self) -> DiskUsage {
+        let volumes = self.volumes.values().filter(|volume| volume.is_ephemeral).map(|volume| volume.usage);
+        let containers = self.containers.values().flat_map(|container| [container.layer, container.logs]);
+        sum(volumes.chain(containers))
+    }
+}
+
+pub fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
+    parts.fold(DiskUsage::default(), |total, part| DiskUsage {
+        bytes: total.bytes + part.bytes,
+        inodes: total.inodes + part.inodes,
+    })
+}
+
+/// Measures all pods, again and again, for `collector`.
+pub async fn keep_measuring(
+    config: Arc<Config>,
+    runtime: Arc<dyn Runtime>,
+    pods: Pods,
+    collector: Collector,
+) {
+    let mut tick = tokio::time::interval(config.volume_stats_interval);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let mut measured = BTreeMap::new();
+        for view in pods.all() {
+            let uid = view.pod.metadata.uid.clone().unwrap_or_default();
+            measured.insert(uid, measure(&config, &*runtime, &view).await);
+        }
+        collector.set_disk(measured);
+    }
+}
+
+/// Measures one pod.
+async fn measure(config: &Arc<Config>, runtime: &dyn Runtime, view: &PodView) -> Measured {
+    let mut layers = BTreeMap::new();
+    for (name, (current, _)) in &view.containers {
+        let Some(container) = current else { continue };
+        if let Ok(Some(usage)) = runtime.disk_usage(&container.id).await {
+            layers.insert(name.clone(), usage);
+        }
+    }
+    let (config, view) = (config.clone(), view.clone());
+    let measured = tokio::task::spawn_blocking(move || directories(&config, &view, layers)).await;
+    measured.unwrap_or_default()
+}
+
+fn directories(config: &Config, view: &PodView, layers: BTreeMap<String, DiskUsage>) -> Measured {
+    let meta = &view.pod.metadata;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let (namespace, name, uid) = (text(&meta.namespace), text(&meta.name), text(&meta.uid));
+    let logs = config.pod_log_dir(&namespace, &name, &uid);
+    let volumes = view.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter_map(|volume| {
+        let dir = volume_dir(config, &uid, volume);
+        let on_disk = volume.empty_dir.as_ref().is_some_and(|source| source.medium.is_none());
+        let is_ephemeral = on_disk || volume.config_map.is_some() || volume.downward_api.is_some();
+        dir.is_dir().then(|| {
+            let fs = fs_stats(&dir).unwrap_or_default();
+            (volume.name.clone(), VolumeDisk { usage: below(&dir), fs, is_ephemeral })
+        })
+    });
+    let containers = view.containers.keys().map(|name| {
+        let layer = layers.get(name).copied().unwrap_or_default();
+        (name.clone(), ContainerDisk { layer, logs: below(&logs.join(name)) })
+    });
+    Measured { volumes: volumes.collect(), containers: containers.collect() }
+}
+
+/// What lies at and below `dir` on its own file system; files of several names count once. What goes away meanwhile is
+/// left out.
+pub fn below(dir: &Path) -> DiskUsage {
+    let Ok(root) = fs::symlink_metadata(dir) else { return DiskUsage::default() };
+    let mut total = DiskUsage { bytes: root.blocks() * BLOCK_BYTES, inodes: 1 };
+    let mut waiting: Vec<PathBuf> = vec![dir.to_owned()];
+    let mut linked = BTreeSet::new();
+    while let Some(dir) = waiting.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.dev() != root.dev() || meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino()) {
+                continue;
+            }
+            total.bytes += meta.blocks() * BLOCK_BYTES;
+            total.inodes += 1;
+            if meta.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_is_measured_with_all_below_and_links_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let empty = below(dir.path());
+        assert_eq!(empty.inodes, 1);
+        let sub = dir.path().join("a/b");
+        fs::create_dir_all(&sub).expect("made");
+        fs::write(sub.join("f"), vec![1; 100_000]).expect("written");
+        let before = below(dir.path());
+        assert_eq!(before.inodes, 4);
+        assert!(before.bytes >= empty.bytes + 100_000, "{before:?}");
+        fs::hard_link(sub.join("f"), dir.path().join("g")).expect("linked");
+        std::os::unix::fs::symlink("/", dir.path().join("h")).expect("linked");
+        let after = below(dir.path());
+        assert_eq!((after.inodes, after.bytes), (5, before.bytes));
+        assert_eq!(below(&dir.path().join("none")), DiskUsage::default());
+    }
+}

@@ -1,0 +1,90 @@
+//! Volumes behind claims: PersistentVolumes that are local to this node, NFS exports, or a CSI driver's.
+
+use std::path::PathBuf;
+
+use hawser_api::Api;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+
+use super::{VolumeError, Volumes, host_path, nfs, ownership};
+use crate::csi::volume::CsiVolume;
+use crate::pod::DesiredPod;
+
+/// The claim that a pod's volume names, or has of its own.
+pub(super) struct Claim<'a> {
+    pub(super) name: &'a str,
+    pub(super) read_only: bool,
+    /// Made for this pod from a template: a claim of that name that was not is somebody else's.
+    pub(super) is_own: bool,
+}
+
+impl Volumes {
+    /// Where the volume behind the claim is, mounted.
+    pub(super) async fn claimed(&self, pod: &DesiredPod, claim: Claim<'_>) -> Result<PathBuf, VolumeError> {
+        let volume = self.bound_volume(pod, &claim).await?;
+        if let Some(csi) = CsiVolume::of_persistent(&volume, claim.read_only) {
+            return self.csi.publish(pod, &csi).await;
+        }
+        let name = volume.metadata.name.unwrap_or_default();
+        let spec = volume.spec.unwrap_or_default();
+        if let Some(local) = spec.local {
+            let path = PathBuf::from(local.path);
+            if let Some(group) = group(pod).filter(|_| !claim.read_only) {
+                let failed = |source| VolumeError::Io { path: path.clone(), source };
+                ownership::set(pod, &path, group).await.map_err(failed)?;
+            }
+            return Ok(path);
+        }
+        if let Some(source) = spec.nfs {
+            let options = spec.mount_options.unwrap_or_default();
+            return self.mount_nfs(pod, &name, &source, &options).await;
+        }
+        match spec.host_path {
+            Some(source) => host_path::prepare(&source),
+            None => Err(VolumeError::Unsupported("this kind of persistent volume")),
+        }
+    }
+
+    pub(super) async fn mount_nfs(
+        &self,
+        pod: &DesiredPod,
+        name: &str,
+        source: &k8s_openapi::api::core::v1::NFSVolumeSource,
+        options: &[String],
+    ) -> Result<PathBuf, VolumeError> {
+        let dir = self.config.pod_dir(pod.uid()).join("volumes/kubernetes.io~nfs").join(name);
+        nfs::mount(source, options, &dir).await?;
+        Ok(dir)
+    }
+
+    async fn bound_volume(
+        &self,
+        pod: &DesiredPod,
+        claim: &Claim<'_>,
+    ) -> Result<PersistentVolume, VolumeError> {
+        let failed = |message: String| VolumeError::Claim { claim: claim.name.to_owned(), message };
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), pod.namespace());
+        let found = claims.get(claim.name).await.map_err(|e| failed(e.to_string()))?;
+        let owners = found.metadata.owner_references.as_deref().unwrap_or_default();
+        if claim.is_own
+            && !owners.iter().any(|owner| owner.uid == pod.uid() && owner.controller == Some(true))
+        {
+            let (name, key) = (claim.name, pod.key());
+            return Err(failed(format!("PVC {name} was not created for pod {key} (pod is not owner)")));
+        }
+        let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+        let volume = found.spec.and_then(|s| s.volume_name).filter(|_| bound);
+        let volume = volume.ok_or_else(|| failed("is not bound yet".into()))?;
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        volumes.get(&volume).await.map_err(|e| failed(e.to_string()))
+    }
+}
+
+fn group(pod: &DesiredPod) -> Option<u32> {
+    let group = pod.spec().security_context.as_ref().and_then(|context| context.fs_group)?;
+    u32::try_from(group).ok()
+}
+
+/// Of a generic ephemeral volume.
+pub(super) fn own_claim_name(pod: &DesiredPod, volume: &str) -> String {
+    format!("{}-{volume}", pod.name())
+}

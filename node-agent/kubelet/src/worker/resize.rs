@@ -1,0 +1,161 @@
+//! Changing what a running pod may use: what the node grants, and carrying it out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hawser_runtime::{ContainerId, Resources, Runtime};
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use tokio::time::Instant;
+
+use super::Worker;
+use super::actions::{Shared, with_source};
+use crate::container::resources::{container_resources, pod_resources};
+use crate::events::EventType;
+use crate::pod::decide::is_stopping;
+use crate::pod::resize::{Amounts, DEFERRED, Resized, amounts, needs_restart, unequal, with_amounts};
+use crate::pod::state::Kill;
+use crate::pod::{DesiredContainer, DesiredPod, Outcome};
+
+/// What the node had no room for is asked for again after this long: another pod may have gone.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// A running container, and what it has.
+pub(super) struct Running {
+    id: ContainerId,
+    container: DesiredContainer,
+    has: ResourceRequirements,
+}
+
+impl Worker {
+    /// Grants what the API asks for, if the node has room for it.
+    pub(super) fn grant(&mut self) {
+        self.ask_again_at = None;
+        let wanted = amounts(&self.asked);
+        if wanted == self.granted || is_stopping(&self.pod, &self.state) {
+            self.state.resize_pending = None;
+            return;
+        }
+        let desired = DesiredPod::new(self.asked.clone());
+        match self.shared.pods.grant(&desired, self.shared.allocatable) {
+            Ok(()) => {
+                self.granted = wanted;
+                self.pod = desired;
+                self.state.resize_pending = None;
+                self.state.resize_failure = None;
+            }
+            Err(pending) => {
+                let event = if pending.reason == DEFERRED { "ResizeDeferred" } else { "ResizeInfeasible" };
+                if self.state.resize_pending.as_ref() != Some(&pending) {
+                    self.shared.recorder.pod(&self.pod, EventType::Warning, event, pending.message.clone());
+                }
+                self.ask_again_at = (pending.reason == DEFERRED).then(|| Instant::now() + ASK_AGAIN);
+                self.state.resize_pending = Some(pending);
+            }
+        }
+    }
+
+    pub(super) fn grant_when_due(&mut self) {
+        if self.ask_again_at.is_some_and(|at| at <= Instant::now()) {
+            self.grant();
+        }
+    }
+
+    /// What a resize has to change.
+    pub(super) fn to_resize(&self) -> Vec<Running> {
+        let running = unequal(&self.pod, &self.state).filter_map(|container| {
+            let instance = self.state.track(container.name())?.current.as_ref()?;
+            Some(Running {
+                id: instance.status.id.clone(),
+                container: container.clone(),
+                has: instance.resources.clone()?,
+            })
+        });
+        running.collect()
+    }
+}
+
+/// Gives the containers what they were granted, or says which of them have to start anew for it.
+pub(super) async fn resize(shared: &Shared, pod: &DesiredPod, running: Vec<Running>) -> Outcome {
+    let mut resized = Resized::default();
+    let before = before(pod, &running);
+    let (restart, change): (Vec<Running>, Vec<Running>) =
+        running.into_iter().partition(|r| needs_restart(&r.container, &r.has));
+    let is_complete = restart.is_empty();
+    if let Err(message) = try_resize(shared, pod, &before, change, is_complete, &mut resized).await {
+        shared.recorder.pod(pod, EventType::Warning, "ResizeError", message.clone());
+        resized.failure = Some(message);
+    } else if is_complete {
+        shared.recorder.pod(pod, EventType::Normal, "ResizeCompleted", "Pod resize completed");
+    }
+    resized.restart = restart.into_iter().map(|r| (r.id, kill(pod, &r.container))).collect();
+    Outcome::Resized(resized)
+}
+
+fn kill(pod: &DesiredPod, container: &DesiredContainer) -> Kill {
+    Kill {
+        message: format!("Container {} resize requires restart", container.name()),
+        grace: pod.spec_grace(),
+    }
+}
+
+/// The pod with what its containers have now.
+fn before(pod: &DesiredPod, running: &[Running]) -> DesiredPod {
+    let mut has: Amounts = amounts(&pod.object);
+    for running in running {
+        has.insert(running.container.name().to_owned(), running.has.clone());
+    }
+    DesiredPod::new(with_amounts(Arc::clone(&pod.object), &has))
+}
+
+/// The pod's cgroup holds its containers' at every moment: it grows before them and shrinks after them.
+async fn try_resize(
+    shared: &Shared,
+    pod: &DesiredPod,
+    before: &DesiredPod,
+    change: Vec<Running>,
+    is_complete: bool,
+    resized: &mut Resized,
+) -> Result<(), String> {
+    let pids = shared.config.pod_pids_limit;
+    let (old, new) = (pod_resources(before.spec(), pids), pod_resources(pod.spec(), pids));
+    let update = async |limits: &Resources| {
+        shared.runtime.update_pod_sandbox(pod.uid(), limits).await.map_err(|error| with_source(&error))
+    };
+    update(&widest(&old, &new)).await?;
+    for running in change {
+        let spec = &running.container.spec;
+        let limits = container_resources(pod.spec(), spec, shared.capacity.memory_bytes);
+        check_shrink(&*shared.runtime, &running.id, &limits).await?;
+        let changed = shared.runtime.update_container(&running.id, &limits).await;
+        changed.map_err(|error| with_source(&error))?;
+        resized.done.push((running.id, spec.resources.clone().unwrap_or_default()));
+    }
+    // What has to start anew still runs with what it had.
+    if is_complete { update(&new).await } else { Ok(()) }
+}
+
+/// Less memory than is used would end processes.
+async fn check_shrink(runtime: &dyn Runtime, id: &str, limits: &Resources) -> Result<(), String> {
+    let Some(limit) = limits.memory_limit_bytes else { return Ok(()) };
+    let usage = runtime.stats(id).await.ok().flatten().map_or(0, |stats| stats.memory_working_set_bytes);
+    match i64::try_from(usage) {
+        Ok(usage) if usage > limit => {
+            Err(format!("attempting to set memory limit ({limit}) below current usage ({usage})"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Limits that both keep within; what only one of them limits is left as it is.
+fn widest(a: &Resources, b: &Resources) -> Resources {
+    fn most<T: Ord + Copy>(a: Option<T>, b: Option<T>) -> Option<T> {
+        a.zip(b).map(|(a, b)| a.max(b))
+    }
+    Resources {
+        cpu_shares: most(a.cpu_shares, b.cpu_shares),
+        cpu_quota_us: most(a.cpu_quota_us, b.cpu_quota_us),
+        cpu_period_us: most(a.cpu_period_us, b.cpu_period_us),
+        memory_limit_bytes: most(a.memory_limit_bytes, b.memory_limit_bytes),
+        ..Resources::default()
+    }
+}

@@ -1,0 +1,93 @@
+//! What comes before a pod's containers: its network, its files, and what its containers share.
+
+use std::net::IpAddr;
+
+use hawser_api::Api;
+use hawser_runtime::PodSandboxConfig;
+use k8s_openapi::api::node::v1::RuntimeClass;
+
+use super::actions::{Shared, with_source};
+use crate::container::files;
+use crate::container::resources::pod_resources;
+use crate::events::EventType;
+use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
+use crate::node::status::RUNC;
+use crate::pod::{DesiredPod, Outcome};
+
+/// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
+pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
+    match try_prepare_sandbox(shared, pod).await {
+        Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
+        Err(message) => {
+            let text = format!("Failed to create pod sandbox: {message}");
+            shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
+            Outcome::SandboxFailed(message)
+        }
+    }
+}
+
+async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
+    check_runtime_class(shared, pod).await?;
+    let config = &shared.config;
+    let hostname = files::hostname(pod, config);
+    let (network, ips) = if pod.host_network() {
+        (hawser_runtime::PodNetwork::Host, config.node_ips.clone())
+    } else {
+        let status = shared.network.setup(&network_request(pod, &hostname)).await;
+        let PodNetworkStatus { netns, ips } =
+            status.map_err(|e| format!("failed to set up the network: {e}"))?;
+        (hawser_runtime::PodNetwork::Path(netns), ips)
+    };
+    files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
+    let spec = pod.spec();
+    let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
+    let sandbox = PodSandboxConfig {
+        pod_uid: pod.uid().to_owned(),
+        pod_name: pod.name().to_owned(),
+        pod_namespace: pod.namespace().to_owned(),
+        hostname,
+        network,
+        host_ipc: spec.host_ipc == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
+        shm_size_bytes: None,
+        cgroup_parent: format!("{}/pod{}", config.cgroup_root, pod.uid()),
+        resources: pod_resources(spec, config.pod_pids_limit),
+        sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        labels: Default::default(),
+        annotations: Default::default(),
+    };
+    shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
+    Ok(ips)
+}
+
+/// The handler that the pod's RuntimeClass names has to be here.
+async fn check_runtime_class(shared: &Shared, pod: &DesiredPod) -> Result<(), String> {
+    let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
+    let class = classes.get(name).await.map_err(|error| error.to_string())?;
+    match class.handler.as_str() {
+        "" | RUNC => Ok(()),
+        other => Err(format!("failed to get sandbox runtime: no runtime for {other:?} is configured")),
+    }
+}
+
+fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
+    let annotation = |name: &str| pod.object.metadata.annotations.as_ref()?.get(name);
+    let bandwidth = |direction: &str| {
+        let text = annotation(&format!("kubernetes.io/{direction}-bandwidth"))?;
+        crate::quantity::scaled(text, 1).and_then(|n| u64::try_from(n).ok())
+    };
+    PodNetworkRequest {
+        pod_uid: pod.uid().to_owned(),
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        hostname: hostname.to_owned(),
+        host_ports: HostPort::of(&pod.object),
+        leaves_sockets: annotation("hawser.io/socket-translation").is_some_and(|value| value == "off"),
+        ingress_bits_per_second: bandwidth("ingress"),
+        egress_bits_per_second: bandwidth("egress"),
+    }
+}

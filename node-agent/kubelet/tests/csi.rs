@@ -1,0 +1,286 @@
+//! Volumes of a CSI driver: a small one of the test's own, found by its socket, mounts for pods and is asked to unmount.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Node, container, spec, uid};
+use hawser_api::GroupVersionResource;
+use hawser_api::resource::Target;
+use hawser_api::typed::Kind;
+use hawser_kubelet::csi::driver::proto::node_server::{Node as NodeService, NodeServer};
+use hawser_kubelet::csi::driver::proto::*;
+use hawser_kubelet::csi::registration::proto::registration_server::{Registration, RegistrationServer};
+use hawser_kubelet::csi::registration::proto::*;
+use hawser_kubelet::sockets::serve;
+use hawser_kubelet::volumes::mounts;
+use k8s_openapi::api::core::v1::{
+    CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodSpec,
+    Volume, VolumeMount,
+};
+use k8s_openapi::api::storage::v1::CSIDriver;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tonic::{Request, Response, Status, async_trait};
+
+const DRIVER: &str = "test.csi";
+
+/// Shows one directory to everybody, by bind mounts.
+#[derive(Clone)]
+struct Driver {
+    socket: PathBuf,
+    source: PathBuf,
+    calls: Arc<Mutex<Vec<String>>>,
+    /// What the kubelet told of the registration.
+    told: Arc<Mutex<Vec<RegistrationStatus>>>,
+}
+
+impl Driver {
+    /// Listens on both sockets, below the node's directory.
+    fn start(root: &Path) -> Self {
+        let (registry, own) = (root.join("plugins_registry"), root.join("plugins").join(DRIVER));
+        let source = root.join("source");
+        for dir in [&registry, &own, &source] {
+            std::fs::create_dir_all(dir).expect("a directory");
+        }
+        std::fs::write(source.join("hello"), "from the driver").expect("written");
+        let socket = own.join("csi.sock");
+        let driver = Self { socket, source, calls: Arc::default(), told: Arc::default() };
+        let listen = |path: &Path| UnixListener::bind(path).expect("bound");
+        let (node, registration) = (listen(&driver.socket), listen(&registry.join("test-reg.sock")));
+        tokio::spawn(serve(node, NodeServer::new(driver.clone())));
+        tokio::spawn(serve(registration, RegistrationServer::new(driver.clone())));
+        driver
+    }
+
+    fn called(&self, call: String) {
+        self.calls.lock().push(call);
+    }
+}
+
+#[async_trait]
+impl Registration for Driver {
+    async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
+        Ok(Response::new(PluginInfo {
+            r#type: "CSIPlugin".into(),
+            name: DRIVER.into(),
+            endpoint: self.socket.to_string_lossy().into_owned(),
+            supported_versions: vec!["1.0.0".into()],
+        }))
+    }
+
+    async fn notify_registration_status(
+        &self,
+        status: Request<RegistrationStatus>,
+    ) -> Result<Response<RegistrationStatusResponse>, Status> {
+        self.told.lock().push(status.into_inner());
+        Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[async_trait]
+impl NodeService for Driver {
+    async fn node_stage_volume(
+        &self,
+        request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        let request = request.into_inner();
+        self.called(format!("stage {} {}", request.volume_id, request.volume_context["color"]));
+        Ok(Response::new(NodeStageVolumeResponse {}))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        self.called(format!("unstage {}", request.into_inner().volume_id));
+        Ok(Response::new(NodeUnstageVolumeResponse {}))
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let target = Path::new(&request.target_path);
+        let failed = |error: std::io::Error| Status::internal(error.to_string());
+        std::fs::create_dir_all(target).map_err(failed)?;
+        mounts::bind(&self.source, target).map_err(failed)?;
+        let pod = request.volume_context.get("csi.storage.k8s.io/pod.name").cloned().unwrap_or_default();
+        self.called(format!("publish {} read-only {} for {pod}", request.volume_id, request.readonly));
+        Ok(Response::new(NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        mounts::unmount_below(Path::new(&request.target_path))
+            .map_err(|e| Status::internal(e.to_string()))?;
+        self.called(format!("unpublish {}", request.volume_id));
+        Ok(Response::new(NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let kind = node_service_capability::rpc::Type::StageUnstageVolume;
+        let rpc = node_service_capability::Rpc { r#type: kind.into() };
+        let capability = NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) };
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: vec![capability] }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let segments = [("topology.test/zone".to_owned(), "z1".to_owned())].into();
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: "id-of-n1".into(),
+            max_volumes_per_node: 7,
+            accessible_topology: Some(Topology { segments }),
+        }))
+    }
+}
+
+fn put<K: Kind>(node: &Node, namespace: Option<&str>, object: Value) {
+    let name = object["metadata"]["name"].as_str().expect("named").to_owned();
+    node.api.store(&Target::object(GroupVersionResource::of::<K>(), namespace, &name), object);
+}
+
+/// A claim `data` that is bound to a volume of the driver's, which needs no attaching and asks who uses it.
+fn put_volume(node: &Node) {
+    put::<CSIDriver>(
+        node,
+        None,
+        json!({ "metadata": { "name": DRIVER }, "spec": { "attachRequired": false, "podInfoOnMount": true } }),
+    );
+    let source =
+        json!({ "driver": DRIVER, "volumeHandle": "vol-1", "volumeAttributes": { "color": "blue" } });
+    put::<PersistentVolume>(
+        node,
+        None,
+        json!({ "metadata": { "name": "pv-1" }, "spec": { "accessModes": ["ReadWriteOnce"], "csi": source } }),
+    );
+    put::<PersistentVolumeClaim>(
+        node,
+        Some("default"),
+        json!({
+            "metadata": { "name": "data", "namespace": "default" },
+            "spec": { "volumeName": "pv-1" }, "status": { "phase": "Bound" },
+        }),
+    );
+}
+
+fn with_volume(volume: Volume) -> PodSpec {
+    let mut main = container("web");
+    main.volume_mounts = Some(vec![VolumeMount {
+        name: volume.name.clone(),
+        mount_path: "/data".into(),
+        ..VolumeMount::default()
+    }]);
+    PodSpec { volumes: Some(vec![volume]), ..spec("Always", vec![main]) }
+}
+
+fn claimed() -> PodSpec {
+    let claim = PersistentVolumeClaimVolumeSource { claim_name: "data".into(), read_only: None };
+    with_volume(Volume { name: "v".into(), persistent_volume_claim: Some(claim), ..Volume::default() })
+}
+
+fn can_mount() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: mounting needs root");
+    }
+    root
+}
+
+/// Where the container of the pod sees `/data` from.
+fn data_of(node: &Node, pod: &str) -> PathBuf {
+    let running = node.runtime.find(&uid(pod), "web").expect("runs");
+    let mounts = node.runtime.config_of(&running.id).expect("made").mounts;
+    mounts.into_iter().find(|m| m.container_path == Path::new("/data")).expect("mounted").host_path
+}
+
+async fn gone(node: &Node, pod: &str) {
+    node.wait("the pod to go", || node.api.pod(pod).is_none().then_some(())).await;
+}
+
+#[tokio::test]
+async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    let entered = node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
+    let expected = json!([{
+        "name": DRIVER, "nodeID": "id-of-n1", "topologyKeys": ["topology.test/zone"], "allocatable": { "count": 7 },
+    }]);
+    assert_eq!(entered["spec"]["drivers"], expected);
+    let labels = &node.api.object("nodes", "n1").expect("registered")["metadata"]["labels"];
+    assert_eq!(labels["topology.test/zone"], "z1");
+    node.wait("the driver to be told", || {
+        driver.told.lock().first().cloned().filter(|s| s.plugin_registered)
+    })
+    .await;
+
+    put_volume(&node);
+    for pod in ["one", "two"] {
+        node.bind(pod, claimed());
+        node.wait_running(pod).await;
+        let hello = std::fs::read_to_string(data_of(&node, pod).join("hello")).expect("readable");
+        assert_eq!(hello, "from the driver");
+    }
+    node.delete("one", 0);
+    gone(&node, "one").await;
+    assert!(!driver.calls.lock().iter().any(|call| call.starts_with("unstage")), "the other one uses it");
+    // Whoever deletes it is another process, which has but what is on disk.
+    let node = node.restart().await;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    node.delete("two", 0);
+    gone(&node, "two").await;
+    let calls = driver.calls.lock().clone();
+    let expected = [
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for one",
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for two",
+        "unpublish vol-1",
+        "unpublish vol-1",
+        "unstage vol-1",
+    ];
+    assert_eq!(calls, expected);
+    assert!(!node.dir.path().join("pods").join(uid("two")).exists());
+    let source = node.dir.path().join("source/hello");
+    assert_eq!(std::fs::read_to_string(source).expect("still there"), "from the driver");
+}
+
+#[tokio::test]
+async fn volume_of_a_pods_own_waits_for_its_driver() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let source =
+        CSIVolumeSource { driver: DRIVER.into(), read_only: Some(true), ..CSIVolumeSource::default() };
+    node.bind("web", with_volume(Volume { name: "v".into(), csi: Some(source), ..Volume::default() }));
+    node.wait("the event", || {
+        let told = "driver name test.csi not found in the list of registered CSI drivers";
+        node.api.events().into_iter().find(|event| event.contains(told))
+    })
+    .await;
+    let driver = Driver::start(node.dir.path());
+    node.wait_running("web").await;
+    assert!(data_of(&node, "web").join("hello").exists());
+    node.delete("web", 0);
+    gone(&node, "web").await;
+    let calls = driver.calls.lock().clone();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert!(calls[0].starts_with("publish csi-") && calls[0].contains(" read-only true "), "{calls:?}");
+    assert!(calls[1].starts_with("unpublish csi-"), "{calls:?}");
+}

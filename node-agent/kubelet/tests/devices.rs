@@ -1,0 +1,154 @@
+//! Devices of a small plugin of the test's own: offered, granted, used, and given back.
+
+mod common;
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use common::{Node, container, spec, uid};
+use futures::{Stream, StreamExt};
+use hawser_kubelet::devices::plugins::proto::device_plugin_server::{DevicePlugin, DevicePluginServer};
+use hawser_kubelet::devices::plugins::proto::registration_client::RegistrationClient;
+use hawser_kubelet::devices::plugins::proto::*;
+use hawser_kubelet::sockets::{connect, serve};
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status, async_trait};
+
+const RESOURCE: &str = "test/gpu";
+
+#[derive(Clone)]
+struct Plugin {
+    /// Id and health of each device.
+    devices: Arc<watch::Sender<Vec<(&'static str, &'static str)>>>,
+}
+
+impl Plugin {
+    /// Listens beside the kubelet's socket, and registers there.
+    async fn start(root: &Path) -> Self {
+        let dir = root.join("device-plugins");
+        while !dir.join("kubelet.sock").exists() {
+            tokio::task::yield_now().await;
+        }
+        let (devices, _) = watch::channel(vec![("a", "Healthy"), ("b", "Healthy"), ("c", "Unhealthy")]);
+        let plugin = Self { devices: Arc::new(devices) };
+        let listener = UnixListener::bind(dir.join("gpu.sock")).expect("bound");
+        tokio::spawn(serve(listener, DevicePluginServer::new(plugin.clone())));
+        let channel = connect(dir.join("kubelet.sock")).await.expect("it listens");
+        let request = |version: &str| RegisterRequest {
+            version: version.into(),
+            endpoint: "gpu.sock".into(),
+            resource_name: RESOURCE.into(),
+            options: None,
+        };
+        let mut registration = RegistrationClient::new(channel);
+        assert!(registration.register(request("v1alpha")).await.is_err(), "another version");
+        registration.register(request("v1beta1")).await.expect("registered");
+        plugin
+    }
+}
+
+#[async_trait]
+impl DevicePlugin for Plugin {
+    type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(DevicePluginOptions::default()))
+    }
+
+    async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let lists = WatchStream::new(self.devices.subscribe()).map(|list| {
+            let devices =
+                list.into_iter().map(|(id, health)| Device { id: id.into(), health: health.into() });
+            Ok(ListAndWatchResponse { devices: devices.collect() })
+        });
+        Ok(Response::new(Box::pin(lists)))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let answers = request.into_inner().container_requests.into_iter().map(|container| {
+            let path = "/dev/null".to_owned();
+            ContainerAllocateResponse {
+                envs: [("GPUS".to_owned(), container.devices_ids.join(","))].into(),
+                devices: vec![DeviceSpec {
+                    container_path: "/dev/gpu".into(),
+                    host_path: path,
+                    permissions: "rw".into(),
+                }],
+                ..ContainerAllocateResponse::default()
+            }
+        });
+        Ok(Response::new(AllocateResponse { container_responses: answers.collect() }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+}
+
+fn asking(count: &str) -> Container {
+    let limits = [(RESOURCE.to_owned(), Quantity(count.to_owned()))].into();
+    let resources = ResourceRequirements { limits: Some(limits), ..ResourceRequirements::default() };
+    Container { resources: Some(resources), ..container("web") }
+}
+
+async fn offered(node: &Node, capacity: &str, allocatable: &str) {
+    let shown = |object: &Value, list: &str| object["status"][list][RESOURCE].clone();
+    node.wait("what the node offers", || {
+        let object = node.api.object("nodes", "n1")?;
+        let found = (shown(&object, "capacity"), shown(&object, "allocatable"));
+        (found == (json!(capacity), json!(allocatable))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn devices_are_offered_granted_and_given_back() {
+    let node = Node::start();
+    let plugin = Plugin::start(node.dir.path()).await;
+    offered(&node, "3", "2").await;
+    node.bind("one", spec("Always", vec![asking("2")]));
+    node.wait_running("one").await;
+    let config =
+        node.runtime.config_of(&node.runtime.find(&uid("one"), "web").expect("runs").id).expect("made");
+    assert!(config.env.contains(&("GPUS".into(), "a,b".into())), "{:?}", config.env);
+    assert_eq!(config.devices[0].container_path, Path::new("/dev/gpu"));
+
+    node.bind("two", spec("Always", vec![asking("1")]));
+    let refused = node.wait_status("two", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(refused.reason.as_deref(), Some("UnexpectedAdmissionError"));
+    let message = refused.message.expect("a message");
+    assert!(message.contains("unavailable for test/gpu. Requested: 1, Available: 0"), "{message}");
+
+    // A new agent still knows who has what.
+    drop(plugin);
+    let node = node.restart().await;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    node.delete("one", 0);
+    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    let noted = std::fs::read_to_string(node.dir.path().join("device-plugins/kubelet_internal_checkpoint"));
+    assert!(!noted.expect("a note").contains(&uid("one")));
+}
+
+#[tokio::test]
+async fn device_that_fails_is_offered_no_more() {
+    let node = Node::start();
+    let plugin = Plugin::start(node.dir.path()).await;
+    offered(&node, "3", "2").await;
+    plugin.devices.send_replace(vec![("a", "Healthy"), ("b", "Unhealthy"), ("c", "Unhealthy")]);
+    offered(&node, "3", "1").await;
+}

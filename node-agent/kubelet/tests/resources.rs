@@ -1,0 +1,253 @@
+//! Resources of the node and its pods, through the whole kubelet: who is taken, who has to go, what can change.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Node, container, spec, uid};
+use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
+use hawser_runtime::{ContainerStats, DiskUsage};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+fn asking(name: &str, requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Container {
+    let quantities = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, text)| ((*name).to_owned(), Quantity((*text).to_owned()))).collect()
+    };
+    let resources = ResourceRequirements {
+        requests: Some(quantities(requests)),
+        limits: Some(quantities(limits)),
+        ..ResourceRequirements::default()
+    };
+    Container { resources: Some(resources), ..container(name) }
+}
+
+fn condition(status: &PodStatus, type_: &str) -> Option<(String, String)> {
+    let found = status.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == "True")?;
+    Some((found.reason.clone().unwrap_or_default(), found.message.clone().unwrap_or_default()))
+}
+
+fn web(status: &PodStatus) -> ContainerStatus {
+    status.container_statuses.as_ref().expect("statuses")[0].clone()
+}
+
+/// On a machine that is always short of memory.
+fn short_of_memory() -> Node {
+    Node::start_set(|config| {
+        // A soft threshold withholds nothing from pods, which come before its grace is over.
+        let threshold = Threshold::hard(Signal::MemoryAvailable, Amount::Percent(100.0));
+        config.eviction.thresholds = vec![Threshold { grace: Duration::from_secs(60), ..threshold }];
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn greediest_pod_goes_and_the_node_says_why() {
+    let node = short_of_memory();
+    node.bind("modest", spec("Always", vec![asking("main", &[("memory", "1Gi")], &[])]));
+    node.bind("web", spec("Always", vec![asking("main", &[("memory", "1Mi")], &[])]));
+    for name in ["modest", "web"] {
+        node.wait_running(name).await;
+        let stats = ContainerStats { memory_working_set_bytes: 64 << 20, ..ContainerStats::default() };
+        node.runtime.set_stats(&uid(name), stats);
+        let main = node.runtime.find(&uid(name), "main").expect("runs");
+        node.runtime.set_stats(&main.id, stats);
+    }
+    let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    let message = status.message.clone().expect("a message");
+    assert!(message.starts_with("The node was low on resource: memory. Threshold quantity: "), "{message}");
+    let told = "Container main was using 64Mi, request is 1Mi, has larger consumption of memory. ";
+    assert!(message.ends_with(told), "{message}");
+    assert_eq!(condition(&status, "DisruptionTarget"), Some(("TerminationByKubelet".into(), message)));
+    assert_eq!(node.status("modest").phase.as_deref(), Some("Running"), "one at a time");
+    node.wait("the node's condition", || {
+        let object = node.api.object("nodes", "n1")?;
+        let conditions = object["status"]["conditions"].as_array()?.clone();
+        conditions.into_iter().find(|c| c["type"] == "MemoryPressure" && c["status"] == "True")
+    })
+    .await;
+    node.wait("events", || {
+        let events = node.api.events().join("\n");
+        let all = ["EvictionThresholdMet: Attempting to reclaim memory", "Evicted: The node was low"];
+        all.iter().all(|wanted| events.contains(wanted)).then_some(())
+    })
+    .await;
+    // A pod that asks for nothing is not taken now.
+    node.bind("late", spec("Always", vec![container("main")]));
+    let late = node.wait_status("late", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    let told = "Pod was rejected: The node had condition: [MemoryPressure]. ";
+    assert_eq!((late.reason.as_deref(), late.message.as_deref()), (Some("Evicted"), Some(told)));
+    assert!(node.runtime.find(&uid("late"), "main").is_none(), "nothing of it was made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_over_its_storage_limit_takes_its_pod_down() {
+    let node = Node::start_set(|config| {
+        config.volume_stats_interval = Duration::from_secs(1);
+        config.eviction.thresholds.clear();
+    });
+    node.bind("web", spec("Always", vec![asking("web", &[], &[("ephemeral-storage", "1Mi")])]));
+    node.wait_running("web").await;
+    let running = node.runtime.find(&uid("web"), "web").expect("runs");
+    node.runtime.set_disk_usage(&running.id, DiskUsage { bytes: 2 << 20, inodes: 1 });
+    let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
+    let told = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ";
+    assert_eq!(status.message.as_deref(), Some(told));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_does_not_fit_is_refused() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "1000")], &[])]));
+    let status = node.wait_status("web", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    let message = status.message.expect("a message");
+    let told =
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: ";
+    assert!(message.starts_with(told), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn running_pod_gets_what_it_asks_for_anew() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]));
+    node.wait_running("web").await;
+    let before = node.runtime.find(&uid("web"), "web").expect("runs");
+    let limits = |id: &str| node.runtime.config_of(id).expect("made").resources;
+    assert_eq!(limits(&before.id).cpu_shares, Some(102));
+    let asked = asking("web", &[("cpu", "200m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    let status = node.wait_status("web", "what it has now", |s| web(s).resources == asked).await;
+    assert_eq!(limits(&before.id).cpu_shares, Some(204));
+    assert_eq!(limits(&before.id).memory_limit_bytes, Some(128 << 20));
+    let pod = node.runtime.sandbox_of(&uid("web")).expect("there").resources;
+    assert_eq!((pod.cpu_shares, pod.memory_limit_bytes), (Some(204), Some(128 << 20)));
+    assert_eq!(web(&status).restart_count, 0);
+    node.wait_status("web", "no condition", |s| condition(s, "PodResizeInProgress").is_none()).await;
+
+    // More than there is, and more than is free.
+    node.change("web", |spec| {
+        spec.containers[0].resources = asking("web", &[("cpu", "1000")], &[("memory", "128Mi")]).resources;
+    });
+    let pending =
+        node.wait_status("web", "a condition", |s| condition(s, "PodResizePending").is_some()).await;
+    let (reason, message) = condition(&pending, "PodResizePending").expect("waited for");
+    assert_eq!(reason, "Infeasible");
+    assert!(message.starts_with("Node didn't have enough capacity: cpu, requested: 1000000"), "{message}");
+    assert_eq!(web(&pending).resources, asked, "it keeps what it has");
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    node.wait_status("web", "peace", |s| condition(s, "PodResizePending").is_none()).await;
+
+    // Less memory than is used would end it.
+    let used = ContainerStats { memory_working_set_bytes: 100 << 20, ..ContainerStats::default() };
+    node.runtime.set_stats(&before.id, used);
+    node.change("web", |spec| {
+        spec.containers[0].resources = asking("web", &[("cpu", "200m")], &[("memory", "32Mi")]).resources;
+    });
+    let failed = node
+        .wait_status("web", "the error", |s| {
+            condition(s, "PodResizeInProgress").is_some_and(|(reason, _)| reason == "Error")
+        })
+        .await;
+    let (_, message) = condition(&failed, "PodResizeInProgress").expect("waited for");
+    assert_eq!(message, "attempting to set memory limit (33554432) below current usage (104857600)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn resize_restarts_a_container_that_asks_for_it() {
+    let node = Node::start();
+    let mut main = asking("web", &[("cpu", "100m")], &[("memory", "64Mi")]);
+    main.resize_policy = Some(vec![ContainerResizePolicy {
+        resource_name: "memory".into(),
+        restart_policy: "RestartContainer".into(),
+    }]);
+    node.bind("web", spec("Always", vec![main]));
+    node.wait_running("web").await;
+    let asked = asking("web", &[("cpu", "100m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    let status = node
+        .wait_status("web", "a restart", |s| web(s).restart_count == 1 && web(s).resources == asked)
+        .await;
+    assert!(web(&status).state.is_some_and(|state| state.running.is_some()));
+    let newest = node.runtime.find(&uid("web"), "web").expect("runs");
+    let limits = node.runtime.config_of(&newest.id).expect("made").resources;
+    assert_eq!(limits.memory_limit_bytes, Some(128 << 20));
+    node.wait("events", || {
+        let events = node.api.events().join("\n");
+        events.contains("Killing: Container web resize requires restart").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_container_has_is_known_after_a_restart_of_the_agent() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]));
+    node.wait_ready("web").await;
+    let running = node.runtime.find(&uid("web"), "web").expect("runs");
+    node.runtime.clear_calls();
+    let node = node.restart().await;
+    // Asked for while no agent ran, as far as this one can tell.
+    let asked = asking("web", &[("cpu", "300m")], &[("memory", "64Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    node.wait_status("web", "what it has now", |s| web(s).resources == asked).await;
+    assert_eq!(node.runtime.config_of(&running.id).expect("made").resources.cpu_shares, Some(307));
+    assert_eq!(node.runtime.find(&uid("web"), "web").map(|c| c.id), Some(running.id), "nothing restarted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn debugging_container_joins_its_target() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
+    node.runtime.publish_image("registry.test/debug:1");
+    node.change("web", |spec| {
+        spec.ephemeral_containers = Some(vec![EphemeralContainer {
+            name: "debug".into(),
+            image: Some("registry.test/debug:1".into()),
+            target_container_name: Some("web".into()),
+            ..EphemeralContainer::default()
+        }]);
+    });
+    let debug = node.wait("the debugger", || node.runtime.find(&uid("web"), "debug")).await;
+    let target = node.runtime.find(&uid("web"), "web").expect("runs").id;
+    assert_eq!(node.runtime.config_of(&debug.id).expect("made").join_pid_of, Some(target));
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
+    let telemetry = node.kubelet.telemetry();
+    let main = node.runtime.find(&uid("web"), "web").expect("runs");
+    let stats =
+        ContainerStats { cpu_usage_ns: 1_500_000_000, memory_rss_bytes: 7, ..ContainerStats::default() };
+    node.runtime.set_stats(&main.id, stats);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let snapshot = telemetry.stats.collect().await;
+    assert!(Arc::ptr_eq(&snapshot, &telemetry.stats.collect().await), "one gathering for all who ask");
+    let resource = hawser_kubelet::metrics::resource::render(&snapshot);
+    let line = "container_cpu_usage_seconds_total{container=\"web\",namespace=\"default\",pod=\"web\"} 1.5 ";
+    assert!(resource.contains(line), "{resource}");
+    let cadvisor = hawser_kubelet::metrics::cadvisor::render(&snapshot);
+    let line = format!(
+        "container_memory_rss{{container=\"web\",id=\"{0}\",image=\"{1}\",name=\"{0}\",namespace=\"default\",pod=\"web\"}} 7 ",
+        main.id, main.image_ref
+    );
+    assert!(cadvisor.contains(&line), "{cadvisor}");
+    let own = telemetry.metrics();
+    for line in [
+        "kubelet_running_pods 1\n",
+        "kubelet_running_containers{container_state=\"running\"} 1\n",
+        "kubelet_node_name{node=\"n1\"} 1\n",
+        "kubelet_started_containers_total{container_type=\"container\"} 1\n",
+        "kubelet_started_pods_total 1\n",
+        "kubelet_runtime_operations_total{operation_type=\"start_container\"} 1\n",
+    ] {
+        assert!(own.contains(line), "{line} in {own}");
+    }
+}
