@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerState, ContainerStatus, container_id};
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{PodStatus, ResourceRequirements};
 
 use super::decide::{Action, decide};
-use super::desired::{ContainerKind, DesiredPod, RestartPolicy};
-use super::resize::Resized;
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod, RestartPolicy};
+use super::resize::{Resized, unequal};
 use super::restart::restarts;
 use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
 use super::status::status;
-use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec};
+use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec, with_resources};
 
 /// SplitMix64: small, seeded, good enough to choose by.
 struct Random(u64);
@@ -45,6 +45,8 @@ struct World {
     state: PodState,
     clock: Clock,
     containers: BTreeMap<String, ContainerStatus>,
+    /// What each container may really use, by id.
+    has: BTreeMap<String, ResourceRequirements>,
     under_way: Vec<Action>,
     /// Main containers and init containers that ran to an end once.
     ended: BTreeMap<String, i32>,
@@ -73,6 +75,7 @@ impl World {
             state,
             clock,
             containers: BTreeMap::new(),
+            has: BTreeMap::new(),
             under_way: Vec::new(),
             ended: BTreeMap::new(),
             phases: Vec::new(),
@@ -175,12 +178,36 @@ impl World {
                 self.advance(seconds);
             }
             8 if self.random.one_in(8) => self.restart_agent(),
+            8 if self.random.one_in(4) => self.grant(),
             9 if self.random.one_in(30) && !self.pod.is_deleted() => {
                 self.pod = deleted(&self.pod, self.clock, 30);
             }
             _ => self.complete_one(),
         }
         self.decide();
+    }
+
+    /// One of the containers is granted something else.
+    fn grant(&mut self) {
+        let mut object = (*self.pod.object).clone();
+        let containers = &mut object.spec.as_mut().expect("a spec").containers;
+        let chosen = self.random.below(containers.len());
+        let cpu = format!("{}m", 100 * (1 + self.random.below(3)));
+        containers[chosen].resources = with_resources("", &[("cpu", &cpu)], &[]).resources;
+        self.pod = DesiredPod::new(Arc::new(object));
+    }
+
+    /// Gives running containers what they were granted.
+    fn resize(&mut self) -> Resized {
+        let unequal: Vec<DesiredContainer> = unequal(&self.pod, &self.state).cloned().collect();
+        let mut resized = Resized::default();
+        for container in unequal {
+            let instance = self.state.track(container.name()).and_then(|t| t.current.as_ref()).expect("runs");
+            let granted = container.spec.resources.clone().unwrap_or_default();
+            self.has.insert(instance.status.id.clone(), granted.clone());
+            resized.done.push((instance.status.id.clone(), granted));
+        }
+        resized
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -257,7 +284,10 @@ impl World {
                 self.deleted = true;
                 Outcome::Deleted
             }
-            Action::Resize => Outcome::Resized(Resized::default()),
+            Action::Resize if fails => {
+                Outcome::Resized(Resized { failure: Some("no room".into()), ..Resized::default() })
+            }
+            Action::Resize => Outcome::Resized(self.resize()),
         }
     }
 
@@ -280,8 +310,11 @@ impl World {
             return Outcome::StartFailed { container, failure, message: "failed".into(), status: made };
         }
         let status = record(&container, attempt, ContainerState::Running, None);
+        let desired = self.pod.container(&container).expect("part of the pod");
+        let resources = desired.spec.resources.clone().unwrap_or_default();
+        self.has.insert(id.clone(), resources.clone());
         self.containers.insert(id, status.clone());
-        Outcome::Started { container, status, resources: Default::default() }
+        Outcome::Started { container, status, resources }
     }
 
     /// The agent dies in the middle of everything; what it had begun may have happened or not.
@@ -360,6 +393,11 @@ fn run_history(seed: u64) {
         let progress = world.state.track(c.name()).and_then(|t| t.progress());
         let done = matches!(progress, Some(Progress::Exited(code)) if !restarts(policy, c, code));
         assert!(progress == Some(Progress::Running) || done, "{} is {progress:?}", c.name());
+        if let Some(instance) = world.state.track(c.name()).and_then(|t| t.current.as_ref()).filter(|_| !done)
+        {
+            let granted = c.spec.resources.clone().unwrap_or_default();
+            assert_eq!(world.has[&instance.status.id], granted, "{} has what it was granted", c.name());
+        }
     }
 }
 

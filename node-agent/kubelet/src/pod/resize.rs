@@ -93,15 +93,17 @@ pub fn judge(wanted: &DesiredPod, allocatable: NodeCapacity, others: &[DesiredPo
     Ok(())
 }
 
-/// Running containers that have other amounts than they were granted.
+/// Running containers that have other amounts than they were granted, or for which it is not known what they have.
 pub fn unequal<'a>(pod: &'a DesiredPod, state: &'a PodState) -> impl Iterator<Item = &'a DesiredContainer> {
     pod.containers.iter().filter(|container| {
-        let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
+        let name = container.name();
+        let instance = state.track(name).and_then(|track| track.current.as_ref());
         instance.is_some_and(|instance| {
             let granted = container.spec.resources.clone().unwrap_or_default();
             instance.progress() == Progress::Running
                 && instance.kill.is_none()
-                && instance.resources.as_ref().is_some_and(|has| *has != granted)
+                && !state.busy.starting.contains(name)
+                && *instance.resources.as_ref().unwrap_or(&ResourceRequirements::default()) != granted
         })
     })
 }
@@ -199,7 +201,7 @@ mod tests {
         wanted.resize_policy = Some(vec![policy("cpu", "NotRequired"), policy("memory", "RestartContainer")]);
         let pod = pod(spec("Always", vec![], vec![wanted]));
         let mut state = PodState::adopt(&pod, vec![record("c", 0, ContainerState::Running, None)], at(0).now);
-        assert_eq!(unequal(&pod, &state).count(), 0, "nothing is known of what it has");
+        assert_eq!(unequal(&pod, &state).count(), 1, "nothing is known of what it has");
         let has = |cpu, memory| {
             with_resources("c", &[("cpu", cpu), ("memory", memory)], &[]).resources.expect("set")
         };

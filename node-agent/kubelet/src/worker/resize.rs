@@ -23,7 +23,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Running {
     id: ContainerId,
     container: DesiredContainer,
-    has: ResourceRequirements,
+    /// `None`: not known; it was started by an agent that did not live to tell.
+    has: Option<ResourceRequirements>,
 }
 
 impl Worker {
@@ -67,7 +68,7 @@ impl Worker {
             Some(Running {
                 id: instance.status.id.clone(),
                 container: container.clone(),
-                has: instance.resources.clone()?,
+                has: instance.resources.clone(),
             })
         });
         running.collect()
@@ -78,13 +79,14 @@ impl Worker {
 pub(super) async fn resize(shared: &Shared, pod: &DesiredPod, running: Vec<Running>) -> Outcome {
     let mut resized = Resized::default();
     let before = before(pod, &running);
+    let is_change = running.iter().any(|r| r.has.is_some());
     let (restart, change): (Vec<Running>, Vec<Running>) =
-        running.into_iter().partition(|r| needs_restart(&r.container, &r.has));
+        running.into_iter().partition(|r| r.has.as_ref().is_some_and(|has| needs_restart(&r.container, has)));
     let is_complete = restart.is_empty();
     if let Err(message) = try_resize(shared, pod, &before, change, is_complete, &mut resized).await {
         shared.recorder.pod(pod, EventType::Warning, "ResizeError", message.clone());
         resized.failure = Some(message);
-    } else if is_complete {
+    } else if is_complete && is_change {
         shared.recorder.pod(pod, EventType::Normal, "ResizeCompleted", "Pod resize completed");
     }
     resized.restart = restart.into_iter().map(|r| (r.id, kill(pod, &r.container))).collect();
@@ -102,7 +104,7 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer) -> Kill {
 fn before(pod: &DesiredPod, running: &[Running]) -> DesiredPod {
     let mut has: Amounts = amounts(&pod.object);
     for running in running {
-        has.insert(running.container.name().to_owned(), running.has.clone());
+        has.extend(running.has.clone().map(|known| (running.container.name().to_owned(), known)));
     }
     DesiredPod::new(with_amounts(Arc::clone(&pod.object), &has))
 }
