@@ -105,6 +105,9 @@ pub(crate) struct Flags {
     /// Controllers to run: `*` for all, `-name` for all but one.
     #[arg(long, value_delimiter = ',', default_value = "*")]
     controllers: Vec<String>,
+    /// File with a KubeSchedulerConfiguration; without it pods are placed by upstream's defaults.
+    #[arg(long)]
+    scheduler_config: Option<PathBuf>,
     /// Requests that only read, at a time.
     #[arg(long, default_value_t = 400)]
     max_requests_inflight: usize,
@@ -323,6 +326,16 @@ fn instance() -> String {
     format!("default-scheduler-{}", name.trim())
 }
 
+fn scheduler_config(flags: &Flags) -> anyhow::Result<hawser_scheduler::Config> {
+    let config = hawser_scheduler::Config { instance: instance(), ..hawser_scheduler::Config::default() };
+    let Some(path) = &flags.scheduler_config else {
+        return Ok(config);
+    };
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("--scheduler-config {}", path.display()))?;
+    config.with_file(&text).with_context(|| format!("--scheduler-config {}", path.display()))
+}
+
 type Component = (&'static str, anyhow::Result<()>);
 
 fn start_components(
@@ -354,7 +367,7 @@ fn start_components(
         );
     }
     if roles.contains(&Role::Scheduler) {
-        let config = hawser_scheduler::Config { instance: instance(), ..hawser_scheduler::Config::default() };
+        let config = scheduler_config(flags)?;
         spawn("scheduler", Box::pin(hawser_scheduler::run(client(SCHEDULER), config, shutdown.clone())));
     }
     if running.is_empty() {
