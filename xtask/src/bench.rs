@@ -20,7 +20,8 @@ pub(crate) struct Args {
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
-    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...)
+    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `scheduler`: only
+    /// these workloads (SchedulingBasic, PodAffinity, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// `service`, `xdp`: turns of each peer
@@ -53,6 +54,9 @@ enum Name {
     Xdp,
     /// The API server as clients meet it: requests, lists, watches, memory, with either store
     Api,
+    /// Pods per second of the scheduler alone, on the workloads of upstream's scheduler-perf, beside their floors; one JSON
+    /// object a line in any case
+    Scheduler,
     /// Durable writes per second of the embedded store, 64 clients, 2 kB
     Store,
     /// Time from a container's configuration to its running process
@@ -66,6 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Name::Program => service_path("program", args),
         Name::Xdp => service_path("xdp", args),
         Name::Api => api(args),
+        Name::Scheduler => measure("hawser-scheduler", "scheduler_perf", &[], args),
         Name::Store => {
             let folder = target_dir().join("bench/store");
             // What an earlier run left would be measured too.

@@ -323,7 +323,7 @@ mod tests {
         api.put::<ConfigMap>(json!({ "metadata": { "name": "settings", "namespace": "ordered" } }));
         api.put::<Pod>(json!({
             "metadata": { "name": "ending", "namespace": "ordered" },
-            "spec": { "containers": [{ "name": "main", "image": "none" }] },
+            "spec": { "nodeName": "node", "containers": [{ "name": "main", "image": "none" }] },
         }));
         api.remove::<Namespace>("", "ordered", &DeleteOptions::default());
         api.until("the conditions tell of the pod", |api| {

@@ -5,3 +5,4 @@ mod pods;
 mod services;
 mod streams;
 mod walk;
+mod workloads;

@@ -1,8 +1,8 @@
 //! The scheduler alone, without API server and store, on the main workloads of upstream's scheduler-perf.
 //!
-//! `scheduler_perf [workload...]` prints one JSON object a line: `workload`, `mode`, `metric`, `value`, `unit`, `floor`. A pod counts from
-//! its coming to its binding being shown by the API; percentiles are of the rates of slices of 500 pods. `floor` is
-//! upstream's threshold for the same workload, 0 where it has none.
+//! `scheduler_perf [--cases <workload>,...]` prints one JSON object a line: `workload`, `mode`, `metric`, `value`, `unit`,
+//! `floor`. A pod counts from its coming to its binding being shown by the API; percentiles are of the rates of slices of
+//! 500 pods. `floor` is upstream's threshold for the same workload, 0 where it has none.
 
 mod objects;
 mod workloads;
@@ -18,12 +18,16 @@ const BATCH: usize = 64;
 const SLICE: usize = 500;
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    for workload in workloads::all() {
-        if wanted.is_empty() || wanted.iter().any(|name| name == workload.name) {
-            measure(&workload);
-        }
+    let mut arguments = std::env::args().skip(1);
+    let cases = arguments.find(|argument| argument == "--cases").and_then(|_| arguments.next());
+    let (wanted, known) = (cases.as_deref().unwrap_or_default(), workloads::all());
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.split(',').any(|wanted| wanted == name);
+    if !known.iter().any(|workload| is_wanted(workload.name)) {
+        let names: Vec<&str> = known.iter().map(|workload| workload.name).collect();
+        eprintln!("error: no workload is called {wanted:?}; there are {}", names.join(", "));
+        std::process::exit(1);
     }
+    known.iter().filter(|workload| is_wanted(workload.name)).for_each(measure);
 }
 
 /// The scheduler with what the API server would remember.
