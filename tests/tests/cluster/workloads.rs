@@ -137,7 +137,11 @@ fn evictions_heed_the_budget() {
     };
     ns.kubectl("scale deployment web --replicas=1").expect("scaled");
     allowed("0");
-    let pod = ns.kubectl("get pods -l app=web -o jsonpath={.items[0].metadata.name}").expect("a pod");
+    let pod = eventually(SOON, "one pod is left", || {
+        let pods = ns.kubectl("get pods -l app=web -o jsonpath={.items[*].metadata.name}")?;
+        ensure!(!pods.trim().contains(' '), "{pods}");
+        Ok(pods.trim().to_owned())
+    });
     let refusal = evict(&pod).expect_err("the last one stays").to_string();
     assert!(refusal.contains("disruption budget"), "{refusal}");
     ns.kubectl("scale deployment web --replicas=2").expect("scaled");

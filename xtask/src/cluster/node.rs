@@ -133,6 +133,9 @@ disabled_plugins = [
             ("resolv-conf", path(resolv_conf)),
             ("network-mode", mode.to_owned()),
             ("uplink", "eth0".to_owned()),
+            // The disk is the machine's, shared by all nodes and not theirs to keep free.
+            ("eviction-hard", "memory.available<100Mi,nodefs.available<2%,imagefs.available<2%".to_owned()),
+            ("image-gc-high-threshold", "100".to_owned()),
         ];
         let args = std::iter::once("run".to_owned())
             .chain(flags.into_iter().map(|(name, value)| format!("--{name}={value}")))

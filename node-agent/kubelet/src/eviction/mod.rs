@@ -60,11 +60,10 @@ impl Default for Eviction {
         Self {
             thresholds: vec![
                 hard(Signal::MemoryAvailable, Amount::Absolute(100 << 20)),
-                hard(Signal::NodefsAvailable, Amount::Percent(5.0)),
+                hard(Signal::NodefsAvailable, Amount::Percent(10.0)),
                 hard(Signal::NodefsInodesFree, Amount::Percent(5.0)),
-                hard(Signal::ImagefsAvailable, Amount::Percent(5.0)),
+                hard(Signal::ImagefsAvailable, Amount::Percent(15.0)),
                 hard(Signal::ImagefsInodesFree, Amount::Percent(5.0)),
-                hard(Signal::PidAvailable, Amount::Percent(5.0)),
             ],
             max_pod_grace: Duration::ZERO,
             transition_period: Duration::from_secs(300),
