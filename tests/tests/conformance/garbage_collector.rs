@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     coverage::texts,
+    steps::counted,
     support::{Bed, create, eventually, gone, patch, pod, test, unique},
 };
 
@@ -126,14 +127,9 @@ fn should_orphan_rs_created_by_deployment_when_deleteoptions_propagationpolicy_i
     });
 }
 
-/// A ReplicationController and this many pods of it.
-///
-/// The pods are there first, so that a controller of such objects would adopt them and make none.
-async fn controller(bed: &Bed, name: &str, pods: usize) -> ReplicationController {
+/// A ReplicationController, and the names of this many pods of it, which are there.
+async fn controller(bed: &Bed, name: &str, pods: usize) -> (ReplicationController, Vec<String>) {
     let labels = json!({ "name": name });
-    for number in 0..pods {
-        create(&bed.api::<Pod>(), pod(&format!("{name}-{number}"), labels.clone())).await;
-    }
     let controller = json!({
         "metadata": { "name": name },
         "spec": {
@@ -143,21 +139,18 @@ async fn controller(bed: &Bed, name: &str, pods: usize) -> ReplicationController
         },
     });
     let made = create(&bed.api::<ReplicationController>(), controller).await;
-    for number in 0..pods {
-        let owned = json!({ "metadata": { "ownerReferences": [owner(&made, true)] } });
-        patch(&bed.api::<Pod>(), &format!("{name}-{number}"), owned).await;
-    }
-    made
+    let owned = counted(&bed.api::<Pod>(), &format!("name={name}"), pods).await;
+    (made, owned.iter().map(ResourceExt::name_any).collect())
 }
 
 /// Garbage Collector, delete replication controller, propagation policy background
 #[test]
 fn should_delete_pods_created_by_rc_when_not_orphaning() {
     test(async |bed| {
-        let made = controller(bed, "owner", 2).await;
+        let (made, pods) = controller(bed, "owner", 2).await;
         delete(&bed.api::<ReplicationController>(), &made, DeleteParams::background()).await;
-        for number in 0..2 {
-            gone(&bed.api::<Pod>(), &format!("owner-{number}")).await;
+        for pod in pods {
+            gone(&bed.api::<Pod>(), &pod).await;
         }
         gone(&bed.api::<ReplicationController>(), "owner").await;
     });
@@ -167,7 +160,7 @@ fn should_delete_pods_created_by_rc_when_not_orphaning() {
 #[test]
 fn should_orphan_pods_created_by_rc_if_delete_options_say_so() {
     test(async |bed| {
-        let made = controller(bed, "owner", 10).await;
+        let (made, _) = controller(bed, "owner", 10).await;
         delete(&bed.api::<ReplicationController>(), &made, DeleteParams::orphan()).await;
         gone(&bed.api::<ReplicationController>(), "owner").await;
         collector_has_caught_up(bed).await;
@@ -188,13 +181,14 @@ fn should_orphan_pods_created_by_rc_if_delete_options_say_so() {
 fn should_keep_the_rc_around_until_all_its_pods_are_deleted_if_the_deleteoptions_says_so() {
     test(async |bed| {
         let (controllers, pods) = (bed.api::<ReplicationController>(), bed.api::<Pod>());
-        let made = controller(bed, "owner", 10).await;
-        patch(&pods, "owner-7", json!({ "metadata": { "finalizers": [HELD] } })).await;
+        let (made, names) = controller(bed, "owner", 10).await;
+        let held = names[7].as_str();
+        patch(&pods, held, json!({ "metadata": { "finalizers": [HELD] } })).await;
         delete(&controllers, &made, DeleteParams::foreground()).await;
         eventually("all pods but the one that is held are gone", async || {
             let left = pods.list(&ListParams::default()).await?.items;
             let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
-            ensure!(names == ["owner-7"] && left[0].metadata.deletion_timestamp.is_some(), "{names:?}");
+            ensure!(names == [held] && left[0].metadata.deletion_timestamp.is_some(), "{names:?}");
             Ok(())
         })
         .await;
@@ -203,7 +197,7 @@ fn should_keep_the_rc_around_until_all_its_pods_are_deleted_if_the_deleteoptions
         assert!(waiting.metadata.deletion_timestamp.is_some());
         assert_eq!(waiting.finalizers(), ["foregroundDeletion"]);
 
-        patch(&pods, "owner-7", json!({ "metadata": { "finalizers": null } })).await;
+        patch(&pods, held, json!({ "metadata": { "finalizers": null } })).await;
         gone(&controllers, "owner").await;
         assert_eq!(count(&pods).await, 0);
     });
@@ -215,19 +209,19 @@ fn should_not_delete_dependents_that_have_both_valid_owner_and_owner_that_s_wait
  {
     test(async |bed| {
         let (controllers, pods) = (bed.api::<ReplicationController>(), bed.api::<Pod>());
-        let first = controller(bed, "goes", 10).await;
-        let second = controller(bed, "stays", 0).await;
+        let (first, names) = controller(bed, "goes", 10).await;
+        let (second, _) = controller(bed, "stays", 0).await;
+        let shared = &names[..5];
         let owners = json!([owner(&first, true), owner(&second, false)]);
-        for number in 0..5 {
-            let patched = json!({ "metadata": { "ownerReferences": owners } });
-            patch(&pods, &format!("goes-{number}"), patched).await;
+        for pod in shared {
+            patch(&pods, pod, json!({ "metadata": { "ownerReferences": owners } })).await;
         }
         delete(&controllers, &first, DeleteParams::foreground()).await;
         gone(&controllers, "goes").await;
         collector_has_caught_up(bed).await;
         let left = pods.list(&ListParams::default()).await.expect("listed").items;
         let names: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
-        assert_eq!(names, (0..5).map(|number| format!("goes-{number}")).collect::<Vec<_>>());
+        assert_eq!(names, shared);
         for pod in left {
             assert_eq!(pod.metadata.deletion_timestamp, None, "{pod:?}");
             let owners: Vec<_> = pod.owner_references().iter().map(|owner| owner.name.as_str()).collect();

@@ -184,9 +184,8 @@ pub fn scaled(kind: &Kind, object: &Value, scale: &Value) -> Result<Value, Vec<F
     let mut scaled = object.clone();
     let (parent, field) = paths.spec_replicas.rsplit_once('.').unwrap_or(("", paths.spec_replicas));
     scaled.ensure(parent).set(field, replicas);
-    if scale.has("metadata.resourceVersion") {
-        scaled.ensure("metadata").copy_field("resourceVersion", scale.at("metadata"));
-    }
+    // Without a version it is to be whatever the object has become meanwhile.
+    scaled.ensure("metadata").copy_field("resourceVersion", scale.at("metadata"));
     Ok(scaled)
 }
 

@@ -54,7 +54,7 @@ pub struct Eviction {
 }
 
 impl Default for Eviction {
-    /// Upstream's, but for disks: a share of 10 to 15 % of a large disk is more than pods need.
+    /// Upstream's.
     fn default() -> Self {
         let hard = Threshold::hard;
         Self {

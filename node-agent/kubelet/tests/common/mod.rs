@@ -306,6 +306,9 @@ impl Node {
     ) -> Self {
         let mut config = Config::new("n1", IpAddr::from([10, 0, 0, 1]), dir.path());
         config.resolv_conf = dir.path().join("resolv.conf");
+        // How full the machine's disk is, is not what is tested.
+        config.eviction.thresholds.clear();
+        config.image_gc.high_percent = 100;
         set(&mut config);
         let shutdown = CancellationToken::new();
         let news = Arc::new(News::default());
