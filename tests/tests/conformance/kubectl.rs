@@ -1,13 +1,18 @@
 //! kubectl, where a server without nodes suffices.
 //!
-//! Pods of ReplicationControllers are made by hand, and no pod runs: what is looked at is what kubectl writes and prints.
+//! No pod runs: what is looked at is what kubectl writes and prints.
 
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
-use hawser_tests::kubectl::{Kubectl, Said};
+use anyhow::ensure;
+use hawser_tests::{
+    eventually,
+    kubectl::{Kubectl, Said},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -118,36 +123,27 @@ fn should_check_if_kubectl_can_dry_run_update_pods() {
 }
 
 /// A ReplicationController and two pods of it, which listen on port 6379.
-fn controller(kubectl: &Kubectl<'_>) -> [&'static str; 2] {
+fn controller(kubectl: &Kubectl<'_>) -> Vec<String> {
     let labels = json!({ "app": "store", "role": "primary" });
-    let pods = ["store-1", "store-2"];
-    let mut objects: Vec<Value> = pods.iter().map(|name| pod(name, labels.clone())).collect();
-    for made in &mut objects {
-        made["apiVersion"] = json!("v1");
-        made["kind"] = json!("Pod");
-        made["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 6379 }]);
-    }
-    objects.push(json!({
+    let mut template = pod("", labels.clone());
+    template["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 6379 }]);
+    let controller = json!({
         "apiVersion": "v1",
         "kind": "ReplicationController",
         "metadata": { "name": "store", "labels": labels },
         "spec": {
-            "replicas": pods.len(),
+            "replicas": 2,
             "selector": labels,
-            "template": { "metadata": { "labels": labels }, "spec": objects[0]["spec"] },
+            "template": { "metadata": { "labels": labels }, "spec": template["spec"] },
         },
-    }));
-    kubectl
-        .ok_with("create -f -", &json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string());
-    let uid = kubectl.path("rc store", "{.metadata.uid}");
-    let owner = json!({
-        "apiVersion": "v1", "kind": "ReplicationController", "name": "store", "uid": uid, "controller": true,
     });
-    let owned = json!({ "metadata": { "ownerReferences": [owner] } });
-    for pod in pods {
-        kubectl.ok(&format!("patch pod {pod} -p '{owned}'"));
-    }
-    pods
+    kubectl.ok_with("create -f -", &controller.to_string());
+    eventually(Duration::from_secs(20), "the controller has its pods", || {
+        let names = kubectl.path("pods -l app=store,role=primary", "{.items[*].metadata.name}");
+        let names: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
+        ensure!(names.len() == 2, "{names:?}");
+        Ok(names)
+    })
 }
 
 /// Each of these begins a line, where runs of spaces count as one.
