@@ -7,8 +7,9 @@ use futures::{StreamExt, stream};
 use hawser_api::{
     Api, Client, Error,
     client::{Binding, DeleteOptions, ListOptions, Patch, WatchEvent, WatchOptions, WriteOptions},
-    grpc::{Remote, RemoteOptions},
+    grpc::{Remote, RemoteOptions, resource_of},
     resource::{GroupVersionResource, Target},
+    v1::{self, object_service_client::ObjectServiceClient},
 };
 use hawser_tests::api_server::{ApiServer, Credentials};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -236,6 +237,35 @@ async fn channel(server: &ApiServer) -> Channel {
         .identity(Identity::from_pem(certificate, key));
     let endpoint = Endpoint::from_shared(server.address()).expect("an address");
     endpoint.tls_config(tls).expect("certificates").connect().await.expect("the server answers")
+}
+
+#[test]
+fn writes_are_answered_with_the_warnings_of_http() {
+    let server = ApiServer::start();
+    block_on(async {
+        let mut objects = ObjectServiceClient::new(channel(&server).await);
+        let mut strange = config_map("strange");
+        strange["colour"] = json!("red");
+        let options = |validation: &str| {
+            Some(v1::WriteOptions { field_validation: validation.to_owned(), ..v1::WriteOptions::default() })
+        };
+        let resource = Some(resource_of(&maps()));
+        let object = Some(v1::Object { encoding: v1::Encoding::Json.into(), body: body(&strange) });
+        let create = v1::CreateRequest { resource, object, options: options("Warn") };
+        let made = objects.create(create).await.expect("created").into_inner();
+        assert_eq!(made.warnings, ["unknown field \"colour\""]);
+        let patch = v1::PatchRequest {
+            resource: Some(resource_of(&map("strange"))),
+            r#type: v1::PatchType::Merge.into(),
+            patch: body(&json!({ "colour": "blue" })),
+            options: options("Warn"),
+            encoding: v1::Encoding::Json.into(),
+        };
+        let patched = objects.patch(patch.clone()).await.expect("patched").into_inner();
+        assert_eq!(patched.warnings, ["unknown field \"colour\""]);
+        let quiet = v1::PatchRequest { options: options("Ignore"), ..patch };
+        assert!(objects.patch(quiet).await.expect("patched").into_inner().warnings.is_empty());
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tonic::{
     Request,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
+use tracing::warn;
 
 use super::{NodeEvent, NodeSession, resource_of, status::from_grpc};
 use crate::{
@@ -105,7 +106,11 @@ fn json(body: Bytes) -> Option<v1::Object> {
     Some(v1::Object { encoding: v1::Encoding::Json.into(), body })
 }
 
-fn body(object: Option<v1::Object>) -> Result<Bytes, Error> {
+/// An answer's object. Its warnings are logged: who asks through [`Client`] is a program.
+fn body(object: Option<v1::Object>, warnings: &[String]) -> Result<Bytes, Error> {
+    for warning in warnings {
+        warn!(%warning, "the API server warns");
+    }
     object.map(|object| object.body).ok_or_else(|| Error::internal("the server's answer has no object"))
 }
 
@@ -126,7 +131,8 @@ impl Client for Remote {
             ..v1::GetRequest::default()
         };
         let answer = self.objects.clone().get(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object)
+        let answer = answer.into_inner();
+        body(answer.object, &answer.warnings)
     }
 
     async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {
@@ -178,7 +184,8 @@ impl Client for Remote {
         };
         let answer =
             self.objects.clone().create(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object)
+        let answer = answer.into_inner();
+        body(answer.object, &answer.warnings)
     }
 
     async fn update(&self, target: &Target, object: Bytes, write: &WriteOptions) -> Result<Bytes, Error> {
@@ -189,7 +196,8 @@ impl Client for Remote {
         };
         let answer =
             self.objects.clone().update(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object)
+        let answer = answer.into_inner();
+        body(answer.object, &answer.warnings)
     }
 
     async fn patch(&self, target: &Target, patch: Patch, write: &WriteOptions) -> Result<Bytes, Error> {
@@ -211,7 +219,8 @@ impl Client for Remote {
                     .apply(request(message))
                     .await
                     .map_err(|status| from_grpc(&status))?;
-                return body(answer.into_inner().object);
+                let answer = answer.into_inner();
+                return body(answer.object, &answer.warnings);
             }
         };
         let message = v1::PatchRequest {
@@ -223,7 +232,8 @@ impl Client for Remote {
         };
         let answer =
             self.objects.clone().patch(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object)
+        let answer = answer.into_inner();
+        body(answer.object, &answer.warnings)
     }
 
     async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Bytes, Error> {
@@ -237,7 +247,7 @@ impl Client for Remote {
         };
         let answer =
             self.objects.clone().delete(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object)
+        body(answer.into_inner().object, &[])
     }
 
     async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {
@@ -278,7 +288,7 @@ fn event_of(response: v1::WatchResponse) -> Result<WatchEvent, Error> {
     if kind == v1::EventType::Bookmark {
         return Ok(WatchEvent::Bookmark { resource_version });
     }
-    let object = body(response.object)?;
+    let object = body(response.object, &[])?;
     match kind {
         v1::EventType::Added => Ok(WatchEvent::Added { object, resource_version }),
         v1::EventType::Modified => Ok(WatchEvent::Modified { object, resource_version }),

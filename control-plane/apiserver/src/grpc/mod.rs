@@ -113,19 +113,19 @@ fn reply_of(resource: &Resource, reply: &Reply, encoding: v1::Encoding) -> Resul
     }
 }
 
-/// The tree of an object that a client sent.
+/// The tree of an object that a client sent, and what there is to say of it.
 fn decode(
     resource: &Resource,
     target: &Target,
     object: Option<v1::Object>,
     validation: FieldValidation,
-) -> Result<(Value, v1::Encoding), Error> {
+) -> Result<(Value, Vec<String>, v1::Encoding), Error> {
     let object = object.ok_or_else(|| Error::bad_request("object: required"))?;
     let encoding = object.encoding();
     let body: Bytes = object.body;
     let (api_version, kind) = expected_type(resource, target);
     let decoded = codec::decode(&body, encoding_of(encoding), (&api_version, &kind), validation)?;
-    Ok((decoded.object, encoding))
+    Ok((decoded.object, decoded.warnings, encoding))
 }
 
 /// Options of a write, and how strictly its body is read.

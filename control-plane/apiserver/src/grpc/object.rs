@@ -32,7 +32,8 @@ impl Front {
         let encoding = message.encoding();
         let call = self.server.enter(&user, "get", target_of(message.resource)?, "")?;
         let reply = self.server.get(&call, &message.resource_version).await?;
-        Ok(v1::GetResponse { object: Some(reply_of(&call.resource, &reply, encoding)?) })
+        let object = Some(reply_of(&call.resource, &reply, encoding)?);
+        Ok(v1::GetResponse { object, warnings: call.read_warnings() })
     }
 
     async fn list_objects(
@@ -66,6 +67,7 @@ impl Front {
             resource_version: listed.revision.to_string(),
             r#continue: listed.continue_token.clone(),
             remaining_item_count: listed.remaining.and_then(|remaining| i64::try_from(remaining).ok()),
+            warnings: call.read_warnings(),
         };
         let mut objects = listed.objects();
         // Messages are made as the client takes them; the pass, and with it the place in flow control, lives as long.
@@ -92,9 +94,12 @@ impl Front {
         let message = request.into_inner();
         let call = self.server.enter(&user, "create", target_of(message.resource)?, "")?;
         let (options, validation) = options_of(&user, &agent, message.options)?;
-        let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
+        let (object, mut warnings, encoding) =
+            decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.create(&call, object, &options).await?;
-        Ok(v1::CreateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+        warnings.extend(written.warnings);
+        let object = Some(reply_of(&call.resource, &written.reply, encoding)?);
+        Ok(v1::CreateResponse { object, warnings })
     }
 
     async fn update_object(&self, request: Request<v1::UpdateRequest>) -> Result<v1::UpdateResponse, Error> {
@@ -103,9 +108,12 @@ impl Front {
         let message = request.into_inner();
         let call = self.server.enter(&user, "update", target_of(message.resource)?, "")?;
         let (options, validation) = options_of(&user, &agent, message.options)?;
-        let (object, encoding) = decode(&call.resource, &call.target, message.object, validation)?;
+        let (object, mut warnings, encoding) =
+            decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.update(&call, object, &options).await?;
-        Ok(v1::UpdateResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+        warnings.extend(written.warnings);
+        let object = Some(reply_of(&call.resource, &written.reply, encoding)?);
+        Ok(v1::UpdateResponse { object, warnings })
     }
 
     async fn patch_object(&self, request: Request<v1::PatchRequest>) -> Result<v1::PatchResponse, Error> {
@@ -123,7 +131,8 @@ impl Front {
         };
         let patch = codec::Patch { kind, body: message.patch, validation };
         let written = self.server.patch(&call, patch, &options).await?;
-        Ok(v1::PatchResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+        let object = Some(reply_of(&call.resource, &written.reply, encoding)?);
+        Ok(v1::PatchResponse { object, warnings: written.warnings })
     }
 
     async fn apply_object(&self, request: Request<v1::ApplyRequest>) -> Result<v1::ApplyResponse, Error> {
@@ -135,7 +144,8 @@ impl Front {
         let (options, validation) = options_of(&user, &agent, message.options)?;
         let apply = Apply { body: message.configuration, force: message.force, validation };
         let written = self.server.apply(&call, apply, &options).await?;
-        Ok(v1::ApplyResponse { object: Some(reply_of(&call.resource, &written.reply, encoding)?) })
+        let object = Some(reply_of(&call.resource, &written.reply, encoding)?);
+        Ok(v1::ApplyResponse { object, warnings: written.warnings })
     }
 
     async fn delete_object(&self, request: Request<v1::DeleteRequest>) -> Result<v1::DeleteResponse, Error> {
