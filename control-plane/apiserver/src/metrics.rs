@@ -12,17 +12,22 @@ use std::{
 
 use parking_lot::RwLock;
 
-/// Upper bounds of the duration histogram, in seconds; a subset of upstream's.
-const BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Upper bounds of the duration histogram, in seconds: upstream's, which its dashboards and alerts name.
+const BUCKETS: [f64; 23] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
+    20.0, 30.0, 45.0, 60.0,
+];
 
-/// Labels of one series. All come from closed sets: unknown resources are counted under an empty name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Labels of one series. All come from the table of kinds, so they are few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Labels {
     pub verb: &'static str,
-    pub group: String,
-    pub resource: String,
-    pub subresource: String,
-    pub code: u16,
+    pub group: &'static str,
+    pub version: &'static str,
+    pub resource: &'static str,
+    pub subresource: &'static str,
+    /// `resource`, `namespace` or `cluster`: how much the request is about.
+    pub scope: &'static str,
 }
 
 #[derive(Default)]
@@ -32,18 +37,18 @@ struct Series {
     buckets: [AtomicU64; BUCKETS.len()],
 }
 
-/// Counters of requests. The map's lock is only written for a series that is new.
+/// Counters of requests, by labels and code. The map's lock is only written for a series that is new.
 #[derive(Default)]
 pub(crate) struct Metrics {
-    requests: RwLock<BTreeMap<Labels, Arc<Series>>>,
+    requests: RwLock<BTreeMap<(Labels, u16), Arc<Series>>>,
     pub watches: AtomicU64,
 }
 
 impl Metrics {
-    pub(crate) fn record(&self, labels: &Labels, took: Duration) {
-        let known = self.requests.read().get(labels).cloned();
-        let series =
-            known.unwrap_or_else(|| self.requests.write().entry(labels.clone()).or_default().clone());
+    pub(crate) fn record(&self, labels: Labels, code: u16, took: Duration) {
+        let key = (labels, code);
+        let known = self.requests.read().get(&key).cloned();
+        let series = known.unwrap_or_else(|| self.requests.write().entry(key).or_default().clone());
         series.count.fetch_add(1, Ordering::Relaxed);
         series.sum_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
         let seconds = took.as_secs_f64();
@@ -57,31 +62,31 @@ impl Metrics {
         let mut text = String::with_capacity(16 << 10);
         let requests = self.requests.read().clone();
         text += "# TYPE apiserver_request_total counter\n";
-        for (labels, series) in &requests {
+        for ((labels, code), series) in &requests {
             let count = series.count.load(Ordering::Relaxed);
-            let _ = writeln!(
-                text,
-                "apiserver_request_total{{{},code=\"{}\"}} {count}",
-                names(labels),
-                labels.code
-            );
+            let _ = writeln!(text, "apiserver_request_total{{{},code=\"{code}\"}} {count}", names(labels));
         }
         text += "# TYPE apiserver_request_duration_seconds histogram\n";
-        for (labels, series) in &requests {
-            let names = format!("{},code=\"{}\"", names(labels), labels.code);
+        let requests: Vec<_> = requests.into_iter().collect();
+        // Codes of the same labels stand side by side.
+        for same in requests.chunk_by(|((one, _), _), ((other, _), _)| one == other) {
+            let names = names(&same[0].0.0);
+            let sum = |read: &dyn Fn(&Series) -> &AtomicU64| -> u64 {
+                same.iter().map(|(_, series)| read(series).load(Ordering::Relaxed)).sum()
+            };
             let mut below = 0;
-            for (bound, bucket) in BUCKETS.iter().zip(&series.buckets) {
-                below += bucket.load(Ordering::Relaxed);
+            for (at, bound) in BUCKETS.iter().enumerate() {
+                below += sum(&|series| &series.buckets[at]);
                 let _ = writeln!(
                     text,
                     "apiserver_request_duration_seconds_bucket{{{names},le=\"{bound}\"}} {below}"
                 );
             }
-            let count = series.count.load(Ordering::Relaxed);
-            let sum = series.sum_micros.load(Ordering::Relaxed) as f64 / 1e6;
+            let count = sum(&|series| &series.count);
+            let seconds = sum(&|series| &series.sum_micros) as f64 / 1e6;
             let _ =
                 writeln!(text, "apiserver_request_duration_seconds_bucket{{{names},le=\"+Inf\"}} {count}");
-            let _ = writeln!(text, "apiserver_request_duration_seconds_sum{{{names}}} {sum}");
+            let _ = writeln!(text, "apiserver_request_duration_seconds_sum{{{names}}} {seconds}");
             let _ = writeln!(text, "apiserver_request_duration_seconds_count{{{names}}} {count}");
         }
         text += "# TYPE apiserver_current_inflight_requests gauge\n";
@@ -114,9 +119,10 @@ impl Metrics {
 }
 
 fn names(labels: &Labels) -> String {
+    let Labels { verb, group, version, resource, subresource, scope } = labels;
     format!(
-        "verb=\"{}\",group=\"{}\",resource=\"{}\",subresource=\"{}\"",
-        labels.verb, labels.group, labels.resource, labels.subresource
+        "verb=\"{verb}\",group=\"{group}\",version=\"{version}\",resource=\"{resource}\",\
+         subresource=\"{subresource}\",scope=\"{scope}\",component=\"apiserver\""
     )
 }
 
@@ -131,21 +137,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_count_everything_below_their_bound() {
+    fn requests_are_counted_by_code_and_timed_together() {
         let metrics = Metrics::default();
         let labels = Labels {
             verb: "GET",
-            group: String::new(),
-            resource: "pods".to_owned(),
-            subresource: String::new(),
-            code: 200,
+            group: "",
+            version: "v1",
+            resource: "pods",
+            subresource: "",
+            scope: "resource",
         };
-        metrics.record(&labels, Duration::from_millis(2));
-        metrics.record(&labels, Duration::from_millis(700));
+        metrics.record(labels, 200, Duration::from_millis(2));
+        metrics.record(labels, 200, Duration::from_millis(700));
+        metrics.record(labels, 404, Duration::from_secs(90));
         let text = metrics.render((0, 0), 7);
-        let line = |needle: &str| text.lines().find(|line| line.contains(needle)).map(str::to_owned);
-        assert!(line("apiserver_request_total{").is_some_and(|line| line.ends_with(" 2")), "{text}");
-        assert!(line("le=\"0.005\"").is_some_and(|line| line.ends_with(" 1")), "{text}");
-        assert!(line("le=\"1\"").is_some_and(|line| line.ends_with(" 2")), "{text}");
+        let names = "verb=\"GET\",group=\"\",version=\"v1\",resource=\"pods\",subresource=\"\",scope=\"resource\",\
+                     component=\"apiserver\"";
+        for (metric, labels, value) in [
+            ("total", ",code=\"200\"", "2"),
+            ("total", ",code=\"404\"", "1"),
+            ("duration_seconds_bucket", ",le=\"0.005\"", "1"),
+            ("duration_seconds_bucket", ",le=\"0.8\"", "2"),
+            ("duration_seconds_bucket", ",le=\"60\"", "2"),
+            ("duration_seconds_bucket", ",le=\"+Inf\"", "3"),
+            ("duration_seconds_count", "", "3"),
+            ("duration_seconds_sum", "", "90.702"),
+        ] {
+            let line = format!("apiserver_request_{metric}{{{names}{labels}}} {value}");
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
     }
 }

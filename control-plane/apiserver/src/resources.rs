@@ -77,7 +77,8 @@ pub fn method_not_allowed() -> Error {
 
 /// All that is served.
 pub struct Resources {
-    by_name: HashMap<(String, String, String), Arc<Resource>>,
+    /// By plural, which few share.
+    by_plural: HashMap<&'static str, Vec<Arc<Resource>>>,
 }
 
 /// `pods`, `apps/deployments`: where a kind lives in the store.
@@ -100,7 +101,7 @@ pub fn kind_specs() -> impl Iterator<Item = KindSpec> {
 
 impl Resources {
     pub fn new(cache: &Cache) -> Self {
-        let mut by_name = HashMap::new();
+        let mut by_plural: HashMap<&'static str, Vec<Arc<Resource>>> = HashMap::new();
         for row in KINDS {
             for version in row.versions.iter().filter(|version| version.served) {
                 let stored = row
@@ -115,15 +116,15 @@ impl Resources {
                     stored,
                     cache: row.storage.and_then(|storage| cache.kind(&path(&storage)).cloned()),
                 };
-                let name = (row.group.to_owned(), version.name.to_owned(), row.plural.to_owned());
-                by_name.insert(name, Arc::new(resource));
+                by_plural.entry(row.plural).or_default().push(Arc::new(resource));
             }
         }
-        Self { by_name }
+        Self { by_plural }
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.by_name.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        let same = |resource: &&Arc<Resource>| resource.row.group == group && resource.version == version;
+        self.by_plural.get(plural)?.iter().find(same)
     }
 
     pub fn of(&self, gvr: &GroupVersionResource) -> Result<&Arc<Resource>, Error> {
@@ -150,14 +151,12 @@ impl Resources {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.by_name.values()
+        self.by_plural.values().flatten()
     }
 
     /// True where the API server serves anything in this group and version.
     pub fn serves(&self, group: &str, version: &str) -> bool {
-        self.by_name
-            .keys()
-            .any(|(known_group, known_version, _)| known_group == group && known_version == version)
+        self.iter().any(|resource| resource.row.group == group && resource.version == version)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hawser_api::{Error, error::Reason};
+use hawser_api::{Error, error::Reason, resource::Target};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -113,26 +113,14 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
     let query = Query::parse(request.uri().query());
     let path = request.uri().path().to_owned();
     let found = route(request.method(), &path, &query);
-    let mut labels = Labels {
-        verb: "",
-        group: String::new(),
-        resource: String::new(),
-        subresource: String::new(),
-        code: 0,
+    let labels = match &found {
+        Route::Resource { verb, target } => labels(server, verb, target),
+        Route::Path => None,
     };
-    if let Route::Resource { verb, target } = &found
-        && let Ok(resource) = server.registry().resources().of(&target.resource)
-    {
-        labels.verb = metric_verb(verb);
-        labels.group = resource.row.group.to_owned();
-        labels.resource = resource.row.plural.to_owned();
-        let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
-        labels.subresource = subresource.map_or_else(String::new, |subresource| subresource.name.to_owned());
-    }
     let deadline = deadline(&found, &query);
     let output = negotiate::output(request.headers(), wants_pretty(&query));
     let shown = *output.as_ref().unwrap_or(&Output::JSON);
-    let head = request.method() == http::Method::HEAD;
+    let method = request.method().clone();
     let outcome = async {
         let user = authenticate(server, peer, request.headers())?;
         match found {
@@ -164,16 +152,35 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
         Ok(response) => response,
         Err(failure) => failed(&failure, shown),
     };
-    labels.code = response.status().as_u16();
+    let code = response.status().as_u16();
     if response.status().is_server_error() {
-        error!(method = %labels.verb, %path, code = labels.code, "request failed");
+        error!(method = %method, %path, code, "request failed");
     } else {
-        debug!(method = %labels.verb, %path, code = labels.code, took = ?began.elapsed(), "request");
+        debug!(method = %method, %path, code, took = ?began.elapsed(), "request");
     }
-    if !labels.resource.is_empty() {
-        server.metrics().record(&labels, began.elapsed());
+    if let Some(labels) = labels {
+        server.metrics().record(labels, code, began.elapsed());
     }
-    if head { response.map(|_| body::full(Bytes::new())) } else { response }
+    if method == http::Method::HEAD { response.map(|_| body::full(Bytes::new())) } else { response }
+}
+
+/// How a request is counted; `None` for what is not served.
+fn labels(server: &ApiServer, verb: &str, target: &Target) -> Option<Labels> {
+    let resource = server.registry().resources().of(&target.resource).ok()?;
+    let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
+    let scope = match (&target.name, &target.namespace) {
+        (Some(_), _) => "resource",
+        (None, Some(_)) => "namespace",
+        (None, None) => "cluster",
+    };
+    Some(Labels {
+        verb: metric_verb(verb),
+        group: resource.row.group,
+        version: resource.version,
+        resource: resource.row.plural,
+        subresource: subresource.map_or("", |subresource| subresource.name),
+        scope,
+    })
 }
 
 /// How long the client wants to wait at most, in Go's notation (`1m30s`); never longer than [`DEADLINE`].

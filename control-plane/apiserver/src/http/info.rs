@@ -27,7 +27,7 @@ pub(super) async fn answer(
         ["api", version] => found(discovery::resources("", version)),
         ["apis", group] => found(discovery::group(group)),
         ["apis", group, version] => found(discovery::resources(group, version)),
-        ["openapi", rest @ ..] => openapi(server, rest, query, headers),
+        ["openapi", rest @ ..] => openapi(server, rest, query, headers).await,
         ["healthz" | "livez" | "readyz", rest @ ..] => {
             Ok(health(server, parts[0], rest.first().copied(), query).await)
         }
@@ -108,24 +108,21 @@ fn root(server: &ApiServer, root: discovery::Root, headers: &HeaderMap) -> Respo
 }
 
 /// `/openapi/v2` and `/openapi/v3`, made when first asked for; unchanged ones are 304.
-fn openapi(
-    server: &ApiServer,
+async fn openapi(
+    server: &Arc<ApiServer>,
     rest: &[&str],
     query: &Query,
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Error> {
-    let documents = server.openapi();
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (document, content_type) = match rest {
-        ["v2"] if accept.contains("com.github.proto-openapi.spec.v2") => {
-            (Some(documents.v2_protobuf()), openapi::V2_PROTOBUF)
-        }
-        ["v2"] => (Some(documents.v2_json()), JSON),
-        ["v3"] => (Some(documents.v3_index()), JSON),
-        ["v3", path @ ..] => (documents.v3_document(&path.join("/")), JSON),
-        _ => (None, JSON),
-    };
-    let document = document
+    let is_protobuf = rest == ["v2"] && accept.contains("com.github.proto-openapi.spec.v2");
+    let content_type = if is_protobuf { openapi::V2_PROTOBUF } else { JSON };
+    let path = rest.join("/");
+    // Making one takes long: other requests have this thread meanwhile.
+    let server = server.clone();
+    let made = tokio::task::spawn_blocking(move || server.openapi().find(&path, is_protobuf).cloned()).await;
+    let document = made
+        .map_err(Error::internal)?
         .ok_or_else(|| Error::new(Reason::NotFound, "the server could not find the requested resource"))?;
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let mut response = if known.is_some_and(|known| known.contains(&document.hash)) {

@@ -73,6 +73,19 @@ impl OpenApi {
         }
     }
 
+    /// The document at `/openapi/<path>`: `v2`, `v3` or such as `v3/apis/apps/v1`; `None` for what is not served.
+    ///
+    /// Made when first asked for, which takes long: not to be called where others wait.
+    pub fn find(&self, path: &str, as_protobuf: bool) -> Option<&Document> {
+        match path.split_once('/') {
+            None if path == "v2" && as_protobuf => Some(self.v2_protobuf()),
+            None if path == "v2" => Some(self.v2_json()),
+            None if path == "v3" => Some(self.v3_index()),
+            Some(("v3", path)) => self.v3_document(path),
+            _ => None,
+        }
+    }
+
     /// `/openapi/v2` as JSON.
     pub fn v2_json(&self) -> &Document {
         self.v2_json.get_or_init(|| Document::new(self.v2().to_string().into_bytes()))
