@@ -9,19 +9,21 @@ use std::ops::Range;
 pub struct Members<'a> {
     text: &'a [u8],
     at: usize,
+    /// A value begins at `at` that was not passed over yet.
+    before_value: bool,
 }
 
 impl<'a> Members<'a> {
     /// `at` is the offset of the opening brace.
     pub fn new(text: &'a [u8], at: usize) -> Option<Self> {
-        (text.get(at) == Some(&b'{')).then_some(Self { text, at: at + 1 })
+        (text.get(at) == Some(&b'{')).then_some(Self { text, at: at + 1, before_value: false })
     }
-}
 
-impl Iterator for Members<'_> {
-    type Item = (Range<usize>, Range<usize>);
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next key, and where its value begins, which is not looked at yet.
+    pub fn next_key(&mut self) -> Option<(Range<usize>, usize)> {
+        if self.before_value {
+            self.pass_value()?;
+        }
         self.at = skip_comma(self.text, self.at);
         if self.text.get(self.at) != Some(&b'"') {
             return None;
@@ -29,10 +31,25 @@ impl Iterator for Members<'_> {
         let key_end = skip_string(self.text, self.at)?;
         let key = self.at + 1..key_end - 1;
         let colon = skip_space(self.text, key_end);
-        let start = skip_space(self.text, colon + 1);
-        let end = skip_value(self.text, start)?;
-        self.at = end;
-        Some((key, start..end))
+        self.at = skip_space(self.text, colon + 1);
+        self.before_value = true;
+        Some((key, self.at))
+    }
+
+    /// Passes over the value of the key that was read last; returns its end.
+    pub fn pass_value(&mut self) -> Option<usize> {
+        self.at = skip_value(self.text, self.at)?;
+        self.before_value = false;
+        Some(self.at)
+    }
+}
+
+impl Iterator for Members<'_> {
+    type Item = (Range<usize>, Range<usize>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, start) = self.next_key()?;
+        Some((key, start..self.pass_value()?))
     }
 }
 

@@ -96,6 +96,23 @@ impl<V: Clone> CowMap<V> {
         }
     }
 
+    /// A value to be changed in its place; copies the path to it where that is shared.
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut V> {
+        let mut node = &mut self.root;
+        loop {
+            match Arc::make_mut(node) {
+                Node::Leaf(entries) => {
+                    let at = entries.binary_search_by(|(known, _)| (**known).cmp(key)).ok()?;
+                    return Some(&mut entries[at].1);
+                }
+                Node::Branch(children) => {
+                    let at = child_of(children, key);
+                    node = &mut children[at].node;
+                }
+            }
+        }
+    }
+
     /// The first answer that `find` gives, asked of each value in order. Borrows, where [`CowMap::iter`] counts references.
     pub fn find_map<R>(&self, find: &mut impl FnMut(&V) -> Option<R>) -> Option<R> {
         find_in(&self.root, find)
@@ -203,7 +220,14 @@ fn split_point(len: usize, at: usize) -> usize {
 fn insert_into<V: Clone>(node: &mut Arc<Node<V>>, key: Key, value: V) -> (Option<V>, Option<Child<V>>) {
     match Arc::make_mut(node) {
         Node::Leaf(entries) => {
-            let at = match entries.binary_search_by(|(known, _)| known.cmp(&key)) {
+            // Whole kinds are read in order of their keys.
+            let is_last = entries.last().is_none_or(|(last, _)| *last < key);
+            let found = if is_last {
+                Err(entries.len())
+            } else {
+                entries.binary_search_by(|(known, _)| known.cmp(&key))
+            };
+            let at = match found {
                 Ok(at) => return (Some(std::mem::replace(&mut entries[at].1, value)), None),
                 Err(at) => at,
             };
@@ -216,7 +240,8 @@ fn insert_into<V: Clone>(node: &mut Arc<Node<V>>, key: Key, value: V) -> (Option
             (None, Some(Child { first: first_key(&right), len: len_of(&right), node: Arc::new(right) }))
         }
         Node::Branch(children) => {
-            let at = child_of(children, &key);
+            let is_last = children.last().is_some_and(|last| last.first <= key);
+            let at = if is_last { children.len() - 1 } else { child_of(children, &key) };
             if key < children[at].first {
                 children[at].first = key.clone();
             }
@@ -341,6 +366,12 @@ mod tests {
                 } else {
                     assert_eq!(map.insert(key.as_str().into(), step), twin.insert(key.clone(), step));
                 }
+                // What is changed in place is not changed in a snapshot.
+                let other = format!("/registry/pods/{:06}", random(&mut state) % span);
+                let (snapshot, before) = (map.clone(), twin.get(&other).copied());
+                assert_eq!(map.get_mut(&other).map(|value| *value += 1), before.map(|_| ()));
+                twin.entry(other.clone()).and_modify(|value| *value += 1);
+                assert_eq!(snapshot.get(&other).copied(), before);
                 assert_eq!(map.len(), twin.len());
                 assert_eq!(map.get(&key), twin.get(&key));
                 assert_eq!(map.rank(&key), twin.range(..key).count());

@@ -114,18 +114,21 @@ impl State {
 }
 
 fn index(index: &mut Index, term: &str, key: &Key) {
-    let mut keys = index.get(term).cloned().unwrap_or_default();
-    keys.insert(key.clone(), ());
-    index.insert(term.into(), keys);
+    match index.get_mut(term) {
+        Some(keys) => drop(keys.insert(key.clone(), ())),
+        None => {
+            let mut keys = CowMap::default();
+            keys.insert(key.clone(), ());
+            index.insert(term.into(), keys);
+        }
+    }
 }
 
 fn unindex(index: &mut Index, term: &str, key: &str) {
-    let Some(mut keys) = index.get(term).cloned() else { return };
+    let Some(keys) = index.get_mut(term) else { return };
     keys.remove(key);
     if keys.is_empty() {
         index.remove(term);
-    } else {
-        index.insert(term.into(), keys);
     }
 }
 

@@ -28,26 +28,25 @@ pub(super) enum Comma {
 /// Reads the layout; `None` where there is no `metadata` object.
 pub(super) fn layout(text: &[u8]) -> Option<Layout> {
     let mut item = 1;
-    let mut leading = 0;
-    for (position, (key, value)) in Members::new(text, 0)?.enumerate() {
-        match &text[key.clone()] {
+    let (mut position, mut leading) = (0, 0);
+    let mut members = Members::new(text, 0)?;
+    while let Some((key, start)) = members.next_key() {
+        match &text[key] {
             b"kind" | b"apiVersion" if position == leading => {
                 leading += 1;
                 if leading == 2 {
                     // Past the comma; an object without anything else is served whole.
-                    let comma = skip_space(text, value.end);
+                    let comma = skip_space(text, members.pass_value()?);
                     item = if text.get(comma) == Some(&b',') { skip_space(text, comma + 1) } else { 1 };
                 }
             }
             b"metadata" => {
-                return version_place(text, value.start).map(|(at, comma)| Layout {
-                    item,
-                    version_at: at,
-                    comma,
-                });
+                let (version_at, comma) = version_place(text, start)?;
+                return Some(Layout { item, version_at, comma });
             }
             _ => {}
         }
+        position += 1;
     }
     None
 }
@@ -67,14 +66,14 @@ fn member(text: &[u8], at: usize, name: &[u8]) -> Option<Range<usize>> {
 }
 
 fn version_place(text: &[u8], metadata: usize) -> Option<(usize, Comma)> {
-    let mut members = 0;
+    let mut found = Comma::Neither;
     for (key, value) in Members::new(text, metadata)? {
         if &text[key] == b"uid" {
             return Some((value.end, Comma::Before));
         }
-        members += 1;
+        found = Comma::After;
     }
-    Some((metadata + 1, if members == 0 { Comma::Neither } else { Comma::After }))
+    Some((metadata + 1, found))
 }
 
 #[cfg(test)]
