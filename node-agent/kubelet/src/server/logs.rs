@@ -6,7 +6,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hawser_runtime::logger::Stream;
 use hawser_runtime::logs::{LogOptions, LogReader, already_ended};
-use hawser_runtime::{ContainerState, Runtime, RuntimeEvent};
+use hawser_runtime::{ContainerState, ContainerStatus, Runtime, RuntimeEvent};
 use http::Response;
 use jiff::{SignedDuration, Timestamp};
 
@@ -24,16 +24,21 @@ pub(super) async fn answer(
     let attempt = if flag(query, "previous") { LogAttempt::Previous } else { LogAttempt::Newest };
     let Target { namespace, pod, container } = target;
     let log = backend.pods.log(namespace, pod, container, attempt)?;
+    let runtime = Arc::clone(&backend.runtime);
     let ended = match log.container_id {
-        Some(id) if options.follow => {
-            let runtime = Arc::clone(&backend.runtime);
-            async move {
-                wait_for_end(Arc::clone(&runtime), id.clone()).await;
+        Some(id) if options.follow => async move {
+            wait_for_end(Arc::clone(&runtime), id.clone()).await;
+            runtime.log_complete(&id).await;
+        }
+        .boxed(),
+        Some(id) => {
+            // Who sees that a container has ended finds all that it wrote.
+            if matches!(runtime.container_status(&id).await, Ok(Some(status)) if !is_alive(&status)) {
                 runtime.log_complete(&id).await;
             }
-            .boxed()
+            already_ended()
         }
-        _ => already_ended(),
+        None => already_ended(),
     };
     let reader = open(log.path, options, ended).await?;
     let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
@@ -86,14 +91,18 @@ fn options(query: &Query, now: Timestamp) -> Result<LogOptions, Refusal> {
     })
 }
 
+/// It runs, or is about to.
+fn is_alive(status: &ContainerStatus) -> bool {
+    matches!(status.state, ContainerState::Running | ContainerState::Created)
+}
+
 /// Resolves when the container runs no more, or is gone.
 pub(super) async fn wait_for_end(runtime: Arc<dyn Runtime>, id: String) {
     // Subscribed first, so that an end between the question and the wait is not missed.
     let mut events = runtime.events();
     loop {
         match runtime.container_status(&id).await {
-            Ok(Some(status)) if matches!(status.state, ContainerState::Running | ContainerState::Created) => {
-            }
+            Ok(Some(status)) if is_alive(&status) => {}
             Ok(_) => return,
             // containerd is away; when it is back there is a Resync.
             Err(_) => {}

@@ -308,6 +308,9 @@ async fn kubectl_reads_logs() {
     };
     let (output, ()) = tokio::join!(following, end);
     assert_eq!(text(&output.unwrap().stdout), "one\ntwo\nlast words\n");
+    // Nor does anybody else read too early who knows that it has ended.
+    let output = kubectl(&server, &[], &["logs", "web"], "").await.unwrap();
+    assert_eq!(text(&output.stdout), "one\ntwo\nlast words\nlast words\n");
 }
 
 /// A client of one of the channel protocols.

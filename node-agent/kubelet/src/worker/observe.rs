@@ -138,7 +138,9 @@ impl Worker {
             for instance in [&mut track.current, &mut track.previous].into_iter().flatten() {
                 if instance.exit_noticed.is_some() && instance.termination_message.is_none() {
                     let file = termination_file(&config, &uid, name, instance.status.attempt);
-                    let message = termination::message(instance, &file, from_log);
+                    let log_complete =
+                        from_log.then(|| self.shared.runtime.log_complete(&instance.status.id));
+                    let message = termination::message(instance, &file, log_complete);
                     instance.termination_message = Some(message.await.unwrap_or_default());
                 }
             }

@@ -17,16 +17,18 @@ const MAX_LOG_MESSAGE_LINES: usize = 80;
 /// Holds the longest line that a log has (16 KiB and its columns), and more than is shown of shorter ones.
 const LOG_END_BYTES: u64 = 20 << 10;
 
-/// `from_log`: where the file is empty and the container failed, its log stands in.
-pub(super) async fn message(instance: &Instance, file: &Path, from_log: bool) -> Option<String> {
+/// `log_complete`: where the file is empty and the container failed, its log stands in, once this says that it is whole.
+pub(super) async fn message(
+    instance: &Instance,
+    file: &Path,
+    log_complete: Option<impl Future<Output = ()>>,
+) -> Option<String> {
     let bytes = head(file).await.unwrap_or_default();
     if !bytes.is_empty() {
         return Some(String::from_utf8_lossy(&bytes).into_owned());
     }
     let failed = instance.status.exit.as_ref().is_some_and(|e| e.exit_code != 0);
-    if !from_log || !failed {
-        return None;
-    }
+    log_complete.filter(|_| failed)?.await;
     let log = end(&instance.status.log_path).await.ok()?;
     Some(log_tail(&log))
 }
