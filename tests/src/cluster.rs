@@ -2,17 +2,15 @@
 
 use std::{
     env,
-    io::Write,
-    process::{Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    thread,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::eventually;
+use crate::{eventually, output_of};
 
 /// How to reach a cluster.
 #[derive(Clone, Debug)]
@@ -214,16 +212,7 @@ impl Drop for Namespace {
 
 fn run(command: &mut Command, input: Option<&str>) -> anyhow::Result<String> {
     let shown = format!("{command:?}");
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = command.spawn().with_context(|| shown.clone())?;
-    let output = thread::scope(|scope| {
-        if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-            // Beside the reading: what comes back on the way may be as much. A program that fails early reads no input.
-            scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
-        }
-        child.wait_with_output()
-    })?;
+    let output = output_of(command, input).with_context(|| shown.clone())?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{shown} ended with {}: {stdout}{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -1,17 +1,13 @@
 //! kubectl against an [`ApiServer`]: command lines as a user types them, and what they said.
 
-use std::{
-    io::Write,
-    process::{Output, Stdio},
-    thread,
-};
+use std::process::Output;
 
 use anyhow::ensure;
 use serde_json::Value;
 
 use crate::{
     api_server::{ApiServer, READY},
-    eventually,
+    eventually, output_of,
 };
 
 /// kubectl as a user types it, in one namespace.
@@ -41,16 +37,7 @@ impl Kubectl<'_> {
         let mut command = self.server.client("kubectl");
         command.arg("--namespace").arg(&self.namespace).args(words(line));
         command.envs(environment.iter().copied());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("kubectl is installed");
-        let mut stdin = child.stdin.take().expect("the standard input is a pipe");
-        let input = input.unwrap_or_default();
-        let output = thread::scope(|scope| {
-            // Beside the reading: what a command says on the way may be as much as its input. One that fails early does
-            // not read that; what it says is looked at instead.
-            scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
-            child.wait_with_output()
-        });
+        let output = output_of(&mut command, Some(input.unwrap_or_default()));
         Said::new(line, output.expect("kubectl ends"))
     }
 
