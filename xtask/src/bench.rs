@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::Context;
 
 use crate::{
-    build::{cargo, target_dir},
+    build::{cargo, own_program, target_dir},
+    cluster::{self, Cluster, Selector},
     command::{run as run_command, say},
-    setup,
+    image, setup,
 };
 
 #[derive(clap::Args)]
@@ -20,11 +21,11 @@ pub(crate) struct Args {
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
-    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `scheduler`: only
-    /// these workloads (SchedulingBasic, PodAffinity, ...)
+    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `pods`: only these (one,
+    /// many, memory, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
-    /// `service`, `xdp`: turns of each peer
+    /// `service`, `xdp`, `pods`: turns of each peer
     #[arg(long)]
     rounds: Option<u32>,
     /// `service`: length of a turn
@@ -61,6 +62,9 @@ enum Name {
     Store,
     /// Time from a container's configuration to its running process
     Container,
+    /// Pods on a node: until they run, one and a hundred at once, beside `ctr run` and `runc run`; processor time and memory;
+    /// an agent that is killed; a large image
+    Pods,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -81,6 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             std::fs::create_dir_all(&folder)?;
             example("hawser-store", "store_throughput", &["embedded", &folder.display().to_string()])
         }
+        Name::Pods => pods(args),
         Name::Container => {
             run_command(cargo().args([
                 "build",
@@ -93,6 +98,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             example("hawser-runtime", "start_time", &[])
         }
     }
+}
+
+/// A cluster of one node of its own, beside a user's; gone at the end.
+fn pods(args: &Args) -> anyhow::Result<()> {
+    let selector = Selector { name: "hwpods".into() };
+    cluster::down::run(&selector)?;
+    let outcome = measure_pods(&selector, args);
+    cluster::down::run(&selector)?;
+    outcome
+}
+
+fn measure_pods(selector: &Selector, args: &Args) -> anyhow::Result<()> {
+    let xtask = own_program()?;
+    let mut up = Command::new(&xtask);
+    up.args(["up", "--measured", "--name", &selector.name, "--nodes=1", "--lan=10.205.0", "--port=8443"]);
+    up.args(["--pod-cidr=10.246.0.0/16", "--service-cidr=10.98.0.0/16"]);
+    up.args(["--control-plane-arg=--node-cidr-mask-size-ipv4=20", "--node-agent-arg=--max-pods=600"]);
+    run_command(up.stdout(std::io::stderr()))?;
+    let cluster = Cluster::new(selector)?;
+    if args.cases.is_empty() || args.cases.iter().any(|case| case == "pull") {
+        let settings = cluster.settings()?.context("the cluster has just been started")?;
+        cluster::up::push(&settings, &image::pack_large(&target_dir().join("images"))?)?;
+    }
+    let xtask = xtask.display().to_string();
+    let mut arguments = vec!["--name", &cluster.name, "--xtask", &xtask];
+    let (cases, rounds) = (args.cases.join(","), args.rounds.map(|rounds| rounds.to_string()));
+    if !cases.is_empty() {
+        arguments.extend(["--cases", &cases]);
+    }
+    if let Some(rounds) = &rounds {
+        arguments.extend(["--rounds", rounds]);
+    }
+    if args.json {
+        arguments.push("--json");
+    }
+    example("hawser-tests", "pods", &arguments)
 }
 
 /// The server is a process beside the clients'.

@@ -19,6 +19,20 @@ pub(crate) struct Args {
     /// Optimise fully, as for production (slow)
     #[arg(long)]
     pub(crate) release: bool,
+    /// Optimise as benchmarks do: as for production, but for link-time optimisation
+    #[arg(long, conflicts_with = "release")]
+    pub(crate) measured: bool,
+}
+
+impl Args {
+    /// The profile for cargo, and the folder below `target` where it builds.
+    fn profile(&self) -> (&'static str, &'static str) {
+        match self {
+            Self { release: true, .. } => ("release", "release"),
+            Self { measured: true, .. } => ("measure", "measure"),
+            _ => ("dev", "debug"),
+        }
+    }
 }
 
 /// Where the workspace's Cargo.toml lives.
@@ -69,16 +83,14 @@ pub(crate) fn binaries(args: &Args) -> anyhow::Result<Binaries> {
     say("building control-plane and node-agent");
     let mut build = cargo();
     build.args(["build", "--package", "control-plane", "--package", "node-agent"]);
-    if args.release {
-        build.arg("--release");
-    }
+    build.args(["--profile", args.profile().0]);
     run_command(&mut build)?;
     built(args)
 }
 
 /// Where the last build left them.
 pub(crate) fn built(args: &Args) -> anyhow::Result<Binaries> {
-    let folder = target_dir().join(if args.release { "release" } else { "debug" });
+    let folder = target_dir().join(args.profile().1);
     let find = |name: &str| {
         let file = folder.join(name);
         if file.exists() { Ok(file) } else { Err(anyhow::anyhow!("{} is not built", file.display())) }

@@ -19,6 +19,8 @@ pub(crate) const DEMO_NEXT: &str = "demo/web:2";
 
 const BUSYBOX: &str = "demo/busybox:1";
 
+const LARGE: &str = "demo/large:1";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where to put them
@@ -58,6 +60,29 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Vec<Image>> {
     };
     let busybox = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
     Ok(vec![web(DEMO, "1")?, web(DEMO_NEXT, "2")?, write_layout(folder, BUSYBOX, &[&base], &busybox)?])
+}
+
+/// An image of half a gigabyte in many files, of which half is noise: what pulling is measured with.
+pub(crate) fn pack_large(folder: &Path) -> anyhow::Result<Image> {
+    const FILES: usize = 5_000;
+    const FILE_BYTES: usize = 100 << 10;
+    let mut layer = Layer::new();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    for number in 0..FILES {
+        let content: Vec<u8> = (0..FILE_BYTES / 8)
+            .flat_map(|_| {
+                // xorshift64: the same image every time.
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state & 0xFFFF_FFFF).to_le_bytes()
+            })
+            .collect();
+        layer.file(&format!("var/large/{number}"), &content, 0o644)?;
+    }
+    fs::create_dir_all(folder)?;
+    let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
+    write_layout(folder, LARGE, &[&busybox_layer()?, &layer.finish()?], &config)
 }
 
 /// One static file, by the compiler alone; compiled anew where its source is newer.

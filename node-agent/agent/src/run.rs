@@ -332,6 +332,7 @@ async fn run_network(
         service_path.set_zone(zone_of(&caches.objects.nodes, &options.node_name));
         service_path.open();
         dns.complete();
+        info!("pods of the last run are adopted, the service path follows the API");
         // Known from a record while the API was away: another node may have the block by now.
         let range = known_range(options, caches);
         anyhow::ensure!(

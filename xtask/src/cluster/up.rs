@@ -17,7 +17,8 @@ use super::{
 use crate::{
     build::{self, Binaries},
     command::{output, run as run_command, say, succeeds},
-    image, setup,
+    image::{self, Image},
+    setup,
 };
 
 #[derive(clap::Args)]
@@ -245,11 +246,14 @@ fn push_images(cluster: &Cluster, settings: &Settings) -> anyhow::Result<()> {
         daemon::check(cluster, "registry")?;
         Ok(TcpStream::connect(settings.registry()).is_ok())
     })?;
-    for image in images {
-        let to = format!("docker://{}/{}", settings.registry(), image.reference);
-        let from = format!("oci:{}", image.layout.display());
-        output(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", &from, &to]))?;
-    }
+    images.iter().try_for_each(|image| push(settings, image))
+}
+
+/// Puts an image into the cluster's registry.
+pub(crate) fn push(settings: &Settings, image: &Image) -> anyhow::Result<()> {
+    let to = format!("docker://{}/{}", settings.registry(), image.reference);
+    let from = format!("oci:{}", image.layout.display());
+    output(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", &from, &to]))?;
     Ok(())
 }
 

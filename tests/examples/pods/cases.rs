@@ -1,0 +1,254 @@
+//! The cases.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    Options,
+    cluster::{Cluster, NODE},
+    floor::Floor,
+    processes::{self, Usage},
+    report::{Report, percentile},
+};
+
+pub(crate) const NAMES: [&str; 5] = ["one", "many", "memory", "restart", "pull"];
+
+/// Pods at once in the case `many`.
+const MANY: usize = 100;
+/// How many a node has by default.
+const FULL: usize = 110;
+const OVERFULL: usize = 500;
+/// `ctr run`s at the same time: as many as make it fastest here.
+const CTR_AT_ONCE: usize = 4;
+
+pub(crate) async fn run(options: &Options, cluster: &Cluster, report: &Report) -> Result<()> {
+    let bench = Bench { rounds: options.rounds, cluster, report, floor: Floor::new(cluster)? };
+    // The image is there from here on.
+    let first = names("first", 1);
+    cluster.make(&first, &cluster.image("busybox:1")).await?;
+    cluster.running(&first).await?;
+    cluster.remove(&first).await?;
+    if options.wants("one") {
+        bench.one().await.context("one")?;
+    }
+    if options.wants("many") {
+        bench.many().await.context("many")?;
+    }
+    if options.wants("memory") {
+        bench.memory().await.context("memory")?;
+    }
+    if options.wants("restart") {
+        bench.restart().await.context("restart")?;
+    }
+    if options.wants("pull") {
+        bench.pull().await.context("pull")?;
+    }
+    Ok(())
+}
+
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{prefix}-{number}")).collect()
+}
+
+struct Bench<'a> {
+    rounds: usize,
+    cluster: &'a Cluster,
+    report: &'a Report,
+    floor: Floor<'a>,
+}
+
+/// Processor time of what a node needs for its pods.
+struct Spent {
+    agent: Duration,
+    containerd: Duration,
+    shims: Duration,
+}
+
+impl Bench<'_> {
+    fn image(&self) -> String {
+        self.cluster.image("busybox:1")
+    }
+
+    /// Times from asking to running.
+    async fn start(&self, names: &[String], image: &str) -> Result<Vec<Duration>> {
+        let asked = self.cluster.make(names, image).await?;
+        let running = self.cluster.running(names).await?;
+        Ok(asked
+            .iter()
+            .zip(running)
+            .map(|(asked, running)| running.saturating_duration_since(*asked))
+            .collect())
+    }
+
+    fn agent(&self) -> Result<Usage> {
+        processes::of(self.cluster.pid_of("agent")?)
+    }
+
+    /// The shims of this node's containerd.
+    fn shims(&self) -> Usage {
+        let socket = self.cluster.containerd_socket();
+        let socket = socket.to_string_lossy();
+        processes::that(|words| words[0].ends_with("containerd-shim-runc-v2") && words.contains(&&*socket))
+    }
+
+    /// The processes that write the logs of this node's containers.
+    fn log_writers(&self) -> Usage {
+        let place = format!("/{}/{NODE}/", self.cluster.name);
+        processes::that(|words| {
+            words.get(1) == Some(&"log-writer") && words.iter().any(|word| word.contains(&place))
+        })
+    }
+
+    fn spent(&self) -> Result<Spent> {
+        let containerd = processes::of(self.cluster.pid_of("containerd")?)?;
+        Ok(Spent { agent: self.agent()?.cpu, containerd: containerd.cpu, shims: self.shims().cpu })
+    }
+
+    /// One pod after the other, in turns with the floor.
+    async fn one(&self) -> Result<()> {
+        let (mut pods, mut ctr, mut runc) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..self.rounds {
+            let name = names(&format!("one{round}"), 1);
+            pods.extend(self.start(&name, &self.image()).await?);
+            self.cluster.remove(&name).await?;
+            let id = format!("floor{round}");
+            ctr.push(self.floor.ctr_run(&id)?);
+            self.floor.ctr_remove(&id)?;
+            runc.push(self.floor.runc_run(&id)?);
+            self.floor.runc_remove(&id)?;
+        }
+        self.report.times("one", "hawser", "running", &mut pods);
+        self.report.times("one", "ctr", "running", &mut ctr);
+        self.report.times("one", "runc", "running", &mut runc);
+        let ratio = percentile(&mut pods, 0.5) / percentile(&mut ctr, 0.5);
+        self.report.print("one", "hawser", "p50_over_ctr", ratio, "");
+        Ok(())
+    }
+
+    /// A hundred pods at once.
+    async fn many(&self) -> Result<()> {
+        let (mut pods, mut all, mut ctr_all) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..self.rounds.div_ceil(7) {
+            let names = names(&format!("many{round}"), MANY);
+            let before = self.spent()?;
+            let begin = Instant::now();
+            pods.extend(self.start(&names, &self.image()).await?);
+            all.push(begin.elapsed());
+            let after = self.spent()?;
+            if round == 0 {
+                let each = |time: Duration| time.as_secs_f64() * 1e3 / MANY as f64;
+                let cpu = |peer: &str, time: Duration| {
+                    self.report.print("many", peer, "cpu_each", each(time), "ms");
+                };
+                cpu("agent", after.agent.saturating_sub(before.agent));
+                cpu("containerd", after.containerd.saturating_sub(before.containerd));
+                cpu("shims", after.shims.saturating_sub(before.shims));
+                for (peer, usage) in [("shims", self.shims()), ("writers", self.log_writers())] {
+                    let each = usage.proportional / usage.processes.max(1) as f64;
+                    self.report.print("many", peer, "memory_each", each, "MiB");
+                }
+            }
+            self.cluster.remove(&names).await?;
+            ctr_all.push(self.many_by_ctr(round)?);
+        }
+        self.report.times("many", "hawser", "running", &mut pods);
+        for (peer, times) in [("hawser", &mut all), ("ctr", &mut ctr_all)] {
+            let milliseconds = percentile(times, 0.5);
+            self.report.print("many", peer, "all_running", milliseconds / 1e3, "s");
+            self.report.print("many", peer, "rate", MANY as f64 * 1e3 / milliseconds, "pods/s");
+        }
+        Ok(())
+    }
+
+    fn many_by_ctr(&self, round: usize) -> Result<Duration> {
+        let ids = names(&format!("floor-many{round}"), MANY);
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            let parts: Vec<_> = ids.chunks(MANY / CTR_AT_ONCE).collect();
+            let threads: Vec<_> = parts
+                .into_iter()
+                .map(|part| scope.spawn(|| part.iter().try_for_each(|id| self.floor.ctr_run(id).map(drop))))
+                .collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+        })?;
+        let took = begin.elapsed();
+        ids.iter().try_for_each(|id| self.floor.ctr_remove(id))?;
+        Ok(took)
+    }
+
+    /// The agent's memory with as many pods as a node has, and with many more.
+    async fn memory(&self) -> Result<()> {
+        self.report.print("memory", "agent", "resident_at_0", self.agent()?.resident, "MiB");
+        let all = names("memory", OVERFULL);
+        let (first, rest) = all.split_at(FULL);
+        for (names, count) in [(first, FULL), (rest, OVERFULL)] {
+            self.start(names, &self.image()).await?;
+            let agent = self.agent()?;
+            self.report.print("memory", "agent", &format!("resident_at_{count}"), agent.resident, "MiB");
+        }
+        self.cluster.remove(&all).await
+    }
+
+    /// An agent that is killed and started again, beside a full node.
+    async fn restart(&self) -> Result<()> {
+        let names = names("restart", FULL);
+        self.start(&names, &self.image()).await?;
+        let mut times = Vec::new();
+        for _ in 0..self.rounds.div_ceil(4) {
+            times.push(self.restart_agent()?);
+        }
+        self.report.times("restart", "hawser", "adopted", &mut times);
+        let restarts = self.cluster.restarts(&names);
+        self.cluster.remove(&names).await?;
+        ensure!(restarts == 0, "{restarts} containers were started again");
+        Ok(())
+    }
+
+    /// Time from the start of the new process until it says that it has taken over all pods.
+    fn restart_agent(&self) -> Result<Duration> {
+        const SAID: &str = "pods of the last run are adopted";
+        const DEADLINE: Duration = Duration::from_secs(60);
+        let said_before = self.cluster.agent_log()?.matches(SAID).count();
+        let old = self.cluster.pid_of("agent")?;
+        kill(Pid::from_raw(old), Signal::SIGKILL)?;
+        let mut up = self.cluster.start_again()?;
+        let asked = Instant::now();
+        let mut begin = None;
+        loop {
+            ensure!(asked.elapsed() < DEADLINE, "no agent after {} s", DEADLINE.as_secs());
+            if begin.is_none() && self.cluster.pid_of("agent").is_ok_and(|pid| pid != old) {
+                begin = Some(Instant::now());
+            }
+            if let Some(begin) = begin
+                && self.cluster.agent_log()?.matches(SAID).count() > said_before
+            {
+                let took = begin.elapsed();
+                ensure!(up.wait()?.success(), "`up` failed");
+                return Ok(took);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// A large image that the node does not have: until a pod of it runs, and until `ctr` has it.
+    async fn pull(&self) -> Result<()> {
+        let image = self.cluster.image("large:1");
+        let (mut pods, mut ctr) = (Vec::new(), Vec::new());
+        for round in 0..self.rounds.div_ceil(7) {
+            let name = names(&format!("pull{round}"), 1);
+            pods.extend(self.start(&name, &image).await?);
+            self.cluster.remove(&name).await?;
+            self.cluster.forget_image(&image)?;
+            ctr.push(self.floor.pull(&image)?);
+            self.floor.forget(&image)?;
+        }
+        self.report.times("pull", "hawser", "running", &mut pods);
+        self.report.times("pull", "ctr", "pulled", &mut ctr);
+        Ok(())
+    }
+}
