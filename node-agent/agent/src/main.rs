@@ -9,6 +9,7 @@ mod healthz;
 mod http_server;
 mod kubelet_api;
 mod load_balancer;
+mod memory;
 mod metrics;
 mod names;
 mod options;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
             return hawser_runtime::pod_init::run();
         }
     }
+    memory::share_arenas();
     let outcome = match Cli::parse().command {
         Command::Run(options) => run::run(*options),
         Command::Services(options) => services::run(&options),

@@ -33,6 +33,7 @@ use crate::{
     healthz::{Health, answer_metrics},
     http_server, kubelet_api,
     load_balancer::LoadBalancer,
+    memory,
     metrics::Metrics,
     names,
     options::{LoadBalancerMode, NetworkMode, Options, Xdp, read},
@@ -118,6 +119,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let outcome = tokio::select! {
         outcome = run_network(&options, &caches, &pod_network, &service_path, &dns, &shutdown) => outcome,
         () = report_usage(&usage, &session) => Ok(()),
+        () = memory::give_back() => Ok(()),
         () = kubelet.ended() => Err(anyhow::anyhow!("a part of the kubelet ended by itself")),
         ended = &mut serving => {
             is_serving = false;
