@@ -355,13 +355,11 @@ impl Worker {
         match outcome {
             Ok(report) => {
                 self.path.metrics.synced(pending, begin.elapsed(), &report.skipped);
-                if report.frontends_written + report.frontends_removed > 0 {
-                    info!(
-                        frontends = report.frontends,
-                        written = report.frontends_written,
-                        removed = report.frontends_removed,
-                        "service path is in step"
-                    );
+                let (written, removed) = (report.frontends_written, report.frontends_removed);
+                if all {
+                    info!(frontends = report.frontends, written, removed, "service path is in step");
+                } else {
+                    debug!(frontends = report.frontends, written, removed, "service path is in step");
                 }
                 self.tell_skipped(Some(report));
                 true
