@@ -198,38 +198,50 @@ impl Bench<'_> {
     async fn restart(&self) -> Result<()> {
         let names = names("restart", FULL);
         self.start(&names, &self.image()).await?;
-        let mut times = Vec::new();
+        let (mut known, mut followed) = (Vec::new(), Vec::new());
         for _ in 0..self.rounds.div_ceil(4) {
-            times.push(self.restart_agent()?);
+            let (pods, service_path) = self.restart_agent()?;
+            known.push(pods);
+            followed.push(service_path);
         }
-        self.report.times("restart", "hawser", "adopted", &mut times);
+        self.report.times("restart", "hawser", "pods_adopted", &mut known);
+        self.report.times("restart", "hawser", "service_path_adopted", &mut followed);
         let restarts = self.cluster.restarts(&names);
         self.cluster.remove(&names).await?;
         ensure!(restarts == 0, "{restarts} containers were started again");
         Ok(())
     }
 
-    /// Time from the start of the new process until it says that it has taken over all pods.
-    fn restart_agent(&self) -> Result<Duration> {
-        const SAID: &str = "pods of the last run are adopted";
+    /// Times from the start of the new process until it says that it looks after all pods, and that the service path follows
+    /// what changes, which until then it serves as it was.
+    fn restart_agent(&self) -> Result<(Duration, Duration)> {
+        const PODS: &str = "the API's pods are known";
+        const SERVICE_PATH: &str = "pods of the last run are adopted";
         const DEADLINE: Duration = Duration::from_secs(60);
-        let said_before = self.cluster.agent_log()?.matches(SAID).count();
+        let log = self.cluster.agent_log()?;
+        let [pods_before, followed_before] = [PODS, SERVICE_PATH].map(|text| log.matches(text).count());
         let old = self.cluster.pid_of("agent")?;
         kill(Pid::from_raw(old), Signal::SIGKILL)?;
         let mut up = self.cluster.start_again()?;
         let asked = Instant::now();
-        let mut begin = None;
+        let (mut begin, mut pods) = (None, None);
         loop {
             ensure!(asked.elapsed() < DEADLINE, "no agent after {} s", DEADLINE.as_secs());
             if begin.is_none() && self.cluster.pid_of("agent").is_ok_and(|pid| pid != old) {
                 begin = Some(Instant::now());
             }
-            if let Some(begin) = begin
-                && self.cluster.agent_log()?.matches(SAID).count() > said_before
-            {
-                let took = begin.elapsed();
-                ensure!(up.wait()?.success(), "`up` failed");
-                return Ok(took);
+            let log = self.cluster.agent_log()?;
+            if let Some(begin) = begin {
+                if pods.is_none() && log.matches(PODS).count() > pods_before {
+                    pods = Some(begin.elapsed());
+                }
+                if let Some(pods) = pods
+                    && log.matches(SERVICE_PATH).count() > followed_before
+                {
+                    let followed = begin.elapsed();
+                    ensure!(up.wait()?.success(), "`up` failed");
+                    return Ok((pods, followed));
+                }
             }
             std::thread::sleep(Duration::from_millis(2));
         }
