@@ -52,6 +52,7 @@ pub(crate) struct Caches {
     pub(crate) pods: Informer<Pod>,
     /// By the controller's uid, or [`orphans_of`] a namespace.
     pub(crate) pods_by_controller: Index<Pod>,
+    pub(crate) pods_by_namespace: Index<Pod>,
     pub(crate) pods_by_node: Index<Pod>,
     /// By [`pair_term`] of each label.
     pub(crate) pods_by_label: Index<Pod>,
@@ -61,8 +62,11 @@ pub(crate) struct Caches {
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) deployments_by_namespace: Index<Deployment>,
     pub(crate) daemon_sets: Informer<DaemonSet>,
+    pub(crate) daemon_sets_by_namespace: Index<DaemonSet>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
+    pub(crate) stateful_sets_by_namespace: Index<StatefulSet>,
     pub(crate) replication_controllers: Informer<ReplicationController>,
+    pub(crate) replication_controllers_by_namespace: Index<ReplicationController>,
     pub(crate) revisions: Informer<ControllerRevision>,
     /// By the controller's uid, or [`orphans_of`] a namespace.
     pub(crate) revisions_by_controller: Index<ControllerRevision>,
@@ -102,9 +106,12 @@ impl Caches {
         let (services, endpoint_slices) = (Informer::new(), Informer::new());
         let (cluster_roles, resource_quotas) = (Informer::new(), Informer::new());
         let (revisions, jobs, budgets) = (Informer::new(), Informer::new(), Informer::new());
+        let (daemon_sets, stateful_sets) = (Informer::new(), Informer::new());
+        let replication_controllers = Informer::new();
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
             pods_by_claim: Index::new(&pods, claim_terms),
+            pods_by_namespace: Index::new(&pods, namespace_terms),
             pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
             pods_by_label: Index::new(&pods, |pod: &Pod| {
                 let pairs = pod.labels().iter();
@@ -112,26 +119,23 @@ impl Caches {
             }),
             pods,
             replica_sets_by_controller: Index::new(&replica_sets, controller_terms),
-            replica_sets_by_namespace: Index::new(&replica_sets, |set: &ReplicaSet| {
-                vec![set.namespace().to_owned()]
-            }),
+            replica_sets_by_namespace: Index::new(&replica_sets, namespace_terms),
             replica_sets,
-            deployments_by_namespace: Index::new(&deployments, |deployment: &Deployment| {
-                vec![deployment.namespace().to_owned()]
-            }),
+            deployments_by_namespace: Index::new(&deployments, namespace_terms),
             deployments,
-            daemon_sets: Informer::new(),
-            stateful_sets: Informer::new(),
-            replication_controllers: Informer::new(),
+            daemon_sets_by_namespace: Index::new(&daemon_sets, namespace_terms),
+            daemon_sets,
+            stateful_sets_by_namespace: Index::new(&stateful_sets, namespace_terms),
+            stateful_sets,
+            replication_controllers_by_namespace: Index::new(&replication_controllers, namespace_terms),
+            replication_controllers,
             revisions_by_controller: Index::new(&revisions, controller_terms),
             revisions,
             jobs_by_controller: Index::new(&jobs, controller_terms),
-            jobs_by_namespace: Index::new(&jobs, |job: &Job| vec![job.namespace().to_owned()]),
+            jobs_by_namespace: Index::new(&jobs, namespace_terms),
             jobs,
             cron_jobs: Informer::new(),
-            budgets_by_namespace: Index::new(&budgets, |budget: &PodDisruptionBudget| {
-                vec![budget.namespace().to_owned()]
-            }),
+            budgets_by_namespace: Index::new(&budgets, namespace_terms),
             budgets,
             services_by_selector: Index::new(&services, selector_terms),
             services,
@@ -149,9 +153,7 @@ impl Caches {
                 role.aggregation_rule.iter().map(|_| GATHERING.to_owned()).collect()
             }),
             cluster_roles,
-            resource_quotas_by_namespace: Index::new(&resource_quotas, |quota: &ResourceQuota| {
-                vec![quota.namespace().to_owned()]
-            }),
+            resource_quotas_by_namespace: Index::new(&resource_quotas, namespace_terms),
             resource_quotas,
             claims: Informer::new(),
             volumes: Informer::new(),
@@ -232,9 +234,11 @@ impl Caches {
                 pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
                 pods
             }
-            None => self.pods.filter(|pod| {
-                pod.namespace() == namespace && crate::selector::matches(selector, pod.labels())
-            }),
+            None => {
+                let mut pods = self.pods_by_namespace.get(namespace);
+                pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
+                pods
+            }
         }
     }
 
@@ -267,6 +271,10 @@ fn start_some<K: Kind>(
     let (informer, client, namespace) = (informer.clone(), client.clone(), namespace.map(str::to_owned));
     let options = ListOptions { field_selector, ..ListOptions::default() };
     tasks.spawn(async move { informer.run(client, namespace, options).await });
+}
+
+fn namespace_terms<K: Kind>(object: &K) -> Vec<String> {
+    vec![object.namespace().to_owned()]
 }
 
 /// The index term of objects in `namespace` that nobody controls.
