@@ -15,6 +15,7 @@ mod autoscaling_v1;
 mod batch;
 pub mod certificates;
 mod config;
+mod cron_job;
 mod custom_resource;
 mod device;
 mod endpoints;
@@ -22,6 +23,7 @@ mod event;
 mod flow_control;
 mod generic;
 pub mod human;
+mod job_policies;
 mod lease;
 mod meta;
 mod names;
@@ -197,7 +199,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("apps", "replicasets") => &apps::REPLICA_SET,
         ("apps", "statefulsets") => &apps::STATEFUL_SET,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaling::AUTOSCALER,
-        ("batch", "cronjobs") => &batch::CRON_JOB,
+        ("batch", "cronjobs") => &cron_job::CRON_JOB,
         ("batch", "jobs") => &batch::JOB,
         ("certificates.k8s.io", "certificatesigningrequests") => &certificates::SIGNING_REQUEST,
         ("coordination.k8s.io", "leases") => &lease::LEASE,
