@@ -12,10 +12,13 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 
 const V1: &[Version] = &[Version { name: "v1", storage: true, served: true }];
+const V1BETA1: &[Version] = &[Version { name: "v1beta1", storage: true, served: true }];
 const V2_V1: &[Version] = &[
     Version { name: "v2", storage: true, served: true },
     Version { name: "v1", storage: false, served: true },
 ];
+
+const READ: &[&str] = &["get", "list"];
 
 const ALL: &[&str] = &["all"];
 const API_EXTENSIONS: &[&str] = &["api-extensions"];
@@ -108,6 +111,7 @@ const FLOW_CONTROL: &str = "flowcontrol.apiserver.k8s.io";
 const RESOURCE: &str = "resource.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
+const USAGE: &str = "metrics.k8s.io";
 
 /// Every kind served.
 pub static KINDS: &[Kind] = &[
@@ -498,5 +502,18 @@ pub static KINDS: &[Kind] = &[
             "prioritylevelconfigurations",
             "prioritylevelconfiguration",
         )
+    },
+    // Last, and served by an add-on elsewhere: made for each answer of what nodes report.
+    Kind {
+        versions: V1BETA1,
+        verbs: READ,
+        storage: None,
+        ..cluster(USAGE, "NodeMetrics", "NodeMetricsList", "nodes", "")
+    },
+    Kind {
+        versions: V1BETA1,
+        verbs: READ,
+        storage: None,
+        ..namespaced(USAGE, "PodMetrics", "PodMetricsList", "pods", "")
     },
 ];

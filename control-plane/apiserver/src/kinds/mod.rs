@@ -40,6 +40,7 @@ mod rules;
 mod selector;
 mod service;
 mod storage;
+mod usage;
 mod value;
 mod volume_attributes;
 
@@ -51,6 +52,7 @@ pub use generic::{
 };
 pub use names::NameRule;
 pub(crate) use pod::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
+pub(crate) use usage::USAGE;
 
 use hawser_api::FieldError;
 use jiff::Timestamp;
@@ -207,6 +209,8 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("events.k8s.io", "events") => &event::EVENTS,
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => &flow_control::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &flow_control::PRIORITY_LEVEL,
+        (USAGE, "nodes") => &usage::NODE_METRICS,
+        (USAGE, "pods") => &usage::POD_METRICS,
         ("networking.k8s.io", "ingressclasses") => &networking::INGRESS_CLASS,
         ("networking.k8s.io", "ingresses") => &networking::INGRESS,
         ("networking.k8s.io", "ipaddresses") => &addresses::IP_ADDRESS,
