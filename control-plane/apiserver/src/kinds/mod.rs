@@ -11,6 +11,7 @@ mod addresses;
 mod aggregation;
 mod apps;
 mod autoscaling;
+mod autoscaling_rules;
 mod autoscaling_v1;
 mod batch;
 pub mod certificates;
