@@ -19,6 +19,7 @@ use hawser_api::{
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
@@ -74,6 +75,7 @@ pub(crate) struct Caches {
     pub(crate) jobs_by_controller: Index<Job>,
     pub(crate) jobs_by_namespace: Index<Job>,
     pub(crate) cron_jobs: Informer<CronJob>,
+    pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) budgets_by_namespace: Index<PodDisruptionBudget>,
     pub(crate) services: Informer<Service>,
@@ -135,6 +137,7 @@ impl Caches {
             jobs_by_namespace: Index::new(&jobs, namespace_terms),
             jobs,
             cron_jobs: Informer::new(),
+            autoscalers: Informer::new(),
             budgets_by_namespace: Index::new(&budgets, namespace_terms),
             budgets,
             services_by_selector: Index::new(&services, selector_terms),
@@ -172,6 +175,7 @@ impl Caches {
         start(&self.revisions, client, tasks);
         start(&self.jobs, client, tasks);
         start(&self.cron_jobs, client, tasks);
+        start(&self.autoscalers, client, tasks);
         start(&self.budgets, client, tasks);
         start(&self.services, client, tasks);
         start(&self.endpoint_slices, client, tasks);
@@ -199,6 +203,7 @@ impl Caches {
         self.revisions.synced().await;
         self.jobs.synced().await;
         self.cron_jobs.synced().await;
+        self.autoscalers.synced().await;
         self.budgets.synced().await;
         self.services.synced().await;
         self.endpoint_slices.synced().await;
@@ -225,21 +230,21 @@ impl Caches {
         pods
     }
 
+    /// The pods of a namespace that have every pair of `wanted`; all where that is empty.
+    pub(crate) fn pods_with(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<Pod>> {
+        if wanted.is_empty() {
+            self.pods_by_namespace.get(namespace)
+        } else {
+            self.pods_for(namespace, wanted)
+        }
+    }
+
     /// The pods that `selector` matches; an empty one matches all of the namespace, an absent one none.
     pub(crate) fn pods_selected(&self, namespace: &str, selector: Option<&LabelSelector>) -> Vec<Arc<Pod>> {
         let Some(selector) = selector else { return Vec::new() };
-        match selector.match_labels.as_ref().filter(|labels| !labels.is_empty()) {
-            Some(labels) => {
-                let mut pods = self.pods_for(namespace, labels);
-                pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
-                pods
-            }
-            None => {
-                let mut pods = self.pods_by_namespace.get(namespace);
-                pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
-                pods
-            }
-        }
+        let mut pods = self.pods_with(namespace, selector.match_labels.as_ref().unwrap_or(&Labels::new()));
+        pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
+        pods
     }
 
     /// The services whose selector matches `labels`.

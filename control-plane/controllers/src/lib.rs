@@ -23,6 +23,7 @@ mod endpointslicemirroring;
 mod events;
 mod expectations;
 mod garbage_collector;
+mod hpa;
 mod intstr;
 mod job;
 mod meta;
@@ -83,6 +84,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     job::register(&mut starts);
     ttl_after_finished::register(&mut starts);
     cronjob::register(&mut starts);
+    hpa::register(&mut starts);
     disruption::register(&mut starts);
     endpointslice::register(&mut starts);
     endpoints::register(&mut starts);
