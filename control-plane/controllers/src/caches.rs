@@ -24,12 +24,13 @@ use k8s_openapi::{
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-            ReplicationController, ResourceQuota, Service, ServiceAccount,
+            ConfigMap, Endpoints, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+            Pod, ReplicationController, ResourceQuota, Service, ServiceAccount,
         },
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
+        storage::v1::StorageClass,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -38,6 +39,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     meta::{MetaExt, pod_node},
+    persistentvolume::matching::{claim_ref, class_of_claim, class_of_volume},
     selector::Labels,
 };
 
@@ -96,7 +98,16 @@ pub(crate) struct Caches {
     pub(crate) resource_quotas: Informer<ResourceQuota>,
     pub(crate) resource_quotas_by_namespace: Index<ResourceQuota>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
+    /// Claims that are not bound, by class; empty for those without one.
+    pub(crate) waiting_claims: Index<PersistentVolumeClaim>,
+    /// Claims by the volume that they name.
+    pub(crate) claims_by_volume: Index<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
+    /// Volumes that are for no claim, by class; empty for those without one.
+    pub(crate) volumes_by_class: Index<PersistentVolume>,
+    /// Volumes by [`claim_term`] of the claim that they are for.
+    pub(crate) volumes_by_claim: Index<PersistentVolume>,
+    pub(crate) classes: Informer<StorageClass>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
@@ -109,6 +120,7 @@ impl Caches {
         let (cluster_roles, resource_quotas) = (Informer::new(), Informer::new());
         let (revisions, jobs, budgets) = (Informer::new(), Informer::new(), Informer::new());
         let (daemon_sets, stateful_sets) = (Informer::new(), Informer::new());
+        let (claims, volumes) = (Informer::new(), Informer::new());
         let replication_controllers = Informer::new();
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
@@ -158,8 +170,20 @@ impl Caches {
             cluster_roles,
             resource_quotas_by_namespace: Index::new(&resource_quotas, namespace_terms),
             resource_quotas,
-            claims: Informer::new(),
-            volumes: Informer::new(),
+            waiting_claims: Index::new(&claims, waiting_terms),
+            claims_by_volume: Index::new(&claims, |claim: &PersistentVolumeClaim| {
+                claim.spec.iter().filter_map(|spec| spec.volume_name.clone()).collect()
+            }),
+            claims,
+            volumes_by_class: Index::new(&volumes, |volume: &PersistentVolume| {
+                let free = claim_ref(volume).is_none();
+                free.then(|| class_of_volume(volume).to_owned()).into_iter().collect()
+            }),
+            volumes_by_claim: Index::new(&volumes, |volume: &PersistentVolume| {
+                claim_ref(volume).map(referenced_term).into_iter().collect()
+            }),
+            volumes,
+            classes: Informer::new(),
             signing_requests: Informer::new(),
         }
     }
@@ -186,6 +210,7 @@ impl Caches {
         start(&self.resource_quotas, client, tasks);
         start(&self.claims, client, tasks);
         start(&self.volumes, client, tasks);
+        start(&self.classes, client, tasks);
         start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
@@ -217,6 +242,7 @@ impl Caches {
         self.resource_quotas.synced().await;
         self.claims.synced().await;
         self.volumes.synced().await;
+        self.classes.synced().await;
         self.signing_requests.synced().await;
     }
 
@@ -297,6 +323,16 @@ fn controller_terms<K: Kind>(object: &K) -> Vec<String> {
 /// The index term of pods that mount a claim.
 pub(crate) fn claim_term(claim: &ObjectKey) -> String {
     claim.to_string()
+}
+
+fn referenced_term(reference: &ObjectReference) -> String {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    claim_term(&ObjectKey::new(text(&reference.namespace), text(&reference.name)))
+}
+
+fn waiting_terms(claim: &PersistentVolumeClaim) -> Vec<String> {
+    let waits = !claim.annotations().contains_key("pv.kubernetes.io/bind-completed");
+    waits.then(|| class_of_claim(claim).to_owned()).into_iter().collect()
 }
 
 /// The claims that a pod mounts, those that are made for it included.

@@ -30,6 +30,7 @@ mod meta;
 mod namespace;
 mod node;
 mod ownership;
+mod persistentvolume;
 mod podgc;
 mod pods;
 mod queue;
@@ -96,6 +97,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     serviceaccount::register(&mut starts);
     root_ca::register(&mut starts);
     resourcequota::register(&mut starts);
+    persistentvolume::register(&mut starts);
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);
