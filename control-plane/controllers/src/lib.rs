@@ -20,6 +20,7 @@ mod disruption;
 mod endpoints;
 mod endpointslice;
 mod endpointslicemirroring;
+mod ephemeral_volume;
 mod events;
 mod expectations;
 mod garbage_collector;
@@ -98,6 +99,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     root_ca::register(&mut starts);
     resourcequota::register(&mut starts);
     persistentvolume::register(&mut starts);
+    ephemeral_volume::register(&mut starts);
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);
