@@ -15,11 +15,14 @@ use hawser_api::{
     resource::{ObjectKey, Target},
 };
 use hawser_dns::Dns;
-use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader, events::Recorder};
+use hawser_kubelet::{
+    Kubelet, Parts, StatusWriter, UsageReader,
+    events::{Recorder, node_reference},
+};
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -256,14 +259,7 @@ impl Surroundings {
     ) {
         let Self { metrics, health, health_checks, load_balancer, recorder } = self;
         let objects = &caches.objects;
-        let node = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(options.node_name.clone()),
-            // As the kubelet's own events about its node name it.
-            uid: Some(options.node_name.clone()),
-            ..ObjectReference::default()
-        };
+        let node = node_reference(&options.node_name);
         let scraped = metrics.clone();
         let balance = async {
             service_path.opened().await;

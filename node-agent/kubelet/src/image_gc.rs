@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{Image, Runtime};
-use k8s_openapi::api::core::v1::ObjectReference;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::events::{EventType, Recorder};
+use crate::events::{EventType, Recorder, node_reference};
 use crate::metrics::Metrics;
 use crate::stats::Collector;
 
@@ -80,12 +79,7 @@ impl ImageCollector {
             let message = format!(
                 "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
             );
-            let node = ObjectReference {
-                kind: Some("Node".into()),
-                name: Some(self.config.node_name.clone()),
-                uid: Some(self.config.node_name.clone()),
-                ..ObjectReference::default()
-            };
+            let node = node_reference(&self.config.node_name);
             self.recorder.event(node, EventType::Warning, "FreeDiskSpaceFailed", message);
         }
     }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerState, Runtime};
-use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::clock::AgentClock;
 use crate::config::Config;
-use crate::events::{EventType, Recorder};
+use crate::events::{EventType, Recorder, node_reference};
 use crate::image_gc::ImageCollector;
 use crate::manager::Pods;
 use crate::metrics::Metrics;
@@ -178,7 +177,7 @@ impl Evictor {
         let signal = threshold.signal;
         let resource = signal.resource();
         self.recorder.event(
-            self.node(),
+            node_reference(&self.config.node_name),
             EventType::Warning,
             "EvictionThresholdMet",
             format!("Attempting to reclaim {resource}"),
@@ -246,15 +245,6 @@ impl Evictor {
         self.metrics.evicted(signal);
         let verdict = Verdict::eviction(EVICTED, &message, grace);
         self.pods.fail(pod.uid(), verdict);
-    }
-
-    fn node(&self) -> ObjectReference {
-        ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(self.config.node_name.clone()),
-            uid: Some(self.config.node_name.clone()),
-            ..ObjectReference::default()
-        }
     }
 }
 
