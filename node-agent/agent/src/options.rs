@@ -118,12 +118,15 @@ pub(crate) struct Options {
     /// Kernel parameters that pods may set beside the safe ones, as net.core.somaxconn or kernel.msg*
     #[arg(long, value_delimiter = ',')]
     pub(crate) allowed_unsafe_sysctls: Vec<String>,
-    /// Kept for the node agent and containerd, as cpu=100m,memory=200Mi,ephemeral-storage=1Gi
+    /// Kept for the node agent and containerd, as cpu=100m,memory=200Mi,ephemeral-storage=1Gi,pid=1000
     #[arg(long, value_parser = reserved, default_value = "")]
     pub(crate) kube_reserved: Reserved,
     /// Kept for the rest of the system
     #[arg(long, value_parser = reserved, default_value = "")]
     pub(crate) system_reserved: Reserved,
+    /// What is held to what is not reserved: all pods together, or none
+    #[arg(long, value_enum, default_value = "pods")]
+    pub(crate) enforce_node_allocatable: EnforceNodeAllocatable,
     /// When pods are evicted at once, as memory.available<100Mi,nodefs.available<10%
     #[arg(long, value_delimiter = ',')]
     pub(crate) eviction_hard: Vec<Threshold>,
@@ -156,6 +159,12 @@ pub(crate) struct Options {
     /// Taints of the node at registration, as <key>=<value>:<effect>
     #[arg(long, value_delimiter = ',')]
     pub(crate) register_with_taints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum EnforceNodeAllocatable {
+    Pods,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -256,7 +265,8 @@ fn reserved(text: &str) -> anyhow::Result<Reserved> {
             "cpu" => reserved.cpu_millis = u64::try_from(quantity.milli_value())?,
             "memory" => reserved.memory_bytes = u64::try_from(quantity.value())?,
             "ephemeral-storage" => reserved.ephemeral_bytes = u64::try_from(quantity.value())?,
-            _ => bail!("{name:?} cannot be reserved; cpu, memory and ephemeral-storage can"),
+            "pid" => reserved.pids = u64::try_from(quantity.value())?,
+            _ => bail!("{name:?} cannot be reserved; cpu, memory, ephemeral-storage and pid can"),
         }
     }
     Ok(reserved)

@@ -38,7 +38,7 @@ use crate::{
     load_balancer::LoadBalancer,
     metrics::Metrics,
     names,
-    options::{LoadBalancerMode, NetworkMode, Options, Xdp, read},
+    options::{EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options, Xdp, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -202,6 +202,7 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
     config.allowed_unsafe_sysctls = options.allowed_unsafe_sysctls.clone();
     config.kube_reserved = options.kube_reserved;
     config.system_reserved = options.system_reserved;
+    config.enforce_node_allocatable = options.enforce_node_allocatable == EnforceNodeAllocatable::Pods;
     config.eviction = options.eviction()?;
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;

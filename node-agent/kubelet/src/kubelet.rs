@@ -19,7 +19,7 @@ use crate::images::Images;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
 use crate::metrics::{Metered, Metrics, Telemetry};
-use crate::node::{Machine, NodeKeeper, usage};
+use crate::node::{Machine, NodeKeeper, machine, usage};
 use crate::probes::Prober;
 use crate::stats::{Collector, disk};
 use crate::volumes::Volumes;
@@ -82,6 +82,10 @@ impl Kubelet {
         let devices = Devices::load(&config);
         let csi = Csi::new(config.clone(), client.clone());
         let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), allocatable, csi.clone());
+        let pid_max = machine::pids().map(|(max, _)| max);
+        let bounds = Bounds::of(&config, machine.capacity(), pid_max);
+        let qos_cgroups = QosCgroups::new(&config, bounds, runtime.clone(), pods.clone(), recorder.clone());
+        let qos_cgroups = Arc::new(qos_cgroups);
         let shared = Arc::new(Shared {
             config: config.clone(),
             runtime: runtime.clone(),
@@ -98,6 +102,7 @@ impl Kubelet {
             clock,
             metrics: metrics.clone(),
             devices: devices.clone(),
+            qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),
             capacity: machine.capacity(),
             allocatable,
@@ -148,6 +153,7 @@ impl Kubelet {
         tasks.spawn(manager.run(shutdown.clone()));
         tasks.spawn(keeper.run(shutdown.clone()));
         tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
+        tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
         tasks.spawn(collecting.run(shutdown.clone()));
         tasks.spawn(devices::plugins::run(devices, shutdown.clone()));

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod node;
 pub mod pod;
 pub mod probes;
+pub mod qos_cgroups;
 pub mod quantity;
 pub mod server;
 pub mod sockets;

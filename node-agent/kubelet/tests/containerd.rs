@@ -304,6 +304,9 @@ async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
     agent.wait("the worker", || (agent.kubelet.pods.len() == 1).then_some(())).await?;
     let view = |a: &Agent| a.kubelet.pods.find("default", "web").and_then(|v| v.pod.status.clone());
     agent.wait("the pod is seen ready", || view(&agent).filter(is_ready)).await?;
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", web.pid.context("runs")?))?;
+    let own = format!("{}/kubepods/burstable/pod{}/{}", node.cgroup(), uid("web"), web.id);
+    ensure!(cgroups.contains(&own), "{own} in {cgroups}");
     let again = agent.runtime.container_status(&web.id).await?.context("still there")?;
     ensure!((again.pid, again.state) == (web.pid, ContainerState::Running), "{again:?}");
     ensure!(agent.runtime.list_containers().await?.len() == 2, "nothing was made again");

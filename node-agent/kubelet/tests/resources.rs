@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Node, container, spec, uid};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
-use hawser_runtime::{ContainerStats, DiskUsage};
+use hawser_runtime::{ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
     Container, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus, ResourceRequirements,
 };
@@ -96,6 +96,49 @@ async fn container_over_its_storage_limit_takes_its_pod_down() {
     let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
     let told = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ";
     assert_eq!(status.message.as_deref(), Some(told));
+}
+
+#[tokio::test(start_paused = true)]
+async fn levels_of_the_cgroup_tree_follow_the_pods() {
+    let node = Node::start();
+    let shares = |level: &str| {
+        let limits = node.runtime.group(&format!("/hawser/n1/kubepods{level}"))?;
+        limits.cpu_shares
+    };
+    node.wait("the tree", || (shares("/burstable")? == 2 && shares("/besteffort")? == 2).then_some(())).await;
+    let all = node.runtime.group("/hawser/n1/kubepods").expect("made");
+    assert!(all.memory_limit_bytes.is_some_and(|bytes| bytes > 0), "{all:?}");
+    node.wait("the event", || {
+        let told = "NodeAllocatableEnforced: Updated Node Allocatable limit across pods";
+        node.api.events().contains(&told.to_owned()).then_some(())
+    })
+    .await;
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "500m")], &[])]));
+    node.bind("idle", spec("Always", vec![container("idle")]));
+    for name in ["web", "idle"] {
+        node.wait_running(name).await;
+    }
+    assert_eq!((shares("/burstable"), shares("/besteffort")), (Some(512), Some(2)), "before it was made");
+    let group = |name: &str| node.runtime.sandbox_of(&uid(name)).expect("made").cgroup_parent;
+    assert_eq!(group("web"), format!("/hawser/n1/kubepods/burstable/pod{}", uid("web")));
+    assert_eq!(group("idle"), format!("/hawser/n1/kubepods/besteffort/pod{}", uid("idle")));
+    node.delete("web", 0);
+    node.wait("its share to go", || (shares("/burstable")? == 2).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tree_that_cannot_be_written_is_told_and_pods_start_all_the_same() {
+    let node = Node::start();
+    node.wait("the tree", || node.runtime.group("/hawser/n1/kubepods")).await;
+    let busy = Error::Unavailable { attempted: "write", message: "busy".into() };
+    node.runtime.fail_next("update_group", busy);
+    node.wait("the event", || {
+        let told = "FailedNodeAllocatableEnforcement: Failed to update Node Allocatable Limits";
+        node.api.events().iter().any(|event| event.starts_with(told)).then_some(())
+    })
+    .await;
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -88,6 +88,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Changes what the pod as a whole may use. What is `None` stays as it is.
     async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()>;
 
+    /// Makes a group of the tree that pods' cgroups are in, or changes its limits. What is `None` stays as it is.
+    ///
+    /// A memory limit below what is used now is refused: nothing is killed for it.
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()>;
+
     /// Sends the container's stop signal, and SIGKILL to all its processes after `timeout`.
     ///
     /// Returns when the container has exited; at once if it has already, or does not exist.

@@ -88,6 +88,10 @@ impl Runtime for Metered {
         self.count("update_podsandbox", self.runtime.update_pod_sandbox(pod_uid, resources)).await
     }
 
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        self.runtime.update_group(group, limits).await
+    }
+
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
         self.count("stop_container", self.runtime.stop_container(id, timeout)).await
     }

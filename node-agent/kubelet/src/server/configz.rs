@@ -30,6 +30,8 @@ pub(super) fn configz(config: &Config) -> Value {
         "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
         "kubeReserved": reserved(&config.kube_reserved),
         "systemReserved": reserved(&config.system_reserved),
+        "cgroupsPerQOS": true,
+        "enforceNodeAllocatable": [if config.enforce_node_allocatable { "pods" } else { "none" }],
         "nodeLeaseDurationSeconds": config.lease_duration.as_secs(),
         "nodeStatusUpdateFrequency": go_duration(config.status_interval),
         "volumeStatsAggPeriod": go_duration(config.volume_stats_interval),
@@ -64,6 +66,7 @@ fn reserved(reserved: &Reserved) -> BTreeMap<&'static str, String> {
         ("cpu", reserved.cpu_millis, format!("{}m", reserved.cpu_millis)),
         ("memory", reserved.memory_bytes, binary_si(reserved.memory_bytes)),
         ("ephemeral-storage", reserved.ephemeral_bytes, binary_si(reserved.ephemeral_bytes)),
+        ("pid", reserved.pids, reserved.pids.to_string()),
     ];
     amounts.into_iter().filter(|(_, amount, _)| *amount > 0).map(|(name, _, text)| (name, text)).collect()
 }

@@ -53,6 +53,7 @@ pub struct Shared {
     pub clock: AgentClock,
     pub metrics: Metrics,
     pub devices: Devices,
+    pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
     /// What the machine has, and what pods may have of it.
     pub capacity: NodeCapacity,

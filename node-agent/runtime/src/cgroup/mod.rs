@@ -93,6 +93,25 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes a level of the tree around pods' groups, or changes its limits.
+    pub(crate) fn update_level(&self, group: &str, limits: &Resources) -> Result<()> {
+        if let Some(limit) = limits.memory_limit_bytes.and_then(|limit| u64::try_from(limit).ok())
+            && self.is_unified()
+            && let Some(used) = self.stats(group).map(|stats| stats.memory_usage_bytes)
+            && used > limit
+        {
+            // Version 1 refuses this by itself; version 2 would kill until it fits.
+            let message = format!("{group} uses {used} bytes, more than the limit of {limit}");
+            return Err(Error::Invalid { field: "memory", message });
+        }
+        self.create(group, limits)
+    }
+
+    /// Whether any hierarchy has the group.
+    pub(crate) fn exists(&self, group: &str) -> bool {
+        self.hierarchies.iter().any(|hierarchy| join(&hierarchy.root, group).is_dir())
+    }
+
     fn create_unified(&self, group: &str, limits: &Resources) -> Result<()> {
         let Some(root) = self.unified_if_only().map(|h| h.root.clone()) else { return Ok(()) };
         // A controller works in a group when every ancestor hands it down.

@@ -211,6 +211,11 @@ impl Runtime for Containerd {
         blocking(move || sandboxes.update(&pod_uid, &resources)).await
     }
 
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        let (cgroups, group, limits) = (self.inner.cgroups.clone(), group.to_owned(), limits.clone());
+        blocking(move || cgroups.update_level(&group, &limits)).await
+    }
+
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
         self.inner.stop_container(id, timeout).await
     }

@@ -48,6 +48,8 @@ struct State {
     log_complete: Option<LogHandler>,
     /// A container whose name is here ignores its stop signal and dies at the timeout only.
     stubborn: Vec<String>,
+    /// Limits of the groups around pods, by path.
+    groups: BTreeMap<String, Resources>,
     /// What `stats` says of running containers, by container id, and `pod_stats`, by pod uid.
     stats: HashMap<String, ContainerStats>,
     disk_usage: HashMap<ContainerId, DiskUsage>,
@@ -122,6 +124,11 @@ impl FakeRuntime {
     /// The pod's sandbox as it is now.
     pub fn sandbox_of(&self, pod_uid: &str) -> Option<PodSandboxConfig> {
         self.state.lock().sandboxes.get(pod_uid).map(|sandbox| sandbox.config.clone())
+    }
+
+    /// Limits of a group around pods, as they were last set.
+    pub fn group(&self, group: &str) -> Option<Resources> {
+        self.state.lock().groups.get(group).cloned()
     }
 
     /// Ends a running container's process.
@@ -371,6 +378,12 @@ impl Runtime for FakeRuntime {
         let mut state = self.state.lock();
         let sandbox = state.sandboxes.get_mut(pod_uid).ok_or_else(|| not_found("pod sandbox", pod_uid))?;
         sandbox.config.resources = resources.clone();
+        Ok(())
+    }
+
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        self.enter("update_group", group)?;
+        self.state.lock().groups.insert(group.to_owned(), limits.clone());
         Ok(())
     }
 
