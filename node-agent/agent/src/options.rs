@@ -112,6 +112,12 @@ pub(crate) struct Options {
     pub(crate) healthz_bind_address: SocketAddr,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// A file, or a directory of files, that describe static pods
+    #[arg(long)]
+    pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// Keep Secrets that pods name on disk, readable by root, so that such pods start without an API server too
+    #[arg(long)]
+    pub(crate) checkpoint_secrets: bool,
     /// Processes that a pod may have; no limit where unset
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     pub(crate) pod_max_pids: Option<i64>,

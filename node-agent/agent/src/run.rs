@@ -196,6 +196,9 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
     config.resolv_conf = options.resolv_conf.clone();
     config.port = options.port;
     config.max_pods = options.max_pods;
+    config.static_pod_path = options.pod_manifest_path.clone();
+    config.checkpoint_secrets = options.checkpoint_secrets;
+    config.api_wait = API_WAIT;
     config.labels = options.labels()?;
     config.taints = options.register_with_taints.clone();
     config.pod_pids_limit = options.pod_max_pids;

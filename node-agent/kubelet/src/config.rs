@@ -34,6 +34,12 @@ pub struct Config {
     /// Port of the kubelet's HTTP API.
     pub port: u16,
     pub max_pods: u32,
+    /// A file, or a directory of them, that describe static pods.
+    pub static_pod_path: Option<PathBuf>,
+    /// Secrets are noted for a start without the API, as pods and ConfigMaps are: they are on disk then.
+    pub checkpoint_secrets: bool,
+    /// How long a kubelet that starts waits for the API before it works without.
+    pub api_wait: Duration,
     pub labels: BTreeMap<String, String>,
     /// `key=value:effect`
     pub taints: Vec<String>,
@@ -82,6 +88,9 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             port: 10250,
             max_pods: 110,
+            static_pod_path: None,
+            checkpoint_secrets: false,
+            api_wait: Duration::from_secs(3),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             kube_reserved: Reserved::default(),

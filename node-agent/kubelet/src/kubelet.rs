@@ -21,6 +21,10 @@ use crate::manager::{Manager, Pods};
 use crate::metrics::{Metered, Metrics, Telemetry};
 use crate::node::{Machine, NodeKeeper, machine, usage};
 use crate::probes::Prober;
+use crate::qos_cgroups::{Bounds, QosCgroups};
+use crate::static_pods::StaticPods;
+use crate::static_pods::mirror::{MirrorKeeper, MirrorStatus};
+use crate::static_pods::source::Source;
 use crate::stats::{Collector, disk};
 use crate::volumes::Volumes;
 use crate::worker::actions::Shared;
@@ -72,6 +76,10 @@ impl Kubelet {
         let (pressure, pressure_seen) = watch::channel(Pressure::default());
         let last_use = LastUse::default();
         let allocatable = config.allocatable(machine.capacity());
+        let noted = objects.clone();
+        let statics = StaticPods::default();
+        let status: Arc<dyn StatusWriter> =
+            Arc::new(MirrorStatus { inner: status, pods: objects.pods.clone() });
         let images = Images::new(
             runtime.clone(),
             objects.secrets.clone(),
@@ -92,6 +100,7 @@ impl Kubelet {
             network: network.clone(),
             client: client.clone(),
             objects,
+            statics: statics.clone(),
             pods: pods.clone(),
             endpoints,
             status: status.clone(),
@@ -108,7 +117,21 @@ impl Kubelet {
             allocatable,
         });
         let nodes = shared.objects.nodes.clone();
+        let mirrors = MirrorKeeper {
+            node_name: config.node_name.clone(),
+            client: client.clone(),
+            statics: statics.clone(),
+            pods: shared.objects.pods.clone(),
+            nodes: nodes.clone(),
+            workers: pods.clone(),
+        };
         let manager = Manager::new(shared, pods.clone());
+        let files = config.static_pod_path.clone().map(|path| {
+            let mut files = Source::new(path, config.node_name.clone(), statics, recorder.clone());
+            // Before the manager begins: it is to know all of them when it looks for what nobody wants.
+            files.look();
+            files
+        });
         let keeper = NodeKeeper {
             config: config.clone(),
             client: client.clone(),
@@ -151,6 +174,10 @@ impl Kubelet {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(manager.run(shutdown.clone()));
+        tasks.spawn(mirrors.run(shutdown.clone()));
+        if let Some(files) = files {
+            tasks.spawn(files.run(shutdown.clone()));
+        }
         tasks.spawn(keeper.run(shutdown.clone()));
         tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
         tasks.spawn(qos_cgroups.run(shutdown.clone()));

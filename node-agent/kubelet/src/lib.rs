@@ -27,6 +27,7 @@ pub mod qos_cgroups;
 pub mod quantity;
 pub mod server;
 pub mod sockets;
+pub mod static_pods;
 pub mod stats;
 pub mod volumes;
 pub mod worker;

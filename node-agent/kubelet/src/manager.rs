@@ -1,7 +1,8 @@
 //! The pods of the node: one worker each, fed from the API's cache and the runtime's events.
 //!
-//! At start, what the runtime has is handed to the workers of its pods, and nothing restarts. Nothing is
-//! removed before the API's list is complete; then containers, namespaces and directories of pods that are
+//! At start, what the runtime has is handed to the workers of its pods, and nothing restarts. Where the API does not
+//! answer in time, those pods are worked on that an earlier agent has noted ([`crate::checkpoint`]), and static ones.
+//! Nothing is removed before the API's list is complete; then containers, namespaces and directories of pods that are
 //! gone are cleaned up, at start and at every slow relist.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,6 +28,7 @@ use crate::container::resources::NodeCapacity;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
 use crate::pod::state::Verdict;
+use crate::static_pods::{StaticPods, is_mirror, is_static, mirrors};
 use crate::worker::actions::Shared;
 use crate::worker::{Found, PodView, Worker, WorkerHandle};
 
@@ -95,7 +97,7 @@ impl Pods {
         self.mail(uid, |mail| mail.verdict = Some(verdict));
     }
 
-    fn uids(&self) -> BTreeSet<String> {
+    pub(crate) fn uids(&self) -> BTreeSet<String> {
         self.workers.read().keys().cloned().collect()
     }
 }
@@ -105,6 +107,8 @@ impl Pods {
 struct Changes {
     /// By uid; `None` for a pod that left the API.
     pods: Mutex<BTreeMap<String, Option<Arc<Pod>>>>,
+    /// Uids of static pods whose mirror changed.
+    mirrors: Mutex<BTreeSet<String>>,
     /// ConfigMaps and Secrets that changed.
     objects: Mutex<BTreeSet<(&'static str, ObjectKey)>>,
     arrived: Notify,
@@ -121,8 +125,13 @@ pub struct Manager {
     listing: JoinSet<BTreeMap<String, Found>>,
     /// Another list is wanted: the one being made may have begun too early.
     list_again: bool,
-    /// Pods whose worker panicked. Another one begins with what the next list finds, so that nothing runs twice.
+    /// Pods whose worker panicked, or of which something was found before they were known. Their worker begins with what
+    /// the next list finds, so that nothing runs twice.
     takeovers: BTreeSet<String>,
+    /// Uids that the runtime had at start and that no known pod has.
+    unclaimed: BTreeSet<String>,
+    /// Static pods that wait for the end of one of the same name, by uid.
+    waiting: BTreeMap<String, Arc<Pod>>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<()>,
 }
@@ -131,8 +140,13 @@ impl Manager {
     /// Registers its handlers; call before the informers are fed.
     pub fn new(shared: Arc<Shared>, pods: Pods) -> Self {
         let changes = Arc::new(Changes::default());
+        let (heard, statics) = (changes.clone(), shared.statics.clone());
+        shared.objects.pods.on_change(move |change| heard.pod(change, &statics));
         let heard = changes.clone();
-        shared.objects.pods.on_change(move |change| heard.pod(change));
+        shared.statics.on_change(move |uid, pod| {
+            heard.pods.lock().insert(uid.to_owned(), pod.cloned());
+            heard.arrived.notify_one();
+        });
         watch_objects(&shared.objects.config_maps, "ConfigMap", &changes);
         watch_objects(&shared.objects.secrets, "Secret", &changes);
         Self {
@@ -144,6 +158,8 @@ impl Manager {
             listing: JoinSet::new(),
             list_again: false,
             takeovers: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             cleanup: JoinSet::new(),
         }
     }
@@ -182,6 +198,35 @@ impl Manager {
             }
         }
         while self.workers.join_next().await.is_some() {}
+    }
+
+    /// The pods that run here: the API's without those that only mirror static ones, and the static ones.
+    fn wanted(&self) -> Vec<Arc<Pod>> {
+        let statics = self.shared.statics.all().into_iter().map(|pod| self.with_mirrors_status(pod));
+        let of_api = self.shared.objects.pods.filter(|pod| !is_mirror(pod));
+        of_api.into_iter().chain(statics).collect()
+    }
+
+    fn is_wanted(&self, uid: &str) -> bool {
+        let of_api = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_mirror(pod);
+        self.shared.statics.get(uid).is_some() || !self.shared.objects.pods.filter(of_api).is_empty()
+    }
+
+    /// A static pod with what the API has of its status.
+    fn with_mirrors_status(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        let mirror = self.shared.objects.pods.get(&ObjectKey::of(&*pod));
+        match mirror.filter(|mirror| mirrors(mirror) == pod.metadata.uid.as_deref()) {
+            Some(mirror) => Arc::new(Pod { status: mirror.status.clone(), ..(*pod).clone() }),
+            None => pod,
+        }
+    }
+
+    /// Another pod of that name is not gone yet.
+    fn has_to_wait(&self, pod: &Pod) -> bool {
+        let meta = &pod.metadata;
+        let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+        let other = self.pods.find(namespace.unwrap_or_default(), name.unwrap_or_default());
+        is_static(pod) && other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
     }
 
     fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
@@ -244,7 +289,7 @@ impl Manager {
             return self.list();
         }
         let takeovers = std::mem::take(&mut self.takeovers);
-        for pod in self.shared.objects.pods.all() {
+        for pod in self.wanted() {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             if takeovers.contains(&uid) && !shutdown.is_cancelled() {
                 self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown);
@@ -262,23 +307,35 @@ impl Manager {
         };
         let Some(uid) = self.uids.remove(&id) else { return };
         self.pods.workers.write().remove(&uid);
-        let wanted = self.shared.objects.pods.all();
-        if wanted.iter().any(|pod| pod.metadata.uid.as_ref() == Some(&uid)) {
+        self.shared.statics.touch();
+        if self.is_wanted(&uid) {
             self.takeovers.insert(uid);
             self.list();
         }
+        // Whoever waits for it is looked at again.
+        let waiting = std::mem::take(&mut self.waiting);
+        self.changes.pods.lock().extend(waiting.into_iter().map(|(uid, pod)| (uid, Some(pod))));
     }
 
     fn take_changes(&mut self, shutdown: &CancellationToken) {
         let pods = std::mem::take(&mut *self.changes.pods.lock());
         for (uid, pod) in pods {
             match pod {
-                None => self.pods.mail(&uid, |mail| mail.gone = true),
+                None => {
+                    self.waiting.remove(&uid);
+                    self.pods.mail(&uid, |mail| mail.gone = true);
+                }
                 Some(pod) if self.pods.workers.read().contains_key(&uid) => {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
                 Some(pod) => self.start_worker(pod, Found::default(), shutdown),
+            }
+        }
+        for uid in std::mem::take(&mut *self.changes.mirrors.lock()) {
+            if let Some(pod) = self.shared.statics.get(&uid) {
+                let pod = self.with_mirrors_status(pod);
+                self.pods.mail(&uid, |mail| mail.pod = Some(pod));
             }
         }
         let objects = std::mem::take(&mut *self.changes.objects.lock());
@@ -374,7 +431,7 @@ impl Orphans {
         uids.extend(networks);
         uids.extend(dirs);
         uids.extend(logs.keys().cloned());
-        let wanted = self.shared.objects.pods.all();
+        let wanted = [self.shared.objects.pods.all(), self.shared.statics.all()].concat();
         let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
         let workers = self.pods.uids();
         let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
@@ -429,15 +486,26 @@ fn log_dirs(dir: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
 }
 
 impl Changes {
-    fn pod(&self, change: &Change<'_, Pod>) {
+    fn pod(&self, change: &Change<'_, Pod>, statics: &StaticPods) {
         let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+        let shown: Vec<String> = [change.old, change.new]
+            .into_iter()
+            .flatten()
+            .filter_map(|pod| mirrors(pod).map(str::to_owned))
+            .collect();
+        if !shown.is_empty() {
+            self.mirrors.lock().extend(shown);
+            statics.touch();
+        }
+        let runs = |pod: &&Arc<Pod>| !is_mirror(pod);
+        let (old, new) = (change.old.filter(runs), change.new.filter(runs));
         let mut pods = self.pods.lock();
-        if let Some(old) = change.old
-            && change.new.is_none_or(|new| uid(new) != uid(old))
+        if let Some(old) = old
+            && new.is_none_or(|new| uid(new) != uid(old))
         {
             pods.insert(uid(old), None);
         }
-        if let Some(new) = change.new {
+        if let Some(new) = new {
             pods.insert(uid(new), Some(new.clone()));
         }
         drop(pods);

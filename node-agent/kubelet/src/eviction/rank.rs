@@ -9,6 +9,7 @@ use crate::container::resources::pod_request;
 use crate::pod::DesiredPod;
 use crate::pod::qos::request;
 use crate::quantity::binary_si;
+use crate::static_pods::is_static;
 use crate::stats::PodStats;
 
 /// A pod that may go.
@@ -30,12 +31,7 @@ const CRITICAL: i32 = 2_000_000_000;
 
 /// Critical and static pods are never evicted.
 pub fn is_critical(pod: &DesiredPod) -> bool {
-    let annotations = pod.object.metadata.annotations.as_ref();
-    let is_static = annotations.is_some_and(|all| {
-        all.contains_key("kubernetes.io/config.mirror")
-            || all.get("kubernetes.io/config.source").is_some_and(|source| source != "api")
-    });
-    is_static || pod.spec().priority.unwrap_or(0) >= CRITICAL
+    is_static(&pod.object) || pod.spec().priority.unwrap_or(0) >= CRITICAL
 }
 
 /// Orders the pods: the first one goes first. Those that use more than they asked for come before all others, then

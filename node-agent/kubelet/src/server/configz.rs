@@ -24,6 +24,7 @@ pub(super) fn configz(config: &Config) -> Value {
         "clusterDomain": config.cluster_domain,
         "resolvConf": config.resolv_conf,
         "maxPods": config.max_pods,
+        "staticPodPath": config.static_pod_path,
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "maxParallelImagePulls": config.max_parallel_pulls,
         "serializeImagePulls": config.max_parallel_pulls == 1,

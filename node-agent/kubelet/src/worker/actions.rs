@@ -33,6 +33,8 @@ use crate::pod::desired::MINIMUM_GRACE;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 use crate::probes::Prober;
+use crate::qos_cgroups::QosCgroups;
+use crate::static_pods::StaticPods;
 use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
 
 /// What all workers of the node share.
@@ -42,6 +44,8 @@ pub struct Shared {
     pub network: Arc<dyn PodNetwork>,
     pub client: Arc<dyn Client>,
     pub objects: Objects,
+    /// The pods that files describe.
+    pub statics: StaticPods,
     /// All pods of the node.
     pub pods: Pods,
     pub endpoints: Arc<dyn LocalEndpoints>,
