@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Checkpoint;
 use crate::clock::AgentClock;
 use crate::config::Config;
 use crate::csi::{self, Csi};
@@ -172,7 +173,10 @@ impl Kubelet {
             prober: prober.clone(),
             pods: pods.clone(),
         };
+        // After all that hears of pods, and before the API's word comes in.
+        let checkpoint = Checkpoint::restore(&config, &noted);
         let mut tasks = JoinSet::new();
+        tasks.spawn(checkpoint.run(shutdown.clone()));
         tasks.spawn(manager.run(shutdown.clone()));
         tasks.spawn(mirrors.run(shutdown.clone()));
         if let Some(files) = files {

@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod container;
 pub mod csi;
 pub mod devices;
+mod durable;
 pub mod events;
 pub mod eviction;
 pub mod image_gc;

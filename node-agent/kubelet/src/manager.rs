@@ -167,26 +167,45 @@ impl Manager {
     /// Runs until the token is cancelled. Containers go on running then.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut events = self.shared.runtime.events();
+        let api = self.shared.objects.pods.clone();
+        let synced = api.synced();
+        tokio::pin!(synced);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = self.shared.objects.pods.synced() => {}
+            () = &mut synced => {}
+            () = tokio::time::sleep(self.shared.config.api_wait) => {}
         }
+        let mut is_synced = api.is_synced();
         let mut found = tokio::select! {
             () = shutdown.cancelled() => return,
             found = find_all(self.shared.clone()) => found,
         };
-        info!(pods = self.shared.objects.pods.len(), found = found.len(), "the API's pods are known");
-        for pod in self.shared.objects.pods.all() {
+        let wanted = self.wanted();
+        match is_synced {
+            true => info!(pods = wanted.len(), found = found.len(), "the API's pods are known"),
+            false => warn!(
+                pods = wanted.len(),
+                found = found.len(),
+                "the API does not answer: working on what an earlier agent has noted"
+            ),
+        }
+        for pod in wanted {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let found = found.remove(&uid).unwrap_or_default();
             self.start_worker(pod, found, &shutdown);
         }
+        self.unclaimed = found.into_keys().collect();
         let mut relist = tokio::time::interval(RELIST);
         loop {
             self.take_changes(&shutdown);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.changes.arrived.notified() => {}
+                () = &mut synced, if !is_synced => {
+                    is_synced = true;
+                    info!("the API's pods are known");
+                    self.relist();
+                }
                 _ = relist.tick() => self.relist(),
                 event = events.next() => match event {
                     Some(event) => self.route(event),
@@ -329,6 +348,13 @@ impl Manager {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
+                Some(_) if self.unclaimed.remove(&uid) => {
+                    self.takeovers.insert(uid);
+                    self.list();
+                }
+                Some(pod) if self.has_to_wait(&pod) => {
+                    self.waiting.insert(uid, pod);
+                }
                 Some(pod) => self.start_worker(pod, Found::default(), shutdown),
             }
         }
@@ -371,7 +397,8 @@ impl Manager {
 
     fn relist(&mut self) {
         self.list();
-        if !self.cleanup.is_empty() {
+        // What is merely unheard of is not gone.
+        if !self.cleanup.is_empty() || !self.shared.objects.pods.is_synced() {
             return;
         }
         let orphans = Orphans { shared: self.shared.clone(), pods: self.pods.clone() };

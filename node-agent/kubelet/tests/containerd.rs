@@ -129,7 +129,7 @@ impl Agent {
             endpoints: Arc::new(News::default()),
         };
         let kubelet = Kubelet::start(config.clone(), parts, shutdown.clone());
-        objects.pods.replace(objects.pods.all().into_iter().map(|p| (*p).clone()).collect());
+        objects.pods.replace(api.pods());
         Ok(Self { api, objects, runtime, network, kubelet, config, shutdown })
     }
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
 use super::{VolumeError, Volumes, host_path, nfs, ownership};
 use crate::csi::volume::CsiVolume;
+use crate::durable;
 use crate::pod::DesiredPod;
 
 /// The claim that a pod's volume names, or has of its own.
@@ -57,6 +58,31 @@ impl Volumes {
     }
 
     async fn bound_volume(
+        &self,
+        pod: &DesiredPod,
+        claim: &Claim<'_>,
+    ) -> Result<PersistentVolume, VolumeError> {
+        let kept = self.config.pod_dir(pod.uid()).join("claims").join(format!("{}.json", claim.name));
+        match self.ask_for_volume(pod, claim).await {
+            Ok(volume) => {
+                // For a start without the API. Without it, all else is as well as before.
+                let content = serde_json::to_vec(&volume).unwrap_or_default();
+                if std::fs::read(&kept).ok().as_ref() != Some(&content)
+                    && let Err(error) = durable::write(&kept, &content)
+                {
+                    tracing::warn!(pod = %pod.key(), claim = claim.name, %error, "volume of a claim was not noted");
+                }
+                Ok(volume)
+            }
+            Err(error) if !self.objects.pods.is_synced() => {
+                let known = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                known.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_volume(
         &self,
         pod: &DesiredPod,
         claim: &Claim<'_>,

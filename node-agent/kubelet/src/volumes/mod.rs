@@ -40,7 +40,7 @@ use crate::pod::{DesiredContainer, DesiredPod};
 use crate::quantity::value;
 
 use claim::{Claim, own_claim_name};
-use payload::{Tokens, payload, tokens_of};
+use payload::{Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
 
 /// Why a volume could not be made; the kubelet tries again with back-off.
@@ -119,7 +119,7 @@ impl Volumes {
         csi: Csi,
     ) -> Self {
         let tokens = TokenManager::new(client.clone());
-        Self { config, objects, client, tokens, capacity, csi }
+        Self { config, objects, client, runtime, tokens, capacity, csi }
     }
 
     /// Makes all volumes of the pod, or brings them up to date. Idempotent.
@@ -151,7 +151,15 @@ impl Volumes {
         let mut tokens = Tokens::new();
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
-            let (token, renew_at) = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
+            let (token, renew_at) = match self.tokens.get(pod, &key).await {
+                Ok((token, renew_at)) => (Some(token), renew_at),
+                // The pod starts without the API, to which the token would lead; it comes with the API.
+                Err(_) if !self.objects.pods.is_synced() => {
+                    let dir = volume_dir(&self.config, pod.uid(), volume);
+                    (token_in(&dir, volume, &key), Timestamp::now())
+                }
+                Err(error) => return Err(VolumeError::Token(error)),
+            };
             first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
             tokens.insert(key, token);
         }
