@@ -462,6 +462,7 @@ impl Orphans {
         let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
         let workers = self.pods.uids();
         let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
+        self.shared.devices.release_all(|uid| !is_orphan(&uid.to_owned()));
         let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
         let (containers, logs) = (&containers, &logs);
         let removals = futures::stream::iter(orphans).for_each_concurrent(REMOVALS, |uid| async move {

@@ -16,6 +16,8 @@ pub struct Ledger {
     /// By resource: ids, and whether each is healthy. A plugin that is away leaves its devices, all unhealthy.
     pub devices: BTreeMap<String, BTreeMap<String, bool>>,
     pub granted: Granted,
+    /// Counts changes of what is granted.
+    pub version: u64,
 }
 
 /// By pod uid and container.
@@ -60,6 +62,7 @@ impl Ledger {
         }
         if !grants.is_empty() {
             self.granted.0.insert(pod.uid().to_owned(), grants);
+            self.version += 1;
         }
         Ok(())
     }
@@ -70,7 +73,16 @@ impl Ledger {
 
     /// True when there was something to give back.
     pub fn release(&mut self, pod_uid: &str) -> bool {
-        self.granted.0.remove(pod_uid).is_some()
+        self.release_all(|uid| uid != pod_uid)
+    }
+
+    /// Gives back what pods have that are not to keep it; true when there was something.
+    pub fn release_all(&mut self, keeps: impl Fn(&str) -> bool) -> bool {
+        let before = self.granted.0.len();
+        self.granted.0.retain(|uid, _| keeps(uid));
+        let changed = self.granted.0.len() != before;
+        self.version += u64::from(changed);
+        changed
     }
 }
 
