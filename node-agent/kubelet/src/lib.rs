@@ -23,6 +23,7 @@ mod kubelet;
 pub mod manager;
 pub mod metrics;
 pub mod node;
+mod orphans;
 pub mod pod;
 pub mod probes;
 pub mod qos_cgroups;

@@ -6,16 +6,13 @@
 //! gone are cleaned up, at start and at every slow relist.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use hawser_api::informer::{Change, Informer};
 use hawser_api::resource::ObjectKey;
 use hawser_api::typed::Kind;
-use hawser_runtime::{ContainerState, ContainerStatus, RuntimeEvent};
+use hawser_runtime::RuntimeEvent;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -25,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::admission::{Node, admit};
 use crate::container::resources::NodeCapacity;
+use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
 use crate::pod::state::Verdict;
@@ -34,11 +32,7 @@ use crate::worker::{Found, PodView, Worker, WorkerHandle};
 
 /// Events can be lost only where the runtime says so; this is the belt beside those braces.
 const RELIST: Duration = Duration::from_secs(300);
-/// Grace of containers whose pod is not known any more.
-const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
-/// Pods whose remains are removed at the same time: one that hangs holds up few.
-const REMOVALS: usize = 8;
 
 /// The workers, for readers in other tasks.
 #[derive(Clone, Default)]
@@ -130,7 +124,8 @@ pub struct Manager {
     takeovers: BTreeSet<String>,
     /// Uids that the runtime had at start and that no known pod has.
     unclaimed: BTreeSet<String>,
-    /// Static pods that wait for the end of one of the same name, by uid.
+    /// Pods that wait, by uid: static ones for the end of one of the same name, others that came before the API's list was
+    /// complete for what they name, which comes with it.
     waiting: BTreeMap<String, Arc<Pod>>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<()>,
@@ -204,6 +199,7 @@ impl Manager {
                 () = &mut synced, if !is_synced => {
                     is_synced = true;
                     info!("the API's pods are known");
+                    self.look_at_waiting();
                     self.relist();
                 }
                 _ = relist.tick() => self.relist(),
@@ -242,10 +238,13 @@ impl Manager {
 
     /// Another pod of that name is not gone yet.
     fn has_to_wait(&self, pod: &Pod) -> bool {
+        if !is_static(pod) {
+            return false;
+        }
         let meta = &pod.metadata;
         let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
         let other = self.pods.find(namespace.unwrap_or_default(), name.unwrap_or_default());
-        is_static(pod) && other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
+        other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
     }
 
     fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
@@ -331,9 +330,15 @@ impl Manager {
             self.takeovers.insert(uid);
             self.list();
         }
-        // Whoever waits for it is looked at again.
-        let waiting = std::mem::take(&mut self.waiting);
-        self.changes.pods.lock().extend(waiting.into_iter().map(|(uid, pod)| (uid, Some(pod))));
+        self.look_at_waiting();
+    }
+
+    fn look_at_waiting(&mut self) {
+        let mut changes = self.changes.pods.lock();
+        for (uid, pod) in std::mem::take(&mut self.waiting) {
+            // What has come since is newer.
+            changes.entry(uid).or_insert(Some(pod));
+        }
     }
 
     fn take_changes(&mut self, shutdown: &CancellationToken) {
@@ -348,6 +353,9 @@ impl Manager {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
+                Some(pod) if !is_static(&pod) && !self.shared.objects.pods.is_synced() => {
+                    self.waiting.insert(uid, pod);
+                }
                 Some(_) if self.unclaimed.remove(&uid) => {
                     self.takeovers.insert(uid);
                     self.list();
@@ -433,82 +441,6 @@ async fn try_find_all(shared: &Shared) -> Result<BTreeMap<String, Found>, hawser
         sandboxes.iter().filter(|s| s.ready).map(|s| s.config.pod_uid.clone()).collect();
     for (uid, found) in &mut found {
         found.sandbox_lost = !ready.contains(uid);
-    }
-    Ok(found)
-}
-
-/// Finds and removes what pods that are gone have left.
-struct Orphans {
-    shared: Arc<Shared>,
-    pods: Pods,
-}
-
-impl Orphans {
-    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now is
-    /// tried again with the next relist, and holds up nothing else.
-    async fn remove_all(&self) -> Result<(), String> {
-        let text = |e: hawser_runtime::Error| e.to_string();
-        let containers = self.shared.runtime.list_containers().await.map_err(text)?;
-        let sandboxes = self.shared.runtime.list_pod_sandboxes().await.map_err(text)?;
-        let networks = self.shared.network.list().await.map_err(|e| e.to_string())?;
-        let dirs = self.shared.volumes.list().map_err(|e| e.to_string())?;
-        let logs = log_dirs(&self.shared.config.log_dir).map_err(|e| e.to_string())?;
-        let mut uids: BTreeSet<String> = containers.iter().map(|c| c.pod_uid.clone()).collect();
-        uids.extend(sandboxes.into_iter().map(|s| s.config.pod_uid));
-        uids.extend(networks);
-        uids.extend(dirs);
-        uids.extend(logs.keys().cloned());
-        let wanted = [self.shared.objects.pods.all(), self.shared.statics.all()].concat();
-        let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
-        let workers = self.pods.uids();
-        let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
-        self.shared.devices.release_all(|uid| !is_orphan(&uid.to_owned()));
-        let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
-        let (containers, logs) = (&containers, &logs);
-        let removals = futures::stream::iter(orphans).for_each_concurrent(REMOVALS, |uid| async move {
-            let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == uid).collect();
-            info!(uid, containers = mine.len(), "removing what is left of a pod that is gone");
-            if let Err(error) = self.remove(&uid, &mine, logs.get(&uid)).await {
-                warn!(uid, error, "what is left of a pod was not removed; the next relist tries again");
-            }
-        });
-        removals.await;
-        Ok(())
-    }
-
-    async fn remove(
-        &self,
-        uid: &str,
-        containers: &[&ContainerStatus],
-        logs: Option<&PathBuf>,
-    ) -> Result<(), String> {
-        let running = containers.iter().filter(|c| c.state == ContainerState::Running);
-        let stops = running.map(|c| self.shared.runtime.stop_container(&c.id, ORPHAN_GRACE));
-        futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
-        self.shared.runtime.remove_pod_sandbox(uid).await.map_err(|e| e.to_string())?;
-        self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
-        self.shared.volumes.remove_pod_dir(uid).await.map_err(|e| e.to_string())?;
-        match logs {
-            Some(dir) => tokio::fs::remove_dir_all(dir).await.map_err(|e| e.to_string()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The directories of pods' logs, by uid: `<namespace>_<name>_<uid>`. What is named otherwise is not ours.
-fn log_dirs(dir: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        entries => entries?,
-    };
-    let mut found = BTreeMap::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // No part of it can hold an underscore.
-        if let [_, _, uid] = name.split('_').collect::<Vec<_>>()[..] {
-            found.insert(uid.to_owned(), entry.path());
-        }
     }
     Ok(found)
 }
