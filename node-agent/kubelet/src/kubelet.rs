@@ -90,7 +90,14 @@ impl Kubelet {
         );
         let devices = Devices::load(&config);
         let csi = Csi::new(config.clone(), client.clone());
-        let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), allocatable, csi.clone());
+        let volumes = Volumes::new(
+            config.clone(),
+            objects.clone(),
+            client.clone(),
+            runtime.clone(),
+            allocatable,
+            csi.clone(),
+        );
         let pid_max = machine::pids().map(|(max, _)| max);
         let bounds = Bounds::of(&config, machine.capacity(), pid_max);
         let qos_cgroups = QosCgroups::new(&config, bounds, runtime.clone(), pods.clone(), recorder.clone());

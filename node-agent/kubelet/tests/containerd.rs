@@ -22,8 +22,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-    ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret, SecretVolumeSource, Volume,
-    VolumeMount,
+    ImageVolumeSource, ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret,
+    SecretVolumeSource, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};

@@ -25,7 +25,7 @@ mod spec;
 pub mod testing;
 mod types;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -63,6 +63,16 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Forgets every name of the image; content and snapshots go with containerd's garbage collection.
     async fn remove_image(&self, image: &str) -> Result<()>;
+
+    /// Shows the files of an image at `target`, which is made: read-only, and nothing of them can be run. `key` names the
+    /// volume; repeating the call changes nothing.
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()>;
+
+    /// Ids of the images that are shown so; they are in use.
+    async fn images_in_volumes(&self) -> Result<Vec<String>>;
+
+    /// Takes back what was shown at `target`. Absent is success; the directory stays.
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()>;
 
     /// Makes (or completes) what the containers of a pod share. Idempotent per pod uid.
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox>;

@@ -212,6 +212,8 @@ pub struct Mount {
     pub read_only: bool,
     /// What is mounted below is read-only too.
     pub recursive_read_only: bool,
+    /// Nothing in it can be run.
+    pub no_exec: bool,
     pub propagation: MountPropagation,
 }
 

@@ -1,6 +1,6 @@
 //! A runtime whose operations are counted and timed, under the names that upstream's kubelet gives them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +58,18 @@ impl Runtime for Metered {
 
     async fn remove_image(&self, image: &str) -> Result<()> {
         self.count("remove_image", self.runtime.remove_image(image)).await
+    }
+
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.runtime.mount_image(image, key, target).await
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.runtime.images_in_volumes().await
+    }
+
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
+        self.runtime.unmount_image(key, target).await
     }
 
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {

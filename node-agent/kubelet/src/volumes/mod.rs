@@ -38,6 +38,7 @@ use crate::csi::volume::CsiVolume;
 use crate::interfaces::Objects;
 use crate::pod::{DesiredContainer, DesiredPod};
 use crate::quantity::value;
+use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
 use payload::{Tokens, payload, token_in, tokens_of};
@@ -105,6 +106,7 @@ pub struct Volumes {
     config: Arc<Config>,
     objects: Objects,
     client: Arc<dyn Client>,
+    runtime: Arc<dyn Runtime>,
     tokens: TokenManager,
     capacity: NodeCapacity,
     csi: Csi,
@@ -115,6 +117,7 @@ impl Volumes {
         config: Arc<Config>,
         objects: Objects,
         client: Arc<dyn Client>,
+        runtime: Arc<dyn Runtime>,
         capacity: NodeCapacity,
         csi: Csi,
     ) -> Self {
@@ -193,33 +196,63 @@ impl Volumes {
                 mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
             }
             atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
-            return Ok(Mounted { path: dir, read_only: true });
+            return Ok(Mounted::read_only(dir));
         }
         if let Some(source) = &volume.empty_dir {
             empty_dir(&dir, source, group).map_err(io(&dir))?;
-            return Ok(Mounted { path: dir, read_only: false });
+            return Ok(Mounted::writable(dir));
+        }
+        if volume.image.is_some() {
+            // Shown before the first container that mounts it starts.
+            return Ok(Mounted { no_exec: true, ..Mounted::read_only(dir) });
         }
         if let Some(source) = &volume.host_path {
-            return Ok(Mounted { path: host_path::prepare(source)?, read_only: false });
+            return Ok(Mounted::writable(host_path::prepare(source)?));
         }
         if let Some(source) = &volume.persistent_volume_claim {
             let read_only = source.read_only == Some(true);
             let claim = Claim { name: &source.claim_name, read_only, is_own: false };
-            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only });
+            return self.claimed(pod, claim).await;
         }
         if volume.ephemeral.is_some() {
             let claim = Claim { name: &own_claim_name(pod, &volume.name), read_only: false, is_own: true };
-            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only: false });
+            return self.claimed(pod, claim).await;
         }
         if let Some(source) = &volume.csi {
             let csi = CsiVolume::inline(volume, source, pod.namespace(), pod.uid());
-            return Ok(Mounted { path: self.csi.publish(pod, &csi).await?, read_only: csi.read_only });
+            return Ok(Mounted::with_access(self.csi.publish(pod, &csi).await?, csi.read_only));
         }
         if let Some(source) = &volume.nfs {
             let path = self.mount_nfs(pod, &volume.name, source, &[]).await?;
-            return Ok(Mounted { path, read_only: source.read_only == Some(true) });
+            return Ok(Mounted::with_access(path, source.read_only == Some(true)));
         }
         Err(VolumeError::Unsupported("this kind of volume"))
+    }
+
+    /// Shows an image as a volume of the pod. Idempotent.
+    pub async fn mount_image(&self, pod: &DesiredPod, volume: &Volume, image: &Image) -> Result<(), String> {
+        let dir = volume_dir(&self.config, pod.uid(), volume);
+        let key = image_key(pod.uid(), &volume.name);
+        let failed =
+            |error: &dyn std::error::Error| format!("image volume {:?}: {}", volume.name, with_source(error));
+        // First: by the directory, what the runtime has made is found and taken back, whoever dies in between.
+        fs::create_dir_all(&dir).map_err(|error| failed(&error))?;
+        let shown = self.runtime.mount_image(&image.id, &key, &dir).await;
+        shown.map_err(|error| failed(&error))
+    }
+
+    async fn unmount_images(&self, uid: &str) -> Result<(), VolumeError> {
+        let dir = self.config.pod_dir(uid).join("volumes").join(IMAGE_PLUGIN);
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|source| VolumeError::Io { path: dir.clone(), source })?,
+        };
+        for entry in entries.flatten() {
+            let key = image_key(uid, &entry.file_name().to_string_lossy());
+            let taken_back = self.runtime.unmount_image(&key, &entry.path()).await;
+            taken_back.map_err(|error| VolumeError::Image(with_source(&error)))?;
+        }
+        Ok(())
     }
 
     /// A container's mounts, subPaths prepared. `env` is for `subPathExpr`.
@@ -245,6 +278,7 @@ impl Volumes {
                     host_path,
                     read_only: volume.read_only || mount.read_only == Some(true),
                     recursive_read_only: is_recursive(mount),
+                    no_exec: volume.no_exec,
                     propagation: match mount.mount_propagation.as_deref() {
                         Some("HostToContainer") => MountPropagation::HostToContainer,
                         Some("Bidirectional") => MountPropagation::Bidirectional,
@@ -276,6 +310,7 @@ impl Volumes {
         own: impl FnOnce(&Self, &str) -> io::Result<()> + Send + 'static,
     ) -> Result<(), VolumeError> {
         self.csi.unpublish_all(uid).await?;
+        self.unmount_images(uid).await?;
         let (volumes, pod_uid) = (self.clone(), uid.to_owned());
         let released = tokio::task::spawn_blocking(move || own(&volumes, &pod_uid)).await;
         let released = released.map_err(io::Error::other).flatten();
@@ -301,6 +336,14 @@ impl Volumes {
     }
 }
 
+/// The directory of image volumes among a pod's.
+const IMAGE_PLUGIN: &str = "kubernetes.io~image";
+
+/// By what the runtime knows the view of an image volume.
+fn image_key(uid: &str, volume: &str) -> String {
+    format!("{uid}-{volume}")
+}
+
 /// Where a volume of the pod's own is.
 pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf {
     let plugin = match volume {
@@ -308,6 +351,7 @@ pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf
         Volume { secret: Some(_), .. } => "kubernetes.io~secret",
         Volume { projected: Some(_), .. } => "kubernetes.io~projected",
         Volume { downward_api: Some(_), .. } => "kubernetes.io~downward-api",
+        Volume { image: Some(_), .. } => IMAGE_PLUGIN,
         _ => "kubernetes.io~empty-dir",
     };
     config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)

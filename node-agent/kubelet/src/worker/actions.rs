@@ -68,7 +68,7 @@ pub struct Shared {
 const RETRY_STOP: Duration = Duration::from_secs(1);
 
 /// An error with what caused it, in one line.
-pub(super) fn with_source(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -178,6 +178,10 @@ async fn create_and_start(
         node_ips: &shared.config.node_ips,
         capacity: shared.allocatable,
     };
+    tokio::select! {
+        () = cancelled.cancelled() => return Ok(()),
+        shown = show_images(shared, pod, container) => shown?,
+    }
     let env = env::environment(&fields, container, &shared.objects)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
@@ -197,6 +201,25 @@ async fn create_and_start(
     started.map_err(|e| StartError { kind: FailureKind::RunContainerError, message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Started", format!("Started container {name}"));
     post_start(shared, pod, request, id).await
+}
+
+/// Pulls and shows the images that are volumes of the container.
+async fn show_images(
+    shared: &Shared,
+    pod: &DesiredPod,
+    container: &DesiredContainer,
+) -> Result<(), StartError> {
+    for volume in pod.spec().volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        let mounts = container.spec.volume_mounts.iter().flatten();
+        if !mounts.into_iter().any(|mount| mount.name == volume.name) {
+            continue;
+        }
+        let image = shared.images.ensure_volume(pod, container, source).await?;
+        let shown = shared.volumes.mount_image(pod, volume, &image).await;
+        shown.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
+    }
+    Ok(())
 }
 
 /// A process that cannot be made (no such program, a mount that fails) is a failed start, as upstream tells it:

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod exit;
 mod fifo;
+mod image_volume;
 mod log_writers;
 mod record;
 pub(crate) mod rpc;
@@ -14,7 +15,7 @@ mod stored;
 mod task_io;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,6 +171,18 @@ impl Runtime for Containerd {
 
     async fn remove_image(&self, image: &str) -> Result<()> {
         self.inner.images.remove(image).await
+    }
+
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.inner.mount_image(image, key, target).await
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.inner.images_in_volumes().await
+    }
+
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
+        self.inner.unmount_image(key, target).await
     }
 
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {

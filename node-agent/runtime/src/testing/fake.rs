@@ -5,7 +5,7 @@
 //! idempotent, a container's exit is in its status before its event is sent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ struct State {
     log_complete: Option<LogHandler>,
     /// A container whose name is here ignores its stop signal and dies at the timeout only.
     stubborn: Vec<String>,
+    /// Images that are volumes, by key.
+    shown: BTreeMap<String, String>,
     /// Limits of the groups around pods, by path.
     groups: BTreeMap<String, Resources>,
     /// What `stats` says of running containers, by container id, and `pod_stats`, by pod uid.
@@ -273,6 +275,30 @@ impl Runtime for FakeRuntime {
     async fn remove_image(&self, image: &str) -> Result<()> {
         self.enter("remove_image", image)?;
         self.state.lock().pulled.retain(|name, i| name != image && i.id != image);
+        Ok(())
+    }
+
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.enter("mount_image", key)?;
+        {
+            let mut state = self.state.lock();
+            if !state.pulled.values().any(|pulled| pulled.id == image) {
+                return Err(not_found("image", image));
+            }
+            state.shown.insert(key.to_owned(), image.to_owned());
+        }
+        let failed = |source| Error::Io { attempted: "create", path: target.to_owned(), source };
+        std::fs::create_dir_all(target).map_err(failed)
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.enter("images_in_volumes", "")?;
+        Ok(self.state.lock().shown.values().cloned().collect())
+    }
+
+    async fn unmount_image(&self, key: &str, _: &Path) -> Result<()> {
+        self.enter("unmount_image", key)?;
+        self.state.lock().shown.remove(key);
         Ok(())
     }
 
