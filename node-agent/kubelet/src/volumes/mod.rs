@@ -17,13 +17,13 @@ pub mod token;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_api::client::Client;
-use hawser_runtime::{Mount, MountPropagation};
+use hawser_runtime::{DeviceMapping, Image, Mount, MountPropagation, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 
@@ -61,6 +61,10 @@ pub enum VolumeError {
     Csi { driver: String, message: String },
     #[error("failed to fetch token: {0}")]
     Token(#[source] hawser_api::Error),
+    #[error("{0} is no block device")]
+    NoDevice(PathBuf),
+    #[error("image: {0}")]
+    Image(String),
     #[error("token was not fetched")]
     NoToken,
     #[error(transparent)]
@@ -90,6 +94,34 @@ pub struct Mounted {
     pub path: PathBuf,
     /// Volumes made of objects are read-only for containers.
     pub read_only: bool,
+    /// Nothing in it can be run.
+    pub no_exec: bool,
+    /// A device, for containers that name it in `volumeDevices`.
+    pub is_block: bool,
+}
+
+impl Mounted {
+    fn writable(path: PathBuf) -> Self {
+        Self { path, read_only: false, no_exec: false, is_block: false }
+    }
+
+    fn read_only(path: PathBuf) -> Self {
+        Self { read_only: true, ..Self::writable(path) }
+    }
+
+    /// The block device that is at `path`, or that it leads to.
+    fn device(path: &Path, read_only: bool) -> Result<Self, VolumeError> {
+        let failed = |source| VolumeError::Io { path: path.to_owned(), source };
+        let path = fs::canonicalize(path).map_err(failed)?;
+        match fs::metadata(&path).map_err(failed)?.file_type().is_block_device() {
+            true => Ok(Self { read_only, is_block: true, ..Self::writable(path) }),
+            false => Err(VolumeError::NoDevice(path)),
+        }
+    }
+
+    fn with_access(path: PathBuf, read_only: bool) -> Self {
+        Self { read_only, ..Self::writable(path) }
+    }
 }
 
 /// A pod's volumes by name.
@@ -270,6 +302,9 @@ impl Volumes {
                 let volume = volumes
                     .get(&mount.name)
                     .ok_or_else(|| ConfigError::ObjectMissing { kind: "volume", name: mount.name.clone() })?;
+                if volume.is_block {
+                    return Err(wrong_mode(&mount.name, "Block", "volumeMounts"));
+                }
                 let place =
                     sub_path_place(&self.config, pod.uid(), &mount.name, container.name(), attempt, index);
                 let host_path = host_path_of(container, mount, volume, &place, env)?;
@@ -284,6 +319,31 @@ impl Volumes {
                         Some("Bidirectional") => MountPropagation::Bidirectional,
                         _ => MountPropagation::Private,
                     },
+                })
+            })
+            .collect()
+    }
+
+    /// The devices that a container has of the pod's volumes.
+    pub fn container_devices(
+        &self,
+        container: &DesiredContainer,
+        volumes: &MountedVolumes,
+    ) -> Result<Vec<DeviceMapping>, ConfigError> {
+        let devices = container.spec.volume_devices.iter().flatten();
+        devices
+            .map(|device| {
+                let volume = volumes.get(&device.name).ok_or_else(|| ConfigError::ObjectMissing {
+                    kind: "volume",
+                    name: device.name.clone(),
+                })?;
+                if !volume.is_block {
+                    return Err(wrong_mode(&device.name, "Filesystem", "volumeDevices"));
+                }
+                Ok(DeviceMapping {
+                    host_path: volume.path.clone(),
+                    container_path: PathBuf::from(&device.device_path),
+                    permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
                 })
             })
             .collect()
@@ -355,6 +415,10 @@ pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf
         _ => "kubernetes.io~empty-dir",
     };
     config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
+}
+
+fn wrong_mode(volume: &str, mode: &'static str, field: &'static str) -> ConfigError {
+    ConfigError::VolumeMode { volume: volume.to_owned(), mode, field }
 }
 
 /// Every kernel and runtime that this runs on can make all below a mount read-only.

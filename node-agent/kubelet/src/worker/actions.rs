@@ -188,6 +188,7 @@ async fn create_and_start(
     let context =
         PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
     let mut config = container::build(&context, container, *attempt, image, env, mounts)?;
+    config.devices = shared.volumes.container_devices(container, volumes)?;
     config.join_pid_of = request.join_pid_of.clone();
     let prepared = shared.devices.prepare(&mut config).await;
     prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
