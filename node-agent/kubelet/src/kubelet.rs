@@ -121,6 +121,7 @@ impl Kubelet {
             devices: devices.clone(),
             qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),
+            has_apparmor: machine.has_apparmor,
             capacity: machine.capacity(),
             allocatable,
         });

@@ -275,6 +275,7 @@ impl Manager {
             config: &self.shared.config,
             allocatable: self.shared.allocatable,
             pressure: *self.shared.pressure.borrow(),
+            has_apparmor: self.shared.has_apparmor,
             pods: &others,
         };
         admit(&node, pod).and_then(|()| self.shared.devices.grant(pod)).err()

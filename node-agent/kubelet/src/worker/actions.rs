@@ -59,6 +59,7 @@ pub struct Shared {
     pub devices: Devices,
     pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
+    pub has_apparmor: bool,
     /// What the machine has, and what pods may have of it.
     pub capacity: NodeCapacity,
     pub allocatable: NodeCapacity,
