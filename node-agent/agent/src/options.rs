@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use hawser_api::{AddressRange, quantity::Quantity};
 use hawser_kubelet::{
     config::Reserved,
+    cpus::set::CpuSet,
     eviction::{
         Eviction,
         thresholds::{Signal, Threshold},
@@ -130,6 +131,13 @@ pub(crate) struct Options {
     /// Kept for the rest of the system
     #[arg(long, value_parser = reserved, default_value = "")]
     pub(crate) system_reserved: Reserved,
+    /// Whether containers of Guaranteed pods that ask for whole CPUs have these to themselves
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) cpu_manager_policy: CpuManagerPolicy,
+    /// CPUs, as 0-1,4, that are kept for the system: no container has them to itself. In the place of what
+    /// --kube-reserved and --system-reserved say of CPU
+    #[arg(long)]
+    pub(crate) reserved_cpus: Option<CpuSet>,
     /// What is held to what is not reserved: all pods together, or none
     #[arg(long, value_enum, default_value = "pods")]
     pub(crate) enforce_node_allocatable: EnforceNodeAllocatable,
@@ -165,6 +173,12 @@ pub(crate) struct Options {
     /// Taints of the node at registration, as <key>=<value>:<effect>
     #[arg(long, value_delimiter = ',')]
     pub(crate) register_with_taints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CpuManagerPolicy {
+    None,
+    Static,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

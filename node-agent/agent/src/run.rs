@@ -17,6 +17,7 @@ use hawser_api::{
 use hawser_dns::Dns;
 use hawser_kubelet::{
     Kubelet, Parts, StatusWriter, UsageReader,
+    cpus::{CpuPolicy, topology::Topology},
     events::{Recorder, node_reference},
 };
 use hawser_network::{Mode, Network, Uplink};
@@ -38,7 +39,7 @@ use crate::{
     load_balancer::LoadBalancer,
     metrics::Metrics,
     names,
-    options::{EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options, Xdp, read},
+    options::{CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options, Xdp, read},
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -206,6 +207,16 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
     config.kube_reserved = options.kube_reserved;
     config.system_reserved = options.system_reserved;
     config.enforce_node_allocatable = options.enforce_node_allocatable == EnforceNodeAllocatable::Pods;
+    if let Some(cpus) = &options.reserved_cpus {
+        config.kube_reserved.cpu_millis = 0;
+        config.system_reserved.cpu_millis = 1000 * cpus.len() as u64;
+    }
+    if options.cpu_manager_policy == CpuManagerPolicy::Static {
+        let topology = Topology::read(Path::new("/sys/devices/system/cpu"));
+        let millis = config.kube_reserved.cpu_millis.saturating_add(config.system_reserved.cpu_millis);
+        let policy = CpuPolicy::fixed(topology, options.reserved_cpus.clone().unwrap_or_default(), millis);
+        config.cpu_policy = policy.map_err(|why| anyhow::anyhow!("--cpu-manager-policy static: {why}"))?;
+    }
     config.eviction = options.eviction()?;
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::resources::NodeCapacity;
+use crate::cpus::CpuPolicy;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
@@ -48,6 +49,7 @@ pub struct Config {
     pub system_reserved: Reserved,
     /// The pods together get no more than what is not reserved (`enforceNodeAllocatable: [pods]`).
     pub enforce_node_allocatable: bool,
+    pub cpu_policy: CpuPolicy,
     /// Processes that a pod may have; `None` for no limit.
     pub pod_pids_limit: Option<i64>,
     /// Kernel parameters that pods may set beside the safe ones; a `*` at the end stands for anything.
@@ -96,6 +98,7 @@ impl Config {
             kube_reserved: Reserved::default(),
             system_reserved: Reserved::default(),
             enforce_node_allocatable: true,
+            cpu_policy: CpuPolicy::None,
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),
             max_parallel_pulls: 4,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::Checkpoint;
 use crate::clock::AgentClock;
 use crate::config::Config;
+use crate::cpus::Cpus;
 use crate::csi::{self, Csi};
 use crate::devices::{self, Devices};
 use crate::events::{Recorder, write_events};
@@ -89,6 +90,7 @@ impl Kubelet {
             last_use.clone(),
         );
         let devices = Devices::load(&config);
+        let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
         let csi = Csi::new(config.clone(), client.clone());
         let volumes = Volumes::new(
             config.clone(),
@@ -119,6 +121,7 @@ impl Kubelet {
             clock,
             metrics: metrics.clone(),
             devices: devices.clone(),
+            cpus: cpus.clone(),
             qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),
             has_apparmor: machine.has_apparmor,
@@ -195,6 +198,7 @@ impl Kubelet {
         tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
         tasks.spawn(collecting.run(shutdown.clone()));
+        tasks.spawn(cpus.run(shutdown.clone()));
         tasks.spawn(devices::plugins::run(devices, shutdown.clone()));
         tasks.spawn(csi::registration::run(csi, shutdown.clone()));
         let stop = shutdown.clone();

@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod container;
+pub mod cpus;
 pub mod csi;
 pub mod devices;
 mod durable;

@@ -265,6 +265,12 @@ impl Manager {
         let status = pod.object.status.as_ref();
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
+            if pod.terminal_phase().is_none()
+                && let Err(verdict) = self.shared.cpus.grant(pod)
+            {
+                // It was given some by an agent whose note is lost, and others have them by now: it shares.
+                warn!(pod = %pod.key(), why = verdict.message, "a pod that runs has no CPUs of its own");
+            }
             return None;
         }
         let others: Vec<DesiredPod> =
@@ -278,7 +284,10 @@ impl Manager {
             has_apparmor: self.shared.has_apparmor,
             pods: &others,
         };
-        admit(&node, pod).and_then(|()| self.shared.devices.grant(pod)).err()
+        admit(&node, pod)
+            .and_then(|()| self.shared.devices.grant(pod))
+            .and_then(|()| self.shared.cpus.grant(pod))
+            .err()
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Node, container, spec, uid};
+use hawser_kubelet::Config;
+use hawser_kubelet::cpus::CpuPolicy;
+use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
 use hawser_runtime::{ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
@@ -139,6 +142,43 @@ async fn tree_that_cannot_be_written_is_told_and_pods_start_all_the_same() {
     .await;
     node.bind("web", spec("Always", vec![container("web")]));
     node.wait_running("web").await;
+}
+
+/// One socket of two cores with two threads each; CPU 0 is reserved.
+fn with_cpus(config: &mut Config) {
+    let places = [(0, 0), (1, 1), (2, 0), (3, 1)];
+    let places = places.into_iter().map(|(cpu, core)| (cpu, Place { socket: 0, core }));
+    let reserved = "0".parse().expect("a set");
+    config.cpu_policy = CpuPolicy::fixed(Topology(places.collect()), reserved, 0).expect("a policy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whole_cpus_are_taken_from_those_that_share() {
+    let node = Node::start_set(with_cpus);
+    node.bind("idle", spec("Always", vec![container("idle")]));
+    node.wait_running("idle").await;
+    let cpus = |node: &Node, name: &str| {
+        let found = node.runtime.find(&uid(name), name).expect("made");
+        node.runtime.config_of(&found.id).expect("made").resources.cpuset_cpus.expect("told")
+    };
+    assert_eq!(cpus(&node, "idle"), "0-3");
+    let whole = |name: &str| asking(name, &[], &[("cpu", "1"), ("memory", "1Mi")]);
+    node.bind("web", spec("Always", vec![whole("web")]));
+    node.wait_running("web").await;
+    assert_eq!((cpus(&node, "web"), cpus(&node, "idle")), ("2".into(), "0-1,3".into()));
+    let calls = node.runtime.calls();
+    let first = |wanted: &str| calls.iter().position(|call| call.starts_with(wanted)).expect(wanted);
+    let created = first(&format!("create_container({}", uid("web")));
+    assert!(first("update_container") < created, "moved before the other one begins");
+    // Known again after a restart, and given back at the end.
+    let node = node.restart_set(with_cpus).await;
+    node.wait("the workers", || (node.kubelet.pods.len() == 2).then_some(())).await;
+    node.bind("late", spec("Always", vec![container("late")]));
+    node.wait_running("late").await;
+    assert_eq!(cpus(&node, "late"), "0-1,3");
+    node.delete("web", 0);
+    node.wait("the others to have it", || (cpus(&node, "late") == "0-3").then_some(())).await;
+    assert_eq!(cpus(&node, "idle"), "0-3");
 }
 
 #[tokio::test(start_paused = true)]

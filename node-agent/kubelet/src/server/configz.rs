@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::config::{Config, Reserved};
+use crate::cpus::CpuPolicy;
 use crate::eviction::thresholds::{Amount, Threshold};
 use crate::pod::back_off::go_duration;
 use crate::quantity::binary_si;
@@ -25,6 +26,14 @@ pub(super) fn configz(config: &Config) -> Value {
         "resolvConf": config.resolv_conf,
         "maxPods": config.max_pods,
         "staticPodPath": config.static_pod_path,
+        "cpuManagerPolicy": match &config.cpu_policy {
+            CpuPolicy::None => "none",
+            CpuPolicy::Static { .. } => "static",
+        },
+        "reservedSystemCPUs": match &config.cpu_policy {
+            CpuPolicy::None => String::new(),
+            CpuPolicy::Static { reserved, .. } => reserved.to_string(),
+        },
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "maxParallelImagePulls": config.max_parallel_pulls,
         "serializeImagePulls": config.max_parallel_pulls == 1,

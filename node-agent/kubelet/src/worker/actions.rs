@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::container::downward::Fields;
 use crate::container::resources::NodeCapacity;
 use crate::container::{self, ConfigError, PodContext, env};
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::events::{EventType, Recorder};
 use crate::eviction::Pressure;
@@ -57,6 +58,7 @@ pub struct Shared {
     pub clock: AgentClock,
     pub metrics: Metrics,
     pub devices: Devices,
+    pub cpus: Cpus,
     pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
     pub has_apparmor: bool,
@@ -192,6 +194,8 @@ async fn create_and_start(
     config.devices = shared.volumes.container_devices(container, volumes)?;
     config.join_pid_of = request.join_pid_of.clone();
     let prepared = shared.devices.prepare(&mut config).await;
+    prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
+    let prepared = shared.cpus.prepare(&mut config).await;
     prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
