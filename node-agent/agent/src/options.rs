@@ -138,6 +138,12 @@ pub(crate) struct Options {
     /// --kube-reserved and --system-reserved say of CPU
     #[arg(long)]
     pub(crate) reserved_cpus: Option<CpuSet>,
+    /// Which programs know credentials for registries, a CredentialProviderConfig
+    #[arg(long, requires = "image_credential_provider_bin_dir")]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs are
+    #[arg(long, requires = "image_credential_provider_config")]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
     /// What is held to what is not reserved: all pods together, or none
     #[arg(long, value_enum, default_value = "pods")]
     pub(crate) enforce_node_allocatable: EnforceNodeAllocatable,

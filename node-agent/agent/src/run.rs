@@ -18,6 +18,7 @@ use hawser_dns::Dns;
 use hawser_kubelet::{
     Kubelet, Parts, StatusWriter, UsageReader,
     cpus::{CpuPolicy, topology::Topology},
+    credentials::Credentials,
     events::{Recorder, node_reference},
 };
 use hawser_network::{Mode, Network, Uplink};
@@ -216,6 +217,13 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
         let millis = config.kube_reserved.cpu_millis.saturating_add(config.system_reserved.cpu_millis);
         let policy = CpuPolicy::fixed(topology, options.reserved_cpus.clone().unwrap_or_default(), millis);
         config.cpu_policy = policy.map_err(|why| anyhow::anyhow!("--cpu-manager-policy static: {why}"))?;
+    }
+    if let (Some(file), Some(dir)) =
+        (&options.image_credential_provider_config, &options.image_credential_provider_bin_dir)
+    {
+        let credentials = Credentials::load(file, dir);
+        config.credentials =
+            credentials.map_err(|why| anyhow::anyhow!("--image-credential-provider-config: {why}"))?;
     }
     config.eviction = options.eviction()?;
     config.image_gc.high_percent = options.image_gc_high_threshold;

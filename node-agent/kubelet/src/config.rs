@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::container::resources::NodeCapacity;
 use crate::cpus::CpuPolicy;
+use crate::credentials::Credentials;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
@@ -50,6 +51,8 @@ pub struct Config {
     /// The pods together get no more than what is not reserved (`enforceNodeAllocatable: [pods]`).
     pub enforce_node_allocatable: bool,
     pub cpu_policy: CpuPolicy,
+    /// Plugins that know credentials for registries.
+    pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
     pub pod_pids_limit: Option<i64>,
     /// Kernel parameters that pods may set beside the safe ones; a `*` at the end stands for anything.
@@ -99,6 +102,7 @@ impl Config {
             system_reserved: Reserved::default(),
             enforce_node_allocatable: true,
             cpu_policy: CpuPolicy::None,
+            credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),
             max_parallel_pulls: 4,

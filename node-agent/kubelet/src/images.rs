@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::credentials::Credentials;
 use crate::events::{EventType, Recorder};
 use crate::image_gc::LastUse;
 use crate::pod::back_off::go_duration;
@@ -60,6 +61,7 @@ pub struct Images {
     recorder: Recorder,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
+    credentials: Credentials,
     last_use: LastUse,
     /// One pull of an image at a time; entries go with their last user.
     by_image: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -71,10 +73,11 @@ impl Images {
         secrets: Informer<Secret>,
         recorder: Recorder,
         max_parallel_pulls: usize,
+        credentials: Credentials,
         last_use: LastUse,
     ) -> Self {
         let slots = Semaphore::new(max_parallel_pulls.max(1));
-        Self { runtime, secrets, recorder, slots, last_use, by_image: Mutex::default() }
+        Self { runtime, secrets, recorder, slots, credentials, last_use, by_image: Mutex::default() }
     }
 
     /// The container's image, pulled where the policy asks for it. Cancel-safe.
@@ -156,7 +159,8 @@ impl Images {
             "Pulling",
             format!("Pulling image {image:?}"),
         );
-        let auth = self.credentials(pod, image);
+        let mut auth = self.credentials_of(pod, image);
+        auth.extend(self.credentials.get(image).await);
         match self.runtime.pull_image(image, &auth, None).await {
             Ok(pulled) => {
                 let message = format!(
@@ -184,7 +188,8 @@ impl Images {
         }
     }
 
-    fn credentials(&self, pod: &DesiredPod, image: &str) -> Vec<RegistryAuth> {
+    /// Of the pod's imagePullSecrets.
+    fn credentials_of(&self, pod: &DesiredPod, image: &str) -> Vec<RegistryAuth> {
         let names = pod.spec().image_pull_secrets.iter().flatten().map(|r| r.name.as_str());
         let secrets = names.filter_map(|name| self.secrets.get(&ObjectKey::new(pod.namespace(), name)));
         secrets.flat_map(|secret| credentials_in(&secret, image)).collect()
@@ -272,7 +277,8 @@ fn matches_image(server: &str, image: &str) -> bool {
     same_host && path.starts_with(server_path)
 }
 
-fn host_and_path(image: &str) -> (&str, &str) {
+/// A registry, with its port, and what comes after it.
+pub(crate) fn host_and_path(image: &str) -> (&str, &str) {
     match image.split_once('/') {
         Some((host, path)) if host.contains('.') || host.contains(':') || host == "localhost" => (host, path),
         _ => ("docker.io", image),

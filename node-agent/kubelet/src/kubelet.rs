@@ -87,6 +87,7 @@ impl Kubelet {
             objects.secrets.clone(),
             recorder.clone(),
             config.max_parallel_pulls,
+            config.credentials.clone(),
             last_use.clone(),
         );
         let devices = Devices::load(&config);

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod container;
 pub mod cpus;
+pub mod credentials;
 pub mod csi;
 pub mod devices;
 mod durable;
