@@ -8,6 +8,7 @@ mod process;
 pub mod resource;
 mod runtime;
 pub(crate) mod text;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -174,6 +175,12 @@ impl Telemetry {
     pub fn metrics(&self) -> String {
         let mut out = Exposition::default();
         self.look_up(&mut out);
+        let (views, disk) = (self.pods.all(), self.stats.disk());
+        let measured = views.iter().filter_map(|view| {
+            let meta = &view.pod.metadata;
+            Some((meta.namespace.as_deref().unwrap_or_default(), disk.get(meta.uid.as_deref()?)?))
+        });
+        volumes::render(&mut out, measured);
         process::render(&mut out);
         encode(&self.metrics.inner.registry) + &out.finish()
     }

@@ -142,6 +142,7 @@ impl Inner {
             PodView {
                 pod: Arc::new(Pod { metadata, spec: Some(spec), status: None }),
                 containers: mine.into_iter().map(|c| (c.name.clone(), (Some(c), None))).collect(),
+                ..PodView::default()
             }
         });
         Ok(sandboxes.collect())

@@ -148,6 +148,11 @@ impl Collector {
         *self.inner.disk.lock() = measured;
     }
 
+    /// What was last measured, by uid.
+    pub fn disk(&self) -> BTreeMap<String, Measured> {
+        self.inner.disk.lock().clone()
+    }
+
     /// Space where images and containers' layers are; `None` while the runtime does not say where.
     pub async fn image_fs(&self) -> Option<FsStats> {
         self.inner.image_fs().await
