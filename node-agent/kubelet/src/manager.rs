@@ -46,6 +46,11 @@ impl Pods {
         self.workers.read().values().map(|w| w.view.lock().clone()).collect()
     }
 
+    /// The objects alone, for who looks often.
+    pub fn objects(&self) -> Vec<Arc<Pod>> {
+        self.workers.read().values().map(|w| w.view.lock().pod.clone()).collect()
+    }
+
     /// The pod of that name; of several, the one that is not being deleted.
     pub fn find(&self, namespace: &str, name: &str) -> Option<PodView> {
         let named = |view: &PodView| {

@@ -134,10 +134,10 @@ impl QosCgroups {
     /// pod is better started with the shares of a minute ago than not at all.
     pub async fn update(&self) {
         let mut written = self.written.lock().await;
-        let views = self.pods.all();
-        let active = views.iter().filter_map(|view| {
-            let phase = view.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            view.pod.spec.as_ref().filter(|_| !matches!(phase, Some("Succeeded" | "Failed")))
+        let pods = self.pods.objects();
+        let active = pods.iter().filter_map(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            pod.spec.as_ref().filter(|_| !matches!(phase, Some("Succeeded" | "Failed")))
         });
         for (index, (group, limits)) in plan(&self.cgroup_root, self.bounds, active).into_iter().enumerate() {
             let same = |(known, had): &(String, Resources)| *known == group && *had == limits;

@@ -87,6 +87,30 @@ async fn greediest_pod_goes_and_the_node_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_that_together_near_their_bound_lose_the_greediest() {
+    let node = Node::start_set(|config| {
+        // Far below what any machine has.
+        config.eviction.thresholds =
+            vec![Threshold::hard(Signal::MemoryAvailable, Amount::Absolute(1 << 20))];
+    });
+    for name in ["modest", "web"] {
+        node.bind(name, spec("Always", vec![asking("main", &[("memory", "1Mi")], &[])]));
+        node.wait_running(name).await;
+    }
+    let usage = |bytes| ContainerStats { memory_working_set_bytes: bytes, ..ContainerStats::default() };
+    node.runtime.set_stats(&uid("modest"), usage(1 << 10));
+    node.runtime.set_stats(&uid("web"), usage(63 << 20));
+    let bound = ContainerStats { memory_limit_bytes: Some(64 << 20), ..usage((63 << 20) + (1 << 19)) };
+    node.runtime.set_stats("/hawser/n1/kubepods", bound);
+    let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    let message = status.message.expect("a message");
+    let told = "The node was low on resource: memory. Threshold quantity: 1Mi, available: 512Ki. ";
+    assert!(message.starts_with(told), "{message}");
+    assert_eq!(node.status("modest").phase.as_deref(), Some("Running"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn container_over_its_storage_limit_takes_its_pod_down() {
     let node = Node::start_set(|config| {
         config.volume_stats_interval = Duration::from_secs(1);

@@ -149,6 +149,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// What a whole pod uses now (all its containers), from its own cgroup; `None` without one.
     async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>>;
 
+    /// What a group of the tree around pods uses, with all in it; `None` without one.
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>>;
+
     /// What the container's own layer takes on disk; `None` when there is no such container. Walks the layer.
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>>;
 

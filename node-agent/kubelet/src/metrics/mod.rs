@@ -21,6 +21,7 @@ use crate::config::{Config, KUBELET_VERSION};
 use crate::manager::Pods;
 use crate::pod::ContainerKind;
 use crate::probes::Prober;
+use crate::static_pods::is_static;
 use crate::stats::Collector;
 use hawser_runtime::ContainerState;
 use text::Exposition;
@@ -223,7 +224,11 @@ impl Telemetry {
             family.sample(&[("container_state", name)], state(states), None);
         }
         let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
-        out.gauge("kubelet_desired_pods", help).sample(&[("static", "")], views.len() as f64, None);
+        let is_static = |view: &&crate::worker::PodView| is_static(&view.pod);
+        let from_files = views.iter().filter(is_static).count();
+        let family = out.gauge("kubelet_desired_pods", help);
+        family.sample(&[("static", "")], (views.len() - from_files) as f64, None);
+        family.sample(&[("static", "true")], from_files as f64, None);
     }
 }
 

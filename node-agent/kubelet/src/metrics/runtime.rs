@@ -154,6 +154,10 @@ impl Runtime for Metered {
         self.count("pod_sandbox_stats", self.runtime.pod_stats(pod_uid)).await
     }
 
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        self.runtime.group_stats(group).await
+    }
+
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
         self.count("container_fs_usage", self.runtime.disk_usage(id)).await
     }

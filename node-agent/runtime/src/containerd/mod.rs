@@ -282,6 +282,10 @@ impl Runtime for Containerd {
         Ok(sandbox.and_then(|sandbox| self.inner.cgroups.stats(&sandbox.config.cgroup_parent)))
     }
 
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        Ok(self.inner.cgroups.stats(group))
+    }
+
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
         self.inner.disk_usage(id).await
     }

@@ -114,7 +114,7 @@ impl FakeRuntime {
         self.state.lock().stubborn.push(container_name.to_owned());
     }
 
-    /// What a container (by id) or a pod (by uid) uses from now on.
+    /// What a container (by id), a pod (by uid) or a group around pods (by path) uses from now on.
     pub fn set_stats(&self, id: &str, stats: ContainerStats) {
         self.state.lock().stats.insert(id.to_owned(), stats);
     }
@@ -513,6 +513,11 @@ impl Runtime for FakeRuntime {
         let state = self.state.lock();
         let known = state.sandboxes.contains_key(pod_uid);
         Ok(known.then(|| state.stats.get(pod_uid).copied().unwrap_or_default()))
+    }
+
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        self.enter("group_stats", group)?;
+        Ok(self.state.lock().stats.get(group).copied())
     }
 
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {
