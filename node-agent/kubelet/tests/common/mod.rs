@@ -304,9 +304,31 @@ pub(crate) struct Node {
     pub(crate) network: Arc<FakeNetwork>,
     pub(crate) news: Arc<News>,
     pub(crate) objects: Objects,
-    pub(crate) dir: Arc<tempfile::TempDir>,
     pub(crate) kubelet: Kubelet,
     shutdown: CancellationToken,
+    /// Last: it goes when nothing of the kubelet is left.
+    pub(crate) dir: Arc<Dir>,
+}
+
+/// A directory of a test's own, gone with all that is mounted in it.
+pub(crate) struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(tempfile::tempdir().expect("a directory")))
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if let Err(error) = hawser_kubelet::volumes::mounts::unmount_below(self.path()) {
+            println!("{} is left: {error}", self.path().display());
+        }
+    }
 }
 
 impl Node {
@@ -319,7 +341,7 @@ impl Node {
     pub(crate) fn start_set(set: impl FnOnce(&mut Config)) -> Self {
         let objects = Objects::default();
         let api = Arc::new(FakeApi::new(&objects));
-        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+        let dir = Dir::new();
         Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir, set)
     }
 
@@ -328,7 +350,7 @@ impl Node {
         let objects = Objects::default();
         let api = Arc::new(FakeApi::new(&objects));
         *api.down.lock() = true;
-        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+        let dir = Dir::new();
         Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir, set)
     }
 
@@ -337,7 +359,7 @@ impl Node {
         api: Arc<FakeApi>,
         network: Arc<FakeNetwork>,
         objects: Objects,
-        dir: Arc<tempfile::TempDir>,
+        dir: Arc<Dir>,
         set: impl FnOnce(&mut Config),
     ) -> Self {
         let mut config = Config::new("n1", IpAddr::from([10, 0, 0, 1]), dir.path());
