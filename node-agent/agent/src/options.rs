@@ -134,6 +134,9 @@ pub(crate) struct Options {
     /// Whether containers of Guaranteed pods that ask for whole CPUs have these to themselves
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) cpu_manager_policy: CpuManagerPolicy,
+    /// Whether the CPUs and devices of a container are to come from the same NUMA nodes
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) topology_manager_policy: TopologyManagerPolicy,
     /// CPUs, as 0-1,4, that are kept for the system: no container has them to itself. In the place of what
     /// --kube-reserved and --system-reserved say of CPU
     #[arg(long)]
@@ -185,6 +188,14 @@ pub(crate) struct Options {
 pub(crate) enum CpuManagerPolicy {
     None,
     Static,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopologyManagerPolicy {
+    None,
+    BestEffort,
+    Restricted,
+    SingleNumaNode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -20,6 +20,7 @@ use hawser_kubelet::{
     cpus::{CpuPolicy, topology::Topology},
     credentials::Credentials,
     events::{Recorder, node_reference},
+    locality::Policy,
 };
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
@@ -40,7 +41,10 @@ use crate::{
     load_balancer::LoadBalancer,
     metrics::Metrics,
     names,
-    options::{CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options, Xdp, read},
+    options::{
+        CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options,
+        TopologyManagerPolicy, Xdp, read,
+    },
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -218,6 +222,12 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
         let policy = CpuPolicy::fixed(topology, options.reserved_cpus.clone().unwrap_or_default(), millis);
         config.cpu_policy = policy.map_err(|why| anyhow::anyhow!("--cpu-manager-policy static: {why}"))?;
     }
+    config.topology_policy = match options.topology_manager_policy {
+        TopologyManagerPolicy::None => Policy::None,
+        TopologyManagerPolicy::BestEffort => Policy::BestEffort,
+        TopologyManagerPolicy::Restricted => Policy::Restricted,
+        TopologyManagerPolicy::SingleNumaNode => Policy::SingleNumaNode,
+    };
     if let (Some(file), Some(dir)) =
         (&options.image_credential_provider_config, &options.image_credential_provider_bin_dir)
     {

@@ -11,6 +11,7 @@ use crate::credentials::Credentials;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
+use crate::locality;
 
 /// Version that the node announces: the API level, then the project.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+hawser-", env!("CARGO_PKG_VERSION"));
@@ -51,6 +52,8 @@ pub struct Config {
     /// The pods together get no more than what is not reserved (`enforceNodeAllocatable: [pods]`).
     pub enforce_node_allocatable: bool,
     pub cpu_policy: CpuPolicy,
+    /// Whether CPUs and devices of a container are to be near to each other.
+    pub topology_policy: locality::Policy,
     /// Plugins that know credentials for registries.
     pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
@@ -102,6 +105,7 @@ impl Config {
             system_reserved: Reserved::default(),
             enforce_node_allocatable: true,
             cpu_policy: CpuPolicy::None,
+            topology_policy: locality::Policy::None,
             credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),

@@ -22,6 +22,7 @@ pub mod image_gc;
 pub mod images;
 pub mod interfaces;
 mod kubelet;
+pub mod locality;
 pub mod manager;
 pub mod metrics;
 pub mod node;

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::admission::{Node, admit};
 use crate::container::resources::NodeCapacity;
+use crate::locality::{Near, plan};
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
@@ -271,7 +272,7 @@ impl Manager {
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
             if pod.terminal_phase().is_none()
-                && let Err(verdict) = self.shared.cpus.grant(pod)
+                && let Err(verdict) = self.shared.cpus.grant(pod, &Near::new())
             {
                 // It was given some by an agent whose note is lost, and others have them by now: it shares.
                 warn!(pod = %pod.key(), why = verdict.message, "a pod that runs has no CPUs of its own");
@@ -289,10 +290,19 @@ impl Manager {
             has_apparmor: self.shared.has_apparmor,
             pods: &others,
         };
-        admit(&node, pod)
-            .and_then(|()| self.shared.devices.grant(pod))
-            .and_then(|()| self.shared.cpus.grant(pod))
-            .err()
+        admit(&node, pod).and_then(|()| self.grant(pod)).err()
+    }
+
+    /// Gives a pod the devices and CPUs that it asks for, from nodes near to each other where that is wanted.
+    fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+        let Shared { devices, cpus, config, .. } = &*self.shared;
+        let near = plan(config.topology_policy, pod, |index, near| {
+            let mut hints = devices.hints(pod, index, near);
+            hints.extend(cpus.hints(pod, index, near));
+            hints
+        })?;
+        devices.grant(pod, &near)?;
+        cpus.grant(pod, &near)
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.

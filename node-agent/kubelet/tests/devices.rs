@@ -66,8 +66,11 @@ impl DevicePlugin for Plugin {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let lists = WatchStream::new(self.devices.subscribe()).map(|list| {
-            let devices =
-                list.into_iter().map(|(id, health)| Device { id: id.into(), health: health.into() });
+            let devices = list.into_iter().map(|(id, health)| Device {
+                id: id.into(),
+                health: health.into(),
+                topology: None,
+            });
             Ok(ListAndWatchResponse { devices: devices.collect() })
         });
         Ok(Response::new(Box::pin(lists)))

@@ -171,7 +171,7 @@ async fn tree_that_cannot_be_written_is_told_and_pods_start_all_the_same() {
 /// One socket of two cores with two threads each; CPU 0 is reserved.
 fn with_cpus(config: &mut Config) {
     let places = [(0, 0), (1, 1), (2, 0), (3, 1)];
-    let places = places.into_iter().map(|(cpu, core)| (cpu, Place { socket: 0, core }));
+    let places = places.into_iter().map(|(cpu, core)| (cpu, Place { socket: 0, core, node: 0 }));
     let reserved = "0".parse().expect("a set");
     config.cpu_policy = CpuPolicy::fixed(Topology(places.collect()), reserved, 0).expect("a policy");
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::set::CpuSet;
 use super::topology::Topology;
+use crate::locality::{Hint, Near, Nodes, hints};
 use crate::pod::qos::{QosClass, qos_class, request};
 use crate::pod::state::Verdict;
 use crate::pod::{ContainerKind, DesiredContainer, DesiredPod};
@@ -72,22 +73,64 @@ impl Ledger {
         self.entries.get(pod_uid).is_some_and(|containers| containers.contains_key(container))
     }
 
-    /// Gives a pod's containers the CPUs that they ask for, all or none. Repeating it changes nothing.
-    pub fn grant(&mut self, pod: &DesiredPod) -> Result<(), Verdict> {
+    /// Gives a pod's containers the CPUs that they ask for, all or none, from the nodes that they are to be `near` as far as
+    /// there are any. Repeating it changes nothing.
+    pub fn grant(&mut self, pod: &DesiredPod, near: &Near) -> Result<(), Verdict> {
         if self.entries.contains_key(pod.uid()) {
             return Ok(());
         }
+        let granted = self.allot(pod, &pod.containers, near)?.granted;
+        if !granted.is_empty() {
+            self.entries.insert(pod.uid().to_owned(), granted);
+            self.version += 1;
+        }
+        Ok(())
+    }
+
+    /// Nodes that the CPUs of the pod's container of that number could come from; `None` where it asks for none.
+    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Option<Vec<Hint>> {
+        let wanted = Some(exclusive(pod, pod.containers.get(index)?)).filter(|wanted| *wanted > 0)?;
+        let Ok(before) = self.allot(pod, &pod.containers[..index], near) else { return Some(Vec::new()) };
+        let free = before.free.and(&before.again);
+        let count = |cpus: &CpuSet, node: u32| self.topology.on(&[node].into(), cpus).len();
+        let assignable = self.topology.all().without(&self.reserved);
+        let total = |node| count(&assignable, node);
+        Some(hints(&self.topology.nodes(), wanted, total, |node| count(&free, node)))
+    }
+
+    /// As many as can be had on these nodes, the rest from anywhere.
+    fn take(&self, free: &CpuSet, count: usize, nodes: Option<&Nodes>) -> Option<CpuSet> {
+        let there = nodes.map(|nodes| self.topology.on(nodes, free)).unwrap_or_default();
+        let first = self.topology.take(&there, count.min(there.len()))?;
+        let rest = self.topology.take(&free.without(&first), count - first.len())?;
+        Some(first.and(&rest))
+    }
+
+    /// What the containers of a pod would get.
+    fn allot(
+        &self,
+        pod: &DesiredPod,
+        containers: &[DesiredContainer],
+        near: &Near,
+    ) -> Result<Allotment, Verdict> {
         let mut free = self.shared().without(&self.reserved);
         // Of init containers, which have ended before the next container starts.
         let mut again = CpuSet::default();
         let mut granted = BTreeMap::new();
-        for container in &pod.containers {
+        for container in containers {
+            let nodes = near.get(container.name());
             let wanted = exclusive(pod, container);
             if wanted == 0 {
                 continue;
             }
-            let reused = self.topology.take(&again, wanted.min(again.len())).unwrap_or_default();
-            let fresh = self.topology.take(&free, wanted - reused.len());
+            // Those that are free again come first, unless they would be too far away.
+            let (reused, pool) = match nodes {
+                None => {
+                    (self.topology.take(&again, wanted.min(again.len())).unwrap_or_default(), free.clone())
+                }
+                Some(_) => (CpuSet::default(), free.and(&again)),
+            };
+            let fresh = self.take(&pool, wanted - reused.len(), nodes);
             let Some(fresh) = fresh else {
                 let available = free.len() + again.len();
                 let message = format!(
@@ -103,11 +146,7 @@ impl Ledger {
             };
             granted.insert(container.name().to_owned(), cpus);
         }
-        if !granted.is_empty() {
-            self.entries.insert(pod.uid().to_owned(), granted);
-            self.version += 1;
-        }
-        Ok(())
+        Ok(Allotment { granted, free, again })
     }
 
     /// Gives back what pods have that are not to keep it; true when there was something.
@@ -126,6 +165,14 @@ impl Ledger {
             entries: self.entries.clone(),
         }
     }
+}
+
+struct Allotment {
+    granted: BTreeMap<String, CpuSet>,
+    /// What is left.
+    free: CpuSet,
+    /// What init containers leave to those after them.
+    again: CpuSet,
 }
 
 /// Number of CPUs that a container gets to itself.
@@ -172,18 +219,22 @@ mod tests {
     fn whole_cpus_of_guaranteed_pods_are_their_own() {
         let mut ledger = ledger();
         assert_eq!(ledger.shared().to_string(), "0-7");
-        ledger.grant(&pod("one", vec![], vec![whole("a", "2"), whole("b", "1")])).expect("there are");
+        ledger
+            .grant(&pod("one", vec![], vec![whole("a", "2"), whole("b", "1")]), &Near::new())
+            .expect("there are");
         assert_eq!((of(&ledger, "one", "a"), of(&ledger, "one", "b")), ("1,5".into(), "2".into()));
         let check = |name: &str, main: Container| {
             let mut ledger = self::ledger();
-            ledger.grant(&pod(name, vec![], vec![main])).expect("nothing is asked for");
+            ledger.grant(&pod(name, vec![], vec![main]), &Near::new()).expect("nothing is asked for");
             assert_eq!((of(&ledger, name, "a"), ledger.version), ("0-7".into(), 0), "{name}");
         };
         check("a part of a CPU", whole("a", "1500m"));
         check("burstable", with_resources("a", &[("cpu", "2")], &[]));
         check("best effort", with_resources("a", &[], &[]));
         let before = ledger.state();
-        ledger.grant(&pod("one", vec![], vec![whole("a", "2"), whole("b", "1")])).expect("as before");
+        ledger
+            .grant(&pod("one", vec![], vec![whole("a", "2"), whole("b", "1")]), &Near::new())
+            .expect("as before");
         assert_eq!(ledger.state(), before);
         assert_eq!(ledger.shared().to_string(), "0,3-4,6-7");
         assert!(ledger.release_all(|uid| uid != "one"));
@@ -193,13 +244,15 @@ mod tests {
     #[test]
     fn reserved_cpus_stay_shared_and_too_few_are_a_refusal() {
         let mut ledger = ledger();
-        let refused = ledger.grant(&pod("large", vec![], vec![whole("a", "7")])).expect_err("six are left");
+        let refused = ledger
+            .grant(&pod("large", vec![], vec![whole("a", "7")]), &Near::new())
+            .expect_err("six are left");
         assert_eq!(refused.reason, "UnexpectedAdmissionError");
         assert!(refused.message.contains("requested=7, available=6"), "{}", refused.message);
         let both = vec![whole("a", "4"), whole("b", "3")];
-        ledger.grant(&pod("both", vec![], both)).expect_err("all or none");
+        ledger.grant(&pod("both", vec![], both), &Near::new()).expect_err("all or none");
         assert_eq!(ledger.version, 0);
-        ledger.grant(&pod("all", vec![], vec![whole("a", "6")])).expect("there are");
+        ledger.grant(&pod("all", vec![], vec![whole("a", "6")]), &Near::new()).expect("there are");
         assert_eq!(ledger.shared().to_string(), "0,4");
     }
 
@@ -207,16 +260,39 @@ mod tests {
     fn init_containers_leave_theirs_to_those_after_them() {
         let mut ledger = ledger();
         let init = vec![whole("first", "4"), whole("second", "6")];
-        ledger.grant(&pod("p", init, vec![whole("a", "2"), whole("b", "4")])).expect("the same ones");
+        ledger
+            .grant(&pod("p", init, vec![whole("a", "2"), whole("b", "4")]), &Near::new())
+            .expect("the same ones");
         let (a, b) = (ledger.of("p", "a"), ledger.of("p", "b"));
         assert!(!a.overlaps(&b));
         assert_eq!(a.and(&b), ledger.of("p", "second"));
     }
 
     #[test]
+    fn cpus_come_from_the_nodes_that_were_chosen() {
+        let mut ledger = ledger();
+        // Node 0 has 1 and 5 to give, node 1 has 2, 3, 6 and 7.
+        let two = pod("p", vec![], vec![whole("a", "2"), whole("b", "4")]);
+        let shown = |hints: Option<Vec<Hint>>| -> Vec<(Vec<u32>, bool)> {
+            let hints = hints.expect("it asks for some").into_iter();
+            hints.map(|hint| (hint.nodes.into_iter().collect(), hint.is_preferred)).collect()
+        };
+        let anywhere = Near::new();
+        assert_eq!(
+            shown(ledger.hints(&two, 0, &anywhere)),
+            [(vec![0], true), (vec![1], true), (vec![0, 1], false)]
+        );
+        let near = Near::from([("a".to_owned(), [1].into())]);
+        assert_eq!(shown(ledger.hints(&two, 1, &near)), [(vec![0, 1], false)], "one node had four");
+        assert_eq!(ledger.hints(&pod("q", vec![], vec![whole("a", "1500m")]), 0, &anywhere), None);
+        ledger.grant(&two, &near).expect("there are");
+        assert_eq!(of(&ledger, "p", "a"), "2,6");
+    }
+
+    #[test]
     fn what_was_given_is_known_again_where_the_cpus_are_there() {
         let mut first = ledger();
-        first.grant(&pod("one", vec![], vec![whole("a", "2")])).expect("there are");
+        first.grant(&pod("one", vec![], vec![whole("a", "2")]), &Near::new()).expect("there are");
         let text = serde_json::to_string(&first.state()).expect("data");
         assert_eq!(
             text,

@@ -20,6 +20,7 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::durable;
+use crate::locality::{Hint, Near};
 use crate::manager::Pods;
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
@@ -104,8 +105,13 @@ impl Cpus {
     }
 
     /// Gives a pod that is being taken what it asks for.
-    pub fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
-        self.inner.as_ref().map_or(Ok(()), |inner| inner.ledger.lock().grant(pod))
+    pub fn grant(&self, pod: &DesiredPod, near: &Near) -> Result<(), Verdict> {
+        self.inner.as_ref().map_or(Ok(()), |inner| inner.ledger.lock().grant(pod, near))
+    }
+
+    /// Where the CPUs of a container of the pod could come from; `None` where it has none to itself.
+    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Option<Vec<Hint>> {
+        self.inner.as_ref()?.ledger.lock().hints(pod, index, near)
     }
 
     /// Gives back what a pod had that has ended. Repeating it is harmless.

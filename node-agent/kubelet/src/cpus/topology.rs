@@ -5,11 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use super::set::CpuSet;
+use crate::locality::Nodes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub socket: u32,
     pub core: u32,
+    /// Of memory (NUMA).
+    pub node: u32,
 }
 
 /// By CPU, those that are online.
@@ -27,10 +30,22 @@ impl Topology {
             let place = Place {
                 socket: number("physical_package_id").unwrap_or(0),
                 core: number("core_id").unwrap_or(cpu),
+                node: node_of(&dir.join(format!("cpu{cpu}"))).unwrap_or(0),
             };
             (cpu, place)
         });
         Self(places.collect())
+    }
+
+    /// The NUMA nodes that have CPUs.
+    pub fn nodes(&self) -> Nodes {
+        self.0.values().map(|place| place.node).collect()
+    }
+
+    /// Those of `cpus` that are on these nodes.
+    pub fn on(&self, nodes: &Nodes, cpus: &CpuSet) -> CpuSet {
+        let is_there = |cpu: &u32| self.0.get(cpu).is_some_and(|place| nodes.contains(&place.node));
+        cpus.0.iter().copied().filter(is_there).collect()
     }
 
     pub fn all(&self) -> CpuSet {
@@ -93,6 +108,13 @@ impl Topology {
     }
 }
 
+/// The directory of a CPU names the node that it is on: `node0`.
+fn node_of(cpu: &Path) -> Option<u32> {
+    let names =
+        fs::read_dir(cpu).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.into_iter().find_map(|name| name.strip_prefix("node")?.parse().ok())
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -102,7 +124,7 @@ pub(super) mod tests {
         let all = sockets * cores;
         let cpus = (0..2 * all).map(|cpu| {
             let core = cpu % all;
-            (cpu, Place { socket: core / cores, core: core % cores })
+            (cpu, Place { socket: core / cores, core: core % cores, node: core / cores })
         });
         Topology(cpus.collect())
     }
@@ -137,10 +159,11 @@ pub(super) mod tests {
             fs::create_dir_all(&place).expect("made");
             fs::write(place.join("core_id"), format!("{core}\n")).expect("written");
             fs::write(place.join("physical_package_id"), "1\n").expect("written");
+            fs::create_dir(dir.path().join(format!("cpu{cpu}/node1"))).expect("made");
         }
         let read = Topology::read(dir.path());
-        let place = |socket, core| Place { socket, core };
-        assert_eq!(read.0, BTreeMap::from([(0, place(1, 0)), (1, place(1, 0)), (3, place(0, 3))]));
+        let place = |socket, core, node| Place { socket, core, node };
+        assert_eq!(read.0, BTreeMap::from([(0, place(1, 0, 1)), (1, place(1, 0, 1)), (3, place(0, 3, 0))]));
         assert!(!Topology::read(Path::new("/sys/devices/system/cpu")).0.is_empty());
     }
 }

@@ -19,10 +19,11 @@ use tracing::warn;
 
 use crate::config::Config;
 use crate::durable;
+use crate::locality::{Hint, Near};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 use crate::sockets::connect;
-use ledger::{Granted, Ledger};
+use ledger::{Device, Granted, Ledger};
 use plugins::proto::device_plugin_client::DevicePluginClient;
 use plugins::proto::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest,
@@ -86,8 +87,13 @@ impl Devices {
     }
 
     /// Grants a pod that is being taken what it asks for. It is on disk before a container has any of it.
-    pub fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
-        self.inner.ledger.lock().grant(pod)
+    pub fn grant(&self, pod: &DesiredPod, near: &Near) -> Result<(), Verdict> {
+        self.inner.ledger.lock().grant(pod, near)
+    }
+
+    /// Where the devices of a container of the pod could come from: hints for each resource whose devices have a place.
+    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Vec<Vec<Hint>> {
+        self.inner.ledger.lock().hints(pod, index, near)
     }
 
     /// Gives back what a pod had that has ended. Repeating it is harmless.
@@ -180,7 +186,7 @@ impl Inner {
     }
 
     /// Takes the devices of a resource as they are now.
-    fn set_devices(&self, resource: &str, devices: BTreeMap<String, bool>) {
+    fn set_devices(&self, resource: &str, devices: BTreeMap<String, Device>) {
         let mut ledger = self.ledger.lock();
         ledger.devices.insert(resource.to_owned(), devices);
         self.tell(&ledger);
@@ -190,7 +196,7 @@ impl Inner {
     fn mark_unhealthy(&self, resource: &str) {
         let mut ledger = self.ledger.lock();
         let devices = ledger.devices.get_mut(resource).into_iter().flatten();
-        devices.for_each(|(_, healthy)| *healthy = false);
+        devices.for_each(|(_, device)| device.is_healthy = false);
         self.tell(&ledger);
     }
 
@@ -209,7 +215,8 @@ mod tests {
     fn last_note_is_the_newest_whoever_writes_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let devices = Devices::load(&Config::new("n", [127, 0, 0, 1].into(), dir.path()));
-        let gpus = (0..40).map(|n| (format!("gpu{n}"), true)).collect();
+        let device = Device { is_healthy: true, ..Device::default() };
+        let gpus = (0..40).map(|n| (format!("gpu{n}"), device.clone())).collect();
         devices.inner.set_devices("test/gpu", gpus);
         let pods: Vec<DesiredPod> = (0..40)
             .map(|n| {
@@ -224,7 +231,7 @@ mod tests {
                 let devices = &devices;
                 scope.spawn(move || {
                     for pod in half {
-                        devices.grant(pod).expect("there are enough");
+                        devices.grant(pod, &Near::new()).expect("there are enough");
                         devices.inner.note().expect("noted");
                     }
                 });

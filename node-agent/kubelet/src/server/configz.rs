@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::config::{Config, Reserved};
 use crate::cpus::CpuPolicy;
 use crate::eviction::thresholds::{Amount, Threshold};
+use crate::locality::Policy;
 use crate::pod::back_off::go_duration;
 use crate::quantity::binary_si;
 
@@ -30,6 +31,13 @@ pub(super) fn configz(config: &Config) -> Value {
             CpuPolicy::None => "none",
             CpuPolicy::Static { .. } => "static",
         },
+        "topologyManagerPolicy": match config.topology_policy {
+            Policy::None => "none",
+            Policy::BestEffort => "best-effort",
+            Policy::Restricted => "restricted",
+            Policy::SingleNumaNode => "single-numa-node",
+        },
+        "topologyManagerScope": "container",
         "reservedSystemCPUs": match &config.cpu_policy {
             CpuPolicy::None => String::new(),
             CpuPolicy::Static { reserved, .. } => reserved.to_string(),
