@@ -11,8 +11,8 @@ use crate::{
     outlook::Outlook,
     pod::{PodInfo, Wishes},
     pod_affinity,
-    profile::PluginSet,
-    refusal::Tally,
+    profile::{Plugin, PluginSet},
+    refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed},
     snapshot::{Slot, Snapshot},
 };
@@ -123,17 +123,24 @@ fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Diagnosis {
     evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
     let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
     let mut about_pods: Vec<Slot> = own.map(|(slot, _)| slot).collect();
-    for slot in evaluation.fitting() {
-        let refusal = outlook
-            .refusal(slot)
-            .or_else(|| outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten());
-        if let Some(refusal) = refusal {
-            tally.add(&refusal, 1);
-            about_pods.extend(refusal.is_about_pods().then_some(slot));
-        }
+    for (slot, refusal) in refused_for_others(outlook, evaluation) {
+        tally.add(&refusal, 1);
+        about_pods.extend(refusal.is_about_pods().then_some(slot));
     }
     let message = tally.message(outlook.snapshot.node_count());
     Diagnosis { message, plugins: tally.plugins(), about_pods }
+}
+
+/// Nodes that could run the pod by themselves, but not beside the pods and volumes that there are.
+pub(crate) fn refused_for_others(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+) -> impl Iterator<Item = (Slot, Refusal)> {
+    let refusal = |slot| {
+        let beside = || outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
+        outlook.refusal(slot).or_else(beside)
+    };
+    evaluation.fitting().filter_map(move |slot| Some((slot, refusal(slot)?)))
 }
 
 /// The node that was cleared for the pod, if it can run it now.
@@ -149,18 +156,30 @@ fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
     fits.then_some(slot)
 }
 
-/// Scores of the candidates, weighted and added up.
+/// Scores of the candidates, weighted and added up, but for what is the same for all of them.
 fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
-    let pod = outlook.pod;
-    let weights = &pod.needs.profile.weights;
     let mut totals: Vec<i64> =
         candidates.iter().map(|slot| i64::from(evaluation.own(*slot).resources)).collect();
-    let mut add = |weight: i64, scores: Vec<i64>| {
-        totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
-    };
     if candidates.len() < 2 {
         return totals;
     }
+    each_score(outlook, evaluation, candidates, |_, weight, scores| {
+        totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+    });
+    totals
+}
+
+/// Hands out the scores of the candidates, 0 to 100, with the plugin and its weight.
+///
+/// Plugins for which all nodes are alike are left out, and so are those of resources, which are a node's own.
+pub(crate) fn each_score(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    candidates: &[Slot],
+    mut add: impl FnMut(Plugin, i64, Vec<i64>),
+) {
+    let pod = outlook.pod;
+    let weights = &pod.needs.profile.weights;
     let gather = |part: fn(&crate::scores::Own) -> i32| -> Option<Vec<i64>> {
         let scores: Vec<i64> =
             candidates.iter().map(|slot| i64::from(part(&evaluation.own(*slot)))).collect();
@@ -169,25 +188,25 @@ fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -
     // Where all are alike, the scaled scores are too.
     if let Some(mut scores) = gather(|own| own.dislikes) {
         normalize_reversed(&mut scores);
-        add(weights.taint_toleration, scores);
+        add(Plugin::TaintToleration, weights.taint_toleration, scores);
     }
     if let Some(mut scores) = gather(|own| own.preference) {
         normalize(&mut scores);
-        add(weights.node_affinity, scores);
+        add(Plugin::NodeAffinity, weights.node_affinity, scores);
     }
     if weights.image_locality != 0 && evaluation.has_images() {
-        add(weights.image_locality, candidates.iter().map(|slot| evaluation.images(*slot)).collect());
+        let scores = candidates.iter().map(|slot| evaluation.images(*slot)).collect();
+        add(Plugin::ImageLocality, weights.image_locality, scores);
     }
     if weights.pod_topology_spread != 0 && !outlook.soft.constraints.is_empty() {
-        add(weights.pod_topology_spread, outlook.soft.scores(candidates));
+        add(Plugin::PodTopologySpread, weights.pod_topology_spread, outlook.soft.scores(candidates));
     }
     if weights.inter_pod_affinity != 0
         && let Some(scores) =
             pod_affinity::scores(pod, &outlook.snapshot.topology, &outlook.preferred, candidates)
     {
-        add(weights.inter_pod_affinity, scores);
+        add(Plugin::InterPodAffinity, weights.inter_pod_affinity, scores);
     }
-    totals
 }
 
 fn best(candidates: &[Slot], totals: &[i64], tie: &mut Tie) -> Option<Slot> {

@@ -28,6 +28,7 @@ use crate::{
 };
 
 mod changes;
+mod explain;
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -326,9 +326,9 @@ fn instance() -> String {
     format!("default-scheduler-{}", name.trim())
 }
 
-fn scheduler_config(flags: &Flags) -> anyhow::Result<hawser_scheduler::Config> {
+pub(crate) fn scheduler_config(path: Option<&Path>) -> anyhow::Result<hawser_scheduler::Config> {
     let config = hawser_scheduler::Config { instance: instance(), ..hawser_scheduler::Config::default() };
-    let Some(path) = &flags.scheduler_config else {
+    let Some(path) = path else {
         return Ok(config);
     };
     let text =
@@ -367,7 +367,7 @@ fn start_components(
         );
     }
     if roles.contains(&Role::Scheduler) {
-        let config = scheduler_config(flags)?;
+        let config = scheduler_config(flags.scheduler_config.as_deref())?;
         spawn("scheduler", Box::pin(hawser_scheduler::run(client(SCHEDULER), config, shutdown.clone())));
     }
     if running.is_empty() {

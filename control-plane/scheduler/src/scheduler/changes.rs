@@ -13,6 +13,7 @@ use super::Scheduler;
 use crate::{
     hints::Event,
     pod::{self, PodInfo},
+    profile::Profile,
     snapshot::NodeEntry,
 };
 
@@ -38,9 +39,7 @@ impl Scheduler {
     }
 
     pub(crate) fn pod_changed(&mut self, pod: &Pod, now: Duration) {
-        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-        let profile =
-            self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name));
+        let profile = self.profile_of(pod);
         let ours = profile.is_some();
         let profile = profile.unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
@@ -58,6 +57,12 @@ impl Scheduler {
             }
             self.queue.add(info, now);
         }
+    }
+
+    /// The rules for the pod; `None` where it is for another scheduler.
+    pub(super) fn profile_of(&self, pod: &Pod) -> Option<&Arc<Profile>> {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name))
     }
 
     pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
