@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::configuration::Profiles;
+use crate::{configuration::Profiles, metrics::Metrics};
 
 /// Settings; the defaults are upstream's where upstream has them.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Config {
     pub batch: usize,
     /// Batches being written at the same time; more wait, so that a slow API server is not flooded.
     pub batches_in_flight: usize,
+    /// Where the scheduler counts what it does.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
@@ -32,6 +34,7 @@ impl Default for Config {
             retry_unschedulable: Duration::from_secs(300),
             batch: 64,
             batches_in_flight: 4,
+            metrics: Metrics::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use hawser_api::resource::ObjectKey;
 
 use crate::{
     filters,
+    metrics::Cause,
     pod::PodInfo,
     profile::{Plugin, PluginSet},
     snapshot::{NodeEntry, Slot, Snapshot},
@@ -23,23 +24,35 @@ pub(crate) enum Event<'a> {
         before: &'a dyn Fn(&PodInfo) -> bool,
         /// Its labels, taints or existence changed, and its topology domains with them.
         relabelled: bool,
+        cause: Cause,
     },
     PodPlaced(&'a PodInfo),
     PodGone(&'a PodInfo),
     NamespaceChanged,
     ClaimChanged(&'a ObjectKey),
     /// A volume or a class.
-    StorageChanged,
+    StorageChanged(Cause),
     /// What a node can attach.
     LimitsChanged,
 }
 
 impl Event<'_> {
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Node { cause, .. } | Self::StorageChanged(cause) => *cause,
+            Self::PodPlaced(_) => Cause::AssignedPodAdd,
+            Self::PodGone(_) => Cause::AssignedPodDelete,
+            Self::NamespaceChanged => Cause::NamespaceUpdate,
+            Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
+            Self::LimitsChanged => Cause::CsiNodeUpdate,
+        }
+    }
+
     /// Whether the pod, refused by the plugins, may have a place now.
     pub(crate) fn helps(&self, pod: &PodInfo, refused_by: PluginSet, snapshot: &Snapshot) -> bool {
         let namespaces = &snapshot.topology.namespaces;
         match self {
-            Self::Node { slot, before, relabelled } => {
+            Self::Node { slot, before, relabelled, .. } => {
                 let by_labels = PluginSet::of(&[
                     Plugin::PodTopologySpread,
                     Plugin::InterPodAffinity,
@@ -74,7 +87,7 @@ impl Event<'_> {
             Self::ClaimChanged(key) => {
                 refused_by.meets(storage()) && pod.volumes.claims.iter().any(|used| used.key == **key)
             }
-            Self::StorageChanged => refused_by.meets(storage()),
+            Self::StorageChanged(_) => refused_by.meets(storage()),
             Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }

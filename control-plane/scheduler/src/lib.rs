@@ -28,6 +28,7 @@ mod filters;
 mod hints;
 mod images;
 mod intern;
+mod metrics;
 #[cfg(test)]
 mod model;
 mod nomination;
@@ -58,4 +59,5 @@ pub use config::Config;
 pub use configuration::Profiles;
 pub use explain::explain;
 pub use explanation::{Explanation, NodeVerdict, Score, Verdict};
+pub use metrics::Metrics;
 pub use run::run;

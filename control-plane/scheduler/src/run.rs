@@ -32,10 +32,12 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     events::{self, Recorder},
-    evict, pod, provision,
+    evict,
+    metrics::{Metrics, Outcome as Attempted},
+    pod, provision,
     queue::Place,
     report::Reports,
-    scheduler::{Plan, Preemption, Provisioning, Scheduler},
+    scheduler::{Attempt, Decision, Plan, Preemption, Provisioning, Scheduler},
 };
 
 /// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
@@ -56,7 +58,8 @@ const BIND_DEADLINE: Duration = Duration::from_secs(30);
 
 struct Shell {
     client: Arc<dyn Client>,
-    core: Mutex<Scheduler>,
+    core: Arc<Mutex<Scheduler>>,
+    metrics: Metrics,
     /// Something changed that the loop may act on.
     changed: Notify,
     /// A claim changed that a pod may wait for.
@@ -85,13 +88,15 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     let (recorder, event_writer) = events::channel(client.clone(), &config);
     let shell = Arc::new(Shell {
         client: client.clone(),
-        core: Mutex::new(Scheduler::new(&config, seed())),
+        core: Arc::new(Mutex::new(Scheduler::new(&config, seed()))),
+        metrics: config.metrics.clone(),
         changed: Notify::new(),
         claims_changed: Notify::new(),
         start: Instant::now(),
         recorder,
     });
     let reports = Arc::new(Reports::default());
+    let _shown = shell.metrics.show(&shell.core);
 
     // Ends with this function: the informers and writers are dropped, which leaves nothing half done.
     let mut followers = JoinSet::new();
@@ -249,7 +254,9 @@ async fn schedule(
         };
         let (plan, wakeup) = {
             let mut core = shell.core.lock();
-            let plan = core.schedule(config.batch, shell.now());
+            let start = shell.now();
+            let plan = core.schedule(config.batch, start);
+            shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
         let Plan { bindings: decided, provisionings, rejected, preemptions, partly } = plan;
@@ -302,53 +309,58 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 /// Binds a pod when its volumes are bound. As many of these wait as pods do whose volumes take long: the room that they
 /// hold is what bounds them.
 async fn bind_volumes(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
-    let binding = provisioning.binding.clone();
+    let Decision { binding, attempt } = provisioning.decision.clone();
     let done = provision::provision(&*shell.client, &shell.core, &shell.claims_changed, &provisioning).await;
     match done {
         Ok(()) => {
             let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
-            bind(shell, vec![binding], permit).await;
+            bind(shell, vec![Decision { binding, attempt }], permit).await;
         }
         Err(error) => {
             let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
+            shell.metrics.tried(Attempted::Error, &attempt, shell.now());
             shell.tell(|core, now| core.bind_failed(&binding.uid, now));
         }
     }
 }
 
 /// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.
-async fn bind(shell: Arc<Shell>, batch: Vec<Binding>, permit: OwnedSemaphorePermit) {
-    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&batch)).await {
+async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
+    let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
+        batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
+    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&bindings)).await {
         Ok(results) => results,
-        Err(_) => batch.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
+        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
     };
     drop(permit);
-    debug_assert_eq!(results.len(), batch.len());
+    debug_assert_eq!(results.len(), bindings.len());
     let mut unknown = Vec::new();
-    for (binding, result) in batch.into_iter().zip(results) {
+    for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {
-            Ok(()) => bound(&shell, &binding),
+            Ok(()) => bound(&shell, &binding, &attempt),
             Err(error) => match outcome(&error) {
                 Outcome::Refused => {
+                    shell.metrics.tried(Attempted::Error, &attempt, shell.now());
                     debug!(namespace = %binding.namespace, pod = %binding.pod, %error, "binding refused");
                     shell.tell(|core, now| core.bind_failed(&binding.uid, now));
                 }
                 Outcome::Gone => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
                 Outcome::Unknown => {
                     warn!(namespace = %binding.namespace, pod = %binding.pod, %error, "outcome of binding unknown");
-                    unknown.push(binding);
+                    unknown.push(Decision { binding, attempt });
                 }
             },
         }
     }
-    for binding in unknown {
-        find_out(&shell, &binding).await;
+    for decision in unknown {
+        find_out(&shell, &decision).await;
     }
 }
 
-fn bound(shell: &Shell, binding: &Binding) {
+fn bound(shell: &Shell, binding: &Binding, attempt: &Attempt) {
+    shell.metrics.tried(Attempted::Scheduled, attempt, shell.now());
     let Binding { namespace, pod, node, .. } = binding;
     let message = format!("Successfully assigned {namespace}/{pod} to {node}");
     shell.recorder.record(namespace, pod, &binding.uid, events::SCHEDULED, message);
@@ -379,15 +391,17 @@ fn outcome(error: &Error) -> Outcome {
 }
 
 /// Reads the pod until the API tells whether it has a node.
-async fn find_out(shell: &Shell, binding: &Binding) {
+async fn find_out(shell: &Shell, decision: &Decision) {
+    let Decision { binding, attempt } = decision;
     let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
     let mut delay = LOOK_FIRST;
     loop {
         match pods.find(&binding.pod).await {
             Ok(Some(found)) if found.metadata.uid.as_deref() == Some(&binding.uid) => {
                 if pod::node_of(&found) == Some(&binding.node) {
-                    bound(shell, binding);
+                    bound(shell, binding, attempt);
                 } else {
+                    shell.metrics.tried(Attempted::Error, attempt, shell.now());
                     shell.tell(|core, now| core.bind_failed(&binding.uid, now));
                 }
                 return;

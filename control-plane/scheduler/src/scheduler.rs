@@ -6,7 +6,7 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -18,10 +18,11 @@ use crate::{
     config::Config,
     hints::{self, Event},
     intern::Same,
+    metrics::{Cause, Gauges},
     placement::{Placement, Tie},
     pod::{Needs, PodInfo, Reader},
     preemption,
-    profile::{Plugin, Profile},
+    profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
     volumes::{Provisions, VolumeView, Volumes},
@@ -42,6 +43,8 @@ pub(crate) struct Scheduler {
     assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
     clearing: HashMap<Arc<str>, bool>,
+    /// How often it was looked for pods that could go for another.
+    preemption_attempts: u64,
     tie: Tie,
 }
 
@@ -53,7 +56,7 @@ struct Assumed {
 /// What to write after one round.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    pub(crate) bindings: Vec<Binding>,
+    pub(crate) bindings: Vec<Decision>,
     /// Pods that can be bound when their volumes are.
     pub(crate) provisionings: Vec<Provisioning>,
     pub(crate) rejected: Vec<Rejected>,
@@ -62,10 +65,28 @@ pub(crate) struct Plan {
     pub(crate) partly: Vec<Arc<PodInfo>>,
 }
 
+/// A pod's node.
+#[derive(Clone, Debug)]
+pub(crate) struct Decision {
+    pub(crate) binding: Binding,
+    pub(crate) attempt: Attempt,
+}
+
+/// What is told in metrics of a pod that is tried.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) profile: Arc<Profile>,
+    /// Attempts with this one.
+    pub(crate) attempts: u32,
+    /// When the pod was first ready to be tried, and when it was decided on.
+    pub(crate) entered: Duration,
+    pub(crate) decided: Duration,
+}
+
 /// A pod whose volumes have to be bound before it.
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioning {
-    pub(crate) binding: Binding,
+    pub(crate) decision: Decision,
     pub(crate) provisions: Provisions,
     /// How long that may take.
     pub(crate) timeout: Duration,
@@ -110,6 +131,7 @@ impl Scheduler {
             budgets: Budgets::default(),
             assumed: HashMap::new(),
             clearing: HashMap::new(),
+            preemption_attempts: 0,
             tie: Tie::new(seed),
         }
     }
@@ -175,6 +197,28 @@ impl Scheduler {
         self.queue.count(place)
     }
 
+    /// What there is, for metrics. Costs the sorts of pods that are unschedulable.
+    pub(crate) fn gauges(&self) -> Gauges {
+        let mut gauges = Gauges {
+            pending: Place::ALL.map(|place| (place, self.queue.count(place))),
+            incoming: Place::ALL.map(|place| (place, Cause::ALL.map(|cause| self.queue.came(place, cause)))),
+            nodes: self.snapshot.node_count(),
+            pods: self.snapshot.pod_count(),
+            assumed_pods: self.assumed.len(),
+            preemption_attempts: self.preemption_attempts,
+            unschedulable: BTreeMap::new(),
+        };
+        for (pod, refused_by, pods) in self.queue.refused() {
+            // Where there are no nodes, no plugin refuses one.
+            let plugins = Plugin::ALL.into_iter().filter(|plugin| refused_by.contains(*plugin));
+            for plugin in plugins.filter(|_| refused_by != PluginSet::ALL) {
+                let key = (plugin.name(), pod.needs.profile.scheduler_name.clone());
+                *gauges.unschedulable.entry(key).or_default() += pods;
+            }
+        }
+        gauges
+    }
+
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
         let pod = waiting.pod.clone();
@@ -187,12 +231,19 @@ impl Scheduler {
             uid: pod.uid.to_string(),
             node,
         };
+        let attempt = Attempt {
+            profile: pod.needs.profile.clone(),
+            attempts: waiting.attempts + 1,
+            entered: waiting.entered,
+            decided: now,
+        };
+        let decision = Decision { binding, attempt };
         if provisions.wait_for.is_empty() {
-            plan.bindings.push(binding);
+            plan.bindings.push(decision);
         } else {
-            self.snapshot.volumes.promise(&provisions, &binding.node);
+            self.snapshot.volumes.promise(&provisions, &decision.binding.node);
             let timeout = pod.needs.profile.volume_bind_timeout;
-            plan.provisionings.push(Provisioning { binding, provisions: provisions.clone(), timeout });
+            plan.provisionings.push(Provisioning { decision, provisions: provisions.clone(), timeout });
         }
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
@@ -213,7 +264,7 @@ impl Scheduler {
     fn take_back(&mut self, provisions: &Provisions, now: Duration) {
         if !provisions.wait_for.is_empty() {
             self.snapshot.volumes.take_back(provisions);
-            self.wake(&Event::StorageChanged, now);
+            self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
         }
     }
 
@@ -231,6 +282,7 @@ impl Scheduler {
 
     /// Looks for pods that could go for this one.
     fn preempt(&mut self, rejected: &mut Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
+        self.preemption_attempts += 1;
         let pod = rejected.pod.clone();
         if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot) {
             rejected.message += &format!(" preemption: {why}");
@@ -272,7 +324,7 @@ impl Scheduler {
             return false;
         }
         if let Some(slot) = self.snapshot.denominate(uid) {
-            self.node_event(slot, &HashSet::new(), false, now);
+            self.node_event(slot, &HashSet::new(), Cause::AssignedPodDelete, now);
         }
         true
     }
@@ -283,7 +335,7 @@ impl Scheduler {
         };
         let before = self.fitting(Some(slot));
         self.snapshot.remove_pod(uid);
-        self.node_event(slot, &before, false, now);
+        self.node_event(slot, &before, Cause::AssignedPodDelete, now);
         self.wake(&Event::PodGone(&pod), now);
     }
 
@@ -297,14 +349,15 @@ impl Scheduler {
         different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
     }
 
-    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, relabelled: bool, now: Duration) {
+    /// Room appeared on a node.
+    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled }, now);
+        self.wake(&Event::Node { slot, before: &before, relabelled: false, cause }, now);
     }
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {
         let snapshot = &self.snapshot;
-        self.queue.activate(now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
+        self.queue.activate(event.cause(), now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
     }
 }
 

@@ -100,6 +100,11 @@ impl Snapshot {
         self.known
     }
 
+    /// Pods that are counted on nodes.
+    pub(crate) fn pod_count(&self) -> usize {
+        self.pods.len()
+    }
+
     pub(crate) fn slot(&self, name: &str) -> Option<Slot> {
         self.slots.get(name).copied()
     }

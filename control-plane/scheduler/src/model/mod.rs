@@ -12,7 +12,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::{config::Config, scheduler::Scheduler};
+use crate::{
+    config::Config,
+    scheduler::{Decision, Scheduler},
+};
 use generate::{Random, any_namespace, any_node, any_pod};
 use twin::Twin;
 
@@ -80,7 +83,7 @@ impl Pair {
         self.scheduler.pod_changed(&typed(&pod), self.now);
         let plan = self.scheduler.schedule(1, self.now);
         let expected = self.twin.best(&pod);
-        if let Some(binding) = plan.bindings.first() {
+        if let Some(Decision { binding, .. }) = plan.bindings.first() {
             assert_eq!(binding.pod, name);
             assert!(
                 expected.contains(&binding.node),

@@ -1,6 +1,6 @@
 //! What happens in the cluster, as the shell tells it: taken over into the snapshot, and whoever it helps is woken.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
@@ -12,6 +12,8 @@ use k8s_openapi::api::{
 use super::Scheduler;
 use crate::{
     hints::Event,
+    intern::Same,
+    metrics::Cause,
     pod::{self, PodInfo},
     profile::Profile,
     snapshot::NodeEntry,
@@ -27,14 +29,17 @@ impl Scheduler {
                 && entry.taints == node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
         };
         let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
+        let cause = if slot.is_some() { Cause::NodeUpdate } else { Cause::NodeAdd };
         let slot = self.snapshot.put_node(node);
-        self.node_event(slot, &before, relabelled, now);
+        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+        self.wake(&Event::Node { slot, before: &before, relabelled, cause }, now);
     }
 
     pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
-            self.node_event(slot, &HashSet::new(), true, now);
+            let cause = Cause::NodeDelete;
+            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, cause }, now);
         }
     }
 
@@ -84,7 +89,7 @@ impl Scheduler {
 
     pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {
         self.snapshot.volumes.put_volume(volume);
-        self.wake(&Event::StorageChanged, now);
+        self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
     }
 
     pub(crate) fn volume_removed(&mut self, name: &str) {
@@ -93,7 +98,7 @@ impl Scheduler {
 
     pub(crate) fn class_changed(&mut self, class: &StorageClass, now: Duration) {
         self.snapshot.volumes.put_class(class);
-        self.wake(&Event::StorageChanged, now);
+        self.wake(&Event::StorageChanged(Cause::StorageClassUpdate), now);
     }
 
     pub(crate) fn class_removed(&mut self, name: &str) {
@@ -143,7 +148,7 @@ impl Scheduler {
             Some((before_slot, known)) => {
                 if before_slot != slot || known.wishes() != pod.wishes() {
                     // A pod that moves or shrinks leaves room behind.
-                    self.node_event(before_slot, &before, false, now);
+                    self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);
                     self.wake(&Event::PodGone(&known), now);
                 } else if known.going != pod.going {
