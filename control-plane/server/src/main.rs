@@ -6,6 +6,7 @@ mod explain;
 mod files;
 mod issue;
 mod kubeconfig;
+mod leader;
 mod logging;
 mod node_credentials;
 mod pki;
