@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use crate::{configuration::Profiles, metrics::Metrics};
+use crate::{
+    configuration::{Extenders, Profiles},
+    metrics::Metrics,
+};
 
 /// Settings; the defaults are upstream's where upstream has them.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// How pods are placed, by the scheduler that they name; pods that name another one are left alone.
     pub profiles: Profiles,
+    /// Programs outside that have a say.
+    pub extenders: Extenders,
     /// Who reports, in events: the host, or the control plane's name.
     pub instance: String,
     /// Wait of a pod that did not fit, doubled with each attempt.
@@ -28,6 +33,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             profiles: Profiles::default(),
+            extenders: Extenders::default(),
             instance: String::new(),
             backoff_first: Duration::from_secs(1),
             backoff_last: Duration::from_secs(10),

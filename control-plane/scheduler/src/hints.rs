@@ -51,6 +51,10 @@ impl Event<'_> {
     /// Whether the pod, refused by the plugins, may have a place now.
     pub(crate) fn helps(&self, pod: &PodInfo, refused_by: PluginSet, snapshot: &Snapshot) -> bool {
         let namespaces = &snapshot.topology.namespaces;
+        // What helps with a program outside is not known here.
+        if refused_by != PluginSet::ALL && refused_by.contains(Plugin::Extender) {
+            return true;
+        }
         match self {
             Self::Node { slot, before, relabelled, .. } => {
                 let by_labels = PluginSet::of(&[

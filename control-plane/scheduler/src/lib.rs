@@ -7,7 +7,7 @@
 //! carry upstream's names, meaning, order, messages and default weights.
 //!
 //! Not here yet: resource claims (a pod with claims is placed without, and an event tells so), the capacity of storage,
-//! pod groups, extenders.
+//! pod groups.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.
@@ -24,6 +24,7 @@ mod events;
 mod evict;
 mod explain;
 mod explanation;
+mod extender;
 mod filters;
 mod hints;
 mod images;
@@ -56,7 +57,7 @@ mod volumes;
 
 pub use alone::{Core, Decisions};
 pub use config::Config;
-pub use configuration::Profiles;
+pub use configuration::{Extenders, Profiles};
 pub use explain::explain;
 pub use explanation::{Explanation, NodeVerdict, Score, Verdict};
 pub use metrics::Metrics;

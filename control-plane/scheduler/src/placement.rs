@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     evaluation::{Evaluation, Evaluations},
+    extender::Refused,
     filters,
     outlook::Outlook,
     pod::{PodInfo, Wishes},
@@ -74,19 +75,69 @@ impl Placement {
         if let Some(slot) = kept_for(&outlook) {
             return Some(slot);
         }
-        let mut candidates: Vec<Slot> = evaluation.fitting().collect();
-        if !outlook.is_clear() {
-            candidates.retain(|slot| outlook.refusal(*slot).is_none());
-        }
-        if outlook.minds_nominated() {
-            let closed: HashSet<Slot> = outlook
-                .nominated_slots()
-                .filter(|slot| evaluation.fits(*slot) && outlook.refusal_beside_nominated(*slot).is_some())
-                .collect();
-            candidates.retain(|slot| !closed.contains(slot));
-        }
+        let candidates = candidates(&outlook, evaluation);
         let totals = totals(&outlook, evaluation, &candidates);
         best(&candidates, &totals, tie)
+    }
+
+    /// The same among the nodes that extenders have left, with what they add to the scores.
+    pub(crate) fn choose_among(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        tie: &mut Tie,
+        more: &HashMap<String, i64>,
+    ) -> Option<Slot> {
+        let counters = snapshot.counters_of(&pod.terms);
+        let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let more = |slot: Slot| more.get(&outlook.snapshot.nodes[slot].name).copied();
+        if let Some(slot) = kept_for(&outlook).filter(|slot| more(*slot).is_some()) {
+            return Some(slot);
+        }
+        let mut candidates = candidates(&outlook, evaluation);
+        candidates.retain(|slot| more(*slot).is_some());
+        let mut totals = totals(&outlook, evaluation, &candidates);
+        for (total, slot) in totals.iter_mut().zip(&candidates) {
+            *total = total.saturating_add(more(*slot).unwrap_or_default());
+        }
+        best(&candidates, &totals, tie)
+    }
+
+    /// All nodes that could run the pod.
+    pub(crate) fn feasible(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Vec<Slot> {
+        let counters = snapshot.counters_of(&pod.terms);
+        let Ok(outlook) = Outlook::new(pod, snapshot, &counters) else {
+            return Vec::new();
+        };
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let mut candidates = candidates(&outlook, evaluation);
+        candidates.extend(kept_for(&outlook).filter(|kept| !candidates.contains(kept)));
+        candidates
+    }
+
+    /// Why no node can run the pod, with what extenders say of those that could.
+    pub(crate) fn diagnose_refused(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        refused: &[Refused],
+    ) -> Arc<Diagnosis> {
+        let slots = refused.iter().filter_map(|refused| Some((snapshot.slot(&refused.node)?, refused)));
+        let refusal = |refused: &Refused| Refusal::Extender {
+            message: refused.message.clone(),
+            about_pods: refused.about_pods,
+        };
+        let more: HashMap<Slot, Refusal> = slots.map(|(slot, refused)| (slot, refusal(refused))).collect();
+        let counters = snapshot.counters_of(&pod.terms);
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        if let Ok(outlook) = Outlook::new(pod, snapshot, &counters) {
+            let mut diagnosis = diagnosis(&outlook, evaluation, &more);
+            // An extender may leave nodes out without a word.
+            diagnosis.plugins.insert(Plugin::Extender);
+            return Arc::new(diagnosis);
+        }
+        self.diagnose(pod, snapshot)
     }
 
     /// Why no node can run the pod; worked out once for all such pods.
@@ -105,7 +156,7 @@ impl Placement {
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
             _ if nodes == 0 => Diagnosis::no_nodes(),
-            Ok(outlook) => diagnosis(&outlook, evaluation),
+            Ok(outlook) => diagnosis(&outlook, evaluation, &HashMap::new()),
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
                 plugins: PluginSet::of(&[trouble.plugin]),
@@ -118,14 +169,36 @@ impl Placement {
     }
 }
 
-fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Diagnosis {
+/// Nodes that can run the pod beside all that there is.
+fn candidates(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Vec<Slot> {
+    let mut candidates: Vec<Slot> = evaluation.fitting().collect();
+    if !outlook.is_clear() {
+        candidates.retain(|slot| outlook.refusal(*slot).is_none());
+    }
+    if outlook.minds_nominated() {
+        let closed: HashSet<Slot> = outlook
+            .nominated_slots()
+            .filter(|slot| evaluation.fits(*slot) && outlook.refusal_beside_nominated(*slot).is_some())
+            .collect();
+        candidates.retain(|slot| !closed.contains(slot));
+    }
+    candidates
+}
+
+/// `more` is why nodes are refused that could run the pod.
+fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, more: &HashMap<Slot, Refusal>) -> Diagnosis {
     let mut tally = Tally::default();
     evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
     let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
     let mut about_pods: Vec<Slot> = own.map(|(slot, _)| slot).collect();
-    for (slot, refusal) in refused_for_others(outlook, evaluation) {
-        tally.add(&refusal, 1);
-        about_pods.extend(refusal.is_about_pods().then_some(slot));
+    let others: HashMap<Slot, Refusal> = refused_for_others(outlook, evaluation).collect();
+    let more = more.iter().filter(|(slot, _)| evaluation.fits(**slot) && !others.contains_key(slot));
+    // In the order of slots, so that a run can be repeated.
+    let mut refused: Vec<(&Slot, &Refusal)> = others.iter().chain(more).collect();
+    refused.sort_unstable_by_key(|(slot, _)| **slot);
+    for (slot, refusal) in refused {
+        tally.add(refusal, 1);
+        about_pods.extend(refusal.is_about_pods().then_some(*slot));
     }
     let message = tally.message(outlook.snapshot.node_count());
     Diagnosis { message, plugins: tally.plugins(), about_pods }

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
+    extender::{Extender, ExtenderSet},
     images::PodImages,
     intern::{Interner, Same},
     profile::Profile,
@@ -41,6 +42,8 @@ pub(crate) struct PodInfo {
     pub(crate) volumes: Arc<PodVolumes>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
+    /// Programs outside that have a say in where it goes.
+    pub(crate) extenders: ExtenderSet,
     /// Wishes of the pod that this scheduler does not know yet, by their fields.
     pub(crate) not_considered: Vec<&'static str>,
 }
@@ -97,9 +100,14 @@ pub(crate) struct Reader {
     identities: Interner<Identity>,
     terms: Interner<Terms>,
     volumes: Interner<PodVolumes>,
+    extenders: Vec<Arc<Extender>>,
 }
 
 impl Reader {
+    pub(crate) fn new(extenders: Vec<Arc<Extender>>) -> Self {
+        Self { extenders, ..Self::default() }
+    }
+
     pub(crate) fn read(&mut self, pod: &Pod, profile: &Arc<Profile>) -> Arc<PodInfo> {
         let none = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&none);
@@ -124,6 +132,7 @@ impl Reader {
             terms: self.terms.intern(terms),
             volumes: self.volumes.intern(PodVolumes::of(pod)),
             told: told(pod),
+            extenders: ExtenderSet::of(&self.extenders, spec),
             not_considered: not_considered(spec),
         })
     }

@@ -27,9 +27,12 @@ pub(crate) enum Plugin {
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    /// No plugin of a profile: whatever extenders refuse.
+    Extender,
 }
 
 impl Plugin {
+    /// Those that a profile can switch.
     pub(crate) const ALL: [Self; 15] = [
         Self::NodeUnschedulable,
         Self::NodeName,
@@ -66,6 +69,7 @@ impl Plugin {
             Self::DefaultPreemption => "DefaultPreemption",
             Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
             Self::ImageLocality => "ImageLocality",
+            Self::Extender => "Extender",
         }
     }
 }

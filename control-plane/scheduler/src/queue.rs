@@ -193,6 +193,11 @@ impl Queue {
         self.rest(waiting, PluginSet::default(), None, now);
     }
 
+    /// The pod could not be tried yet: its turn comes again at once.
+    pub(crate) fn give_back_untried(&mut self, waiting: Waiting, now: Duration) {
+        self.put(waiting, Place::Active, None, now);
+    }
+
     /// The pod's binding failed: it is tried again after its back-off.
     pub(crate) fn give_back_failed(&mut self, waiting: Waiting, now: Duration) {
         self.put(waiting.failed(now), Place::BackingOff, Some(Cause::ScheduleAttemptFailure), now);

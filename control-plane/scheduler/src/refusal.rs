@@ -34,6 +34,11 @@ pub(crate) enum Refusal {
     PodAntiAffinity,
     /// Anti-affinity of pods that are there.
     StandingAntiAffinity,
+    /// By a program outside, in its words.
+    Extender {
+        message: String,
+        about_pods: bool,
+    },
     /// Preemption: removing pods does not help on this node.
     NoHelp,
     /// Preemption: no pod of the node may go.
@@ -66,6 +71,7 @@ impl Refusal {
             Self::PodAffinity | Self::PodAntiAffinity | Self::StandingAntiAffinity => {
                 Plugin::InterPodAffinity
             }
+            Self::Extender { .. } => Plugin::Extender,
             Self::NoHelp | Self::NoVictims => Plugin::DefaultPreemption,
         }
     }
@@ -75,6 +81,7 @@ impl Refusal {
         match self {
             Self::Ports | Self::Skew | Self::PodAntiAffinity | Self::StandingAntiAffinity => true,
             Self::ExclusiveClaim | Self::DiskInUse | Self::TooManyVolumes => true,
+            Self::Extender { about_pods, .. } => *about_pods,
             Self::Lacks(lacks) => {
                 !lacks.iter().any(|lack| matches!(lack, Lack::Resource { never: true, .. }))
             }
@@ -97,6 +104,7 @@ impl Refusal {
                     .map(|(_, text)| (*text).to_owned())
                     .collect();
             }
+            Self::Extender { message, .. } => return vec![message.clone()],
             Self::NotNamed => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",

@@ -16,12 +16,13 @@ use hawser_api::client::Binding;
 use crate::{
     budgets::Budgets,
     config::Config,
+    extender::{Extender, Question},
     hints::{self, Event},
     intern::Same,
     metrics::{Cause, Gauges},
-    placement::{Placement, Tie},
+    placement::{Diagnosis, Placement, Tie},
     pod::{Needs, PodInfo, Reader},
-    preemption,
+    preemption::{self, Victims},
     profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
@@ -30,6 +31,7 @@ use crate::{
 
 mod changes;
 mod explain;
+mod extended;
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.
@@ -43,6 +45,9 @@ pub(crate) struct Scheduler {
     assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
     clearing: HashMap<Arc<str>, bool>,
+    extenders: Vec<Arc<Extender>>,
+    /// The one pod that extenders are asked about.
+    asked: Option<extended::Asked>,
     /// How often it was looked for pods that could go for another.
     preemption_attempts: u64,
     tie: Tie,
@@ -61,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) provisionings: Vec<Provisioning>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) preemptions: Vec<Preemption>,
+    /// What extenders are to be asked.
+    pub(crate) question: Option<Question>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
 }
@@ -70,6 +77,8 @@ pub(crate) struct Plan {
 pub(crate) struct Decision {
     pub(crate) binding: Binding,
     pub(crate) attempt: Attempt,
+    /// Who binds it instead of the API server.
+    pub(crate) binder: Option<Arc<Extender>>,
 }
 
 /// What is told in metrics of a pod that is tried.
@@ -98,7 +107,16 @@ pub(crate) struct Rejected {
     pub(crate) pod: Arc<PodInfo>,
     /// `0/3 nodes are available: ...`
     pub(crate) message: String,
+    pub(crate) why: Why,
     pub(crate) nomination: Nomination,
+}
+
+/// Why a pod has no node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    NoNode,
+    /// Something that is needed to decide does not work.
+    Trouble,
 }
 
 /// What becomes of the pod's `nominatedNodeName`.
@@ -124,7 +142,9 @@ impl Scheduler {
     pub(crate) fn new(config: &Config, seed: u64) -> Self {
         Self {
             profiles: config.profiles.0.clone(),
-            reader: Reader::default(),
+            reader: Reader::new(config.extenders.0.clone()),
+            extenders: config.extenders.0.clone(),
+            asked: None,
             snapshot: Snapshot::default(),
             queue: Queue::new(config),
             placement: Placement::default(),
@@ -139,6 +159,7 @@ impl Scheduler {
     /// Places up to `limit` waiting pods and assumes them where they go.
     pub(crate) fn schedule(&mut self, limit: usize, now: Duration) -> Plan {
         let mut plan = Plan::default();
+        self.go_on(&mut plan, now);
         for _ in 0..limit {
             let Some(waiting) = self.queue.pop(now) else {
                 break;
@@ -149,6 +170,15 @@ impl Scheduler {
                 continue;
             }
             let pod = &waiting.pod;
+            if !pod.extenders.is_empty() {
+                if self.asked.is_some() {
+                    // Its turn comes when the one before it has been answered.
+                    self.queue.give_back_untried(waiting, now);
+                    break;
+                }
+                self.ask(waiting, &mut plan, now);
+                continue;
+            }
             match self.placement.choose(pod, &mut self.snapshot, &mut self.tie) {
                 Some(slot) => self.assume(waiting, slot, &mut plan, now),
                 None => self.reject(waiting, &mut plan, now),
@@ -237,7 +267,7 @@ impl Scheduler {
             entered: waiting.entered,
             decided: now,
         };
-        let decision = Decision { binding, attempt };
+        let decision = Decision { binding, attempt, binder: self.binder_of(&pod) };
         if provisions.wait_for.is_empty() {
             plan.bindings.push(decision);
         } else {
@@ -269,45 +299,71 @@ impl Scheduler {
     }
 
     fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {
+        let diagnosis = self.placement.diagnose(&waiting.pod, &mut self.snapshot);
+        self.reject_for(waiting, &diagnosis, plan, now);
+    }
+
+    fn reject_for(&mut self, waiting: Waiting, diagnosis: &Diagnosis, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
-        let diagnosis = self.placement.diagnose(&pod, &mut self.snapshot);
-        let mut rejected =
-            Rejected { pod: pod.clone(), message: diagnosis.message.clone(), nomination: Nomination::Keep };
+        let rejected = Rejected {
+            pod: pod.clone(),
+            message: diagnosis.message.clone(),
+            why: Why::NoNode,
+            nomination: Nomination::Keep,
+        };
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
         if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
-            self.preempt(&mut rejected, &diagnosis.about_pods, plan, now);
+            self.preempt(rejected, &diagnosis.about_pods, plan, now);
+        } else {
+            plan.rejected.push(rejected);
         }
-        plan.rejected.push(rejected);
     }
 
     /// Looks for pods that could go for this one.
-    fn preempt(&mut self, rejected: &mut Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
+    fn preempt(&mut self, mut rejected: Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
         self.preemption_attempts += 1;
         let pod = rejected.pod.clone();
         if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot) {
             rejected.message += &format!(" preemption: {why}");
+            plan.rejected.push(rejected);
             return;
         }
         let found = preemption::find(&pod, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
         match found {
-            Ok(victims) => {
-                let node = self.snapshot.nodes[victims.slot].name.clone();
-                let displaced = self.snapshot.nominations.below(pod.priority, &node);
-                for other in &displaced {
-                    self.snapshot.denominate(&other.uid);
-                    self.queue.activate_one(&other.uid, now);
+            Ok(found) if self.asks_about_victims(&pod) => self.ask_about_victims(rejected, &found, plan),
+            Ok(found) => {
+                if let Some(victims) = preemption::least(found) {
+                    self.make_room(&mut rejected, victims, plan, now);
                 }
-                self.snapshot.nominate(&pod, &node);
-                self.clearing.insert(pod.uid.clone(), false);
-                rejected.nomination = Nomination::Set(node.clone());
-                plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+                plan.rejected.push(rejected);
             }
             Err(why) => {
-                rejected.message += &format!(" preemption: {why}");
-                if self.denominate(&pod.uid, now) || pod.nominated.is_some() {
-                    rejected.nomination = Nomination::Clear;
-                }
+                self.no_room(&mut rejected, &why, now);
+                plan.rejected.push(rejected);
             }
+        }
+    }
+
+    /// The pod gets the node when the victims are gone.
+    fn make_room(&mut self, rejected: &mut Rejected, victims: Victims, plan: &mut Plan, now: Duration) {
+        let pod = rejected.pod.clone();
+        let node = self.snapshot.nodes[victims.slot].name.clone();
+        let displaced = self.snapshot.nominations.below(pod.priority, &node);
+        for other in &displaced {
+            self.snapshot.denominate(&other.uid);
+            self.queue.activate_one(&other.uid, now);
+        }
+        self.snapshot.nominate(&pod, &node);
+        self.clearing.insert(pod.uid.clone(), false);
+        rejected.nomination = Nomination::Set(node.clone());
+        plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+    }
+
+    /// Preemption does not help the pod.
+    fn no_room(&mut self, rejected: &mut Rejected, why: &str, now: Duration) {
+        rejected.message += &format!(" preemption: {why}");
+        if self.denominate(&rejected.pod.uid, now) || rejected.pod.nominated.is_some() {
+            rejected.nomination = Nomination::Clear;
         }
     }
 
@@ -315,6 +371,7 @@ impl Scheduler {
     fn forget(&mut self, uid: &str, now: Duration) {
         self.queue.remove(uid);
         self.clearing.remove(uid);
+        self.asked.take_if(|asked| &*asked.pod.uid == uid);
         self.denominate(uid, now);
     }
 

@@ -60,7 +60,10 @@ impl Scheduler {
             if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
                 self.snapshot.nominate(&info, node);
             }
-            self.queue.add(info, now);
+            // While extenders are asked about it, it waits nowhere else.
+            if !self.is_asked(&info) {
+                self.queue.add(info, now);
+            }
         }
     }
 

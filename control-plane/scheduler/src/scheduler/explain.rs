@@ -39,6 +39,9 @@ impl Scheduler {
         let profile = self.profile_of(pod).unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
         let mut notes = self.notes(pod);
+        if !info.extenders.is_empty() {
+            notes.push("extenders have a say about it, and are not asked here".to_owned());
+        }
         self.snapshot.remove_pod(&info.uid);
         let kept = self.snapshot.nominations.node_of(&info.uid).map(str::to_owned);
         self.snapshot.denominate(&info.uid);
@@ -160,7 +163,8 @@ impl Scheduler {
         }
         let found = preemption::find(info, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
         Some(match found {
-            Ok(victims) => {
+            Ok(found) => {
+                let victims = preemption::least(found)?;
                 let names: Vec<String> = victims.pods.iter().map(|pod| pod.key.to_string()).collect();
                 let node = &self.snapshot.nodes[victims.slot].name;
                 format!("preemption: on {node} these would be deleted for it: {}", names.join(", "))

@@ -1,5 +1,7 @@
 //! An API server in memory that keeps the rules a scheduler could break, and fails when told to.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -106,6 +108,13 @@ impl Fake {
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Binds for somebody else than a scheduler.
+    pub(crate) fn bind_now(&self, binding: &Binding) -> Result<(), Error> {
+        let result = self.state.lock().bind(binding);
+        self.changed.notify_waiters();
+        result
     }
 
     pub(crate) fn fail_next(&self, faults: &[Fault]) {
