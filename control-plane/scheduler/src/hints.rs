@@ -55,6 +55,11 @@ impl Event<'_> {
         if refused_by != PluginSet::ALL && refused_by.contains(Plugin::Extender) {
             return true;
         }
+        // What helps the group may be no help to the pod: it might have a place already.
+        let is_grouped = refused_by != PluginSet::ALL && refused_by.contains(Plugin::GangScheduling);
+        if is_grouped && !matches!(self, Self::PodPlaced(_)) {
+            return true;
+        }
         match self {
             Self::Node { slot, before, relabelled, .. } => {
                 let by_labels = PluginSet::of(&[

@@ -27,6 +27,8 @@ pub(crate) enum Plugin {
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    /// No plugin of a profile: pods that wait for the others of their group.
+    GangScheduling,
     /// No plugin of a profile: whatever extenders refuse.
     Extender,
 }
@@ -69,6 +71,7 @@ impl Plugin {
             Self::DefaultPreemption => "DefaultPreemption",
             Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
             Self::ImageLocality => "ImageLocality",
+            Self::GangScheduling => "GangScheduling",
             Self::Extender => "Extender",
         }
     }

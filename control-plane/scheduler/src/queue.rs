@@ -8,10 +8,12 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
+
+use hawser_api::resource::ObjectKey;
 
 use crate::{
     config::Config,
@@ -34,6 +36,8 @@ pub(crate) struct Queue {
     /// Those that back off although something helped them.
     helped: Timers,
     unschedulable: HashMap<Wishes, Group>,
+    /// Pods of each pod group, but for those that are gated.
+    pod_groups: HashMap<ObjectKey, BTreeSet<Uid>>,
     counts: [usize; 4],
     /// Pods that came into each place, by what brought them.
     incoming: [[u64; Cause::ALL.len()]; 4],
@@ -124,6 +128,7 @@ impl Queue {
             timers: BinaryHeap::new(),
             helped: BinaryHeap::new(),
             unschedulable: HashMap::new(),
+            pod_groups: HashMap::new(),
             counts: [0; 4],
             incoming: [[0; Cause::ALL.len()]; 4],
             tickets: 0,
@@ -181,6 +186,15 @@ impl Queue {
             }
         }
         None
+    }
+
+    /// All pods of a pod group that could be placed now, the most important first, wherever they wait.
+    pub(crate) fn take_group(&mut self, key: &ObjectKey) -> Vec<Waiting> {
+        let uids: Vec<Uid> = self.pod_groups.get(key).into_iter().flatten().cloned().collect();
+        let mut all: Vec<Waiting> =
+            uids.iter().filter_map(|uid| self.take(uid)).map(|taken| taken.waiting).collect();
+        all.sort_by_key(|waiting| (Reverse(waiting.pod.priority), waiting.since));
+        all
     }
 
     /// No node can run the pod: it rests until something helps.
@@ -314,6 +328,9 @@ impl Queue {
             Place::Gated => (),
         }
         self.counts[place as usize] += 1;
+        if let Some(group) = waiting.pod.group.as_ref().filter(|_| place != Place::Gated) {
+            self.pod_groups.entry(group.key.clone()).or_default().insert(uid.clone());
+        }
         if let Some(cause) = cause {
             self.incoming[place as usize][cause as usize] += 1;
         }
@@ -323,6 +340,14 @@ impl Queue {
     fn take(&mut self, uid: &str) -> Option<Taken> {
         let Entry { waiting, place, .. } = self.entries.remove(uid)?;
         self.counts[place as usize] -= 1;
+        if let Some(group) = &waiting.pod.group
+            && let Some(uids) = self.pod_groups.get_mut(&group.key)
+        {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.pod_groups.remove(&group.key);
+            }
+        }
         let mut refused_by = PluginSet::default();
         if place == Place::Unschedulable {
             let wishes = waiting.pod.wishes();

@@ -32,6 +32,7 @@ use crate::{
 mod changes;
 mod explain;
 mod extended;
+mod groups;
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.
@@ -48,6 +49,8 @@ pub(crate) struct Scheduler {
     extenders: Vec<Arc<Extender>>,
     /// The one pod that extenders are asked about.
     asked: Option<extended::Asked>,
+    /// Pods of pod groups that are over, and still there.
+    done: groups::Done,
     /// How often it was looked for pods that could go for another.
     preemption_attempts: u64,
     tie: Tie,
@@ -151,6 +154,7 @@ impl Scheduler {
             budgets: Budgets::default(),
             assumed: HashMap::new(),
             clearing: HashMap::new(),
+            done: groups::Done::default(),
             preemption_attempts: 0,
             tie: Tie::new(seed),
         }
@@ -177,6 +181,10 @@ impl Scheduler {
                     break;
                 }
                 self.ask(waiting, &mut plan, now);
+                continue;
+            }
+            if let Some(group) = pod.group.clone() {
+                self.place_group(waiting, &group, &mut plan, now);
                 continue;
             }
             match self.placement.choose(pod, &mut self.snapshot, &mut self.tie) {
@@ -251,9 +259,31 @@ impl Scheduler {
 
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
+        let provisions = self.settle(&waiting.pod, slot);
+        self.decide(waiting, node, provisions, plan, now);
+    }
+
+    /// Counts the pod on the node, and promises it its volumes there.
+    fn settle(&mut self, pod: &Arc<PodInfo>, slot: Slot) -> Provisions {
+        let node = self.snapshot.nodes[slot].name.clone();
+        let provisions = self.provisions(pod, slot);
+        self.snapshot.put_pod(pod, &node);
+        if !provisions.wait_for.is_empty() {
+            self.snapshot.volumes.promise(&provisions, &node);
+        }
+        provisions
+    }
+
+    /// The pod that was settled on the node gets it.
+    fn decide(
+        &mut self,
+        waiting: Waiting,
+        node: String,
+        provisions: Provisions,
+        plan: &mut Plan,
+        now: Duration,
+    ) {
         let pod = waiting.pod.clone();
-        let provisions = self.provisions(&pod, slot);
-        self.snapshot.put_pod(&pod, &node);
         self.denominate(&pod.uid, now);
         let binding = Binding {
             namespace: pod.key.namespace.clone(),
@@ -271,7 +301,6 @@ impl Scheduler {
         if provisions.wait_for.is_empty() {
             plan.bindings.push(decision);
         } else {
-            self.snapshot.volumes.promise(&provisions, &decision.binding.node);
             let timeout = pod.needs.profile.volume_bind_timeout;
             plan.provisionings.push(Provisioning { decision, provisions: provisions.clone(), timeout });
         }

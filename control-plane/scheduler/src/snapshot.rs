@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
@@ -37,6 +38,8 @@ pub(crate) struct Snapshot {
     pub(crate) volumes: Volumes,
     pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
+    /// Pods of each pod group that have a node and are to keep it.
+    groups: HashMap<ObjectKey, usize>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
     changed: u64,
@@ -98,6 +101,11 @@ impl Snapshot {
     /// Nodes that exist.
     pub(crate) fn node_count(&self) -> usize {
         self.known
+    }
+
+    /// Pods of the pod group that have a node.
+    pub(crate) fn placed_of_group(&self, key: &ObjectKey) -> usize {
+        self.groups.get(key).copied().unwrap_or_default()
     }
 
     /// Pods that are counted on nodes.
@@ -190,6 +198,9 @@ impl Snapshot {
             }
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
         };
+        if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going()) {
+            *self.groups.entry(group.key.clone()).or_default() += 1;
+        }
         self.topology.add_pod(pod, slot, &self.nodes);
         self.volumes.count(pod, 1);
         let entry = &mut self.nodes[slot];
@@ -202,6 +213,14 @@ impl Snapshot {
     /// Takes the pod off its node. Returns the node's slot where it is still a candidate.
     pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<Slot> {
         let Placed { slot, pod } = self.pods.remove(uid)?;
+        if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going())
+            && let Some(count) = self.groups.get_mut(&group.key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.groups.remove(&group.key);
+            }
+        }
         self.topology.remove_pod(&pod, slot, &self.nodes);
         self.volumes.count(&pod, -1);
         let entry = &mut self.nodes[slot];

@@ -75,6 +75,7 @@ impl Scheduler {
 
     pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
         self.forget(uid, now);
+        self.done.remove(uid);
         if let Some(assumed) = self.assumed.remove(uid) {
             self.take_back(&assumed.provisions, now);
         }
@@ -140,6 +141,7 @@ impl Scheduler {
         self.forget(&pod.uid, now);
         self.assumed.remove(&pod.uid);
         if over {
+            self.done.add(pod);
             self.free(&pod.uid, now);
             return;
         }

@@ -39,6 +39,10 @@ impl Scheduler {
         let profile = self.profile_of(pod).unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
         let mut notes = self.notes(pod);
+        if let Some(group) = &info.group {
+            let (name, min) = (&group.key.name, group.min);
+            notes.push(format!("it is of the pod group {name:?}: {min} of its pods get a node, or none"));
+        }
         if !info.extenders.is_empty() {
             notes.push("extenders have a say about it, and are not asked here".to_owned());
         }
