@@ -8,7 +8,7 @@ use hawser_api::{Api, Client, Error, client::ListOptions, resource::ObjectKey, t
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
 use crate::{config::Config, explanation::Explanation, scheduler::Scheduler};
@@ -35,6 +35,11 @@ pub async fn explain(
     all::<PodDisruptionBudget>(&client).await?.iter().for_each(|budget| core.budget_changed(budget));
     all::<StorageClass>(&client).await?.iter().for_each(|class| core.class_changed(class, NOW));
     all::<CSINode>(&client).await?.iter().for_each(|node| core.csi_node_changed(node, NOW));
+    all::<CSIDriver>(&client).await?.iter().for_each(|driver| core.driver_changed(driver, NOW));
+    all::<CSIStorageCapacity>(&client)
+        .await?
+        .iter()
+        .for_each(|capacity| core.capacity_changed(capacity, NOW));
     all::<PersistentVolume>(&client).await?.iter().for_each(|volume| core.volume_changed(volume, NOW));
     all::<PersistentVolumeClaim>(&client).await?.iter().for_each(|claim| core.claim_changed(claim, NOW));
     let key = ObjectKey::of(&pod);

@@ -46,11 +46,13 @@ pub(crate) enum Cause {
     PersistentVolumeUpdate,
     StorageClassUpdate,
     CsiNodeUpdate,
+    CsiDriverUpdate,
+    CsiStorageCapacityUpdate,
 }
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -68,6 +70,8 @@ impl Cause {
         Self::PersistentVolumeUpdate,
         Self::StorageClassUpdate,
         Self::CsiNodeUpdate,
+        Self::CsiDriverUpdate,
+        Self::CsiStorageCapacityUpdate,
     ];
 
     fn name(self) -> &'static str {
@@ -89,6 +93,8 @@ impl Cause {
             Self::PersistentVolumeUpdate => "PersistentVolumeUpdate",
             Self::StorageClassUpdate => "StorageClassUpdate",
             Self::CsiNodeUpdate => "CSINodeUpdate",
+            Self::CsiDriverUpdate => "CSIDriverUpdate",
+            Self::CsiStorageCapacityUpdate => "CSIStorageCapacityUpdate",
         }
     }
 }

@@ -19,7 +19,7 @@ use hawser_api::{
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -219,6 +219,16 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         follow_kind(shell, followers, |core, change: &Change<'_, StorageClass>, now| match change.new {
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, CSIDriver>, now| match change.new {
+            Some(driver) => core.driver_changed(driver, now),
+            None => core.driver_removed(&change.key.name, now),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, CSIStorageCapacity>, now| {
+            match change.new {
+                Some(capacity) => core.capacity_changed(capacity, now),
+                None => core.capacity_removed(change.key),
+            }
         }),
         follow_kind(shell, followers, |core, change: &Change<'_, CSINode>, now| match change.new {
             Some(node) => core.csi_node_changed(node, now),

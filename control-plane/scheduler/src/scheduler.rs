@@ -317,7 +317,7 @@ impl Scheduler {
             return Provisions::default();
         }
         let view = VolumeView::new(pod, &self.snapshot.volumes).ok();
-        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot])).unwrap_or_default()
+        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot]).ok()).unwrap_or_default()
     }
 
     fn take_back(&mut self, provisions: &Provisions, now: Duration) {

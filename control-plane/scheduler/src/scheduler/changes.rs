@@ -6,7 +6,7 @@ use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
 use super::Scheduler;
@@ -107,6 +107,25 @@ impl Scheduler {
 
     pub(crate) fn class_removed(&mut self, name: &str) {
         self.snapshot.volumes.remove_class(name);
+    }
+
+    pub(crate) fn driver_changed(&mut self, driver: &CSIDriver, now: Duration) {
+        self.snapshot.volumes.put_driver(driver);
+        self.wake(&Event::StorageChanged(Cause::CsiDriverUpdate), now);
+    }
+
+    pub(crate) fn driver_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_driver(name);
+        self.wake(&Event::StorageChanged(Cause::CsiDriverUpdate), now);
+    }
+
+    pub(crate) fn capacity_changed(&mut self, capacity: &CSIStorageCapacity, now: Duration) {
+        self.snapshot.volumes.put_capacity(capacity);
+        self.wake(&Event::StorageChanged(Cause::CsiStorageCapacityUpdate), now);
+    }
+
+    pub(crate) fn capacity_removed(&mut self, key: &ObjectKey) {
+        self.snapshot.volumes.remove_capacity(key);
     }
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {

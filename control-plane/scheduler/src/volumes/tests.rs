@@ -233,3 +233,24 @@ fn nodes_take_as_many_volumes_as_their_driver_says() {
     scheduler.pod_removed("p1", NOW);
     assert_eq!(scheduler.schedule(1, NOW).provisionings[0].decision.binding.pod, "p4");
 }
+
+#[test]
+fn a_volume_is_made_where_its_driver_has_room() {
+    let mut scheduler = scheduler();
+    let driver = json!({ "metadata": { "name": "disks.example.com" }, "spec": { "storageCapacity": true } });
+    scheduler.driver_changed(&typed(driver), NOW);
+    scheduler.claim_changed(&typed(claim("c", "late", None)), NOW);
+    let capacity = |zone: &str, size: &str| {
+        typed(json!({
+            "metadata": { "name": zone, "namespace": "driver" }, "storageClassName": "late", "capacity": size,
+            "nodeTopology": { "matchLabels": { "topology.kubernetes.io/zone": zone } },
+        }))
+    };
+    scheduler.capacity_changed(&capacity("a", "1Gi"), NOW);
+    let plan = schedule(&mut scheduler, "p", &["c"]);
+    refused(&plan, "2 node(s) did not have enough free storage");
+    // It is tried again when there is room.
+    scheduler.capacity_changed(&capacity("b", "5Gi"), NOW);
+    let plan = scheduler.schedule(1, Duration::from_secs(10));
+    assert_eq!(plan.provisionings[0].decision.binding.node, "n2");
+}
