@@ -8,6 +8,7 @@ use hawser_api::{Api, Client, Error, client::ListOptions, resource::ObjectKey, t
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
@@ -32,6 +33,7 @@ pub async fn explain(
     let mut core = Scheduler::new(config, 1);
     all::<Namespace>(&client).await?.iter().for_each(|namespace| core.namespace_changed(namespace, NOW));
     all::<Node>(&client).await?.iter().for_each(|node| core.node_changed(node, NOW));
+    all::<PodGroup>(&client).await?.iter().for_each(|group| core.pod_group_changed(group, NOW));
     all::<PodDisruptionBudget>(&client).await?.iter().for_each(|budget| core.budget_changed(budget));
     all::<StorageClass>(&client).await?.iter().for_each(|class| core.class_changed(class, NOW));
     all::<CSINode>(&client).await?.iter().for_each(|node| core.csi_node_changed(node, NOW));

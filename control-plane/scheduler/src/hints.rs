@@ -34,6 +34,7 @@ pub(crate) enum Event<'a> {
     StorageChanged(Cause),
     /// What a node can attach.
     LimitsChanged,
+    PodGroupChanged(&'a ObjectKey),
 }
 
 impl Event<'_> {
@@ -45,6 +46,7 @@ impl Event<'_> {
             Self::NamespaceChanged => Cause::NamespaceUpdate,
             Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
             Self::LimitsChanged => Cause::CsiNodeUpdate,
+            Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
         }
     }
 
@@ -98,6 +100,7 @@ impl Event<'_> {
             }
             Self::StorageChanged(_) => refused_by.meets(storage()),
             Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
+            Self::PodGroupChanged(key) => pod.group.as_ref().is_some_and(|group| group.key == **key),
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }

@@ -6,7 +6,7 @@
 //! kept, [`evaluation`]) and what a pod's [`terms`] mean on them ([`outlook`], from the counters of [`topology`]). Plugins
 //! carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Not here yet: resource claims and PodGroup objects; a pod with them is placed without, and an event tells so.
+//! Not here yet: resource claims; a pod with them is placed without, and an event tells so.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.

@@ -48,11 +48,12 @@ pub(crate) enum Cause {
     CsiNodeUpdate,
     CsiDriverUpdate,
     CsiStorageCapacityUpdate,
+    PodGroupUpdate,
 }
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -72,6 +73,7 @@ impl Cause {
         Self::CsiNodeUpdate,
         Self::CsiDriverUpdate,
         Self::CsiStorageCapacityUpdate,
+        Self::PodGroupUpdate,
     ];
 
     fn name(self) -> &'static str {
@@ -95,6 +97,7 @@ impl Cause {
             Self::CsiNodeUpdate => "CSINodeUpdate",
             Self::CsiDriverUpdate => "CSIDriverUpdate",
             Self::CsiStorageCapacityUpdate => "CSIStorageCapacityUpdate",
+            Self::PodGroupUpdate => "PodGroupUpdate",
         }
     }
 }

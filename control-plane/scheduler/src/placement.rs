@@ -15,7 +15,7 @@ use crate::{
     profile::{Plugin, PluginSet},
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed},
-    snapshot::{Slot, Snapshot},
+    snapshot::{NodeEntry, Slot, Snapshot},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -80,18 +80,18 @@ impl Placement {
         best(&candidates, &totals, tie)
     }
 
-    /// The same among the nodes that extenders have left, with what they add to the scores.
+    /// The same among the nodes of which `more` says what is added to their scores.
     pub(crate) fn choose_among(
         &mut self,
         pod: &PodInfo,
         snapshot: &mut Snapshot,
         tie: &mut Tie,
-        more: &HashMap<String, i64>,
+        more: &dyn Fn(&NodeEntry) -> Option<i64>,
     ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        let more = |slot: Slot| more.get(&outlook.snapshot.nodes[slot].name).copied();
+        let more = |slot: Slot| more(&outlook.snapshot.nodes[slot]);
         if let Some(slot) = kept_for(&outlook).filter(|slot| more(*slot).is_some()) {
             return Some(slot);
         }

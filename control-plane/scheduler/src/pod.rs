@@ -217,7 +217,6 @@ fn told(pod: &Pod) -> Option<String> {
 fn not_considered(spec: &PodSpec, group_and_extenders: bool) -> Vec<&'static str> {
     let wishes = [
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty())),
-        ("schedulingGroup", spec.scheduling_group.is_some()),
         ("its pod group, because extenders have a say", group_and_extenders),
     ];
     wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()

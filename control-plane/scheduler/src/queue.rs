@@ -98,6 +98,11 @@ impl Waiting {
         Self { pod, attempts: 0, entered: now, since: now, failed_at: now, helped: false }
     }
 
+    /// The order in which pods of one group are tried.
+    pub(crate) fn rank(&self) -> (Reverse<i32>, Duration, Uid) {
+        (Reverse(self.pod.priority), self.since, self.pod.uid.clone())
+    }
+
     fn failed(self, now: Duration) -> Self {
         Self { attempts: self.attempts + 1, since: now, failed_at: now, helped: false, ..self }
     }
@@ -193,7 +198,7 @@ impl Queue {
         let uids: Vec<Uid> = self.pod_groups.get(key).into_iter().flatten().cloned().collect();
         let mut all: Vec<Waiting> =
             uids.iter().filter_map(|uid| self.take(uid)).map(|taken| taken.waiting).collect();
-        all.sort_by_key(|waiting| (Reverse(waiting.pod.priority), waiting.since));
+        all.sort_by_key(Waiting::rank);
         all
     }
 

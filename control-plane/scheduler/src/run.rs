@@ -19,6 +19,7 @@ use hawser_api::{
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 use parking_lot::Mutex;
@@ -219,6 +220,10 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         follow_kind(shell, followers, |core, change: &Change<'_, StorageClass>, now| match change.new {
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, PodGroup>, now| match change.new {
+            Some(group) => core.pod_group_changed(group, now),
+            None => core.pod_group_removed(change.key),
         }),
         follow_kind(shell, followers, |core, change: &Change<'_, CSIDriver>, now| match change.new {
             Some(driver) => core.driver_changed(driver, now),

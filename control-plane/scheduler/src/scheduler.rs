@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
-use hawser_api::client::Binding;
+use hawser_api::{client::Binding, resource::ObjectKey};
 
 use crate::{
     budgets::Budgets,
     config::Config,
     extender::{Extender, Question},
+    group::Policy,
     hints::{self, Event},
     intern::Same,
     metrics::{Cause, Gauges},
@@ -49,6 +50,7 @@ pub(crate) struct Scheduler {
     extenders: Vec<Arc<Extender>>,
     /// The one pod that extenders are asked about.
     asked: Option<extended::Asked>,
+    pod_groups: HashMap<ObjectKey, Policy>,
     /// Pods of pod groups that are over, and still there.
     done: groups::Done,
     /// How often it was looked for pods that could go for another.
@@ -154,6 +156,7 @@ impl Scheduler {
             budgets: Budgets::default(),
             assumed: HashMap::new(),
             clearing: HashMap::new(),
+            pod_groups: HashMap::new(),
             done: groups::Done::default(),
             preemption_attempts: 0,
             tie: Tie::new(seed),

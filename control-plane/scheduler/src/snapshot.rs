@@ -5,7 +5,7 @@
 //! up to date by what changed. The log is bounded: an evaluation older than it starts anew.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -38,8 +38,8 @@ pub(crate) struct Snapshot {
     pub(crate) volumes: Volumes,
     pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
-    /// Pods of each pod group that have a node and are to keep it.
-    groups: HashMap<ObjectKey, usize>,
+    /// Pods of each pod group that have a node and are to keep it, by node.
+    groups: HashMap<ObjectKey, BTreeMap<Slot, usize>>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
     changed: u64,
@@ -103,9 +103,9 @@ impl Snapshot {
         self.known
     }
 
-    /// Pods of the pod group that have a node.
-    pub(crate) fn placed_of_group(&self, key: &ObjectKey) -> usize {
-        self.groups.get(key).copied().unwrap_or_default()
+    /// Pods of the pod group that have a node, by node.
+    pub(crate) fn placed_of_group(&self, key: &ObjectKey) -> impl Iterator<Item = (Slot, usize)> {
+        self.groups.get(key).into_iter().flatten().map(|(slot, pods)| (*slot, *pods))
     }
 
     /// Pods that are counted on nodes.
@@ -199,7 +199,7 @@ impl Snapshot {
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
         };
         if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going()) {
-            *self.groups.entry(group.key.clone()).or_default() += 1;
+            *self.groups.entry(group.key.clone()).or_default().entry(slot).or_default() += 1;
         }
         self.topology.add_pod(pod, slot, &self.nodes);
         self.volumes.count(pod, 1);
@@ -214,10 +214,13 @@ impl Snapshot {
     pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<Slot> {
         let Placed { slot, pod } = self.pods.remove(uid)?;
         if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going())
-            && let Some(count) = self.groups.get_mut(&group.key)
+            && let Some(nodes) = self.groups.get_mut(&group.key)
         {
-            *count -= 1;
-            if *count == 0 {
+            if let Some(pods) = nodes.get_mut(&slot) {
+                *pods -= 1;
+            }
+            nodes.retain(|_, pods| *pods > 0);
+            if nodes.is_empty() {
                 self.groups.remove(&group.key);
             }
         }

@@ -320,6 +320,35 @@ async fn bindings_travel_in_batches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_group_is_bound_when_enough_of_it_fits() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 4));
+    fake.put(
+        "podgroups",
+        json!({
+            "metadata": { "name": "g", "namespace": "a" },
+            "spec": { "schedulingPolicy": { "gang": { "minCount": 3 } } },
+        }),
+    );
+    for index in 0..3 {
+        let mut member = pod(&format!("p{index}"), 2);
+        member["spec"]["schedulingGroup"] = json!({ "podGroupName": "g" });
+        fake.put("pods", member);
+    }
+    scenario(fake, |fake| async move {
+        let first = "pod group \"g\": 2 more of its pods could run, and 3 are needed.";
+        let says =
+            |pod: &Value| condition(pod)["message"].as_str().is_some_and(|text| text.starts_with(first));
+        fake.until("pods", |pods| pods.iter().all(says)).await;
+        assert_eq!(bound(&fake.all("pods")), 0);
+        fake.put("nodes", node("n2", 4));
+        fake.until("pods", |pods| bound(pods) == 3).await;
+        assert_eq!(fake.bind_calls.load(std::sync::atomic::Ordering::Relaxed), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cache_that_stands_still_ends_the_scheduler() {
     let fake = Arc::new(Fake::default());
     fake.put("nodes", node("n1", 4));

@@ -12,6 +12,7 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 
 const V1: &[Version] = &[Version { name: "v1", storage: true, served: true }];
+const V1ALPHA2: &[Version] = &[Version { name: "v1alpha2", storage: true, served: true }];
 const V2_V1: &[Version] = &[
     Version { name: "v2", storage: true, served: true },
     Version { name: "v1", storage: false, served: true },
@@ -451,6 +452,18 @@ pub static KINDS: &[Kind] = &[
             "priorityclasses",
             "priorityclass",
         )
+    },
+    // After the others of its group, whose version is the preferred one.
+    Kind {
+        versions: V1ALPHA2,
+        storage: Some(Storage {
+            group: "scheduling.k8s.io",
+            version: "v1alpha2",
+            kind: "PodGroup",
+            plural: "podgroups",
+        }),
+        subresources: &[status("PodGroup")],
+        ..namespaced("scheduling.k8s.io", "PodGroup", "PodGroupList", "podgroups", "podgroup")
     },
     namespaced("coordination.k8s.io", "Lease", "LeaseList", "leases", "lease"),
     cluster("node.k8s.io", "RuntimeClass", "RuntimeClassList", "runtimeclasses", "runtimeclass"),

@@ -17,7 +17,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("resource.k8s.io/v1alpha3", "off by default upstream"),
     ("resource.k8s.io/v1beta1", "off by default upstream"),
     ("resource.k8s.io/v1beta2", "off by default upstream"),
-    ("scheduling.k8s.io/v1alpha2", "pod groups do not exist yet"),
+    ("scheduling.k8s.io/v1alpha2/workloads", "nothing makes groups of them"),
     ("storage.k8s.io/v1beta1", "off by default upstream"),
     ("storagemigration.k8s.io", "objects have one stored version"),
 ];

@@ -29,6 +29,7 @@ mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_group;
 mod policy;
 mod quantity;
 mod rbac;
@@ -219,6 +220,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("resource.k8s.io", "resourceclaims") => &device::RESOURCE_CLAIM,
         ("resource.k8s.io", "resourceclaimtemplates") => &device::RESOURCE_CLAIM_TEMPLATE,
         ("resource.k8s.io", "resourceslices") => &device::RESOURCE_SLICE,
+        ("scheduling.k8s.io", "podgroups") => &pod_group::POD_GROUP,
         ("scheduling.k8s.io", "priorityclasses") => &policy::PRIORITY_CLASS,
         ("storage.k8s.io", "csidrivers") => &storage::CSI_DRIVER,
         ("storage.k8s.io", "csinodes") => &storage::CSI_NODE,

@@ -6,11 +6,13 @@ use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
 use super::Scheduler;
 use crate::{
+    group::Policy,
     hints::Event,
     intern::Same,
     metrics::Cause,
@@ -107,6 +109,19 @@ impl Scheduler {
 
     pub(crate) fn class_removed(&mut self, name: &str) {
         self.snapshot.volumes.remove_class(name);
+    }
+
+    pub(crate) fn pod_group_changed(&mut self, group: &PodGroup, now: Duration) {
+        let key = ObjectKey::of(group);
+        let policy = Policy::of(group);
+        if self.pod_groups.get(&key) != Some(&policy) {
+            self.pod_groups.insert(key.clone(), policy);
+            self.wake(&Event::PodGroupChanged(&key), now);
+        }
+    }
+
+    pub(crate) fn pod_group_removed(&mut self, key: &ObjectKey) {
+        self.pod_groups.remove(key);
     }
 
     pub(crate) fn driver_changed(&mut self, driver: &CSIDriver, now: Duration) {

@@ -40,8 +40,14 @@ impl Scheduler {
         let info = self.reader.read(pod, &profile);
         let mut notes = self.notes(pod);
         if let Some(group) = &info.group {
-            let (name, min) = (&group.key.name, group.min);
-            notes.push(format!("it is of the pod group {name:?}: {min} of its pods get a node, or none"));
+            let name = group.name();
+            notes.push(match self.policy_of(group) {
+                None => format!("its pod group {name:?} does not exist"),
+                Some(policy) => {
+                    let min = policy.min;
+                    format!("it is of the pod group {name:?}: {min} of its pods get a node, or none")
+                }
+            });
         }
         if !info.extenders.is_empty() {
             notes.push("extenders have a say about it, and are not asked here".to_owned());

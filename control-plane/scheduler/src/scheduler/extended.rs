@@ -12,6 +12,7 @@ use crate::{
     pod::PodInfo,
     preemption::{self, Victims},
     queue::Waiting,
+    snapshot::NodeEntry,
 };
 
 /// A pod whose extenders have been asked.
@@ -120,7 +121,8 @@ impl Scheduler {
 
     fn place_among(&mut self, waiting: Waiting, nodes: &Nodes, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
-        match self.placement.choose_among(&pod, &mut self.snapshot, &mut self.tie, &nodes.scores) {
+        let more = |node: &NodeEntry| nodes.scores.get(&node.name).copied();
+        match self.placement.choose_among(&pod, &mut self.snapshot, &mut self.tie, &more) {
             Some(slot) => self.assume(waiting, slot, plan, now),
             None if nodes.scores.is_empty() => {
                 let diagnosis = self.placement.diagnose_refused(&pod, &mut self.snapshot, &nodes.refused);

@@ -3,21 +3,26 @@
 //! When the turn of one comes, all that wait are tried on the snapshot, one after the other. If enough have a node, counting
 //! those that have one already, they get it, and their bindings travel in one batch; otherwise the snapshot is as it was.
 //! Where enough would have a node if others went, those go, and the nodes are kept for the group until they are gone:
-//! nobody is preempted for a group that would not fit even so.
+//! nobody is preempted for a group that would not fit even so. A group that is to be in one topology domain is tried in each,
+//! and gets the one where most of its pods fit.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use hawser_api::resource::ObjectKey;
 
 use super::{Nomination, Plan, Rejected, Scheduler, Why};
 use crate::{
-    group::Group,
+    group::{Group, Policy},
     placement::Diagnosis,
     pod::PodInfo,
     preemption::{self, Victims},
     profile::{Plugin, PluginSet},
     queue::Waiting,
-    snapshot::Slot,
+    snapshot::{NodeEntry, Slot},
     volumes::Provisions,
 };
 
@@ -50,6 +55,9 @@ impl Done {
         self.counts.get(key).copied().unwrap_or_default()
     }
 }
+
+/// A label of nodes with its value.
+type Place = (String, String);
 
 /// What a group would look like; the snapshot stands for it until it is undone or decided.
 #[derive(Default)]
@@ -88,16 +96,33 @@ impl Blocked {
 impl Scheduler {
     /// Places the pod with all others of its group that wait.
     pub(super) fn place_group(&mut self, first: Waiting, group: &Group, plan: &mut Plan, now: Duration) {
+        let policy = self.policy_of(group);
+        if policy.as_ref().is_some_and(|policy| policy.min <= 1 && policy.topology.is_none()) {
+            match self.placement.choose(&first.pod, &mut self.snapshot, &mut self.tie) {
+                Some(slot) => self.assume(first, slot, plan, now),
+                None => self.reject(first, plan, now),
+            }
+            return;
+        }
         let mut members = vec![first];
         members.extend(self.queue.take_group(&group.key));
         if self.is_clearing(&members) {
             members.into_iter().for_each(|member| self.queue.put_back(member, now));
             return;
         }
-        // Members may disagree for a moment, while somebody changes them: the careful one is heeded.
-        let min = members.iter().filter_map(|member| member.pod.group.as_ref()).map(|group| group.min).max();
-        let (min, name) = (min.unwrap_or(group.min), &group.key.name);
-        let placed = self.snapshot.placed_of_group(&group.key) + self.done.count(&group.key);
+        let name = group.name();
+        let Some(Policy { min, topology }) = policy else {
+            let message = format!("waiting for the pod group {name:?} to be created.");
+            for member in members {
+                self.rest(member, message.clone(), PluginSet::default(), Nomination::Keep, plan, now);
+            }
+            return;
+        };
+        // Labels may disagree for a moment, while somebody changes them: the careful one is heeded.
+        let of_labels = members.iter().filter_map(|member| member.pod.group.as_ref()?.min).max();
+        let min = of_labels.unwrap_or(min);
+        let on_nodes: usize = self.snapshot.placed_of_group(&group.key).map(|(_, pods)| pods).sum();
+        let placed = on_nodes + self.done.count(&group.key);
         let needed = min.saturating_sub(placed);
         if members.len() < needed {
             let there = members.len() + placed;
@@ -108,20 +133,90 @@ impl Scheduler {
             }
             return;
         }
-        let mut trial = Trial::default();
-        members.into_iter().for_each(|member| self.try_on(member, &mut trial));
-        if trial.settled.len() >= needed {
-            self.accept(trial, plan, now);
+        let places = self.places(group, topology.as_deref());
+        let (mut trial, place) = self.best_trial(members, &places);
+        // At least one: a group that has enough pods is not done with where another finds no place.
+        let (fitting, needed) = (trial.settled.len(), needed.max(1));
+        let inside = place.as_ref().map_or_else(String::new, |(key, value)| format!(" with {key}={value}"));
+        let message = format!(
+            "pod group {name:?}: {fitting} more of its pods could run{inside}, and {needed} are needed."
+        );
+        if fitting >= needed {
+            self.accept(trial, place.as_ref(), &message, plan, now);
             return;
         }
-        let fitting = trial.settled.len();
-        let message =
-            format!("pod group {name:?}: {fitting} more of its pods could run, and {needed} are needed.");
-        if let Err(blocked) = self.try_preempting(&mut trial, needed) {
+        if let Err(blocked) = self.try_preempting(&mut trial, place.as_ref(), needed) {
             self.give_up(trial, &message, &blocked, plan, now);
             return;
         }
         self.make_room_for_group(trial, &message, plan, now);
+    }
+
+    /// The group's rules; `None` where its object does not exist yet.
+    pub(super) fn policy_of(&self, group: &Group) -> Option<Policy> {
+        match group.min {
+            Some(min) => Some(Policy { min, topology: None }),
+            None => self.pod_groups.get(&group.key).cloned(),
+        }
+    }
+
+    /// Where the group may be: anywhere, or with one value of a label, which is that of the pods that are placed.
+    fn places(&self, group: &Group, topology: Option<&str>) -> Vec<Option<Place>> {
+        let Some(key) = topology else {
+            return vec![None];
+        };
+        let value = |node: &NodeEntry| node.labels.get(key).cloned();
+        let placed = self.snapshot.placed_of_group(&group.key).map(|(slot, _)| slot).next();
+        let values: BTreeSet<String> = match placed {
+            Some(slot) => value(&self.snapshot.nodes[slot]).into_iter().collect(),
+            None => self.snapshot.nodes.iter().filter(|node| node.exists).filter_map(value).collect(),
+        };
+        // No value is no node: the trial there says why.
+        let none = values.is_empty().then(String::new);
+        values.into_iter().chain(none).map(|value| Some((key.to_owned(), value))).collect()
+    }
+
+    /// The trial at the place where most pods fit; the first of equals.
+    fn best_trial(&mut self, mut members: Vec<Waiting>, places: &[Option<Place>]) -> (Trial, Option<Place>) {
+        let count = members.len();
+        let (mut most, mut best) = (None, None);
+        for place in places {
+            let trial = self.try_all(members, place.as_ref());
+            let fitting = trial.settled.len();
+            if fitting == count || places.len() == 1 {
+                return (trial, place.clone());
+            }
+            if most.is_none_or(|most| fitting > most) {
+                (most, best) = (Some(fitting), place.clone());
+            }
+            members = self.undo_all(trial);
+        }
+        (self.try_all(members, best.as_ref()), best)
+    }
+
+    fn try_all(&mut self, members: Vec<Waiting>, place: Option<&Place>) -> Trial {
+        let mut trial = Trial::default();
+        members.into_iter().for_each(|member| self.try_on(member, place, &mut trial));
+        trial
+    }
+
+    /// Takes the trial back whole; the pods are in the order in which they were tried.
+    fn undo_all(&mut self, trial: Trial) -> Vec<Waiting> {
+        let Trial { settled, failed, gone } = trial;
+        let settled = self.undo(settled, gone).into_iter().map(|one| one.waiting);
+        let mut members: Vec<Waiting> =
+            settled.chain(failed.into_iter().map(|(waiting, _)| waiting)).collect();
+        members.sort_by_key(Waiting::rank);
+        members
+    }
+
+    /// The best node of the place.
+    fn choose_at(&mut self, pod: &PodInfo, place: Option<&Place>) -> Option<Slot> {
+        let Some((key, value)) = place else {
+            return self.placement.choose(pod, &mut self.snapshot, &mut self.tie);
+        };
+        let more = |node: &NodeEntry| (node.labels.get(key) == Some(value)).then_some(0);
+        self.placement.choose_among(pod, &mut self.snapshot, &mut self.tie, &more)
     }
 
     /// Whether victims of a member are being deleted; then the group's turn comes when they are.
@@ -136,8 +231,8 @@ impl Scheduler {
     }
 
     /// Settles the pod on its best node, or notes why it has none.
-    fn try_on(&mut self, waiting: Waiting, trial: &mut Trial) {
-        match self.placement.choose(&waiting.pod, &mut self.snapshot, &mut self.tie) {
+    fn try_on(&mut self, waiting: Waiting, place: Option<&Place>, trial: &mut Trial) {
+        match self.choose_at(&waiting.pod, place) {
             Some(slot) => self.settle_for_now(waiting, slot, None, trial),
             None => {
                 let diagnosis = self.placement.diagnose(&waiting.pod, &mut self.snapshot);
@@ -156,7 +251,7 @@ impl Scheduler {
         trial.settled.push(Settled { waiting, node, provisions, kept, victims });
     }
 
-    fn accept(&mut self, trial: Trial, plan: &mut Plan, now: Duration) {
+    fn accept(&mut self, trial: Trial, place: Option<&Place>, message: &str, plan: &mut Plan, now: Duration) {
         for Settled { waiting, node, provisions, kept, .. } in trial.settled {
             // So that whoever waits for that node hears that it is free.
             if let Some(kept) = kept {
@@ -166,12 +261,22 @@ impl Scheduler {
         }
         // More than the group needs: they are on their own.
         for (waiting, diagnosis) in trial.failed {
-            self.reject_for(waiting, &diagnosis, plan, now);
+            if place.is_none() {
+                self.reject_for(waiting, &diagnosis, plan, now);
+                continue;
+            }
+            let refused_by = diagnosis.plugins.union(PluginSet::of(&[Plugin::GangScheduling]));
+            self.rest(waiting, message.to_owned(), refused_by, Nomination::Keep, plan, now);
         }
     }
 
     /// Finds victims for as many pods as are needed. The error is of the first pod that finds none.
-    fn try_preempting(&mut self, trial: &mut Trial, needed: usize) -> Result<(), Blocked> {
+    fn try_preempting(
+        &mut self,
+        trial: &mut Trial,
+        place: Option<&Place>,
+        needed: usize,
+    ) -> Result<(), Blocked> {
         let failed = std::mem::take(&mut trial.failed);
         let mut failed = failed.into_iter();
         let mut outcome = Ok(());
@@ -181,10 +286,13 @@ impl Scheduler {
                 break;
             };
             // What went for another may be enough for this one too.
-            let slot = self.placement.choose(&waiting.pod, &mut self.snapshot, &mut self.tie);
+            let slot = self.choose_at(&waiting.pod, place);
             let found = match slot {
                 Some(slot) => Ok((slot, None)),
-                None => self.victims_for(&waiting.pod, trial).map(|victims| (victims.slot, Some(victims))),
+                None => {
+                    let victims = self.victims_for(&waiting.pod, place, trial);
+                    victims.map(|victims| (victims.slot, Some(victims)))
+                }
             };
             match found {
                 Ok((slot, victims)) => {
@@ -206,12 +314,20 @@ impl Scheduler {
         outcome
     }
 
-    fn victims_for(&mut self, pod: &Arc<PodInfo>, trial: &Trial) -> Result<Victims, Blocked> {
+    fn victims_for(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        place: Option<&Place>,
+        trial: &Trial,
+    ) -> Result<Victims, Blocked> {
         if !pod.needs.profile.preempts || self.snapshot.node_count() == 0 {
             return Err(Blocked::no(""));
         }
         self.preemption_attempts += 1;
-        let about_pods = self.placement.diagnose(pod, &mut self.snapshot).about_pods.clone();
+        let mut about_pods = self.placement.diagnose(pod, &mut self.snapshot).about_pods.clone();
+        if let Some((key, value)) = place {
+            about_pods.retain(|slot| self.snapshot.nodes[*slot].labels.get(key) == Some(value));
+        }
         if let Some(why) = preemption::hindrance(pod, &about_pods, &self.snapshot) {
             return Err(Blocked { why: why.to_owned(), keeps_node: true });
         }

@@ -183,6 +183,75 @@ fn pods_are_preempted_for_a_whole_group_or_not_at_all() {
     }
 }
 
+fn object(name: &str, spec: Value) -> k8s_openapi::api::scheduling::v1alpha2::PodGroup {
+    serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "a" }, "spec": spec })).unwrap()
+}
+
+/// A pod that names the PodGroup `g`.
+fn named(name: &str, cpu: usize) -> Pod {
+    alone(name, cpu, json!({ "schedulingGroup": { "podGroupName": "g" } }))
+}
+
+#[test]
+fn a_pod_group_object_says_how_many_pods_are_needed() {
+    let mut scheduler = cluster(2);
+    for name in ["a", "b"] {
+        scheduler.pod_changed(&named(name, 2), START);
+    }
+    let plan = scheduler.schedule(10, START);
+    assert_eq!(messages(&plan)["a"], "waiting for the pod group \"g\" to be created.");
+    let three = json!({ "schedulingPolicy": { "gang": { "minCount": 3 } } });
+    scheduler.pod_group_changed(&object("g", three), START);
+    let plan = scheduler.schedule(10, at(20));
+    assert_eq!(messages(&plan)["a"], "pod group \"g\" has 2 of the 3 pods that it needs.");
+    scheduler.pod_changed(&named("c", 2), at(20));
+    assert_eq!(placed(&scheduler.schedule(1, at(20))), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_basic_group_is_placed_pod_by_pod() {
+    let mut scheduler = cluster(1);
+    scheduler.pod_group_changed(&object("g", json!({ "schedulingPolicy": { "basic": {} } })), START);
+    for name in ["a", "b", "c"] {
+        scheduler.pod_changed(&named(name, 2), START);
+    }
+    assert_eq!(placed(&scheduler.schedule(10, START)), ["a", "b"]);
+}
+
+#[test]
+fn a_group_is_kept_in_one_topology_domain() {
+    let rack = |scheduler: &mut Scheduler, name: &str, rack: &str| {
+        let labels = json!({ "metadata": { "labels": { "rack": rack } } });
+        scheduler.node_changed(&node(name, labels), START);
+    };
+    let mut scheduler = cluster(1);
+    rack(&mut scheduler, "r1", "r");
+    for name in ["s1", "s2"] {
+        rack(&mut scheduler, name, "s");
+    }
+    let policy = json!({
+        "schedulingPolicy": { "gang": { "minCount": 3 } }, "schedulingConstraints": { "topology": [{ "key": "rack" }] },
+    });
+    scheduler.pod_group_changed(&object("g", policy), START);
+    for name in ["a", "b", "c"] {
+        scheduler.pod_changed(&named(name, 3), START);
+    }
+    // Four nodes have room, and no rack has three.
+    let plan = scheduler.schedule(10, START);
+    assert_eq!(placed(&plan), Vec::<&str>::new());
+    let message = messages(&plan)["a"].to_owned();
+    let first = "pod group \"g\": 2 more of its pods could run with rack=s, and 3 are needed.";
+    assert!(message.starts_with(first), "{message}");
+    assert_eq!(used_cpu(&scheduler), 0);
+    rack(&mut scheduler, "s3", "s");
+    let plan = scheduler.schedule(1, at(20));
+    assert_eq!(placed(&plan), ["a", "b", "c"]);
+    assert!(plan.bindings.iter().all(|decision| decision.binding.node.starts_with('s')));
+    // Who comes later goes where the others are.
+    scheduler.pod_changed(&named("d", 1), at(20));
+    assert!(scheduler.schedule(1, at(20)).bindings[0].binding.node.starts_with('s'));
+}
+
 /// Groups of pods that are alike, in clusters that are too small for all: what is placed is whole, and what is not placed
 /// would not fit.
 #[test]
