@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// `api`: how many pods there are in the end
     #[arg(long)]
     objects: Option<u32>,
+    /// `scheduler`: `scheduler_only`, or `end_to_end` through an API server and its store; both if not given
+    #[arg(long, value_delimiter = ',')]
+    mode: Vec<String>,
     /// `api`: with which stores: embedded, etcd
     #[arg(long, value_delimiter = ',')]
     store: Vec<String>,
@@ -55,8 +58,8 @@ enum Name {
     Xdp,
     /// The API server as clients meet it: requests, lists, watches, memory, with either store
     Api,
-    /// Pods per second of the scheduler alone, on the workloads of upstream's scheduler-perf, beside their floors; one JSON
-    /// object a line in any case
+    /// Pods per second of the scheduler, alone and with API server and durable store, on the workloads of upstream's
+    /// scheduler-perf, beside their floors; one JSON object a line in any case
     Scheduler,
     /// Durable writes per second of the embedded store, 64 clients, 2 kB
     Store,
@@ -74,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Name::Program => service_path("program", args),
         Name::Xdp => service_path("xdp", args),
         Name::Api => api(args),
-        Name::Scheduler => measure("hawser-scheduler", "scheduler_perf", &[], args),
+        Name::Scheduler => scheduler(args),
         Name::Store => {
             let folder = target_dir().join("bench/store");
             // What an earlier run left would be measured too.
@@ -142,6 +145,14 @@ fn api(args: &Args) -> anyhow::Result<()> {
     measure("control-plane", "api", &[], args)
 }
 
+/// The server is a process beside the client's, where one is needed.
+fn scheduler(args: &Args) -> anyhow::Result<()> {
+    if args.mode.is_empty() || args.mode.iter().any(|mode| mode == "end_to_end") {
+        run_command(measured("build").args(["--package", "control-plane", "--bins"]))?;
+    }
+    measure("hawser-scheduler", "scheduler_perf", &[], args)
+}
+
 fn service_path(name: &str, args: &Args) -> anyhow::Result<()> {
     measure("hawser-proxy", "bench", &[name], args)
 }
@@ -155,7 +166,7 @@ fn measure(package: &str, example: &str, what: &[&str], args: &Args) -> anyhow::
         let services: Vec<String> = args.services.iter().map(u32::to_string).collect();
         command.args(["--services", &services.join(",")]);
     }
-    for (option, values) in [("--cases", &args.cases), ("--store", &args.store)] {
+    for (option, values) in [("--cases", &args.cases), ("--mode", &args.mode), ("--store", &args.store)] {
         if !values.is_empty() {
             command.args([option, &values.join(",")]);
         }

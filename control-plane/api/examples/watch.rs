@@ -3,9 +3,8 @@
 //!
 //! Goes on where it was after the server was away, and lists again only where the history is gone.
 
-use std::{fs, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::StreamExt;
 use hawser_api::{
     Client, Error,
@@ -19,7 +18,7 @@ use serde_json::Value;
 const RETRY: Duration = Duration::from_secs(1);
 
 struct Arguments {
-    kubeconfig: String,
+    kubeconfig: PathBuf,
     resource: String,
     namespace: Option<String>,
 }
@@ -29,7 +28,7 @@ fn arguments() -> Option<Arguments> {
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--kubeconfig" => kubeconfig = Some(words.next()?),
+            "--kubeconfig" => kubeconfig = Some(words.next()?.into()),
             "--namespace" | "-n" => namespace = Some(words.next()?),
             flag if flag.starts_with('-') => return None,
             _ => resource = Some(word),
@@ -45,7 +44,7 @@ async fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let outcome = async {
-        let remote = Remote::new(&options(&arguments.kubeconfig)?)?;
+        let remote = Remote::new(&RemoteOptions::from_kubeconfig(&arguments.kubeconfig)?)?;
         follow(&remote, &target(&arguments)?).await
     };
     match outcome.await {
@@ -129,22 +128,4 @@ fn target(arguments: &Arguments) -> Result<Target, Error> {
         resource: row.plural.into(),
     };
     Ok(Target::collection(resource, arguments.namespace.as_deref()))
-}
-
-/// Address and credentials out of a kubeconfig, as far as the administrator's needs.
-fn options(path: &str) -> Result<RemoteOptions, Error> {
-    let failed = |what: String| Error::bad_request(format!("{path}: {what}"));
-    let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let config: Value = serde_yaml_ng::from_str(&text).map_err(|error| failed(error.to_string()))?;
-    let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
-    let pem = |of: &Value, field: &str| {
-        let text = of[field].as_str().ok_or_else(|| failed(format!("no {field}")))?;
-        STANDARD.decode(text).map_err(|error| failed(format!("{field}: {error}")))
-    };
-    let server = cluster["server"].as_str().ok_or_else(|| failed("no server".to_owned()))?;
-    Ok(RemoteOptions {
-        servers: vec![server.to_owned()],
-        ca_pem: pem(cluster, "certificate-authority-data")?,
-        identity: Some((pem(user, "client-certificate-data")?, pem(user, "client-key-data")?)),
-    })
 }

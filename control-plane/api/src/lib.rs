@@ -4,8 +4,9 @@
 //! `metav1.Status` ([`error`]), the schema of every built-in type ([`schema`]), patches, selectors,
 //! quantities and what objects use of them ([`usage`]), server-side apply and the owners of fields
 //! ([`apply`]), the [`Client`] trait through which components reach the API, the typed layer and the
-//! watch-fed caches over it ([`Api`], [`informer`]), and the gRPC protocol with its client ([`grpc`]).
-//! No I/O happens here but in the gRPC client.
+//! watch-fed caches over it ([`Api`], [`informer`]), leader election ([`election`]), the gRPC protocol with its client
+//! ([`grpc`]), and when cron schedules are due ([`cron`]).
+//! No I/O happens here but in the gRPC client, and to read time zones.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,8 @@ pub mod apply;
 pub mod client;
 #[cfg(debug_assertions)]
 mod codecs;
+pub mod cron;
+pub mod election;
 pub mod error;
 pub mod grpc;
 pub mod informer;

@@ -106,9 +106,15 @@ impl<K: Kind> Api<K> {
 
     /// Succeeds where the object is gone already.
     pub async fn delete(&self, name: &str, options: &DeleteOptions) -> Result<(), Error> {
+        self.delete_if_there(name, options).await.map(drop)
+    }
+
+    /// Like [`Api::delete`]; false where the object was gone already, and so no event is to be expected.
+    pub async fn delete_if_there(&self, name: &str, options: &DeleteOptions) -> Result<bool, Error> {
         match self.client.delete(&self.object(name), options).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }

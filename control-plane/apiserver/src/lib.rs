@@ -29,4 +29,4 @@ mod server;
 pub mod table;
 pub mod version;
 
-pub use server::{ApiServer, Config};
+pub use server::{ApiServer, Config, MetricsSource};

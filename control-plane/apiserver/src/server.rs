@@ -51,7 +51,12 @@ pub struct Config {
     pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     /// What `/version` says.
     pub build: Build,
+    /// Metrics of other components in this process, shown with this server's own.
+    pub further_metrics: Vec<MetricsSource>,
 }
+
+/// Gives metrics in Prometheus' text form.
+pub type MetricsSource = Arc<dyn Fn() -> String + Send + Sync>;
 
 impl Config {
     pub fn new(advertise_address: IpAddr, secure_port: u16, signing_key: SigningKey) -> Self {
@@ -68,6 +73,7 @@ impl Config {
             compaction_interval: Duration::from_secs(300),
             kubelet_tls: None,
             build: Build::UNKNOWN,
+            further_metrics: Vec::new(),
         }
     }
 }
@@ -78,6 +84,7 @@ pub struct ApiServer {
     chain: Chain,
     authenticator: Authenticator,
     metrics: Metrics,
+    further_metrics: Vec<MetricsSource>,
     nodes: NodeSessions,
     openapi: OpenApi,
     advertise: (IpAddr, u16),
@@ -114,6 +121,7 @@ impl ApiServer {
             chain: Chain::new(authorizer, config.limits),
             authenticator: Authenticator::new(tokens),
             metrics: Metrics::default(),
+            further_metrics: config.further_metrics,
             nodes: NodeSessions::default(),
             openapi: OpenApi::new(KINDS),
             advertise: (config.advertise_address, config.secure_port),
@@ -148,6 +156,12 @@ impl ApiServer {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) fn all_metrics(&self) -> String {
+        let own = self.metrics.render(self.chain.in_flight(), self.registry.cache().progress());
+        self.further_metrics.iter().fold(own, |text, further| text + &further())
     }
 
     pub(crate) fn nodes(&self) -> &NodeSessions {

@@ -19,16 +19,18 @@ use hawser_api::{
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
         certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
         core::v1::{
-            ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-            ReplicationController, ResourceQuota, Service, ServiceAccount,
+            ConfigMap, Endpoints, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+            Pod, ReplicationController, ResourceQuota, Service, ServiceAccount,
         },
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
+        storage::v1::StorageClass,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -37,6 +39,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     meta::{MetaExt, pod_node},
+    persistentvolume::matching::{claim_ref, class_of_claim, class_of_volume},
     selector::Labels,
 };
 
@@ -52,6 +55,7 @@ pub(crate) struct Caches {
     pub(crate) pods: Informer<Pod>,
     /// By the controller's uid, or [`orphans_of`] a namespace.
     pub(crate) pods_by_controller: Index<Pod>,
+    pub(crate) pods_by_namespace: Index<Pod>,
     pub(crate) pods_by_node: Index<Pod>,
     /// By [`pair_term`] of each label.
     pub(crate) pods_by_label: Index<Pod>,
@@ -61,8 +65,11 @@ pub(crate) struct Caches {
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) deployments_by_namespace: Index<Deployment>,
     pub(crate) daemon_sets: Informer<DaemonSet>,
+    pub(crate) daemon_sets_by_namespace: Index<DaemonSet>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
+    pub(crate) stateful_sets_by_namespace: Index<StatefulSet>,
     pub(crate) replication_controllers: Informer<ReplicationController>,
+    pub(crate) replication_controllers_by_namespace: Index<ReplicationController>,
     pub(crate) revisions: Informer<ControllerRevision>,
     /// By the controller's uid, or [`orphans_of`] a namespace.
     pub(crate) revisions_by_controller: Index<ControllerRevision>,
@@ -70,6 +77,7 @@ pub(crate) struct Caches {
     pub(crate) jobs_by_controller: Index<Job>,
     pub(crate) jobs_by_namespace: Index<Job>,
     pub(crate) cron_jobs: Informer<CronJob>,
+    pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) budgets_by_namespace: Index<PodDisruptionBudget>,
     pub(crate) services: Informer<Service>,
@@ -90,7 +98,16 @@ pub(crate) struct Caches {
     pub(crate) resource_quotas: Informer<ResourceQuota>,
     pub(crate) resource_quotas_by_namespace: Index<ResourceQuota>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
+    /// Claims that are not bound, by class; empty for those without one.
+    pub(crate) waiting_claims: Index<PersistentVolumeClaim>,
+    /// Claims by the volume that they name.
+    pub(crate) claims_by_volume: Index<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
+    /// Volumes that are for no claim, by class; empty for those without one.
+    pub(crate) volumes_by_class: Index<PersistentVolume>,
+    /// Volumes by [`claim_term`] of the claim that they are for.
+    pub(crate) volumes_by_claim: Index<PersistentVolume>,
+    pub(crate) classes: Informer<StorageClass>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
@@ -102,9 +119,13 @@ impl Caches {
         let (services, endpoint_slices) = (Informer::new(), Informer::new());
         let (cluster_roles, resource_quotas) = (Informer::new(), Informer::new());
         let (revisions, jobs, budgets) = (Informer::new(), Informer::new(), Informer::new());
+        let (daemon_sets, stateful_sets) = (Informer::new(), Informer::new());
+        let (claims, volumes) = (Informer::new(), Informer::new());
+        let replication_controllers = Informer::new();
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
             pods_by_claim: Index::new(&pods, claim_terms),
+            pods_by_namespace: Index::new(&pods, namespace_terms),
             pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
             pods_by_label: Index::new(&pods, |pod: &Pod| {
                 let pairs = pod.labels().iter();
@@ -112,26 +133,24 @@ impl Caches {
             }),
             pods,
             replica_sets_by_controller: Index::new(&replica_sets, controller_terms),
-            replica_sets_by_namespace: Index::new(&replica_sets, |set: &ReplicaSet| {
-                vec![set.namespace().to_owned()]
-            }),
+            replica_sets_by_namespace: Index::new(&replica_sets, namespace_terms),
             replica_sets,
-            deployments_by_namespace: Index::new(&deployments, |deployment: &Deployment| {
-                vec![deployment.namespace().to_owned()]
-            }),
+            deployments_by_namespace: Index::new(&deployments, namespace_terms),
             deployments,
-            daemon_sets: Informer::new(),
-            stateful_sets: Informer::new(),
-            replication_controllers: Informer::new(),
+            daemon_sets_by_namespace: Index::new(&daemon_sets, namespace_terms),
+            daemon_sets,
+            stateful_sets_by_namespace: Index::new(&stateful_sets, namespace_terms),
+            stateful_sets,
+            replication_controllers_by_namespace: Index::new(&replication_controllers, namespace_terms),
+            replication_controllers,
             revisions_by_controller: Index::new(&revisions, controller_terms),
             revisions,
             jobs_by_controller: Index::new(&jobs, controller_terms),
-            jobs_by_namespace: Index::new(&jobs, |job: &Job| vec![job.namespace().to_owned()]),
+            jobs_by_namespace: Index::new(&jobs, namespace_terms),
             jobs,
             cron_jobs: Informer::new(),
-            budgets_by_namespace: Index::new(&budgets, |budget: &PodDisruptionBudget| {
-                vec![budget.namespace().to_owned()]
-            }),
+            autoscalers: Informer::new(),
+            budgets_by_namespace: Index::new(&budgets, namespace_terms),
             budgets,
             services_by_selector: Index::new(&services, selector_terms),
             services,
@@ -149,12 +168,22 @@ impl Caches {
                 role.aggregation_rule.iter().map(|_| GATHERING.to_owned()).collect()
             }),
             cluster_roles,
-            resource_quotas_by_namespace: Index::new(&resource_quotas, |quota: &ResourceQuota| {
-                vec![quota.namespace().to_owned()]
-            }),
+            resource_quotas_by_namespace: Index::new(&resource_quotas, namespace_terms),
             resource_quotas,
-            claims: Informer::new(),
-            volumes: Informer::new(),
+            waiting_claims: Index::new(&claims, waiting_terms),
+            claims_by_volume: Index::new(&claims, |claim: &PersistentVolumeClaim| {
+                claim.spec.iter().filter_map(|spec| spec.volume_name.clone()).collect()
+            }),
+            claims,
+            volumes_by_class: Index::new(&volumes, |volume: &PersistentVolume| {
+                let free = claim_ref(volume).is_none();
+                free.then(|| class_of_volume(volume).to_owned()).into_iter().collect()
+            }),
+            volumes_by_claim: Index::new(&volumes, |volume: &PersistentVolume| {
+                claim_ref(volume).map(referenced_term).into_iter().collect()
+            }),
+            volumes,
+            classes: Informer::new(),
             signing_requests: Informer::new(),
         }
     }
@@ -170,6 +199,7 @@ impl Caches {
         start(&self.revisions, client, tasks);
         start(&self.jobs, client, tasks);
         start(&self.cron_jobs, client, tasks);
+        start(&self.autoscalers, client, tasks);
         start(&self.budgets, client, tasks);
         start(&self.services, client, tasks);
         start(&self.endpoint_slices, client, tasks);
@@ -180,6 +210,7 @@ impl Caches {
         start(&self.resource_quotas, client, tasks);
         start(&self.claims, client, tasks);
         start(&self.volumes, client, tasks);
+        start(&self.classes, client, tasks);
         start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
@@ -197,6 +228,7 @@ impl Caches {
         self.revisions.synced().await;
         self.jobs.synced().await;
         self.cron_jobs.synced().await;
+        self.autoscalers.synced().await;
         self.budgets.synced().await;
         self.services.synced().await;
         self.endpoint_slices.synced().await;
@@ -210,6 +242,7 @@ impl Caches {
         self.resource_quotas.synced().await;
         self.claims.synced().await;
         self.volumes.synced().await;
+        self.classes.synced().await;
         self.signing_requests.synced().await;
     }
 
@@ -223,19 +256,21 @@ impl Caches {
         pods
     }
 
+    /// The pods of a namespace that have every pair of `wanted`; all where that is empty.
+    pub(crate) fn pods_with(&self, namespace: &str, wanted: &Labels) -> Vec<Arc<Pod>> {
+        if wanted.is_empty() {
+            self.pods_by_namespace.get(namespace)
+        } else {
+            self.pods_for(namespace, wanted)
+        }
+    }
+
     /// The pods that `selector` matches; an empty one matches all of the namespace, an absent one none.
     pub(crate) fn pods_selected(&self, namespace: &str, selector: Option<&LabelSelector>) -> Vec<Arc<Pod>> {
         let Some(selector) = selector else { return Vec::new() };
-        match selector.match_labels.as_ref().filter(|labels| !labels.is_empty()) {
-            Some(labels) => {
-                let mut pods = self.pods_for(namespace, labels);
-                pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
-                pods
-            }
-            None => self.pods.filter(|pod| {
-                pod.namespace() == namespace && crate::selector::matches(selector, pod.labels())
-            }),
-        }
+        let mut pods = self.pods_with(namespace, selector.match_labels.as_ref().unwrap_or(&Labels::new()));
+        pods.retain(|pod| crate::selector::matches(selector, pod.labels()));
+        pods
     }
 
     /// The services whose selector matches `labels`.
@@ -269,6 +304,10 @@ fn start_some<K: Kind>(
     tasks.spawn(async move { informer.run(client, namespace, options).await });
 }
 
+fn namespace_terms<K: Kind>(object: &K) -> Vec<String> {
+    vec![object.namespace().to_owned()]
+}
+
 /// The index term of objects in `namespace` that nobody controls.
 pub(crate) fn orphans_of(namespace: &str) -> String {
     format!("orphan/{namespace}")
@@ -284,6 +323,16 @@ fn controller_terms<K: Kind>(object: &K) -> Vec<String> {
 /// The index term of pods that mount a claim.
 pub(crate) fn claim_term(claim: &ObjectKey) -> String {
     claim.to_string()
+}
+
+fn referenced_term(reference: &ObjectReference) -> String {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    claim_term(&ObjectKey::new(text(&reference.namespace), text(&reference.name)))
+}
+
+fn waiting_terms(claim: &PersistentVolumeClaim) -> Vec<String> {
+    let waits = !claim.annotations().contains_key("pv.kubernetes.io/bind-completed");
+    waits.then(|| class_of_claim(claim).to_owned()).into_iter().collect()
 }
 
 /// The claims that a pod mounts, those that are made for it included.

@@ -27,6 +27,14 @@ pub struct Config {
     pub node_monitor_grace_period: Duration,
     /// `--node-startup-grace-period`: the same, for a node that never reported.
     pub node_startup_grace_period: Duration,
+    /// `--node-eviction-rate`: nodes of a zone given up in a second.
+    pub node_eviction_rate: f64,
+    /// `--secondary-node-eviction-rate`: the same, while most of a large zone is lost; of a small one none is given up.
+    pub secondary_node_eviction_rate: f64,
+    /// `--unhealthy-zone-threshold`: the share of a zone's nodes that is most of it.
+    pub unhealthy_zone_threshold: f64,
+    /// `--large-cluster-size-threshold`: nodes beyond which a zone is large.
+    pub large_cluster_size_threshold: usize,
     /// `--terminated-pod-gc-threshold`: more ended pods than this are deleted, the oldest first; 0 keeps all.
     pub terminated_pod_gc_threshold: usize,
     /// How often pods without a node are looked for.
@@ -55,6 +63,10 @@ impl Default for Config {
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             node_startup_grace_period: Duration::from_secs(60),
+            node_eviction_rate: 0.1,
+            secondary_node_eviction_rate: 0.01,
+            unhealthy_zone_threshold: 0.55,
+            large_cluster_size_threshold: 50,
             terminated_pod_gc_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
             pod_gc_quarantine: Duration::from_secs(40),
@@ -76,6 +88,16 @@ impl Config {
             bail!("cluster-cidr takes at most one range of each family");
         }
         ensure!(!self.resource_quota_sync_period.is_zero(), "resource-quota-sync-period must be more than 0");
+        for (name, rate) in [
+            ("node-eviction-rate", self.node_eviction_rate),
+            ("secondary-node-eviction-rate", self.secondary_node_eviction_rate),
+        ] {
+            ensure!(rate.is_finite() && rate >= 0.0, "{name} must not be negative");
+        }
+        ensure!(
+            (0.0..=1.0).contains(&self.unhealthy_zone_threshold),
+            "unhealthy-zone-threshold must be between 0 and 1"
+        );
         for cidr in &self.cluster_cidrs {
             let mask = self.node_mask(cidr);
             ensure!(
@@ -119,6 +141,9 @@ mod tests {
         check("two of a family", |c| c.cluster_cidrs = nets(&["10.0.0.0/16", "10.1.0.0/16"]), false);
         check("smaller than a block", |c| c.cluster_cidrs = nets(&["10.0.0.0/25"]), false);
         check("no worker", |c| c.workers = 0, false);
+        check("nobody is ever given up", |c| c.node_eviction_rate = 0.0, true);
+        check("a rate below nothing", |c| c.node_eviction_rate = -1.0, false);
+        check("a share beyond all", |c| c.unhealthy_zone_threshold = 1.5, false);
     }
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {

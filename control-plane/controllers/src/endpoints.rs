@@ -23,7 +23,8 @@ use crate::{
         },
         is_served, pods_of, trigger_time, wake_by_pods,
     },
-    meta::{MetaExt, only_this, pod_is_active, pod_is_ready, pod_node},
+    meta::{MetaExt, only_this, pod_is_ready, pod_is_terminal, pod_node},
+    pods::namespace_is_ending,
     queue::Queue,
     selector::Labels,
     worker::{Next, Reconciler},
@@ -81,7 +82,10 @@ impl Reconciler for Controller {
         match existing {
             Some(existing) if same(&existing, &wanted) => {}
             Some(_) => drop(api.update(&wanted).await?),
-            None => drop(api.create(&wanted).await?),
+            None => match api.create(&wanted).await {
+                Err(error) if !namespace_is_ending(&error) => return Err(error),
+                _ => {}
+            },
         }
         Ok(Next::Done)
     }
@@ -138,7 +142,10 @@ fn labels(service: &Service) -> Labels {
 fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let Some(family) = address_types(service).first().copied() else { return Vec::new() };
     let mut by_ports: BTreeMap<Vec<PortKey>, EndpointSubset> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| pod_is_active(pod)) {
+    // Peers that find each other by names that are published early keep them until they have ended.
+    let is_in =
+        |pod: &&Arc<Pod>| !pod_is_terminal(pod) && (publishes_not_ready(service) || !pod.is_deleting());
+    for pod in pods.iter().filter(is_in) {
         let Some(address) = address_of(pod, family) else { continue };
         let ports = ports(service, pod);
         let has_ports =
@@ -231,6 +238,19 @@ mod tests {
         assert_eq!(ips(&subset.addresses), ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(ips(&subset.not_ready_addresses), ["10.0.0.3"]);
         assert_eq!(subset.ports.as_ref().unwrap()[0].port, 80);
+    }
+
+    #[test]
+    fn ending_pods_are_left_out_unless_their_addresses_are_published_early() {
+        let mut ending = pod("a", "10.0.0.1", 80);
+        ending.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        let pods = [Arc::new(ending)];
+        let mut service = service("web", "http");
+        assert_eq!(desired(&service, &pods, None).subsets, None);
+        service.spec.as_mut().unwrap().publish_not_ready_addresses = Some(true);
+        let subsets = desired(&service, &pods, None).subsets.unwrap();
+        assert_eq!(subsets[0].addresses.as_ref().unwrap()[0].ip, "10.0.0.1");
     }
 
     #[test]

@@ -14,10 +14,29 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// Beyond so many owners those are dropped that nobody asks for any more.
+const SWEEP_FROM: usize = 1024;
 
 #[derive(Default)]
 pub(crate) struct Expectations {
-    owners: Mutex<HashMap<String, Expected>>,
+    owners: Mutex<Owners>,
+}
+
+/// Bounded by twice the owners of the last five minutes: one that is deleted while it is worked on leaves its entry.
+#[derive(Default)]
+struct Owners {
+    expected: HashMap<String, Expected>,
+    swept: usize,
+}
+
+impl Owners {
+    fn insert(&mut self, owner: &str, expected: Expected) {
+        if self.expected.len() >= (2 * self.swept).max(SWEEP_FROM) {
+            self.expected.retain(|_, expected| expected.since.elapsed() <= TIMEOUT);
+            self.swept = self.expected.len();
+        }
+        self.expected.insert(owner.to_owned(), expected);
+    }
 }
 
 struct Expected {
@@ -31,19 +50,19 @@ impl Expectations {
     /// Call before the first of `creations` requests, and of those that delete one of `uids`.
     pub(crate) fn expect(&self, owner: &str, creations: usize, uids: impl IntoIterator<Item = String>) {
         let expected = Expected { creations, deletions: uids.into_iter().collect(), since: Instant::now() };
-        self.owners.lock().insert(owner.to_owned(), expected);
+        self.owners.lock().insert(owner, expected);
     }
 
     /// A created object appeared, or `count` requests came to nothing.
     pub(crate) fn creations_observed(&self, owner: &str, count: usize) {
-        if let Some(expected) = self.owners.lock().get_mut(owner) {
+        if let Some(expected) = self.owners.lock().expected.get_mut(owner) {
             expected.creations = expected.creations.saturating_sub(count);
         }
     }
 
     /// A deletion appeared, or the request failed.
     pub(crate) fn deletion_observed(&self, owner: &str, uid: &str) {
-        if let Some(expected) = self.owners.lock().get_mut(owner) {
+        if let Some(expected) = self.owners.lock().expected.get_mut(owner) {
             expected.deletions.remove(uid);
         }
     }
@@ -51,17 +70,17 @@ impl Expectations {
     /// True where the cache shows all that was written, or has had time enough.
     pub(crate) fn are_met(&self, owner: &str) -> bool {
         let mut owners = self.owners.lock();
-        let Some(expected) = owners.get(owner) else { return true };
+        let Some(expected) = owners.expected.get(owner) else { return true };
         let met = expected.creations == 0 && expected.deletions.is_empty();
         if met || expected.since.elapsed() > TIMEOUT {
-            owners.remove(owner);
+            owners.expected.remove(owner);
             return true;
         }
         false
     }
 
     pub(crate) fn forget(&self, owner: &str) {
-        self.owners.lock().remove(owner);
+        self.owners.lock().expected.remove(owner);
     }
 }
 
@@ -88,6 +107,18 @@ mod tests {
         assert!(!expectations.are_met("rs"));
         expectations.deletion_observed("rs", "a");
         assert!(expectations.are_met("rs"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn owners_that_nobody_asks_for_are_dropped() {
+        let expectations = Expectations::default();
+        for round in 0..8 {
+            for owner in 0..SWEEP_FROM {
+                expectations.expect(&format!("{round}-{owner}"), 1, []);
+            }
+            tokio::time::advance(2 * TIMEOUT).await;
+        }
+        assert!(expectations.owners.lock().expected.len() <= 2 * SWEEP_FROM);
     }
 
     #[tokio::test(start_paused = true)]

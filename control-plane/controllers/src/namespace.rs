@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::{
     Context, Starts,
-    meta::{MetaExt, now},
+    meta::{MetaExt, elapsed, now},
     queue::Queue,
     worker::{Next, Reconciler, in_parallel},
 };
@@ -34,6 +34,8 @@ use crate::{
 const FINALIZER: &str = "kubernetes";
 /// How soon to look again at what takes its time; a pod that is gone brings the namespace back at once.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// And at what is stuck: a look lists every kind, and namespaces may be stuck by the hundred.
+const LOOK_LAST: Duration = Duration::from_secs(15);
 
 pub(crate) fn register(starts: &mut Starts<'_>) {
     if !starts.wants("namespace") {
@@ -58,6 +60,12 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
     });
     let workers = context.config.workers;
     starts.add(Controller { context }, queue, workers);
+}
+
+/// A quarter of the time that the deletion takes already, within bounds.
+fn look_again(namespace: &Namespace, now: Timestamp) -> Duration {
+    let since = namespace.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
+    (elapsed(since, now) / 4).clamp(LOOK_AGAIN, LOOK_LAST)
 }
 
 /// The kinds whose objects live in namespaces and can be listed and deleted.
@@ -120,7 +128,7 @@ impl Reconciler for Controller {
         }
         let namespace = self.tell(&namespace, &left).await?;
         if !left.is_nothing() {
-            return Ok(Next::After(LOOK_AGAIN));
+            return Ok(Next::After(look_again(&namespace, now())));
         }
         self.finalize(namespace).await?;
         Ok(Next::Done)
@@ -291,6 +299,15 @@ mod tests {
 
     fn namespace(name: &str) -> serde_json::Value {
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })
+    }
+
+    #[test]
+    fn what_is_stuck_is_looked_at_less_often() {
+        let deleted: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut namespace = Namespace::default();
+        namespace.metadata.deletion_timestamp = Some(Time(deleted));
+        let wait = |seconds| look_again(&namespace, deleted + Duration::from_secs(seconds)).as_secs();
+        assert_eq!([wait(0), wait(3), wait(20), wait(3600)], [2, 2, 5, 15]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::FutureExt;
 use hawser_api::{Api, Error, client::DeleteOptions, resource::ObjectKey};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -16,8 +17,9 @@ use tracing::{info, warn};
 
 use crate::{
     Context, Starts,
-    meta::{MetaExt, pod_is_terminal, pod_node},
+    meta::{MetaExt, only_this, pod_is_terminal, pod_node},
     node::{mark_disrupted, ready_status, taints_of},
+    worker::in_parallel,
 };
 
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -50,20 +52,21 @@ impl Collector {
     async fn collect(&mut self) {
         let pods = self.context.caches.pods.all();
         let gone = self.gone_nodes(&pods).await;
-        for pod in &pods {
-            let Some(why) = self.why_orphaned(pod, &gone) else { continue };
-            self.report(pod, why, self.force_delete(pod, why).await);
-        }
-        for pod in self.surplus_ended(&pods) {
-            let why = "too many pods have ended";
-            self.report(&pod, why, self.force_delete(&pod, why).await);
-        }
+        let orphans = pods.iter().filter_map(|pod| Some((pod.clone(), self.why_orphaned(pod, &gone)?)));
+        let mut doomed: Vec<(Arc<Pod>, Why)> = orphans.collect();
+        let ended = surplus_ended(&pods, self.context.config.terminated_pod_gc_threshold);
+        doomed.extend(ended.into_iter().map(|pod| (pod, Why::TooManyEnded)));
+        let this = &*self;
+        let deletions = doomed.iter().map(|(pod, why)| {
+            async move { this.report(pod, *why, this.force_delete(pod, *why).await) }.boxed()
+        });
+        in_parallel(deletions).await;
     }
 
-    fn report(&self, pod: &Pod, why: &str, outcome: Result<(), Error>) {
+    fn report(&self, pod: &Pod, why: Why, outcome: Result<(), Error>) {
         let key = ObjectKey::of(pod);
         match outcome {
-            Ok(()) => info!(pod = %key, why, "pod collected"),
+            Ok(()) => info!(pod = %key, ?why, "pod collected"),
             // Tried again with the next period.
             Err(error) => warn!(pod = %key, %error, "pod not collected"),
         }
@@ -97,51 +100,107 @@ impl Collector {
         sure
     }
 
-    fn why_orphaned(&self, pod: &Pod, gone: &HashSet<String>) -> Option<&'static str> {
+    fn why_orphaned(&self, pod: &Pod, gone: &HashSet<String>) -> Option<Why> {
         let Some(name) = pod_node(pod) else {
-            return pod.is_deleting().then_some("it ends and was never scheduled");
+            return pod.is_deleting().then_some(Why::NeverScheduled);
         };
         if gone.contains(name) {
-            return Some("its node is gone");
+            return Some(Why::NodeGone);
         }
         let node = self.context.caches.nodes.get(&ObjectKey::new("", name))?;
         let is_out =
             ready_status(&node) != "True" && taints_of(&node).iter().any(|taint| taint.key == OUT_OF_SERVICE);
-        (is_out && pod.is_deleting()).then_some("its node is out of service")
+        (is_out && pod.is_deleting()).then_some(Why::NodeOutOfService)
     }
 
-    /// The oldest ended pods beyond the threshold.
-    fn surplus_ended(&self, pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
-        let threshold = self.context.config.terminated_pod_gc_threshold;
-        if threshold == 0 {
-            return Vec::new();
-        }
-        let mut ended: Vec<Arc<Pod>> =
-            pods.iter().filter(|pod| pod_is_terminal(pod) && !pod.is_deleting()).cloned().collect();
-        ended.sort_by_key(|pod| pod.created());
-        ended.truncate(ended.len().saturating_sub(threshold));
-        ended
-    }
-
-    async fn force_delete(&self, pod: &Pod, why: &str) -> Result<(), Error> {
+    /// The pod fails first, whoever made it: nobody else would say so, and a Job with a failure policy waits for that.
+    async fn force_delete(&self, pod: &Pod, why: Why) -> Result<(), Error> {
         let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), pod.namespace());
-        if pod_node(pod).is_some() {
-            let message = format!("PodGC: {why}");
-            match mark_disrupted(&pods, pod, ("DeletionByPodGC", &message), Some("Failed")).await {
-                // It moved; the deletion below is by uid and still right.
-                Err(error) if error.is_conflict() => {}
-                outcome => outcome?,
-            }
-        }
-        let options = DeleteOptions {
-            grace_period_seconds: Some(0),
-            uid: pod.metadata.uid.clone(),
-            ..DeleteOptions::default()
+        let disruption = match why {
+            Why::NodeGone => Some(("DeletionByPodGC", "PodGC: node no longer exists")),
+            _ => None,
         };
+        match mark_disrupted(&pods, pod, disruption, Some("Failed")).await {
+            // It moved: the next period looks at what it has become.
+            Err(error) if error.is_conflict() => return Ok(()),
+            outcome => outcome?,
+        }
+        let options = DeleteOptions { grace_period_seconds: Some(0), ..only_this(pod) };
         match pods.delete(pod.name(), &options).await {
             // Another pod has the name now.
             Err(error) if error.is_conflict() => Ok(()),
             outcome => outcome,
         }
+    }
+}
+
+/// Why a pod is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    NodeGone,
+    NodeOutOfService,
+    NeverScheduled,
+    TooManyEnded,
+}
+
+/// The ended pods beyond the threshold: those that were evicted first, then the oldest. A threshold of 0 keeps all.
+fn surplus_ended(pods: &[Arc<Pod>], threshold: usize) -> Vec<Arc<Pod>> {
+    if threshold == 0 {
+        return Vec::new();
+    }
+    let is_evicted =
+        |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.reason.as_deref() == Some("Evicted"));
+    let mut ended: Vec<Arc<Pod>> =
+        pods.iter().filter(|pod| pod_is_terminal(pod) && !pod.is_deleting()).cloned().collect();
+    ended.sort_by_key(|pod| (!is_evicted(pod), pod.created()));
+    ended.truncate(ended.len().saturating_sub(threshold));
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        meta::pod_phase,
+        testing::{FakeApi, Running},
+    };
+
+    #[test]
+    fn evicted_pods_go_before_older_ones() {
+        let pod = |name: &str, minute: u32, reason: Value| -> Arc<Pod> {
+            let pod = json!({
+                "metadata": { "name": name, "creationTimestamp": format!("2026-01-01T00:{minute:02}:00Z") },
+                "status": { "phase": "Failed", "reason": reason },
+            });
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let pods =
+            [pod("old", 1, json!(null)), pod("new", 9, json!(null)), pod("evicted", 5, json!("Evicted"))];
+        let names = |threshold| {
+            let surplus = surplus_ended(&pods, threshold);
+            surplus.iter().map(|pod| pod.name().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(2), ["evicted"]);
+        assert_eq!(names(1), ["evicted", "old"]);
+        assert!(names(0).is_empty(), "0 keeps all");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_was_never_scheduled_fails_before_it_goes() {
+        let api = FakeApi::new();
+        api.put::<Pod>(json!({
+            "metadata": { "name": "a", "namespace": "default", "finalizers": ["example.com/count"] },
+            "spec": { "containers": [] }, "status": { "phase": "Pending" },
+        }));
+        api.remove::<Pod>("default", "a", &DeleteOptions::default());
+        let _running = Running::start(&api, &["podgc"]);
+        api.until("whoever counts it sees that it failed", |api| {
+            api.read::<Pod>("default", "a").is_some_and(|pod| pod_phase(&pod) == "Failed")
+        })
+        .await;
+        let pod = api.read::<Pod>("default", "a").expect("the finalizer holds it");
+        assert_eq!(pod.status.and_then(|status| status.conditions), None, "nobody disrupted it");
     }
 }

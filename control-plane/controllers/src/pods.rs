@@ -244,15 +244,17 @@ impl<O: Kind> PodControl<'_, O> {
     async fn delete(&self, doomed: &[Arc<Pod>]) -> Result<(), Failure> {
         let requests = doomed.iter().map(|pod| {
             let options = only_this(&**pod);
-            async move { (pod, self.pods.delete(pod.name(), &options).await) }.boxed()
+            async move { (pod, self.pods.delete_if_there(pod.name(), &options).await) }.boxed()
         });
         let mut failure = None;
         for (pod, outcome) in in_parallel(requests).await {
             match outcome {
-                Ok(()) => {
+                Ok(true) => {
                     let message = format!("Deleted pod: {}", pod.name());
                     self.recorder.normal(self.owner, "SuccessfulDelete", message);
                 }
+                // Its event may have come before it was expected, and will not come again.
+                Ok(false) => self.expectations.deletion_observed(self.owner.uid(), pod.uid()),
                 Err(error) => {
                     self.expectations.deletion_observed(self.owner.uid(), pod.uid());
                     // Conflict: another pod has the name now, so this one is gone.
@@ -274,4 +276,30 @@ pub(crate) fn namespace_is_ending(error: &Error) -> bool {
     let causes = status.pointer("/details/causes").and_then(serde_json::Value::as_array);
     let caused = causes.into_iter().flatten().any(|cause| cause["reason"] == "NamespaceTerminating");
     caused || (error.code() == 403 && error.message().contains("because it is being terminated"))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        events,
+        testing::{FakeApi, replica_set},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_was_gone_before_its_deletion_is_not_waited_for() {
+        let api = FakeApi::new();
+        let set: ReplicaSet = api.put(replica_set("web", 1));
+        let pod = json!({ "metadata": { "name": "gone", "namespace": "default", "uid": "u" } });
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).unwrap());
+        let (recorder, _writer) = events::channel(api.clone());
+        let expectations = Expectations::default();
+        let pods = Api::namespaced(api.clone(), "default");
+        let control = PodControl { owner: &set, pods, recorder: &recorder, expectations: &expectations };
+        assert!(control.apply(Vec::new(), &[pod]).await.is_ok());
+        assert!(expectations.are_met(set.uid()), "no event will come");
+    }
 }

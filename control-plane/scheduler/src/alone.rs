@@ -55,7 +55,7 @@ impl Core {
         });
         Decisions {
             preemptions: preemptions.collect(),
-            bindings: plan.bindings,
+            bindings: plan.bindings.into_iter().map(|decision| decision.binding).collect(),
             rejected: plan.rejected.len(),
         }
     }

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use crate::configuration::Profiles;
+use crate::{
+    configuration::{Extenders, Profiles},
+    metrics::Metrics,
+};
 
 /// Settings; the defaults are upstream's where upstream has them.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// How pods are placed, by the scheduler that they name; pods that name another one are left alone.
     pub profiles: Profiles,
+    /// Programs outside that have a say.
+    pub extenders: Extenders,
     /// Who reports, in events: the host, or the control plane's name.
     pub instance: String,
     /// Wait of a pod that did not fit, doubled with each attempt.
@@ -20,18 +25,22 @@ pub struct Config {
     pub batch: usize,
     /// Batches being written at the same time; more wait, so that a slow API server is not flooded.
     pub batches_in_flight: usize,
+    /// Where the scheduler counts what it does.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             profiles: Profiles::default(),
+            extenders: Extenders::default(),
             instance: String::new(),
             backoff_first: Duration::from_secs(1),
             backoff_last: Duration::from_secs(10),
             retry_unschedulable: Duration::from_secs(300),
             batch: 64,
             batches_in_flight: 4,
+            metrics: Metrics::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use hawser_api::resource::ObjectKey;
 
 use crate::{
     filters,
+    metrics::Cause,
     pod::PodInfo,
     profile::{Plugin, PluginSet},
     snapshot::{NodeEntry, Slot, Snapshot},
@@ -23,23 +24,46 @@ pub(crate) enum Event<'a> {
         before: &'a dyn Fn(&PodInfo) -> bool,
         /// Its labels, taints or existence changed, and its topology domains with them.
         relabelled: bool,
+        cause: Cause,
     },
     PodPlaced(&'a PodInfo),
     PodGone(&'a PodInfo),
     NamespaceChanged,
     ClaimChanged(&'a ObjectKey),
     /// A volume or a class.
-    StorageChanged,
+    StorageChanged(Cause),
     /// What a node can attach.
     LimitsChanged,
+    PodGroupChanged(&'a ObjectKey),
 }
 
 impl Event<'_> {
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Node { cause, .. } | Self::StorageChanged(cause) => *cause,
+            Self::PodPlaced(_) => Cause::AssignedPodAdd,
+            Self::PodGone(_) => Cause::AssignedPodDelete,
+            Self::NamespaceChanged => Cause::NamespaceUpdate,
+            Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
+            Self::LimitsChanged => Cause::CsiNodeUpdate,
+            Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
+        }
+    }
+
     /// Whether the pod, refused by the plugins, may have a place now.
     pub(crate) fn helps(&self, pod: &PodInfo, refused_by: PluginSet, snapshot: &Snapshot) -> bool {
         let namespaces = &snapshot.topology.namespaces;
+        // What helps with a program outside is not known here.
+        if refused_by != PluginSet::ALL && refused_by.contains(Plugin::Extender) {
+            return true;
+        }
+        // What helps the group may be no help to the pod: it might have a place already.
+        let is_grouped = refused_by != PluginSet::ALL && refused_by.contains(Plugin::GangScheduling);
+        if is_grouped && !matches!(self, Self::PodPlaced(_)) {
+            return true;
+        }
         match self {
-            Self::Node { slot, before, relabelled } => {
+            Self::Node { slot, before, relabelled, .. } => {
                 let by_labels = PluginSet::of(&[
                     Plugin::PodTopologySpread,
                     Plugin::InterPodAffinity,
@@ -74,8 +98,9 @@ impl Event<'_> {
             Self::ClaimChanged(key) => {
                 refused_by.meets(storage()) && pod.volumes.claims.iter().any(|used| used.key == **key)
             }
-            Self::StorageChanged => refused_by.meets(storage()),
+            Self::StorageChanged(_) => refused_by.meets(storage()),
             Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
+            Self::PodGroupChanged(key) => pod.group.as_ref().is_some_and(|group| group.key == **key),
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }

@@ -6,8 +6,7 @@
 //! kept, [`evaluation`]) and what a pod's [`terms`] mean on them ([`outlook`], from the counters of [`topology`]). Plugins
 //! carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Not here yet: resource claims (a pod with claims is placed without, and an event tells so), the capacity of storage,
-//! pod groups, extenders.
+//! Not here yet: resource claims; a pod with them is placed without, and an event tells so.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.
@@ -22,10 +21,15 @@ mod configuration;
 mod evaluation;
 mod events;
 mod evict;
+mod explain;
+mod explanation;
+mod extender;
 mod filters;
+mod group;
 mod hints;
 mod images;
 mod intern;
+mod metrics;
 #[cfg(test)]
 mod model;
 mod nomination;
@@ -53,5 +57,8 @@ mod volumes;
 
 pub use alone::{Core, Decisions};
 pub use config::Config;
-pub use configuration::Profiles;
+pub use configuration::{Extenders, Profiles};
+pub use explain::explain;
+pub use explanation::{Explanation, NodeVerdict, Score, Verdict};
+pub use metrics::Metrics;
 pub use run::run;

@@ -7,14 +7,15 @@ use std::{
 
 use crate::{
     evaluation::{Evaluation, Evaluations},
+    extender::Refused,
     filters,
     outlook::Outlook,
     pod::{PodInfo, Wishes},
     pod_affinity,
-    profile::PluginSet,
-    refusal::Tally,
+    profile::{Plugin, PluginSet},
+    refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed},
-    snapshot::{Slot, Snapshot},
+    snapshot::{NodeEntry, Slot, Snapshot},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -74,19 +75,69 @@ impl Placement {
         if let Some(slot) = kept_for(&outlook) {
             return Some(slot);
         }
-        let mut candidates: Vec<Slot> = evaluation.fitting().collect();
-        if !outlook.is_clear() {
-            candidates.retain(|slot| outlook.refusal(*slot).is_none());
-        }
-        if outlook.minds_nominated() {
-            let closed: HashSet<Slot> = outlook
-                .nominated_slots()
-                .filter(|slot| evaluation.fits(*slot) && outlook.refusal_beside_nominated(*slot).is_some())
-                .collect();
-            candidates.retain(|slot| !closed.contains(slot));
-        }
+        let candidates = candidates(&outlook, evaluation);
         let totals = totals(&outlook, evaluation, &candidates);
         best(&candidates, &totals, tie)
+    }
+
+    /// The same among the nodes of which `more` says what is added to their scores.
+    pub(crate) fn choose_among(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        tie: &mut Tie,
+        more: &dyn Fn(&NodeEntry) -> Option<i64>,
+    ) -> Option<Slot> {
+        let counters = snapshot.counters_of(&pod.terms);
+        let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let more = |slot: Slot| more(&outlook.snapshot.nodes[slot]);
+        if let Some(slot) = kept_for(&outlook).filter(|slot| more(*slot).is_some()) {
+            return Some(slot);
+        }
+        let mut candidates = candidates(&outlook, evaluation);
+        candidates.retain(|slot| more(*slot).is_some());
+        let mut totals = totals(&outlook, evaluation, &candidates);
+        for (total, slot) in totals.iter_mut().zip(&candidates) {
+            *total = total.saturating_add(more(*slot).unwrap_or_default());
+        }
+        best(&candidates, &totals, tie)
+    }
+
+    /// All nodes that could run the pod.
+    pub(crate) fn feasible(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Vec<Slot> {
+        let counters = snapshot.counters_of(&pod.terms);
+        let Ok(outlook) = Outlook::new(pod, snapshot, &counters) else {
+            return Vec::new();
+        };
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let mut candidates = candidates(&outlook, evaluation);
+        candidates.extend(kept_for(&outlook).filter(|kept| !candidates.contains(kept)));
+        candidates
+    }
+
+    /// Why no node can run the pod, with what extenders say of those that could.
+    pub(crate) fn diagnose_refused(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        refused: &[Refused],
+    ) -> Arc<Diagnosis> {
+        let slots = refused.iter().filter_map(|refused| Some((snapshot.slot(&refused.node)?, refused)));
+        let refusal = |refused: &Refused| Refusal::Extender {
+            message: refused.message.clone(),
+            about_pods: refused.about_pods,
+        };
+        let more: HashMap<Slot, Refusal> = slots.map(|(slot, refused)| (slot, refusal(refused))).collect();
+        let counters = snapshot.counters_of(&pod.terms);
+        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        if let Ok(outlook) = Outlook::new(pod, snapshot, &counters) {
+            let mut diagnosis = diagnosis(&outlook, evaluation, &more);
+            // An extender may leave nodes out without a word.
+            diagnosis.plugins.insert(Plugin::Extender);
+            return Arc::new(diagnosis);
+        }
+        self.diagnose(pod, snapshot)
     }
 
     /// Why no node can run the pod; worked out once for all such pods.
@@ -105,7 +156,7 @@ impl Placement {
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
             _ if nodes == 0 => Diagnosis::no_nodes(),
-            Ok(outlook) => diagnosis(&outlook, evaluation),
+            Ok(outlook) => diagnosis(&outlook, evaluation, &HashMap::new()),
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
                 plugins: PluginSet::of(&[trouble.plugin]),
@@ -118,22 +169,51 @@ impl Placement {
     }
 }
 
-fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Diagnosis {
+/// Nodes that can run the pod beside all that there is.
+fn candidates(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Vec<Slot> {
+    let mut candidates: Vec<Slot> = evaluation.fitting().collect();
+    if !outlook.is_clear() {
+        candidates.retain(|slot| outlook.refusal(*slot).is_none());
+    }
+    if outlook.minds_nominated() {
+        let closed: HashSet<Slot> = outlook
+            .nominated_slots()
+            .filter(|slot| evaluation.fits(*slot) && outlook.refusal_beside_nominated(*slot).is_some())
+            .collect();
+        candidates.retain(|slot| !closed.contains(slot));
+    }
+    candidates
+}
+
+/// `more` is why nodes are refused that could run the pod.
+fn diagnosis(outlook: &Outlook<'_>, evaluation: &Evaluation, more: &HashMap<Slot, Refusal>) -> Diagnosis {
     let mut tally = Tally::default();
     evaluation.refusals().for_each(|(refusal, count)| tally.add(refusal, count));
     let own = evaluation.refused().filter(|(_, refusal)| refusal.is_about_pods());
     let mut about_pods: Vec<Slot> = own.map(|(slot, _)| slot).collect();
-    for slot in evaluation.fitting() {
-        let refusal = outlook
-            .refusal(slot)
-            .or_else(|| outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten());
-        if let Some(refusal) = refusal {
-            tally.add(&refusal, 1);
-            about_pods.extend(refusal.is_about_pods().then_some(slot));
-        }
+    let others: HashMap<Slot, Refusal> = refused_for_others(outlook, evaluation).collect();
+    let more = more.iter().filter(|(slot, _)| evaluation.fits(**slot) && !others.contains_key(slot));
+    // In the order of slots, so that a run can be repeated.
+    let mut refused: Vec<(&Slot, &Refusal)> = others.iter().chain(more).collect();
+    refused.sort_unstable_by_key(|(slot, _)| **slot);
+    for (slot, refusal) in refused {
+        tally.add(refusal, 1);
+        about_pods.extend(refusal.is_about_pods().then_some(*slot));
     }
     let message = tally.message(outlook.snapshot.node_count());
     Diagnosis { message, plugins: tally.plugins(), about_pods }
+}
+
+/// Nodes that could run the pod by themselves, but not beside the pods and volumes that there are.
+pub(crate) fn refused_for_others(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+) -> impl Iterator<Item = (Slot, Refusal)> {
+    let refusal = |slot| {
+        let beside = || outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
+        outlook.refusal(slot).or_else(beside)
+    };
+    evaluation.fitting().filter_map(move |slot| Some((slot, refusal(slot)?)))
 }
 
 /// The node that was cleared for the pod, if it can run it now.
@@ -149,18 +229,30 @@ fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
     fits.then_some(slot)
 }
 
-/// Scores of the candidates, weighted and added up.
+/// Scores of the candidates, weighted and added up, but for what is the same for all of them.
 fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
-    let pod = outlook.pod;
-    let weights = &pod.needs.profile.weights;
     let mut totals: Vec<i64> =
         candidates.iter().map(|slot| i64::from(evaluation.own(*slot).resources)).collect();
-    let mut add = |weight: i64, scores: Vec<i64>| {
-        totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
-    };
     if candidates.len() < 2 {
         return totals;
     }
+    each_score(outlook, evaluation, candidates, |_, weight, scores| {
+        totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+    });
+    totals
+}
+
+/// Hands out the scores of the candidates, 0 to 100, with the plugin and its weight.
+///
+/// Plugins for which all nodes are alike are left out, and so are those of resources, which are a node's own.
+pub(crate) fn each_score(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    candidates: &[Slot],
+    mut add: impl FnMut(Plugin, i64, Vec<i64>),
+) {
+    let pod = outlook.pod;
+    let weights = &pod.needs.profile.weights;
     let gather = |part: fn(&crate::scores::Own) -> i32| -> Option<Vec<i64>> {
         let scores: Vec<i64> =
             candidates.iter().map(|slot| i64::from(part(&evaluation.own(*slot)))).collect();
@@ -169,25 +261,25 @@ fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -
     // Where all are alike, the scaled scores are too.
     if let Some(mut scores) = gather(|own| own.dislikes) {
         normalize_reversed(&mut scores);
-        add(weights.taint_toleration, scores);
+        add(Plugin::TaintToleration, weights.taint_toleration, scores);
     }
     if let Some(mut scores) = gather(|own| own.preference) {
         normalize(&mut scores);
-        add(weights.node_affinity, scores);
+        add(Plugin::NodeAffinity, weights.node_affinity, scores);
     }
     if weights.image_locality != 0 && evaluation.has_images() {
-        add(weights.image_locality, candidates.iter().map(|slot| evaluation.images(*slot)).collect());
+        let scores = candidates.iter().map(|slot| evaluation.images(*slot)).collect();
+        add(Plugin::ImageLocality, weights.image_locality, scores);
     }
     if weights.pod_topology_spread != 0 && !outlook.soft.constraints.is_empty() {
-        add(weights.pod_topology_spread, outlook.soft.scores(candidates));
+        add(Plugin::PodTopologySpread, weights.pod_topology_spread, outlook.soft.scores(candidates));
     }
     if weights.inter_pod_affinity != 0
         && let Some(scores) =
             pod_affinity::scores(pod, &outlook.snapshot.topology, &outlook.preferred, candidates)
     {
-        add(weights.inter_pod_affinity, scores);
+        add(Plugin::InterPodAffinity, weights.inter_pod_affinity, scores);
     }
-    totals
 }
 
 fn best(candidates: &[Slot], totals: &[i64], tie: &mut Tie) -> Option<Slot> {

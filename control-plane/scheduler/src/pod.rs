@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
+    extender::{Extender, ExtenderSet},
+    group::Group,
     images::PodImages,
     intern::{Interner, Same},
     profile::Profile,
@@ -41,6 +43,10 @@ pub(crate) struct PodInfo {
     pub(crate) volumes: Arc<PodVolumes>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
+    /// Pods that it is placed with.
+    pub(crate) group: Option<Arc<Group>>,
+    /// Programs outside that have a say in where it goes.
+    pub(crate) extenders: ExtenderSet,
     /// Wishes of the pod that this scheduler does not know yet, by their fields.
     pub(crate) not_considered: Vec<&'static str>,
 }
@@ -97,9 +103,14 @@ pub(crate) struct Reader {
     identities: Interner<Identity>,
     terms: Interner<Terms>,
     volumes: Interner<PodVolumes>,
+    extenders: Vec<Arc<Extender>>,
 }
 
 impl Reader {
+    pub(crate) fn new(extenders: Vec<Arc<Extender>>) -> Self {
+        Self { extenders, ..Self::default() }
+    }
+
     pub(crate) fn read(&mut self, pod: &Pod, profile: &Arc<Profile>) -> Arc<PodInfo> {
         let none = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&none);
@@ -107,6 +118,7 @@ impl Reader {
         let identity = identity(pod);
         let terms = Terms::of(spec, &identity, &needs.affinity, &needs.tolerations, profile);
         let status = pod.status.as_ref();
+        let (group, extenders) = (Group::of(pod), ExtenderSet::of(&self.extenders, spec));
         Arc::new(PodInfo {
             key: ObjectKey::of(pod),
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
@@ -124,7 +136,9 @@ impl Reader {
             terms: self.terms.intern(terms),
             volumes: self.volumes.intern(PodVolumes::of(pod)),
             told: told(pod),
-            not_considered: not_considered(spec),
+            not_considered: not_considered(spec, group.is_some() && !extenders.is_empty()),
+            group: group.map(Arc::new),
+            extenders,
         })
     }
 }
@@ -199,8 +213,12 @@ fn told(pod: &Pod) -> Option<String> {
     unschedulable.then(|| condition.message.clone()).flatten()
 }
 
-fn not_considered(spec: &PodSpec) -> Vec<&'static str> {
-    let wishes = [("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty()))];
+/// Extenders are asked about one pod after the other, which is no way to place a group.
+fn not_considered(spec: &PodSpec, group_and_extenders: bool) -> Vec<&'static str> {
+    let wishes = [
+        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty())),
+        ("its pod group, because extenders have a say", group_and_extenders),
+    ];
     wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
 }
 

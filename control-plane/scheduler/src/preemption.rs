@@ -20,7 +20,8 @@ pub(crate) struct Victims {
     pub(crate) slot: Slot,
     /// The most important first; never empty.
     pub(crate) pods: Vec<Arc<PodInfo>>,
-    violations: usize,
+    /// Budgets that break.
+    pub(crate) violations: usize,
 }
 
 /// Why the pod may not preempt now, in upstream's words.
@@ -38,14 +39,14 @@ pub(crate) fn hindrance(pod: &PodInfo, about_pods: &[Slot], snapshot: &Snapshot)
     waits.then_some("not eligible due to a terminating pod on the nominated node.")
 }
 
-/// The victims that weigh least; or why there are none, in upstream's words.
+/// Nodes with the victims that they would need, never empty; or why there are none, in upstream's words.
 pub(crate) fn find(
     pod: &PodInfo,
     about_pods: &[Slot],
     snapshot: &mut Snapshot,
     budgets: &Budgets,
     tie: &mut Tie,
-) -> Result<Victims, String> {
+) -> Result<Vec<Victims>, String> {
     let counters = snapshot.counters_of(&pod.terms);
     let mut tally = Tally::default();
     tally.add(&Refusal::NoHelp, snapshot.node_count() - about_pods.len());
@@ -71,10 +72,21 @@ pub(crate) fn find(
             break;
         }
     }
-    found.into_iter().min_by_key(Victims::weight).ok_or_else(|| tally.message(nodes))
+    if found.is_empty() { Err(tally.message(nodes)) } else { Ok(found) }
+}
+
+/// The victims that weigh least.
+pub(crate) fn least(found: Vec<Victims>) -> Option<Victims> {
+    found.into_iter().min_by_key(Victims::weight)
 }
 
 impl Victims {
+    /// As an extender wants them.
+    pub(crate) fn given(slot: Slot, mut pods: Vec<Arc<PodInfo>>, violations: usize) -> Self {
+        pods.sort_by(|one, other| importance(one).cmp(&importance(other)));
+        Self { slot, pods, violations }
+    }
+
     /// The least is taken: budgets broken, the highest priority, all priorities, how many, and how long the
     /// highest have been running.
     fn weight(&self) -> (usize, i32, i64, usize, Reverse<i128>) {

@@ -27,6 +27,54 @@ pub(crate) enum Plugin {
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    /// No plugin of a profile: pods that wait for the others of their group.
+    GangScheduling,
+    /// No plugin of a profile: whatever extenders refuse.
+    Extender,
+}
+
+impl Plugin {
+    /// Those that a profile can switch.
+    pub(crate) const ALL: [Self; 15] = [
+        Self::NodeUnschedulable,
+        Self::NodeName,
+        Self::TaintToleration,
+        Self::NodeAffinity,
+        Self::NodePorts,
+        Self::NodeResourcesFit,
+        Self::VolumeRestrictions,
+        Self::NodeVolumeLimits,
+        Self::VolumeBinding,
+        Self::VolumeZone,
+        Self::PodTopologySpread,
+        Self::InterPodAffinity,
+        Self::DefaultPreemption,
+        Self::NodeResourcesBalancedAllocation,
+        Self::ImageLocality,
+    ];
+
+    /// Upstream's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NodeUnschedulable => "NodeUnschedulable",
+            Self::NodeName => "NodeName",
+            Self::TaintToleration => "TaintToleration",
+            Self::NodeAffinity => "NodeAffinity",
+            Self::NodePorts => "NodePorts",
+            Self::NodeResourcesFit => "NodeResourcesFit",
+            Self::VolumeRestrictions => "VolumeRestrictions",
+            Self::NodeVolumeLimits => "NodeVolumeLimits",
+            Self::VolumeBinding => "VolumeBinding",
+            Self::VolumeZone => "VolumeZone",
+            Self::PodTopologySpread => "PodTopologySpread",
+            Self::InterPodAffinity => "InterPodAffinity",
+            Self::DefaultPreemption => "DefaultPreemption",
+            Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
+            Self::ImageLocality => "ImageLocality",
+            Self::GangScheduling => "GangScheduling",
+            Self::Extender => "Extender",
+        }
+    }
 }
 
 /// A set of plugins.

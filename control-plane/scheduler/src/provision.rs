@@ -51,7 +51,7 @@ async fn write(
     for claim in &provisioning.provisions.provisioned {
         let version = core.lock().volumes().claim(claim).map(|claim| claim.resource_version.clone());
         let version = version.ok_or_else(|| Error::not_found(&CLAIMS, &claim.name))?;
-        let annotations = json!({ SELECTED_NODE: provisioning.binding.node });
+        let annotations = json!({ SELECTED_NODE: provisioning.decision.binding.node });
         let patch = json!({ "metadata": { "resourceVersion": version, "annotations": annotations } });
         patch_object(client, &Target::object(CLAIMS, Some(&claim.namespace), &claim.name), &patch).await?;
     }

@@ -8,13 +8,16 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
+use hawser_api::resource::ObjectKey;
+
 use crate::{
     config::Config,
+    metrics::Cause,
     pod::{PodInfo, Wishes},
     profile::PluginSet,
 };
@@ -33,7 +36,11 @@ pub(crate) struct Queue {
     /// Those that back off although something helped them.
     helped: Timers,
     unschedulable: HashMap<Wishes, Group>,
+    /// Pods of each pod group, but for those that are gated.
+    pod_groups: HashMap<ObjectKey, BTreeSet<Uid>>,
     counts: [usize; 4],
+    /// Pods that came into each place, by what brought them.
+    incoming: [[u64; Cause::ALL.len()]; 4],
     tickets: u64,
 }
 
@@ -42,7 +49,9 @@ pub(crate) struct Queue {
 pub(crate) struct Waiting {
     pub(crate) pod: Arc<PodInfo>,
     /// Attempts that failed so far.
-    attempts: u32,
+    pub(crate) attempts: u32,
+    /// When it was first ready to be tried.
+    pub(crate) entered: Duration,
     since: Duration,
     failed_at: Duration,
     /// Something helped it since it failed.
@@ -63,13 +72,17 @@ struct Entry {
     ticket: u64,
 }
 
-/// Where a pod waits.
+/// Where a pod waits. The order is that of [`Place::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Active,
     BackingOff,
     Unschedulable,
     Gated,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 4] = [Self::Active, Self::BackingOff, Self::Unschedulable, Self::Gated];
 }
 
 #[derive(PartialEq, Eq)]
@@ -82,7 +95,12 @@ struct Ranked {
 
 impl Waiting {
     fn new(pod: Arc<PodInfo>, now: Duration) -> Self {
-        Self { pod, attempts: 0, since: now, failed_at: now, helped: false }
+        Self { pod, attempts: 0, entered: now, since: now, failed_at: now, helped: false }
+    }
+
+    /// The order in which pods of one group are tried.
+    pub(crate) fn rank(&self) -> (Reverse<i32>, Duration, Uid) {
+        (Reverse(self.pod.priority), self.since, self.pod.uid.clone())
     }
 
     fn failed(self, now: Duration) -> Self {
@@ -115,7 +133,9 @@ impl Queue {
             timers: BinaryHeap::new(),
             helped: BinaryHeap::new(),
             unschedulable: HashMap::new(),
+            pod_groups: HashMap::new(),
             counts: [0; 4],
+            incoming: [[0; Cause::ALL.len()]; 4],
             tickets: 0,
         }
     }
@@ -123,7 +143,7 @@ impl Queue {
     /// Adds the pod, or takes over what changed. One whose needs changed is tried again.
     pub(crate) fn add(&mut self, pod: Arc<PodInfo>, now: Duration) {
         let Some(mut entry) = self.take(&pod.uid) else {
-            self.put(Waiting::new(pod, now), Place::Active, now);
+            self.put(Waiting::new(pod, now), Place::Active, Some(Cause::UnschedulablePodAdd), now);
             return;
         };
         let known = std::mem::replace(&mut entry.waiting.pod, pod);
@@ -132,21 +152,21 @@ impl Queue {
         match entry.place {
             Place::Unschedulable if changed => {
                 entry.waiting.helped = true;
-                self.put(entry.waiting, Place::BackingOff, now);
+                self.put(entry.waiting, Place::BackingOff, Some(Cause::UnschedulablePodUpdate), now);
             }
             Place::Gated => {
-                entry.waiting.since = now;
-                self.put(entry.waiting, Place::Active, now);
+                (entry.waiting.since, entry.waiting.entered) = (now, now);
+                self.put(entry.waiting, Place::Active, Some(Cause::UnschedulablePodUpdate), now);
             }
-            Place::Unschedulable => self.rest(entry.waiting, entry.refused_by, now),
-            place => self.put(entry.waiting, place, now),
+            Place::Unschedulable => self.rest(entry.waiting, entry.refused_by, None, now),
+            place => self.put(entry.waiting, place, None, now),
         }
     }
 
     /// Keeps a pod that may not be placed yet.
     pub(crate) fn add_gated(&mut self, pod: Arc<PodInfo>, now: Duration) {
-        self.take(&pod.uid);
-        self.put(Waiting::new(pod, now), Place::Gated, now);
+        let cause = if self.take(&pod.uid).is_some() { None } else { Some(Cause::UnschedulablePodAdd) };
+        self.put(Waiting::new(pod, now), Place::Gated, cause, now);
     }
 
     pub(crate) fn contains(&self, uid: &str) -> bool {
@@ -173,32 +193,51 @@ impl Queue {
         None
     }
 
+    /// All pods of a pod group that could be placed now, the most important first, wherever they wait.
+    pub(crate) fn take_group(&mut self, key: &ObjectKey) -> Vec<Waiting> {
+        let uids: Vec<Uid> = self.pod_groups.get(key).into_iter().flatten().cloned().collect();
+        let mut all: Vec<Waiting> =
+            uids.iter().filter_map(|uid| self.take(uid)).map(|taken| taken.waiting).collect();
+        all.sort_by_key(Waiting::rank);
+        all
+    }
+
     /// No node can run the pod: it rests until something helps.
     pub(crate) fn give_back_unschedulable(&mut self, waiting: Waiting, refused_by: PluginSet, now: Duration) {
-        self.rest(waiting.failed(now), refused_by, now);
+        self.rest(waiting.failed(now), refused_by, Some(Cause::ScheduleAttemptFailure), now);
     }
 
     /// The pod was not tried: it rests until it is woken by name.
     pub(crate) fn put_back(&mut self, waiting: Waiting, now: Duration) {
-        self.rest(waiting, PluginSet::default(), now);
+        self.rest(waiting, PluginSet::default(), None, now);
+    }
+
+    /// The pod could not be tried yet: its turn comes again at once.
+    pub(crate) fn give_back_untried(&mut self, waiting: Waiting, now: Duration) {
+        self.put(waiting, Place::Active, None, now);
     }
 
     /// The pod's binding failed: it is tried again after its back-off.
     pub(crate) fn give_back_failed(&mut self, waiting: Waiting, now: Duration) {
-        self.put(waiting.failed(now), Place::BackingOff, now);
+        self.put(waiting.failed(now), Place::BackingOff, Some(Cause::ScheduleAttemptFailure), now);
     }
 
     /// Wakes the unschedulable pods of which `helped` says that they are.
-    pub(crate) fn activate(&mut self, now: Duration, helped: impl Fn(&PodInfo, PluginSet) -> bool) {
+    pub(crate) fn activate(
+        &mut self,
+        cause: Cause,
+        now: Duration,
+        helped: impl Fn(&PodInfo, PluginSet) -> bool,
+    ) {
         let groups = self.unschedulable.values().filter(|group| helped(&group.one, group.refused_by));
         let uids: Vec<Uid> = groups.flat_map(|group| group.uids.iter().cloned()).collect();
-        uids.iter().for_each(|uid| self.help(uid, now));
+        uids.iter().for_each(|uid| self.help(uid, cause, now));
     }
 
     /// Wakes one pod, if it is unschedulable.
     pub(crate) fn activate_one(&mut self, uid: &str, now: Duration) {
         if self.entries.get(uid).is_some_and(|entry| entry.place == Place::Unschedulable) {
-            self.help(uid, now);
+            self.help(uid, Cause::ForceActivate, now);
         }
     }
 
@@ -210,6 +249,16 @@ impl Queue {
     /// When to look again, at the latest; `None` where nothing waits for time alone.
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
         self.timers.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// Unschedulable pods with what refuses them.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (&Arc<PodInfo>, PluginSet, usize)> {
+        self.unschedulable.values().map(|group| (&group.one, group.refused_by, group.uids.len()))
+    }
+
+    /// Pods that ever came into a place for a reason.
+    pub(crate) fn came(&self, place: Place, cause: Cause) -> u64 {
+        self.incoming[place as usize][cause as usize]
     }
 
     /// Pods in a place.
@@ -228,7 +277,11 @@ impl Queue {
             if self.is_current(&uid, ticket)
                 && let Some(taken) = self.take(&uid)
             {
-                self.put(taken.waiting, Place::Active, now);
+                let cause = match taken.place {
+                    Place::Unschedulable => Cause::UnschedulableTimeout,
+                    _ => Cause::BackoffComplete,
+                };
+                self.put(taken.waiting, Place::Active, Some(cause), now);
             }
         }
     }
@@ -237,14 +290,14 @@ impl Queue {
         self.entries.get(uid).is_some_and(|entry| entry.ticket == ticket)
     }
 
-    fn help(&mut self, uid: &str, now: Duration) {
+    fn help(&mut self, uid: &str, cause: Cause, now: Duration) {
         if let Some(mut taken) = self.take(uid) {
             taken.waiting.helped = true;
-            self.put(taken.waiting, Place::BackingOff, now);
+            self.put(taken.waiting, Place::BackingOff, Some(cause), now);
         }
     }
 
-    fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, now: Duration) {
+    fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, cause: Option<Cause>, now: Duration) {
         let pod = waiting.pod.clone();
         let group = self.unschedulable.entry(pod.wishes()).or_insert_with(|| Group {
             one: pod.clone(),
@@ -253,10 +306,11 @@ impl Queue {
         });
         group.refused_by = group.refused_by.union(refused_by);
         group.uids.insert(pod.uid.clone());
-        self.put(waiting, Place::Unschedulable, now);
+        self.put(waiting, Place::Unschedulable, cause, now);
     }
 
-    fn put(&mut self, waiting: Waiting, place: Place, now: Duration) {
+    /// `cause` is unset where the pod only changed in its place.
+    fn put(&mut self, waiting: Waiting, place: Place, cause: Option<Cause>, now: Duration) {
         self.tickets += 1;
         let (ticket, uid) = (self.tickets, waiting.pod.uid.clone());
         let until = self.backoff_until(&waiting);
@@ -279,12 +333,26 @@ impl Queue {
             Place::Gated => (),
         }
         self.counts[place as usize] += 1;
+        if let Some(group) = waiting.pod.group.as_ref().filter(|_| place != Place::Gated) {
+            self.pod_groups.entry(group.key.clone()).or_default().insert(uid.clone());
+        }
+        if let Some(cause) = cause {
+            self.incoming[place as usize][cause as usize] += 1;
+        }
         self.entries.insert(uid, Entry { waiting, place, ticket });
     }
 
     fn take(&mut self, uid: &str) -> Option<Taken> {
         let Entry { waiting, place, .. } = self.entries.remove(uid)?;
         self.counts[place as usize] -= 1;
+        if let Some(group) = &waiting.pod.group
+            && let Some(uids) = self.pod_groups.get_mut(&group.key)
+        {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.pod_groups.remove(&group.key);
+            }
+        }
         let mut refused_by = PluginSet::default();
         if place == Place::Unschedulable {
             let wishes = waiting.pod.wishes();
@@ -377,10 +445,10 @@ mod tests {
         let waiting = queue.pop(START).unwrap();
         queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
         assert_eq!(counts(&queue), (0, 0, 1));
-        queue.activate(START, |_, _| false);
+        queue.activate(Cause::NodeUpdate, START, |_, _| false);
         assert_eq!(pop(&mut queue, 100), None);
         // Help that comes early waits for the back-off, but not when nothing else waits.
-        queue.activate(START, |_, _| true);
+        queue.activate(Cause::NodeUpdate, START, |_, _| true);
         assert_eq!(counts(&queue), (0, 1, 0));
         queue.add(info("b", -1), START);
         assert_eq!(pop(&mut queue, 0).as_deref(), Some("b"));
@@ -398,7 +466,7 @@ mod tests {
             queue.give_back_unschedulable(waiting, PluginSet::ALL, Duration::from_secs(2));
         }
         queue.add(info("new", 0), Duration::from_secs(1));
-        queue.activate(Duration::from_secs(20), |_, _| true);
+        queue.activate(Cause::NodeUpdate, Duration::from_secs(20), |_, _| true);
         assert_eq!(pop(&mut queue, 20).as_deref(), Some("new"));
     }
 
@@ -406,7 +474,7 @@ mod tests {
     fn gated_pods_wait_until_their_gates_are_gone() {
         let mut queue = queue();
         queue.add_gated(info("a", 0), START);
-        queue.activate(START, |_, _| true);
+        queue.activate(Cause::NodeUpdate, START, |_, _| true);
         assert_eq!(pop(&mut queue, 1000), None);
         assert_eq!(queue.count(Place::Gated), 1);
         queue.add(info("a", 0), Duration::from_secs(1000));

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::profile::{Plugin, PluginSet};
+use crate::{
+    profile::{Plugin, PluginSet},
+    volumes::Lacking,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
@@ -22,8 +25,8 @@ pub(crate) enum Refusal {
     Volumes {
         /// A bound volume is elsewhere.
         conflict: bool,
-        /// A claim finds no volume.
-        unbindable: bool,
+        /// A claim finds no volume, and none can be made.
+        lacking: Option<Lacking>,
         /// A bound volume does not exist.
         missing: bool,
     },
@@ -34,6 +37,11 @@ pub(crate) enum Refusal {
     PodAntiAffinity,
     /// Anti-affinity of pods that are there.
     StandingAntiAffinity,
+    /// By a program outside, in its words.
+    Extender {
+        message: String,
+        about_pods: bool,
+    },
     /// Preemption: removing pods does not help on this node.
     NoHelp,
     /// Preemption: no pod of the node may go.
@@ -66,6 +74,7 @@ impl Refusal {
             Self::PodAffinity | Self::PodAntiAffinity | Self::StandingAntiAffinity => {
                 Plugin::InterPodAffinity
             }
+            Self::Extender { .. } => Plugin::Extender,
             Self::NoHelp | Self::NoVictims => Plugin::DefaultPreemption,
         }
     }
@@ -75,6 +84,7 @@ impl Refusal {
         match self {
             Self::Ports | Self::Skew | Self::PodAntiAffinity | Self::StandingAntiAffinity => true,
             Self::ExclusiveClaim | Self::DiskInUse | Self::TooManyVolumes => true,
+            Self::Extender { about_pods, .. } => *about_pods,
             Self::Lacks(lacks) => {
                 !lacks.iter().any(|lack| matches!(lack, Lack::Resource { never: true, .. }))
             }
@@ -85,18 +95,21 @@ impl Refusal {
     pub(crate) fn reasons(&self) -> Vec<String> {
         let text = match self {
             Self::Lacks(lacks) => return lacks.iter().map(Lack::reason).collect(),
-            Self::Volumes { conflict, unbindable, missing } => {
+            Self::Volumes { conflict, lacking, missing } => {
+                let lacks = |what| *lacking == Some(what);
                 let reasons = [
-                    (conflict, "node(s) didn't match PersistentVolume's node affinity"),
-                    (unbindable, "node(s) didn't find available persistent volumes to bind"),
-                    (missing, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+                    (*conflict, "node(s) didn't match PersistentVolume's node affinity"),
+                    (lacks(Lacking::Volume), "node(s) didn't find available persistent volumes to bind"),
+                    (lacks(Lacking::Space), "node(s) did not have enough free storage"),
+                    (*missing, "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
                 ];
                 return reasons
                     .iter()
-                    .filter(|(holds, _)| **holds)
+                    .filter(|(holds, _)| *holds)
                     .map(|(_, text)| (*text).to_owned())
                     .collect();
             }
+            Self::Extender { message, .. } => return vec![message.clone()],
             Self::NotNamed => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",

@@ -24,7 +24,7 @@ use tracing::warn;
 
 use crate::{
     events::{self, Recorder},
-    scheduler::{Nomination, Rejected},
+    scheduler::{Nomination, Rejected, Why},
 };
 
 /// Writes at the same time; enough to keep up with a slow API server, few enough not to crowd out bindings.
@@ -110,8 +110,12 @@ async fn tell(client: &dyn Client, recorder: &Recorder, rejected: &Rejected) {
 
 async fn write_condition(client: &dyn Client, rejected: &Rejected) -> Result<(), Error> {
     let pod = &rejected.pod;
+    let reason = match rejected.why {
+        Why::NoNode => "Unschedulable",
+        Why::Trouble => "SchedulerError",
+    };
     let mut condition = json!({
-        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": rejected.message,
+        "type": "PodScheduled", "status": "False", "reason": reason, "message": rejected.message,
     });
     if pod.told.is_none() {
         condition["lastTransitionTime"] = events::seconds(Timestamp::now()).into();

@@ -13,12 +13,14 @@ use hawser_api::{
     client::{Binding, ListOptions},
     error::Reason,
     informer::{Change, Informer},
+    resource::ObjectKey,
     typed::Kind,
 };
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
+    scheduling::v1alpha2::PodGroup,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -32,10 +34,14 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     events::{self, Recorder},
-    evict, pod, provision,
+    evict,
+    extender::{self, Extender, Objects, Question},
+    metrics::{Metrics, Outcome as Attempted},
+    pod::{self, PodInfo},
+    provision,
     queue::Place,
     report::Reports,
-    scheduler::{Plan, Preemption, Provisioning, Scheduler},
+    scheduler::{Attempt, Decision, Plan, Preemption, Provisioning, Scheduler},
 };
 
 /// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
@@ -56,7 +62,12 @@ const BIND_DEADLINE: Duration = Duration::from_secs(30);
 
 struct Shell {
     client: Arc<dyn Client>,
-    core: Mutex<Scheduler>,
+    core: Arc<Mutex<Scheduler>>,
+    extenders: Vec<Arc<Extender>>,
+    /// Whole objects, for extenders.
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+    metrics: Metrics,
     /// Something changed that the loop may act on.
     changed: Notify,
     /// A claim changed that a pod may wait for.
@@ -77,6 +88,16 @@ impl Shell {
     }
 }
 
+impl Objects for Shell {
+    fn pod(&self, pod: &PodInfo) -> Option<Arc<Pod>> {
+        self.pods.get(&pod.key).filter(|found| found.metadata.uid.as_deref() == Some(&*pod.uid))
+    }
+
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.nodes.get(&ObjectKey::new("", name))
+    }
+}
+
 /// Schedules until `shutdown`, then finishes the bindings in hand.
 ///
 /// Fails only where the configuration cannot work; errors of single pods are logged, told and retried.
@@ -85,13 +106,18 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     let (recorder, event_writer) = events::channel(client.clone(), &config);
     let shell = Arc::new(Shell {
         client: client.clone(),
-        core: Mutex::new(Scheduler::new(&config, seed())),
+        core: Arc::new(Mutex::new(Scheduler::new(&config, seed()))),
+        extenders: config.extenders.0.clone(),
+        nodes: Informer::new(),
+        pods: Informer::new(),
+        metrics: config.metrics.clone(),
         changed: Notify::new(),
         claims_changed: Notify::new(),
         start: Instant::now(),
         recorder,
     });
     let reports = Arc::new(Reports::default());
+    let _shown = shell.metrics.show(&shell.core);
 
     // Ends with this function: the informers and writers are dropped, which leaves nothing half done.
     let mut followers = JoinSet::new();
@@ -150,7 +176,7 @@ fn seed() -> u64 {
 /// Follows all kinds that decisions depend on. The returned future waits for their first lists.
 fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
     let synced = [
-        follow_kind(shell, followers, |core, change: &Change<'_, Node>, now| {
+        follow_with(shell, followers, &shell.nodes, |core, change: &Change<'_, Node>, now| {
             match (change.old, change.new) {
                 // Heartbeats change nothing that a place depends on.
                 (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
@@ -158,7 +184,7 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
                 (_, None) => core.node_removed(&change.key.name, now),
             }
         }),
-        follow_kind(shell, followers, |core, change: &Change<'_, Pod>, now| {
+        follow_with(shell, followers, &shell.pods, |core, change: &Change<'_, Pod>, now| {
             let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
             let (old, new) = (change.old.map(uid), change.new.map(uid));
             // Another pod of the same name is another pod.
@@ -195,6 +221,20 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
         }),
+        follow_kind(shell, followers, |core, change: &Change<'_, PodGroup>, now| match change.new {
+            Some(group) => core.pod_group_changed(group, now),
+            None => core.pod_group_removed(change.key),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, CSIDriver>, now| match change.new {
+            Some(driver) => core.driver_changed(driver, now),
+            None => core.driver_removed(&change.key.name, now),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, CSIStorageCapacity>, now| {
+            match change.new {
+                Some(capacity) => core.capacity_changed(capacity, now),
+                None => core.capacity_removed(change.key),
+            }
+        }),
         follow_kind(shell, followers, |core, change: &Change<'_, CSINode>, now| match change.new {
             Some(node) => core.csi_node_changed(node, now),
             None => core.csi_node_removed(&change.key.name, now),
@@ -213,9 +253,23 @@ fn follow_kind<K: Kind>(
     followers: &mut JoinSet<()>,
     apply: impl Fn(&mut Scheduler, &Change<'_, K>, Duration) + Send + Sync + 'static,
 ) -> BoxFuture<'static, ()> {
-    let informer = Informer::<K>::new();
-    let at = shell.clone();
-    informer.on_change(move |change| at.tell(|core, now| apply(core, change, now)));
+    follow_with(shell, followers, &Informer::new(), apply)
+}
+
+fn follow_with<K: Kind>(
+    shell: &Arc<Shell>,
+    followers: &mut JoinSet<()>,
+    informer: &Informer<K>,
+    apply: impl Fn(&mut Scheduler, &Change<'_, K>, Duration) + Send + Sync + 'static,
+) -> BoxFuture<'static, ()> {
+    let informer = informer.clone();
+    // The informer is the shell's own in part: it must not keep the shell.
+    let at = Arc::downgrade(shell);
+    informer.on_change(move |change| {
+        if let Some(shell) = at.upgrade() {
+            shell.tell(|core, now| apply(core, change, now));
+        }
+    });
     let (client, follower) = (shell.client.clone(), informer.clone());
     followers.spawn(async move { follower.run(client, None, ListOptions::default()).await });
     async move { informer.synced().await }.boxed()
@@ -249,11 +303,21 @@ async fn schedule(
         };
         let (plan, wakeup) = {
             let mut core = shell.core.lock();
-            let plan = core.schedule(config.batch, shell.now());
+            let start = shell.now();
+            let plan = core.schedule(config.batch, start);
+            shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, provisionings, rejected, preemptions, partly } = plan;
+        let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly } = plan;
         let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
+        let (outside, decided): (Vec<Decision>, Vec<Decision>) =
+            decided.into_iter().partition(|decision| decision.binder.is_some());
+        for decision in outside {
+            bindings.spawn(bind_outside(shell.clone(), decision));
+        }
+        if let Some(question) = question {
+            bindings.spawn(ask(shell.clone(), question));
+        }
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
         for provisioning in provisionings {
             bindings.spawn(bind_volumes(shell.clone(), provisioning, slots.clone()));
@@ -291,6 +355,29 @@ async fn schedule(
     bindings
 }
 
+/// Asks extenders about one pod; each answers within its timeout.
+async fn ask(shell: Arc<Shell>, question: Question) {
+    let answer = extender::ask(&shell.extenders, &*shell, &question).await;
+    shell.tell(|core, _| core.answered(&question.pod.uid, answer));
+}
+
+/// Has a pod bound by an extender. Whatever it says, the API knows the pod's node.
+async fn bind_outside(shell: Arc<Shell>, decision: Decision) {
+    let Decision { binding, attempt, binder } = &decision;
+    let Some(binder) = binder else { return };
+    match extender::bind(binder, binding).await {
+        Ok(()) => bound(&shell, binding, attempt),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(namespace = %binding.namespace, pod = %binding.pod, %error, "an extender cannot bind");
+            let message = format!("binding rejected: {error}");
+            let (namespace, pod) = (&binding.namespace, &binding.pod);
+            shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
+            find_out(&shell, &decision).await;
+        }
+    }
+}
+
 /// Deletes the victims of one pod. Cancelled only by the end of the process: the next scheduler decides anew.
 async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semaphore>) {
     let _permit = evictions.acquire().await.expect("the semaphore is never closed");
@@ -302,53 +389,60 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 /// Binds a pod when its volumes are bound. As many of these wait as pods do whose volumes take long: the room that they
 /// hold is what bounds them.
 async fn bind_volumes(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
-    let binding = provisioning.binding.clone();
+    let decision = provisioning.decision.clone();
+    let Decision { binding, attempt, .. } = &decision;
     let done = provision::provision(&*shell.client, &shell.core, &shell.claims_changed, &provisioning).await;
     match done {
+        Ok(()) if decision.binder.is_some() => bind_outside(shell, decision).await,
         Ok(()) => {
             let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
-            bind(shell, vec![binding], permit).await;
+            bind(shell, vec![decision], permit).await;
         }
         Err(error) => {
             let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
+            shell.metrics.tried(Attempted::Error, attempt, shell.now());
             shell.tell(|core, now| core.bind_failed(&binding.uid, now));
         }
     }
 }
 
 /// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.
-async fn bind(shell: Arc<Shell>, batch: Vec<Binding>, permit: OwnedSemaphorePermit) {
-    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&batch)).await {
+async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
+    let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
+        batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
+    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&bindings)).await {
         Ok(results) => results,
-        Err(_) => batch.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
+        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
     };
     drop(permit);
-    debug_assert_eq!(results.len(), batch.len());
+    debug_assert_eq!(results.len(), bindings.len());
     let mut unknown = Vec::new();
-    for (binding, result) in batch.into_iter().zip(results) {
+    for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {
-            Ok(()) => bound(&shell, &binding),
+            Ok(()) => bound(&shell, &binding, &attempt),
             Err(error) => match outcome(&error) {
                 Outcome::Refused => {
+                    shell.metrics.tried(Attempted::Error, &attempt, shell.now());
                     debug!(namespace = %binding.namespace, pod = %binding.pod, %error, "binding refused");
                     shell.tell(|core, now| core.bind_failed(&binding.uid, now));
                 }
                 Outcome::Gone => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
                 Outcome::Unknown => {
                     warn!(namespace = %binding.namespace, pod = %binding.pod, %error, "outcome of binding unknown");
-                    unknown.push(binding);
+                    unknown.push(Decision { binding, attempt, binder: None });
                 }
             },
         }
     }
-    for binding in unknown {
-        find_out(&shell, &binding).await;
+    for decision in unknown {
+        find_out(&shell, &decision).await;
     }
 }
 
-fn bound(shell: &Shell, binding: &Binding) {
+fn bound(shell: &Shell, binding: &Binding, attempt: &Attempt) {
+    shell.metrics.tried(Attempted::Scheduled, attempt, shell.now());
     let Binding { namespace, pod, node, .. } = binding;
     let message = format!("Successfully assigned {namespace}/{pod} to {node}");
     shell.recorder.record(namespace, pod, &binding.uid, events::SCHEDULED, message);
@@ -379,15 +473,17 @@ fn outcome(error: &Error) -> Outcome {
 }
 
 /// Reads the pod until the API tells whether it has a node.
-async fn find_out(shell: &Shell, binding: &Binding) {
+async fn find_out(shell: &Shell, decision: &Decision) {
+    let Decision { binding, attempt, .. } = decision;
     let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
     let mut delay = LOOK_FIRST;
     loop {
         match pods.find(&binding.pod).await {
             Ok(Some(found)) if found.metadata.uid.as_deref() == Some(&binding.uid) => {
                 if pod::node_of(&found) == Some(&binding.node) {
-                    bound(shell, binding);
+                    bound(shell, binding, attempt);
                 } else {
+                    shell.metrics.tried(Attempted::Error, attempt, shell.now());
                     shell.tell(|core, now| core.bind_failed(&binding.uid, now));
                 }
                 return;

@@ -6,28 +6,34 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use hawser_api::client::Binding;
+use hawser_api::{client::Binding, resource::ObjectKey};
 
 use crate::{
     budgets::Budgets,
     config::Config,
+    extender::{Extender, Question},
+    group::Policy,
     hints::{self, Event},
     intern::Same,
-    placement::{Placement, Tie},
+    metrics::{Cause, Gauges},
+    placement::{Diagnosis, Placement, Tie},
     pod::{Needs, PodInfo, Reader},
-    preemption,
-    profile::{Plugin, Profile},
+    preemption::{self, Victims},
+    profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
     volumes::{Provisions, VolumeView, Volumes},
 };
 
 mod changes;
+mod explain;
+mod extended;
+mod groups;
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.
@@ -41,6 +47,14 @@ pub(crate) struct Scheduler {
     assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
     clearing: HashMap<Arc<str>, bool>,
+    extenders: Vec<Arc<Extender>>,
+    /// The one pod that extenders are asked about.
+    asked: Option<extended::Asked>,
+    pod_groups: HashMap<ObjectKey, Policy>,
+    /// Pods of pod groups that are over, and still there.
+    done: groups::Done,
+    /// How often it was looked for pods that could go for another.
+    preemption_attempts: u64,
     tie: Tie,
 }
 
@@ -52,19 +66,41 @@ struct Assumed {
 /// What to write after one round.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    pub(crate) bindings: Vec<Binding>,
+    pub(crate) bindings: Vec<Decision>,
     /// Pods that can be bound when their volumes are.
     pub(crate) provisionings: Vec<Provisioning>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) preemptions: Vec<Preemption>,
+    /// What extenders are to be asked.
+    pub(crate) question: Option<Question>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
+}
+
+/// A pod's node.
+#[derive(Clone, Debug)]
+pub(crate) struct Decision {
+    pub(crate) binding: Binding,
+    pub(crate) attempt: Attempt,
+    /// Who binds it instead of the API server.
+    pub(crate) binder: Option<Arc<Extender>>,
+}
+
+/// What is told in metrics of a pod that is tried.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) profile: Arc<Profile>,
+    /// Attempts with this one.
+    pub(crate) attempts: u32,
+    /// When the pod was first ready to be tried, and when it was decided on.
+    pub(crate) entered: Duration,
+    pub(crate) decided: Duration,
 }
 
 /// A pod whose volumes have to be bound before it.
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioning {
-    pub(crate) binding: Binding,
+    pub(crate) decision: Decision,
     pub(crate) provisions: Provisions,
     /// How long that may take.
     pub(crate) timeout: Duration,
@@ -76,7 +112,16 @@ pub(crate) struct Rejected {
     pub(crate) pod: Arc<PodInfo>,
     /// `0/3 nodes are available: ...`
     pub(crate) message: String,
+    pub(crate) why: Why,
     pub(crate) nomination: Nomination,
+}
+
+/// Why a pod has no node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    NoNode,
+    /// Something that is needed to decide does not work.
+    Trouble,
 }
 
 /// What becomes of the pod's `nominatedNodeName`.
@@ -102,13 +147,18 @@ impl Scheduler {
     pub(crate) fn new(config: &Config, seed: u64) -> Self {
         Self {
             profiles: config.profiles.0.clone(),
-            reader: Reader::default(),
+            reader: Reader::new(config.extenders.0.clone()),
+            extenders: config.extenders.0.clone(),
+            asked: None,
             snapshot: Snapshot::default(),
             queue: Queue::new(config),
             placement: Placement::default(),
             budgets: Budgets::default(),
             assumed: HashMap::new(),
             clearing: HashMap::new(),
+            pod_groups: HashMap::new(),
+            done: groups::Done::default(),
+            preemption_attempts: 0,
             tie: Tie::new(seed),
         }
     }
@@ -116,6 +166,7 @@ impl Scheduler {
     /// Places up to `limit` waiting pods and assumes them where they go.
     pub(crate) fn schedule(&mut self, limit: usize, now: Duration) -> Plan {
         let mut plan = Plan::default();
+        self.go_on(&mut plan, now);
         for _ in 0..limit {
             let Some(waiting) = self.queue.pop(now) else {
                 break;
@@ -126,6 +177,19 @@ impl Scheduler {
                 continue;
             }
             let pod = &waiting.pod;
+            if !pod.extenders.is_empty() {
+                if self.asked.is_some() {
+                    // Its turn comes when the one before it has been answered.
+                    self.queue.give_back_untried(waiting, now);
+                    break;
+                }
+                self.ask(waiting, &mut plan, now);
+                continue;
+            }
+            if let Some(group) = pod.group.clone() {
+                self.place_group(waiting, &group, &mut plan, now);
+                continue;
+            }
             match self.placement.choose(pod, &mut self.snapshot, &mut self.tie) {
                 Some(slot) => self.assume(waiting, slot, &mut plan, now),
                 None => self.reject(waiting, &mut plan, now),
@@ -174,11 +238,55 @@ impl Scheduler {
         self.queue.count(place)
     }
 
+    /// What there is, for metrics. Costs the sorts of pods that are unschedulable.
+    pub(crate) fn gauges(&self) -> Gauges {
+        let mut gauges = Gauges {
+            pending: Place::ALL.map(|place| (place, self.queue.count(place))),
+            incoming: Place::ALL.map(|place| (place, Cause::ALL.map(|cause| self.queue.came(place, cause)))),
+            nodes: self.snapshot.node_count(),
+            pods: self.snapshot.pod_count(),
+            assumed_pods: self.assumed.len(),
+            preemption_attempts: self.preemption_attempts,
+            unschedulable: BTreeMap::new(),
+        };
+        for (pod, refused_by, pods) in self.queue.refused() {
+            // Where there are no nodes, no plugin refuses one.
+            let plugins = Plugin::ALL.into_iter().filter(|plugin| refused_by.contains(*plugin));
+            for plugin in plugins.filter(|_| refused_by != PluginSet::ALL) {
+                let key = (plugin.name(), pod.needs.profile.scheduler_name.clone());
+                *gauges.unschedulable.entry(key).or_default() += pods;
+            }
+        }
+        gauges
+    }
+
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
+        let provisions = self.settle(&waiting.pod, slot);
+        self.decide(waiting, node, provisions, plan, now);
+    }
+
+    /// Counts the pod on the node, and promises it its volumes there.
+    fn settle(&mut self, pod: &Arc<PodInfo>, slot: Slot) -> Provisions {
+        let node = self.snapshot.nodes[slot].name.clone();
+        let provisions = self.provisions(pod, slot);
+        self.snapshot.put_pod(pod, &node);
+        if !provisions.wait_for.is_empty() {
+            self.snapshot.volumes.promise(&provisions, &node);
+        }
+        provisions
+    }
+
+    /// The pod that was settled on the node gets it.
+    fn decide(
+        &mut self,
+        waiting: Waiting,
+        node: String,
+        provisions: Provisions,
+        plan: &mut Plan,
+        now: Duration,
+    ) {
         let pod = waiting.pod.clone();
-        let provisions = self.provisions(&pod, slot);
-        self.snapshot.put_pod(&pod, &node);
         self.denominate(&pod.uid, now);
         let binding = Binding {
             namespace: pod.key.namespace.clone(),
@@ -186,12 +294,18 @@ impl Scheduler {
             uid: pod.uid.to_string(),
             node,
         };
+        let attempt = Attempt {
+            profile: pod.needs.profile.clone(),
+            attempts: waiting.attempts + 1,
+            entered: waiting.entered,
+            decided: now,
+        };
+        let decision = Decision { binding, attempt, binder: self.binder_of(&pod) };
         if provisions.wait_for.is_empty() {
-            plan.bindings.push(binding);
+            plan.bindings.push(decision);
         } else {
-            self.snapshot.volumes.promise(&provisions, &binding.node);
             let timeout = pod.needs.profile.volume_bind_timeout;
-            plan.provisionings.push(Provisioning { binding, provisions: provisions.clone(), timeout });
+            plan.provisionings.push(Provisioning { decision, provisions: provisions.clone(), timeout });
         }
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
@@ -206,55 +320,82 @@ impl Scheduler {
             return Provisions::default();
         }
         let view = VolumeView::new(pod, &self.snapshot.volumes).ok();
-        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot])).unwrap_or_default()
+        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot]).ok()).unwrap_or_default()
     }
 
     fn take_back(&mut self, provisions: &Provisions, now: Duration) {
         if !provisions.wait_for.is_empty() {
             self.snapshot.volumes.take_back(provisions);
-            self.wake(&Event::StorageChanged, now);
+            self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
         }
     }
 
     fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {
+        let diagnosis = self.placement.diagnose(&waiting.pod, &mut self.snapshot);
+        self.reject_for(waiting, &diagnosis, plan, now);
+    }
+
+    fn reject_for(&mut self, waiting: Waiting, diagnosis: &Diagnosis, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
-        let diagnosis = self.placement.diagnose(&pod, &mut self.snapshot);
-        let mut rejected =
-            Rejected { pod: pod.clone(), message: diagnosis.message.clone(), nomination: Nomination::Keep };
+        let rejected = Rejected {
+            pod: pod.clone(),
+            message: diagnosis.message.clone(),
+            why: Why::NoNode,
+            nomination: Nomination::Keep,
+        };
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
         if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
-            self.preempt(&mut rejected, &diagnosis.about_pods, plan, now);
+            self.preempt(rejected, &diagnosis.about_pods, plan, now);
+        } else {
+            plan.rejected.push(rejected);
         }
-        plan.rejected.push(rejected);
     }
 
     /// Looks for pods that could go for this one.
-    fn preempt(&mut self, rejected: &mut Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
+    fn preempt(&mut self, mut rejected: Rejected, about_pods: &[Slot], plan: &mut Plan, now: Duration) {
+        self.preemption_attempts += 1;
         let pod = rejected.pod.clone();
         if let Some(why) = preemption::hindrance(&pod, about_pods, &self.snapshot) {
             rejected.message += &format!(" preemption: {why}");
+            plan.rejected.push(rejected);
             return;
         }
         let found = preemption::find(&pod, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
         match found {
-            Ok(victims) => {
-                let node = self.snapshot.nodes[victims.slot].name.clone();
-                let displaced = self.snapshot.nominations.below(pod.priority, &node);
-                for other in &displaced {
-                    self.snapshot.denominate(&other.uid);
-                    self.queue.activate_one(&other.uid, now);
+            Ok(found) if self.asks_about_victims(&pod) => self.ask_about_victims(rejected, &found, plan),
+            Ok(found) => {
+                if let Some(victims) = preemption::least(found) {
+                    self.make_room(&mut rejected, victims, plan, now);
                 }
-                self.snapshot.nominate(&pod, &node);
-                self.clearing.insert(pod.uid.clone(), false);
-                rejected.nomination = Nomination::Set(node.clone());
-                plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+                plan.rejected.push(rejected);
             }
             Err(why) => {
-                rejected.message += &format!(" preemption: {why}");
-                if self.denominate(&pod.uid, now) || pod.nominated.is_some() {
-                    rejected.nomination = Nomination::Clear;
-                }
+                self.no_room(&mut rejected, &why, now);
+                plan.rejected.push(rejected);
             }
+        }
+    }
+
+    /// The pod gets the node when the victims are gone.
+    fn make_room(&mut self, rejected: &mut Rejected, victims: Victims, plan: &mut Plan, now: Duration) {
+        let pod = rejected.pod.clone();
+        let node = self.snapshot.nodes[victims.slot].name.clone();
+        let displaced = self.snapshot.nominations.below(pod.priority, &node);
+        for other in &displaced {
+            self.snapshot.denominate(&other.uid);
+            self.queue.activate_one(&other.uid, now);
+        }
+        self.snapshot.nominate(&pod, &node);
+        self.clearing.insert(pod.uid.clone(), false);
+        rejected.nomination = Nomination::Set(node.clone());
+        plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+    }
+
+    /// Preemption does not help the pod.
+    fn no_room(&mut self, rejected: &mut Rejected, why: &str, now: Duration) {
+        rejected.message += &format!(" preemption: {why}");
+        if self.denominate(&rejected.pod.uid, now) || rejected.pod.nominated.is_some() {
+            rejected.nomination = Nomination::Clear;
         }
     }
 
@@ -262,6 +403,7 @@ impl Scheduler {
     fn forget(&mut self, uid: &str, now: Duration) {
         self.queue.remove(uid);
         self.clearing.remove(uid);
+        self.asked.take_if(|asked| &*asked.pod.uid == uid);
         self.denominate(uid, now);
     }
 
@@ -271,7 +413,7 @@ impl Scheduler {
             return false;
         }
         if let Some(slot) = self.snapshot.denominate(uid) {
-            self.node_event(slot, &HashSet::new(), false, now);
+            self.node_event(slot, &HashSet::new(), Cause::AssignedPodDelete, now);
         }
         true
     }
@@ -282,7 +424,7 @@ impl Scheduler {
         };
         let before = self.fitting(Some(slot));
         self.snapshot.remove_pod(uid);
-        self.node_event(slot, &before, false, now);
+        self.node_event(slot, &before, Cause::AssignedPodDelete, now);
         self.wake(&Event::PodGone(&pod), now);
     }
 
@@ -296,14 +438,15 @@ impl Scheduler {
         different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
     }
 
-    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, relabelled: bool, now: Duration) {
+    /// Room appeared on a node.
+    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled }, now);
+        self.wake(&Event::Node { slot, before: &before, relabelled: false, cause }, now);
     }
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {
         let snapshot = &self.snapshot;
-        self.queue.activate(now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
+        self.queue.activate(event.cause(), now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
     }
 }
 

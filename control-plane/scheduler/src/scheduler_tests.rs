@@ -32,7 +32,11 @@ fn used_cpu(scheduler: &Scheduler) -> i64 {
 }
 
 fn nodes_of(plan: &Plan) -> Vec<(&str, &str)> {
-    plan.bindings.iter().map(|binding| (binding.pod.as_str(), binding.node.as_str())).collect()
+    plan.bindings
+        .iter()
+        .map(|decision| &decision.binding)
+        .map(|it| (it.pod.as_str(), it.node.as_str()))
+        .collect()
 }
 
 #[test]
@@ -168,7 +172,7 @@ fn replicas_spread_over_zones_and_hosts() {
             serde_json::from_value(json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true }])).unwrap();
         scheduler.pod_changed(&replica, START);
         let plan = scheduler.schedule(1, START);
-        used.push(plan.bindings[0].node.clone());
+        used.push(plan.bindings[0].binding.node.clone());
     }
     let first: BTreeSet<_> = used[..4].iter().collect();
     assert_eq!(first.len(), 4, "{used:?}");

@@ -28,13 +28,8 @@ pub(crate) struct Own {
 pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
     let profile = &needs.profile;
     let weights = &profile.weights;
-    let mut resources = 0;
-    if weights.resources_fit != 0 {
-        resources += weights.resources_fit * resources_fit(&profile.fit, needs, node);
-    }
-    if weights.balanced_allocation != 0 {
-        resources += weights.balanced_allocation * balanced_allocation(&profile.balanced, needs, node);
-    }
+    let (fit, balanced) = of_resources(needs, node);
+    let resources = weights.resources_fit * fit + weights.balanced_allocation * balanced;
     let added = profile.added_affinity.as_ref();
     let preference = [Some(&needs.affinity), added]
         .into_iter()
@@ -42,6 +37,16 @@ pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
         .map(|affinity| affinity.preference(&node.name, &node.labels))
         .sum();
     Own { resources: small(resources), dislikes: small(dislikes(needs, node)), preference: small(preference) }
+}
+
+/// NodeResourcesFit and NodeResourcesBalancedAllocation; 0 where a plugin does not score.
+pub(crate) fn of_resources(needs: &Needs, node: &NodeEntry) -> (i64, i64) {
+    let profile = &needs.profile;
+    let on = |weight: i64, score: &dyn Fn() -> i64| if weight == 0 { 0 } else { score() };
+    (
+        on(profile.weights.resources_fit, &|| resources_fit(&profile.fit, needs, node)),
+        on(profile.weights.balanced_allocation, &|| balanced_allocation(&profile.balanced, needs, node)),
+    )
 }
 
 fn small(score: i64) -> i32 {

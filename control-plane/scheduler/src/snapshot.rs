@@ -5,10 +5,11 @@
 //! up to date by what changed. The log is bounded: an evaluation older than it starts anew.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
+use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
@@ -37,6 +38,8 @@ pub(crate) struct Snapshot {
     pub(crate) volumes: Volumes,
     pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
+    /// Pods of each pod group that have a node and are to keep it, by node.
+    groups: HashMap<ObjectKey, BTreeMap<Slot, usize>>,
     changes: VecDeque<Slot>,
     /// The number of changes ever made; the log holds the last of them.
     changed: u64,
@@ -98,6 +101,16 @@ impl Snapshot {
     /// Nodes that exist.
     pub(crate) fn node_count(&self) -> usize {
         self.known
+    }
+
+    /// Pods of the pod group that have a node, by node.
+    pub(crate) fn placed_of_group(&self, key: &ObjectKey) -> impl Iterator<Item = (Slot, usize)> {
+        self.groups.get(key).into_iter().flatten().map(|(slot, pods)| (*slot, *pods))
+    }
+
+    /// Pods that are counted on nodes.
+    pub(crate) fn pod_count(&self) -> usize {
+        self.pods.len()
     }
 
     pub(crate) fn slot(&self, name: &str) -> Option<Slot> {
@@ -185,6 +198,9 @@ impl Snapshot {
             }
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
         };
+        if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going()) {
+            *self.groups.entry(group.key.clone()).or_default().entry(slot).or_default() += 1;
+        }
         self.topology.add_pod(pod, slot, &self.nodes);
         self.volumes.count(pod, 1);
         let entry = &mut self.nodes[slot];
@@ -197,6 +213,17 @@ impl Snapshot {
     /// Takes the pod off its node. Returns the node's slot where it is still a candidate.
     pub(crate) fn remove_pod(&mut self, uid: &str) -> Option<Slot> {
         let Placed { slot, pod } = self.pods.remove(uid)?;
+        if let Some(group) = pod.group.as_ref().filter(|_| !pod.is_going())
+            && let Some(nodes) = self.groups.get_mut(&group.key)
+        {
+            if let Some(pods) = nodes.get_mut(&slot) {
+                *pods -= 1;
+            }
+            nodes.retain(|_, pods| *pods > 0);
+            if nodes.is_empty() {
+                self.groups.remove(&group.key);
+            }
+        }
         self.topology.remove_pod(&pod, slot, &self.nodes);
         self.volumes.count(&pod, -1);
         let entry = &mut self.nodes[slot];

@@ -5,6 +5,7 @@ mod fake;
 use std::{future::Future, sync::Arc};
 
 use fake::{Connection, Fake, Fault};
+use hawser_api::election::Election;
 use hawser_scheduler::{Config, run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ fn pod(name: &str, cpu: u32) -> Value {
 /// Runs a scheduler beside the scenario, then stops it and checks that no rule was broken.
 async fn scenario<F: Future<Output = ()>>(fake: Arc<Fake>, act: impl FnOnce(Arc<Fake>) -> F) {
     let shutdown = CancellationToken::new();
-    let client = Arc::new(Connection(fake.clone()));
+    let client = Connection::new(&fake);
     let scheduler = tokio::spawn(run(client, Config::default(), shutdown.clone()));
     act(fake.clone()).await;
     shutdown.cancel();
@@ -319,14 +320,88 @@ async fn bindings_travel_in_batches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_group_is_bound_when_enough_of_it_fits() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 4));
+    fake.put(
+        "podgroups",
+        json!({
+            "metadata": { "name": "g", "namespace": "a" },
+            "spec": { "schedulingPolicy": { "gang": { "minCount": 3 } } },
+        }),
+    );
+    for index in 0..3 {
+        let mut member = pod(&format!("p{index}"), 2);
+        member["spec"]["schedulingGroup"] = json!({ "podGroupName": "g" });
+        fake.put("pods", member);
+    }
+    scenario(fake, |fake| async move {
+        let first = "pod group \"g\": 2 more of its pods could run, and 3 are needed.";
+        let says =
+            |pod: &Value| condition(pod)["message"].as_str().is_some_and(|text| text.starts_with(first));
+        fake.until("pods", |pods| pods.iter().all(says)).await;
+        assert_eq!(bound(&fake.all("pods")), 0);
+        fake.put("nodes", node("n2", 4));
+        fake.until("pods", |pods| bound(pods) == 3).await;
+        assert_eq!(fake.bind_calls.load(std::sync::atomic::Ordering::Relaxed), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cache_that_stands_still_ends_the_scheduler() {
     let fake = Arc::new(Fake::default());
     fake.put("nodes", node("n1", 4));
     fake.put("pods", pod("a", 1));
-    let client = Arc::new(Connection(fake.clone()));
+    let client = Connection::new(&fake);
     let scheduler = tokio::spawn(run(client, Config::default(), CancellationToken::new()));
     fake.until("pods", |pods| bound(pods) == 1).await;
     fake.break_watches();
     let error = scheduler.await.unwrap().unwrap_err();
     assert_eq!(error.to_string(), "an informer ended early");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing() {
+    for seed in 1..=seeds() {
+        let fake = Arc::new(Fake::default());
+        let mut next = random(seed);
+        for index in 0..5 {
+            fake.put("nodes", node(&format!("n{index}"), 4));
+        }
+        let mut faults = vec![Fault::None; usize::try_from(next(19)).unwrap()];
+        faults.push(if next(2) == 0 { Fault::DieBefore } else { Fault::DieAfter });
+        fake.fail_next(&faults);
+        let shutdown = CancellationToken::new();
+        let mut candidates = Vec::new();
+        for name in ["first", "second"] {
+            let client = Connection::new(&fake);
+            let dead = client.dead.clone();
+            let election = Election::new("kube-scheduler", name);
+            let stop = shutdown.clone();
+            let task = tokio::spawn(async move {
+                election.run(client.clone(), stop, |stop| run(client.clone(), Config::default(), stop)).await
+            });
+            candidates.push((task, dead));
+            // The first is to lead.
+            fake.until("leases", |leases| !leases.is_empty()).await;
+        }
+        for index in 0..20 {
+            fake.put("pods", pod(&format!("p{index}"), 1));
+            if next(3) == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let (first, dead) = candidates.remove(0);
+        dead.cancelled().await;
+        first.abort();
+        assert!(bound(&fake.all("pods")) < 20);
+        fake.until("pods", |pods| bound(pods) == 20).await;
+        let lease = &fake.all("leases")[0]["spec"];
+        assert_eq!((&lease["holderIdentity"], &lease["leaseTransitions"]), (&json!("second"), &json!(1)));
+        shutdown.cancel();
+        let (second, _) = candidates.remove(0);
+        second.await.unwrap().unwrap();
+        assert_eq!(fake.broken(), Vec::<String>::new(), "seed {seed}");
+    }
 }

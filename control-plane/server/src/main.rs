@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+mod explain;
 mod files;
 mod issue;
 mod kubeconfig;
+mod leader;
 mod logging;
 mod node_credentials;
 mod pki;
@@ -32,6 +34,8 @@ struct Arguments {
 enum Command {
     /// Runs the control plane until SIGTERM or SIGINT.
     Run(Box<run::Flags>),
+    /// Says what each node is for a pod: the filter that refuses it, or its scores.
+    Explain(explain::Flags),
     /// Issues a node's certificates from the cluster's authority.
     NodeCredentials(node_credentials::Flags),
 }
@@ -40,6 +44,7 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Run(flags) => logging::start(&flags.log).and_then(|()| run::run(*flags)),
+        Command::Explain(flags) => explain::run(&flags),
         Command::NodeCredentials(flags) => node_credentials::run(&flags),
     };
     match outcome {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
-use hawser_api::{AddressRange, Client};
+use hawser_api::{AddressRange, Client, election::Election};
 use hawser_apiserver::{
     ApiServer, Config,
     admission::DefaultTolerationSeconds,
@@ -37,6 +37,7 @@ use tracing::{error, info};
 use crate::{
     files::{self, Access},
     kubeconfig,
+    leader::{self, Elections},
     pki::{self, Authority, Identity, Purpose},
     signer::ClusterSigner,
     store, tls,
@@ -102,6 +103,8 @@ pub(crate) struct Flags {
     /// Seconds that pods stay on a node that is Unknown, unless they say something else.
     #[arg(long, default_value_t = 300)]
     default_unreachable_toleration_seconds: u32,
+    #[command(flatten)]
+    leader: leader::Flags,
     /// Controllers to run: `*` for all, `-name` for all but one.
     #[arg(long, value_delimiter = ',', default_value = "*")]
     controllers: Vec<String>,
@@ -190,7 +193,17 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let (components, front, core) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut core_tasks = JoinSet::new();
-    let config = config(&flags, advertise, port, &authority)?;
+    let elections = flags.leader.elections(flags.store.is_shared(), &flags.data_dir)?;
+    let scheduler_metrics = hawser_scheduler::Metrics::default();
+    let mut config = config(&flags, advertise, port, &authority)?;
+    if roles.contains(&Role::Scheduler) {
+        let metrics = scheduler_metrics.clone();
+        config.further_metrics.push(Arc::new(move || metrics.render()));
+    }
+    if let Some(Elections { scheduler, controllers, .. }) = &elections {
+        let all = [scheduler.clone(), controllers.clone()];
+        config.further_metrics.push(Arc::new(move || leader::metrics(&all)));
+    }
     let interrupted = signals()?;
     let server = tokio::select! {
         started = ApiServer::start(store.clone(), config, &mut core_tasks, core.clone()) => {
@@ -203,7 +216,9 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     };
     let tls = tls::server(authority.certificate(), &serving)?;
     let serving = tokio::spawn(http::serve(server.clone(), listener, tls, front.clone(), GRACE));
-    let mut running = start_components(&flags, &roles, &server, &authority, &components)?;
+    let parts =
+        Parts { server: &server, authority: &authority, elections: elections.as_ref(), scheduler_metrics };
+    let mut running = start_components(&flags, &roles, parts, &components)?;
     info!(%advertise, port, "control plane is ready");
 
     let outcome = tokio::select! {
@@ -326,9 +341,9 @@ fn instance() -> String {
     format!("default-scheduler-{}", name.trim())
 }
 
-fn scheduler_config(flags: &Flags) -> anyhow::Result<hawser_scheduler::Config> {
+pub(crate) fn scheduler_config(path: Option<&Path>) -> anyhow::Result<hawser_scheduler::Config> {
     let config = hawser_scheduler::Config { instance: instance(), ..hawser_scheduler::Config::default() };
-    let Some(path) = &flags.scheduler_config else {
+    let Some(path) = path else {
         return Ok(config);
     };
     let text =
@@ -338,13 +353,37 @@ fn scheduler_config(flags: &Flags) -> anyhow::Result<hawser_scheduler::Config> {
 
 type Component = (&'static str, anyhow::Result<()>);
 
+/// What components are made of.
+struct Parts<'a> {
+    server: &'a Arc<ApiServer>,
+    authority: &'a Arc<Authority>,
+    elections: Option<&'a Elections>,
+    scheduler_metrics: hawser_scheduler::Metrics,
+}
+
+/// Does the work, when this control plane leads where it has to compete.
+async fn led<F>(
+    election: Option<Election>,
+    client: Arc<dyn Client>,
+    shutdown: CancellationToken,
+    mut work: impl FnMut(CancellationToken) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    match election {
+        Some(election) => election.run(client, shutdown, work).await,
+        None => work(shutdown).await,
+    }
+}
+
 fn start_components(
     flags: &Flags,
     roles: &BTreeSet<Role>,
-    server: &Arc<ApiServer>,
-    authority: &Arc<Authority>,
+    parts: Parts<'_>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<JoinSet<Component>> {
+    let Parts { server, authority, elections, scheduler_metrics } = parts;
     let mut running: JoinSet<Component> = JoinSet::new();
     let mut spawn = |name: &'static str, work: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>| {
         running.spawn(async move { (name, work.await) });
@@ -361,14 +400,24 @@ fn start_components(
             signer: Some(Arc::new(ClusterSigner(authority.clone()))),
             ..hawser_controllers::Config::default()
         };
-        spawn(
-            "controllers",
-            Box::pin(hawser_controllers::run(client(CONTROLLER_MANAGER), config, shutdown.clone())),
-        );
+        let election = elections.map(|elections| elections.controllers.clone());
+        let work = {
+            let client = client(CONTROLLER_MANAGER);
+            move |stop| hawser_controllers::run(client.clone(), config.clone(), stop)
+        };
+        spawn("controllers", Box::pin(led(election, client(CONTROLLER_MANAGER), shutdown.clone(), work)));
     }
     if roles.contains(&Role::Scheduler) {
-        let config = scheduler_config(flags)?;
-        spawn("scheduler", Box::pin(hawser_scheduler::run(client(SCHEDULER), config, shutdown.clone())));
+        let config = hawser_scheduler::Config {
+            metrics: scheduler_metrics,
+            ..scheduler_config(flags.scheduler_config.as_deref())?
+        };
+        let election = elections.map(|elections| elections.scheduler.clone());
+        let work = {
+            let client = client(SCHEDULER);
+            move |stop| hawser_scheduler::run(client.clone(), config.clone(), stop)
+        };
+        spawn("scheduler", Box::pin(led(election, client(SCHEDULER), shutdown.clone(), work)));
     }
     if running.is_empty() {
         // Something to wait for, so that an API server alone goes on until it is told to stop.

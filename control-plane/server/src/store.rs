@@ -34,6 +34,13 @@ pub(crate) struct Flags {
     etcd_keyfile: Option<PathBuf>,
 }
 
+impl Flags {
+    /// Whether other control planes can use the same store.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.store == Engine::Etcd
+    }
+}
+
 pub(crate) async fn open(flags: &Flags, data_dir: &std::path::Path) -> anyhow::Result<Arc<dyn Store>> {
     match flags.store {
         Engine::Embedded => {

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use hawser_api::{AddressRange, quantity::Quantity};
 use hawser_kubelet::{
     config::Reserved,
+    cpus::set::CpuSet,
     eviction::{
         Eviction,
         thresholds::{Signal, Threshold},
@@ -112,18 +113,43 @@ pub(crate) struct Options {
     pub(crate) healthz_bind_address: SocketAddr,
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// A file, or a directory of files, that describe static pods
+    #[arg(long)]
+    pub(crate) pod_manifest_path: Option<PathBuf>,
+    /// Keep Secrets that pods name on disk, readable by root, so that such pods start without an API server too
+    #[arg(long)]
+    pub(crate) checkpoint_secrets: bool,
     /// Processes that a pod may have; no limit where unset
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     pub(crate) pod_max_pids: Option<i64>,
     /// Kernel parameters that pods may set beside the safe ones, as net.core.somaxconn or kernel.msg*
     #[arg(long, value_delimiter = ',')]
     pub(crate) allowed_unsafe_sysctls: Vec<String>,
-    /// Kept for the node agent and containerd, as cpu=100m,memory=200Mi,ephemeral-storage=1Gi
+    /// Kept for the node agent and containerd, as cpu=100m,memory=200Mi,ephemeral-storage=1Gi,pid=1000
     #[arg(long, value_parser = reserved, default_value = "")]
     pub(crate) kube_reserved: Reserved,
     /// Kept for the rest of the system
     #[arg(long, value_parser = reserved, default_value = "")]
     pub(crate) system_reserved: Reserved,
+    /// Whether containers of Guaranteed pods that ask for whole CPUs have these to themselves
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) cpu_manager_policy: CpuManagerPolicy,
+    /// Whether the CPUs and devices of a container are to come from the same NUMA nodes
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) topology_manager_policy: TopologyManagerPolicy,
+    /// CPUs, as 0-1,4, that are kept for the system: no container has them to itself. In the place of what
+    /// --kube-reserved and --system-reserved say of CPU
+    #[arg(long)]
+    pub(crate) reserved_cpus: Option<CpuSet>,
+    /// Which programs know credentials for registries, a CredentialProviderConfig
+    #[arg(long, requires = "image_credential_provider_bin_dir")]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs are
+    #[arg(long, requires = "image_credential_provider_config")]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
+    /// What is held to what is not reserved: all pods together, or none
+    #[arg(long, value_enum, default_value = "pods")]
+    pub(crate) enforce_node_allocatable: EnforceNodeAllocatable,
     /// When pods are evicted at once, as memory.available<100Mi,nodefs.available<10%
     #[arg(long, value_delimiter = ',')]
     pub(crate) eviction_hard: Vec<Threshold>,
@@ -156,6 +182,26 @@ pub(crate) struct Options {
     /// Taints of the node at registration, as <key>=<value>:<effect>
     #[arg(long, value_delimiter = ',')]
     pub(crate) register_with_taints: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum CpuManagerPolicy {
+    None,
+    Static,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopologyManagerPolicy {
+    None,
+    BestEffort,
+    Restricted,
+    SingleNumaNode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum EnforceNodeAllocatable {
+    Pods,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -256,7 +302,8 @@ fn reserved(text: &str) -> anyhow::Result<Reserved> {
             "cpu" => reserved.cpu_millis = u64::try_from(quantity.milli_value())?,
             "memory" => reserved.memory_bytes = u64::try_from(quantity.value())?,
             "ephemeral-storage" => reserved.ephemeral_bytes = u64::try_from(quantity.value())?,
-            _ => bail!("{name:?} cannot be reserved; cpu, memory and ephemeral-storage can"),
+            "pid" => reserved.pids = u64::try_from(quantity.value())?,
+            _ => bail!("{name:?} cannot be reserved; cpu, memory, ephemeral-storage and pid can"),
         }
     }
     Ok(reserved)

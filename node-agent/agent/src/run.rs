@@ -15,11 +15,17 @@ use hawser_api::{
     resource::{ObjectKey, Target},
 };
 use hawser_dns::Dns;
-use hawser_kubelet::{Kubelet, Parts, StatusWriter, UsageReader, events::Recorder};
+use hawser_kubelet::{
+    Kubelet, Parts, StatusWriter, UsageReader,
+    cpus::{CpuPolicy, topology::Topology},
+    credentials::Credentials,
+    events::{Recorder, node_reference},
+    locality::Policy,
+};
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +42,10 @@ use crate::{
     memory,
     metrics::Metrics,
     names,
-    options::{LoadBalancerMode, NetworkMode, Options, Xdp, read},
+    options::{
+        CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options,
+        TopologyManagerPolicy, Xdp, read,
+    },
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
     services::pins,
@@ -195,12 +204,39 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
     config.resolv_conf = options.resolv_conf.clone();
     config.port = options.port;
     config.max_pods = options.max_pods;
+    config.static_pod_path = options.pod_manifest_path.clone();
+    config.checkpoint_secrets = options.checkpoint_secrets;
+    config.api_wait = API_WAIT;
     config.labels = options.labels()?;
     config.taints = options.register_with_taints.clone();
     config.pod_pids_limit = options.pod_max_pids;
     config.allowed_unsafe_sysctls = options.allowed_unsafe_sysctls.clone();
     config.kube_reserved = options.kube_reserved;
     config.system_reserved = options.system_reserved;
+    config.enforce_node_allocatable = options.enforce_node_allocatable == EnforceNodeAllocatable::Pods;
+    if let Some(cpus) = &options.reserved_cpus {
+        config.kube_reserved.cpu_millis = 0;
+        config.system_reserved.cpu_millis = 1000 * cpus.len() as u64;
+    }
+    if options.cpu_manager_policy == CpuManagerPolicy::Static {
+        let topology = Topology::read(Path::new("/sys/devices/system/cpu"));
+        let millis = config.kube_reserved.cpu_millis.saturating_add(config.system_reserved.cpu_millis);
+        let policy = CpuPolicy::fixed(topology, options.reserved_cpus.clone().unwrap_or_default(), millis);
+        config.cpu_policy = policy.map_err(|why| anyhow::anyhow!("--cpu-manager-policy static: {why}"))?;
+    }
+    config.topology_policy = match options.topology_manager_policy {
+        TopologyManagerPolicy::None => Policy::None,
+        TopologyManagerPolicy::BestEffort => Policy::BestEffort,
+        TopologyManagerPolicy::Restricted => Policy::Restricted,
+        TopologyManagerPolicy::SingleNumaNode => Policy::SingleNumaNode,
+    };
+    if let (Some(file), Some(dir)) =
+        (&options.image_credential_provider_config, &options.image_credential_provider_bin_dir)
+    {
+        let credentials = Credentials::load(file, dir);
+        config.credentials =
+            credentials.map_err(|why| anyhow::anyhow!("--image-credential-provider-config: {why}"))?;
+    }
     config.eviction = options.eviction()?;
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;
@@ -258,14 +294,7 @@ impl Surroundings {
     ) {
         let Self { metrics, health, health_checks, load_balancer, recorder } = self;
         let objects = &caches.objects;
-        let node = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(options.node_name.clone()),
-            // As the kubelet's own events about its node name it.
-            uid: Some(options.node_name.clone()),
-            ..ObjectReference::default()
-        };
+        let node = node_reference(&options.node_name);
         let scraped = metrics.clone();
         let balance = async {
             service_path.opened().await;

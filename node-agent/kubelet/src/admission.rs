@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::config::Config;
 use crate::container::resources::{NodeCapacity, pod_request};
+use crate::container::security::apparmor_profile;
 use crate::eviction::Pressure;
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
@@ -31,6 +32,8 @@ pub struct Node<'a> {
     pub config: &'a Config,
     pub allocatable: NodeCapacity,
     pub pressure: Pressure,
+    /// The kernel has AppArmor, and it is on.
+    pub has_apparmor: bool,
     /// The other pods that have not ended.
     pub pods: &'a [DesiredPod],
 }
@@ -41,6 +44,7 @@ pub fn admit(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
         return Err(verdict);
     }
     sysctls(node.config, pod)?;
+    apparmor(node, pod)?;
     room(node, pod)
 }
 
@@ -68,6 +72,16 @@ fn sysctls(config: &Config, pod: &DesiredPod) -> Result<(), Verdict> {
         }
     }
     Ok(())
+}
+
+/// A profile that cannot be enforced is not left out.
+fn apparmor(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    let mut profiles = pod.containers.iter().filter_map(|container| apparmor_profile(pod, container));
+    if node.has_apparmor || profiles.all(|profile| profile.type_ == "Unconfined") {
+        return Ok(());
+    }
+    let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+    Err(Verdict::refusal("AppArmor", message))
 }
 
 fn room(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
@@ -103,7 +117,7 @@ fn named(pod: &DesiredPod) -> BTreeSet<String> {
 mod tests {
     use super::*;
     use crate::pod::testing::{container, pod, spec, with_resources};
-    use k8s_openapi::api::core::v1::{PodSecurityContext, Sysctl, Toleration};
+    use k8s_openapi::api::core::v1::{AppArmorProfile, PodSecurityContext, Sysctl, Toleration};
 
     fn asking(cpu: &str) -> DesiredPod {
         pod(spec("Always", vec![], vec![with_resources("c", &[("cpu", cpu)], &[])]))
@@ -114,7 +128,7 @@ mod tests {
         config.max_pods = 3;
         config.allowed_unsafe_sysctls = vec!["kernel.msg*".into()];
         let allocatable = NodeCapacity { cpu_millis: 2000, memory_bytes: 1 << 30, ephemeral_bytes: 1 << 30 };
-        let node = Node { config: &config, allocatable, pressure, pods: others };
+        let node = Node { config: &config, allocatable, pressure, has_apparmor: false, pods: others };
         admit(&node, wanted).err().map(|verdict| (verdict.reason, verdict.message))
     }
 
@@ -147,6 +161,22 @@ mod tests {
         assert!(refusal(disk, &[], &asking("1m")).is_some());
         tolerant.priority = Some(2_000_000_000);
         assert_eq!(refusal(disk, &[], &pod(tolerant)), None);
+    }
+
+    #[test]
+    fn profile_that_cannot_be_enforced_is_a_refusal() {
+        let with = |type_: &str| {
+            let mut spec = spec("Always", vec![], vec![container("c")]);
+            let profile = AppArmorProfile { type_: type_.into(), localhost_profile: None };
+            spec.security_context = Some(PodSecurityContext {
+                app_armor_profile: Some(profile),
+                ..PodSecurityContext::default()
+            });
+            refusal(Pressure::default(), &[], &pod(spec))
+        };
+        assert_eq!(with("Unconfined"), None);
+        let told = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        assert_eq!(with("RuntimeDefault"), Some(("AppArmor".into(), told.into())));
     }
 
     #[test]

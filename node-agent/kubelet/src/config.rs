@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::resources::NodeCapacity;
+use crate::cpus::CpuPolicy;
+use crate::credentials::Credentials;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
+use crate::locality;
 
 /// Version that the node announces: the API level, then the project.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+hawser-", env!("CARGO_PKG_VERSION"));
@@ -34,12 +37,25 @@ pub struct Config {
     /// Port of the kubelet's HTTP API.
     pub port: u16,
     pub max_pods: u32,
+    /// A file, or a directory of them, that describe static pods.
+    pub static_pod_path: Option<PathBuf>,
+    /// Secrets are noted for a start without the API, as pods and ConfigMaps are: they are on disk then.
+    pub checkpoint_secrets: bool,
+    /// How long a kubelet that starts waits for the API before it works without.
+    pub api_wait: Duration,
     pub labels: BTreeMap<String, String>,
     /// `key=value:effect`
     pub taints: Vec<String>,
     /// Withheld from `allocatable`, for the node agent and for the rest of the system.
     pub kube_reserved: Reserved,
     pub system_reserved: Reserved,
+    /// The pods together get no more than what is not reserved (`enforceNodeAllocatable: [pods]`).
+    pub enforce_node_allocatable: bool,
+    pub cpu_policy: CpuPolicy,
+    /// Whether CPUs and devices of a container are to be near to each other.
+    pub topology_policy: locality::Policy,
+    /// Plugins that know credentials for registries.
+    pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
     pub pod_pids_limit: Option<i64>,
     /// Kernel parameters that pods may set beside the safe ones; a `*` at the end stands for anything.
@@ -60,6 +76,7 @@ pub struct Reserved {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
     pub ephemeral_bytes: u64,
+    pub pids: u64,
 }
 
 impl Config {
@@ -79,10 +96,17 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             port: 10250,
             max_pods: 110,
+            static_pod_path: None,
+            checkpoint_secrets: false,
+            api_wait: Duration::from_secs(3),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             kube_reserved: Reserved::default(),
             system_reserved: Reserved::default(),
+            enforce_node_allocatable: true,
+            cpu_policy: CpuPolicy::None,
+            topology_policy: locality::Policy::None,
+            credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),
             max_parallel_pulls: 4,
@@ -97,18 +121,30 @@ impl Config {
 
     /// What pods may have of what the machine has: without what is reserved, and what is kept free by eviction.
     pub fn allocatable(&self, capacity: NodeCapacity) -> NodeCapacity {
-        let reserved = [self.kube_reserved, self.system_reserved];
-        let without = |amount: i64, kept: u64, of: fn(&Reserved) -> u64| {
-            let kept = reserved.iter().map(of).fold(kept, u64::saturating_add);
-            amount.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX)).max(0)
-        };
         let withheld =
             |signal, amount: i64| self.eviction.withheld(signal, u64::try_from(amount).unwrap_or(0));
-        let (memory, disk) = (capacity.memory_bytes, capacity.ephemeral_bytes);
+        let unreserved = self.unreserved(capacity);
         NodeCapacity {
-            cpu_millis: without(capacity.cpu_millis, 0, |r| r.cpu_millis),
-            memory_bytes: without(memory, withheld(Signal::MemoryAvailable, memory), |r| r.memory_bytes),
-            ephemeral_bytes: without(disk, withheld(Signal::NodefsAvailable, disk), |r| r.ephemeral_bytes),
+            cpu_millis: unreserved.cpu_millis,
+            memory_bytes: without(
+                unreserved.memory_bytes,
+                withheld(Signal::MemoryAvailable, capacity.memory_bytes),
+            ),
+            ephemeral_bytes: without(
+                unreserved.ephemeral_bytes,
+                withheld(Signal::NodefsAvailable, capacity.ephemeral_bytes),
+            ),
+        }
+    }
+
+    /// What is reserved for nobody but pods.
+    pub fn unreserved(&self, capacity: NodeCapacity) -> NodeCapacity {
+        let reserved =
+            |of: fn(&Reserved) -> u64| of(&self.kube_reserved).saturating_add(of(&self.system_reserved));
+        NodeCapacity {
+            cpu_millis: without(capacity.cpu_millis, reserved(|r| r.cpu_millis)),
+            memory_bytes: without(capacity.memory_bytes, reserved(|r| r.memory_bytes)),
+            ephemeral_bytes: without(capacity.ephemeral_bytes, reserved(|r| r.ephemeral_bytes)),
         }
     }
 
@@ -124,4 +160,8 @@ impl Config {
     pub fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
         self.log_dir.join(format!("{namespace}_{name}_{uid}"))
     }
+}
+
+fn without(amount: i64, kept: u64) -> i64 {
+    amount.saturating_sub(i64::try_from(kept).unwrap_or(i64::MAX)).max(0)
 }

@@ -161,6 +161,18 @@ impl Recorder {
     }
 }
 
+/// The node, as events about it name it.
+pub fn node_reference(node_name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node_name.to_owned()),
+        // Upstream's kubelet has always put the name here.
+        uid: Some(node_name.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
 fn pod_reference(pod: &DesiredPod, field_path: Option<String>) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),

@@ -1,21 +1,20 @@
 //! Removing images that nobody uses when the disk fills up.
 //!
-//! An image is in use while a container is made of it, and for a while after a pull or a start asked for it. What has
-//! been unused longest goes first, and no more than is needed to come below the low threshold.
+//! An image is in use while a container is made of it or has it as a volume, and for a while after a pull or a start asked
+//! for it. What has been unused longest goes first, and no more than is needed to come below the low threshold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{Image, Runtime};
-use k8s_openapi::api::core::v1::ObjectReference;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::events::{EventType, Recorder};
+use crate::events::{EventType, Recorder, node_reference};
 use crate::metrics::Metrics;
 use crate::stats::Collector;
 
@@ -80,12 +79,7 @@ impl ImageCollector {
             let message = format!(
                 "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
             );
-            let node = ObjectReference {
-                kind: Some("Node".into()),
-                name: Some(self.config.node_name.clone()),
-                uid: Some(self.config.node_name.clone()),
-                ..ObjectReference::default()
-            };
+            let node = node_reference(&self.config.node_name);
             self.recorder.event(node, EventType::Warning, "FreeDiskSpaceFailed", message);
         }
     }
@@ -100,7 +94,9 @@ impl ImageCollector {
         let Ok(images) = self.runtime.list_images().await else { return 0 };
         // After the images: one that came between is not in the list.
         let Ok(containers) = self.runtime.list_containers().await else { return 0 };
-        let in_use: BTreeSet<String> = containers.into_iter().map(|container| container.image).collect();
+        let Ok(shown) = self.runtime.images_in_volumes().await else { return 0 };
+        let of_containers = containers.into_iter().map(|container| container.image);
+        let in_use: BTreeSet<String> = of_containers.chain(shown).collect();
         let chosen = {
             let mut last_use = self.last_use.0.lock();
             let now = Instant::now();

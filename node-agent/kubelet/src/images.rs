@@ -9,12 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use hawser_api::informer::Informer;
 use hawser_api::resource::ObjectKey;
 use hawser_runtime::{Image, PullErrorKind, RegistryAuth, Runtime};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ImageVolumeSource, Secret};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::credentials::Credentials;
 use crate::events::{EventType, Recorder};
 use crate::image_gc::LastUse;
 use crate::pod::back_off::go_duration;
@@ -28,13 +29,13 @@ pub enum PullPolicy {
     Never,
 }
 
-/// The policy that a container has, or that its image's tag implies: `latest` is always pulled.
-pub fn pull_policy(container: &DesiredContainer) -> PullPolicy {
-    match container.spec.image_pull_policy.as_deref() {
+/// The policy that is given, or that the image's tag implies: `latest` is always pulled.
+pub fn pull_policy(given: Option<&str>, image: &str) -> PullPolicy {
+    match given {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        _ if tag_of(container.image()) == Some("latest") => PullPolicy::Always,
+        _ if tag_of(image) == Some("latest") => PullPolicy::Always,
         _ => PullPolicy::IfNotPresent,
     }
 }
@@ -60,6 +61,7 @@ pub struct Images {
     recorder: Recorder,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
+    credentials: Credentials,
     last_use: LastUse,
     /// One pull of an image at a time; entries go with their last user.
     by_image: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -71,16 +73,38 @@ impl Images {
         secrets: Informer<Secret>,
         recorder: Recorder,
         max_parallel_pulls: usize,
+        credentials: Credentials,
         last_use: LastUse,
     ) -> Self {
         let slots = Semaphore::new(max_parallel_pulls.max(1));
-        Self { runtime, secrets, recorder, slots, last_use, by_image: Mutex::default() }
+        Self { runtime, secrets, recorder, slots, credentials, last_use, by_image: Mutex::default() }
     }
 
     /// The container's image, pulled where the policy asks for it. Cancel-safe.
     pub async fn ensure(&self, pod: &DesiredPod, container: &DesiredContainer) -> Result<Image, PullFailure> {
-        let image = container.image();
-        let policy = pull_policy(container);
+        let policy = pull_policy(container.spec.image_pull_policy.as_deref(), container.image());
+        self.ensure_image(pod, container.name(), container.image(), policy).await
+    }
+
+    /// The image that is a volume of the pod, for a container that mounts it. Cancel-safe.
+    pub async fn ensure_volume(
+        &self,
+        pod: &DesiredPod,
+        container: &DesiredContainer,
+        source: &ImageVolumeSource,
+    ) -> Result<Image, PullFailure> {
+        let image = source.reference.as_deref().unwrap_or_default();
+        let policy = pull_policy(source.pull_policy.as_deref(), image);
+        self.ensure_image(pod, container.name(), image, policy).await
+    }
+
+    async fn ensure_image(
+        &self,
+        pod: &DesiredPod,
+        container: &str,
+        image: &str,
+        policy: PullPolicy,
+    ) -> Result<Image, PullFailure> {
         let turn = self.by_image.lock().entry(image.to_owned()).or_default().clone();
         let outcome = {
             let _mine = turn.lock().await;
@@ -100,11 +124,10 @@ impl Images {
     async fn ensure_in_turn(
         &self,
         pod: &DesiredPod,
-        container: &DesiredContainer,
+        name: &str,
         image: &str,
         policy: PullPolicy,
     ) -> Result<Image, PullFailure> {
-        let name = container.name();
         if policy != PullPolicy::Always {
             let present =
                 self.runtime.image_status(image).await.map_err(|error| inspect_failure(image, &error))?;
@@ -136,7 +159,8 @@ impl Images {
             "Pulling",
             format!("Pulling image {image:?}"),
         );
-        let auth = self.credentials(pod, image);
+        let mut auth = self.credentials_of(pod, image);
+        auth.extend(self.credentials.get(image).await);
         match self.runtime.pull_image(image, &auth, None).await {
             Ok(pulled) => {
                 let message = format!(
@@ -164,7 +188,8 @@ impl Images {
         }
     }
 
-    fn credentials(&self, pod: &DesiredPod, image: &str) -> Vec<RegistryAuth> {
+    /// Of the pod's imagePullSecrets.
+    fn credentials_of(&self, pod: &DesiredPod, image: &str) -> Vec<RegistryAuth> {
         let names = pod.spec().image_pull_secrets.iter().flatten().map(|r| r.name.as_str());
         let secrets = names.filter_map(|name| self.secrets.get(&ObjectKey::new(pod.namespace(), name)));
         secrets.flat_map(|secret| credentials_in(&secret, image)).collect()
@@ -252,7 +277,8 @@ fn matches_image(server: &str, image: &str) -> bool {
     same_host && path.starts_with(server_path)
 }
 
-fn host_and_path(image: &str) -> (&str, &str) {
+/// A registry, with its port, and what comes after it.
+pub(crate) fn host_and_path(image: &str) -> (&str, &str) {
     match image.split_once('/') {
         Some((host, path)) if host.contains('.') || host.contains(':') || host == "localhost" => (host, path),
         _ => ("docker.io", image),
@@ -262,23 +288,12 @@ fn host_and_path(image: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::ContainerKind;
     use k8s_openapi::ByteString;
-    use k8s_openapi::api::core::v1::Container;
 
     #[test]
     fn policy_follows_the_tag() {
         let check = |image: &str, given: Option<&str>, expected| {
-            let spec = Container {
-                image: Some(image.into()),
-                image_pull_policy: given.map(str::to_owned),
-                ..Container::default()
-            };
-            assert_eq!(
-                pull_policy(&DesiredContainer { kind: ContainerKind::Main, spec, target: None }),
-                expected,
-                "{image}"
-            );
+            assert_eq!(pull_policy(given, image), expected, "{image}");
         };
         check("web", None, PullPolicy::Always);
         check("localhost:5000/web", None, PullPolicy::Always);

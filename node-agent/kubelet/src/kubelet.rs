@@ -8,8 +8,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Checkpoint;
 use crate::clock::AgentClock;
 use crate::config::Config;
+use crate::cpus::Cpus;
 use crate::csi::{self, Csi};
 use crate::devices::{self, Devices};
 use crate::events::{Recorder, write_events};
@@ -19,8 +21,12 @@ use crate::images::Images;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
 use crate::metrics::{Metered, Metrics, Telemetry};
-use crate::node::{Machine, NodeKeeper, usage};
+use crate::node::{Machine, NodeKeeper, machine, usage};
 use crate::probes::Prober;
+use crate::qos_cgroups::{Bounds, QosCgroups};
+use crate::static_pods::StaticPods;
+use crate::static_pods::mirror::{MirrorKeeper, MirrorStatus};
+use crate::static_pods::source::Source;
 use crate::stats::{Collector, disk};
 use crate::volumes::Volumes;
 use crate::worker::actions::Shared;
@@ -72,22 +78,40 @@ impl Kubelet {
         let (pressure, pressure_seen) = watch::channel(Pressure::default());
         let last_use = LastUse::default();
         let allocatable = config.allocatable(machine.capacity());
+        let noted = objects.clone();
+        let statics = StaticPods::default();
+        let status: Arc<dyn StatusWriter> =
+            Arc::new(MirrorStatus { inner: status, pods: objects.pods.clone() });
         let images = Images::new(
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
             config.max_parallel_pulls,
+            config.credentials.clone(),
             last_use.clone(),
         );
         let devices = Devices::load(&config);
+        let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
         let csi = Csi::new(config.clone(), client.clone());
-        let volumes = Volumes::new(config.clone(), objects.clone(), client.clone(), allocatable, csi.clone());
+        let volumes = Volumes::new(
+            config.clone(),
+            objects.clone(),
+            client.clone(),
+            runtime.clone(),
+            allocatable,
+            csi.clone(),
+        );
+        let pid_max = machine::pids().map(|(max, _)| max);
+        let bounds = Bounds::of(&config, machine.capacity(), pid_max);
+        let qos_cgroups = QosCgroups::new(&config, bounds, runtime.clone(), pods.clone(), recorder.clone());
+        let qos_cgroups = Arc::new(qos_cgroups);
         let shared = Arc::new(Shared {
             config: config.clone(),
             runtime: runtime.clone(),
             network: network.clone(),
             client: client.clone(),
             objects,
+            statics: statics.clone(),
             pods: pods.clone(),
             endpoints,
             status: status.clone(),
@@ -98,12 +122,29 @@ impl Kubelet {
             clock,
             metrics: metrics.clone(),
             devices: devices.clone(),
+            cpus: cpus.clone(),
+            qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),
+            has_apparmor: machine.has_apparmor,
             capacity: machine.capacity(),
             allocatable,
         });
         let nodes = shared.objects.nodes.clone();
+        let mirrors = MirrorKeeper {
+            node_name: config.node_name.clone(),
+            client: client.clone(),
+            statics: statics.clone(),
+            pods: shared.objects.pods.clone(),
+            nodes: nodes.clone(),
+            workers: pods.clone(),
+        };
         let manager = Manager::new(shared, pods.clone());
+        let files = config.static_pod_path.clone().map(|path| {
+            let mut files = Source::new(path, config.node_name.clone(), statics, recorder.clone());
+            // Before the manager begins: it is to know all of them when it looks for what nobody wants.
+            files.look();
+            files
+        });
         let keeper = NodeKeeper {
             config: config.clone(),
             client: client.clone(),
@@ -144,12 +185,21 @@ impl Kubelet {
             prober: prober.clone(),
             pods: pods.clone(),
         };
+        // After all that hears of pods, and before the API's word comes in.
+        let checkpoint = Checkpoint::restore(&config, &noted);
         let mut tasks = JoinSet::new();
+        tasks.spawn(checkpoint.run(shutdown.clone()));
         tasks.spawn(manager.run(shutdown.clone()));
+        tasks.spawn(mirrors.run(shutdown.clone()));
+        if let Some(files) = files {
+            tasks.spawn(files.run(shutdown.clone()));
+        }
         tasks.spawn(keeper.run(shutdown.clone()));
         tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
+        tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
         tasks.spawn(collecting.run(shutdown.clone()));
+        tasks.spawn(cpus.run(shutdown.clone()));
         tasks.spawn(devices::plugins::run(devices, shutdown.clone()));
         tasks.spawn(csi::registration::run(csi, shutdown.clone()));
         let stop = shutdown.clone();

@@ -7,25 +7,33 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod container;
+pub mod cpus;
+pub mod credentials;
 pub mod csi;
 pub mod devices;
+mod durable;
 pub mod events;
 pub mod eviction;
 pub mod image_gc;
 pub mod images;
 pub mod interfaces;
 mod kubelet;
+pub mod locality;
 pub mod manager;
 pub mod metrics;
 pub mod node;
+mod orphans;
 pub mod pod;
 pub mod probes;
+pub mod qos_cgroups;
 pub mod quantity;
 pub mod server;
 pub mod sockets;
+pub mod static_pods;
 pub mod stats;
 pub mod volumes;
 pub mod worker;

@@ -1,20 +1,18 @@
 //! The pods of the node: one worker each, fed from the API's cache and the runtime's events.
 //!
-//! At start, what the runtime has is handed to the workers of its pods, and nothing restarts. Nothing is
-//! removed before the API's list is complete; then containers, namespaces and directories of pods that are
+//! At start, what the runtime has is handed to the workers of its pods, and nothing restarts. Where the API does not
+//! answer in time, those pods are worked on that an earlier agent has noted ([`crate::checkpoint`]), and static ones.
+//! Nothing is removed before the API's list is complete; then containers, namespaces and directories of pods that are
 //! gone are cleaned up, at start and at every slow relist.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use hawser_api::informer::{Change, Informer};
 use hawser_api::resource::ObjectKey;
 use hawser_api::typed::Kind;
-use hawser_runtime::{ContainerState, ContainerStatus, RuntimeEvent};
+use hawser_runtime::RuntimeEvent;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -24,19 +22,18 @@ use tracing::{info, warn};
 
 use crate::admission::{Node, admit};
 use crate::container::resources::NodeCapacity;
+use crate::locality::{Near, plan};
+use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
 use crate::pod::state::Verdict;
+use crate::static_pods::{StaticPods, is_mirror, is_static, mirrors};
 use crate::worker::actions::Shared;
 use crate::worker::{Found, PodView, Worker, WorkerHandle};
 
 /// Events can be lost only where the runtime says so; this is the belt beside those braces.
 const RELIST: Duration = Duration::from_secs(300);
-/// Grace of containers whose pod is not known any more.
-const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
-/// Pods whose remains are removed at the same time: one that hangs holds up few.
-const REMOVALS: usize = 8;
 
 /// The workers, for readers in other tasks.
 #[derive(Clone, Default)]
@@ -48,6 +45,11 @@ impl Pods {
     /// Every pod as this node knows it, in no order.
     pub fn all(&self) -> Vec<PodView> {
         self.workers.read().values().map(|w| w.view.lock().clone()).collect()
+    }
+
+    /// The objects alone, for who looks often.
+    pub fn objects(&self) -> Vec<Arc<Pod>> {
+        self.workers.read().values().map(|w| w.view.lock().pod.clone()).collect()
     }
 
     /// The pod of that name; of several, the one that is not being deleted.
@@ -95,7 +97,7 @@ impl Pods {
         self.mail(uid, |mail| mail.verdict = Some(verdict));
     }
 
-    fn uids(&self) -> BTreeSet<String> {
+    pub(crate) fn uids(&self) -> BTreeSet<String> {
         self.workers.read().keys().cloned().collect()
     }
 }
@@ -105,6 +107,8 @@ impl Pods {
 struct Changes {
     /// By uid; `None` for a pod that left the API.
     pods: Mutex<BTreeMap<String, Option<Arc<Pod>>>>,
+    /// Uids of static pods whose mirror changed.
+    mirrors: Mutex<BTreeSet<String>>,
     /// ConfigMaps and Secrets that changed.
     objects: Mutex<BTreeSet<(&'static str, ObjectKey)>>,
     arrived: Notify,
@@ -121,8 +125,14 @@ pub struct Manager {
     listing: JoinSet<BTreeMap<String, Found>>,
     /// Another list is wanted: the one being made may have begun too early.
     list_again: bool,
-    /// Pods whose worker panicked. Another one begins with what the next list finds, so that nothing runs twice.
+    /// Pods whose worker panicked, or of which something was found before they were known. Their worker begins with what
+    /// the next list finds, so that nothing runs twice.
     takeovers: BTreeSet<String>,
+    /// Uids that the runtime had at start and that no known pod has.
+    unclaimed: BTreeSet<String>,
+    /// Pods that wait, by uid: static ones for the end of one of the same name, others that came before the API's list was
+    /// complete for what they name, which comes with it.
+    waiting: BTreeMap<String, Arc<Pod>>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<()>,
 }
@@ -131,8 +141,13 @@ impl Manager {
     /// Registers its handlers; call before the informers are fed.
     pub fn new(shared: Arc<Shared>, pods: Pods) -> Self {
         let changes = Arc::new(Changes::default());
+        let (heard, statics) = (changes.clone(), shared.statics.clone());
+        shared.objects.pods.on_change(move |change| heard.pod(change, &statics));
         let heard = changes.clone();
-        shared.objects.pods.on_change(move |change| heard.pod(change));
+        shared.statics.on_change(move |uid, pod| {
+            heard.pods.lock().insert(uid.to_owned(), pod.cloned());
+            heard.arrived.notify_one();
+        });
         watch_objects(&shared.objects.config_maps, "ConfigMap", &changes);
         watch_objects(&shared.objects.secrets, "Secret", &changes);
         Self {
@@ -144,6 +159,8 @@ impl Manager {
             listing: JoinSet::new(),
             list_again: false,
             takeovers: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             cleanup: JoinSet::new(),
         }
     }
@@ -151,26 +168,46 @@ impl Manager {
     /// Runs until the token is cancelled. Containers go on running then.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut events = self.shared.runtime.events();
+        let api = self.shared.objects.pods.clone();
+        let synced = api.synced();
+        tokio::pin!(synced);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = self.shared.objects.pods.synced() => {}
+            () = &mut synced => {}
+            () = tokio::time::sleep(self.shared.config.api_wait) => {}
         }
+        let mut is_synced = api.is_synced();
         let mut found = tokio::select! {
             () = shutdown.cancelled() => return,
             found = find_all(self.shared.clone()) => found,
         };
-        info!(pods = self.shared.objects.pods.len(), found = found.len(), "the API's pods are known");
-        for pod in self.shared.objects.pods.all() {
+        let wanted = self.wanted();
+        match is_synced {
+            true => info!(pods = wanted.len(), found = found.len(), "the API's pods are known"),
+            false => warn!(
+                pods = wanted.len(),
+                found = found.len(),
+                "the API does not answer: working on what an earlier agent has noted"
+            ),
+        }
+        for pod in wanted {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let found = found.remove(&uid).unwrap_or_default();
             self.start_worker(pod, found, &shutdown);
         }
+        self.unclaimed = found.into_keys().collect();
         let mut relist = tokio::time::interval(RELIST);
         loop {
             self.take_changes(&shutdown);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.changes.arrived.notified() => {}
+                () = &mut synced, if !is_synced => {
+                    is_synced = true;
+                    info!("the API's pods are known");
+                    self.look_at_waiting();
+                    self.relist();
+                }
                 _ = relist.tick() => self.relist(),
                 event = events.next() => match event {
                     Some(event) => self.route(event),
@@ -182,6 +219,38 @@ impl Manager {
             }
         }
         while self.workers.join_next().await.is_some() {}
+    }
+
+    /// The pods that run here: the API's without those that only mirror static ones, and the static ones.
+    fn wanted(&self) -> Vec<Arc<Pod>> {
+        let statics = self.shared.statics.all().into_iter().map(|pod| self.with_mirrors_status(pod));
+        let of_api = self.shared.objects.pods.filter(|pod| !is_mirror(pod));
+        of_api.into_iter().chain(statics).collect()
+    }
+
+    fn is_wanted(&self, uid: &str) -> bool {
+        let of_api = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_mirror(pod);
+        self.shared.statics.get(uid).is_some() || !self.shared.objects.pods.filter(of_api).is_empty()
+    }
+
+    /// A static pod with what the API has of its status.
+    fn with_mirrors_status(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        let mirror = self.shared.objects.pods.get(&ObjectKey::of(&*pod));
+        match mirror.filter(|mirror| mirrors(mirror) == pod.metadata.uid.as_deref()) {
+            Some(mirror) => Arc::new(Pod { status: mirror.status.clone(), ..(*pod).clone() }),
+            None => pod,
+        }
+    }
+
+    /// Another pod of that name is not gone yet.
+    fn has_to_wait(&self, pod: &Pod) -> bool {
+        if !is_static(pod) {
+            return false;
+        }
+        let meta = &pod.metadata;
+        let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+        let other = self.pods.find(namespace.unwrap_or_default(), name.unwrap_or_default());
+        other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
     }
 
     fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
@@ -202,6 +271,12 @@ impl Manager {
         let status = pod.object.status.as_ref();
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
+            if pod.terminal_phase().is_none()
+                && let Err(verdict) = self.shared.cpus.grant(pod, &Near::new())
+            {
+                // It was given some by an agent whose note is lost, and others have them by now: it shares.
+                warn!(pod = %pod.key(), why = verdict.message, "a pod that runs has no CPUs of its own");
+            }
             return None;
         }
         let others: Vec<DesiredPod> =
@@ -212,9 +287,22 @@ impl Manager {
             config: &self.shared.config,
             allocatable: self.shared.allocatable,
             pressure: *self.shared.pressure.borrow(),
+            has_apparmor: self.shared.has_apparmor,
             pods: &others,
         };
-        admit(&node, pod).and_then(|()| self.shared.devices.grant(pod)).err()
+        admit(&node, pod).and_then(|()| self.grant(pod)).err()
+    }
+
+    /// Gives a pod the devices and CPUs that it asks for, from nodes near to each other where that is wanted.
+    fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+        let Shared { devices, cpus, config, .. } = &*self.shared;
+        let near = plan(config.topology_policy, pod, |index, near| {
+            let mut hints = devices.hints(pod, index, near);
+            hints.extend(cpus.hints(pod, index, near));
+            hints
+        })?;
+        devices.grant(pod, &near)?;
+        cpus.grant(pod, &near)
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.
@@ -244,7 +332,7 @@ impl Manager {
             return self.list();
         }
         let takeovers = std::mem::take(&mut self.takeovers);
-        for pod in self.shared.objects.pods.all() {
+        for pod in self.wanted() {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             if takeovers.contains(&uid) && !shutdown.is_cancelled() {
                 self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown);
@@ -262,10 +350,19 @@ impl Manager {
         };
         let Some(uid) = self.uids.remove(&id) else { return };
         self.pods.workers.write().remove(&uid);
-        let wanted = self.shared.objects.pods.all();
-        if wanted.iter().any(|pod| pod.metadata.uid.as_ref() == Some(&uid)) {
+        self.shared.statics.touch();
+        if self.is_wanted(&uid) {
             self.takeovers.insert(uid);
             self.list();
+        }
+        self.look_at_waiting();
+    }
+
+    fn look_at_waiting(&mut self) {
+        let mut changes = self.changes.pods.lock();
+        for (uid, pod) in std::mem::take(&mut self.waiting) {
+            // What has come since is newer.
+            changes.entry(uid).or_insert(Some(pod));
         }
     }
 
@@ -273,12 +370,31 @@ impl Manager {
         let pods = std::mem::take(&mut *self.changes.pods.lock());
         for (uid, pod) in pods {
             match pod {
-                None => self.pods.mail(&uid, |mail| mail.gone = true),
+                None => {
+                    self.waiting.remove(&uid);
+                    self.pods.mail(&uid, |mail| mail.gone = true);
+                }
                 Some(pod) if self.pods.workers.read().contains_key(&uid) => {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
+                Some(pod) if !is_static(&pod) && !self.shared.objects.pods.is_synced() => {
+                    self.waiting.insert(uid, pod);
+                }
+                Some(_) if self.unclaimed.remove(&uid) => {
+                    self.takeovers.insert(uid);
+                    self.list();
+                }
+                Some(pod) if self.has_to_wait(&pod) => {
+                    self.waiting.insert(uid, pod);
+                }
                 Some(pod) => self.start_worker(pod, Found::default(), shutdown),
+            }
+        }
+        for uid in std::mem::take(&mut *self.changes.mirrors.lock()) {
+            if let Some(pod) = self.shared.statics.get(&uid) {
+                let pod = self.with_mirrors_status(pod);
+                self.pods.mail(&uid, |mail| mail.pod = Some(pod));
             }
         }
         let objects = std::mem::take(&mut *self.changes.objects.lock());
@@ -314,7 +430,8 @@ impl Manager {
 
     fn relist(&mut self) {
         self.list();
-        if !self.cleanup.is_empty() {
+        // What is merely unheard of is not gone.
+        if !self.cleanup.is_empty() || !self.shared.objects.pods.is_synced() {
             return;
         }
         let orphans = Orphans { shared: self.shared.clone(), pods: self.pods.clone() };
@@ -353,91 +470,27 @@ async fn try_find_all(shared: &Shared) -> Result<BTreeMap<String, Found>, hawser
     Ok(found)
 }
 
-/// Finds and removes what pods that are gone have left.
-struct Orphans {
-    shared: Arc<Shared>,
-    pods: Pods,
-}
-
-impl Orphans {
-    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now is
-    /// tried again with the next relist, and holds up nothing else.
-    async fn remove_all(&self) -> Result<(), String> {
-        let text = |e: hawser_runtime::Error| e.to_string();
-        let containers = self.shared.runtime.list_containers().await.map_err(text)?;
-        let sandboxes = self.shared.runtime.list_pod_sandboxes().await.map_err(text)?;
-        let networks = self.shared.network.list().await.map_err(|e| e.to_string())?;
-        let dirs = self.shared.volumes.list().map_err(|e| e.to_string())?;
-        let logs = log_dirs(&self.shared.config.log_dir).map_err(|e| e.to_string())?;
-        let mut uids: BTreeSet<String> = containers.iter().map(|c| c.pod_uid.clone()).collect();
-        uids.extend(sandboxes.into_iter().map(|s| s.config.pod_uid));
-        uids.extend(networks);
-        uids.extend(dirs);
-        uids.extend(logs.keys().cloned());
-        let wanted = self.shared.objects.pods.all();
-        let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
-        let workers = self.pods.uids();
-        let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
-        let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
-        let (containers, logs) = (&containers, &logs);
-        let removals = futures::stream::iter(orphans).for_each_concurrent(REMOVALS, |uid| async move {
-            let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == uid).collect();
-            info!(uid, containers = mine.len(), "removing what is left of a pod that is gone");
-            if let Err(error) = self.remove(&uid, &mine, logs.get(&uid)).await {
-                warn!(uid, error, "what is left of a pod was not removed; the next relist tries again");
-            }
-        });
-        removals.await;
-        Ok(())
-    }
-
-    async fn remove(
-        &self,
-        uid: &str,
-        containers: &[&ContainerStatus],
-        logs: Option<&PathBuf>,
-    ) -> Result<(), String> {
-        let running = containers.iter().filter(|c| c.state == ContainerState::Running);
-        let stops = running.map(|c| self.shared.runtime.stop_container(&c.id, ORPHAN_GRACE));
-        futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
-        self.shared.runtime.remove_pod_sandbox(uid).await.map_err(|e| e.to_string())?;
-        self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
-        self.shared.volumes.remove_pod_dir(uid).await.map_err(|e| e.to_string())?;
-        match logs {
-            Some(dir) => tokio::fs::remove_dir_all(dir).await.map_err(|e| e.to_string()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The directories of pods' logs, by uid: `<namespace>_<name>_<uid>`. What is named otherwise is not ours.
-fn log_dirs(dir: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        entries => entries?,
-    };
-    let mut found = BTreeMap::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // No part of it can hold an underscore.
-        if let [_, _, uid] = name.split('_').collect::<Vec<_>>()[..] {
-            found.insert(uid.to_owned(), entry.path());
-        }
-    }
-    Ok(found)
-}
-
 impl Changes {
-    fn pod(&self, change: &Change<'_, Pod>) {
+    fn pod(&self, change: &Change<'_, Pod>, statics: &StaticPods) {
         let uid = |pod: &Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+        let shown: Vec<String> = [change.old, change.new]
+            .into_iter()
+            .flatten()
+            .filter_map(|pod| mirrors(pod).map(str::to_owned))
+            .collect();
+        if !shown.is_empty() {
+            self.mirrors.lock().extend(shown);
+            statics.touch();
+        }
+        let runs = |pod: &&Arc<Pod>| !is_mirror(pod);
+        let (old, new) = (change.old.filter(runs), change.new.filter(runs));
         let mut pods = self.pods.lock();
-        if let Some(old) = change.old
-            && change.new.is_none_or(|new| uid(new) != uid(old))
+        if let Some(old) = old
+            && new.is_none_or(|new| uid(new) != uid(old))
         {
             pods.insert(uid(old), None);
         }
-        if let Some(new) = change.new {
+        if let Some(new) = new {
             pods.insert(uid(new), Some(new.clone()));
         }
         drop(pods);

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use common::{FakeApi, News, container, is_ready, pod, spec, uid};
+use hawser_kubelet::cpus::CpuPolicy;
+use hawser_kubelet::cpus::set::CpuSet;
+use hawser_kubelet::cpus::topology::Topology;
 use hawser_kubelet::{
     ClientStatusWriter, Config, Kubelet, NetworkError, Objects, Parts, PodNetwork, PodNetworkRequest,
     PodNetworkStatus,
@@ -22,8 +25,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-    ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret, SecretVolumeSource, Volume,
-    VolumeMount,
+    ImageVolumeSource, ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret,
+    SecretVolumeSource, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -103,10 +106,15 @@ struct Agent {
 
 impl Agent {
     async fn start(node: &TestNode) -> Result<Self> {
+        Self::start_set(node, |_| {}).await
+    }
+
+    /// With other settings.
+    async fn start_set(node: &TestNode, set: impl FnOnce(&mut Config)) -> Result<Self> {
         let objects = Objects::default();
         let api = Arc::new(FakeApi::new(&objects));
         let prefix = node.cgroup().trim_start_matches('/').to_owned();
-        Self::start_over(node, api, Arc::new(LoopbackNetwork { prefix }), objects).await
+        Self::start_over(node, api, Arc::new(LoopbackNetwork { prefix }), objects, set).await
     }
 
     async fn start_over(
@@ -114,11 +122,16 @@ impl Agent {
         api: Arc<FakeApi>,
         network: Arc<LoopbackNetwork>,
         objects: Objects,
+        set: impl FnOnce(&mut Config),
     ) -> Result<Self> {
         let runtime: Arc<dyn Runtime> = Arc::new(node.connect().await?);
         let mut config = Config::new("n1", IpAddr::from([127, 0, 0, 1]), node.dir().join("kubelet"));
         config.cgroup_root = node.cgroup().to_owned();
         config.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
+        // The disk is the machine's, and may be fuller than a node's.
+        config.eviction.thresholds.clear();
+        config.image_gc.high_percent = 100;
+        set(&mut config);
         let shutdown = CancellationToken::new();
         let parts = Parts {
             runtime: runtime.clone(),
@@ -129,7 +142,7 @@ impl Agent {
             endpoints: Arc::new(News::default()),
         };
         let kubelet = Kubelet::start(config.clone(), parts, shutdown.clone());
-        objects.pods.replace(objects.pods.all().into_iter().map(|p| (*p).clone()).collect());
+        objects.pods.replace(api.pods());
         Ok(Self { api, objects, runtime, network, kubelet, config, shutdown })
     }
 
@@ -143,7 +156,7 @@ impl Agent {
             ..Objects::default()
         };
         let api = Arc::new(self.api.over(&objects));
-        Self::start_over(node, api, self.network.clone(), objects).await
+        Self::start_over(node, api, self.network.clone(), objects, |_| {}).await
     }
 
     fn status(&self) -> PodStatus {
@@ -304,6 +317,9 @@ async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
     agent.wait("the worker", || (agent.kubelet.pods.len() == 1).then_some(())).await?;
     let view = |a: &Agent| a.kubelet.pods.find("default", "web").and_then(|v| v.pod.status.clone());
     agent.wait("the pod is seen ready", || view(&agent).filter(is_ready)).await?;
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", web.pid.context("runs")?))?;
+    let own = format!("{}/kubepods/burstable/pod{}/{}", node.cgroup(), uid("web"), web.id);
+    ensure!(cgroups.contains(&own), "{own} in {cgroups}");
     let again = agent.runtime.container_status(&web.id).await?.context("still there")?;
     ensure!((again.pid, again.state) == (web.pid, ContainerState::Running), "{again:?}");
     ensure!(agent.runtime.list_containers().await?.len() == 2, "nothing was made again");
@@ -392,6 +408,85 @@ async fn ten_pods_at_once_all_run() -> Result<()> {
     println!("gone after {:?}", began.elapsed());
     ensure!(agent.runtime.list_containers().await?.is_empty());
     ensure!(agent.network.names().is_empty());
+    ensure!(node.cgroups()?.is_empty(), "{:?}", node.cgroups()?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn image_is_a_volume_that_can_only_be_read() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let (data, _) = node.push(
+        &ImagePack::busybox()?.directory("data").file("data/hello", 0o644, "from an image\n"),
+        "data:1",
+    )?;
+    let agent = Agent::start(&node).await?;
+    let script = "cat /data/data/hello /part/hello; touch /data/x || echo read-only; /data/bin/busybox true || echo no programs; \
+                  trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let mut web = shell("web", &image, script);
+    web.volume_mounts = Some(vec![mount("data", "/data", None), mount("data", "/part", Some("data"))]);
+    let source = ImageVolumeSource { reference: Some(data), pull_policy: None };
+    let mut spec = spec("Always", vec![web]);
+    spec.volumes = Some(vec![Volume { name: "data".into(), image: Some(source), ..Volume::default() }]);
+    agent.api.put_pod(&pod("web", spec));
+    agent.wait_status("ready", is_ready).await?;
+    let found = agent.runtime.list_containers().await?;
+    let web = found.into_iter().find(|c| c.name == "web").context("runs")?;
+    let log = || std::fs::read_to_string(&web.log_path).unwrap_or_default();
+    agent.wait("the log", || log().contains("no programs").then_some(())).await?;
+    ensure!(log().matches(" stdout F from an image\n").count() == 2, "{}", log());
+    ensure!(log().contains(" stdout F read-only\n"), "{}", log());
+    // A new agent finds it, and takes it back.
+    let agent = agent.restart(&node).await?;
+    agent.wait("the worker", || (agent.kubelet.pods.len() == 1).then_some(())).await?;
+    let again = agent.runtime.container_status(&web.id).await?.context("still there")?;
+    ensure!(again.pid == web.pid, "{again:?}");
+    agent.delete(5);
+    agent.expect_gone(&node).await
+}
+
+/// The CPUs that the container's process may run on.
+async fn cpus_of(agent: &Agent, name: &str) -> Result<String> {
+    let found = agent.runtime.list_containers().await?;
+    let pid = found.into_iter().find(|c| c.name == name).and_then(|c| c.pid).context("runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    Ok(line.context("told")?.trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_has_its_cpus_alone() -> Result<()> {
+    let topology = Topology::read(Path::new("/sys/devices/system/cpu"));
+    if topology.all().len() < 2 {
+        println!("skipped: one CPU cannot be shared out");
+        return Ok(());
+    }
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let policy = CpuPolicy::fixed(topology.clone(), CpuSet::default(), 1000).map_err(anyhow::Error::msg)?;
+    let agent = Agent::start_set(&node, |config| config.cpu_policy = policy).await?;
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    agent.api.put_pod(&pod("idle", spec("Always", vec![shell("idle", &image, script)])));
+    let ready = |name: &str| agent.api.pod(name).and_then(|p| p.status).is_some_and(|s| is_ready(&s));
+    agent.wait("the first pod", || ready("idle").then_some(())).await?;
+    ensure!(cpus_of(&agent, "idle").await? == topology.all().to_string());
+    let mut web = shell("web", &image, script);
+    let limits = [("cpu".into(), Quantity("1".into())), ("memory".into(), Quantity("64Mi".into()))];
+    web.resources =
+        Some(ResourceRequirements { limits: Some(limits.into()), ..ResourceRequirements::default() });
+    agent.api.put_pod(&pod("web", spec("Always", vec![web])));
+    agent.wait("the second pod", || ready("web").then_some(())).await?;
+    let own: CpuSet = cpus_of(&agent, "web").await?.parse().map_err(anyhow::Error::msg)?;
+    ensure!(own.len() == 1, "{own}");
+    let others: CpuSet = cpus_of(&agent, "idle").await?.parse().map_err(anyhow::Error::msg)?;
+    ensure!(others == topology.all().without(&own), "{others} beside {own}");
+    for name in ["web", "idle"] {
+        let mut object = agent.api.pod(name).context("there")?;
+        object.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(5)));
+        object.metadata.deletion_grace_period_seconds = Some(5);
+        agent.api.put_pod(&object);
+    }
+    agent.wait("all gone", || agent.kubelet.pods.is_empty().then_some(())).await?;
     ensure!(node.cgroups()?.is_empty(), "{:?}", node.cgroups()?);
     Ok(())
 }

@@ -17,9 +17,10 @@ use hawser_kubelet::sockets::serve;
 use hawser_kubelet::volumes::mounts;
 use k8s_openapi::api::core::v1::{
     CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodSpec,
-    Volume, VolumeMount,
+    Volume, VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::CSIDriver;
+use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -106,8 +107,16 @@ impl NodeService for Driver {
         let request = request.into_inner();
         let target = Path::new(&request.target_path);
         let failed = |error: std::io::Error| Status::internal(error.to_string());
-        std::fs::create_dir_all(target).map_err(failed)?;
-        mounts::bind(&self.source, target).map_err(failed)?;
+        let capability = request.volume_capability.clone().and_then(|capability| capability.access_type);
+        if matches!(capability, Some(volume_capability::AccessType::Block(_))) {
+            // The number of a loop device, whether there is one or not: nothing is read of it.
+            let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+            let made = nix::sys::stat::mknod(target, SFlag::S_IFBLK, mode, nix::sys::stat::makedev(7, 0));
+            made.map_err(|error| failed(error.into()))?;
+        } else {
+            std::fs::create_dir_all(target).map_err(failed)?;
+            mounts::bind(&self.source, target).map_err(failed)?;
+        }
         let pod = request.volume_context.get("csi.storage.k8s.io/pod.name").cloned().unwrap_or_default();
         self.called(format!("publish {} read-only {} for {pod}", request.volume_id, request.readonly));
         Ok(Response::new(NodePublishVolumeResponse {}))
@@ -118,8 +127,12 @@ impl NodeService for Driver {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        mounts::unmount_below(Path::new(&request.target_path))
-            .map_err(|e| Status::internal(e.to_string()))?;
+        let target = Path::new(&request.target_path);
+        match target.is_dir() {
+            true => mounts::unmount_below(target),
+            false => std::fs::remove_file(target),
+        }
+        .map_err(|e| Status::internal(e.to_string()))?;
         self.called(format!("unpublish {}", request.volume_id));
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -258,6 +271,51 @@ async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
     assert!(!node.dir.path().join("pods").join(uid("two")).exists());
     let source = node.dir.path().join("source/hello");
     assert_eq!(std::fs::read_to_string(source).expect("still there"), "from the driver");
+}
+
+#[tokio::test]
+async fn block_volume_is_a_device_of_the_container() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
+    volume["spec"]["volumeMode"] = "Block".into();
+    put::<PersistentVolume>(&node, None, volume);
+    let mut pod = claimed();
+    pod.containers[0].volume_mounts = None;
+    let device = VolumeDevice { name: "v".into(), device_path: "/dev/data".into() };
+    pod.containers[0].volume_devices = Some(vec![device]);
+    node.bind("web", pod);
+    node.wait_running("web").await;
+    let running = node.runtime.find(&uid("web"), "web").expect("runs");
+    let config = node.runtime.config_of(&running.id).expect("made");
+    let mapping = &config.devices[0];
+    assert_eq!(mapping.container_path, Path::new("/dev/data"));
+    assert_eq!(mapping.permissions, "mrw");
+    let kind = std::fs::metadata(&mapping.host_path).expect("there").file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_block_device(&kind));
+    let node = node.restart().await;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    node.delete("web", 0);
+    gone(&node, "web").await;
+    let calls = driver.calls.lock().clone();
+    assert_eq!(calls.iter().filter(|call| call.starts_with("publish")).count(), 1, "{calls:?}");
+    assert!(calls.ends_with(&["unpublish vol-1".into(), "unstage vol-1".into()]), "{calls:?}");
+    // In the wrong place it is an error that says so.
+    node.bind("mixed", claimed());
+    let status = node
+        .wait_status("mixed", "the error", |s| {
+            s.container_statuses.as_ref().is_some_and(|all| {
+                all[0].state.as_ref().is_some_and(|s| s.waiting.as_ref().is_some_and(|w| w.message.is_some()))
+            })
+        })
+        .await;
+    let state = status.container_statuses.expect("statuses")[0].state.clone().expect("a state");
+    let told = "volume \"v\" has volumeMode Block, but is specified in volumeMounts";
+    assert_eq!(state.waiting.expect("waits").message.as_deref(), Some(told));
 }
 
 #[tokio::test]

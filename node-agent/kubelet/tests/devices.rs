@@ -66,8 +66,11 @@ impl DevicePlugin for Plugin {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let lists = WatchStream::new(self.devices.subscribe()).map(|list| {
-            let devices =
-                list.into_iter().map(|(id, health)| Device { id: id.into(), health: health.into() });
+            let devices = list.into_iter().map(|(id, health)| Device {
+                id: id.into(),
+                health: health.into(),
+                topology: None,
+            });
             Ok(ListAndWatchResponse { devices: devices.collect() })
         });
         Ok(Response::new(Box::pin(lists)))
@@ -140,8 +143,33 @@ async fn devices_are_offered_granted_and_given_back() {
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("one", 0);
     node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
-    let noted = std::fs::read_to_string(node.dir.path().join("device-plugins/kubelet_internal_checkpoint"));
-    assert!(!noted.expect("a note").contains(&uid("one")));
+    let note = node.dir.path().join("device-plugins/kubelet_internal_checkpoint");
+    let noted = || std::fs::read_to_string(&note).expect("a note");
+    node.wait("the note of it to go", || (!noted().contains(&uid("one"))).then_some(())).await;
+}
+
+#[tokio::test]
+async fn container_waits_until_its_devices_are_noted() {
+    let node = Node::start();
+    let plugin = Plugin::start(node.dir.path()).await;
+    offered(&node, "3", "2").await;
+    // No file can be written in its place.
+    let in_the_way = node.dir.path().join("device-plugins/kubelet_internal_checkpoint.new");
+    std::fs::create_dir(&in_the_way).expect("made");
+    node.bind("web", spec("Always", vec![asking("1")]));
+    node.wait_status("web", "the error", |s| {
+        let state = s.container_statuses.as_ref().and_then(|c| c[0].state.clone());
+        let waiting = state.and_then(|s| s.waiting);
+        waiting.is_some_and(|w| {
+            w.reason.as_deref() == Some("CreateContainerError")
+                && w.message.is_some_and(|m| m.starts_with("devices were not noted"))
+        })
+    })
+    .await;
+    assert!(node.runtime.find(&uid("web"), "web").is_none());
+    std::fs::remove_dir(&in_the_way).expect("removed");
+    node.wait_running("web").await;
+    drop(plugin);
 }
 
 #[tokio::test]

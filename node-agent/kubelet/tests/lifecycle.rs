@@ -11,8 +11,9 @@ use hawser_api::client::{Client, Patch, WriteOptions};
 use hawser_api::resource::{ObjectKey, Target};
 use hawser_runtime::{ContainerState, Error, ExecOutput, RuntimeEvent};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapKeySelector, ConfigMapVolumeSource, EnvVar, EnvVarSource, ExecAction, Probe,
-    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ConfigMap, ConfigMapKeySelector, ConfigMapVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    ImageVolumeSource, PodStatus, Probe, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
+    VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -442,6 +443,60 @@ async fn config_map_that_changes_while_volumes_are_made_is_followed() {
     node.objects.config_maps.put(config_map("2", "green"));
     assert!(node.runtime.find(&uid("web"), "web").is_none(), "the token is still being made");
     node.wait("the new text", || (text()? == "green").then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn image_volume_is_pulled_and_shown_before_its_container() {
+    let node = Node::start();
+    let mut web = container("web");
+    web.volume_mounts =
+        Some(vec![VolumeMount { name: "data".into(), mount_path: "/data".into(), ..VolumeMount::default() }]);
+    let mut spec = spec("Always", vec![web, container("other")]);
+    let source = ImageVolumeSource { reference: Some("registry.test/data:1".into()), pull_policy: None };
+    spec.volumes = Some(vec![Volume { name: "data".into(), image: Some(source), ..Volume::default() }]);
+    node.bind("web", spec);
+    let waiting = |status: &PodStatus, reason: &str| {
+        let found = status.container_statuses.iter().flatten().find(|c| c.name == "web");
+        let state = found.and_then(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+        state == Some(reason)
+    };
+    node.wait_status("web", "the error", |s| waiting(s, "ErrImagePull")).await;
+    node.wait_status("web", "the back-off", |s| waiting(s, "ImagePullBackOff")).await;
+    let other = node.runtime.find(&uid("web"), "other").expect("does not need it");
+    assert_eq!(other.state, ContainerState::Running);
+    node.runtime.publish_image("registry.test/data:1");
+    node.wait_ready("web").await;
+    let made = node.runtime.find(&uid("web"), "web").expect("runs");
+    let mounts = node.runtime.config_of(&made.id).expect("known").mounts;
+    let mount = mounts.iter().find(|m| m.container_path.ends_with("data")).expect("mounted");
+    assert!(mount.read_only && mount.no_exec);
+    assert!(mount.host_path.ends_with("volumes/kubernetes.io~image/data"));
+    node.wait("events", || {
+        let events = node.api.events().join("\n");
+        let all =
+            ["Pulling image \"registry.test/data:1\"", "Successfully pulled image \"registry.test/data:1\""];
+        all.iter().all(|wanted| events.contains(wanted)).then_some(())
+    })
+    .await;
+    node.delete("web", 0);
+    node.wait("the pod to go", || node.api.pod("web").is_none().then_some(())).await;
+    let taken_back = format!("unmount_image({}-data)", uid("web"));
+    assert!(node.runtime.calls().contains(&taken_back), "{:?}", node.runtime.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_asks_for_users_of_its_own_is_not_started_without() {
+    let node = Node::start();
+    let mut spec = spec("Always", vec![container("web")]);
+    spec.host_users = Some(false);
+    node.bind("web", spec);
+    node.wait("the event", || {
+        let told = "FailedCreatePodSandBox: Failed to create pod sandbox: hostUsers: false: runtime handler \"\" does not \
+                    support user namespaces";
+        node.api.events().contains(&told.to_owned()).then_some(())
+    })
+    .await;
+    assert!(node.runtime.find(&uid("web"), "web").is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Node, container, spec, uid};
+use hawser_kubelet::Config;
+use hawser_kubelet::cpus::CpuPolicy;
+use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
-use hawser_runtime::{ContainerStats, DiskUsage};
+use hawser_runtime::{ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
     Container, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus, ResourceRequirements,
 };
@@ -84,6 +87,30 @@ async fn greediest_pod_goes_and_the_node_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_that_together_near_their_bound_lose_the_greediest() {
+    let node = Node::start_set(|config| {
+        // Far below what any machine has.
+        config.eviction.thresholds =
+            vec![Threshold::hard(Signal::MemoryAvailable, Amount::Absolute(1 << 20))];
+    });
+    for name in ["modest", "web"] {
+        node.bind(name, spec("Always", vec![asking("main", &[("memory", "1Mi")], &[])]));
+        node.wait_running(name).await;
+    }
+    let usage = |bytes| ContainerStats { memory_working_set_bytes: bytes, ..ContainerStats::default() };
+    node.runtime.set_stats(&uid("modest"), usage(1 << 10));
+    node.runtime.set_stats(&uid("web"), usage(63 << 20));
+    let bound = ContainerStats { memory_limit_bytes: Some(64 << 20), ..usage((63 << 20) + (1 << 19)) };
+    node.runtime.set_stats("/hawser/n1/kubepods", bound);
+    let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    let message = status.message.expect("a message");
+    let told = "The node was low on resource: memory. Threshold quantity: 1Mi, available: 512Ki. ";
+    assert!(message.starts_with(told), "{message}");
+    assert_eq!(node.status("modest").phase.as_deref(), Some("Running"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn container_over_its_storage_limit_takes_its_pod_down() {
     let node = Node::start_set(|config| {
         config.volume_stats_interval = Duration::from_secs(1);
@@ -96,6 +123,86 @@ async fn container_over_its_storage_limit_takes_its_pod_down() {
     let status = node.wait_status("web", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
     let told = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ";
     assert_eq!(status.message.as_deref(), Some(told));
+}
+
+#[tokio::test(start_paused = true)]
+async fn levels_of_the_cgroup_tree_follow_the_pods() {
+    let node = Node::start();
+    let shares = |level: &str| {
+        let limits = node.runtime.group(&format!("/hawser/n1/kubepods{level}"))?;
+        limits.cpu_shares
+    };
+    node.wait("the tree", || (shares("/burstable")? == 2 && shares("/besteffort")? == 2).then_some(())).await;
+    let all = node.runtime.group("/hawser/n1/kubepods").expect("made");
+    assert!(all.memory_limit_bytes.is_some_and(|bytes| bytes > 0), "{all:?}");
+    node.wait("the event", || {
+        let told = "NodeAllocatableEnforced: Updated Node Allocatable limit across pods";
+        node.api.events().contains(&told.to_owned()).then_some(())
+    })
+    .await;
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "500m")], &[])]));
+    node.bind("idle", spec("Always", vec![container("idle")]));
+    for name in ["web", "idle"] {
+        node.wait_running(name).await;
+    }
+    assert_eq!((shares("/burstable"), shares("/besteffort")), (Some(512), Some(2)), "before it was made");
+    let group = |name: &str| node.runtime.sandbox_of(&uid(name)).expect("made").cgroup_parent;
+    assert_eq!(group("web"), format!("/hawser/n1/kubepods/burstable/pod{}", uid("web")));
+    assert_eq!(group("idle"), format!("/hawser/n1/kubepods/besteffort/pod{}", uid("idle")));
+    node.delete("web", 0);
+    node.wait("its share to go", || (shares("/burstable")? == 2).then_some(())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tree_that_cannot_be_written_is_told_and_pods_start_all_the_same() {
+    let node = Node::start();
+    node.wait("the tree", || node.runtime.group("/hawser/n1/kubepods")).await;
+    let busy = Error::Unavailable { attempted: "write", message: "busy".into() };
+    node.runtime.fail_next("update_group", busy);
+    node.wait("the event", || {
+        let told = "FailedNodeAllocatableEnforcement: Failed to update Node Allocatable Limits";
+        node.api.events().iter().any(|event| event.starts_with(told)).then_some(())
+    })
+    .await;
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
+}
+
+/// One socket of two cores with two threads each; CPU 0 is reserved.
+fn with_cpus(config: &mut Config) {
+    let places = [(0, 0), (1, 1), (2, 0), (3, 1)];
+    let places = places.into_iter().map(|(cpu, core)| (cpu, Place { socket: 0, core, node: 0 }));
+    let reserved = "0".parse().expect("a set");
+    config.cpu_policy = CpuPolicy::fixed(Topology(places.collect()), reserved, 0).expect("a policy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whole_cpus_are_taken_from_those_that_share() {
+    let node = Node::start_set(with_cpus);
+    node.bind("idle", spec("Always", vec![container("idle")]));
+    node.wait_running("idle").await;
+    let cpus = |node: &Node, name: &str| {
+        let found = node.runtime.find(&uid(name), name).expect("made");
+        node.runtime.config_of(&found.id).expect("made").resources.cpuset_cpus.expect("told")
+    };
+    assert_eq!(cpus(&node, "idle"), "0-3");
+    let whole = |name: &str| asking(name, &[], &[("cpu", "1"), ("memory", "1Mi")]);
+    node.bind("web", spec("Always", vec![whole("web")]));
+    node.wait_running("web").await;
+    assert_eq!((cpus(&node, "web"), cpus(&node, "idle")), ("2".into(), "0-1,3".into()));
+    let calls = node.runtime.calls();
+    let first = |wanted: &str| calls.iter().position(|call| call.starts_with(wanted)).expect(wanted);
+    let created = first(&format!("create_container({}", uid("web")));
+    assert!(first("update_container") < created, "moved before the other one begins");
+    // Known again after a restart, and given back at the end.
+    let node = node.restart_set(with_cpus).await;
+    node.wait("the workers", || (node.kubelet.pods.len() == 2).then_some(())).await;
+    node.bind("late", spec("Always", vec![container("late")]));
+    node.wait_running("late").await;
+    assert_eq!(cpus(&node, "late"), "0-1,3");
+    node.delete("web", 0);
+    node.wait("the others to have it", || (cpus(&node, "late") == "0-3").then_some(())).await;
+    assert_eq!(cpus(&node, "idle"), "0-3");
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ mod spec;
 pub mod testing;
 mod types;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,6 +64,16 @@ pub trait Runtime: Send + Sync + 'static {
     /// Forgets every name of the image; content and snapshots go with containerd's garbage collection.
     async fn remove_image(&self, image: &str) -> Result<()>;
 
+    /// Shows the files of an image at `target`, which is made: read-only, and nothing of them can be run. `key` names the
+    /// volume; repeating the call changes nothing.
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()>;
+
+    /// Ids of the images that are shown so; they are in use.
+    async fn images_in_volumes(&self) -> Result<Vec<String>>;
+
+    /// Takes back what was shown at `target`. Absent is success; the directory stays.
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()>;
+
     /// Makes (or completes) what the containers of a pod share. Idempotent per pod uid.
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox>;
 
@@ -87,6 +97,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Changes what the pod as a whole may use. What is `None` stays as it is.
     async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()>;
+
+    /// Makes a group of the tree that pods' cgroups are in, or changes its limits. What is `None` stays as it is.
+    ///
+    /// A memory limit below what is used now is refused: nothing is killed for it.
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()>;
 
     /// Sends the container's stop signal, and SIGKILL to all its processes after `timeout`.
     ///
@@ -133,6 +148,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What a whole pod uses now (all its containers), from its own cgroup; `None` without one.
     async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>>;
+
+    /// What a group of the tree around pods uses, with all in it; `None` without one.
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>>;
 
     /// What the container's own layer takes on disk; `None` when there is no such container. Walks the layer.
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>>;

@@ -212,6 +212,8 @@ pub struct Mount {
     pub read_only: bool,
     /// What is mounted below is read-only too.
     pub recursive_read_only: bool,
+    /// Nothing in it can be run.
+    pub no_exec: bool,
     pub propagation: MountPropagation,
 }
 
@@ -249,6 +251,8 @@ pub struct Security {
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
     pub seccomp: Seccomp,
+    pub apparmor: AppArmor,
+    pub selinux: SeLinux,
     /// `procMount: Unmasked`
     pub unmasked_proc: bool,
 }
@@ -267,9 +271,30 @@ impl Default for Security {
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
             seccomp: Seccomp::default(),
+            apparmor: AppArmor::default(),
+            selinux: SeLinux::default(),
             unmasked_proc: false,
         }
     }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AppArmor {
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    /// A profile that is loaded, by its name.
+    Localhost(String),
+}
+
+/// Parts of an SELinux label; what is unset is as for containers in general.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SeLinux {
+    pub user: Option<String>,
+    pub role: Option<String>,
+    /// `type`
+    pub kind: Option<String>,
+    pub level: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -180,3 +180,39 @@ async fn container_may_use_the_devices_that_it_was_given() -> Result<()> {
     assert!(runtime.create_container(&missing).await.is_err());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_that_is_there_keeps_its_cgroup_and_new_ones_are_put_elsewhere() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, image) = with_busybox(&node).await?;
+    let level = format!("{}/kubepods/burstable", node.cgroup());
+    let bounds = Resources { cpu_shares: Some(512), ..Resources::default() };
+    runtime.update_group(&level, &bounds).await?;
+    let old = node.pod("old");
+    runtime.create_pod_sandbox(&old).await?;
+    let id = start(&runtime, &node.container("old", "stays", &image, STAY)).await?;
+    let cgroup_of = async |id: &str| -> Result<String> {
+        let pid = runtime.container_status(id).await?.and_then(|status| status.pid).context("runs")?;
+        Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+    };
+    assert!(cgroup_of(&id).await?.contains(&format!("{}/{id}", old.cgroup_parent)));
+
+    let moved = |pod: &PodSandboxConfig, name: &str| PodSandboxConfig {
+        cgroup_parent: format!("{level}/pod-{name}"),
+        ..pod.clone()
+    };
+    let again = runtime.create_pod_sandbox(&moved(&old, "old")).await?;
+    assert_eq!(again.config.cgroup_parent, old.cgroup_parent, "it runs there");
+    let second = start(&runtime, &node.container("old", "second", &image, STAY)).await?;
+    assert!(cgroup_of(&second).await?.contains(&format!("{}/{second}", old.cgroup_parent)));
+    let new = moved(&node.pod("new"), "new");
+    runtime.create_pod_sandbox(&new).await?;
+    let third = start(&runtime, &node.container("new", "stays", &image, STAY)).await?;
+    assert!(cgroup_of(&third).await?.contains(&format!("{level}/pod-new/{third}")));
+
+    for pod in [&old, &new] {
+        runtime.remove_pod_sandbox(&pod.pod_uid).await?;
+    }
+    assert!(node.cgroups()?.is_empty(), "{:?}", node.cgroups()?);
+    Ok(())
+}

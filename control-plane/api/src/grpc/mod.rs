@@ -1,5 +1,6 @@
 //! The gRPC side of the API: a [`Client`](crate::Client) over the wire, the node's stream, and errors.
 
+mod kubeconfig;
 mod node_session;
 mod remote;
 pub mod status;

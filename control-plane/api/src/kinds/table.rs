@@ -12,10 +12,14 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 
 const V1: &[Version] = &[Version { name: "v1", storage: true, served: true }];
+const V1ALPHA2: &[Version] = &[Version { name: "v1alpha2", storage: true, served: true }];
+const V1BETA1: &[Version] = &[Version { name: "v1beta1", storage: true, served: true }];
 const V2_V1: &[Version] = &[
     Version { name: "v2", storage: true, served: true },
     Version { name: "v1", storage: false, served: true },
 ];
+
+const READ: &[&str] = &["get", "list"];
 
 const ALL: &[&str] = &["all"];
 const API_EXTENSIONS: &[&str] = &["api-extensions"];
@@ -108,6 +112,7 @@ const FLOW_CONTROL: &str = "flowcontrol.apiserver.k8s.io";
 const RESOURCE: &str = "resource.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
+const USAGE: &str = "metrics.k8s.io";
 
 /// Every kind served.
 pub static KINDS: &[Kind] = &[
@@ -452,6 +457,18 @@ pub static KINDS: &[Kind] = &[
             "priorityclass",
         )
     },
+    // After the others of its group, whose version is the preferred one.
+    Kind {
+        versions: V1ALPHA2,
+        storage: Some(Storage {
+            group: "scheduling.k8s.io",
+            version: "v1alpha2",
+            kind: "PodGroup",
+            plural: "podgroups",
+        }),
+        subresources: &[status("PodGroup")],
+        ..namespaced("scheduling.k8s.io", "PodGroup", "PodGroupList", "podgroups", "podgroup")
+    },
     namespaced("coordination.k8s.io", "Lease", "LeaseList", "leases", "lease"),
     cluster("node.k8s.io", "RuntimeClass", "RuntimeClassList", "runtimeclasses", "runtimeclass"),
     Kind {
@@ -498,5 +515,18 @@ pub static KINDS: &[Kind] = &[
             "prioritylevelconfigurations",
             "prioritylevelconfiguration",
         )
+    },
+    // Last, and served by an add-on elsewhere: made for each answer of what nodes report.
+    Kind {
+        versions: V1BETA1,
+        verbs: READ,
+        storage: None,
+        ..cluster(USAGE, "NodeMetrics", "NodeMetricsList", "nodes", "")
+    },
+    Kind {
+        versions: V1BETA1,
+        verbs: READ,
+        storage: None,
+        ..namespaced(USAGE, "PodMetrics", "PodMetricsList", "pods", "")
     },
 ];

@@ -295,7 +295,8 @@ struct Table {
     kinds: HashMap<&'static str, Vec<TypeId>>,
 }
 
-static TEXT: &str = include_str!("schema.txt");
+/// What upstream's own API has, and what is published apart from it.
+static TEXT: &str = concat!(include_str!("schema.txt"), include_str!("metrics.txt"));
 static TABLE: LazyLock<Table> = LazyLock::new(|| parse(TEXT));
 
 /// Reads the generated text. It is part of the binary, so what is malformed is a bug of the generator.

@@ -113,6 +113,8 @@ system:aggregate-to-view +view
     read : policy : poddisruptionbudgets poddisruptionbudgets/status
     read : networking.k8s.io : networkpolicies ingresses ingresses/status
     read : resource.k8s.io : resourceclaims resourceclaims/status resourceclaimtemplates
+system:aggregated-metrics-reader +view
+    read : metrics.k8s.io : nodes pods
 system:discovery
     get : /livez /readyz /healthz /version /version/ /openapi /openapi/* /api /api/* /apis /apis/*
 system:monitoring

@@ -8,11 +8,13 @@ mod node;
 mod node_writes;
 mod object;
 mod sessions;
+mod usage;
 mod watch;
 
 pub(crate) use hawser_api::grpc::status::to_grpc as status_of;
 pub use sessions::NodeSessions;
 pub(crate) use sessions::renew_leases;
+pub use usage::{Amount, NodeUsage, PodUsage};
 
 use std::sync::Arc;
 

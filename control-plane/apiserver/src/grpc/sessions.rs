@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::usage::{Gauge, NodeUsage};
 use crate::{
     ApiServer,
     auth::{User, node::LEASE_NAMESPACE},
@@ -35,7 +36,7 @@ struct Session {
     user: Arc<User>,
     last_sign: Instant,
     renewed: Option<Instant>,
-    usage: Option<v1::Usage>,
+    gauge: Gauge,
 }
 
 /// By node name. Bounded by the nodes that have credentials.
@@ -53,7 +54,7 @@ impl NodeSessions {
             user: user.clone(),
             last_sign: now,
             renewed: None,
-            usage: None,
+            gauge: Gauge::default(),
         });
         session.last_sign = now;
         session.user = user.clone();
@@ -61,13 +62,14 @@ impl NodeSessions {
 
     pub(super) fn report_usage(&self, node: &str, usage: v1::Usage) {
         if let Some(session) = self.sessions.lock().get_mut(node) {
-            session.usage = Some(usage);
+            session.gauge.report(node, usage, Timestamp::now());
         }
     }
 
-    /// The last reading of a node's counters.
-    pub fn usage(&self, node: &str) -> Option<v1::Usage> {
-        self.sessions.lock().get(node)?.usage.clone()
+    /// What nodes and their pods used, by the node's name; of those that have said so lately.
+    pub fn all_usage(&self) -> HashMap<String, Arc<NodeUsage>> {
+        let sessions = self.sessions.lock();
+        sessions.iter().filter_map(|(node, session)| Some((node.clone(), session.gauge.read()?))).collect()
     }
 
     /// Nodes that gave a sign since their Lease was renewed.

@@ -31,11 +31,7 @@ pub(super) async fn answer(
         ["healthz" | "livez" | "readyz", rest @ ..] => {
             Ok(health(server, parts[0], rest.first().copied(), query).await)
         }
-        ["metrics"] => {
-            let text =
-                server.metrics().render(server.chain().in_flight(), server.registry().cache().progress());
-            Ok(respond(StatusCode::OK, "text/plain; version=0.0.4", text))
-        }
+        ["metrics"] => Ok(respond(StatusCode::OK, "text/plain; version=0.0.4", server.all_metrics())),
         ["openid", "v1", "jwks"] => {
             let keys = server.authenticator().tokens().jwks();
             Ok(respond(StatusCode::OK, "application/jwk-set+json", keys.to_string()))

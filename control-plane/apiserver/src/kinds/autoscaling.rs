@@ -3,7 +3,12 @@
 use hawser_api::FieldError;
 use serde_json::{Value, json};
 
-use super::{AGE, Hooks, NAME, PLAIN, apps::age, autoscaling_v1, text, value::Fields};
+use super::{
+    AGE, Hooks, NAME, PLAIN,
+    apps::age,
+    autoscaling_rules, autoscaling_v1, text,
+    value::{Fields, Path},
+};
 
 /// What an autoscaler aims for when it is told nothing.
 const DEFAULT_UTILIZATION: i64 = 80;
@@ -19,6 +24,7 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
                 json!([{ "type": "Resource", "resource": { "name": "cpu", "target": target } }]),
             );
         }
+        autoscaling_rules::default_behavior(spec);
     },
     validate_create: |object| {
         let mut errors = Vec::new();
@@ -40,6 +46,7 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
                 errors.push(FieldError::required(format!("spec.scaleTargetRef.{field}"), ""));
             }
         }
+        autoscaling_rules::validate(&mut errors, &Path::Root("spec"), spec);
         errors
     },
     columns: &[

@@ -1,4 +1,4 @@
-//! Jobs and CronJobs.
+//! Jobs.
 
 use hawser_api::FieldError;
 use jiff::Timestamp;
@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     AGE, Hooks, NAME, PLAIN,
-    apps::{age, count, not_negative},
-    column, human,
+    apps::{age, count},
+    human, job_policies,
     pod::{container_cells, default_template, or_none, validate_template},
     selector, text,
     value::{Fields, Path},
@@ -22,17 +22,7 @@ pub(crate) static JOB: Hooks = Hooks {
     validate_create: |job| {
         let mut errors = Vec::new();
         validate_job(&mut errors, &SPEC, job.at("spec"));
-        not_negative(
-            &mut errors,
-            job.at("spec"),
-            &[
-                "parallelism",
-                "completions",
-                "backoffLimit",
-                "activeDeadlineSeconds",
-                "ttlSecondsAfterFinished",
-            ],
-        );
+        job_policies::hostname(&mut errors, job);
         errors
     },
     validate_update: |new, old| {
@@ -45,11 +35,14 @@ pub(crate) static JOB: Hooks = Hooks {
             "completionMode",
             "podFailurePolicy",
             "backoffLimitPerIndex",
+            "managedBy",
+            "successPolicy",
         ] {
             let changed = new.at("spec").at(field) != old.at("spec").at(field);
-            let elastic =
-                field == "completions" && new.int("spec.completions") == new.int("spec.parallelism");
-            if changed && !(suspended && field == "template") && !elastic {
+            let elastic = field == "completions" && new.text("spec.completionMode") == "Indexed";
+            if changed && elastic {
+                job_policies::resized(&mut errors, new.at("spec"));
+            } else if changed && !(suspended && field == "template") {
                 let value = new.at("spec").at(field).clone();
                 errors.push(FieldError::invalid(SPEC.field(field), value, "field is immutable"));
             }
@@ -71,74 +64,6 @@ pub(crate) static JOB: Hooks = Hooks {
     ..PLAIN
 };
 
-pub(crate) static CRON_JOB: Hooks = Hooks {
-    default: |cron| {
-        let spec = cron.ensure("spec");
-        spec.set_default("concurrencyPolicy", "Allow");
-        spec.set_default("suspend", false);
-        spec.set_default("successfulJobsHistoryLimit", 3);
-        spec.set_default("failedJobsHistoryLimit", 1);
-        default_template(spec.ensure("jobTemplate.spec.template"));
-    },
-    validate_create: |cron| {
-        let mut errors = Vec::new();
-        let spec = cron.at("spec");
-        if spec.text("schedule").is_empty() {
-            errors.push(FieldError::required(SPEC.field("schedule"), ""));
-        }
-        let policy = spec.text("concurrencyPolicy");
-        if !matches!(policy, "Allow" | "Forbid" | "Replace") {
-            let known = ["Allow", "Forbid", "Replace"];
-            errors.push(FieldError::not_supported(SPEC.field("concurrencyPolicy"), policy, &known));
-        }
-        not_negative(
-            &mut errors,
-            spec,
-            &["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"],
-        );
-        // Room for the time that a job's name ends with.
-        if cron.text("metadata.name").len() > 52 {
-            let detail = "must be no more than 52 characters";
-            errors.push(FieldError::invalid("metadata.name", cron.text("metadata.name"), detail));
-        }
-        validate_job(&mut errors, &SPEC.field("jobTemplate.spec"), spec.at("jobTemplate.spec"));
-        errors
-    },
-    columns: &[
-        NAME,
-        text("Schedule"),
-        text("Timezone"),
-        column("Suspend", "boolean"),
-        column("Active", "integer"),
-        text("Last Schedule"),
-        AGE,
-        wide("Containers"),
-        wide("Images"),
-        wide("Selector"),
-    ],
-    cells: |cron, now| {
-        let spec = cron.at("spec");
-        let (names, images) = container_cells(spec.at("jobTemplate.spec.template.spec"));
-        let last = match cron.at("status.lastScheduleTime") {
-            Value::Null => "<none>".to_owned(),
-            time => human::age(time, now),
-        };
-        vec![
-            cron.at("metadata.name").clone(),
-            spec.text("schedule").into(),
-            or_none(spec.text("timeZone").to_owned()).into(),
-            if spec.flag("suspend") { "True" } else { "False" }.into(),
-            cron.list("status.active").len().into(),
-            last.into(),
-            age(cron, now),
-            names.into(),
-            images.into(),
-            or_none(selector::to_text(spec.at("jobTemplate.spec.selector"))).into(),
-        ]
-    },
-    ..PLAIN
-};
-
 fn default_job(spec: &mut Value) {
     if !spec.has("completions") && !spec.has("parallelism") {
         spec.set("completions", 1);
@@ -151,6 +76,7 @@ fn default_job(spec: &mut Value) {
         let policy = if spec.has("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
         spec.set("podReplacementPolicy", policy);
     }
+    job_policies::default(spec);
     default_template(spec.ensure("template"));
 }
 
@@ -175,24 +101,20 @@ fn own_pods(job: &mut Value) {
     }
 }
 
-fn validate_job(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
+pub(super) fn validate_job(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     let template = path.field("template");
     validate_template(errors, &template, spec.at("template"));
     let policy = spec.text("template.spec.restartPolicy");
     if policy == "Always" {
-        let known = ["OnFailure", "Never"];
-        let path = template.field("spec.restartPolicy");
-        errors.push(FieldError::new(
-            hawser_api::error::FieldErrorKind::Required,
-            path,
-            None,
-            format!("valid values: {:?}, {:?}", known[0], known[1]),
+        errors.push(FieldError::required(
+            template.field("spec.restartPolicy"),
+            "valid values: \"OnFailure\", \"Never\"",
         ));
+    } else if spec.has("podFailurePolicy") && policy != "Never" {
+        let detail = "only \"Never\" is supported when podFailurePolicy is specified";
+        errors.push(FieldError::invalid(template.field("spec.restartPolicy"), policy, detail));
     }
-    if spec.text("completionMode") == "Indexed" && !spec.has("completions") {
-        let detail = "when completion mode is Indexed";
-        errors.push(FieldError::required(path.field("completions"), detail));
-    }
+    job_policies::validate(errors, path, spec);
 }
 
 fn job_cells(job: &Value, now: Timestamp) -> Vec<Value> {

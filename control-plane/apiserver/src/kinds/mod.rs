@@ -11,10 +11,12 @@ mod addresses;
 mod aggregation;
 mod apps;
 mod autoscaling;
+mod autoscaling_rules;
 mod autoscaling_v1;
 mod batch;
 pub mod certificates;
 mod config;
+mod cron_job;
 mod custom_resource;
 mod device;
 mod endpoints;
@@ -22,6 +24,7 @@ mod event;
 mod flow_control;
 mod generic;
 pub mod human;
+mod job_policies;
 mod lease;
 mod meta;
 mod names;
@@ -29,6 +32,7 @@ mod namespace;
 mod networking;
 mod node;
 mod pod;
+mod pod_group;
 mod policy;
 mod quantity;
 mod rbac;
@@ -38,6 +42,7 @@ mod rules;
 mod selector;
 mod service;
 mod storage;
+mod usage;
 mod value;
 mod volume_attributes;
 
@@ -49,6 +54,7 @@ pub use generic::{
 };
 pub use names::NameRule;
 pub(crate) use pod::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
+pub(crate) use usage::USAGE;
 
 use hawser_api::FieldError;
 use jiff::Timestamp;
@@ -197,7 +203,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("apps", "replicasets") => &apps::REPLICA_SET,
         ("apps", "statefulsets") => &apps::STATEFUL_SET,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaling::AUTOSCALER,
-        ("batch", "cronjobs") => &batch::CRON_JOB,
+        ("batch", "cronjobs") => &cron_job::CRON_JOB,
         ("batch", "jobs") => &batch::JOB,
         ("certificates.k8s.io", "certificatesigningrequests") => &certificates::SIGNING_REQUEST,
         ("coordination.k8s.io", "leases") => &lease::LEASE,
@@ -205,6 +211,8 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("events.k8s.io", "events") => &event::EVENTS,
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => &flow_control::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &flow_control::PRIORITY_LEVEL,
+        (USAGE, "nodes") => &usage::NODE_METRICS,
+        (USAGE, "pods") => &usage::POD_METRICS,
         ("networking.k8s.io", "ingressclasses") => &networking::INGRESS_CLASS,
         ("networking.k8s.io", "ingresses") => &networking::INGRESS,
         ("networking.k8s.io", "ipaddresses") => &addresses::IP_ADDRESS,
@@ -219,6 +227,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("resource.k8s.io", "resourceclaims") => &device::RESOURCE_CLAIM,
         ("resource.k8s.io", "resourceclaimtemplates") => &device::RESOURCE_CLAIM_TEMPLATE,
         ("resource.k8s.io", "resourceslices") => &device::RESOURCE_SLICE,
+        ("scheduling.k8s.io", "podgroups") => &pod_group::POD_GROUP,
         ("scheduling.k8s.io", "priorityclasses") => &policy::PRIORITY_CLASS,
         ("storage.k8s.io", "csidrivers") => &storage::CSI_DRIVER,
         ("storage.k8s.io", "csinodes") => &storage::CSI_NODE,

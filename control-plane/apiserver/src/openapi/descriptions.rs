@@ -9,7 +9,8 @@ use k8s_openapi::{
         certificates::v1 as certificates, coordination::v1 as coordination, core::v1 as core,
         discovery::v1 as discovery, events::v1 as events, flowcontrol::v1 as flowcontrol,
         networking::v1 as networking, node::v1 as node, policy::v1 as policy, rbac::v1 as rbac,
-        resource::v1 as resource, scheduling::v1 as scheduling, storage::v1 as storage,
+        resource::v1 as resource, scheduling::v1 as scheduling, scheduling::v1alpha2 as scheduling_v1alpha2,
+        storage::v1 as storage,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions,
     apimachinery::pkg::{apis::meta::v1 as meta, runtime::RawExtension},
@@ -52,6 +53,7 @@ const KINDS: &[Add] = each! {
     rbac: ClusterRole ClusterRoleBinding Role RoleBinding;
     resource: DeviceClass ResourceClaim ResourceClaimTemplate ResourceSlice;
     scheduling: PriorityClass;
+    scheduling_v1alpha2: PodGroup;
     storage: CSIDriver CSINode CSIStorageCapacity StorageClass VolumeAttachment VolumeAttributesClass;
 };
 

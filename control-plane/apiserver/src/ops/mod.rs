@@ -9,6 +9,7 @@ mod eviction;
 mod proxy;
 mod reviews;
 mod subresources;
+mod usage;
 
 pub use connect::{Kubelet, KubeletEndpoint, StreamKind, is_true};
 pub use proxy::{PodPort, ProxyTarget};
@@ -200,6 +201,9 @@ impl ApiServer {
         if is_component_status(&call.resource) {
             return Err(call.resource.not_found(place.1));
         }
+        if usage::is_usage(&call.resource) {
+            return self.get_usage(call).await;
+        }
         let object = self.registry().get(&call.pass, &call.resource, place, resource_version).await?;
         match call.subresource() {
             "" | "status" | "approval" | "ephemeralcontainers" | "resize" => Ok(Reply::Object(object)),
@@ -215,7 +219,10 @@ impl ApiServer {
 
     pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
         if is_component_status(&call.resource) {
-            return Ok(Listed::nothing(self.registry().cache().consistent().await?));
+            return Ok(Listed::of(Vec::new(), self.registry().cache().consistent().await?));
+        }
+        if usage::is_usage(&call.resource) {
+            return self.list_usage(call, &narrowed(call, request)).await;
         }
         self.registry().list(&call.pass, &call.resource, &narrowed(call, request)).await
     }

@@ -64,9 +64,9 @@ enum Source {
 }
 
 impl Listed {
-    /// A list without objects.
-    pub fn nothing(revision: Revision) -> Self {
-        let objects = Source::Read(Vec::new().into_iter());
+    /// A list of objects that are made for it.
+    pub fn of(objects: Vec<Arc<CachedObject>>, revision: Revision) -> Self {
+        let objects = Source::Read(objects.into_iter());
         Self { objects, revision, continue_token: String::new(), remaining: None }
     }
 

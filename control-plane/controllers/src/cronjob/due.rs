@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use hawser_api::cron::Schedule;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec};
 
-use super::schedule::Schedule;
 use crate::meta::MetaExt;
 
 /// Beyond so many missed runs something is wrong with a clock, or with the schedule.

@@ -4,10 +4,8 @@
 //! none is made twice. Jobs that the user's limits do not keep are deleted, the oldest first.
 
 mod due;
-mod schedule;
 #[cfg(test)]
 mod tests;
-mod zone;
 
 use std::sync::Arc;
 
@@ -15,6 +13,7 @@ use async_trait::async_trait;
 use hawser_api::{
     Api, Error,
     client::{DeleteOptions, Propagation},
+    cron::{Schedule, zone},
     resource::ObjectKey,
 };
 use jiff::{Timestamp, tz::TimeZone};
@@ -35,7 +34,6 @@ use crate::{
     queue::Queue,
     worker::{Next, Reconciler},
 };
-use schedule::Schedule;
 
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 

@@ -10,10 +10,20 @@ use tokio::time::Instant;
 const FIRST: Duration = Duration::from_secs(1);
 const LAST: Duration = Duration::from_secs(900);
 
-/// By set and node. Bounded by the failed pods of the last half an hour: older entries are dropped.
+/// A failure that is older says nothing any more.
+const FORGOTTEN: Duration = Duration::from_secs(1800);
+
 #[derive(Default)]
 pub(super) struct Backoff {
-    failures: Mutex<HashMap<String, Failed>>,
+    failures: Mutex<Failures>,
+}
+
+/// By set and node. Bounded by the failed pods of the last hour: older entries are dropped every half an hour, since a
+/// look at all of them for each of them would cost their square.
+#[derive(Default)]
+struct Failures {
+    of: HashMap<String, Failed>,
+    swept: Option<Instant>,
 }
 
 struct Failed {
@@ -26,9 +36,13 @@ impl Backoff {
     pub(super) fn attempt(&self, key: String) -> Duration {
         let now = Instant::now();
         let mut failures = self.failures.lock();
-        failures.retain(|_, failed| now.duration_since(failed.at) <= 2 * LAST);
-        let Some(failed) = failures.get_mut(&key) else {
-            failures.insert(key, Failed { delay: FIRST, at: now });
+        let is_old = |failed: &Failed| now.duration_since(failed.at) > FORGOTTEN;
+        if failures.swept.is_none_or(|at| now.duration_since(at) > FORGOTTEN) {
+            failures.of.retain(|_, failed| !is_old(failed));
+            failures.swept = Some(now);
+        }
+        let Some(failed) = failures.of.get_mut(&key).filter(|failed| !is_old(failed)) else {
+            failures.of.insert(key, Failed { delay: FIRST, at: now });
             return Duration::ZERO;
         };
         let wait = failed.delay.saturating_sub(now.duration_since(failed.at));

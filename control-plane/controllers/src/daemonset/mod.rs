@@ -78,7 +78,7 @@ impl PodOwner for DaemonSet {
     }
 
     fn of_namespace(caches: &Caches, namespace: &str) -> Vec<Arc<Self>> {
-        caches.daemon_sets.filter(|set| set.namespace() == namespace)
+        caches.daemon_sets_by_namespace.get(namespace)
     }
 
     fn selects(&self, pod: &Pod) -> bool {

@@ -31,6 +31,9 @@ pub(super) fn fit(set: &DaemonSet, node: &Node) -> Fit {
     if named.is_some_and(|name| name != node.name()) || !matches_affinity(spec, node) {
         return Fit::default();
     }
+    if taints_of(node).is_empty() {
+        return Fit { should_run: true, may_stay: true };
+    }
     let tolerations = tolerations(spec);
     let untolerated = |effects: &[&str]| {
         let mut taints = taints_of(node).iter().filter(|taint| effects.contains(&taint.effect.as_str()));

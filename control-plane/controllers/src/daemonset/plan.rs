@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     events::Recorder,
-    meta::{MetaExt, pod_available_in, pod_is_ready, pod_node, pod_phase, seconds},
+    meta::{MetaExt, pod_available_in, pod_is_ready, pod_is_terminal, pod_node, pod_phase, seconds},
 };
 
 /// One node, and the set's pods there.
@@ -59,7 +59,9 @@ impl OnNodes {
         let mut by_node: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
         let mut elsewhere = Vec::new();
         let names: BTreeSet<&str> = nodes.iter().map(|node| node.name()).collect();
-        for pod in owned {
+        // One that has ended and only waits for a finalizer keeps no other from its node.
+        let is_over = |pod: &Arc<Pod>| pod.is_deleting() && pod_is_terminal(pod);
+        for pod in owned.into_iter().filter(|pod| !is_over(pod)) {
             match node_of(&pod) {
                 Some(node) if names.contains(node) => {
                     by_node.entry(node.to_owned()).or_default().push(pod);
@@ -122,7 +124,8 @@ pub(super) fn manage(
         }
     }
     // Never bound, and never will be: nobody else would delete them.
-    changes.delete.extend(on_nodes.elsewhere.iter().filter(|pod| pod_node(pod).is_none()).cloned());
+    let is_left = |pod: &&Arc<Pod>| pod_node(pod).is_none() && !pod.is_deleting();
+    changes.delete.extend(on_nodes.elsewhere.iter().filter(is_left).cloned());
     (changes, wait)
 }
 

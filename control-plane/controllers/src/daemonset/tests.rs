@@ -279,3 +279,36 @@ async fn pod_of_a_node_that_is_gone_does_not_wait_for_it() {
     api.remove::<Node>("", "n1", &DeleteOptions::default());
     api.until("it is deleted", |api| api.all::<Pod>().is_empty()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_ended_pod_that_a_finalizer_holds_keeps_no_other_from_its_node() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, ALONE);
+    api.put::<Node>(node("n1"));
+    api.put::<DaemonSet>(daemon_set(rolling(1, 0)));
+    api.until("the pod is made", |api| active(api).len() == 1).await;
+    let first = active(&api)[0].name().to_owned();
+    let held = json!({ "metadata": { "finalizers": ["example.com/keep"] }, "spec": { "nodeName": "n1" } });
+    api.patch::<Pod>("default", &first, held);
+    api.patch_status::<Pod>("default", &first, json!({ "status": { "phase": "Failed" } }));
+    api.until("another is made beside it", |api| active(api).len() == 1 && api.all::<Pod>().len() == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_a_gone_node_that_a_finalizer_holds_holds_nobody_up() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, ALONE);
+    api.put::<Node>(node("n1"));
+    api.put::<DaemonSet>(daemon_set(rolling(1, 0)));
+    api.until("the pod is made", |api| active(api).len() == 1).await;
+    let first = active(&api)[0].name().to_owned();
+    api.patch::<Pod>("default", &first, json!({ "metadata": { "finalizers": ["example.com/keep"] } }));
+    api.remove::<Node>("", "n1", &DeleteOptions::default());
+    api.until("it is to go", |api| active(api).is_empty()).await;
+    api.patch::<DaemonSet>("default", "web", json!({ "metadata": { "annotations": { "look": "again" } } }));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    api.put::<Node>(node("n2"));
+    let since = tokio::time::Instant::now();
+    api.until("the new node has its pod", |api| nodes_with_pods(api).contains("n2")).await;
+    assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
+}

@@ -31,6 +31,7 @@ use crate::{
     events::Recorder,
     meta::{MetaExt, controller_key, now, only_this, pod_is_terminal},
     ownership,
+    pods::namespace_is_ending,
     queue::Queue,
     selector,
     worker::{Next, Reconciler},
@@ -154,8 +155,8 @@ impl Pass<'_> {
         let (new, old) = revision::split(&self.deployment, &self.claim_sets().await?);
         self.sets = Sets { new, old };
         if self.deployment.is_deleting() {
-            let status = self.calculate();
-            return self.write_status(status).await;
+            self.write_status(self.calculate()).await?;
+            return Ok(Next::Done);
         }
         if let Some(condition) = status::pause_condition(&self.deployment, now()) {
             status::set(self.deployment.status.get_or_insert_default(), condition);
@@ -172,7 +173,8 @@ impl Pass<'_> {
         self.controller.recorder.warning(&self.deployment, "SelectingAll", message.to_owned());
         let mut status = self.deployment.status.clone().unwrap_or_default();
         status.observed_generation = self.deployment.metadata.generation;
-        self.write_status(status).await
+        self.write_status(status).await?;
+        Ok(Next::Done)
     }
 
     async fn claim_sets(&self) -> Result<Vec<Arc<ReplicaSet>>, Error> {
@@ -202,8 +204,8 @@ impl Pass<'_> {
         if strategy::spec(&self.deployment).paused.unwrap_or_default() {
             self.delete_expired_sets().await?;
         }
-        let status = self.calculate();
-        self.write_status(status).await
+        self.write_status(self.calculate()).await?;
+        Ok(Next::Done)
     }
 
     async fn roll(&mut self) -> Result<Next, Error> {
@@ -240,25 +242,25 @@ impl Pass<'_> {
         if status::is_complete(&self.deployment, &status) {
             self.delete_expired_sets().await?;
         }
-        self.write_status(status).await
+        self.write_status(status.clone()).await?;
+        Ok(Next::after(status::until_deadline(&self.deployment, &status, now())))
     }
 
     fn calculate(&self) -> DeploymentStatus {
         status::calculate(&self.deployment, self.sets.new.as_ref(), &self.sets.old, now())
     }
 
-    async fn write_status(&mut self, status: DeploymentStatus) -> Result<Next, Error> {
+    async fn write_status(&mut self, status: DeploymentStatus) -> Result<(), Error> {
         let is_same = self.stored_status.as_ref() == Some(&status)
             && self.stored_revision.as_ref() == self.deployment.annotations().get(REVISION);
         if !is_same {
-            self.deployment.status = Some(status.clone());
+            self.deployment.status = Some(status);
             match self.deployments.update_status(&self.deployment).await {
-                Err(error) if error.is_not_found() => return Ok(Next::Done),
-                outcome => drop(outcome?),
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
             }
         }
-        let wait = status::until_deadline(&self.deployment, &status, now());
-        Ok(wait.map_or(Next::Done, Next::After))
+        Ok(())
     }
 
     /// Brings annotations of the current set up to date, where there is one.
@@ -299,6 +301,8 @@ impl Pass<'_> {
                 created
             }
             Err(error) if error.is_already_exists() => self.existing_set(wanted.name(), error).await?,
+            // The deployment goes with its namespace, and there is nothing to tell.
+            Err(error) if namespace_is_ending(&error) => return Err(error),
             Err(error) => {
                 let message = format!("Failed to create new replica set {:?}: {error}", wanted.name());
                 self.controller.recorder.warning(&self.deployment, status::SET_FAILED, message.clone());

@@ -204,8 +204,8 @@ pub(super) fn until_deadline(
 ) -> Option<Duration> {
     let deadline = progress_deadline(deployment)?;
     let current = find(Some(status), PROGRESSING)?;
-    if is_complete(deployment, status) || matches!(current.reason.as_deref(), Some(TIMED_OUT | SET_AVAILABLE))
-    {
+    let is_settled = matches!(current.reason.as_deref(), Some(TIMED_OUT | SET_AVAILABLE | PAUSED));
+    if is_settled || is_complete(deployment, status) {
         return None;
     }
     let since = current.last_update_time.as_ref()?.0;
@@ -302,6 +302,8 @@ mod tests {
         let paused = pause_condition(&web, at(0)).unwrap();
         assert_eq!(paused.reason.as_deref(), Some(PAUSED));
         set(web.status.get_or_insert_default(), paused);
+        // A deadline that has passed long ago would be looked at every second.
+        assert_eq!(until_deadline(&web, web.status.as_ref().unwrap(), at(5000)), None);
         assert_eq!(pause_condition(&web, at(1)), None);
         web.spec.as_mut().unwrap().paused = None;
         assert_eq!(pause_condition(&web, at(2)).unwrap().reason.as_deref(), Some(RESUMED));

@@ -5,35 +5,29 @@
 //! slices carry an owner reference, so the garbage collector takes them when the service goes.
 
 pub(crate) mod endpoint;
+pub(crate) mod managed;
 mod plan;
 #[cfg(test)]
 pub(crate) mod test_objects;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tracker;
+mod tracker;
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use hawser_api::{Api, Error, informer::Change, resource::ObjectKey};
+use hawser_api::{Error, informer::Change, resource::ObjectKey};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    core::v1::{Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 
 use crate::{
     Context, Starts,
-    caches::service_of,
     events::Recorder,
-    meta::{MetaExt, only_this, pod_condition, pod_node},
+    meta::{MetaExt, pod_condition, pod_node},
     queue::Queue,
     worker::{Next, Reconciler},
 };
-use tracker::Tracker;
+use managed::{Managed, Writes};
 
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -49,32 +43,14 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
     }
     let context = starts.context.clone();
     let queue = Queue::new();
-    let tracker = Arc::new(Tracker::default());
-
-    let (changed, forgetful) = (queue.clone(), tracker.clone());
-    context.caches.services.on_change(move |change| {
-        if change.new.is_none() {
-            forgetful.forget(change.key);
-        }
-        changed.add(change.key.clone());
-    });
-    let (changed, forgetful) = (queue.clone(), tracker.clone());
-    context.caches.endpoint_slices.on_change(move |change| {
-        for slice in change.old.into_iter().chain(change.new).filter(|slice| is_ours(slice)) {
-            let Some(service) = service_of(slice) else { continue };
-            if change.new.is_none() {
-                forgetful.gone(&service, slice);
-            }
-            changed.add(service);
-        }
-    });
+    let slices = Managed::follow(&context, &queue, MANAGER);
     wake_by_pods(&context, &queue);
     let (changed, weak) = (queue.clone(), Arc::downgrade(&context));
     context.caches.nodes.on_change(move |change| node_changed(&changed, &weak, change));
 
     let recorder = context.recorder.of("endpoint-slice-controller");
     let workers = context.config.workers;
-    starts.add(Controller { context, tracker, recorder }, queue, workers);
+    starts.add(Controller { context, slices, recorder }, queue, workers);
 }
 
 /// Adds the services of every pod that changes in a way that endpoints show.
@@ -129,13 +105,9 @@ fn node_changed(queue: &Queue<ObjectKey>, context: &Weak<Context>, change: &Chan
     }
 }
 
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.labels().get(MANAGED_BY).map(String::as_str) == Some(MANAGER)
-}
-
 struct Controller {
     context: Arc<Context>,
-    tracker: Arc<Tracker>,
+    slices: Arc<Managed>,
     recorder: Recorder,
 }
 
@@ -150,20 +122,17 @@ impl Reconciler for Controller {
         let Some(service) = caches.services.get(key).filter(|service| is_served(service)) else {
             return Ok(Next::Done);
         };
-        let mut existing = caches.endpoint_slices_by_service.get(&key.to_string());
-        existing.retain(|slice| is_ours(slice) && !slice.is_deleting());
-        if self.tracker.is_ahead_of(key, &existing) {
-            // The slice's event comes first; this is for the one that never comes.
-            return Ok(Next::After(Duration::from_secs(61)));
-        }
+        let existing = match self.slices.of(caches, key) {
+            Ok(existing) => existing,
+            Err(wait) => return Ok(Next::After(wait)),
+        };
         let pods = pods_of(&self.context, &service);
         let groups = endpoint::groups(&service, &pods, |node| {
             caches.nodes.get(&ObjectKey::new("", node))?.labels().get(ZONE).cloned()
         });
         let time = trigger_time(&service, &pods).map(|time| time.to_string());
-        let changes =
-            plan::plan_endpoint_slices(&service, &groups, &existing, MAX_ENDPOINTS, time.as_deref());
-        self.apply(key, &service, changes).await?;
+        let writes = plan::plan_endpoint_slices(&service, &groups, &existing, MAX_ENDPOINTS, time.as_deref());
+        self.apply(key, &service, writes).await?;
         Ok(Next::Done)
     }
 }
@@ -192,9 +161,8 @@ pub(crate) fn trigger_time(service: &Service, pods: &[Arc<Pod>]) -> Option<Times
 }
 
 impl Controller {
-    async fn apply(&self, key: &ObjectKey, service: &Service, changes: plan::Changes) -> Result<(), Error> {
-        let plan::Changes { create, update, delete } = changes;
-        let outcome = write(&self.context, &self.tracker, key, create, update, delete).await;
+    async fn apply(&self, key: &ObjectKey, service: &Service, writes: Writes) -> Result<(), Error> {
+        let outcome = self.slices.write(&self.context, key, writes).await;
         if let Err(error) = &outcome
             && !error.is_conflict()
             && !error.is_not_found()
@@ -204,27 +172,4 @@ impl Controller {
         }
         outcome
     }
-}
-
-/// Writes a service's slices, and remembers that until the cache shows it.
-pub(crate) async fn write(
-    context: &Context,
-    tracker: &Tracker,
-    service: &ObjectKey,
-    create: Vec<EndpointSlice>,
-    update: Vec<EndpointSlice>,
-    delete: Vec<Arc<EndpointSlice>>,
-) -> Result<(), Error> {
-    let slices: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &service.namespace);
-    for slice in create {
-        tracker.wrote(service, &slices.create(&slice).await?);
-    }
-    for slice in update {
-        tracker.wrote(service, &slices.update(&slice).await?);
-    }
-    for slice in delete {
-        slices.delete(slice.name(), &only_this(&*slice)).await?;
-        tracker.gone(service, &slice);
-    }
-    Ok(())
 }

@@ -21,6 +21,7 @@ use k8s_openapi::{
 use super::{
     MANAGED_BY, MANAGER, SERVICE_NAME, TRIGGER_TIME,
     endpoint::{AddressType, Group, address_types},
+    managed::Writes,
 };
 use crate::{
     meta::{MetaExt, controller_reference},
@@ -28,13 +29,6 @@ use crate::{
 };
 
 const HEADLESS: &str = "service.kubernetes.io/headless";
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Changes {
-    pub(crate) create: Vec<EndpointSlice>,
-    pub(crate) update: Vec<EndpointSlice>,
-    pub(crate) delete: Vec<Arc<EndpointSlice>>,
-}
 
 /// A slice on its way from what it is to what it should be.
 struct Draft {
@@ -62,10 +56,10 @@ pub(crate) fn plan_endpoint_slices(
     existing: &[Arc<EndpointSlice>],
     max_endpoints: usize,
     trigger_time: Option<&str>,
-) -> Changes {
+) -> Writes {
     let mut existing = existing.to_vec();
     existing.sort_by(|a, b| a.name().cmp(b.name()));
-    let mut changes = Changes::default();
+    let mut changes = Writes::default();
     for address_type in address_types(service) {
         let (mine, rest): (Vec<_>, Vec<_>) =
             existing.into_iter().partition(|slice| slice.address_type == address_type.as_str());
@@ -160,7 +154,7 @@ fn fill(draft: &mut Draft, left: &mut Vec<&Endpoint>, max_endpoints: usize) {
     draft.endpoints.extend(left.drain(..room).cloned());
 }
 
-fn finish(service: &Service, draft: Draft, trigger_time: Option<&str>, changes: &mut Changes) {
+fn finish(service: &Service, draft: Draft, trigger_time: Option<&str>, changes: &mut Writes) {
     let labels = labels(service);
     let is_changed = draft.is_changed();
     match draft.existing {
@@ -244,7 +238,7 @@ mod tests {
             }
             self.stored.sort_by(|a, b| a.name().cmp(b.name()));
             let again = plan_endpoint_slices(&service, &groups, &self.stored, 3, Some("later"));
-            assert_eq!(again, Changes::default(), "planning again changes nothing");
+            assert_eq!(again, Writes::default(), "planning again changes nothing");
             let held: usize = self.stored.iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).sum();
             assert_eq!(held, pods.len(), "every pod is in one slice");
             self

@@ -7,19 +7,15 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use hawser_api::{Error, resource::ObjectKey};
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{Endpoints, Service};
 
 use crate::{
     Context, Starts,
-    caches::service_of,
-    endpointslice::{self, MANAGED_BY, tracker::Tracker},
+    endpointslice::managed::{Managed, Writes},
     events::Recorder,
     meta::MetaExt,
     queue::Queue,
@@ -38,28 +34,13 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
         return;
     }
     let context = starts.context.clone();
-    let (queue, tracker) = (Queue::new(), Arc::new(Tracker::default()));
-    let changed = queue.clone();
-    context.caches.services.on_change(move |change| changed.add(change.key.clone()));
+    let queue = Queue::new();
+    let slices = Managed::follow(&context, &queue, MANAGER);
     let changed = queue.clone();
     context.caches.endpoints.on_change(move |change| changed.add(change.key.clone()));
-    let (changed, forgetful) = (queue.clone(), tracker.clone());
-    context.caches.endpoint_slices.on_change(move |change| {
-        for slice in change.old.into_iter().chain(change.new).filter(|slice| is_ours(slice)) {
-            let Some(key) = service_of(slice) else { continue };
-            if change.new.is_none() {
-                forgetful.gone(&key, slice);
-            }
-            changed.add(key);
-        }
-    });
     let recorder = context.recorder.of("endpoint-slice-mirroring-controller");
     let workers = context.config.workers;
-    starts.add(Controller { context, tracker, recorder }, queue, workers);
-}
-
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.labels().get(MANAGED_BY).map(String::as_str) == Some(MANAGER)
+    starts.add(Controller { context, slices, recorder }, queue, workers);
 }
 
 /// The service has no selector, so nobody else makes its slices from pods.
@@ -75,7 +56,7 @@ fn is_mirrored(endpoints: &Endpoints) -> bool {
 
 struct Controller {
     context: Arc<Context>,
-    tracker: Arc<Tracker>,
+    slices: Arc<Managed>,
     recorder: Recorder,
 }
 
@@ -87,23 +68,23 @@ impl Reconciler for Controller {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, Error> {
         let caches = &self.context.caches;
-        let mut existing = caches.endpoint_slices_by_service.get(&key.to_string());
-        existing.retain(|slice| is_ours(slice) && !slice.is_deleting());
-        if self.tracker.is_ahead_of(key, &existing) {
-            // The slice's event comes first; this is for the one that never comes.
-            return Ok(Next::After(Duration::from_secs(61)));
-        }
+        let existing = match self.slices.of(caches, key) {
+            Ok(existing) => existing,
+            Err(wait) => return Ok(Next::After(wait)),
+        };
         let service = caches.services.get(key).filter(|service| has_no_selector(service));
         let endpoints = caches.endpoints.get(key).filter(|endpoints| is_mirrored(endpoints));
         let changes = match (&service, &endpoints) {
             (Some(_), Some(endpoints)) => plan::plan(endpoints, &existing),
-            _ => plan::Changes { delete: existing, ..plan::Changes::default() },
+            _ => plan::Changes {
+                writes: Writes { delete: existing, ..Writes::default() },
+                ..plan::Changes::default()
+            },
         };
         if let Some(endpoints) = &endpoints {
             self.tell(endpoints, &changes);
         }
-        let plan::Changes { create, update, delete, .. } = changes;
-        endpointslice::write(&self.context, &self.tracker, key, create, update, delete).await?;
+        self.slices.write(&self.context, key, changes.writes).await?;
         Ok(Next::Done)
     }
 }

@@ -12,19 +12,18 @@ use k8s_openapi::{
 
 use super::MANAGER;
 use crate::{
-    endpointslice::{MANAGED_BY, SERVICE_NAME, endpoint::AddressType},
+    endpointslice::{MANAGED_BY, SERVICE_NAME, TRIGGER_TIME, endpoint::AddressType, managed::Writes},
     meta::{MetaExt, controller_reference},
 };
 
 /// `--mirroring-max-endpoints-per-subset`: as many as a slice may hold.
 const MAX_ADDRESSES: usize = 1000;
-const NOT_COPIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// Annotations that say something of the Endpoints, and nothing of their slices.
+const NOT_COPIED: [&str; 2] = ["kubectl.kubernetes.io/last-applied-configuration", TRIGGER_TIME];
 
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes {
-    pub(super) create: Vec<EndpointSlice>,
-    pub(super) update: Vec<EndpointSlice>,
-    pub(super) delete: Vec<Arc<EndpointSlice>>,
+    pub(super) writes: Writes,
     /// Addresses that no slice can have.
     pub(super) invalid: usize,
     /// Addresses beyond the limit.
@@ -61,7 +60,7 @@ pub(super) fn plan(endpoints: &Endpoints, existing: &[Arc<EndpointSlice>]) -> Ch
         let found = found.or_else(|| left.iter().position(of_family).map(|place| left.remove(place)));
         let wanted = slice(endpoints, family, group);
         match found {
-            None => changes.create.push(wanted),
+            None => changes.writes.create.push(wanted),
             Some(existing) if holds(&existing, &wanted) => {}
             Some(existing) => {
                 let mut changed = (*existing).clone();
@@ -69,11 +68,11 @@ pub(super) fn plan(endpoints: &Endpoints, existing: &[Arc<EndpointSlice>]) -> Ch
                 changed.metadata.annotations = wanted.metadata.annotations;
                 changed.ports = wanted.ports;
                 changed.endpoints = wanted.endpoints;
-                changes.update.push(changed);
+                changes.writes.update.push(changed);
             }
         }
     }
-    changes.delete = left;
+    changes.writes.delete = left;
     changes
 }
 
@@ -124,7 +123,7 @@ fn slice(endpoints: &Endpoints, family: AddressType, group: Group) -> EndpointSl
     labels.insert(SERVICE_NAME.to_owned(), endpoints.name().to_owned());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     let mut annotations = endpoints.annotations().clone();
-    annotations.remove(NOT_COPIED);
+    annotations.retain(|name, _| !NOT_COPIED.contains(&name.as_str()));
     EndpointSlice {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", endpoints.name())),
@@ -183,17 +182,26 @@ mod tests {
         let changes = plan(&endpoints(subsets), &[]);
         let expect = |family: &str, port, count| (family.to_owned(), port, count);
         assert_eq!(
-            shape(&changes.create),
+            shape(&changes.writes.create),
             [expect("IPv4", 80, 2), expect("IPv4", 90, 1), expect("IPv6", 80, 1)]
         );
         assert_eq!(changes.invalid, 1);
-        let existing: Vec<Arc<EndpointSlice>> = changes.create.into_iter().map(Arc::new).collect();
+        let existing: Vec<Arc<EndpointSlice>> = changes.writes.create.into_iter().map(Arc::new).collect();
         let fewer = endpoints(json!([subset(&["10.0.0.1"], 81)]));
         let changes = plan(&fewer, &existing);
-        assert_eq!(shape(&changes.update), [expect("IPv4", 81, 1)]);
-        assert_eq!((changes.create.len(), changes.delete.len()), (0, 2));
-        let settled: Vec<Arc<EndpointSlice>> = changes.update.into_iter().map(Arc::new).collect();
+        assert_eq!(shape(&changes.writes.update), [expect("IPv4", 81, 1)]);
+        assert_eq!((changes.writes.create.len(), changes.writes.delete.len()), (0, 2));
+        let settled: Vec<Arc<EndpointSlice>> = changes.writes.update.into_iter().map(Arc::new).collect();
         assert_eq!(plan(&fewer, &settled), Changes::default(), "planning again changes nothing");
+    }
+
+    #[test]
+    fn annotations_are_copied_but_for_those_about_the_endpoints_themselves() {
+        let mut endpoints = endpoints(json!([subset(&["10.0.0.1"], 80)]));
+        endpoints.metadata.annotations =
+            Some(["team", NOT_COPIED[0], NOT_COPIED[1]].map(|name| (name.to_owned(), "x".to_owned())).into());
+        let made = plan(&endpoints, &[]).writes.create.remove(0);
+        assert_eq!(made.annotations().keys().collect::<Vec<_>>(), ["team"]);
     }
 
     #[test]
@@ -201,6 +209,9 @@ mod tests {
         let many: Vec<String> = (0..1100).map(|n| format!("10.0.{}.{}", n / 200, n % 200)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let changes = plan(&endpoints(json!([subset(&many, 80)])), &[]);
-        assert_eq!((changes.create[0].endpoints.as_ref().unwrap().len(), changes.skipped), (1000, 100));
+        assert_eq!(
+            (changes.writes.create[0].endpoints.as_ref().unwrap().len(), changes.skipped),
+            (1000, 100)
+        );
     }
 }

@@ -144,7 +144,7 @@ impl Controller {
         self.recorder.normal(pod, "TaintManagerEviction", message);
         let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), pod.namespace());
         let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
-        mark_disrupted(&pods, pod, why, None).await?;
+        mark_disrupted(&pods, pod, Some(why), None).await?;
         match pods.delete(pod.name(), &only_this(pod)).await {
             // Another pod has the name now.
             Err(error) if error.is_conflict() => Ok(()),
@@ -153,30 +153,35 @@ impl Controller {
     }
 }
 
-/// Says in the pod's status that it was the cluster that ended it (KEP-3329).
+/// Says in the pod's status, by reason and message, that it was the cluster that ended it (KEP-3329), and in which phase
+/// it is then.
 pub(crate) async fn mark_disrupted(
     pods: &Api<Pod>,
     pod: &Pod,
-    (reason, message): (&str, &str),
+    disruption: Option<(&str, &str)>,
     phase: Option<&str>,
 ) -> Result<(), Error> {
     if pod_is_terminal(pod) {
         return Ok(());
     }
-    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-    conditions.push(PodCondition {
-        type_: "DisruptionTarget".to_owned(),
-        status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_transition_time: Some(Time(now())),
-        ..PodCondition::default()
-    });
     let mut patch = json!({
         "metadata": { "uid": pod.uid(), "resourceVersion": pod.resource_version() },
-        "status": { "conditions": conditions },
+        "status": {},
     });
+    if let Some((reason, message)) = disruption {
+        let known = pod.status.as_ref().and_then(|status| status.conditions.clone());
+        let mut conditions = known.unwrap_or_default();
+        conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+        conditions.push(PodCondition {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: Some(Time(now())),
+            ..PodCondition::default()
+        });
+        patch["status"]["conditions"] = json!(conditions);
+    }
     if let Some(phase) = phase {
         patch["status"]["phase"] = json!(phase);
     }

@@ -2,7 +2,7 @@
 //!
 //! Four parts that meet only in the Node object: [`cidr`] gives each node its block of pod addresses;
 //! [`monitor`] notices missing heartbeats and sets the conditions to Unknown; [`taints`] turns conditions into
-//! taints; [`eviction`] deletes the pods that do not tolerate them, when their time is up.
+//! taints, as fast as [`zones`] allows; [`eviction`] deletes the pods that do not tolerate them, when their time is up.
 
 mod blocks;
 mod cidr;
@@ -11,6 +11,7 @@ mod monitor;
 mod taints;
 #[cfg(test)]
 mod tests;
+mod zones;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
 

@@ -5,13 +5,11 @@
 //! node a full grace period. Runs at a fixed period over cached nodes and writes only what changes.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{HashMap, HashSet},
+    sync::Arc,
 };
 
+use futures::FutureExt;
 use hawser_api::{Api, Error, resource::ObjectKey};
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -21,18 +19,23 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{condition, ready_status, taints};
+use super::{
+    condition, ready_status, taints,
+    zones::{Zones, zone_of},
+};
 use crate::{
     Config, Context, Starts,
     caches::NODE_LEASES,
     events::Recorder,
     meta::{MetaExt, now, pod_is_ready},
     queue::Queue,
+    worker::in_parallel,
 };
 
 /// The conditions that a node agent keeps; a silent one's are unknown.
@@ -41,10 +44,10 @@ const AGENT_CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", 
 pub(super) fn register(starts: &mut Starts<'_>) {
     let context = starts.context.clone();
     let queue = Queue::new();
-    let disrupted = Arc::new(AtomicBool::new(false));
-    taints::register(starts, &queue, disrupted.clone());
+    let zones = Arc::new(Mutex::new(Zones::default()));
+    taints::register(starts, &queue, zones.clone());
     let recorder = context.recorder.of("node-controller");
-    let monitor = Monitor { context, queue, disrupted, recorder, health: HashMap::new() };
+    let monitor = Monitor { context, queue, zones, recorder, health: HashMap::new() };
     starts.add_loop(|shutdown| monitor.run(shutdown));
 }
 
@@ -52,8 +55,8 @@ struct Monitor {
     context: Arc<Context>,
     /// Nodes whose taints are to be looked at.
     queue: Queue<ObjectKey>,
-    /// No node is ready: more likely this side is cut off, so nothing is evicted.
-    disrupted: Arc<AtomicBool>,
+    /// Shared with who gives nodes up.
+    zones: Arc<Mutex<Zones>>,
     recorder: Recorder,
     /// Bounded by the nodes that exist.
     health: HashMap<String, Health>,
@@ -156,19 +159,32 @@ impl Monitor {
             health.insert(node.name().to_owned(), known);
         }
         self.health = health;
-        self.note_disruption(&nodes);
-        for node in silent {
-            if let Err(error) = self.mark_silent(&node).await {
-                // Tried again with the next period.
-                warn!(node = node.name(), %error, "silent node not marked");
+        // Before they are marked: whoever hears of the mark finds the zones as they are.
+        self.note_zones(&nodes, &silent);
+        let this = &*self;
+        let marks = silent.iter().map(|node| {
+            async move {
+                if let Err(error) = this.mark_silent(node).await {
+                    // Tried again with the next period.
+                    warn!(node = node.name(), %error, "silent node not marked");
+                }
             }
-        }
+            .boxed()
+        });
+        in_parallel(marks).await;
     }
 
-    fn note_disruption(&self, nodes: &[Arc<Node>]) {
-        let disrupted = !nodes.is_empty() && nodes.iter().all(|node| ready_status(node) != "True");
-        if self.disrupted.swap(disrupted, Ordering::Relaxed) != disrupted {
-            if disrupted {
+    fn note_zones(&self, nodes: &[Arc<Node>], silent: &[Arc<Node>]) {
+        let silent: HashSet<&str> = silent.iter().map(|node| node.name()).collect();
+        let works = |node: &Node| ready_status(node) == "True" && !silent.contains(node.name());
+        let (were_lost, are_lost) = {
+            let mut zones = self.zones.lock();
+            let were_lost = zones.are_lost();
+            zones.look(nodes.iter().map(|node| (zone_of(node), works(node))), &self.context.config);
+            (were_lost, zones.are_lost())
+        };
+        if were_lost != are_lost {
+            if are_lost {
                 warn!(nodes = nodes.len(), "no node is ready, pods are not evicted");
             }
             nodes.iter().for_each(|node| self.queue.add(ObjectKey::of(&**node)));

@@ -1,13 +1,11 @@
 //! From a node's conditions to its taints (KEP-382).
 //!
 //! `NoSchedule` follows at once; `NoExecute`, which makes pods go, only for nodes that are not ready or not
-//! reachable, and not while no node at all is ready: then this side is more likely cut off than all of them.
+//! reachable, one after the other ([`super::zones`]), and not while no node at all is ready: then this side is more
+//! likely cut off than all of them.
 //! Taints that others put there stay.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use hawser_api::{Api, Error, resource::ObjectKey};
@@ -16,9 +14,14 @@ use k8s_openapi::{
     api::core::v1::{Node, Taint},
     apimachinery::pkg::apis::meta::v1::Time,
 };
+use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
-use super::{condition, ready_status, taints_of};
+use super::{
+    condition, ready_status, taints_of,
+    zones::{Zones, zone_of},
+};
 use crate::{
     Context, Starts,
     meta::{MetaExt, now},
@@ -37,16 +40,16 @@ const PRESSURES: [(&str, &str); 4] = [
     ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
 ];
 
-pub(super) fn register(starts: &mut Starts<'_>, queue: &Queue<ObjectKey>, disrupted: Arc<AtomicBool>) {
+pub(super) fn register(starts: &mut Starts<'_>, queue: &Queue<ObjectKey>, zones: Arc<Mutex<Zones>>) {
     let context = starts.context.clone();
     let changed = queue.clone();
     context.caches.nodes.on_change(move |change| changed.add(change.key.clone()));
-    starts.add(Controller { context, disrupted }, queue.clone(), 2);
+    starts.add(Controller { context, zones }, queue.clone(), 2);
 }
 
 struct Controller {
     context: Arc<Context>,
-    disrupted: Arc<AtomicBool>,
+    zones: Arc<Mutex<Zones>>,
 }
 
 #[async_trait]
@@ -57,16 +60,59 @@ impl Reconciler for Controller {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, Error> {
         let Some(node) = self.context.caches.nodes.get(key) else { return Ok(Next::Done) };
-        let evict = if self.disrupted.load(Ordering::Relaxed) { Evict::No } else { Evict::Yes };
-        let Some(taints) = planned(&node, evict, now()) else { return Ok(Next::Done) };
+        let turn = self.turn(&node);
+        let evict = if matches!(turn, Turn::Waits(_) | Turn::Never) { Evict::No } else { Evict::Yes };
+        let next = if let Turn::Waits(wait) = turn { Next::After(wait) } else { Next::Done };
+        let Some(taints) = planned(&node, evict, now()) else { return Ok(next) };
         let patch = json!({
             "metadata": { "uid": node.uid(), "resourceVersion": node.resource_version() },
             "spec": { "taints": taints },
         });
         let nodes: Api<Node> = Api::all(self.context.client.clone());
-        nodes.merge_patch(&key.name, &patch).await?;
-        Ok(Next::Done)
+        if let Err(error) = nodes.merge_patch(&key.name, &patch).await {
+            if matches!(turn, Turn::Now) {
+                self.zones.lock().take_back(&zone_of(&node));
+            }
+            return Err(error);
+        }
+        Ok(next)
     }
+}
+
+/// Whether a node may get the taint that makes pods go.
+enum Turn {
+    /// It does not need it, or has it.
+    Settled,
+    /// It is given up by that.
+    Now,
+    Waits(Duration),
+    /// No node works, so that those that have it lose it.
+    Never,
+}
+
+impl Controller {
+    fn turn(&self, node: &Node) -> Turn {
+        if !is_failing(node) {
+            return Turn::Settled;
+        }
+        let mut zones = self.zones.lock();
+        if zones.are_lost() {
+            return Turn::Never;
+        }
+        let is_given_up = |taint: &Taint| taint.effect == "NoExecute" && is_managed(taint);
+        if taints_of(node).iter().any(is_given_up) {
+            return Turn::Settled;
+        }
+        match zones.give_up(&zone_of(node), &self.context.config, Instant::now()) {
+            Ok(()) => Turn::Now,
+            Err(wait) => Turn::Waits(wait),
+        }
+    }
+}
+
+/// The node has said that it does not work, or says nothing any more.
+fn is_failing(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|ready| ready.status != "True")
 }
 
 /// Whether silent nodes get the taints that make pods go.

@@ -210,3 +210,31 @@ async fn node_without_a_block_gets_the_one_that_a_deleted_node_gives_back() {
     api.remove::<Node>("", "n1", &DeleteOptions::default());
     api.until("the second has it", |api| blocks(api).len() == 1).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_fail_together_are_given_up_one_after_the_other() {
+    let api = FakeApi::new();
+    let names: Vec<String> = (0..20).map(|number| format!("n{number}")).collect();
+    let beats: Vec<_> = names
+        .iter()
+        .map(|name| {
+            api.put::<Node>(node(name));
+            beat(&api, name)
+        })
+        .collect();
+    let _running = Running::start(&api, LIFECYCLE);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    beats[..8].iter().for_each(JoinHandle::abort);
+    let given_up = |api: &FakeApi| names.iter().filter(|name| has_taint(api, name, "NoExecute")).count();
+    api.until("no new pods come to them", |api| {
+        names[..8].iter().all(|name| has_taint(api, name, "NoSchedule"))
+    })
+    .await;
+    assert!(given_up(&api) <= 1, "{} at once", given_up(&api));
+    let since = tokio::time::Instant::now();
+    api.until("all are given up", |api| given_up(api) == 8).await;
+    assert!(since.elapsed() >= Duration::from_secs(60), "one in ten seconds");
+    // One that is given up stays so, and one that comes back is not held against the others.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(given_up(&api), 8);
+}

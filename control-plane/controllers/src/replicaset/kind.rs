@@ -2,7 +2,7 @@
 //!
 //! They differ in how the selector is written, and in that only ReplicaSets count pods on their way out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hawser_api::informer::Informer;
 use k8s_openapi::api::{
@@ -15,10 +15,18 @@ use k8s_openapi::api::{
 
 use crate::{
     caches::Caches,
-    meta::{MetaExt, pod_is_active},
+    meta::{MetaExt, pod_is_active, seconds},
     pods::{PodOwner, matches_pod},
     selector,
 };
+
+/// What both kinds ask for.
+#[derive(Default)]
+pub(super) struct Wanted<'a> {
+    replicas: Option<i32>,
+    min_ready_seconds: Option<i32>,
+    template: Option<&'a PodTemplateSpec>,
+}
 
 pub(super) trait Set: PodOwner {
     /// As in `--controllers`.
@@ -26,11 +34,7 @@ pub(super) trait Set: PodOwner {
     /// Whom events come from.
     const COMPONENT: &'static str;
 
-    fn replicas(&self) -> i32;
-
-    fn min_ready_seconds(&self) -> Option<i32>;
-
-    fn template(&self) -> PodTemplateSpec;
+    fn wanted(&self) -> Wanted<'_>;
 
     fn status(&self) -> Option<ReplicaSetStatus>;
 
@@ -39,6 +43,19 @@ pub(super) trait Set: PodOwner {
     /// Uids of the sets whose pods spread with those of this one.
     fn siblings(&self, _caches: &Caches) -> Vec<String> {
         Vec::new()
+    }
+
+    fn replicas(&self) -> i32 {
+        self.wanted().replicas.unwrap_or(1)
+    }
+
+    /// How long a pod has to be ready before it counts as available.
+    fn min_ready(&self) -> Duration {
+        seconds(self.wanted().min_ready_seconds)
+    }
+
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.wanted().template
     }
 }
 
@@ -64,16 +81,12 @@ impl Set for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset";
     const COMPONENT: &'static str = "replicaset-controller";
 
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-    }
-
-    fn min_ready_seconds(&self) -> Option<i32> {
-        self.spec.as_ref()?.min_ready_seconds
-    }
-
-    fn template(&self) -> PodTemplateSpec {
-        self.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default()
+    fn wanted(&self) -> Wanted<'_> {
+        self.spec.as_ref().map_or_else(Wanted::default, |spec| Wanted {
+            replicas: spec.replicas,
+            min_ready_seconds: spec.min_ready_seconds,
+            template: spec.template.as_ref(),
+        })
     }
 
     fn status(&self) -> Option<ReplicaSetStatus> {
@@ -98,7 +111,7 @@ impl PodOwner for ReplicationController {
     }
 
     fn of_namespace(caches: &Caches, namespace: &str) -> Vec<Arc<Self>> {
-        caches.replication_controllers.filter(|controller| controller.namespace() == namespace)
+        caches.replication_controllers_by_namespace.get(namespace)
     }
 
     /// An empty selector matches no pod here, as with sets.
@@ -116,16 +129,12 @@ impl Set for ReplicationController {
     const CONTROLLER: &'static str = "replicationcontroller";
     const COMPONENT: &'static str = "replication-controller";
 
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-    }
-
-    fn min_ready_seconds(&self) -> Option<i32> {
-        self.spec.as_ref()?.min_ready_seconds
-    }
-
-    fn template(&self) -> PodTemplateSpec {
-        self.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default()
+    fn wanted(&self) -> Wanted<'_> {
+        self.spec.as_ref().map_or_else(Wanted::default, |spec| Wanted {
+            replicas: spec.replicas,
+            min_ready_seconds: spec.min_ready_seconds,
+            template: spec.template.as_ref(),
+        })
     }
 
     fn status(&self) -> Option<ReplicaSetStatus> {

@@ -15,14 +15,14 @@ use async_trait::async_trait;
 use hawser_api::{Api, Error, resource::ObjectKey};
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
-    core::v1::{Pod, ReplicationController},
+    core::v1::{Pod, PodTemplateSpec, ReplicationController},
 };
 
 use crate::{
     Context, Starts,
     events::Recorder,
     expectations::Expectations,
-    meta::{MetaExt, now, pod_available_in, pod_is_active, pod_is_terminal, pod_node, seconds},
+    meta::{MetaExt, now, pod_available_in, pod_is_active, pod_is_terminal, pod_node},
     pods::{self, BURST, Failure, PodControl},
     worker::{Next, Reconciler},
 };
@@ -78,7 +78,7 @@ impl<S: Set> Reconciler for Controller<S> {
             }
         }
         match managed {
-            Ok(()) => Ok(next_available(&active, seconds(set.min_ready_seconds()))),
+            Ok(()) => Ok(next_available(&active, set.min_ready())),
             Err(failure) => Err(failure.error),
         }
     }
@@ -105,7 +105,7 @@ impl<S: Set> Controller<S> {
             expectations: &self.expectations,
         };
         if active.len() < wanted {
-            let pod = pods::from_template(set, &set.template());
+            let pod = pods::from_template(set, set.template().unwrap_or(&PodTemplateSpec::default()));
             control.apply(vec![pod; (wanted - active.len()).min(BURST)], &[]).await
         } else {
             let surplus = active.len() - wanted;

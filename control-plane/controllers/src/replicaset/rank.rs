@@ -56,9 +56,17 @@ fn deletion_cost(pod: &Pod) -> i32 {
     pod.annotations().get(DELETION_COST).and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
-fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|status| status.restart_count).max().unwrap_or_default()
+/// The most restarts of a container, and of a sidecar among the init containers, which counts less.
+fn restarts(pod: &Pod) -> (i32, i32) {
+    let is_sidecar = |name: &str| {
+        let mut containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        containers.any(|it| it.name == name && it.restart_policy.as_deref() == Some("Always"))
+    };
+    let Some(status) = &pod.status else { return (0, 0) };
+    let containers = status.container_statuses.iter().flatten();
+    let sidecars = status.init_container_statuses.iter().flatten().filter(|it| is_sidecar(&it.name));
+    let most = |counts: &mut dyn Iterator<Item = i32>| counts.max().unwrap_or_default();
+    (most(&mut containers.map(|it| it.restart_count)), most(&mut sidecars.map(|it| it.restart_count)))
 }
 
 /// A moment that is unknown counts as the youngest.
@@ -72,7 +80,7 @@ mod tests {
     use std::time::Duration;
 
     use k8s_openapi::{
-        api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus},
+        api::core::v1::{Container, ContainerStatus, PodCondition, PodSpec, PodStatus},
         apimachinery::pkg::apis::meta::v1::Time,
     };
 
@@ -135,6 +143,18 @@ mod tests {
         goes_first("restarted", |pod| {
             status(pod).container_statuses =
                 Some(vec![ContainerStatus { restart_count: 2, ..ContainerStatus::default() }]);
+        });
+        goes_first("a sidecar restarted", |pod| {
+            pod.spec.as_mut().unwrap().init_containers = Some(vec![Container {
+                name: "proxy".into(),
+                restart_policy: Some("Always".into()),
+                ..Container::default()
+            }]);
+            status(pod).init_container_statuses = Some(vec![ContainerStatus {
+                name: "proxy".into(),
+                restart_count: 2,
+                ..ContainerStatus::default()
+            }]);
         });
         goes_first("younger", |pod| {
             pod.metadata.creation_timestamp = Some(Time(now() - Duration::from_secs(60)));

@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 use super::kind::Set;
 use crate::{
-    meta::{MetaExt, count, nonzero, pod_available_in, pod_is_ready, seconds},
+    meta::{MetaExt, count, nonzero, pod_available_in, pod_is_ready},
     pods::Failure,
     selector,
 };
@@ -28,16 +28,17 @@ pub(super) struct Observed<'a> {
 }
 
 pub(super) fn calculate(set: &impl Set, observed: &Observed<'_>, now: Timestamp) -> ReplicaSetStatus {
-    let min_ready = seconds(set.min_ready_seconds());
-    let wanted_labels = set.template().metadata.and_then(|meta| meta.labels).unwrap_or_default();
+    let min_ready = set.min_ready();
+    let template = set.template().and_then(|template| template.metadata.as_ref());
+    let wanted_labels = template.and_then(|meta| meta.labels.as_ref());
+    let is_labelled =
+        |pod: &&Arc<Pod>| wanted_labels.is_none_or(|wanted| selector::contains(pod.labels(), wanted));
     let active = observed.active;
     let available =
         |pod: &&Arc<Pod>| pod_available_in(pod, min_ready, now).is_some_and(|wait| wait.is_zero());
     ReplicaSetStatus {
         replicas: count(active.iter()),
-        fully_labeled_replicas: nonzero(count(
-            active.iter().filter(|pod| selector::contains(pod.labels(), &wanted_labels)),
-        )),
+        fully_labeled_replicas: nonzero(count(active.iter().filter(is_labelled))),
         ready_replicas: nonzero(count(active.iter().filter(|pod| pod_is_ready(pod)))),
         available_replicas: nonzero(count(active.iter().filter(available))),
         terminating_replicas: Some(i32::try_from(observed.terminating).unwrap_or(i32::MAX)),

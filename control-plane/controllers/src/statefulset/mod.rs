@@ -79,7 +79,7 @@ impl PodOwner for StatefulSet {
     }
 
     fn of_namespace(caches: &Caches, namespace: &str) -> Vec<Arc<Self>> {
-        caches.stateful_sets.filter(|set| set.namespace() == namespace)
+        caches.stateful_sets_by_namespace.get(namespace)
     }
 
     fn selects(&self, pod: &Pod) -> bool {

@@ -85,6 +85,19 @@ impl FakeApi {
         self.settle(|store| store.create(&target, object.clone()))
     }
 
+    /// Puts what an API beside it shows, in place of what it showed before.
+    pub(crate) fn show(&self, resource: &GroupVersionResource, object: Value) {
+        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+        let (namespace, name) = (text("namespace"), text("name").expect("a name"));
+        let target = Target::object(resource.clone(), namespace.as_deref(), &name);
+        self.settle::<Value>(|store| {
+            if store.get(&target).is_ok() {
+                store.delete(&target, &DeleteOptions::default())?;
+            }
+            store.create(&Target::collection(resource.clone(), namespace.as_deref()), object)
+        });
+    }
+
     pub(crate) fn patch<K: Kind>(&self, namespace: &str, name: &str, patch: Value) -> K {
         self.settle(|store| store.merge_patch(&target::<K>(namespace, name), &patch))
     }
@@ -190,7 +203,7 @@ fn selects(target: &Target, field_selector: &str, key: &Key) -> bool {
 impl Client for FakeApi {
     async fn get(&self, target: &Target) -> Result<Bytes, Error> {
         tokio::task::yield_now().await;
-        Ok(self.store.lock().get(target)?.to_string().into())
+        Ok(self.store.lock().read(target)?.to_string().into())
     }
 
     async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {

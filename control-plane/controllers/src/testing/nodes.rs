@@ -54,6 +54,7 @@ fn step(api: &FakeApi, pod: &Pod, turn: usize) {
     if !pod_is_ready(pod) && image != Some("broken") {
         let status = json!({ "status": {
             "phase": "Running",
+            "startTime": now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             "podIP": format!("10.0.{}.{}", turn / 200 % 200, turn % 200),
             "conditions": [{
                 "type": "Ready", "status": "True",

@@ -50,6 +50,23 @@ impl Store {
         found.ok_or_else(|| missing(target))
     }
 
+    /// What a request reads: the object, or its scale.
+    pub(super) fn read(&self, target: &Target) -> Result<Value, Error> {
+        let object = self.get(target)?;
+        if target.subresource.as_deref() != Some("scale") {
+            return Ok(object);
+        }
+        let labels = object["spec"]["selector"]["matchLabels"].as_object().cloned().unwrap_or_default();
+        let pairs = labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+        let selector = pairs.collect::<Vec<_>>().join(",");
+        let replicas = object["status"]["replicas"].as_i64().unwrap_or_default();
+        Ok(json!({
+            "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
+            "spec": { "replicas": object["spec"]["replicas"] },
+            "status": { "replicas": replicas, "selector": selector },
+        }))
+    }
+
     pub(super) fn create(&mut self, target: &Target, mut object: Value) -> Result<Value, Error> {
         self.made += 1;
         let namespace = target.namespace.clone().unwrap_or_default();
@@ -108,6 +125,11 @@ impl Store {
                     new["metadata"]["annotations"] = annotations;
                 }
             }
+            Some("scale") => {
+                let replicas = new["spec"]["replicas"].clone();
+                new = old.clone();
+                new["spec"]["replicas"] = replicas;
+            }
             Some("finalize") => {
                 let finalizers = new["spec"]["finalizers"].clone();
                 new = old.clone();
@@ -119,7 +141,8 @@ impl Store {
             new["metadata"][kept] = old["metadata"][kept].clone();
         }
         prune_nulls(&mut new);
-        if new.get("spec") != old.get("spec") && target.subresource.is_none() {
+        if new.get("spec") != old.get("spec") && matches!(target.subresource.as_deref(), None | Some("scale"))
+        {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
             new["metadata"]["generation"] = json!(generation + 1);
         }

@@ -3,6 +3,9 @@
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use serde_json::{Value, json};
 
+/// The number of the node and the pod that come and go.
+pub(crate) const CHURNED: usize = 1_000_000;
+
 fn typed<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("the objects below are well-formed")
 }

@@ -1,8 +1,5 @@
 //! Upstream's workloads at 5,000 nodes, with its numbers of nodes and pods and its floors (pods/s).
 
-use std::time::Duration;
-
-use hawser_scheduler::Core;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 
 use crate::objects;
@@ -30,7 +27,14 @@ pub(crate) enum Step {
     Measured {
         count: usize,
         make: fn(usize) -> Pod,
-        churn: Option<fn(&mut Core, usize)>,
+        /// A node and a pod that fits nowhere come and go meanwhile.
+        churns: bool,
+    },
+    /// Pods that come evenly; measured is how long each takes. Nothing for a scheduler alone, which has no wire.
+    Arriving {
+        count: usize,
+        make: fn(usize) -> Pod,
+        per_second: u32,
     },
 }
 
@@ -95,7 +99,7 @@ pub(crate) fn all() -> Vec<Workload> {
             floor: 265,
             steps: vec![
                 nodes(&[]),
-                Step::Measured { count: 10_000, make: objects::default_pod, churn: Some(churn) },
+                Step::Measured { count: 10_000, make: objects::default_pod, churns: true },
             ],
         },
         Workload {
@@ -107,6 +111,14 @@ pub(crate) fn all() -> Vec<Workload> {
                 measured(10_000, objects::default_pod),
             ],
         },
+        Workload {
+            name: "SteadyArrival",
+            floor: 0,
+            steps: vec![
+                nodes(&[]),
+                Step::Arriving { count: 5000, make: objects::default_pod, per_second: 500 },
+            ],
+        },
     ]
 }
 
@@ -115,16 +127,5 @@ fn nodes(zones: &[&str]) -> Step {
 }
 
 fn measured(count: usize, make: fn(usize) -> Pod) -> Step {
-    Step::Measured { count, make, churn: None }
-}
-
-/// A node and a pod that fits nowhere come and go, both before each batch of pods.
-fn churn(core: &mut Core, round: usize) {
-    let now = Duration::from_secs(round as u64);
-    let node = objects::node(1_000_000, &[]);
-    core.node_removed(node.metadata.name.as_deref().unwrap_or_default(), now);
-    core.node_changed(&node, now);
-    let pod = objects::too_large(1_000_000);
-    core.pod_removed(pod.metadata.uid.as_deref().unwrap_or_default(), now);
-    core.pod_changed(&pod, now);
+    Step::Measured { count, make, churns: false }
 }

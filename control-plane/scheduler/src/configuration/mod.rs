@@ -1,10 +1,12 @@
 //! KubeSchedulerConfiguration (`kubescheduler.config.k8s.io/v1`): profiles, plugins with weights, and their arguments.
 //!
-//! Read once into [`Profile`]s. Errors name the field. Unknown fields and plugins are refused, and so is what this scheduler
-//! does not have (extenders); settings of upstream's process that mean nothing here are read and have no effect.
+//! Read once into [`Profile`]s and extenders. Errors name the field. Unknown fields and plugins are refused; settings of
+//! upstream's process that mean nothing here are read and have no effect.
 
 mod args;
+mod extenders;
 mod plugins;
+mod trusting;
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +14,7 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{config::Config, profile::Profile};
+use crate::{config::Config, extender::Extender, profile::Profile};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -22,7 +24,8 @@ struct File {
     pod_initial_backoff_seconds: Option<u64>,
     pod_max_backoff_seconds: Option<u64>,
     profiles: Option<Vec<ProfileFile>>,
-    extenders: Option<Vec<Value>>,
+    #[serde(default)]
+    extenders: Vec<extenders::ExtenderFile>,
     /// About upstream's process, not about where pods go.
     #[serde(rename = "parallelism")]
     _parallelism: Option<Value>,
@@ -57,6 +60,10 @@ struct ProfileFile {
 #[derive(Clone, Debug)]
 pub struct Profiles(pub(crate) Vec<Arc<Profile>>);
 
+/// Programs outside that have a say, in their order; none unless a file says otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Extenders(pub(crate) Vec<Arc<Extender>>);
+
 impl Default for Profiles {
     fn default() -> Self {
         Self(vec![Arc::new(Profile::default())])
@@ -70,7 +77,6 @@ impl Config {
         let version = &file.api_version;
         ensure!(version == "kubescheduler.config.k8s.io/v1", "apiVersion: {version:?} is not supported");
         ensure!(file.kind == "KubeSchedulerConfiguration", "kind: {:?} is no configuration", file.kind);
-        ensure!(file.extenders.is_none_or(|all| all.is_empty()), "extenders: not supported");
         let seconds = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
         let backoff_first = seconds(file.pod_initial_backoff_seconds, self.backoff_first);
         let backoff_last = seconds(file.pod_max_backoff_seconds, self.backoff_last);
@@ -79,11 +85,12 @@ impl Config {
             backoff_last >= backoff_first,
             "podMaxBackoffSeconds: must be greater than or equal to podInitialBackoffSeconds"
         );
-        let profiles = match file.profiles {
+        let mut profiles = match file.profiles {
             Some(files) => profiles(files)?,
             None => self.profiles,
         };
-        Ok(Self { backoff_first, backoff_last, profiles, ..self })
+        let extenders = Extenders(extenders::extenders(file.extenders, &mut profiles.0)?);
+        Ok(Self { backoff_first, backoff_last, profiles, extenders, ..self })
     }
 }
 

@@ -38,26 +38,8 @@ struct Named {
     weight: Option<i64>,
 }
 
-/// Upstream's plugins that are here, and those that always run because nothing works without them.
+/// Upstream's plugins that always run because nothing works without them.
 const ALWAYS: [&str; 3] = ["SchedulingGates", "PrioritySort", "DefaultBinder"];
-
-pub(super) const PLUGINS: [(&str, Plugin); 15] = [
-    ("NodeUnschedulable", Plugin::NodeUnschedulable),
-    ("NodeName", Plugin::NodeName),
-    ("TaintToleration", Plugin::TaintToleration),
-    ("NodeAffinity", Plugin::NodeAffinity),
-    ("NodePorts", Plugin::NodePorts),
-    ("NodeResourcesFit", Plugin::NodeResourcesFit),
-    ("VolumeRestrictions", Plugin::VolumeRestrictions),
-    ("NodeVolumeLimits", Plugin::NodeVolumeLimits),
-    ("VolumeBinding", Plugin::VolumeBinding),
-    ("VolumeZone", Plugin::VolumeZone),
-    ("PodTopologySpread", Plugin::PodTopologySpread),
-    ("InterPodAffinity", Plugin::InterPodAffinity),
-    ("DefaultPreemption", Plugin::DefaultPreemption),
-    ("NodeResourcesBalancedAllocation", Plugin::NodeResourcesBalancedAllocation),
-    ("ImageLocality", Plugin::ImageLocality),
-];
 
 /// What of a plugin is meant.
 #[derive(Clone, Copy)]
@@ -102,7 +84,7 @@ impl Point {
     fn apply(&self, profile: &mut Profile, parts: Parts) -> anyhow::Result<()> {
         for (index, named) in self.disabled.iter().enumerate() {
             if named.name == "*" {
-                PLUGINS.iter().for_each(|(_, plugin)| switch(profile, *plugin, parts, None));
+                Plugin::ALL.iter().for_each(|plugin| switch(profile, *plugin, parts, None));
             } else if let Some(plugin) =
                 plugin(&named.name).with_context(|| format!("disabled[{index}].name"))?
             {
@@ -126,8 +108,8 @@ fn plugin(name: &str) -> anyhow::Result<Option<Plugin>> {
     if ALWAYS.contains(&name) {
         return Ok(None);
     }
-    match PLUGINS.iter().find(|(known, _)| *known == name) {
-        Some((_, plugin)) => Ok(Some(*plugin)),
+    match Plugin::ALL.into_iter().find(|plugin| plugin.name() == name) {
+        Some(plugin) => Ok(Some(plugin)),
         None => bail!("no plugin is named {name:?}"),
     }
 }

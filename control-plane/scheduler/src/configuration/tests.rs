@@ -67,11 +67,58 @@ profiles:
 }
 
 #[test]
+fn extenders_are_read_and_take_their_resources_off_the_checks() {
+    let config = read(
+        "extenders:
+- urlPrefix: https://127.0.0.1:8443/gpu
+  filterVerb: filter
+  prioritizeVerb: score
+  weight: 2
+  bindVerb: bind
+  enableHTTPS: true
+  httpTimeout: 100ms
+  nodeCacheCapable: true
+  managedResources: [{name: example.com/gpu, ignoredByScheduler: true}, {name: example.com/nic}]
+  ignorable: true
+",
+    )
+    .unwrap();
+    let settings = &config.extenders.0[0].settings;
+    assert_eq!(
+        (settings.filter_verb.as_str(), settings.preempt_verb.as_str(), settings.weight),
+        ("filter", "", 2)
+    );
+    assert!(settings.node_cache_capable && settings.ignorable);
+    assert_eq!(settings.managed_resources, ["example.com/gpu", "example.com/nic"]);
+    assert!(
+        config.profiles.0[0].ignores("example.com/gpu") && !config.profiles.0[0].ignores("example.com/nic")
+    );
+}
+
+#[test]
 fn errors_name_the_field() {
     let plugins = |plugins: &str| format!("profiles: [{{plugins: {plugins}}}]");
     let args =
         |name: &str, args: &str| format!("profiles: [{{pluginConfig: [{{name: {name}, args: {args}}}]}}]");
-    refused("extenders: [{urlPrefix: http://127.0.0.1}]", "extenders: not supported");
+    let extender = |fields: &str| format!("extenders: [{{urlPrefix: 'http://127.0.0.1', {fields}}}]");
+    refused(
+        &extender("prioritizeVerb: score"),
+        "extenders[0]: weight: must be positive with a prioritizeVerb",
+    );
+    refused(&extender("httpTimeout: 5"), "extenders[0]: httpTimeout: \"5\" is no duration");
+    refused(
+        &extender("managedResources: [{name: cpu}]"),
+        "extenders[0].managedResources[0].name: \"cpu\" is no extended resource",
+    );
+    refused(
+        "extenders: [{urlPrefix: 'http://a', bindVerb: b}, {urlPrefix: 'http://b', bindVerb: b}]",
+        "extenders: found 2 extenders implementing bind, only one can implement bind",
+    );
+    refused(
+        "extenders: [{urlPrefix: 'https://a'}]",
+        "extenders[0]: tlsConfig: caFile: is missing, and so is insecure: the extender's certificate could not be checked",
+    );
+    refused("extenders: [{}]", "extenders[0]: urlPrefix: \"\" is no URL: empty string");
     refused("podInitialBackoffSeconds: 0", "podInitialBackoffSeconds: must be greater than 0");
     refused(
         "profiles: [{schedulerName: a}, {schedulerName: a}]",

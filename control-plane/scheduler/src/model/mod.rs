@@ -8,11 +8,14 @@ mod preemption;
 mod spread;
 mod twin;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::{config::Config, scheduler::Scheduler};
+use crate::{
+    config::Config,
+    scheduler::{Decision, Scheduler},
+};
 use generate::{Random, any_namespace, any_node, any_pod};
 use twin::Twin;
 
@@ -73,10 +76,14 @@ impl Pair {
 
     /// Schedules the pod alone and compares. True where it has a node.
     fn schedule(&mut self, name: &str, pod: Value, context: &str) -> bool {
+        let explanation = self.scheduler.explain(&typed(&pod));
+        let explained: BTreeMap<String, i64> =
+            explanation.nodes.iter().filter_map(|node| Some((node.node.clone(), node.total()?))).collect();
+        assert_eq!(explained, self.twin.totals(&pod), "{context}: {pod}");
         self.scheduler.pod_changed(&typed(&pod), self.now);
         let plan = self.scheduler.schedule(1, self.now);
         let expected = self.twin.best(&pod);
-        if let Some(binding) = plan.bindings.first() {
+        if let Some(Decision { binding, .. }) = plan.bindings.first() {
             assert_eq!(binding.pod, name);
             assert!(
                 expected.contains(&binding.node),

@@ -4,6 +4,8 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
+use crate::scheduler::Decision;
+
 use super::{
     Pair,
     generate::{Random, any_labels, any_node, any_pod},
@@ -165,7 +167,7 @@ impl Pair {
         self.scheduler.pod_changed(&typed(&pod), self.now);
         let plan = self.scheduler.schedule(1, self.now);
         let fitting = self.twin.best(&pod);
-        if let Some(binding) = plan.bindings.first() {
+        if let Some(Decision { binding, .. }) = plan.bindings.first() {
             assert!(fitting.contains(&binding.node), "{context}");
             self.twin.pods.insert(name.to_owned(), (pod, binding.node.clone()));
             return false;
@@ -188,7 +190,8 @@ impl Pair {
         self.scheduler.cleared(name, true, self.now);
         self.now += Duration::from_secs(1000);
         let plan = self.scheduler.schedule(1, self.now);
-        let binding = plan.bindings.first().unwrap_or_else(|| panic!("{context}: {:?}", plan.rejected));
+        let decision = plan.bindings.first().unwrap_or_else(|| panic!("{context}: {:?}", plan.rejected));
+        let binding = &decision.binding;
         assert_eq!((binding.pod.as_str(), &binding.node), (name, &found.0), "{context}");
         self.twin.nominated.remove(name);
         self.twin.pods.insert(name.to_owned(), (pod, found.0));

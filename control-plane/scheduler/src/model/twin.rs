@@ -172,8 +172,8 @@ impl Twin {
         format!("0/{} nodes are available: {}.", self.nodes.len(), parts.join(", "))
     }
 
-    /// The best nodes; empty where none fits.
-    pub(super) fn best(&self, pod: &Value) -> BTreeSet<String> {
+    /// Scores of the nodes that fit.
+    pub(super) fn totals(&self, pod: &Value) -> BTreeMap<String, i64> {
         let fitting = self.fitting(pod);
         let mut totals: Vec<i64> = fitting.iter().map(|name| self.resources(pod, name)).collect();
         let mut add = |weight: i64, scores: Vec<i64>| {
@@ -184,13 +184,14 @@ impl Twin {
         add(2, self.spread_scores(pod, &fitting));
         add(2, self.affinity_scores(pod, &fitting));
         add(1, fitting.iter().map(|name| self.image_score(pod, name)).collect());
-        let top = totals.iter().max().copied();
-        fitting
-            .into_iter()
-            .zip(totals)
-            .filter(|(_, total)| Some(*total) == top)
-            .map(|(name, _)| name)
-            .collect()
+        fitting.into_iter().zip(totals).collect()
+    }
+
+    /// The best nodes; empty where none fits.
+    pub(super) fn best(&self, pod: &Value) -> BTreeSet<String> {
+        let totals = self.totals(pod);
+        let top = totals.values().max().copied();
+        totals.into_iter().filter(|(_, total)| Some(*total) == top).map(|(name, _)| name).collect()
     }
 
     fn toleration_scores(&self, pod: &Value, fitting: &[String]) -> Vec<i64> {

@@ -1,18 +1,23 @@
 //! What happens in the cluster, as the shell tells it: taken over into the snapshot, and whoever it helps is woken.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
-    storage::v1::{CSINode, StorageClass},
+    scheduling::v1alpha2::PodGroup,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
 use super::Scheduler;
 use crate::{
+    group::Policy,
     hints::Event,
+    intern::Same,
+    metrics::Cause,
     pod::{self, PodInfo},
+    profile::Profile,
     snapshot::NodeEntry,
 };
 
@@ -26,21 +31,22 @@ impl Scheduler {
                 && entry.taints == node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
         };
         let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
+        let cause = if slot.is_some() { Cause::NodeUpdate } else { Cause::NodeAdd };
         let slot = self.snapshot.put_node(node);
-        self.node_event(slot, &before, relabelled, now);
+        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+        self.wake(&Event::Node { slot, before: &before, relabelled, cause }, now);
     }
 
     pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
-            self.node_event(slot, &HashSet::new(), true, now);
+            let cause = Cause::NodeDelete;
+            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, cause }, now);
         }
     }
 
     pub(crate) fn pod_changed(&mut self, pod: &Pod, now: Duration) {
-        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-        let profile =
-            self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name));
+        let profile = self.profile_of(pod);
         let ours = profile.is_some();
         let profile = profile.unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
@@ -56,12 +62,22 @@ impl Scheduler {
             if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
                 self.snapshot.nominate(&info, node);
             }
-            self.queue.add(info, now);
+            // While extenders are asked about it, it waits nowhere else.
+            if !self.is_asked(&info) {
+                self.queue.add(info, now);
+            }
         }
+    }
+
+    /// The rules for the pod; `None` where it is for another scheduler.
+    pub(super) fn profile_of(&self, pod: &Pod) -> Option<&Arc<Profile>> {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        self.profiles.iter().find(|profile| name.is_none_or(|name| name == profile.scheduler_name))
     }
 
     pub(crate) fn pod_removed(&mut self, uid: &str, now: Duration) {
         self.forget(uid, now);
+        self.done.remove(uid);
         if let Some(assumed) = self.assumed.remove(uid) {
             self.take_back(&assumed.provisions, now);
         }
@@ -79,7 +95,7 @@ impl Scheduler {
 
     pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {
         self.snapshot.volumes.put_volume(volume);
-        self.wake(&Event::StorageChanged, now);
+        self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
     }
 
     pub(crate) fn volume_removed(&mut self, name: &str) {
@@ -88,11 +104,43 @@ impl Scheduler {
 
     pub(crate) fn class_changed(&mut self, class: &StorageClass, now: Duration) {
         self.snapshot.volumes.put_class(class);
-        self.wake(&Event::StorageChanged, now);
+        self.wake(&Event::StorageChanged(Cause::StorageClassUpdate), now);
     }
 
     pub(crate) fn class_removed(&mut self, name: &str) {
         self.snapshot.volumes.remove_class(name);
+    }
+
+    pub(crate) fn pod_group_changed(&mut self, group: &PodGroup, now: Duration) {
+        let key = ObjectKey::of(group);
+        let policy = Policy::of(group);
+        if self.pod_groups.get(&key) != Some(&policy) {
+            self.pod_groups.insert(key.clone(), policy);
+            self.wake(&Event::PodGroupChanged(&key), now);
+        }
+    }
+
+    pub(crate) fn pod_group_removed(&mut self, key: &ObjectKey) {
+        self.pod_groups.remove(key);
+    }
+
+    pub(crate) fn driver_changed(&mut self, driver: &CSIDriver, now: Duration) {
+        self.snapshot.volumes.put_driver(driver);
+        self.wake(&Event::StorageChanged(Cause::CsiDriverUpdate), now);
+    }
+
+    pub(crate) fn driver_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_driver(name);
+        self.wake(&Event::StorageChanged(Cause::CsiDriverUpdate), now);
+    }
+
+    pub(crate) fn capacity_changed(&mut self, capacity: &CSIStorageCapacity, now: Duration) {
+        self.snapshot.volumes.put_capacity(capacity);
+        self.wake(&Event::StorageChanged(Cause::CsiStorageCapacityUpdate), now);
+    }
+
+    pub(crate) fn capacity_removed(&mut self, key: &ObjectKey) {
+        self.snapshot.volumes.remove_capacity(key);
     }
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
@@ -127,6 +175,7 @@ impl Scheduler {
         self.forget(&pod.uid, now);
         self.assumed.remove(&pod.uid);
         if over {
+            self.done.add(pod);
             self.free(&pod.uid, now);
             return;
         }
@@ -138,7 +187,7 @@ impl Scheduler {
             Some((before_slot, known)) => {
                 if before_slot != slot || known.wishes() != pod.wishes() {
                     // A pod that moves or shrinks leaves room behind.
-                    self.node_event(before_slot, &before, false, now);
+                    self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);
                     self.wake(&Event::PodGone(&known), now);
                 } else if known.going != pod.going {

@@ -2,8 +2,9 @@
 //!
 //! VolumeRestrictions, NodeVolumeLimits, VolumeBinding and VolumeZone of upstream. A volume that is to be bound when its
 //! pod has a node is promised to the claim from the decision until the API shows it, so that no volume is
-//! promised twice. Bounded by the claims, volumes and nodes of the cluster.
+//! promised twice. Free storage counts where drivers publish it ([`capacity`]). Bounded by the claims, volumes and nodes of the cluster.
 
+mod capacity;
 mod objects;
 mod view;
 
@@ -12,12 +13,13 @@ use std::collections::{BTreeMap, HashMap};
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
 pub(crate) use objects::{PodVolumes, SELECTED_NODE};
-pub(crate) use view::{Trouble, VolumeView};
+pub(crate) use view::{Lacking, Trouble, VolumeView};
 
+use capacity::Capacities;
 use objects::{Claim, Class, Volume};
 
 use crate::pod::PodInfo;
@@ -28,6 +30,7 @@ pub(crate) struct Volumes {
     /// Ordered, so that a run can be repeated.
     volumes: BTreeMap<String, Volume>,
     classes: HashMap<String, Class>,
+    capacities: Capacities,
     /// How many volumes of a driver a node takes, by node and driver.
     limits: HashMap<String, HashMap<String, usize>>,
     /// Placed pods that use a claim.
@@ -94,6 +97,26 @@ impl Volumes {
 
     pub(crate) fn remove_class(&mut self, name: &str) {
         self.classes.remove(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_driver(&mut self, driver: &CSIDriver) {
+        self.capacities.put_driver(driver);
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_driver(&mut self, name: &str) {
+        self.capacities.remove_driver(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_capacity(&mut self, capacity: &CSIStorageCapacity) {
+        self.capacities.put(capacity);
+        self.version += 1;
+    }
+
+    pub(crate) fn remove_capacity(&mut self, key: &ObjectKey) {
+        self.capacities.remove(key);
         self.version += 1;
     }
 

@@ -116,7 +116,7 @@ fn bound_volumes_decide_on_the_node() {
     let mut scheduler = scheduler();
     scheduler.claim_changed(&typed(claim("c", "local", Some("v"))), NOW);
     scheduler.volume_changed(&typed(volume("v", "local", "5Gi", "n2")), NOW);
-    assert_eq!(schedule(&mut scheduler, "p1", &["c"]).bindings[0].node, "n2");
+    assert_eq!(schedule(&mut scheduler, "p1", &["c"]).bindings[0].binding.node, "n2");
     scheduler.volume_changed(&typed(volume("v", "local", "5Gi", "n3")), NOW);
     refused(
         &schedule(&mut scheduler, "p2", &["c"]),
@@ -145,7 +145,10 @@ fn the_smallest_volume_is_promised_once() {
     let given = |plan: &Plan| plan.provisionings[0].provisions.volumes[0].0.clone();
     let first = schedule(&mut scheduler, "p1", &["c1"]);
     assert!(first.bindings.is_empty());
-    assert_eq!((given(&first), first.provisionings[0].binding.node.as_str()), ("small".to_owned(), "n1"));
+    assert_eq!(
+        (given(&first), first.provisionings[0].decision.binding.node.as_str()),
+        ("small".to_owned(), "n1")
+    );
     assert_eq!(given(&schedule(&mut scheduler, "p2", &["c2"])), "large");
     let none = "2 node(s) didn't find available persistent volumes to bind";
     refused(&schedule(&mut scheduler, "p3", &["c3"]), none);
@@ -166,13 +169,13 @@ fn new_volumes_are_made_where_the_class_allows() {
     scheduler.class_changed(&typed(class), NOW);
     scheduler.claim_changed(&typed(claim("c", "zonal", None)), NOW);
     let plan = schedule(&mut scheduler, "p1", &["c"]);
-    assert_eq!(plan.provisionings[0].binding.node, "n2");
+    assert_eq!(plan.provisionings[0].decision.binding.node, "n2");
     assert_eq!(plan.provisionings[0].provisions.provisioned[0].name, "c");
     // A second pod of the claim goes where the volume will be.
     scheduler.claim_changed(&typed(claim("late", "late", None)), NOW);
-    let node = schedule(&mut scheduler, "p2", &["late"]).provisionings[0].binding.node.clone();
+    let node = schedule(&mut scheduler, "p2", &["late"]).provisionings[0].decision.binding.node.clone();
     for name in ["p3", "p4", "p5"] {
-        assert_eq!(schedule(&mut scheduler, name, &["late"]).provisionings[0].binding.node, node);
+        assert_eq!(schedule(&mut scheduler, name, &["late"]).provisionings[0].decision.binding.node, node);
     }
 }
 
@@ -189,7 +192,7 @@ fn one_pod_alone_may_use_an_exclusive_claim() {
         "2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
     );
     scheduler.pod_removed("p1", NOW);
-    assert_eq!(scheduler.schedule(1, NOW).bindings[0].pod, "p2");
+    assert_eq!(scheduler.schedule(1, NOW).bindings[0].binding.pod, "p2");
 }
 
 #[test]
@@ -219,7 +222,7 @@ fn nodes_take_as_many_volumes_as_their_driver_says() {
     let mut nodes: Vec<String> = (0..4)
         .map(|index| {
             let plan = schedule(&mut scheduler, &format!("p{index}"), &[&format!("c{index}")]);
-            plan.provisionings[0].binding.node.clone()
+            plan.provisionings[0].decision.binding.node.clone()
         })
         .collect();
     nodes.sort();
@@ -228,5 +231,26 @@ fn nodes_take_as_many_volumes_as_their_driver_says() {
     // A volume that is there already counts once.
     assert_eq!(schedule(&mut scheduler, "again", &["c0"]).rejected.len(), 0);
     scheduler.pod_removed("p1", NOW);
-    assert_eq!(scheduler.schedule(1, NOW).provisionings[0].binding.pod, "p4");
+    assert_eq!(scheduler.schedule(1, NOW).provisionings[0].decision.binding.pod, "p4");
+}
+
+#[test]
+fn a_volume_is_made_where_its_driver_has_room() {
+    let mut scheduler = scheduler();
+    let driver = json!({ "metadata": { "name": "disks.example.com" }, "spec": { "storageCapacity": true } });
+    scheduler.driver_changed(&typed(driver), NOW);
+    scheduler.claim_changed(&typed(claim("c", "late", None)), NOW);
+    let capacity = |zone: &str, size: &str| {
+        typed(json!({
+            "metadata": { "name": zone, "namespace": "driver" }, "storageClassName": "late", "capacity": size,
+            "nodeTopology": { "matchLabels": { "topology.kubernetes.io/zone": zone } },
+        }))
+    };
+    scheduler.capacity_changed(&capacity("a", "1Gi"), NOW);
+    let plan = schedule(&mut scheduler, "p", &["c"]);
+    refused(&plan, "2 node(s) did not have enough free storage");
+    // It is tried again when there is room.
+    scheduler.capacity_changed(&capacity("b", "5Gi"), NOW);
+    let plan = scheduler.schedule(1, Duration::from_secs(10));
+    assert_eq!(plan.provisionings[0].decision.binding.node, "n2");
 }

@@ -22,6 +22,15 @@ pub(crate) struct Trouble {
     pub(crate) message: String,
 }
 
+/// Why a node cannot have the volumes of unbound claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lacking {
+    /// None is there, and none can be made for it.
+    Volume,
+    /// The driver has not enough free storage there.
+    Space,
+}
+
 pub(crate) struct VolumeView<'a> {
     pod: &'a PodInfo,
     all: &'a Volumes,
@@ -135,23 +144,23 @@ impl<'a> VolumeView<'a> {
         }
         if on(Plugin::VolumeBinding) {
             let conflict = self.bound.iter().any(|volume| !volume.reaches(&node.name, &node.labels));
-            let unbindable = self.provisions(node).is_none();
-            if conflict || unbindable || self.missing {
-                return Some(Refusal::Volumes { conflict, unbindable, missing: self.missing });
+            let lacking = self.provisions(node).err();
+            if conflict || lacking.is_some() || self.missing {
+                return Some(Refusal::Volumes { conflict, lacking, missing: self.missing });
             }
         }
         (on(Plugin::VolumeZone) && !self.in_zone(node)).then_some(Refusal::VolumeZone)
     }
 
-    /// What has to be written for the pod to run on the node; `None` where that cannot be.
-    pub(crate) fn provisions(&self, node: &NodeEntry) -> Option<Provisions> {
+    /// What has to be written for the pod to run on the node.
+    pub(crate) fn provisions(&self, node: &NodeEntry) -> Result<Provisions, Lacking> {
         let mut provisions = Provisions::default();
-        let mut chosen = HashSet::new();
+        let (mut chosen, mut to_make) = (HashSet::new(), Vec::new());
         for claim in &self.unbound {
             provisions.wait_for.push(claim.key.clone());
             let selected = claim.selected_node.as_ref().or_else(|| self.all.selected.get(&claim.key));
             if selected.is_some_and(|selected| *selected != node.name) {
-                return None;
+                return Err(Lacking::Volume);
             }
             let found = if selected.is_none() { self.find(claim, node, &chosen) } else { None };
             if let Some(volume) = found {
@@ -159,13 +168,21 @@ impl<'a> VolumeView<'a> {
                 provisions.volumes.push((volume.name.clone(), claim.key.clone()));
                 continue;
             }
-            let class = self.all.classes.get(&claim.class)?;
+            to_make.push(*claim);
+        }
+        // After all that are there: a lack of volumes is told before a lack of space.
+        for claim in to_make {
+            let class = self.all.classes.get(&claim.class).ok_or(Lacking::Volume)?;
             if !class.provisions() || !class.allows(&node.labels) {
-                return None;
+                return Err(Lacking::Volume);
+            }
+            let (driver, bytes) = (&class.provisioner, claim.bytes);
+            if !self.all.capacities.suffice(driver, &claim.class, bytes, &node.labels) {
+                return Err(Lacking::Space);
             }
             provisions.provisioned.push(claim.key.clone());
         }
-        Some(provisions)
+        Ok(provisions)
     }
 
     /// The smallest volume that does for the claim.

@@ -1,5 +1,7 @@
 //! An API server in memory that keeps the rules a scheduler could break, and fails when told to.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -22,6 +24,7 @@ use hawser_api::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// What happens to a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub(crate) enum Fault {
     LoseBefore,
     /// The answer is lost after the write.
     LoseAfter,
+    /// The client dies before the write, or after it: nothing of it is heard any more.
+    DieBefore,
+    DieAfter,
 }
 
 #[derive(Default)]
@@ -104,6 +110,13 @@ impl Fake {
         self.changed.notify_waiters();
     }
 
+    /// Binds for somebody else than a scheduler.
+    pub(crate) fn bind_now(&self, binding: &Binding) -> Result<(), Error> {
+        let result = self.state.lock().bind(binding);
+        self.changed.notify_waiters();
+        result
+    }
+
     pub(crate) fn fail_next(&self, faults: &[Fault]) {
         self.state.lock().faults = faults.iter().rev().copied().collect();
     }
@@ -172,7 +185,8 @@ impl State {
         match fault {
             Fault::Refuse => return Err(Error::new(Reason::Conflict, "told to refuse")),
             Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
-            Fault::None | Fault::LoseAfter => (),
+            Fault::DieBefore => return Err(died()),
+            Fault::None | Fault::LoseAfter | Fault::DieAfter => (),
         }
         let key = ("pods".to_owned(), format!("{}/{}", binding.namespace, binding.pod));
         let Some(mut pod) = self.objects.get(&key).cloned() else {
@@ -205,7 +219,11 @@ impl State {
         }
         pod["spec"]["nodeName"] = binding.node.clone().into();
         self.put("pods", pod);
-        if fault == Fault::LoseAfter { Err(Error::timeout("told to lose the answer")) } else { Ok(()) }
+        match fault {
+            Fault::LoseAfter => Err(Error::timeout("told to lose the answer")),
+            Fault::DieAfter => Err(died()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -248,19 +266,41 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The client that the scheduler gets.
-pub(crate) struct Connection(pub(crate) Arc<Fake>);
+fn died() -> Error {
+    Error::new(Reason::Unknown, "told to die")
+}
+
+/// The client that a scheduler gets.
+pub(crate) struct Connection {
+    fake: Arc<Fake>,
+    /// The scheduler is to be killed: no call returns any more.
+    pub(crate) dead: CancellationToken,
+}
+
+impl Connection {
+    pub(crate) fn new(fake: &Arc<Fake>) -> Arc<Self> {
+        Arc::new(Self { fake: fake.clone(), dead: CancellationToken::new() })
+    }
+
+    async fn alive(&self) {
+        if self.dead.is_cancelled() {
+            std::future::pending().await
+        }
+    }
+}
 
 #[async_trait]
 impl Client for Connection {
     async fn get(&self, target: &Target) -> Result<Bytes, Error> {
-        let state = self.0.state.lock();
+        self.alive().await;
+        let state = self.fake.state.lock();
         let found = state.objects.get(&(target.resource.resource.to_string(), key(target)));
         found.map(encode).ok_or_else(|| Error::not_found(&target.resource, &key(target)))
     }
 
     async fn list(&self, target: &Target, _: &ListOptions) -> Result<List, Error> {
-        let state = self.0.state.lock();
+        self.alive().await;
+        let state = self.fake.state.lock();
         let of_kind = state.objects.iter().filter(|((kind, _), _)| *kind == target.resource.resource);
         let items = of_kind.map(|(_, object)| encode(object)).collect();
         Ok(List { items, resource_version: state.version.to_string() })
@@ -269,9 +309,9 @@ impl Client for Connection {
     async fn watch(&self, target: &Target, options: &WatchOptions) -> Result<WatchStream, Error> {
         let from: u64 = options.resource_version.parse().unwrap();
         let resource = target.resource.resource.to_string();
-        let cuts = self.0.state.lock().cuts.0;
+        let cuts = self.fake.state.lock().cuts.0;
         let events =
-            stream::unfold((self.0.clone(), from, resource), move |(fake, seen, resource)| async move {
+            stream::unfold((self.fake.clone(), from, resource), move |(fake, seen, resource)| async move {
                 let at = fake.clone();
                 loop {
                     let notified = at.changed.notified();
@@ -307,22 +347,45 @@ impl Client for Connection {
     }
 
     async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
-        self.0.put(&target.resource.resource, serde_json::from_slice(&object).unwrap());
-        Ok(object)
+        self.alive().await;
+        let object: Value = serde_json::from_slice(&object).unwrap();
+        let place = (target.resource.resource.to_string(), key_of(&object));
+        {
+            let mut state = self.fake.state.lock();
+            if state.objects.contains_key(&place) {
+                return Err(Error::already_exists(&target.resource, &place.1));
+            }
+            state.put(&place.0, object.clone());
+        }
+        self.fake.changed.notify_waiters();
+        Ok(encode(&object))
     }
 
     async fn update(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
-        self.0.put(&target.resource.resource, serde_json::from_slice(&object).unwrap());
-        Ok(object)
+        self.alive().await;
+        let object: Value = serde_json::from_slice(&object).unwrap();
+        let place = (target.resource.resource.to_string(), key_of(&object));
+        {
+            let mut state = self.fake.state.lock();
+            let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+            let known = state.objects.get(&place);
+            if known.is_none_or(|known| version(known) != version(&object)) {
+                return Err(Error::conflict(&target.resource, &place.1, "it has changed"));
+            }
+            state.put(&place.0, object.clone());
+        }
+        self.fake.changed.notify_waiters();
+        Ok(encode(&object))
     }
 
     async fn patch(&self, target: &Target, patch: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
         let (Patch::Merge(patch) | Patch::StrategicMerge(patch)) = patch else {
             return Err(Error::internal("not used by the scheduler"));
         };
+        self.alive().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         let place = (target.resource.resource.to_string(), key(target));
-        let mut state = self.0.state.lock();
+        let mut state = self.fake.state.lock();
         state.refuse_write()?;
         let Some(mut object) = state.objects.get(&place).cloned() else {
             return Err(Error::not_found(&target.resource, &key(target)));
@@ -330,23 +393,32 @@ impl Client for Connection {
         merge(&mut object, &patch);
         state.put(&place.0, object.clone());
         drop(state);
-        self.0.changed.notify_waiters();
+        self.fake.changed.notify_waiters();
         Ok(encode(&object))
     }
 
     async fn delete(&self, target: &Target, _: &DeleteOptions) -> Result<Bytes, Error> {
-        self.0.state.lock().refuse_write()?;
-        self.0.remove(&target.resource.resource, &key(target));
+        self.alive().await;
+        self.fake.state.lock().refuse_write()?;
+        self.fake.remove(&target.resource.resource, &key(target));
         Ok(encode(&json!({})))
     }
 
     async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {
-        self.0.bind_calls.fetch_add(1, Ordering::Relaxed);
-        let results = {
-            let mut state = self.0.state.lock();
-            bindings.iter().map(|binding| state.bind(binding)).collect()
-        };
-        self.0.changed.notify_waiters();
+        self.alive().await;
+        self.fake.bind_calls.fetch_add(1, Ordering::Relaxed);
+        let mut results = Vec::new();
+        for binding in bindings {
+            let result = self.fake.state.lock().bind(binding);
+            // The rest of the batch was never sent.
+            if result.as_ref().is_err_and(|error| error.reason() == Reason::Unknown) {
+                self.dead.cancel();
+                break;
+            }
+            results.push(result);
+        }
+        self.fake.changed.notify_waiters();
+        self.alive().await;
         results
     }
 }

@@ -32,6 +32,8 @@ pub enum ConfigError {
     KeyMissing { kind: &'static str, namespace: String, name: String, key: String },
     #[error("unsupported {what} {value:?}")]
     Unsupported { what: &'static str, value: String },
+    #[error("volume {volume:?} has volumeMode {mode}, but is specified in {field}")]
+    VolumeMode { volume: String, mode: &'static str, field: &'static str },
     #[error("{0}")]
     RunAsNonRoot(String),
     #[error("failed to prepare subPath for volumeMount {mount:?} of container {container:?}: {message}")]

@@ -123,8 +123,9 @@ fn pod_total(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Opti
     Some(total.max(peak))
 }
 
-fn shares(milli_cpu: i64) -> u64 {
-    (milli_cpu.max(0).unsigned_abs() * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
+/// CPU shares for millicores, between the least and the most that the kernel takes.
+pub fn shares(milli_cpu: i64) -> u64 {
+    (milli_cpu.max(0).unsigned_abs().saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
 fn quota(milli_cpu: i64) -> Resources {

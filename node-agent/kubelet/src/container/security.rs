@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use hawser_runtime::{Image, Seccomp, Security};
-use k8s_openapi::api::core::v1::SeccompProfile;
+use hawser_runtime::{AppArmor, Image, SeLinux, Seccomp, Security};
+use k8s_openapi::api::core::v1::{AppArmorProfile, SELinuxOptions, SeccompProfile};
 
 use super::ConfigError;
 use crate::pod::{DesiredContainer, DesiredPod};
@@ -37,12 +37,41 @@ pub fn security(
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         seccomp: if privileged { Seccomp::Unconfined } else { to_seccomp(seccomp, root_dir) },
+        apparmor: match privileged {
+            true => AppArmor::Unconfined,
+            false => to_apparmor(apparmor_profile(pod, container)),
+        },
+        selinux: to_selinux(own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref())),
         unmasked_proc: own.proc_mount.as_deref() == Some("Unmasked"),
     })
 }
 
 fn id(value: Option<i64>) -> Option<u32> {
     value.and_then(|n| u32::try_from(n).ok())
+}
+
+/// The profile that a container has: its own, else its pod's.
+pub fn apparmor_profile<'a>(
+    pod: &'a DesiredPod,
+    container: &'a DesiredContainer,
+) -> Option<&'a AppArmorProfile> {
+    let own = container.spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let of_pod =
+        || pod.spec().security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    own.or_else(of_pod)
+}
+
+fn to_apparmor(profile: Option<&AppArmorProfile>) -> AppArmor {
+    match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
+        Some(("RuntimeDefault", _)) => AppArmor::RuntimeDefault,
+        Some(("Localhost", Some(name))) => AppArmor::Localhost(name.to_owned()),
+        _ => AppArmor::Unconfined,
+    }
+}
+
+fn to_selinux(options: Option<&SELinuxOptions>) -> SeLinux {
+    let SELinuxOptions { user, role, type_, level } = options.cloned().unwrap_or_default();
+    SeLinux { user, role, kind: type_, level }
 }
 
 fn to_seccomp(profile: Option<&SeccompProfile>, root_dir: &Path) -> Seccomp {
@@ -119,6 +148,31 @@ mod tests {
         assert_eq!((merged.run_as_user, merged.run_as_group), (Some(5), Some(2000)));
         assert_eq!(merged.supplemental_groups, [4000, 3000]);
         assert!(merged.no_new_privileges);
+    }
+
+    #[test]
+    fn profile_and_labels_are_the_containers_or_the_pods() {
+        let profile = |type_: &str, name: Option<&str>| {
+            Some(AppArmorProfile { type_: type_.into(), localhost_profile: name.map(str::to_owned) })
+        };
+        let of_pod = || PodSecurityContext {
+            app_armor_profile: profile("Localhost", Some("strict")),
+            se_linux_options: Some(SELinuxOptions {
+                level: Some("s0:c1".into()),
+                ..SELinuxOptions::default()
+            }),
+            ..PodSecurityContext::default()
+        };
+        let security = merged(of_pod(), SecurityContext::default(), "").expect("valid");
+        assert_eq!(security.apparmor, AppArmor::Localhost("strict".into()));
+        assert_eq!(security.selinux.level.as_deref(), Some("s0:c1"));
+        let own = SecurityContext {
+            app_armor_profile: profile("RuntimeDefault", None),
+            ..SecurityContext::default()
+        };
+        assert_eq!(merged(of_pod(), own, "").expect("valid").apparmor, AppArmor::RuntimeDefault);
+        let own = SecurityContext { privileged: Some(true), ..SecurityContext::default() };
+        assert_eq!(merged(of_pod(), own, "").expect("valid").apparmor, AppArmor::Unconfined);
     }
 
     #[test]

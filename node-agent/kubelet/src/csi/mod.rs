@@ -21,7 +21,7 @@ use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use crate::config::Config;
 use crate::pod::DesiredPod;
 use crate::volumes::VolumeError;
-use crate::volumes::{mounts, ownership};
+use crate::volumes::ownership;
 use driver::Drivers;
 use driver::proto::volume_capability::access_mode::Mode;
 use driver::proto::{
@@ -49,8 +49,9 @@ impl Csi {
     /// Shows the volume to the pod, and returns where.
     pub async fn publish(&self, pod: &DesiredPod, volume: &CsiVolume) -> Result<PathBuf, VolumeError> {
         let place = self.config.pod_dir(pod.uid()).join("volumes").join(PLUGIN).join(&volume.name);
-        let target = place.join("mount");
-        if Published::read(&place).is_some() && mounts::is_mount_point(&target).map_err(io(&target))? {
+        let record = Published::of(volume);
+        let target = record.target(&place);
+        if Published::read(&place).is_some() && record.is_shown(&place).map_err(io(&target))? {
             return Ok(target);
         }
         let driver = self.drivers.get(&volume.driver)?;
@@ -65,7 +66,7 @@ impl Csi {
             false => self.attachment(volume).await?,
         };
         // Before the first call: what a crash leaves half-done is found and taken back.
-        Published::of(volume).write(&place).map_err(io(&place))?;
+        record.write(&place).map_err(io(&place))?;
         let mut staging = String::new();
         if capabilities.stages && !volume.is_inline {
             let path = self.staging_path(&volume.driver, &volume.handle);
@@ -115,7 +116,7 @@ impl Csi {
     async fn unpublish(&self, place: &Path) -> Result<(), VolumeError> {
         let Some(known) = Published::read(place) else { return Ok(()) };
         let driver = self.drivers.get(&known.driver_name)?;
-        let target = place.join("mount");
+        let target = known.target(place);
         let request = NodeUnpublishVolumeRequest {
             volume_id: known.volume_handle.clone(),
             target_path: target.to_string_lossy().into_owned(),
@@ -209,6 +210,7 @@ fn ownership_applies(policy: Option<&str>, volume: &CsiVolume) -> bool {
         Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter
     );
     !volume.read_only
+        && !volume.is_block
         && match policy {
             Some("File") => true,
             Some("None") => false,

@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::PLUGIN;
 use super::volume::CsiVolume;
+use crate::volumes::mounts;
 
 const FILE: &str = "vol_data.json";
+const MOUNT: &str = "mount";
+const DEVICE: &str = "device";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,6 +23,9 @@ pub(super) struct Published {
     #[serde(rename = "specVolID")]
     spec_vol_id: String,
     volume_lifecycle_mode: String,
+    /// A device, not a file system. (Upstream keeps these elsewhere.)
+    #[serde(default)]
+    is_block: bool,
 }
 
 impl Published {
@@ -29,6 +36,20 @@ impl Published {
             volume_handle: volume.handle.clone(),
             spec_vol_id: volume.name.clone(),
             volume_lifecycle_mode: mode.to_owned(),
+            is_block: volume.is_block,
+        }
+    }
+
+    /// Where the driver shows it.
+    pub(super) fn target(&self, place: &Path) -> PathBuf {
+        place.join(if self.is_block { DEVICE } else { MOUNT })
+    }
+
+    pub(super) fn is_shown(&self, place: &Path) -> io::Result<bool> {
+        let target = self.target(place);
+        match self.is_block {
+            true => Ok(fs::metadata(&target).is_ok_and(|found| found.file_type().is_block_device())),
+            false => mounts::is_mount_point(&target),
         }
     }
 
@@ -62,7 +83,12 @@ pub(super) fn all(root_dir: &Path) -> Vec<Published> {
 
 /// Removes what was kept of a volume that is not shown any more.
 pub(super) fn forget(place: &Path) -> io::Result<()> {
-    remove_empty(&place.join("mount"))?;
+    remove_empty(&place.join(MOUNT))?;
+    // A node, or the file that one was bound to; what the device holds is elsewhere.
+    match fs::remove_file(place.join(DEVICE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     fs::remove_file(place.join(FILE))?;
     remove_empty(place)
 }

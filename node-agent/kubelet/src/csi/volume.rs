@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::driver::proto::VolumeCapability;
 use super::driver::proto::volume_capability::access_mode::Mode;
-use super::driver::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use super::driver::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct CsiVolume {
@@ -20,6 +20,8 @@ pub struct CsiVolume {
     pub attributes: BTreeMap<String, String>,
     pub mount_options: Vec<String>,
     pub access_mode: Mode,
+    /// A device, not a file system.
+    pub is_block: bool,
     /// Named by the pod itself: it lives as long as the pod.
     pub is_inline: bool,
     pub stage_secret: Option<SecretReference>,
@@ -41,6 +43,7 @@ impl CsiVolume {
             attributes: source.volume_attributes.clone().unwrap_or_default(),
             mount_options: spec.mount_options.clone().unwrap_or_default(),
             access_mode: access_mode(modes),
+            is_block: spec.volume_mode.as_deref() == Some("Block"),
             is_inline: false,
             stage_secret: source.node_stage_secret_ref.clone(),
             publish_secret: source.node_publish_secret_ref.clone(),
@@ -63,6 +66,7 @@ impl CsiVolume {
             attributes: source.volume_attributes.clone().unwrap_or_default(),
             mount_options: Vec::new(),
             access_mode: Mode::SingleNodeWriter,
+            is_block: false,
             is_inline: true,
             stage_secret: None,
             publish_secret: secret,
@@ -71,15 +75,16 @@ impl CsiVolume {
 
     /// As drivers are told of it; `group` owns the files where the driver sees to that.
     pub fn capability(&self, group: Option<i64>) -> VolumeCapability {
+        let access_mode = Some(AccessMode { mode: self.access_mode.into() });
+        if self.is_block {
+            return VolumeCapability { access_type: Some(AccessType::Block(BlockVolume {})), access_mode };
+        }
         let mount = MountVolume {
             fs_type: self.fs_type.clone(),
             mount_flags: self.mount_options.clone(),
             volume_mount_group: group.map(|g| g.to_string()).unwrap_or_default(),
         };
-        VolumeCapability {
-            access_type: Some(AccessType::Mount(mount)),
-            access_mode: Some(AccessMode { mode: self.access_mode.into() }),
-        }
+        VolumeCapability { access_type: Some(AccessType::Mount(mount)), access_mode }
     }
 }
 

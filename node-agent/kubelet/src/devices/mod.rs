@@ -1,8 +1,8 @@
 //! Devices of device plugins (`deviceplugin/v1beta1`): what a node has, who gets it, and what a container needs for it.
 //!
 //! A plugin registers at the kubelet's socket below `device-plugins`; its devices are followed for as long as it answers
-//! ([`plugins`]). Devices are granted when a pod is taken ([`ledger`]), noted on disk, and given back when it has ended.
-//! What a container needs to use them, the plugin says before each start.
+//! ([`plugins`]). Devices are granted when a pod is taken ([`ledger`]), noted on disk before its containers use them, and
+//! given back when it has ended. What a container needs to use them, the plugin says before each start.
 
 pub mod ledger;
 pub mod plugins;
@@ -18,10 +18,12 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::config::Config;
+use crate::durable;
+use crate::locality::{Hint, Near};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 use crate::sockets::connect;
-use ledger::{Granted, Ledger};
+use ledger::{Device, Granted, Ledger};
 use plugins::proto::device_plugin_client::DevicePluginClient;
 use plugins::proto::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest,
@@ -39,6 +41,8 @@ pub struct Devices {
 struct Inner {
     dir: PathBuf,
     ledger: Mutex<Ledger>,
+    /// The ledger's version that is on disk; held while one is written, so that none follows a newer one.
+    noted: Mutex<u64>,
     plugins: Mutex<BTreeMap<String, Plugin>>,
     /// Numbers of devices, for the node's status.
     counts: watch::Sender<Counts>,
@@ -67,41 +71,58 @@ impl Devices {
         };
         let ledger = Mutex::new(Ledger { granted, ..Ledger::default() });
         let (counts, _) = watch::channel(Counts::new());
-        Self { inner: Arc::new(Inner { dir, ledger, plugins: Mutex::default(), counts }) }
+        Self {
+            inner: Arc::new(Inner {
+                dir,
+                ledger,
+                noted: Mutex::default(),
+                plugins: Mutex::default(),
+                counts,
+            }),
+        }
     }
 
     pub fn counts(&self) -> watch::Receiver<Counts> {
         self.inner.counts.subscribe()
     }
 
-    /// Grants a pod that is being taken what it asks for.
-    pub fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
-        let mut ledger = self.inner.ledger.lock();
-        let before = ledger.granted.clone();
-        ledger.grant(pod)?;
-        if ledger.granted != before
-            && let Err(error) = self.inner.write(&ledger.granted)
-        {
-            ledger.release(pod.uid());
-            let message = format!("Allocate failed due to {error}, which is unexpected");
-            return Err(Verdict::refusal("UnexpectedAdmissionError", &message));
-        }
-        Ok(())
+    /// Grants a pod that is being taken what it asks for. It is on disk before a container has any of it.
+    pub fn grant(&self, pod: &DesiredPod, near: &Near) -> Result<(), Verdict> {
+        self.inner.ledger.lock().grant(pod, near)
+    }
+
+    /// Where the devices of a container of the pod could come from: hints for each resource whose devices have a place.
+    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Vec<Vec<Hint>> {
+        self.inner.ledger.lock().hints(pod, index, near)
     }
 
     /// Gives back what a pod had that has ended. Repeating it is harmless.
     pub fn release(&self, pod_uid: &str) {
-        let mut ledger = self.inner.ledger.lock();
-        if ledger.release(pod_uid)
-            && let Err(error) = self.inner.write(&ledger.granted)
-        {
-            warn!(pod_uid, %error, "devices of an ended pod are still noted as its own");
+        self.release_all(|uid| uid != pod_uid);
+    }
+
+    /// Gives back what pods have that are not to keep it.
+    pub fn release_all(&self, keeps: impl Fn(&str) -> bool) {
+        if self.inner.ledger.lock().release_all(keeps) {
+            let inner = self.inner.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = inner.note() {
+                    // The next note says it too.
+                    warn!(%error, "devices of an ended pod are still noted as its own");
+                }
+            });
         }
     }
 
     /// Puts what the container's devices need into its configuration.
     pub async fn prepare(&self, config: &mut ContainerConfig) -> Result<(), String> {
         let grant = self.inner.ledger.lock().of(&config.pod_uid, &config.name);
+        if grant.is_empty() {
+            return Ok(());
+        }
+        let inner = self.inner.clone();
+        let noted = tokio::task::spawn_blocking(move || inner.note()).await.map_err(std::io::Error::other);
+        noted.flatten().map_err(|error| format!("devices were not noted: {error}"))?;
         for (resource, ids) in grant {
             let plugin = self.inner.plugins.lock().get(&resource).cloned();
             let plugin = plugin.ok_or_else(|| format!("no device plugin serves {resource}"))?;
@@ -149,15 +170,23 @@ fn add(config: &mut ContainerConfig, answer: ContainerAllocateResponse) {
 const CHECKPOINT: &str = "kubelet_internal_checkpoint";
 
 impl Inner {
-    fn write(&self, granted: &Granted) -> std::io::Result<()> {
-        std::fs::create_dir_all(&self.dir)?;
-        let new = self.dir.join("checkpoint.new");
-        std::fs::write(&new, serde_json::to_vec(granted)?)?;
-        std::fs::rename(new, self.dir.join(CHECKPOINT))
+    /// Writes what is granted now, unless that is on disk. The ledger is free meanwhile. Blocks.
+    fn note(&self) -> std::io::Result<()> {
+        let mut noted = self.noted.lock();
+        let (version, content) = {
+            let ledger = self.ledger.lock();
+            if ledger.version == *noted {
+                return Ok(());
+            }
+            (ledger.version, serde_json::to_vec(&ledger.granted)?)
+        };
+        durable::write(&self.dir.join(CHECKPOINT), &content)?;
+        *noted = version;
+        Ok(())
     }
 
     /// Takes the devices of a resource as they are now.
-    fn set_devices(&self, resource: &str, devices: BTreeMap<String, bool>) {
+    fn set_devices(&self, resource: &str, devices: BTreeMap<String, Device>) {
         let mut ledger = self.ledger.lock();
         ledger.devices.insert(resource.to_owned(), devices);
         self.tell(&ledger);
@@ -167,12 +196,54 @@ impl Inner {
     fn mark_unhealthy(&self, resource: &str) {
         let mut ledger = self.ledger.lock();
         let devices = ledger.devices.get_mut(resource).into_iter().flatten();
-        devices.for_each(|(_, healthy)| *healthy = false);
+        devices.for_each(|(_, device)| device.is_healthy = false);
         self.tell(&ledger);
     }
 
     fn tell(&self, ledger: &Ledger) {
         let counts = ledger.counts().map(|(name, all, healthy)| (name.clone(), (all, healthy)));
         self.counts.send_replace(counts.collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::testing::{pod_object, spec, with_resources};
+
+    #[test]
+    fn last_note_is_the_newest_whoever_writes_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let devices = Devices::load(&Config::new("n", [127, 0, 0, 1].into(), dir.path()));
+        let device = Device { is_healthy: true, ..Device::default() };
+        let gpus = (0..40).map(|n| (format!("gpu{n}"), device.clone())).collect();
+        devices.inner.set_devices("test/gpu", gpus);
+        let pods: Vec<DesiredPod> = (0..40)
+            .map(|n| {
+                let main = with_resources("main", &[], &[("test/gpu", "1")]);
+                let mut object = pod_object(spec("Always", vec![], vec![main]));
+                object.metadata.uid = Some(format!("pod{n}"));
+                DesiredPod::new(Arc::new(object))
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for half in pods.chunks(20) {
+                let devices = &devices;
+                scope.spawn(move || {
+                    for pod in half {
+                        devices.grant(pod, &Near::new()).expect("there are enough");
+                        devices.inner.note().expect("noted");
+                    }
+                });
+            }
+        });
+        let noted = || -> Granted {
+            let content = std::fs::read(dir.path().join("device-plugins").join(CHECKPOINT)).expect("a note");
+            serde_json::from_slice(&content).expect("whole")
+        };
+        assert_eq!(noted(), devices.inner.ledger.lock().granted);
+        assert!(devices.inner.ledger.lock().release_all(|uid| uid == "pod7"));
+        devices.inner.note().expect("noted");
+        assert_eq!(noted(), devices.inner.ledger.lock().granted);
     }
 }

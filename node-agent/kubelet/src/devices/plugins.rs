@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::ledger::Device;
 use super::{Devices, Inner, Plugin};
 use crate::sockets::{connect, serve};
 use proto::device_plugin_client::DevicePluginClient;
@@ -114,7 +115,11 @@ async fn follow(inner: &Inner, resource: &str, plugin: &Plugin) -> Result<(), St
     let answer = DevicePluginClient::new(channel).list_and_watch(Empty {}).await;
     let mut stream = answer.map_err(|status| status.to_string())?.into_inner();
     while let Some(list) = stream.message().await.map_err(|status| status.to_string())? {
-        let devices = list.devices.into_iter().map(|device| (device.id, device.health == "Healthy"));
+        let devices = list.devices.into_iter().map(|device| {
+            let nodes = device.topology.into_iter().flat_map(|topology| topology.nodes);
+            let nodes = nodes.filter_map(|node| u32::try_from(node.id).ok()).collect();
+            (device.id, Device { is_healthy: device.health == "Healthy", nodes })
+        });
         inner.set_devices(resource, devices.collect());
     }
     Ok(())

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerState, Runtime};
-use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::clock::AgentClock;
 use crate::config::Config;
-use crate::events::{EventType, Recorder};
+use crate::events::{EventType, Recorder, node_reference};
 use crate::image_gc::ImageCollector;
 use crate::manager::Pods;
 use crate::metrics::Metrics;
@@ -73,6 +72,17 @@ impl Default for Eviction {
 }
 
 impl Eviction {
+    /// The thresholds, and for each hard one of the node's memory the same for what pods may have together: they go before
+    /// the limit of all pods has the kernel choose, as upstream has it.
+    pub fn with_allocatable(&self) -> Self {
+        let memory = self.thresholds.iter().filter(|t| t.is_hard() && t.signal == Signal::MemoryAvailable);
+        let signal = Signal::AllocatableMemoryAvailable;
+        let added: Vec<Threshold> = memory.map(|threshold| Threshold { signal, ..*threshold }).collect();
+        let mut all = self.clone();
+        all.thresholds.extend(added);
+        all
+    }
+
     /// What the hard threshold of a signal withholds from pods.
     pub fn withheld(&self, signal: Signal, capacity: u64) -> u64 {
         let hard = self.thresholds.iter().filter(|t| t.is_hard() && t.signal == signal);
@@ -136,6 +146,10 @@ impl Evictor {
     /// Looks after the node until the token is cancelled.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut monitor = Monitor::default();
+        let eviction = match self.config.enforce_node_allocatable {
+            true => self.config.eviction.with_allocatable(),
+            false => self.config.eviction.clone(),
+        };
         let mut leaving: Option<(String, Instant)> = None;
         let mut tick = tokio::time::interval(self.config.eviction.interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -147,7 +161,7 @@ impl Evictor {
             let snapshot = self.collector.collect().await;
             self.enforce_limits(&snapshot);
             let now = self.clock.now().now;
-            let assessment = monitor.look(&self.config.eviction, |signal| level(&snapshot.node, signal), now);
+            let assessment = monitor.look(&eviction, |signal| level(&snapshot.node, signal), now);
             self.pressure.send_if_modified(|known| {
                 std::mem::replace(known, assessment.pressure) != assessment.pressure
             });
@@ -178,7 +192,7 @@ impl Evictor {
         let signal = threshold.signal;
         let resource = signal.resource();
         self.recorder.event(
-            self.node(),
+            node_reference(&self.config.node_name),
             EventType::Warning,
             "EvictionThresholdMet",
             format!("Attempting to reclaim {resource}"),
@@ -246,15 +260,6 @@ impl Evictor {
         self.metrics.evicted(signal);
         let verdict = Verdict::eviction(EVICTED, &message, grace);
         self.pods.fail(pod.uid(), verdict);
-    }
-
-    fn node(&self) -> ObjectReference {
-        ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(self.config.node_name.clone()),
-            uid: Some(self.config.node_name.clone()),
-            ..ObjectReference::default()
-        }
     }
 }
 

@@ -54,7 +54,7 @@ impl Monitor {
 
     fn pressure(&self) -> Pressure {
         Pressure {
-            memory: self.seen.contains_key(&Signal::MemoryAvailable),
+            memory: self.seen.keys().any(|signal| signal.is_memory()),
             disk: self.seen.keys().any(|signal| signal.is_disk()),
             pids: self.seen.contains_key(&Signal::PidAvailable),
         }

@@ -9,6 +9,7 @@ use crate::container::resources::pod_request;
 use crate::pod::DesiredPod;
 use crate::pod::qos::request;
 use crate::quantity::binary_si;
+use crate::static_pods::is_static;
 use crate::stats::PodStats;
 
 /// A pod that may go.
@@ -30,12 +31,7 @@ const CRITICAL: i32 = 2_000_000_000;
 
 /// Critical and static pods are never evicted.
 pub fn is_critical(pod: &DesiredPod) -> bool {
-    let annotations = pod.object.metadata.annotations.as_ref();
-    let is_static = annotations.is_some_and(|all| {
-        all.contains_key("kubernetes.io/config.mirror")
-            || all.get("kubernetes.io/config.source").is_some_and(|source| source != "api")
-    });
-    is_static || pod.spec().priority.unwrap_or(0) >= CRITICAL
+    is_static(&pod.object) || pod.spec().priority.unwrap_or(0) >= CRITICAL
 }
 
 /// Orders the pods: the first one goes first. Those that use more than they asked for come before all others, then
@@ -55,7 +51,7 @@ pub fn rank(pods: &mut [Candidate], signal: Signal, systems: FileSystems) {
 fn used(candidate: &Candidate, signal: Signal, systems: FileSystems) -> u64 {
     let stats = &candidate.stats;
     match signal {
-        Signal::MemoryAvailable => stats.usage.memory_working_set_bytes,
+        Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => stats.usage.memory_working_set_bytes,
         Signal::PidAvailable => stats.usage.pids,
         Signal::NodefsAvailable | Signal::ImagefsAvailable => disk(stats, signal, systems).bytes,
         Signal::NodefsInodesFree | Signal::ImagefsInodesFree => disk(stats, signal, systems).inodes,
@@ -78,9 +74,10 @@ fn disk(stats: &PodStats, signal: Signal, systems: FileSystems) -> DiskUsage {
 
 fn asked(candidate: &Candidate, signal: Signal) -> u64 {
     let amount = match signal {
-        Signal::MemoryAvailable | Signal::NodefsAvailable | Signal::ImagefsAvailable => {
-            pod_request(candidate.pod.spec(), signal.resource())
-        }
+        Signal::MemoryAvailable
+        | Signal::AllocatableMemoryAvailable
+        | Signal::NodefsAvailable
+        | Signal::ImagefsAvailable => pod_request(candidate.pod.spec(), signal.resource()),
         _ => 0,
     };
     u64::try_from(amount).unwrap_or(0)
@@ -90,8 +87,8 @@ fn asked(candidate: &Candidate, signal: Signal) -> u64 {
 pub fn message(candidate: &Candidate, threshold: &Threshold, level: Level) -> String {
     let resource = threshold.signal.resource();
     let amount = |n: u64| match threshold.signal {
-        Signal::MemoryAvailable | Signal::NodefsAvailable | Signal::ImagefsAvailable => binary_si(n),
-        _ => n.to_string(),
+        Signal::PidAvailable | Signal::NodefsInodesFree | Signal::ImagefsInodesFree => n.to_string(),
+        _ => binary_si(n),
     };
     let mut text = format!(
         "The node was low on resource: {resource}. Threshold quantity: {}, available: {}. ",

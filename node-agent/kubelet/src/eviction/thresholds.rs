@@ -12,6 +12,8 @@ use crate::stats::disk::FsStats;
 pub enum Signal {
     // In the order in which shortages are relieved.
     MemoryAvailable,
+    /// Of what all pods together may have.
+    AllocatableMemoryAvailable,
     NodefsAvailable,
     NodefsInodesFree,
     ImagefsAvailable,
@@ -20,8 +22,9 @@ pub enum Signal {
 }
 
 impl Signal {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::MemoryAvailable,
+        Self::AllocatableMemoryAvailable,
         Self::NodefsAvailable,
         Self::NodefsInodesFree,
         Self::ImagefsAvailable,
@@ -32,6 +35,7 @@ impl Signal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory.available",
+            Self::AllocatableMemoryAvailable => "allocatableMemory.available",
             Self::NodefsAvailable => "nodefs.available",
             Self::NodefsInodesFree => "nodefs.inodesFree",
             Self::ImagefsAvailable => "imagefs.available",
@@ -43,7 +47,7 @@ impl Signal {
     /// What pods are told that the node was low on.
     pub fn resource(self) -> &'static str {
         match self {
-            Self::MemoryAvailable => "memory",
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => "memory",
             Self::NodefsAvailable | Self::ImagefsAvailable => "ephemeral-storage",
             Self::NodefsInodesFree | Self::ImagefsInodesFree => "inodes",
             Self::PidAvailable => "pids",
@@ -52,7 +56,11 @@ impl Signal {
 
     /// Images and dead containers can be removed for it.
     pub fn is_disk(self) -> bool {
-        !matches!(self, Self::MemoryAvailable | Self::PidAvailable)
+        !self.is_memory() && self != Self::PidAvailable
+    }
+
+    pub fn is_memory(self) -> bool {
+        matches!(self, Self::MemoryAvailable | Self::AllocatableMemoryAvailable)
     }
 }
 
@@ -152,6 +160,10 @@ pub fn level(node: &NodeStats, signal: Signal) -> Option<Level> {
             Some(Level { available: node.memory_available_bytes, capacity: node.memory_total_bytes })
                 .filter(|level| level.capacity > 0)
         }
+        Signal::AllocatableMemoryAvailable => node.pods_memory.map(|memory| Level {
+            available: memory.limit_bytes.saturating_sub(memory.working_set_bytes),
+            capacity: memory.limit_bytes,
+        }),
         Signal::NodefsAvailable => node.fs.map(bytes),
         Signal::NodefsInodesFree => node.fs.and_then(inodes),
         Signal::ImagefsAvailable => node.image_fs.map(bytes),

@@ -8,6 +8,7 @@ mod process;
 pub mod resource;
 mod runtime;
 pub(crate) mod text;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::config::{Config, KUBELET_VERSION};
 use crate::manager::Pods;
 use crate::pod::ContainerKind;
 use crate::probes::Prober;
+use crate::static_pods::is_static;
 use crate::stats::Collector;
 use hawser_runtime::ContainerState;
 use text::Exposition;
@@ -174,6 +176,12 @@ impl Telemetry {
     pub fn metrics(&self) -> String {
         let mut out = Exposition::default();
         self.look_up(&mut out);
+        let (views, disk) = (self.pods.all(), self.stats.disk());
+        let measured = views.iter().filter_map(|view| {
+            let meta = &view.pod.metadata;
+            Some((meta.namespace.as_deref().unwrap_or_default(), disk.get(meta.uid.as_deref()?)?))
+        });
+        volumes::render(&mut out, measured);
         process::render(&mut out);
         encode(&self.metrics.inner.registry) + &out.finish()
     }
@@ -216,7 +224,11 @@ impl Telemetry {
             family.sample(&[("container_state", name)], state(states), None);
         }
         let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
-        out.gauge("kubelet_desired_pods", help).sample(&[("static", "")], views.len() as f64, None);
+        let is_static = |view: &&crate::worker::PodView| is_static(&view.pod);
+        let from_files = views.iter().filter(is_static).count();
+        let family = out.gauge("kubelet_desired_pods", help);
+        family.sample(&[("static", "")], (views.len() - from_files) as f64, None);
+        family.sample(&[("static", "true")], from_files as f64, None);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A runtime whose operations are counted and timed, under the names that upstream's kubelet gives them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,18 @@ impl Runtime for Metered {
         self.count("remove_image", self.runtime.remove_image(image)).await
     }
 
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.runtime.mount_image(image, key, target).await
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.runtime.images_in_volumes().await
+    }
+
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
+        self.runtime.unmount_image(key, target).await
+    }
+
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         self.count("run_podsandbox", self.runtime.create_pod_sandbox(config)).await
     }
@@ -86,6 +98,10 @@ impl Runtime for Metered {
 
     async fn update_pod_sandbox(&self, pod_uid: &str, resources: &Resources) -> Result<()> {
         self.count("update_podsandbox", self.runtime.update_pod_sandbox(pod_uid, resources)).await
+    }
+
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        self.runtime.update_group(group, limits).await
     }
 
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
@@ -136,6 +152,10 @@ impl Runtime for Metered {
 
     async fn pod_stats(&self, pod_uid: &str) -> Result<Option<ContainerStats>> {
         self.count("pod_sandbox_stats", self.runtime.pod_stats(pod_uid)).await
+    }
+
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        self.runtime.group_stats(group).await
     }
 
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {

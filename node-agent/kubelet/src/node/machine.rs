@@ -23,6 +23,8 @@ pub struct Machine {
     pub machine_id: String,
     pub system_uuid: String,
     pub boot_id: String,
+    /// The kernel has AppArmor, and it is on.
+    pub has_apparmor: bool,
 }
 
 impl Machine {
@@ -41,6 +43,7 @@ impl Machine {
             system_uuid: if product.is_empty() { machine_id.clone() } else { product },
             machine_id,
             boot_id: line("/proc/sys/kernel/random/boot_id"),
+            has_apparmor: line("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
         }
     }
 

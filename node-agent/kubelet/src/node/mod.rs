@@ -17,7 +17,7 @@ use hawser_api::resource::{ObjectKey, Target};
 use hawser_api::{Api, GroupVersionResource};
 use hawser_runtime::{Runtime, RuntimeVersion};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSpec, NodeStatus, ObjectReference, Taint};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::devices::Counts;
-use crate::events::{EventType, Recorder};
+use crate::events::{EventType, Recorder, node_reference};
 use crate::eviction::Pressure;
 use crate::interfaces::{PodNetwork, StatusWriter};
 
@@ -65,7 +65,7 @@ impl NodeKeeper {
             () = shutdown.cancelled() => return,
             node = self.register_until_done() => node,
         };
-        self.recorder.event(self.reference(), EventType::Normal, "Starting", "Starting kubelet.".into());
+        self.tell("Starting", "Starting kubelet.".into());
         let lease = lease::keep(self.client.clone(), self.config.clone(), node.metadata.uid.clone());
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -74,14 +74,9 @@ impl NodeKeeper {
         }
     }
 
-    fn reference(&self) -> ObjectReference {
-        ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(self.config.node_name.clone()),
-            // Upstream's kubelet has always put the name here.
-            uid: Some(self.config.node_name.clone()),
-            ..ObjectReference::default()
-        }
+    fn tell(&self, reason: &'static str, message: String) {
+        let node = node_reference(&self.config.node_name);
+        self.recorder.event(node, EventType::Normal, reason, message);
     }
 
     async fn register_until_done(&self) -> Node {
@@ -172,7 +167,7 @@ impl NodeKeeper {
             if was_ready != ready {
                 let reason = if ready { "NodeReady" } else { "NodeNotReady" };
                 let message = format!("Node {} status is now: {reason}", self.config.node_name);
-                self.recorder.event(self.reference(), EventType::Normal, reason, message);
+                self.tell(reason, message);
             }
             previous = Some(fresh);
             let wait = if ready { self.config.status_interval } else { LOOK_WHEN_NOT_READY };

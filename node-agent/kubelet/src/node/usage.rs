@@ -20,5 +20,10 @@ fn of_pod(pod: &PodStats) -> PodUsage {
         cpu_nanoseconds: usage.cpu_usage_ns,
         memory_working_set_bytes: usage.memory_working_set_bytes,
     });
-    PodUsage { namespace: pod.namespace.clone(), name: pod.name.clone(), containers: containers.collect() }
+    PodUsage {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        containers: containers.collect(),
+    }
 }

@@ -21,9 +21,17 @@ impl QosClass {
     }
 }
 
-/// The class by CPU and memory requests and limits of all containers, init containers included.
+/// The class by CPU and memory requests and limits: the pod's own where it has some (KEP-2837), else those of all
+/// containers, init containers included.
 pub fn qos_class(spec: &PodSpec) -> QosClass {
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    if let Some(own) = spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some()) {
+        let whole = Container { resources: Some(own.clone()), ..Container::default() };
+        return class_of(std::iter::once(&whole));
+    }
+    class_of(spec.containers.iter().chain(spec.init_containers.iter().flatten()))
+}
+
+fn class_of<'a>(containers: impl Iterator<Item = &'a Container>) -> QosClass {
     let mut any = false;
     let mut guaranteed = true;
     for container in containers {

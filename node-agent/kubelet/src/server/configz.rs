@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::config::{Config, Reserved};
+use crate::cpus::CpuPolicy;
 use crate::eviction::thresholds::{Amount, Threshold};
+use crate::locality::Policy;
 use crate::pod::back_off::go_duration;
 use crate::quantity::binary_si;
 
@@ -24,12 +26,30 @@ pub(super) fn configz(config: &Config) -> Value {
         "clusterDomain": config.cluster_domain,
         "resolvConf": config.resolv_conf,
         "maxPods": config.max_pods,
+        "staticPodPath": config.static_pod_path,
+        "cpuManagerPolicy": match &config.cpu_policy {
+            CpuPolicy::None => "none",
+            CpuPolicy::Static { .. } => "static",
+        },
+        "topologyManagerPolicy": match config.topology_policy {
+            Policy::None => "none",
+            Policy::BestEffort => "best-effort",
+            Policy::Restricted => "restricted",
+            Policy::SingleNumaNode => "single-numa-node",
+        },
+        "topologyManagerScope": "container",
+        "reservedSystemCPUs": match &config.cpu_policy {
+            CpuPolicy::None => String::new(),
+            CpuPolicy::Static { reserved, .. } => reserved.to_string(),
+        },
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "maxParallelImagePulls": config.max_parallel_pulls,
         "serializeImagePulls": config.max_parallel_pulls == 1,
         "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
         "kubeReserved": reserved(&config.kube_reserved),
         "systemReserved": reserved(&config.system_reserved),
+        "cgroupsPerQOS": true,
+        "enforceNodeAllocatable": [if config.enforce_node_allocatable { "pods" } else { "none" }],
         "nodeLeaseDurationSeconds": config.lease_duration.as_secs(),
         "nodeStatusUpdateFrequency": go_duration(config.status_interval),
         "volumeStatsAggPeriod": go_duration(config.volume_stats_interval),
@@ -64,6 +84,7 @@ fn reserved(reserved: &Reserved) -> BTreeMap<&'static str, String> {
         ("cpu", reserved.cpu_millis, format!("{}m", reserved.cpu_millis)),
         ("memory", reserved.memory_bytes, binary_si(reserved.memory_bytes)),
         ("ephemeral-storage", reserved.ephemeral_bytes, binary_si(reserved.ephemeral_bytes)),
+        ("pid", reserved.pids, reserved.pids.to_string()),
     ];
     amounts.into_iter().filter(|(_, amount, _)| *amount > 0).map(|(name, _, text)| (name, text)).collect()
 }

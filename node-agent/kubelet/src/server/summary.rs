@@ -51,7 +51,8 @@ fn pod(pod: &PodStats, node: &NodeStats, now: Timestamp) -> Value {
     put(&mut value, "network", network(&pod.network, now));
     put(&mut value, "ephemeral-storage", node.fs.map(|fs| part_of_fs(&fs, pod.disk.ephemeral(), now)));
     if !pod.disk.volumes.is_empty() {
-        let volumes = pod.disk.volumes.iter().map(|(name, volume)| of_volume(name, volume, now));
+        let volumes =
+            pod.disk.volumes.iter().map(|(name, volume)| of_volume(name, volume, &pod.namespace, now));
         value["volume"] = volumes.collect();
     }
     value
@@ -67,9 +68,11 @@ fn container(container: &ContainerEntry, pod: &PodStats, node: &NodeStats, now: 
     value
 }
 
-fn of_volume(name: &str, volume: &VolumeDisk, now: Timestamp) -> Value {
+fn of_volume(name: &str, volume: &VolumeDisk, namespace: &str, now: Timestamp) -> Value {
     let mut value = part_of_fs(&volume.fs, volume.usage, now);
     value["name"] = json!(name);
+    let claim = volume.claim.as_ref().map(|claim| json!({ "name": claim, "namespace": namespace }));
+    put(&mut value, "pvcRef", claim);
     value
 }
 

@@ -54,18 +54,20 @@ pub fn fs_stats(path: &Path) -> Option<FsStats> {
 /// What one pod's parts take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// By name; those that have a directory of their own here.
+    /// By name; those that have a directory of their own here, and those behind claims.
     pub volumes: BTreeMap<String, VolumeDisk>,
     /// By name.
     pub containers: BTreeMap<String, ContainerDisk>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeDisk {
     pub usage: DiskUsage,
     pub fs: FsStats,
     /// Counts for the pod's local storage: on the node's disk, and the pod's alone.
     pub is_ephemeral: bool,
+    /// The claim that it is behind.
+    pub claim: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,16 +135,29 @@ fn directories(config: &Config, view: &PodView, layers: BTreeMap<String, DiskUsa
         let dir = volume_dir(config, &uid, volume);
         let on_disk = volume.empty_dir.as_ref().is_some_and(|source| source.medium.is_none());
         let is_ephemeral = on_disk || volume.config_map.is_some() || volume.downward_api.is_some();
-        dir.is_dir().then(|| {
+        // What an image holds is the image's.
+        (dir.is_dir() && volume.image.is_none()).then(|| {
             let fs = fs_stats(&dir).unwrap_or_default();
-            (volume.name.clone(), VolumeDisk { usage: below(&dir), fs, is_ephemeral })
+            (volume.name.clone(), VolumeDisk { usage: below(&dir), fs, is_ephemeral, claim: None })
         })
+    });
+    let claimed = view.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter_map(|volume| {
+        let mounted = view.volumes.get(&volume.name).filter(|mounted| !mounted.is_block)?;
+        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => source.claim_name.clone(),
+            (None, Some(_)) => format!("{name}-{}", volume.name),
+            (None, None) => return None,
+        };
+        // What others put there too is not walked: the file system as a whole is what there is.
+        let fs = fs_stats(&mounted.path)?;
+        let usage = DiskUsage { bytes: fs.used_bytes(), inodes: fs.inodes_used() };
+        Some((volume.name.clone(), VolumeDisk { usage, fs, is_ephemeral: false, claim: Some(claim) }))
     });
     let containers = view.containers.keys().map(|name| {
         let layer = layers.get(name).copied().unwrap_or_default();
         (name.clone(), ContainerDisk { layer, logs: below(&logs.join(name)) })
     });
-    Measured { volumes: volumes.collect(), containers: containers.collect() }
+    Measured { volumes: volumes.chain(claimed).collect(), containers: containers.collect() }
 }
 
 /// What lies at and below `dir` on its own file system; files of several names count once. What goes away meanwhile is

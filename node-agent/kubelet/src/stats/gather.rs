@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::disk::{FsStats, fs_stats};
-use super::{ContainerEntry, Cpu, Inner, NodeStats, PodStats, Snapshot, network};
+use super::{ContainerEntry, Cpu, Inner, NodeStats, PodStats, PodsMemory, Snapshot, network};
 use crate::node::machine::{cpu_usage_ns, meminfo_field, pids};
 use crate::worker::PodView;
 
@@ -79,9 +79,16 @@ impl Inner {
             network: network::interfaces(Path::new("/proc/self/net/dev")),
             fs: fs_stats(&self.root_dir),
             image_fs: self.image_fs().await,
+            pods_memory: self.pods_memory().await,
             pids_max,
             pids,
         }
+    }
+
+    async fn pods_memory(&self) -> Option<PodsMemory> {
+        let usage = self.runtime.group_stats(self.pods_group.as_deref()?).await.ok().flatten()?;
+        let limit_bytes = usage.memory_limit_bytes?;
+        Some(PodsMemory { working_set_bytes: usage.memory_working_set_bytes, limit_bytes })
     }
 
     pub(super) async fn image_fs(&self) -> Option<FsStats> {
@@ -142,6 +149,7 @@ impl Inner {
             PodView {
                 pod: Arc::new(Pod { metadata, spec: Some(spec), status: None }),
                 containers: mine.into_iter().map(|c| (c.name.clone(), (Some(c), None))).collect(),
+                ..PodView::default()
             }
         });
         Ok(sandboxes.collect())

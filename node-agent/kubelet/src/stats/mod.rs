@@ -20,6 +20,8 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::manager::Pods;
+use crate::pod::qos::QosClass;
+use crate::qos_cgroups::level;
 use disk::{FsStats, Measured};
 use network::Interface;
 
@@ -48,8 +50,16 @@ pub struct NodeStats {
     pub fs: Option<FsStats>,
     /// Of images and containers' layers.
     pub image_fs: Option<FsStats>,
+    /// Of all pods together; unset where it is not bounded.
+    pub pods_memory: Option<PodsMemory>,
     pub pids_max: u64,
     pub pids: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodsMemory {
+    pub working_set_bytes: u64,
+    pub limit_bytes: u64,
 }
 
 impl NodeStats {
@@ -109,6 +119,8 @@ struct Inner {
     /// `None`: whatever the runtime has, for a server without a kubelet.
     pods: Option<Pods>,
     root_dir: PathBuf,
+    /// The cgroup of all pods.
+    pods_group: Option<String>,
     image_dir: OnceCell<PathBuf>,
     disk: parking_lot::Mutex<BTreeMap<String, Measured>>,
     newest: Mutex<Option<(Instant, Arc<Snapshot>)>>,
@@ -116,17 +128,23 @@ struct Inner {
 
 impl Collector {
     pub fn new(config: &Config, runtime: Arc<dyn Runtime>, pods: Pods) -> Self {
-        Self::build(runtime, Some(pods), config.root_dir.clone())
+        let group = level(&config.cgroup_root, QosClass::Guaranteed);
+        Self::build(runtime, Some(pods), config.root_dir.clone(), Some(group))
     }
 
     /// Of all that a runtime has.
     pub fn of_runtime(runtime: Arc<dyn Runtime>) -> Self {
-        Self::build(runtime, None, "/".into())
+        Self::build(runtime, None, "/".into(), None)
     }
 
-    fn build(runtime: Arc<dyn Runtime>, pods: Option<Pods>, root_dir: PathBuf) -> Self {
+    fn build(
+        runtime: Arc<dyn Runtime>,
+        pods: Option<Pods>,
+        root_dir: PathBuf,
+        pods_group: Option<String>,
+    ) -> Self {
         let (image_dir, disk, newest) = (OnceCell::new(), Default::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { runtime, pods, root_dir, image_dir, disk, newest }) }
+        Self { inner: Arc::new(Inner { runtime, pods, root_dir, pods_group, image_dir, disk, newest }) }
     }
 
     /// What is used now, or was a moment ago. Errors of the runtime leave out what they concern.
@@ -146,6 +164,11 @@ impl Collector {
     /// Takes what pods' directories hold, by uid, in the place of what was known. Bounded by the node's pods.
     pub fn set_disk(&self, measured: BTreeMap<String, Measured>) {
         *self.inner.disk.lock() = measured;
+    }
+
+    /// What was last measured, by uid.
+    pub fn disk(&self) -> BTreeMap<String, Measured> {
+        self.inner.disk.lock().clone()
     }
 
     /// Space where images and containers' layers are; `None` while the runtime does not say where.

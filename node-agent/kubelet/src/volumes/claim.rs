@@ -1,12 +1,13 @@
 //! Volumes behind claims: PersistentVolumes that are local to this node, NFS exports, or a CSI driver's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hawser_api::Api;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec};
 
-use super::{VolumeError, Volumes, host_path, nfs, ownership};
+use super::{Mounted, VolumeError, Volumes, host_path, nfs, ownership};
 use crate::csi::volume::CsiVolume;
+use crate::durable;
 use crate::pod::DesiredPod;
 
 /// The claim that a pod's volume names, or has of its own.
@@ -18,12 +19,36 @@ pub(super) struct Claim<'a> {
 }
 
 impl Volumes {
-    /// Where the volume behind the claim is, mounted.
-    pub(super) async fn claimed(&self, pod: &DesiredPod, claim: Claim<'_>) -> Result<PathBuf, VolumeError> {
+    /// The volume behind the claim, mounted, or the device that it is.
+    pub(super) async fn claimed(&self, pod: &DesiredPod, claim: Claim<'_>) -> Result<Mounted, VolumeError> {
         let volume = self.bound_volume(pod, &claim).await?;
         if let Some(csi) = CsiVolume::of_persistent(&volume, claim.read_only) {
-            return self.csi.publish(pod, &csi).await;
+            let path = self.csi.publish(pod, &csi).await?;
+            return match csi.is_block {
+                true => Mounted::device(&path, csi.read_only),
+                false => Ok(Mounted::with_access(path, claim.read_only)),
+            };
         }
+        let is_block = volume.spec.as_ref().is_some_and(|s| s.volume_mode.as_deref() == Some("Block"));
+        match &volume {
+            PersistentVolume { spec: Some(PersistentVolumeSpec { local: Some(local), .. }), .. }
+                if is_block =>
+            {
+                Mounted::device(Path::new(&local.path), claim.read_only)
+            }
+            _ if is_block => {
+                Err(VolumeError::Unsupported("a block device of this kind of persistent volume"))
+            }
+            _ => Ok(Mounted::with_access(self.mount_claimed(pod, volume, &claim).await?, claim.read_only)),
+        }
+    }
+
+    async fn mount_claimed(
+        &self,
+        pod: &DesiredPod,
+        volume: PersistentVolume,
+        claim: &Claim<'_>,
+    ) -> Result<PathBuf, VolumeError> {
         let name = volume.metadata.name.unwrap_or_default();
         let spec = volume.spec.unwrap_or_default();
         if let Some(local) = spec.local {
@@ -57,6 +82,31 @@ impl Volumes {
     }
 
     async fn bound_volume(
+        &self,
+        pod: &DesiredPod,
+        claim: &Claim<'_>,
+    ) -> Result<PersistentVolume, VolumeError> {
+        let kept = self.config.pod_dir(pod.uid()).join("claims").join(format!("{}.json", claim.name));
+        match self.ask_for_volume(pod, claim).await {
+            Ok(volume) => {
+                // For a start without the API. Without it, all else is as well as before.
+                let content = serde_json::to_vec(&volume).unwrap_or_default();
+                if std::fs::read(&kept).ok().as_ref() != Some(&content)
+                    && let Err(error) = durable::write(&kept, &content)
+                {
+                    tracing::warn!(pod = %pod.key(), claim = claim.name, %error, "volume of a claim was not noted");
+                }
+                Ok(volume)
+            }
+            Err(error) if !self.objects.pods.is_synced() => {
+                let known = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                known.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_volume(
         &self,
         pod: &DesiredPod,
         claim: &Claim<'_>,

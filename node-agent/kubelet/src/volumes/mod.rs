@@ -17,13 +17,13 @@ pub mod token;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_api::client::Client;
-use hawser_runtime::{Mount, MountPropagation};
+use hawser_runtime::{DeviceMapping, Image, Mount, MountPropagation, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
 
@@ -38,9 +38,10 @@ use crate::csi::volume::CsiVolume;
 use crate::interfaces::Objects;
 use crate::pod::{DesiredContainer, DesiredPod};
 use crate::quantity::value;
+use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
-use payload::{Tokens, payload, tokens_of};
+use payload::{Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
 
 /// Why a volume could not be made; the kubelet tries again with back-off.
@@ -60,6 +61,10 @@ pub enum VolumeError {
     Csi { driver: String, message: String },
     #[error("failed to fetch token: {0}")]
     Token(#[source] hawser_api::Error),
+    #[error("{0} is no block device")]
+    NoDevice(PathBuf),
+    #[error("image: {0}")]
+    Image(String),
     #[error("token was not fetched")]
     NoToken,
     #[error(transparent)]
@@ -89,6 +94,34 @@ pub struct Mounted {
     pub path: PathBuf,
     /// Volumes made of objects are read-only for containers.
     pub read_only: bool,
+    /// Nothing in it can be run.
+    pub no_exec: bool,
+    /// A device, for containers that name it in `volumeDevices`.
+    pub is_block: bool,
+}
+
+impl Mounted {
+    fn writable(path: PathBuf) -> Self {
+        Self { path, read_only: false, no_exec: false, is_block: false }
+    }
+
+    fn read_only(path: PathBuf) -> Self {
+        Self { read_only: true, ..Self::writable(path) }
+    }
+
+    /// The block device that is at `path`, or that it leads to.
+    fn device(path: &Path, read_only: bool) -> Result<Self, VolumeError> {
+        let failed = |source| VolumeError::Io { path: path.to_owned(), source };
+        let path = fs::canonicalize(path).map_err(failed)?;
+        match fs::metadata(&path).map_err(failed)?.file_type().is_block_device() {
+            true => Ok(Self { read_only, is_block: true, ..Self::writable(path) }),
+            false => Err(VolumeError::NoDevice(path)),
+        }
+    }
+
+    fn with_access(path: PathBuf, read_only: bool) -> Self {
+        Self { read_only, ..Self::writable(path) }
+    }
 }
 
 /// A pod's volumes by name.
@@ -105,6 +138,7 @@ pub struct Volumes {
     config: Arc<Config>,
     objects: Objects,
     client: Arc<dyn Client>,
+    runtime: Arc<dyn Runtime>,
     tokens: TokenManager,
     capacity: NodeCapacity,
     csi: Csi,
@@ -115,11 +149,12 @@ impl Volumes {
         config: Arc<Config>,
         objects: Objects,
         client: Arc<dyn Client>,
+        runtime: Arc<dyn Runtime>,
         capacity: NodeCapacity,
         csi: Csi,
     ) -> Self {
         let tokens = TokenManager::new(client.clone());
-        Self { config, objects, client, tokens, capacity, csi }
+        Self { config, objects, client, runtime, tokens, capacity, csi }
     }
 
     /// Makes all volumes of the pod, or brings them up to date. Idempotent.
@@ -151,7 +186,15 @@ impl Volumes {
         let mut tokens = Tokens::new();
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
-            let (token, renew_at) = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
+            let (token, renew_at) = match self.tokens.get(pod, &key).await {
+                Ok((token, renew_at)) => (Some(token), renew_at),
+                // The pod starts without the API, to which the token would lead; it comes with the API.
+                Err(_) if !self.objects.pods.is_synced() => {
+                    let dir = volume_dir(&self.config, pod.uid(), volume);
+                    (token_in(&dir, volume, &key), Timestamp::now())
+                }
+                Err(error) => return Err(VolumeError::Token(error)),
+            };
             first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
             tokens.insert(key, token);
         }
@@ -185,33 +228,63 @@ impl Volumes {
                 mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
             }
             atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
-            return Ok(Mounted { path: dir, read_only: true });
+            return Ok(Mounted::read_only(dir));
         }
         if let Some(source) = &volume.empty_dir {
             empty_dir(&dir, source, group).map_err(io(&dir))?;
-            return Ok(Mounted { path: dir, read_only: false });
+            return Ok(Mounted::writable(dir));
+        }
+        if volume.image.is_some() {
+            // Shown before the first container that mounts it starts.
+            return Ok(Mounted { no_exec: true, ..Mounted::read_only(dir) });
         }
         if let Some(source) = &volume.host_path {
-            return Ok(Mounted { path: host_path::prepare(source)?, read_only: false });
+            return Ok(Mounted::writable(host_path::prepare(source)?));
         }
         if let Some(source) = &volume.persistent_volume_claim {
             let read_only = source.read_only == Some(true);
             let claim = Claim { name: &source.claim_name, read_only, is_own: false };
-            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only });
+            return self.claimed(pod, claim).await;
         }
         if volume.ephemeral.is_some() {
             let claim = Claim { name: &own_claim_name(pod, &volume.name), read_only: false, is_own: true };
-            return Ok(Mounted { path: self.claimed(pod, claim).await?, read_only: false });
+            return self.claimed(pod, claim).await;
         }
         if let Some(source) = &volume.csi {
             let csi = CsiVolume::inline(volume, source, pod.namespace(), pod.uid());
-            return Ok(Mounted { path: self.csi.publish(pod, &csi).await?, read_only: csi.read_only });
+            return Ok(Mounted::with_access(self.csi.publish(pod, &csi).await?, csi.read_only));
         }
         if let Some(source) = &volume.nfs {
             let path = self.mount_nfs(pod, &volume.name, source, &[]).await?;
-            return Ok(Mounted { path, read_only: source.read_only == Some(true) });
+            return Ok(Mounted::with_access(path, source.read_only == Some(true)));
         }
         Err(VolumeError::Unsupported("this kind of volume"))
+    }
+
+    /// Shows an image as a volume of the pod. Idempotent.
+    pub async fn mount_image(&self, pod: &DesiredPod, volume: &Volume, image: &Image) -> Result<(), String> {
+        let dir = volume_dir(&self.config, pod.uid(), volume);
+        let key = image_key(pod.uid(), &volume.name);
+        let failed =
+            |error: &dyn std::error::Error| format!("image volume {:?}: {}", volume.name, with_source(error));
+        // First: by the directory, what the runtime has made is found and taken back, whoever dies in between.
+        fs::create_dir_all(&dir).map_err(|error| failed(&error))?;
+        let shown = self.runtime.mount_image(&image.id, &key, &dir).await;
+        shown.map_err(|error| failed(&error))
+    }
+
+    async fn unmount_images(&self, uid: &str) -> Result<(), VolumeError> {
+        let dir = self.config.pod_dir(uid).join("volumes").join(IMAGE_PLUGIN);
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|source| VolumeError::Io { path: dir.clone(), source })?,
+        };
+        for entry in entries.flatten() {
+            let key = image_key(uid, &entry.file_name().to_string_lossy());
+            let taken_back = self.runtime.unmount_image(&key, &entry.path()).await;
+            taken_back.map_err(|error| VolumeError::Image(with_source(&error)))?;
+        }
+        Ok(())
     }
 
     /// A container's mounts, subPaths prepared. `env` is for `subPathExpr`.
@@ -229,6 +302,9 @@ impl Volumes {
                 let volume = volumes
                     .get(&mount.name)
                     .ok_or_else(|| ConfigError::ObjectMissing { kind: "volume", name: mount.name.clone() })?;
+                if volume.is_block {
+                    return Err(wrong_mode(&mount.name, "Block", "volumeMounts"));
+                }
                 let place =
                     sub_path_place(&self.config, pod.uid(), &mount.name, container.name(), attempt, index);
                 let host_path = host_path_of(container, mount, volume, &place, env)?;
@@ -237,11 +313,37 @@ impl Volumes {
                     host_path,
                     read_only: volume.read_only || mount.read_only == Some(true),
                     recursive_read_only: is_recursive(mount),
+                    no_exec: volume.no_exec,
                     propagation: match mount.mount_propagation.as_deref() {
                         Some("HostToContainer") => MountPropagation::HostToContainer,
                         Some("Bidirectional") => MountPropagation::Bidirectional,
                         _ => MountPropagation::Private,
                     },
+                })
+            })
+            .collect()
+    }
+
+    /// The devices that a container has of the pod's volumes.
+    pub fn container_devices(
+        &self,
+        container: &DesiredContainer,
+        volumes: &MountedVolumes,
+    ) -> Result<Vec<DeviceMapping>, ConfigError> {
+        let devices = container.spec.volume_devices.iter().flatten();
+        devices
+            .map(|device| {
+                let volume = volumes.get(&device.name).ok_or_else(|| ConfigError::ObjectMissing {
+                    kind: "volume",
+                    name: device.name.clone(),
+                })?;
+                if !volume.is_block {
+                    return Err(wrong_mode(&device.name, "Filesystem", "volumeDevices"));
+                }
+                Ok(DeviceMapping {
+                    host_path: volume.path.clone(),
+                    container_path: PathBuf::from(&device.device_path),
+                    permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
                 })
             })
             .collect()
@@ -268,6 +370,7 @@ impl Volumes {
         own: impl FnOnce(&Self, &str) -> io::Result<()> + Send + 'static,
     ) -> Result<(), VolumeError> {
         self.csi.unpublish_all(uid).await?;
+        self.unmount_images(uid).await?;
         let (volumes, pod_uid) = (self.clone(), uid.to_owned());
         let released = tokio::task::spawn_blocking(move || own(&volumes, &pod_uid)).await;
         let released = released.map_err(io::Error::other).flatten();
@@ -293,6 +396,14 @@ impl Volumes {
     }
 }
 
+/// The directory of image volumes among a pod's.
+const IMAGE_PLUGIN: &str = "kubernetes.io~image";
+
+/// By what the runtime knows the view of an image volume.
+fn image_key(uid: &str, volume: &str) -> String {
+    format!("{uid}-{volume}")
+}
+
 /// Where a volume of the pod's own is.
 pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf {
     let plugin = match volume {
@@ -300,9 +411,14 @@ pub(crate) fn volume_dir(config: &Config, uid: &str, volume: &Volume) -> PathBuf
         Volume { secret: Some(_), .. } => "kubernetes.io~secret",
         Volume { projected: Some(_), .. } => "kubernetes.io~projected",
         Volume { downward_api: Some(_), .. } => "kubernetes.io~downward-api",
+        Volume { image: Some(_), .. } => IMAGE_PLUGIN,
         _ => "kubernetes.io~empty-dir",
     };
     config.pod_dir(uid).join("volumes").join(plugin).join(&volume.name)
+}
+
+fn wrong_mode(volume: &str, mode: &'static str, field: &'static str) -> ConfigError {
+    ConfigError::VolumeMode { volume: volume.to_owned(), mode, field }
 }
 
 /// Every kernel and runtime that this runs on can make all below a mount read-only.

@@ -1,7 +1,7 @@
 //! The files of ConfigMap, Secret, downward API and projected volumes, computed from objects.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     Container, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
@@ -14,8 +14,9 @@ use crate::container::env::Lookup;
 
 const DEFAULT_MODE: i32 = 0o644;
 
-/// Gives the token that a projection asks for; requested before, so that computing files does no I/O.
-pub type Tokens = BTreeMap<TokenKey, String>;
+/// Gives the token that a projection asks for; requested before, so that computing files does no I/O. `None`: there is
+/// none as long as the API is away, and no file.
+pub type Tokens = BTreeMap<TokenKey, Option<String>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenKey {
@@ -36,6 +37,14 @@ impl TokenKey {
 pub fn tokens_of(volume: &Volume) -> Vec<TokenKey> {
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
     sources.filter_map(|s| s.service_account_token.as_ref()).map(TokenKey::of).collect()
+}
+
+/// The token in the volume as it is, if there is one.
+pub fn token_in(dir: &Path, volume: &Volume, key: &TokenKey) -> Option<String> {
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    let mut projections = sources.filter_map(|s| s.service_account_token.as_ref());
+    let projection = projections.find(|projection| TokenKey::of(projection) == *key)?;
+    std::fs::read_to_string(dir.join(&projection.path)).ok()
 }
 
 /// The volume's files; `None` for volumes that are not made of objects.
@@ -175,8 +184,9 @@ fn projected(
         }
         if let Some(source) = &source.service_account_token {
             let key = TokenKey::of(source);
-            let token = tokens.get(&key).ok_or(VolumeError::NoToken)?;
-            out.insert(PathBuf::from(&source.path), token_file(fields, token, mode));
+            if let Some(token) = tokens.get(&key).ok_or(VolumeError::NoToken)? {
+                out.insert(PathBuf::from(&source.path), token_file(fields, token, mode));
+            }
         }
         if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
             return Err(VolumeError::Unsupported("this projected source"));

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::container::downward::Fields;
 use crate::container::resources::NodeCapacity;
 use crate::container::{self, ConfigError, PodContext, env};
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::events::{EventType, Recorder};
 use crate::eviction::Pressure;
@@ -33,6 +34,8 @@ use crate::pod::desired::MINIMUM_GRACE;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 use crate::probes::Prober;
+use crate::qos_cgroups::QosCgroups;
+use crate::static_pods::StaticPods;
 use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
 
 /// What all workers of the node share.
@@ -42,6 +45,8 @@ pub struct Shared {
     pub network: Arc<dyn PodNetwork>,
     pub client: Arc<dyn Client>,
     pub objects: Objects,
+    /// The pods that files describe.
+    pub statics: StaticPods,
     /// All pods of the node.
     pub pods: Pods,
     pub endpoints: Arc<dyn LocalEndpoints>,
@@ -53,7 +58,10 @@ pub struct Shared {
     pub clock: AgentClock,
     pub metrics: Metrics,
     pub devices: Devices,
+    pub cpus: Cpus,
+    pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
+    pub has_apparmor: bool,
     /// What the machine has, and what pods may have of it.
     pub capacity: NodeCapacity,
     pub allocatable: NodeCapacity,
@@ -63,7 +71,7 @@ pub struct Shared {
 const RETRY_STOP: Duration = Duration::from_secs(1);
 
 /// An error with what caused it, in one line.
-pub(super) fn with_source(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -173,14 +181,21 @@ async fn create_and_start(
         node_ips: &shared.config.node_ips,
         capacity: shared.allocatable,
     };
+    tokio::select! {
+        () = cancelled.cancelled() => return Ok(()),
+        shown = show_images(shared, pod, container) => shown?,
+    }
     let env = env::environment(&fields, container, &shared.objects)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
     let context =
         PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
     let mut config = container::build(&context, container, *attempt, image, env, mounts)?;
+    config.devices = shared.volumes.container_devices(container, volumes)?;
     config.join_pid_of = request.join_pid_of.clone();
     let prepared = shared.devices.prepare(&mut config).await;
+    prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
+    let prepared = shared.cpus.prepare(&mut config).await;
     prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
@@ -192,6 +207,25 @@ async fn create_and_start(
     started.map_err(|e| StartError { kind: FailureKind::RunContainerError, message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Started", format!("Started container {name}"));
     post_start(shared, pod, request, id).await
+}
+
+/// Pulls and shows the images that are volumes of the container.
+async fn show_images(
+    shared: &Shared,
+    pod: &DesiredPod,
+    container: &DesiredContainer,
+) -> Result<(), StartError> {
+    for volume in pod.spec().volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        let mounts = container.spec.volume_mounts.iter().flatten();
+        if !mounts.into_iter().any(|mount| mount.name == volume.name) {
+            continue;
+        }
+        let image = shared.images.ensure_volume(pod, container, source).await?;
+        let shown = shared.volumes.mount_image(pod, volume, &image).await;
+        shown.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
+    }
+    Ok(())
 }
 
 /// A process that cannot be made (no such program, a mount that fails) is a failed start, as upstream tells it:

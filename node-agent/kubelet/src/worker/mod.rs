@@ -33,7 +33,7 @@ use crate::pod::state::{TerminalPhase, Verdict};
 use crate::pod::status::status;
 use crate::pod::{Action, DesiredPod, Outcome, PodState, decide};
 use crate::probes::{ProbeHandle, ProbeKind};
-use crate::volumes::MountOutcome;
+use crate::volumes::{MountOutcome, MountedVolumes};
 
 use actions::{Shared, StartRequest};
 use mailbox::Mailbox;
@@ -47,6 +47,8 @@ pub struct PodView {
     pub pod: Arc<Pod>,
     /// Newest and previous instance of each container.
     pub containers: BTreeMap<String, (Option<ContainerStatus>, Option<ContainerStatus>)>,
+    /// Where its volumes are.
+    pub volumes: MountedVolumes,
 }
 
 /// What the manager keeps of a worker.
@@ -115,7 +117,7 @@ impl Worker {
             (Outcome::Deleted, None)
         });
         let mailbox = Arc::new(Mailbox::default());
-        let view = Arc::new(Mutex::new(PodView { pod: pod.object.clone(), containers: BTreeMap::new() }));
+        let view = Arc::new(Mutex::new(PodView { pod: pod.object.clone(), ..PodView::default() }));
         let handle = WorkerHandle { mailbox: mailbox.clone(), view: view.clone() };
         let worker = Self {
             adopting: state.any_running(),
@@ -207,6 +209,7 @@ impl Worker {
         }
         if self.state.terminal.is_some() || self.state.torn_down {
             self.shared.devices.release(self.pod.uid());
+            self.shared.cpus.release(self.pod.uid());
         }
         if is_stopping(&self.pod, &self.state) {
             self.starts.values().for_each(CancellationToken::cancel);
@@ -411,7 +414,8 @@ impl Worker {
             let previous = track.previous.as_ref().map(|i| i.status.clone());
             (name.clone(), (current, previous))
         });
-        *self.view.lock() = PodView { pod: object.into(), containers: containers.collect() };
+        let volumes = self.mounted.volumes.clone();
+        *self.view.lock() = PodView { pod: object.into(), containers: containers.collect(), volumes };
     }
 }
 

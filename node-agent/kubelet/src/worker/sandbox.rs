@@ -13,6 +13,7 @@ use crate::events::EventType;
 use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
 use crate::node::status::RUNC;
 use crate::pod::{DesiredPod, Outcome};
+use crate::qos_cgroups::pod_group;
 
 /// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
 pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
@@ -28,6 +29,7 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
 
 async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
     check_runtime_class(shared, pod).await?;
+    check_user_namespace(pod)?;
     let config = &shared.config;
     let hostname = files::hostname(pod, config);
     let (network, ips) = if pod.host_network() {
@@ -51,14 +53,27 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
         host_pid: spec.host_pid == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
         shm_size_bytes: None,
-        cgroup_parent: format!("{}/pod{}", config.cgroup_root, pod.uid()),
+        cgroup_parent: pod_group(&config.cgroup_root, spec, pod.uid()),
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
         labels: Default::default(),
         annotations: Default::default(),
     };
+    shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
     Ok(ips)
+}
+
+/// The containers join namespaces that belong to the node's users, so they cannot have users of their own. A pod that
+/// asks for these (KEP-127) is not started with less.
+fn check_user_namespace(pod: &DesiredPod) -> Result<(), String> {
+    match pod.spec().host_users {
+        Some(false) => {
+            let handler = pod.spec().runtime_class_name.as_deref().unwrap_or_default();
+            Err(format!("hostUsers: false: runtime handler {handler:?} does not support user namespaces"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The handler that the pod's RuntimeClass names has to be here.

@@ -82,6 +82,17 @@ impl FakeApi {
         over
     }
 
+    /// The same API, away.
+    pub(crate) fn hidden_from(&self, objects: &Objects) -> Self {
+        let (stored, version) = (self.objects.lock().clone(), *self.version.lock());
+        Self {
+            objects: Mutex::new(stored),
+            version: Mutex::new(version),
+            down: Mutex::new(true),
+            ..Self::new(objects)
+        }
+    }
+
     /// Tells the kubelet's caches, as the node stream does.
     fn show(&self, resource: &str, object: &Value) {
         match resource {
@@ -110,6 +121,11 @@ impl FakeApi {
         object.to_string().into()
     }
 
+    /// A pod is deleted for good, and the kubelet's cache does not hear of it.
+    pub(crate) fn forget(&self, name: &str) {
+        self.objects.lock().remove(&("pods".into(), format!("default/{name}")));
+    }
+
     pub(crate) fn put_pod(&self, pod: &Pod) {
         let (namespace, name) =
             (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref().expect("named"));
@@ -120,6 +136,13 @@ impl FakeApi {
     pub(crate) fn pod(&self, name: &str) -> Option<Pod> {
         let found = self.objects.lock().get(&("pods".into(), format!("default/{name}"))).cloned();
         found.map(|value| serde_json::from_value(value).expect("a pod"))
+    }
+
+    /// The list of all pods.
+    pub(crate) fn pods(&self) -> Vec<Pod> {
+        let objects = self.objects.lock();
+        let pods = objects.iter().filter(|((resource, _), _)| resource == "pods").map(|(_, pod)| pod.clone());
+        pods.map(|pod| serde_json::from_value(pod).expect("a pod")).collect()
     }
 
     /// Messages of events, oldest first, as `reason: message (xN)`.
@@ -163,6 +186,10 @@ impl Client for FakeApi {
             let expires = Timestamp::now() + SignedDuration::from_hours(1);
             let status = json!({ "token": "a-token", "expirationTimestamp": expires.to_string() });
             return Ok(json!({ "spec": object["spec"], "status": status }).to_string().into());
+        }
+        let mut object = object;
+        if &*target.resource.resource == "pods" {
+            object["status"] = json!({ "phase": "Pending" });
         }
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let target = Target { name: Some(name.clone()), ..target.clone() };
@@ -277,9 +304,31 @@ pub(crate) struct Node {
     pub(crate) network: Arc<FakeNetwork>,
     pub(crate) news: Arc<News>,
     pub(crate) objects: Objects,
-    pub(crate) dir: Arc<tempfile::TempDir>,
     pub(crate) kubelet: Kubelet,
     shutdown: CancellationToken,
+    /// Last: it goes when nothing of the kubelet is left.
+    pub(crate) dir: Arc<Dir>,
+}
+
+/// A directory of a test's own, gone with all that is mounted in it.
+pub(crate) struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(tempfile::tempdir().expect("a directory")))
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        if let Err(error) = hawser_kubelet::volumes::mounts::unmount_below(self.path()) {
+            println!("{} is left: {error}", self.path().display());
+        }
+    }
 }
 
 impl Node {
@@ -292,7 +341,16 @@ impl Node {
     pub(crate) fn start_set(set: impl FnOnce(&mut Config)) -> Self {
         let objects = Objects::default();
         let api = Arc::new(FakeApi::new(&objects));
-        let dir = Arc::new(tempfile::tempdir().expect("a directory"));
+        let dir = Dir::new();
+        Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir, set)
+    }
+
+    /// The same, and the API is away.
+    pub(crate) fn start_offline(set: impl FnOnce(&mut Config)) -> Self {
+        let objects = Objects::default();
+        let api = Arc::new(FakeApi::new(&objects));
+        *api.down.lock() = true;
+        let dir = Dir::new();
         Self::start_with(FakeRuntime::new(), api, Arc::default(), objects, dir, set)
     }
 
@@ -301,7 +359,7 @@ impl Node {
         api: Arc<FakeApi>,
         network: Arc<FakeNetwork>,
         objects: Objects,
-        dir: Arc<tempfile::TempDir>,
+        dir: Arc<Dir>,
         set: impl FnOnce(&mut Config),
     ) -> Self {
         let mut config = Config::new("n1", IpAddr::from([10, 0, 0, 1]), dir.path());
@@ -321,13 +379,19 @@ impl Node {
             endpoints: news.clone(),
         };
         let kubelet = Kubelet::start(config, parts, shutdown.clone());
-        let pods = objects.pods.all().into_iter().map(|p| (*p).clone()).collect();
-        objects.pods.replace(pods);
+        if !*api.down.lock() {
+            objects.pods.replace(api.pods());
+        }
         Self { runtime, api, network, news, objects, dir, kubelet, shutdown }
     }
 
     /// The agent dies and starts again; runtime, network, disk and API stay.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_set(|_| {}).await
+    }
+
+    /// The same, with other settings.
+    pub(crate) async fn restart_set(mut self, set: impl FnOnce(&mut Config)) -> Self {
         self.shutdown.cancel();
         self.kubelet.stopped().await;
         // A new process has a cache of its own, filled by the API again.
@@ -337,7 +401,43 @@ impl Node {
             ..Objects::default()
         };
         let api = Arc::new(self.api.over(&objects));
+        Self::start_with(self.runtime, api, self.network, objects, self.dir, set)
+    }
+
+    /// The machine starts again, and the API is away: disk and API stay, and nothing runs.
+    pub(crate) async fn reboot_offline(self) -> Self {
+        self.offline(FakeRuntime::new(), Arc::default()).await
+    }
+
+    /// The agent dies and starts again, and the API is away.
+    pub(crate) async fn restart_offline(self) -> Self {
+        let (runtime, network) = (self.runtime.clone(), self.network.clone());
+        self.offline(runtime, network).await
+    }
+
+    async fn offline(self, runtime: FakeRuntime, network: Arc<FakeNetwork>) -> Self {
+        let stopped = self.stop().await;
+        Self { runtime, network, ..stopped }.start_offline_again()
+    }
+
+    /// The agent dies.
+    pub(crate) async fn stop(mut self) -> Self {
+        self.shutdown.cancel();
+        self.kubelet.stopped().await;
+        self
+    }
+
+    /// It starts again after [`Self::stop`], and the API is away.
+    pub(crate) fn start_offline_again(self) -> Self {
+        let objects = Objects::default();
+        let api = Arc::new(self.api.hidden_from(&objects));
         Self::start_with(self.runtime, api, self.network, objects, self.dir, |_| {})
+    }
+
+    /// The API answers, and its list comes in.
+    pub(crate) fn api_returns(&self) {
+        *self.api.down.lock() = false;
+        self.objects.pods.replace(self.api.pods());
     }
 
     /// Changes a pod as a user does.

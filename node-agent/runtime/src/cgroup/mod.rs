@@ -93,6 +93,25 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes a level of the tree around pods' groups, or changes its limits.
+    pub(crate) fn update_level(&self, group: &str, limits: &Resources) -> Result<()> {
+        if let Some(limit) = limits.memory_limit_bytes.and_then(|limit| u64::try_from(limit).ok())
+            && self.is_unified()
+            && let Some(used) = self.stats(group).map(|stats| stats.memory_working_set_bytes)
+            && used > limit
+        {
+            // Version 1 refuses this by itself; version 2 would kill until it fits. (Page cache can be given up.)
+            let message = format!("{group} uses {used} bytes, more than the limit of {limit}");
+            return Err(Error::Invalid { field: "memory", message });
+        }
+        self.create(group, limits)
+    }
+
+    /// Whether any hierarchy has the group.
+    pub(crate) fn exists(&self, group: &str) -> bool {
+        self.hierarchies.iter().any(|hierarchy| join(&hierarchy.root, group).is_dir())
+    }
+
     fn create_unified(&self, group: &str, limits: &Resources) -> Result<()> {
         let Some(root) = self.unified_if_only().map(|h| h.root.clone()) else { return Ok(()) };
         // A controller works in a group when every ancestor hands it down.
@@ -275,6 +294,33 @@ tmpfs /tmp tmpfs rw 0 0
         let unified = Cgroups::from_mounts("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n");
         assert!(unified.is_unified());
         assert_eq!(unified.path("memory", "/a"), Some("/sys/fs/cgroup/a".into()));
+    }
+
+    #[test]
+    fn level_of_version_2_gets_no_limit_below_what_it_needs() {
+        let root = std::env::temp_dir().join(format!("hawser-cgroup-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        let level = root.join("node/kubepods");
+        fs::create_dir_all(&level).unwrap();
+        fs::write(level.join("memory.current"), "1000").unwrap();
+        fs::write(level.join("memory.stat"), "inactive_file 400\n").unwrap();
+        let groups = Cgroups { hierarchies: vec![Hierarchy { root: root.clone(), controllers: Vec::new() }] };
+        let bounds = |bytes| Resources {
+            cpu_shares: Some(2048),
+            memory_limit_bytes: Some(bytes),
+            pids_limit: Some(500),
+            ..Default::default()
+        };
+        let refused = groups.update_level("/node/kubepods", &bounds(500)).unwrap_err();
+        assert!(refused.to_string().contains("uses 600 bytes"), "{refused}");
+        assert!(!level.join("memory.max").exists());
+        groups.update_level("/node/kubepods", &bounds(700)).unwrap();
+        groups.update_level("/node/kubepods/burstable", &bounds(100)).unwrap();
+        let text = |file: &str| fs::read_to_string(level.join(file)).unwrap();
+        assert_eq!((text("memory.max"), text("cpu.weight")), ("700".into(), "79".into()));
+        assert_eq!((text("pids.max"), text("burstable/memory.max")), ("500".into(), "100".into()));
+        assert!(groups.exists("/node/kubepods") && !groups.exists("/node/other"));
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

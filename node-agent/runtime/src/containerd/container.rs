@@ -23,7 +23,7 @@ use super::status::task_status;
 use super::stored::{Stored, signal_number};
 use super::{Inner, blocking, rpc, task_io};
 use crate::paths::{check_name, remove_dir_all};
-use crate::spec::{self, devices, seccomp, user};
+use crate::spec::{self, devices, labels, seccomp, user};
 use crate::{
     ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, container_id,
 };
@@ -99,6 +99,8 @@ impl Inner {
             join_pid: join_pid.as_deref(),
             devices: &devices,
             seccomp: seccomp::profile(&config.security)?,
+            apparmor: labels::apparmor(&config.security.apparmor)?,
+            selinux: labels::selinux(&config.security.selinux),
             unified_cgroup: self.cgroups.is_unified(),
         })?;
 

@@ -6,6 +6,7 @@ mod events;
 mod exec;
 mod exit;
 mod fifo;
+mod image_volume;
 mod log_writers;
 mod record;
 pub(crate) mod rpc;
@@ -14,7 +15,7 @@ mod stored;
 mod task_io;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,6 +173,18 @@ impl Runtime for Containerd {
         self.inner.images.remove(image).await
     }
 
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.inner.mount_image(image, key, target).await
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.inner.images_in_volumes().await
+    }
+
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
+        self.inner.unmount_image(key, target).await
+    }
+
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         let (sandboxes, config) = (self.inner.sandboxes.clone(), config.clone());
         let _alone = self.inner.pod_locks.lock(&config.pod_uid).await;
@@ -209,6 +222,11 @@ impl Runtime for Containerd {
         let _alone = self.inner.pod_locks.lock(pod_uid).await;
         let pod_uid = pod_uid.to_owned();
         blocking(move || sandboxes.update(&pod_uid, &resources)).await
+    }
+
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        let (cgroups, group, limits) = (self.inner.cgroups.clone(), group.to_owned(), limits.clone());
+        blocking(move || cgroups.update_level(&group, &limits)).await
     }
 
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
@@ -262,6 +280,10 @@ impl Runtime for Containerd {
         let (sandboxes, pod_uid) = (self.inner.sandboxes.clone(), pod_uid.to_owned());
         let sandbox = blocking(move || sandboxes.load(&pod_uid)).await?;
         Ok(sandbox.and_then(|sandbox| self.inner.cgroups.stats(&sandbox.config.cgroup_parent)))
+    }
+
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        Ok(self.inner.cgroups.stats(group))
     }
 
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {

@@ -51,6 +51,7 @@ impl Sandboxes {
 
     pub(crate) fn create(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         check_name("podUid", &config.pod_uid)?;
+        let config = &self.in_its_group(config)?;
         let directory = self.paths.sandbox(&config.pod_uid);
         fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
         self.write(config)?;
@@ -67,6 +68,17 @@ impl Sandboxes {
         }
         self.load(&config.pod_uid)?
             .ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: config.pod_uid.clone() })
+    }
+
+    /// A pod that is there stays in the group that it was made in, wherever new ones are put: processes cannot be
+    /// moved without a moment in which they count for nobody, and runc would not find them again.
+    fn in_its_group(&self, config: &PodSandboxConfig) -> Result<PodSandboxConfig> {
+        let known = self.load(&config.pod_uid)?.map(|known| known.config.cgroup_parent);
+        let mut config = config.clone();
+        if let Some(group) = known.filter(|group| self.cgroups.exists(group)) {
+            config.cgroup_parent = group;
+        }
+        Ok(config)
     }
 
     fn write(&self, config: &PodSandboxConfig) -> Result<()> {

@@ -6,6 +6,7 @@
 mod capabilities;
 mod defaults;
 pub(crate) mod devices;
+pub(crate) mod labels;
 mod mounts;
 mod privilege;
 pub(crate) mod seccomp;
@@ -32,6 +33,9 @@ pub(crate) struct SpecInput<'a> {
     /// Devices of the node that the container has.
     pub(crate) devices: &'a [devices::Device],
     pub(crate) seccomp: Option<Value>,
+    pub(crate) apparmor: Option<String>,
+    /// Labels of the process and of its mounts.
+    pub(crate) selinux: Option<(String, String)>,
     /// The unified hierarchy carries the controllers (cgroup v2).
     pub(crate) unified_cgroup: bool,
 }
@@ -63,6 +67,13 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
         process["oomScoreAdj"] = json!(privilege::allowed_oom_score_adj(score));
     }
 
+    if let Some(profile) = &input.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
+    if let Some((label, _)) = &input.selinux {
+        process["selinuxLabel"] = json!(label);
+    }
+
     let unmasked = security.privileged || security.unmasked_proc;
     let mut linux = json!({
         "namespaces": namespaces(input),
@@ -77,6 +88,9 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
     }
     if let Some(profile) = &input.seccomp {
         linux["seccomp"] = profile.clone();
+    }
+    if let Some((_, label)) = &input.selinux {
+        linux["mountLabel"] = json!(label);
     }
     if let Some(propagation) = mounts::root_propagation(&container.mounts) {
         linux["rootfsPropagation"] = json!(propagation);

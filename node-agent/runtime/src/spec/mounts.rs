@@ -46,11 +46,15 @@ fn bind(mount: &Mount) -> Value {
         (true, false) => "ro",
         (false, _) => "rw",
     };
+    let mut options = vec!["rbind", propagation, access];
+    if mount.no_exec {
+        options.push("noexec");
+    }
     json!({
         "destination": mount.container_path,
         "type": "bind",
         "source": mount.host_path,
-        "options": ["rbind", propagation, access],
+        "options": options,
     })
 }
 
@@ -112,6 +116,8 @@ mod tests {
     fn access_and_propagation_become_options() {
         let own = Mount { read_only: true, ..mount("/a", "/a") };
         assert_eq!(bind(&own)["options"], json!(["rbind", "rprivate", "ro"]));
+        let data = Mount { no_exec: true, ..own.clone() };
+        assert_eq!(bind(&data)["options"], json!(["rbind", "rprivate", "ro", "noexec"]));
         let shared = Mount { propagation: MountPropagation::Bidirectional, ..mount("/a", "/a") };
         assert_eq!(bind(&shared)["options"], json!(["rbind", "rshared", "rw"]));
         assert_eq!(root_propagation(&[own.clone(), shared]), Some("rshared"));

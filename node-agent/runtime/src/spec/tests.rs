@@ -50,6 +50,8 @@ fn build_for(pod: &PodSandboxConfig, container: &ContainerConfig, unified_cgroup
         join_pid: None,
         devices: &[],
         seccomp: None,
+        apparmor: Some("profile".into()),
+        selinux: Some(("process".into(), "mounts".into())),
         unified_cgroup,
     };
     build(&input).unwrap()
@@ -165,6 +167,8 @@ fn process_namespace_is_own_shared_or_anothers() {
             join_pid,
             devices: &[],
             seccomp: None,
+            apparmor: None,
+            selinux: None,
             unified_cgroup: false,
         };
         let spec = build(&input).unwrap();
@@ -181,4 +185,14 @@ fn huge_pages_are_limited_by_size() {
     let hugepage_limits = BTreeMap::from([("2MB".to_owned(), 4 << 20)]);
     let written = limits(&Resources { hugepage_limits, ..Resources::default() }, false);
     assert_eq!(written, json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 << 20 }] }));
+}
+
+#[test]
+fn labels_and_profile_are_passed_on() {
+    let spec = build_for(&pod(), &container(), false);
+    assert_eq!(spec["process"]["apparmorProfile"], "profile");
+    assert_eq!(
+        (&spec["process"]["selinuxLabel"], &spec["linux"]["mountLabel"]),
+        (&json!("process"), &json!("mounts"))
+    );
 }

@@ -5,7 +5,7 @@
 //! idempotent, a container's exit is in its status before its event is sent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ struct State {
     log_complete: Option<LogHandler>,
     /// A container whose name is here ignores its stop signal and dies at the timeout only.
     stubborn: Vec<String>,
+    /// Images that are volumes, by key.
+    shown: BTreeMap<String, String>,
+    /// Limits of the groups around pods, by path.
+    groups: BTreeMap<String, Resources>,
     /// What `stats` says of running containers, by container id, and `pod_stats`, by pod uid.
     stats: HashMap<String, ContainerStats>,
     disk_usage: HashMap<ContainerId, DiskUsage>,
@@ -110,7 +114,7 @@ impl FakeRuntime {
         self.state.lock().stubborn.push(container_name.to_owned());
     }
 
-    /// What a container (by id) or a pod (by uid) uses from now on.
+    /// What a container (by id), a pod (by uid) or a group around pods (by path) uses from now on.
     pub fn set_stats(&self, id: &str, stats: ContainerStats) {
         self.state.lock().stats.insert(id.to_owned(), stats);
     }
@@ -122,6 +126,11 @@ impl FakeRuntime {
     /// The pod's sandbox as it is now.
     pub fn sandbox_of(&self, pod_uid: &str) -> Option<PodSandboxConfig> {
         self.state.lock().sandboxes.get(pod_uid).map(|sandbox| sandbox.config.clone())
+    }
+
+    /// Limits of a group around pods, as they were last set.
+    pub fn group(&self, group: &str) -> Option<Resources> {
+        self.state.lock().groups.get(group).cloned()
     }
 
     /// Ends a running container's process.
@@ -269,6 +278,30 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn mount_image(&self, image: &str, key: &str, target: &Path) -> Result<()> {
+        self.enter("mount_image", key)?;
+        {
+            let mut state = self.state.lock();
+            if !state.pulled.values().any(|pulled| pulled.id == image) {
+                return Err(not_found("image", image));
+            }
+            state.shown.insert(key.to_owned(), image.to_owned());
+        }
+        let failed = |source| Error::Io { attempted: "create", path: target.to_owned(), source };
+        std::fs::create_dir_all(target).map_err(failed)
+    }
+
+    async fn images_in_volumes(&self) -> Result<Vec<String>> {
+        self.enter("images_in_volumes", "")?;
+        Ok(self.state.lock().shown.values().cloned().collect())
+    }
+
+    async fn unmount_image(&self, key: &str, _: &Path) -> Result<()> {
+        self.enter("unmount_image", key)?;
+        self.state.lock().shown.remove(key);
+        Ok(())
+    }
+
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         self.enter("create_pod_sandbox", &config.pod_uid)?;
         let mut state = self.state.lock();
@@ -374,6 +407,12 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn update_group(&self, group: &str, limits: &Resources) -> Result<()> {
+        self.enter("update_group", group)?;
+        self.state.lock().groups.insert(group.to_owned(), limits.clone());
+        Ok(())
+    }
+
     async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
         self.enter("stop_container", id)?;
         let stubborn = {
@@ -474,6 +513,11 @@ impl Runtime for FakeRuntime {
         let state = self.state.lock();
         let known = state.sandboxes.contains_key(pod_uid);
         Ok(known.then(|| state.stats.get(pod_uid).copied().unwrap_or_default()))
+    }
+
+    async fn group_stats(&self, group: &str) -> Result<Option<ContainerStats>> {
+        self.enter("group_stats", group)?;
+        Ok(self.state.lock().stats.get(group).copied())
     }
 
     async fn disk_usage(&self, id: &str) -> Result<Option<DiskUsage>> {

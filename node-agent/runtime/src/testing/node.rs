@@ -147,12 +147,19 @@ impl TestNode {
         Ok(points.filter(|point| point.starts_with(&prefix)).map(str::to_owned).collect())
     }
 
-    /// Directories of this node's cgroups, in all hierarchies, below its own.
+    /// Directories of pods' and containers' cgroups, in all hierarchies, below this node's own. The levels of the
+    /// tree around pods are not among them: they stay.
     pub fn cgroups(&self) -> Result<Vec<PathBuf>> {
+        const LEVELS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
         let mut found = Vec::new();
-        for root in Cgroups::find()?.directories(&self.cgroup) {
-            let Ok(entries) = fs::read_dir(&root) else { continue };
-            found.extend(entries.flatten().filter(|e| e.path().is_dir()).map(|e| e.path()));
+        let mut left = Cgroups::find()?.directories(&self.cgroup);
+        while let Some(directory) = left.pop() {
+            let Ok(entries) = fs::read_dir(&directory) else { continue };
+            let directories = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+            let is_level = |path: &PathBuf| LEVELS.iter().any(|level| path.ends_with(level));
+            let (levels, others): (Vec<_>, Vec<_>) = directories.partition(is_level);
+            left.extend(levels);
+            found.extend(others);
         }
         Ok(found)
     }

@@ -45,7 +45,7 @@ impl Fixture {
 
     async fn create(&self, plural: &'static str, object: Value) {
         let kind = GroupVersionResource::fixed("", "v1", plural);
-        let namespace = (plural != "persistentvolumes").then_some("default");
+        let namespace = (!matches!(plural, "persistentvolumes" | "nodes")).then_some("default");
         let target = Target::collection(kind, namespace);
         self.admin()
             .create(&target, object.to_string().into(), &WriteOptions::default())
@@ -185,5 +185,64 @@ async fn a_volume_comes_when_its_claim_makes_it_the_nodes() {
     let volume = next_of(&mut stream, "persistentvolumes", "pv").await;
     assert_eq!(volume["spec"]["claimRef"]["name"], "disk");
     drop(stream);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_nodes_report_is_what_metrics_show() {
+    let fixture = Fixture::start("usage", Limits::default()).await;
+    fixture.create("nodes", json!({ "metadata": { "name": "n1", "labels": { "disk": "ssd" } } })).await;
+    let mut measured = pod("a", json!({ "name": "v", "emptyDir": {} }));
+    measured["metadata"]["labels"] = json!({ "app": "web" });
+    fixture.create("pods", measured).await;
+    fixture.create("pods", pod("silent", json!({ "name": "v", "emptyDir": {} }))).await;
+    let admin = fixture.admin();
+    let of_pod = Target::object(GroupVersionResource::fixed("", "v1", "pods"), Some("default"), "a");
+    let object: Value = serde_json::from_slice(&admin.get(&of_pod).await.expect("there")).expect("JSON");
+    let uid = object["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    fixture.server.nodes().touch("n1", &User::named("system:node:n1", &[NODES]));
+    let report = |seconds: i64, cpu_nanoseconds: u64, uid: &str| {
+        let container =
+            v1::ContainerUsage { name: "main".into(), cpu_nanoseconds, memory_working_set_bytes: 1 << 20 };
+        let (namespace, name) = ("default".to_owned(), "a".to_owned());
+        let usage = v1::Usage {
+            time_unix_nanos: seconds * 1_000_000_000,
+            cpu_nanoseconds: 2 * cpu_nanoseconds,
+            memory_working_set_bytes: 1 << 30,
+            pods: vec![v1::PodUsage { namespace, name, uid: uid.to_owned(), containers: vec![container] }],
+        };
+        fixture.server.nodes().report_usage("n1", usage);
+    };
+    let shown = async |plural: &'static str, selector: &str| -> Vec<Value> {
+        let kind = GroupVersionResource::fixed("metrics.k8s.io", "v1beta1", plural);
+        let options =
+            hawser_api::client::ListOptions { label_selector: selector.into(), ..Default::default() };
+        let list = admin.list(&Target::collection(kind, None), &options).await.expect("listed");
+        list.items.iter().map(|item| serde_json::from_slice(item).expect("JSON")).collect()
+    };
+    report(100, 1_000_000_000, &uid);
+    assert!(shown("pods", "").await.is_empty(), "one report has no rate");
+    report(110, 3_500_000_000, &uid);
+
+    let [pod] = &shown("pods", "app=web").await[..] else { panic!("one pod is measured") };
+    assert_eq!(pod["kind"], "PodMetrics");
+    assert_eq!(pod["metadata"]["namespace"], "default");
+    assert_eq!((&pod["metadata"]["name"], &pod["window"]), (&json!("a"), &json!("10s")));
+    let usage = json!([{ "name": "main", "usage": { "cpu": "250m", "memory": "1Mi" } }]);
+    assert_eq!(pod["containers"], usage);
+    let [node] = &shown("nodes", "disk=ssd").await[..] else { panic!("the node is measured") };
+    assert_eq!(node["usage"], json!({ "cpu": "500m", "memory": "1Gi" }));
+    assert!(shown("pods", "app=other").await.is_empty());
+
+    let kind = GroupVersionResource::fixed("metrics.k8s.io", "v1beta1", "pods");
+    let get = async |name: &str| admin.get(&Target::object(kind.clone(), Some("default"), name)).await;
+    assert!(get("a").await.is_ok());
+    for name in ["silent", "nobody"] {
+        assert!(get(name).await.is_err_and(|error| error.is_not_found()), "{name}");
+    }
+    for seconds in [120, 130] {
+        report(seconds, 4_000_000_000, "earlier");
+    }
+    assert!(shown("pods", "").await.is_empty(), "another pod of the name was measured");
     fixture.stop().await;
 }

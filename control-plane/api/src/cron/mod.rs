@@ -1,12 +1,19 @@
-//! When a cron schedule is due: the five fields, `@daily` and the like, and `@every 1h30m`. Pure.
+//! When a cron schedule is due: the five fields, `@daily` and the like, and `@every 1h30m`.
+//!
+//! Both ends read it here: the API server refuses what the controller could not follow, with the words of upstream's
+//! library (robfig/cron), and the controller follows it. [`zone`] finds time zones; all else is pure.
 //!
 //! Fields are minute, hour, day of month, month, day of week (0 to 6), with lists, ranges, steps and English names. Where
 //! both days are restricted, either may match. A time that a clock change leaves out is not made up for, one that comes
 //! twice is due twice, as with upstream's library.
 
-use std::time::Duration;
+pub mod zone;
+
+use std::{num::IntErrorKind, time::Duration};
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
+
+use crate::time;
 
 /// How far ahead is looked, in years: a schedule that is never due then is never due.
 const HORIZON: i16 = 5;
@@ -16,14 +23,14 @@ const MONTHS: [&str; 12] =
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 #[derive(Clone, Debug)]
-pub(super) enum Schedule {
+pub enum Schedule {
     Every(Duration),
     Fields(Box<Fields>),
 }
 
 /// One bit for each value that matches.
 #[derive(Clone, Debug)]
-pub(super) struct Fields {
+pub struct Fields {
     minute: u64,
     hour: u64,
     day: u64,
@@ -35,11 +42,23 @@ pub(super) struct Fields {
 }
 
 impl Schedule {
-    /// Fails with what is wrong.
-    pub(super) fn parse(text: &str, zone: TimeZone) -> Result<Self, String> {
+    /// Fails with what is wrong. A zone that the text names itself (`TZ=Asia/Tokyo 0 4 * * *`) goes before `zone`.
+    pub fn parse(text: &str, zone: TimeZone) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("empty spec string".to_owned());
+        }
+        let (text, zone) = match text.strip_prefix("TZ=").or_else(|| text.strip_prefix("CRON_TZ=")) {
+            None => (text, zone),
+            Some(named) => {
+                let (name, rest) = named.split_once(' ').unwrap_or((named, ""));
+                let zone =
+                    zone::find(Some(name)).map_err(|why| format!("provided bad location {name}: {why}"))?;
+                (rest, zone)
+            }
+        };
         let text = text.trim();
         if let Some(every) = text.strip_prefix("@every ") {
-            return Ok(Self::Every(parse_duration(every)?));
+            return Ok(Self::Every(parse_duration(every.trim())?));
         }
         let fields = match text {
             "@yearly" | "@annually" => "0 0 1 1 *",
@@ -67,7 +86,7 @@ impl Schedule {
     }
 
     /// The first time after `after`; `None` where there is none in the years to come.
-    pub(super) fn next(&self, after: Timestamp) -> Option<Timestamp> {
+    pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         match self {
             Self::Every(delay) => {
                 let whole = Timestamp::from_second(after.as_second()).ok()?;
@@ -119,23 +138,25 @@ impl Fields {
     }
 }
 
-fn parse_field(field: &str, low: u8, high: u8, names: &[&str]) -> Result<u64, String> {
+fn parse_field(field: &str, low: u32, high: u32, names: &[&str]) -> Result<u64, String> {
     field.split(',').try_fold(0, |bits, part| Ok(bits | parse_part(part, low, high, names)?))
 }
 
 /// `*`, `a`, `a-b`, each with `/step`; `a/step` goes on to the end.
-fn parse_part(part: &str, low: u8, high: u8, names: &[&str]) -> Result<u64, String> {
+fn parse_part(part: &str, low: u32, high: u32, names: &[&str]) -> Result<u64, String> {
     let value = |text: &str| {
         let named = names.iter().position(|name| name.eq_ignore_ascii_case(text));
-        let named = named.and_then(|place| u8::try_from(place).ok()).map(|place| place + low);
-        named
-            .or_else(|| text.parse().ok())
-            .ok_or_else(|| format!("failed to parse int from {text}: invalid syntax"))
+        let named = named.and_then(|place| u32::try_from(place).ok()).map(|place| place + low);
+        named.map_or_else(|| number(text), Ok)
     };
     let (range, step) = match part.split_once('/') {
-        Some((range, step)) => (range, Some(value(step)?)),
+        Some((_, step)) if step.contains('/') => return Err(format!("too many slashes: {part}")),
+        Some((range, step)) => (range, Some(number(step)?)),
         None => (part, None),
     };
+    if range.matches('-').count() > 1 {
+        return Err(format!("too many hyphens: {part}"));
+    }
     let (first, last) = match range.split_once('-') {
         _ if matches!(range, "*" | "?") => (low, high),
         Some((first, last)) => (value(first)?, value(last)?),
@@ -151,35 +172,48 @@ fn parse_part(part: &str, low: u8, high: u8, names: &[&str]) -> Result<u64, Stri
     } else if step == Some(0) {
         format!("step of range should be a positive number: {part}")
     } else {
-        let values = (first..=last).step_by(usize::from(step.unwrap_or(1)));
+        let step = usize::try_from(step.unwrap_or(1)).unwrap_or(usize::MAX);
+        let values = (first..=last).step_by(step);
         return Ok(values.fold(0, |bits, value| bits | (1 << value)));
     };
     Err(problem)
 }
 
-/// Hours, minutes and seconds, as `1h30m`; at least a second.
+fn number(text: &str) -> Result<u32, String> {
+    let failed =
+        |why: &str| format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: {why}");
+    match text.parse::<i64>() {
+        Ok(negative @ ..0) => Err(format!("negative number ({negative}) not allowed: {text}")),
+        Ok(value) => Ok(u32::try_from(value).unwrap_or(u32::MAX)),
+        Err(error) => match error.kind() {
+            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => Err(failed("value out of range")),
+            _ => Err(failed("invalid syntax")),
+        },
+    }
+}
+
+/// A duration as Go writes it: `1h30m`, `1.5h`. In whole seconds, at least one.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let problem = || format!("failed to parse duration @every {text}");
-    let (mut total, mut digits) = (0_u64, String::new());
-    for letter in text.trim().chars() {
-        let unit = match letter {
-            '0'..='9' => {
-                digits.push(letter);
-                continue;
-            }
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
-            _ => return Err(problem()),
-        };
-        let count: u64 = digits.parse().map_err(|_| problem())?;
-        total = count.checked_mul(unit).and_then(|more| total.checked_add(more)).ok_or_else(problem)?;
-        digits.clear();
+    let nanos = time::parse_duration(text)
+        .ok_or_else(|| format!("failed to parse duration @every {text}: time: {}", no_duration(text)))?;
+    let seconds = u64::try_from(nanos / 1_000_000_000).unwrap_or_default();
+    Ok(Duration::from_secs(seconds.max(1)))
+}
+
+/// Why a text is no duration, as Go says it.
+fn no_duration(text: &str) -> String {
+    let is_number = |letter: char| letter.is_ascii_digit() || letter == '.';
+    let units = text.split(is_number).filter(|unit| !unit.is_empty());
+    let unknown = |unit: &&str| !["ns", "us", "\u{b5}s", "\u{3bc}s", "ms", "s", "m", "h"].contains(unit);
+    if !text.starts_with(is_number) {
+        format!("invalid duration {text:?}")
+    } else if let Some(unit) = units.clone().find(unknown) {
+        format!("unknown unit {unit:?} in duration {text:?}")
+    } else if text.ends_with(is_number) {
+        format!("missing unit in duration {text:?}")
+    } else {
+        format!("invalid duration {text:?}")
     }
-    if !digits.is_empty() || text.trim().is_empty() {
-        return Err(problem());
-    }
-    Ok(Duration::from_secs(total.max(1)))
 }
 
 #[cfg(test)]
@@ -214,6 +248,8 @@ mod tests {
         check("@hourly", noon, &["2026-02-27T13:00"]);
         check("@weekly", noon, &["2026-03-01T00:00"]);
         check("@every 1h30m", noon, &["2026-02-27T13:30", "2026-02-27T15:00"]);
+        check("@every 1.5h", noon, &["2026-02-27T13:30", "2026-02-27T15:00"]);
+        check("CRON_TZ=UTC 0 4 * * *", noon, &["2026-02-28T04:00"]);
     }
 
     #[test]
@@ -245,9 +281,21 @@ mod tests {
             ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
             ("*/0 * * * *", "step of range should be a positive number: */0"),
             ("* * * * 7", "end of range (7) above maximum (6): 7"),
-            ("x * * * *", "failed to parse int from x: invalid syntax"),
+            ("x * * * *", "failed to parse int from x: strconv.Atoi: parsing \"x\": invalid syntax"),
+            ("1-2-3 * * * *", "too many hyphens: 1-2-3"),
+            ("*/2/3 * * * *", "too many slashes: */2/3"),
+            ("*/-1 * * * *", "negative number (-1) not allowed: -1"),
+            (
+                "99999999999999999999 * * * *",
+                "failed to parse int from 99999999999999999999: strconv.Atoi: parsing \"99999999999999999999\": value \
+                 out of range",
+            ),
+            ("", "empty spec string"),
+            ("TZ=Mars/Crater * * * * *", "provided bad location Mars/Crater: unknown time zone Mars/Crater"),
             ("@never", "unrecognized descriptor: @never"),
-            ("@every 5", "failed to parse duration @every 5"),
+            ("@every 5", "failed to parse duration @every 5: time: missing unit in duration \"5\""),
+            ("@every 5d", "failed to parse duration @every 5d: time: unknown unit \"d\" in duration \"5d\""),
+            ("@every h", "failed to parse duration @every h: time: invalid duration \"h\""),
         ] {
             assert_eq!(Schedule::parse(text, TimeZone::UTC).unwrap_err(), why, "{text}");
         }

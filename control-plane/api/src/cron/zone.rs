@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 const DIRECTORIES: [&str; 3] = ["/usr/share/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"];
 
 /// UTC where none is named. Fails with what is wrong.
-pub(super) fn find(name: Option<&str>) -> Result<TimeZone, String> {
+pub fn find(name: Option<&str>) -> Result<TimeZone, String> {
     let name = match name {
         None | Some("" | "UTC" | "Etc/UTC") => return Ok(TimeZone::UTC),
         Some(name) => name,
@@ -24,6 +24,11 @@ pub(super) fn find(name: Option<&str>) -> Result<TimeZone, String> {
     }
     let found = DIRECTORIES.iter().find_map(|directory| fs::read(Path::new(directory).join(name)).ok());
     TimeZone::tzif(name, &found.ok_or_else(unknown)?).map_err(|error| error.to_string())
+}
+
+/// Whether this machine has a database at all. Without one no name but UTC can be told from a wrong one.
+pub fn is_known() -> bool {
+    DIRECTORIES.iter().any(|directory| Path::new(directory).is_dir())
 }
 
 #[cfg(test)]

@@ -1,0 +1,58 @@
+//! Pod groups: pods that are placed all together, or not at all.
+//!
+//! A pod names a PodGroup object (`spec.schedulingGroup`, KEP-4671), or says by the labels of the scheduler SIG's lightweight
+//! coscheduling what its group is called and how many of its pods have to run for any of them to be of use. A pod
+//! whose labels have no usable number is on its own.
+
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::api::{core::v1::Pod, scheduling::v1alpha2::PodGroup};
+
+const NAME: &str = "pod-group.scheduling.sigs.k8s.io/name";
+const MIN_AVAILABLE: &str = "pod-group.scheduling.sigs.k8s.io/min-available";
+
+/// What a pod says of its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// Groups of either kind have keys of their own.
+    pub(crate) key: ObjectKey,
+    /// By labels: fewer pods of it are not placed; above 1. `None` where a PodGroup says it.
+    pub(crate) min: Option<usize>,
+}
+
+/// By which rules a group is placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// Fewer pods of it are not placed.
+    pub(crate) min: usize,
+    /// All its pods are on nodes with one value of this label.
+    pub(crate) topology: Option<String>,
+}
+
+impl Group {
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let named = pod.spec.as_ref().and_then(|spec| spec.scheduling_group.as_ref());
+        if let Some(name) = named.and_then(|group| group.pod_group_name.clone()) {
+            return Some(Self { key: ObjectKey::new(namespace, name), min: None });
+        }
+        let labels = pod.metadata.labels.as_ref()?;
+        let name = labels.get(NAME).filter(|name| !name.is_empty())?;
+        let min = labels.get(MIN_AVAILABLE)?.parse().ok().filter(|min| *min > 1)?;
+        // No object's name has a slash.
+        Some(Self { key: ObjectKey::new(namespace, format!("label/{name}")), min: Some(min) })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.key.name.strip_prefix("label/").unwrap_or(&self.key.name)
+    }
+}
+
+impl Policy {
+    pub(crate) fn of(group: &PodGroup) -> Self {
+        let gang = group.spec.scheduling_policy.gang.as_ref();
+        let min = gang.and_then(|gang| usize::try_from(gang.min_count).ok()).unwrap_or(1);
+        let constraints = group.spec.scheduling_constraints.as_ref();
+        let topology = constraints.and_then(|constraints| constraints.topology.as_ref()?.first());
+        Self { min, topology: topology.map(|topology| topology.key.clone()) }
+    }
+}

@@ -1,0 +1,174 @@
+//! The topology manager (KEP-693): whether what a container asks for is to come from the same NUMA nodes. Pure.
+//!
+//! Whoever gives something out says from which nodes it could come ([`hints`]); what suits all is chosen ([`choose`]), and
+//! given from there. By the policy, a container for which nothing suits is taken all the same, or its pod is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::pod::DesiredPod;
+use crate::pod::state::Verdict;
+
+pub type Nodes = BTreeSet<u32>;
+/// By container.
+pub type Near = BTreeMap<String, Nodes>;
+
+/// With more nodes there would be too many ways to put them together; upstream refuses these too.
+const MAX_NODES: usize = 8;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Nothing is looked at.
+    #[default]
+    None,
+    /// The best there is.
+    BestEffort,
+    /// As few nodes as the amounts allow, or the pod is refused.
+    Restricted,
+    /// One node, or the pod is refused.
+    SingleNumaNode,
+}
+
+/// Nodes that a part of what is asked for could come from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hint {
+    pub nodes: Nodes,
+    /// With fewer nodes it could not be had, even if all were free.
+    pub is_preferred: bool,
+}
+
+/// Ways to take `wanted` pieces, of which each node has so many in all, and so many free.
+pub fn hints(
+    all: &Nodes,
+    wanted: usize,
+    total: impl Fn(u32) -> usize,
+    free: impl Fn(u32) -> usize,
+) -> Vec<Hint> {
+    let sum = |nodes: &Nodes, of: &dyn Fn(u32) -> usize| nodes.iter().map(|node| of(*node)).sum::<usize>();
+    let subsets = subsets(all);
+    let fewest = subsets.iter().filter(|nodes| sum(nodes, &total) >= wanted).map(BTreeSet::len).min();
+    let possible = subsets.into_iter().filter(|nodes| sum(nodes, &free) >= wanted);
+    possible.map(|nodes| Hint { is_preferred: Some(nodes.len()) == fewest, nodes }).collect()
+}
+
+fn subsets(all: &Nodes) -> Vec<Nodes> {
+    let all: Vec<u32> = all.iter().copied().take(MAX_NODES).collect();
+    let masks = 1..1u32 << all.len();
+    let nodes =
+        |mask: u32| all.iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, n)| *n).collect();
+    masks.map(nodes).collect()
+}
+
+/// The nodes that suit all of `parts`, each the hints of one thing that is asked for; `None` where none is better than
+/// any other.
+///
+/// # Errors
+/// The pod is refused.
+pub fn choose(policy: Policy, parts: &[Vec<Hint>]) -> Result<Option<Nodes>, Verdict> {
+    if policy == Policy::None || parts.is_empty() {
+        return Ok(None);
+    }
+    // What is left after each part; nodes of which not all parts think the same are never preferred.
+    let mut suitable: Option<BTreeSet<Hint>> = None;
+    for part in parts {
+        let part: Vec<&Hint> =
+            part.iter().filter(|hint| policy != Policy::SingleNumaNode || hint.nodes.len() == 1).collect();
+        suitable = Some(match suitable {
+            None => part.into_iter().cloned().collect(),
+            Some(known) => known.iter().flat_map(|known| part.iter().map(|hint| both(known, hint))).collect(),
+        });
+    }
+    let suitable = suitable.into_iter().flatten().filter(|hint| !hint.nodes.is_empty());
+    let best = suitable.min_by_key(|hint| (!hint.is_preferred, hint.nodes.len(), hint.nodes.clone()));
+    match (policy, best) {
+        (Policy::BestEffort, best) => Ok(best.map(|hint| hint.nodes)),
+        (_, Some(Hint { nodes, is_preferred: true })) => Ok(Some(nodes)),
+        _ => {
+            let message = "Resources cannot be allocated with Topology locality";
+            Err(Verdict::refusal("TopologyAffinityError", message))
+        }
+    }
+}
+
+fn both(one: &Hint, other: &Hint) -> Hint {
+    Hint {
+        nodes: one.nodes.intersection(&other.nodes).copied().collect(),
+        is_preferred: one.is_preferred && other.is_preferred && one.nodes == other.nodes,
+    }
+}
+
+/// The nodes that each of a pod's containers is to be given from, by name. `hints_of` says, of the container of that
+/// number, what it asks for could come from, when those before it have been given theirs so.
+///
+/// # Errors
+/// The pod is refused.
+pub fn plan(
+    policy: Policy,
+    pod: &DesiredPod,
+    hints_of: impl Fn(usize, &Near) -> Vec<Vec<Hint>>,
+) -> Result<Near, Verdict> {
+    let mut near = Near::new();
+    if policy == Policy::None {
+        return Ok(near);
+    }
+    for (index, container) in pod.containers.iter().enumerate() {
+        if let Some(nodes) = choose(policy, &hints_of(index, &near))? {
+            near.insert(container.name().to_owned(), nodes);
+        }
+    }
+    Ok(near)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(list: &[u32]) -> Nodes {
+        list.iter().copied().collect()
+    }
+
+    /// Hints on two nodes with four pieces each.
+    fn part(wanted: usize, free: [usize; 2]) -> Vec<Hint> {
+        hints(&nodes(&[0, 1]), wanted, |_| 4, |node| free[node as usize])
+    }
+
+    #[test]
+    fn fewest_nodes_that_could_do_are_preferred() {
+        let shown = |wanted, free| -> Vec<(Vec<u32>, bool)> {
+            let found = part(wanted, free).into_iter();
+            found.map(|hint| (hint.nodes.into_iter().collect(), hint.is_preferred)).collect()
+        };
+        assert_eq!(shown(2, [4, 4]), [(vec![0], true), (vec![1], true), (vec![0, 1], false)]);
+        assert_eq!(shown(2, [1, 4]), [(vec![1], true), (vec![0, 1], false)]);
+        assert_eq!(shown(2, [1, 1]), [(vec![0, 1], false)], "one node would do, were it free");
+        assert_eq!(shown(6, [4, 4]), [(vec![0, 1], true)]);
+        assert_eq!(shown(9, [4, 4]), []);
+    }
+
+    #[test]
+    fn policies_choose_or_refuse() {
+        use Policy::{BestEffort, Restricted, SingleNumaNode};
+        let check = |name: &str, policy, parts: &[Vec<Hint>], expected: Result<Option<&[u32]>, ()>| {
+            let chosen = choose(policy, parts).map_err(drop);
+            assert_eq!(chosen, expected.map(|list| list.map(nodes)), "{name}");
+        };
+        let near = [part(2, [1, 4]), part(1, [4, 4])];
+        let apart = [part(2, [1, 4]), part(1, [4, 0])];
+        let spread = [part(2, [1, 1])];
+        let large = [part(6, [4, 4])];
+        check("nothing is asked for", Restricted, &[], Ok(None));
+        check("no policy", Policy::None, &apart, Ok(None));
+        for policy in [BestEffort, Restricted, SingleNumaNode] {
+            check("where both are", policy, &near, Ok(Some(&[1])));
+        }
+        check("no node has both", BestEffort, &apart, Ok(Some(&[0])));
+        check("no node has both", Restricted, &apart, Err(()));
+        check("no node has both", SingleNumaNode, &apart, Err(()));
+        check("on two nodes without need", BestEffort, &spread, Ok(Some(&[0, 1])));
+        check("on two nodes without need", Restricted, &spread, Err(()));
+        check("more than a node has", Restricted, &large, Ok(Some(&[0, 1])));
+        check("more than a node has", SingleNumaNode, &large, Err(()));
+        check("more than there is", BestEffort, &[part(9, [4, 4])], Ok(None));
+        let refused = choose(SingleNumaNode, &large).expect_err("refused");
+        assert_eq!(refused.reason, "TopologyAffinityError");
+    }
+}
