@@ -97,6 +97,18 @@ pub(crate) struct Flags {
     /// Seconds without a heartbeat after which a node is Unknown.
     #[arg(long, default_value_t = 40)]
     node_monitor_grace_period: u64,
+    /// Nodes of a zone that are given up in a second, when they are not ready or Unknown.
+    #[arg(long, default_value_t = 0.1)]
+    node_eviction_rate: f64,
+    /// The same while most of a large zone is lost; of a small one, none is given up then.
+    #[arg(long, default_value_t = 0.01)]
+    secondary_node_eviction_rate: f64,
+    /// Share of a zone's nodes that is most of it.
+    #[arg(long, default_value_t = 0.55)]
+    unhealthy_zone_threshold: f64,
+    /// Nodes beyond which a zone is large.
+    #[arg(long, default_value_t = 50)]
+    large_cluster_size_threshold: usize,
     /// Seconds that pods stay on a node that is not ready, unless they say something else.
     #[arg(long, default_value_t = 300)]
     default_not_ready_toleration_seconds: u32,
@@ -395,6 +407,10 @@ fn start_components(
             cluster_cidrs: flags.cluster_cidr.clone(),
             node_cidr_mask_size_ipv4: flags.node_cidr_mask_size_ipv4,
             node_monitor_grace_period: Duration::from_secs(flags.node_monitor_grace_period),
+            node_eviction_rate: flags.node_eviction_rate,
+            secondary_node_eviction_rate: flags.secondary_node_eviction_rate,
+            unhealthy_zone_threshold: flags.unhealthy_zone_threshold,
+            large_cluster_size_threshold: flags.large_cluster_size_threshold,
             root_ca_pem: authority.certificate().to_owned(),
             load_balancer_ranges: flags.load_balancer_ip_range.clone(),
             signer: Some(Arc::new(ClusterSigner(authority.clone()))),
