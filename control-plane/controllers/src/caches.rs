@@ -30,7 +30,7 @@ use k8s_openapi::{
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
-        storage::v1::StorageClass,
+        storage::v1::{CSIDriver, StorageClass, VolumeAttachment},
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -38,6 +38,7 @@ use parking_lot::RwLock;
 use tokio::task::JoinSet;
 
 use crate::{
+    attachdetach::plan::shown,
     meta::{MetaExt, pod_node},
     persistentvolume::matching::{claim_ref, class_of_claim, class_of_volume},
     selector::Labels,
@@ -88,6 +89,8 @@ pub(crate) struct Caches {
     pub(crate) endpoint_slices_by_service: Index<EndpointSlice>,
     pub(crate) endpoints: Informer<Endpoints>,
     pub(crate) nodes: Informer<Node>,
+    /// Nodes by the volumes that their status lists as attached.
+    pub(crate) nodes_by_attached: Index<Node>,
     pub(crate) leases: Informer<Lease>,
     pub(crate) namespaces: Informer<Namespace>,
     pub(crate) service_accounts: Informer<ServiceAccount>,
@@ -108,6 +111,11 @@ pub(crate) struct Caches {
     /// Volumes by [`claim_term`] of the claim that they are for.
     pub(crate) volumes_by_claim: Index<PersistentVolume>,
     pub(crate) classes: Informer<StorageClass>,
+    pub(crate) drivers: Informer<CSIDriver>,
+    pub(crate) attachments: Informer<VolumeAttachment>,
+    /// Attachments by the PersistentVolume.
+    pub(crate) attachments_by_volume: Index<VolumeAttachment>,
+    pub(crate) attachments_by_node: Index<VolumeAttachment>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
@@ -121,6 +129,7 @@ impl Caches {
         let (revisions, jobs, budgets) = (Informer::new(), Informer::new(), Informer::new());
         let (daemon_sets, stateful_sets) = (Informer::new(), Informer::new());
         let (claims, volumes) = (Informer::new(), Informer::new());
+        let (nodes, attachments) = (Informer::new(), Informer::new());
         let replication_controllers = Informer::new();
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
@@ -159,7 +168,8 @@ impl Caches {
             }),
             endpoint_slices,
             endpoints: Informer::new(),
-            nodes: Informer::new(),
+            nodes_by_attached: Index::new(&nodes, |node: &Node| shown(node).map(str::to_owned).collect()),
+            nodes,
             leases: Informer::new(),
             namespaces: Informer::new(),
             service_accounts: Informer::new(),
@@ -184,6 +194,14 @@ impl Caches {
             }),
             volumes,
             classes: Informer::new(),
+            drivers: Informer::new(),
+            attachments_by_volume: Index::new(&attachments, |attachment: &VolumeAttachment| {
+                attachment.spec.source.persistent_volume_name.clone().into_iter().collect()
+            }),
+            attachments_by_node: Index::new(&attachments, |attachment: &VolumeAttachment| {
+                vec![attachment.spec.node_name.clone()]
+            }),
+            attachments,
             signing_requests: Informer::new(),
         }
     }
@@ -211,6 +229,8 @@ impl Caches {
         start(&self.claims, client, tasks);
         start(&self.volumes, client, tasks);
         start(&self.classes, client, tasks);
+        start(&self.drivers, client, tasks);
+        start(&self.attachments, client, tasks);
         start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
@@ -243,6 +263,8 @@ impl Caches {
         self.claims.synced().await;
         self.volumes.synced().await;
         self.classes.synced().await;
+        self.drivers.synced().await;
+        self.attachments.synced().await;
         self.signing_requests.synced().await;
     }
 

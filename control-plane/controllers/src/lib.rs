@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attachdetach;
 mod caches;
 mod certificates;
 mod clusterrole_aggregation;
@@ -100,6 +101,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     resourcequota::register(&mut starts);
     persistentvolume::register(&mut starts);
     ephemeral_volume::register(&mut starts);
+    attachdetach::register(&mut starts);
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);

@@ -155,6 +155,7 @@ impl Kubelet {
             machine: machine.clone(),
             pressure: pressure_seen,
             devices: devices.counts(),
+            csi: csi.clone(),
             nodes,
         };
         let collecting = ImageCollector {

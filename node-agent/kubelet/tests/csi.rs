@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{
     CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodSpec,
     Volume, VolumeDevice, VolumeMount,
 };
-use k8s_openapi::api::storage::v1::CSIDriver;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -341,4 +341,50 @@ async fn volume_of_a_pods_own_waits_for_its_driver() {
     assert_eq!(calls.len(), 2, "{calls:?}");
     assert!(calls[0].starts_with("publish csi-") && calls[0].contains(" read-only true "), "{calls:?}");
     assert!(calls[1].starts_with("unpublish csi-"), "{calls:?}");
+}
+
+#[tokio::test]
+async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
+    put_volume(&node);
+    put::<CSIDriver>(
+        &node,
+        None,
+        json!({ "metadata": { "name": DRIVER }, "spec": { "attachRequired": true } }),
+    );
+    node.bind("web", claimed());
+    let in_use = || node.api.object("nodes", "n1").map(|object| object["status"]["volumesInUse"].clone());
+    node.wait("the volume to be in use", || {
+        in_use().filter(|volumes| *volumes == json!(["kubernetes.io/csi/test.csi^vol-1"]))
+    })
+    .await;
+    node.wait("the event", || {
+        let told = "volume vol-1 is not attached to this node yet";
+        node.api.events().into_iter().find(|event| event.contains(told))
+    })
+    .await;
+    assert!(driver.calls.lock().is_empty(), "nothing is mounted");
+    // As the driver's attacher and the controller do; the name is a digest of handle, driver and node.
+    put::<VolumeAttachment>(
+        &node,
+        None,
+        json!({
+            "metadata": { "name": "csi-65d96208ade70ffccf3b2ed60aed72b20336b2d692a0aadcee8ae0c6c7b8bd09" },
+            "spec": { "attacher": DRIVER, "nodeName": "n1", "source": { "persistentVolumeName": "pv-1" } },
+            "status": { "attached": true },
+        }),
+    );
+    let mut object = node.api.object("nodes", "n1").expect("registered");
+    object["status"]["volumesAttached"] =
+        json!([{ "name": "kubernetes.io/csi/test.csi^vol-1", "devicePath": "" }]);
+    put::<k8s_openapi::api::core::v1::Node>(&node, None, object);
+    node.wait_running("web").await;
+    node.delete("web", 0);
+    gone(&node, "web").await;
+    node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
 }

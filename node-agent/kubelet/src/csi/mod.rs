@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use hawser_api::Api;
 use hawser_api::client::Client;
-use k8s_openapi::api::core::v1::{Secret, SecretReference};
+use k8s_openapi::api::core::v1::{Node, Secret, SecretReference};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::pod::DesiredPod;
@@ -39,11 +40,23 @@ pub struct Csi {
     config: Arc<Config>,
     client: Arc<dyn Client>,
     pub drivers: Drivers,
+    /// What is in use has changed.
+    changed: Arc<Notify>,
 }
 
 impl Csi {
     pub fn new(config: Arc<Config>, client: Arc<dyn Client>) -> Self {
-        Self { config, client, drivers: Drivers::default() }
+        Self { config, client, drivers: Drivers::default(), changed: Arc::default() }
+    }
+
+    /// Volumes that must not be detached from the node, as its status names them.
+    pub fn in_use(&self) -> Vec<String> {
+        published::in_use(&self.config.root_dir)
+    }
+
+    /// Returns when [`Csi::in_use`] may say something else. For one who waits.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Shows the volume to the pod, and returns where.
@@ -61,17 +74,21 @@ impl Csi {
         let group = pod.spec().security_context.as_ref().and_then(|context| context.fs_group);
         let by_driver = capabilities.mounts_group.then_some(group).flatten();
         let capability = volume.capability(by_driver);
+        // Before the first call: what a crash leaves half-done is found and taken back, and what is begun is in use.
+        record.write(&place).map_err(io(&place))?;
+        self.changed.notify_one();
         let publish_context = match volume.is_inline || spec.attach_required == Some(false) {
             true => BTreeMap::new(),
             false => self.attachment(volume).await?,
         };
-        // Before the first call: what a crash leaves half-done is found and taken back.
-        record.write(&place).map_err(io(&place))?;
         let mut staging = String::new();
         if capabilities.stages && !volume.is_inline {
             let path = self.staging_path(&volume.driver, &volume.handle);
             std::fs::create_dir_all(&path).map_err(io(&path))?;
             staging = path.to_string_lossy().into_owned();
+            // It outlives what is noted for pods, until it is unstaged.
+            let place = self.staging_place(&volume.driver, &volume.handle);
+            record.write(&place).map_err(io(&place))?;
             let request = NodeStageVolumeRequest {
                 volume_id: volume.handle.clone(),
                 publish_context: publish_context.clone().into_iter().collect(),
@@ -127,20 +144,32 @@ impl Csi {
             published::all(&self.config.root_dir).into_iter().any(|other| other.is_same_volume(&known));
         let staging = self.staging_path(&known.driver_name, &known.volume_handle);
         if in_use || !staging.exists() {
+            self.changed.notify_one();
             return Ok(());
         }
         let request = NodeUnstageVolumeRequest {
             volume_id: known.volume_handle.clone(),
             staging_target_path: staging.to_string_lossy().into_owned(),
         };
-        driver.unstage(request).await?;
-        published::remove_empty(&staging).map_err(io(&staging))
+        if let Err(error) = driver.unstage(request).await {
+            // Noted again, so that it is tried again.
+            known.write(place).map_err(io(place))?;
+            return Err(error);
+        }
+        published::remove_empty(&staging).map_err(io(&staging))?;
+        let place = self.staging_place(&known.driver_name, &known.volume_handle);
+        published::unstaged(&place).map_err(io(&place))?;
+        self.changed.notify_one();
+        Ok(())
     }
 
     /// Upstream's place, by a digest of the volume's handle.
     fn staging_path(&self, driver: &str, handle: &str) -> PathBuf {
-        let place = self.config.root_dir.join("plugins/kubernetes.io/csi").join(driver);
-        place.join(digest(handle)).join("globalmount")
+        self.staging_place(driver, handle).join("globalmount")
+    }
+
+    fn staging_place(&self, driver: &str, handle: &str) -> PathBuf {
+        self.config.root_dir.join(published::STAGING).join(driver).join(digest(handle))
     }
 
     async fn driver_object(&self, name: &str) -> Result<Option<CSIDriver>, VolumeError> {
@@ -148,18 +177,32 @@ impl Csi {
         api.find(name).await.map_err(|error| failed(name, &error))
     }
 
-    /// What the attaching of the volume gave, once it is attached to this node.
+    /// What the attaching of the volume gave, once it is attached to this node and cannot be detached any more.
+    ///
+    /// One read of the node shows both lists: who detaches takes the volume from `volumesAttached` in a write that fails
+    /// where the node has changed, and does not where `volumesInUse` has it.
     async fn attachment(&self, volume: &CsiVolume) -> Result<BTreeMap<String, String>, VolumeError> {
         let (handle, driver, node) = (&volume.handle, &volume.driver, &self.config.node_name);
+        let wait = |what: &str| VolumeError::Csi {
+            driver: driver.clone(),
+            message: format!("volume {handle} is not {what} yet"),
+        };
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let found = nodes.find(node).await.map_err(|error| failed(driver, &error))?;
+        let status = found.and_then(|node| node.status).unwrap_or_default();
+        let unique = published::unique_name(driver, handle);
+        if !status.volumes_in_use.iter().flatten().any(|name| *name == unique) {
+            return Err(wait("listed as in use by this node"));
+        }
+        if !status.volumes_attached.iter().flatten().any(|attached| attached.name == unique) {
+            return Err(wait("attached to this node"));
+        }
         let name = format!("csi-{}", digest(&format!("{handle}{driver}{node}")));
         let api: Api<VolumeAttachment> = Api::all(self.client.clone());
         let found = api.find(&name).await.map_err(|error| failed(&volume.driver, &error))?;
         match found.and_then(|attachment| attachment.status).filter(|status| status.attached) {
             Some(status) => Ok(status.attachment_metadata.unwrap_or_default()),
-            None => Err(VolumeError::Csi {
-                driver: volume.driver.clone(),
-                message: format!("volume {} is not attached to this node yet", volume.handle),
-            }),
+            None => Err(wait("attached to this node")),
         }
     }
 

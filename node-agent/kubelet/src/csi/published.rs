@@ -1,5 +1,6 @@
 //! What was shown to pods, remembered on disk beside each volume, in upstream's words.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -14,6 +15,9 @@ use crate::volumes::mounts;
 const FILE: &str = "vol_data.json";
 const MOUNT: &str = "mount";
 const DEVICE: &str = "device";
+/// Where volumes are staged, below the kubelet's directory: by driver and digest of the handle, as upstream.
+pub(super) const STAGING: &str = "plugins/kubernetes.io/csi";
+const PERSISTENT: &str = "Persistent";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -30,7 +34,7 @@ pub(super) struct Published {
 
 impl Published {
     pub(super) fn of(volume: &CsiVolume) -> Self {
-        let mode = if volume.is_inline { "Ephemeral" } else { "Persistent" };
+        let mode = if volume.is_inline { "Ephemeral" } else { PERSISTENT };
         Self {
             driver_name: volume.driver.clone(),
             volume_handle: volume.handle.clone(),
@@ -81,6 +85,33 @@ pub(super) fn all(root_dir: &Path) -> Vec<Published> {
     volumes.filter_map(|place| Published::read(&place)).collect()
 }
 
+/// All that is staged on the node.
+fn staged(root_dir: &Path) -> Vec<Published> {
+    let drivers = places(&root_dir.join(STAGING));
+    let volumes = drivers.iter().flat_map(|driver| places(driver));
+    volumes.filter_map(|place| Published::read(&place)).collect()
+}
+
+/// Volumes that are shown to pods or staged for them, as a node's status names them; sorted.
+pub(super) fn in_use(root_dir: &Path) -> Vec<String> {
+    let known = all(root_dir).into_iter().chain(staged(root_dir));
+    let lasting = known.filter(|known| known.volume_lifecycle_mode == PERSISTENT);
+    let names = lasting.map(|known| unique_name(&known.driver_name, &known.volume_handle));
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+pub(super) fn unique_name(driver: &str, handle: &str) -> String {
+    format!("kubernetes.io/csi/{driver}^{handle}")
+}
+
+/// The volume is not staged any more. Absent is success.
+pub(super) fn unstaged(place: &Path) -> io::Result<()> {
+    match fs::remove_file(place.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => remove_empty(place),
+    }
+}
+
 /// Removes what was kept of a volume that is not shown any more.
 pub(super) fn forget(place: &Path) -> io::Result<()> {
     remove_empty(&place.join(MOUNT))?;
@@ -98,5 +129,39 @@ pub(super) fn remove_empty(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(handle: &str, mode: &str) -> Published {
+        Published {
+            driver_name: "d".into(),
+            volume_handle: handle.into(),
+            spec_vol_id: "pv".into(),
+            volume_lifecycle_mode: mode.into(),
+            is_block: false,
+        }
+    }
+
+    #[test]
+    fn what_is_shown_or_staged_is_in_use() {
+        let root = tempfile::tempdir().expect("a directory");
+        let of_pod = |pod: &str, name: &str| {
+            root.path().join("pods").join(pod).join("volumes").join(PLUGIN).join(name)
+        };
+        let place = root.path().join(STAGING).join("d").join("digest");
+        assert_eq!(in_use(root.path()), Vec::<String>::new());
+        known("shown", PERSISTENT).write(&of_pod("1", "a")).expect("written");
+        known("shown", PERSISTENT).write(&of_pod("2", "a")).expect("written");
+        known("inline", "Ephemeral").write(&of_pod("2", "b")).expect("written");
+        known("staged", PERSISTENT).write(&place).expect("written");
+        assert_eq!(in_use(root.path()), ["kubernetes.io/csi/d^shown", "kubernetes.io/csi/d^staged"]);
+        unstaged(&place).expect("removed");
+        unstaged(&place).expect("absent is success");
+        forget(&of_pod("1", "a")).expect("removed");
+        assert_eq!(in_use(root.path()), ["kubernetes.io/csi/d^shown"], "by another pod");
     }
 }

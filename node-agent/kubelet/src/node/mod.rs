@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::csi::Csi;
 use crate::devices::Counts;
 use crate::events::{EventType, Recorder, node_reference};
 use crate::eviction::Pressure;
@@ -54,6 +55,8 @@ pub struct NodeKeeper {
     pub pressure: watch::Receiver<Pressure>,
     /// What device plugins offer.
     pub devices: watch::Receiver<Counts>,
+    /// What of volumes is in use.
+    pub csi: Csi,
     /// What the API shows, for writes of others.
     pub nodes: Informer<Node>,
 }
@@ -176,6 +179,7 @@ impl NodeKeeper {
                 // Fails when the evictor has ended, which then changes nothing any more.
                 Ok(()) = pressure.changed() => {}
                 Ok(()) = devices.changed() => {}
+                () = self.csi.changed() => {}
             }
         }
     }
@@ -207,6 +211,7 @@ impl NodeKeeper {
             images,
             pressure: *self.pressure.borrow(),
             devices: self.devices.borrow().clone(),
+            volumes_in_use: self.csi.in_use(),
         };
         status::node_status(&self.config, &self.machine, &observed, previous)
     }

@@ -31,6 +31,8 @@ pub struct Observed {
     pub pressure: Pressure,
     /// Of device plugins.
     pub devices: Counts,
+    /// Volumes that must not be detached.
+    pub volumes_in_use: Vec<String>,
 }
 
 /// `previous` keeps transition times of conditions whose status stays.
@@ -58,6 +60,7 @@ pub fn node_status(
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         runtime_handlers: Some(runtime_handlers()),
         node_info: Some(machine.system_info(observed.runtime.clone())),
+        volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..NodeStatus::default()
     }
 }
@@ -93,6 +96,10 @@ pub fn patch(status: &NodeStatus) -> Value {
     if let Some(Value::Array(addresses)) = fields.get_mut("addresses") {
         // They would merge by type, and hold only one of each.
         addresses.insert(0, json!({ "$patch": "replace" }));
+    }
+    if status.volumes_in_use.is_none() {
+        // What is left out would stay.
+        fields["volumesInUse"] = Value::Null;
     }
     json!({ "status": fields })
 }
@@ -207,7 +214,29 @@ mod tests {
             images: vec![],
             pressure: Pressure::default(),
             devices: Counts::new(),
+            volumes_in_use: Vec::new(),
         }
+    }
+
+    #[test]
+    fn volumes_that_are_not_in_use_any_more_are_taken_from_the_list() {
+        let config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
+        let in_use = |volumes: &[&str]| {
+            let volumes_in_use = volumes.iter().map(|name| (*name).to_owned()).collect();
+            let observed = Observed { volumes_in_use, ..observed(None, 1) };
+            node_status(&config, &Machine::default(), &observed, None)
+        };
+        let ty = hawser_api::schema::type_of("", "v1", "Node");
+        let mut node = json!({ "status": { "volumesAttached": [{ "name": "a", "devicePath": "" }] } });
+        for volumes in [&["a", "b"][..], &["b"], &[]] {
+            let patch = patch(&in_use(volumes)).to_string();
+            let merge = hawser_api::patch::PatchType::StrategicMerge;
+            node = hawser_api::patch::apply(merge, &node, patch.as_bytes(), ty).expect("applies");
+            let status: NodeStatus = serde_json::from_value(node["status"].clone()).expect("a status");
+            assert_eq!(status.volumes_in_use.unwrap_or_default(), volumes);
+            assert!(status.volumes_attached.is_some(), "another's list");
+        }
+        assert!(differs(&in_use(&["a"]), &in_use(&[])));
     }
 
     #[test]
