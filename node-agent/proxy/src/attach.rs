@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     kernel::{
         classic::{self, Filter},
-        link,
+        kept, link,
         loader::XDP_PROGRAM,
         mount, sys,
     },
@@ -106,6 +106,9 @@ impl Proxy {
             }
             fs::remove_dir(&dir).map_err(failed)?;
         }
+        let maps_dir = maps_dir(bpffs_dir);
+        let failed = |source| Error::Prepare { path: kept::programs_dir(&maps_dir), source };
+        kept::remove_all(&maps_dir).map_err(failed)?;
         mount::remove_bpffs(bpffs_dir)
     }
 

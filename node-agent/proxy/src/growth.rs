@@ -3,7 +3,7 @@
 //! The larger maps are made and filled beside the others, and programs are loaded that use them: until then a failure
 //! costs nothing. Then they take the pins, and the programs are replaced in place, one after the other. Meanwhile some
 //! use the old maps and some the new ones, which say the same, as the agent writes nothing to either. An agent that
-//! starts instead, because this one was killed, finds under every pin a map that is whole, and loads its programs.
+//! starts instead, because this one was killed, finds under every pin a map that is whole, and loads programs for them.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,6 @@ use crate::{
     kernel::loader::{self, Larger},
     proxy::{Proxy, maps_dir},
     sizes::Sizes,
-    xdp,
 };
 
 /// After a failure, how long no growth is tried.
@@ -41,17 +40,16 @@ impl Proxy {
             return Ok(false);
         }
         let dir = maps_dir(&self.config.bpffs_dir);
-        let with_xdp = xdp::is_wanted(&self.config);
-        let Larger { programs, names } =
-            match loader::load_larger(&dir, &self.maps, sizes, self.has_set_retval, with_xdp) {
-                Ok(larger) => larger,
-                Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, ?old, ?sizes, "the maps cannot grow");
-                    self.growth.paused_until = Some(now + PAUSE);
-                    return Ok(false);
-                }
-            };
+        let Larger { programs, names } = match loader::load_larger(&dir, &self.maps, sizes, self.build) {
+            Ok(larger) => larger,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, ?old, ?sizes, "the maps cannot grow");
+                self.growth.paused_until = Some(now + PAUSE);
+                return Ok(false);
+            }
+        };
         loader::exchange(&dir, &names)?;
+        loader::keep(&dir, self.build, &programs);
         let maps = loader::open_maps(&dir)?;
         let old_maps = std::mem::replace(&mut self.maps, maps);
         self.programs = programs;

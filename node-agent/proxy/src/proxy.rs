@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     growth::Growth,
     kernel::{
-        loader::{self, Loaded, Maps, Programs},
+        loader::{self, Build, Loaded, Maps, Programs},
         mount, ports, sys,
     },
     pods::{self, ShortWays},
@@ -131,7 +131,7 @@ pub struct Proxy {
     pub(crate) config: Config,
     pub(crate) maps: Maps,
     pub(crate) programs: Programs,
-    pub(crate) has_set_retval: bool,
+    pub(crate) build: Build,
     pub(crate) growth: Growth,
     services: Services,
     /// `None` after a failed write: the next sync reads the maps again and repairs the difference.
@@ -139,8 +139,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Loads the programs and attaches them, or takes over what an earlier agent left and replaces its programs in
-    /// place. Call it in the node's network namespace.
+    /// Loads the programs and attaches them, or takes over what an earlier agent left, and replaces its programs in
+    /// place where they are of another build. Call it in the node's network namespace.
     ///
     /// Services keep being served as they were until the first [`Proxy::sync`], which repairs what changed meanwhile.
     pub fn start(config: Config) -> Result<Self, Error> {
@@ -152,7 +152,7 @@ impl Proxy {
             what: "reserve the ports that the node sends on from",
             source,
         })?;
-        let Loaded { maps, programs, adopted, has_set_retval } = loader::load(
+        let Loaded { maps, programs, adopted, kept, build } = loader::load(
             &maps_dir(&config.bpffs_dir),
             config.sizes,
             flow_slots(config.max_flows),
@@ -169,7 +169,7 @@ impl Proxy {
             config,
             maps,
             programs,
-            has_set_retval,
+            build,
             services: Services::new(node),
             table: None,
             growth: Growth::default(),
@@ -179,7 +179,8 @@ impl Proxy {
         proxy.attach_all()?;
         info!(
             adopted,
-            refusal = if has_set_retval { "ECONNREFUSED" } else { "EPERM" },
+            kept,
+            refusal = if proxy.build.has_set_retval { "ECONNREFUSED" } else { "EPERM" },
             uplinks = ?proxy.config.uplinks,
             short_ways = ?proxy.config.short_ways,
             "service datapath is attached"

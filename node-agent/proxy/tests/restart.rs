@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::{io::Write as _, net::UdpSocket};
+use std::{io::Write as _, net::UdpSocket, os::unix::fs::MetadataExt as _};
 
 use hawser_ebpf_abi::Settings;
 use hawser_proxy::{Datapath, Error, Proxy};
 use support::{
-    CLIENT, OTHER, POD, Spec, connect, counter, echo, load::under_load, patience, run, service, slice,
+    CLIENT, Lab, OTHER, POD, Spec, connect, counter, echo, load::under_load, patience, run, service, slice,
 };
 
 #[test]
@@ -42,6 +42,41 @@ fn agent_restart_interrupts_nothing() {
             proxy
         });
         assert!(counter(&proxy, "packet_forwarded") > 0, "the pod interface was taken over");
+    });
+}
+
+/// Names and inodes of the directories of programs that are kept; a directory that is made anew has another inode.
+fn kept(lab: &Lab) -> Vec<(String, u64)> {
+    let entries = std::fs::read_dir(lab.bpffs().join("programs")).unwrap().map(Result::unwrap);
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().ino())).collect()
+}
+
+#[test]
+fn programs_of_the_same_build_are_taken_over_and_others_are_not() {
+    run("programs_of_the_same_build_are_taken_over_and_others_are_not", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
+        let mut proxy = lab.proxy();
+        lab.attach_pod(&proxy);
+        proxy.sync(&[service(&Spec { node_port: Some(30080), ..Spec::default() })], &slices, &[]).unwrap();
+        let first = kept(lab);
+        assert_eq!(first.len(), 1);
+        drop(proxy);
+        drop(lab.proxy());
+        assert_eq!(kept(lab), first, "the same programs");
+        connect("10.96.0.10:80").unwrap();
+        lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap());
+
+        // Another build has another name.
+        let dir = lab.bpffs().join("programs");
+        std::fs::rename(dir.join(&first[0].0), dir.join("0123456789abcdef")).unwrap();
+        drop(lab.proxy());
+        let second = kept(lab);
+        assert_eq!(second.len(), 1, "what was kept before is gone");
+        assert_eq!(second[0].0, first[0].0, "of the same build and maps");
+        assert_ne!(second[0].1, first[0].1, "loaded anew");
+        connect("10.96.0.10:80").unwrap();
+        lab.inside(CLIENT, || connect("10.90.0.1:30080").unwrap());
     });
 }
 

@@ -1,4 +1,4 @@
-//! Loading: pinned maps are adopted when their layout is this version's, programs are always loaded anew.
+//! Loading: pinned maps are adopted when their layout is this version's, programs when they are of this build.
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +17,14 @@ use hawser_ebpf_abi::{
 use tracing::warn;
 
 use super::{
+    kept,
     map::{Counters, Map},
     sys,
 };
 use crate::{error::Error, object, sizes::Sizes};
 
 /// Maps that outlive the agent.
-const PINNED: [&str; 20] = [
+pub(super) const PINNED: [&str; 20] = [
     "SETTINGS",
     "FRONTENDS",
     "BACKENDS",
@@ -95,7 +96,17 @@ impl Maps {
 
 /// Programs by name, loaded and not attached.
 #[derive(Debug)]
-pub(crate) struct Programs(BTreeMap<String, OwnedFd>);
+pub(crate) struct Programs(pub(super) BTreeMap<String, OwnedFd>);
+
+/// What programs are made with, beside the maps that they use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Build {
+    /// Size of the flow table.
+    flows: u32,
+    /// The kernel lets a socket program choose the error.
+    pub(crate) has_set_retval: bool,
+    with_xdp: bool,
+}
 
 impl Programs {
     pub(crate) fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
@@ -114,8 +125,9 @@ pub(crate) struct Loaded {
     pub(crate) programs: Programs,
     /// The maps were there before.
     pub(crate) adopted: bool,
-    /// The kernel lets a socket program choose the error.
-    pub(crate) has_set_retval: bool,
+    /// The programs were there before.
+    pub(crate) kept: bool,
+    pub(crate) build: Build,
 }
 
 /// Programs that use larger maps, which are pinned beside the others.
@@ -137,25 +149,37 @@ pub(crate) fn load(maps_dir: &Path, sizes: Sizes, flows: u32, with_xdp: bool) ->
     remove_larger(maps_dir, sizes)?;
     let flows = pinned_flows(maps_dir)?.unwrap_or(flows);
     // The helper exists in these hooks on every kernel since 5.18; a kernel without it refuses the program.
-    let load_programs = |set_retval| {
-        let programs = load_programs(&|name| maps_dir.join(name), sizes, flows, set_retval, with_xdp)?;
-        Ok(Loaded { maps: open_maps(maps_dir)?, programs, adopted, has_set_retval: set_retval })
+    let builds = [true, false].map(|has_set_retval| Build { flows, has_set_retval, with_xdp });
+    for build in builds.into_iter().filter(|_| adopted) {
+        match kept::find(maps_dir, build) {
+            Ok(Some(programs)) => {
+                return Ok(Loaded { maps: open_maps(maps_dir)?, programs, adopted, kept: true, build });
+            }
+            Ok(None) => {}
+            Err(error) => warn!(%error, "programs of an earlier agent cannot be taken over"),
+        }
+    }
+    let load_programs = |build| {
+        let programs = load_programs(&|name| maps_dir.join(name), sizes, build)?;
+        keep(maps_dir, build, &programs);
+        Ok(Loaded { maps: open_maps(maps_dir)?, programs, adopted, kept: false, build })
     };
-    match load_programs(true) {
-        Err(first @ Error::Load { .. }) => load_programs(false).map_err(|_| first),
+    match load_programs(builds[0]) {
+        Err(first @ Error::Load { .. }) => load_programs(builds[1]).map_err(|_| first),
         other => other,
+    }
+}
+
+/// Keeps programs for the next agent, which loads its own where that fails.
+pub(crate) fn keep(maps_dir: &Path, build: Build, programs: &Programs) {
+    if let Err(error) = kept::keep(maps_dir, build, programs) {
+        warn!(%error, "programs are not kept for the next agent");
     }
 }
 
 /// Makes maps of the given sizes beside those of other sizes, with the same content, and loads programs that use them.
 /// Nothing is changed that is in use; after an error nothing is left.
-pub(crate) fn load_larger(
-    maps_dir: &Path,
-    maps: &Maps,
-    sizes: Sizes,
-    set_retval: bool,
-    with_xdp: bool,
-) -> Result<Larger, Error> {
+pub(crate) fn load_larger(maps_dir: &Path, maps: &Maps, sizes: Sizes, build: Build) -> Result<Larger, Error> {
     // Of a growth that failed: what they hold is of that time.
     remove_larger(maps_dir, sizes)?;
     let same = growing(maps.sizes());
@@ -164,9 +188,7 @@ pub(crate) fn load_larger(
     let pin = |name: &str| {
         if names.contains(&name) { larger_pin(maps_dir, name) } else { maps_dir.join(name) }
     };
-    let flows = pinned_flows(maps_dir)?
-        .ok_or(Error::Map { name: "FLOWS", source: io::ErrorKind::NotFound.into() })?;
-    let loaded = load_programs(&pin, sizes, flows, set_retval, with_xdp).and_then(|programs| {
+    let loaded = load_programs(&pin, sizes, build).and_then(|programs| {
         copy(maps, &open_maps_at(&pin)?, &names)?;
         Ok(programs)
     });
@@ -224,15 +246,10 @@ fn larger_pin(maps_dir: &Path, name: &str) -> PathBuf {
 }
 
 /// `pin` says where the map of a name is pinned, or is to be.
-fn load_programs(
-    pin: &dyn Fn(&str) -> PathBuf,
-    sizes: Sizes,
-    flows: u32,
-    set_retval: bool,
-    with_xdp: bool,
-) -> Result<Programs, Error> {
+fn load_programs(pin: &dyn Fn(&str) -> PathBuf, sizes: Sizes, build: Build) -> Result<Programs, Error> {
+    let Build { flows, has_set_retval, with_xdp } = build;
     let paths: Vec<(&str, PathBuf)> = PINNED.iter().map(|name| (*name, pin(name))).collect();
-    let has_set_retval = u32::from(set_retval);
+    let has_set_retval = u32::from(has_set_retval);
     let mut loader = EbpfLoader::new();
     loader
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
@@ -339,6 +356,8 @@ fn check_layout(maps_dir: &Path) -> Result<bool, Error> {
 }
 
 fn remove_maps(maps_dir: &Path) -> Result<(), Error> {
+    let dir = kept::programs_dir(maps_dir);
+    kept::remove_all(maps_dir).map_err(|source| Error::Prepare { path: dir, source })?;
     PINNED.into_iter().try_for_each(|name| remove(&maps_dir.join(name), name))
 }
 

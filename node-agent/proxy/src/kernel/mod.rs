@@ -4,6 +4,7 @@
 //! and replacing the program of a pinned cgroup link.
 
 pub(crate) mod classic;
+pub(crate) mod kept;
 pub(crate) mod link;
 pub(crate) mod loader;
 pub(crate) mod map;
