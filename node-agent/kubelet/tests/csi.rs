@@ -119,6 +119,9 @@ impl NodeService for Driver {
         }
         let pod = request.volume_context.get("csi.storage.k8s.io/pod.name").cloned().unwrap_or_default();
         self.called(format!("publish {} read-only {} for {pod}", request.volume_id, request.readonly));
+        if let Some(tokens) = request.volume_context.get("csi.storage.k8s.io/serviceAccount.tokens") {
+            self.called(format!("tokens {tokens}"));
+        }
         Ok(Response::new(NodePublishVolumeResponse {}))
     }
 
@@ -141,10 +144,25 @@ impl NodeService for Driver {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let kind = node_service_capability::rpc::Type::StageUnstageVolume;
-        let rpc = node_service_capability::Rpc { r#type: kind.into() };
-        let capability = NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) };
-        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: vec![capability] }))
+        use node_service_capability::rpc::Type::{ExpandVolume, StageUnstageVolume};
+        let capability = |kind: node_service_capability::rpc::Type| {
+            let rpc = node_service_capability::Rpc { r#type: kind.into() };
+            NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) }
+        };
+        let capabilities = [StageUnstageVolume, ExpandVolume].map(capability).into();
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.capacity_range.map(|range| range.required_bytes).unwrap_or_default();
+        assert!(Path::new(&request.volume_path).join("hello").exists(), "it is shown");
+        assert!(request.staging_target_path.ends_with("/globalmount"), "{}", request.staging_target_path);
+        self.called(format!("expand {} to {bytes}", request.volume_id));
+        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: bytes }))
     }
 
     async fn node_get_info(
@@ -387,4 +405,70 @@ async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
     node.delete("web", 0);
     gone(&node, "web").await;
     node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
+}
+
+#[tokio::test]
+async fn what_is_on_a_volume_grows_after_the_volume() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    let grow = |capacity: &str, known: &str| {
+        let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
+        volume["spec"]["capacity"] = json!({ "storage": capacity });
+        put::<PersistentVolume>(&node, None, volume);
+        let mut claim = node.api.object("persistentvolumeclaims", "default/data").expect("put");
+        claim["status"]["capacity"] = json!({ "storage": known });
+        claim["status"]["conditions"] = json!([
+            { "type": "FileSystemResizePending", "status": "True" },
+            { "type": "ModifyingVolume", "status": "True" },
+        ]);
+        put::<PersistentVolumeClaim>(&node, Some("default"), claim);
+    };
+    grow("2Gi", "1Gi");
+    node.bind("web", claimed());
+    node.wait_running("web").await;
+    let status = node.api.object("persistentvolumeclaims", "default/data").expect("put")["status"].clone();
+    assert_eq!(status["capacity"], json!({ "storage": "2Gi" }));
+    assert_eq!(status["conditions"], json!([{ "type": "ModifyingVolume", "status": "True" }]));
+    let calls = driver.calls.lock().clone();
+    assert_eq!(calls[2..], ["expand vol-1 to 2147483648"]);
+    node.wait("the event", || {
+        node.api.events().into_iter().find(|event| event.contains("NodeExpandVolume succeeded"))
+    })
+    .await;
+    node.delete("web", 0);
+    gone(&node, "web").await;
+}
+
+#[tokio::test]
+async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    let requests = json!([{ "audience": "vault", "expirationSeconds": 600 }]);
+    let spec = json!({ "attachRequired": false, "requiresRepublish": true, "tokenRequests": requests });
+    put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
+    let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
+    node.bind("web", with_volume(Volume { name: "v".into(), csi: Some(source), ..Volume::default() }));
+    node.wait_running("web").await;
+    let told = |from: usize| {
+        let calls = driver.calls.lock().clone();
+        calls.into_iter().skip(from).find(|call| call.starts_with("tokens"))
+    };
+    let tokens = told(0).expect("tokens");
+    assert!(
+        tokens.starts_with("tokens {\"vault\":{\"token\":\"a-token\",\"expirationTimestamp\":\""),
+        "{tokens}"
+    );
+    // An agent that starts looks at all volumes again.
+    let before = driver.calls.lock().len();
+    let node = node.restart().await;
+    node.wait("the driver to be asked again", || told(before)).await;
+    node.delete("web", 0);
+    gone(&node, "web").await;
 }

@@ -14,8 +14,8 @@ use proto::node_client::NodeClient;
 use proto::node_service_capability::Type as CapabilityKind;
 use proto::node_service_capability::rpc::Type as Capability;
 use proto::{
-    NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse, NodePublishVolumeRequest,
-    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
 };
 
 /// The generated code of `proto/csi.proto`.
@@ -56,6 +56,8 @@ pub struct Capabilities {
     pub stages: bool,
     /// It gives files to a group itself.
     pub mounts_group: bool,
+    /// What is on a volume grows after the volume.
+    pub expands: bool,
 }
 
 pub struct Driver {
@@ -81,6 +83,7 @@ impl Driver {
         Ok(Capabilities {
             stages: has(Capability::StageUnstageVolume),
             mounts_group: has(Capability::VolumeMountGroup),
+            expands: has(Capability::ExpandVolume),
         })
     }
 
@@ -102,6 +105,11 @@ impl Driver {
     pub async fn unpublish(&self, request: NodeUnpublishVolumeRequest) -> Result<(), VolumeError> {
         let mut node = self.node().await?;
         self.answer(node.node_unpublish_volume(request)).await.map(drop)
+    }
+
+    pub async fn expand(&self, request: NodeExpandVolumeRequest) -> Result<(), VolumeError> {
+        let mut node = self.node().await?;
+        self.answer(node.node_expand_volume(request)).await.map(drop)
     }
 
     async fn node(&self) -> Result<NodeClient<Channel>, VolumeError> {

@@ -7,32 +7,49 @@
 pub mod driver;
 mod published;
 pub mod registration;
+mod tokens;
 pub mod volume;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hawser_api::Api;
 use hawser_api::client::Client;
 use k8s_openapi::api::core::v1::{Node, Secret, SecretReference};
-use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::pod::DesiredPod;
+use crate::quantity::value;
 use crate::volumes::VolumeError;
 use crate::volumes::ownership;
-use driver::Drivers;
+use crate::volumes::token::TokenManager;
 use driver::proto::volume_capability::access_mode::Mode;
 use driver::proto::{
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
 };
-use published::Published;
+use driver::{Capabilities, Driver, Drivers};
+use published::Published as Record;
 use volume::{CsiVolume, digest};
 
 /// The name of upstream's volume plugin, as directories have it.
 const PLUGIN: &str = "kubernetes.io~csi";
+/// Drivers that want it are asked to show a volume anew after this long.
+const REPUBLISH: Duration = Duration::from_secs(60);
+
+/// A volume that is shown to a pod.
+pub struct Published {
+    pub path: PathBuf,
+    /// When to publish it anew.
+    pub again_after: Option<Duration>,
+    /// Its driver can make what is on it larger ([`Csi::expand`]).
+    pub expands: bool,
+}
 
 /// The node's CSI volumes. Cheap to clone.
 #[derive(Clone)]
@@ -59,18 +76,34 @@ impl Csi {
         self.changed.notified().await;
     }
 
-    /// Shows the volume to the pod, and returns where.
-    pub async fn publish(&self, pod: &DesiredPod, volume: &CsiVolume) -> Result<PathBuf, VolumeError> {
+    /// Shows the volume to the pod, or shows it anew where its driver wants that again and again.
+    pub async fn publish(
+        &self,
+        pod: &DesiredPod,
+        volume: &CsiVolume,
+        tokens: &TokenManager,
+    ) -> Result<Published, VolumeError> {
         let place = self.config.pod_dir(pod.uid()).join("volumes").join(PLUGIN).join(&volume.name);
-        let record = Published::of(volume);
+        let record = Record::of(volume);
         let target = record.target(&place);
-        if Published::read(&place).is_some() && record.is_shown(&place).map_err(io(&target))? {
-            return Ok(target);
+        let is_shown = Record::read(&place).is_some() && record.is_shown(&place).map_err(io(&target))?;
+        let (driver, spec, capabilities) = match self.describe(&volume.driver).await {
+            Ok(known) => known,
+            // It stays as it is while its driver, or the API, is away.
+            Err(_) if is_shown => {
+                return Ok(Published { path: target, again_after: Some(REPUBLISH), expands: false });
+            }
+            Err(error) => return Err(error),
+        };
+        let republishes = spec.requires_republish == Some(true);
+        let published = Published {
+            path: target.clone(),
+            again_after: republishes.then_some(REPUBLISH),
+            expands: capabilities.expands,
+        };
+        if is_shown && !republishes {
+            return Ok(published);
         }
-        let driver = self.drivers.get(&volume.driver)?;
-        let object = self.driver_object(&volume.driver).await?;
-        let spec = object.map(|object| object.spec).unwrap_or_default();
-        let capabilities = driver.capabilities().await?;
         let group = pod.spec().security_context.as_ref().and_then(|context| context.fs_group);
         let by_driver = capabilities.mounts_group.then_some(group).flatten();
         let capability = volume.capability(by_driver);
@@ -81,44 +114,91 @@ impl Csi {
             true => BTreeMap::new(),
             false => self.attachment(volume).await?,
         };
-        let mut staging = String::new();
-        if capabilities.stages && !volume.is_inline {
-            let path = self.staging_path(&volume.driver, &volume.handle);
-            std::fs::create_dir_all(&path).map_err(io(&path))?;
-            staging = path.to_string_lossy().into_owned();
-            // It outlives what is noted for pods, until it is unstaged.
-            let place = self.staging_place(&volume.driver, &volume.handle);
-            record.write(&place).map_err(io(&place))?;
-            let request = NodeStageVolumeRequest {
-                volume_id: volume.handle.clone(),
-                publish_context: publish_context.clone().into_iter().collect(),
-                staging_target_path: staging.clone(),
-                volume_capability: Some(capability.clone()),
-                secrets: self.secrets(volume.stage_secret.as_ref()).await?,
-                volume_context: volume.attributes.clone().into_iter().collect(),
-            };
-            driver.stage(request).await?;
-        }
+        let stages = capabilities.stages && !volume.is_inline;
+        let staging = match stages {
+            true if !is_shown => {
+                self.stage(&driver, volume, publish_context.clone(), capability.clone()).await?
+            }
+            true => self.staging_path(&volume.driver, &volume.handle),
+            false => PathBuf::new(),
+        };
         let mut context = volume.attributes.clone();
         if spec.pod_info_on_mount == Some(true) {
             context.extend(pod_info(pod, volume));
         }
+        let mut secrets = self.secrets(volume.publish_secret.as_ref()).await?;
+        if let Some(tokens) = tokens::requested(pod, &spec, tokens).await? {
+            match spec.service_account_token_in_secrets {
+                Some(true) => drop(secrets.insert(tokens::KEY.to_owned(), tokens)),
+                _ => drop(context.insert(tokens::KEY.to_owned(), tokens)),
+            }
+        }
         let request = NodePublishVolumeRequest {
             volume_id: volume.handle.clone(),
             publish_context: publish_context.into_iter().collect(),
-            staging_target_path: staging,
+            staging_target_path: staging.to_string_lossy().into_owned(),
             target_path: target.to_string_lossy().into_owned(),
             volume_capability: Some(capability),
             readonly: volume.read_only,
-            secrets: self.secrets(volume.publish_secret.as_ref()).await?,
+            secrets,
             volume_context: context.into_iter().collect(),
         };
         driver.publish(request).await?;
         let owned = ownership_applies(spec.fs_group_policy.as_deref(), volume) && by_driver.is_none();
-        if let Some(group) = group.and_then(|g| u32::try_from(g).ok()).filter(|_| owned) {
+        if let Some(group) = group.and_then(|g| u32::try_from(g).ok()).filter(|_| owned && !is_shown) {
             ownership::set(pod, &target, group).await.map_err(io(&target))?;
         }
-        Ok(target)
+        Ok(published)
+    }
+
+    /// Makes the volume ready on the node, and returns where.
+    async fn stage(
+        &self,
+        driver: &Driver,
+        volume: &CsiVolume,
+        publish_context: BTreeMap<String, String>,
+        capability: VolumeCapability,
+    ) -> Result<PathBuf, VolumeError> {
+        let path = self.staging_path(&volume.driver, &volume.handle);
+        std::fs::create_dir_all(&path).map_err(io(&path))?;
+        // It outlives what is noted for pods, until it is unstaged.
+        let place = self.staging_place(&volume.driver, &volume.handle);
+        Record::of(volume).write(&place).map_err(io(&place))?;
+        let request = NodeStageVolumeRequest {
+            volume_id: volume.handle.clone(),
+            publish_context: publish_context.into_iter().collect(),
+            staging_target_path: path.to_string_lossy().into_owned(),
+            volume_capability: Some(capability),
+            secrets: self.secrets(volume.stage_secret.as_ref()).await?,
+            volume_context: volume.attributes.clone().into_iter().collect(),
+        };
+        driver.stage(request).await?;
+        Ok(path)
+    }
+
+    /// The driver of this node, what its object says of it, and what it can do.
+    async fn describe(&self, name: &str) -> Result<(Driver, CSIDriverSpec, Capabilities), VolumeError> {
+        let driver = self.drivers.get(name)?;
+        let object = self.driver_object(name).await?;
+        let capabilities = driver.capabilities().await?;
+        Ok((driver, object.map(|object| object.spec).unwrap_or_default(), capabilities))
+    }
+
+    /// Lets what is on a volume use all of the `size` that the volume has now.
+    pub async fn expand(&self, volume: &CsiVolume, path: &Path, size: &Quantity) -> Result<(), VolumeError> {
+        let staging = self.staging_path(&volume.driver, &volume.handle);
+        let request = NodeExpandVolumeRequest {
+            volume_id: volume.handle.clone(),
+            volume_path: path.to_string_lossy().into_owned(),
+            capacity_range: Some(CapacityRange { required_bytes: value(size), limit_bytes: 0 }),
+            staging_target_path: match staging.exists() {
+                true => staging.to_string_lossy().into_owned(),
+                false => String::new(),
+            },
+            volume_capability: Some(volume.capability(None)),
+            secrets: self.secrets(volume.expand_secret.as_ref()).await?,
+        };
+        self.drivers.get(&volume.driver)?.expand(request).await
     }
 
     /// Takes back all that was shown to a pod. Absent is success.
@@ -131,7 +211,7 @@ impl Csi {
     }
 
     async fn unpublish(&self, place: &Path) -> Result<(), VolumeError> {
-        let Some(known) = Published::read(place) else { return Ok(()) };
+        let Some(known) = Record::read(place) else { return Ok(()) };
         let driver = self.drivers.get(&known.driver_name)?;
         let target = known.target(place);
         let request = NodeUnpublishVolumeRequest {

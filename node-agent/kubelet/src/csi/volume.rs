@@ -26,6 +26,7 @@ pub struct CsiVolume {
     pub is_inline: bool,
     pub stage_secret: Option<SecretReference>,
     pub publish_secret: Option<SecretReference>,
+    pub expand_secret: Option<SecretReference>,
 }
 
 impl CsiVolume {
@@ -47,6 +48,7 @@ impl CsiVolume {
             is_inline: false,
             stage_secret: source.node_stage_secret_ref.clone(),
             publish_secret: source.node_publish_secret_ref.clone(),
+            expand_secret: source.node_expand_secret_ref.clone(),
         })
     }
 
@@ -70,6 +72,7 @@ impl CsiVolume {
             is_inline: true,
             stage_secret: None,
             publish_secret: secret,
+            expand_secret: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hawser_api::Api;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec};
 
-use super::{Mounted, VolumeError, Volumes, host_path, nfs, ownership};
+use super::{Mounted, Shown, VolumeError, Volumes, growth, host_path, nfs, ownership};
 use crate::csi::volume::CsiVolume;
 use crate::durable;
 use crate::pod::DesiredPod;
@@ -18,29 +18,60 @@ pub(super) struct Claim<'a> {
     pub(super) is_own: bool,
 }
 
+/// What a claim is bound to.
+struct Bound {
+    volume: PersistentVolume,
+    /// Absent while the API is, and the volume known from before.
+    claim: Option<PersistentVolumeClaim>,
+}
+
 impl Volumes {
     /// The volume behind the claim, mounted, or the device that it is.
-    pub(super) async fn claimed(&self, pod: &DesiredPod, claim: Claim<'_>) -> Result<Mounted, VolumeError> {
-        let volume = self.bound_volume(pod, &claim).await?;
+    pub(super) async fn claimed(&self, pod: &DesiredPod, claim: Claim<'_>) -> Result<Shown, VolumeError> {
+        let Bound { volume, claim: object } = self.bound_volume(pod, &claim).await?;
         if let Some(csi) = CsiVolume::of_persistent(&volume, claim.read_only) {
-            let path = self.csi.publish(pod, &csi).await?;
-            return match csi.is_block {
-                true => Mounted::device(&path, csi.read_only),
-                false => Ok(Mounted::with_access(path, claim.read_only)),
-            };
+            return self.claimed_of_driver(pod, &csi, (&volume, object.as_ref()), claim.read_only).await;
         }
         let is_block = volume.spec.as_ref().is_some_and(|s| s.volume_mode.as_deref() == Some("Block"));
         match &volume {
             PersistentVolume { spec: Some(PersistentVolumeSpec { local: Some(local), .. }), .. }
                 if is_block =>
             {
-                Mounted::device(Path::new(&local.path), claim.read_only)
+                Mounted::device(Path::new(&local.path), claim.read_only).map(Shown::from)
             }
             _ if is_block => {
                 Err(VolumeError::Unsupported("a block device of this kind of persistent volume"))
             }
-            _ => Ok(Mounted::with_access(self.mount_claimed(pod, volume, &claim).await?, claim.read_only)),
+            _ => {
+                let path = self.mount_claimed(pod, volume, &claim).await?;
+                Ok(Mounted::with_access(path, claim.read_only).into())
+            }
         }
+    }
+
+    async fn claimed_of_driver(
+        &self,
+        pod: &DesiredPod,
+        csi: &CsiVolume,
+        (volume, claim): (&PersistentVolume, Option<&PersistentVolumeClaim>),
+        read_only: bool,
+    ) -> Result<Shown, VolumeError> {
+        let published = self.csi.publish(pod, csi, &self.tokens).await?;
+        let expands = published.expands && !csi.read_only;
+        let growth = claim.and_then(|claim| Some((claim, growth::grown_to(volume, claim)?)));
+        let mut grown = None;
+        if let Some((claim, size)) = growth.filter(|_| expands) {
+            self.csi.expand(csi, &published.path, size).await?;
+            self.note_growth(claim, size).await?;
+            grown = Some(csi.name.clone());
+        }
+        let mounted = match csi.is_block {
+            true => Mounted::device(&published.path, csi.read_only)?,
+            false => Mounted::with_access(published.path, read_only),
+        };
+        let look_again = expands.then_some(growth::LOOK_AGAIN);
+        let again_after = published.again_after.into_iter().chain(look_again).min();
+        Ok(Shown { mounted, again_after, grown })
     }
 
     async fn mount_claimed(
@@ -81,14 +112,10 @@ impl Volumes {
         Ok(dir)
     }
 
-    async fn bound_volume(
-        &self,
-        pod: &DesiredPod,
-        claim: &Claim<'_>,
-    ) -> Result<PersistentVolume, VolumeError> {
+    async fn bound_volume(&self, pod: &DesiredPod, claim: &Claim<'_>) -> Result<Bound, VolumeError> {
         let kept = self.config.pod_dir(pod.uid()).join("claims").join(format!("{}.json", claim.name));
         match self.ask_for_volume(pod, claim).await {
-            Ok(volume) => {
+            Ok((volume, object)) => {
                 // For a start without the API. Without it, all else is as well as before.
                 let content = serde_json::to_vec(&volume).unwrap_or_default();
                 if std::fs::read(&kept).ok().as_ref() != Some(&content)
@@ -96,11 +123,11 @@ impl Volumes {
                 {
                     tracing::warn!(pod = %pod.key(), claim = claim.name, %error, "volume of a claim was not noted");
                 }
-                Ok(volume)
+                Ok(Bound { volume, claim: Some(object) })
             }
             Err(error) if !self.objects.pods.is_synced() => {
                 let known = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-                known.ok_or(error)
+                known.map(|volume| Bound { volume, claim: None }).ok_or(error)
             }
             Err(error) => Err(error),
         }
@@ -110,7 +137,7 @@ impl Volumes {
         &self,
         pod: &DesiredPod,
         claim: &Claim<'_>,
-    ) -> Result<PersistentVolume, VolumeError> {
+    ) -> Result<(PersistentVolume, PersistentVolumeClaim), VolumeError> {
         let failed = |message: String| VolumeError::Claim { claim: claim.name.to_owned(), message };
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), pod.namespace());
         let found = claims.get(claim.name).await.map_err(|e| failed(e.to_string()))?;
@@ -122,10 +149,11 @@ impl Volumes {
             return Err(failed(format!("PVC {name} was not created for pod {key} (pod is not owner)")));
         }
         let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        let volume = found.spec.and_then(|s| s.volume_name).filter(|_| bound);
+        let volume = found.spec.as_ref().and_then(|s| s.volume_name.as_deref()).filter(|_| bound);
         let volume = volume.ok_or_else(|| failed("is not bound yet".into()))?;
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        volumes.get(&volume).await.map_err(|e| failed(e.to_string()))
+        let volume = volumes.get(volume).await.map_err(|e| failed(e.to_string()))?;
+        Ok((volume, found))
     }
 }
 

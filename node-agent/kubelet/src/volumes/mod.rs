@@ -6,6 +6,7 @@
 
 pub mod atomic_writer;
 mod claim;
+pub(crate) mod growth;
 mod host_path;
 pub mod mounts;
 mod nfs;
@@ -132,6 +133,29 @@ pub type MountedVolumes = BTreeMap<String, Mounted>;
 pub struct MountOutcome {
     pub volumes: MountedVolumes,
     pub refresh_after: Option<Duration>,
+    /// PersistentVolumes that were made to use what they have grown by.
+    pub grown: Vec<String>,
+}
+
+impl MountOutcome {
+    fn refresh_within(&mut self, left: Duration) {
+        self.refresh_after = Some(self.refresh_after.map_or(left, |known| known.min(left)));
+    }
+}
+
+/// One volume, mounted.
+struct Shown {
+    mounted: Mounted,
+    /// When it has to be looked at again.
+    again_after: Option<Duration>,
+    /// The PersistentVolume that has grown.
+    grown: Option<String>,
+}
+
+impl From<Mounted> for Shown {
+    fn from(mounted: Mounted) -> Self {
+        Self { mounted, again_after: None, grown: None }
+    }
 }
 
 pub struct Volumes {
@@ -169,11 +193,12 @@ impl Volumes {
             let (tokens, renew_at) = self.tokens_for(pod, volume).await.map_err(in_volume)?;
             if let Some(renew_at) = renew_at {
                 let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
-                let left = left.max(Duration::from_secs(10));
-                outcome.refresh_after = Some(outcome.refresh_after.map_or(left, |known| known.min(left)));
+                outcome.refresh_within(left.max(Duration::from_secs(10)));
             }
-            let mounted = self.mount_one(pod, ips, volume, &tokens).await.map_err(in_volume)?;
-            outcome.volumes.insert(volume.name.clone(), mounted);
+            let shown = self.mount_one(pod, ips, volume, &tokens).await.map_err(in_volume)?;
+            shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
+            outcome.grown.extend(shown.grown);
+            outcome.volumes.insert(volume.name.clone(), shown.mounted);
         }
         Ok(outcome)
     }
@@ -187,7 +212,7 @@ impl Volumes {
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
             let (token, renew_at) = match self.tokens.get(pod, &key).await {
-                Ok((token, renew_at)) => (Some(token), renew_at),
+                Ok(token) => (Some(token.token), token.renew_at),
                 // The pod starts without the API, to which the token would lead; it comes with the API.
                 Err(_) if !self.objects.pods.is_synced() => {
                     let dir = volume_dir(&self.config, pod.uid(), volume);
@@ -207,7 +232,7 @@ impl Volumes {
         ips: &[std::net::IpAddr],
         volume: &Volume,
         tokens: &Tokens,
-    ) -> Result<Mounted, VolumeError> {
+    ) -> Result<Shown, VolumeError> {
         let group = pod.spec().security_context.as_ref().and_then(|c| c.fs_group);
         let group = group.and_then(|g| u32::try_from(g).ok());
         let fields = Fields {
@@ -228,18 +253,18 @@ impl Volumes {
                 mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
             }
             atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
-            return Ok(Mounted::read_only(dir));
+            return Ok(Mounted::read_only(dir).into());
         }
         if let Some(source) = &volume.empty_dir {
             empty_dir(&dir, source, group).map_err(io(&dir))?;
-            return Ok(Mounted::writable(dir));
+            return Ok(Mounted::writable(dir).into());
         }
         if volume.image.is_some() {
             // Shown before the first container that mounts it starts.
-            return Ok(Mounted { no_exec: true, ..Mounted::read_only(dir) });
+            return Ok(Mounted { no_exec: true, ..Mounted::read_only(dir) }.into());
         }
         if let Some(source) = &volume.host_path {
-            return Ok(Mounted::writable(host_path::prepare(source)?));
+            return Ok(Mounted::writable(host_path::prepare(source)?).into());
         }
         if let Some(source) = &volume.persistent_volume_claim {
             let read_only = source.read_only == Some(true);
@@ -252,11 +277,13 @@ impl Volumes {
         }
         if let Some(source) = &volume.csi {
             let csi = CsiVolume::inline(volume, source, pod.namespace(), pod.uid());
-            return Ok(Mounted::with_access(self.csi.publish(pod, &csi).await?, csi.read_only));
+            let published = self.csi.publish(pod, &csi, &self.tokens).await?;
+            let mounted = Mounted::with_access(published.path, csi.read_only);
+            return Ok(Shown { again_after: published.again_after, ..mounted.into() });
         }
         if let Some(source) = &volume.nfs {
             let path = self.mount_nfs(pod, &volume.name, source, &[]).await?;
-            return Ok(Mounted::with_access(path, source.read_only == Some(true)));
+            return Ok(Mounted::with_access(path, source.read_only == Some(true)).into());
         }
         Err(VolumeError::Unsupported("this kind of volume"))
     }

@@ -22,16 +22,17 @@ const RENEW_PERCENT: u32 = 80;
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone)]
-struct Kept {
-    token: String,
-    renew_at: Timestamp,
-    expires_at: Timestamp,
+pub struct Token {
+    pub token: String,
+    /// When to ask again.
+    pub renew_at: Timestamp,
+    pub expires_at: Timestamp,
 }
 
 /// Tokens by pod uid; a pod's are forgotten with it.
 pub struct TokenManager {
     client: Arc<dyn Client>,
-    kept: Mutex<HashMap<String, HashMap<TokenKey, Kept>>>,
+    kept: Mutex<HashMap<String, HashMap<TokenKey, Token>>>,
 }
 
 impl TokenManager {
@@ -39,31 +40,27 @@ impl TokenManager {
         Self { client, kept: Mutex::default() }
     }
 
-    /// A valid token, and when to ask again. An old one is good while the API is away and it has not expired.
-    pub async fn get(
-        &self,
-        pod: &DesiredPod,
-        key: &TokenKey,
-    ) -> Result<(String, Timestamp), hawser_api::Error> {
+    /// A valid token. An old one is good while the API is away and it has not expired.
+    pub async fn get(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Token, hawser_api::Error> {
         let known = self.kept.lock().get(pod.uid()).and_then(|tokens| tokens.get(key)).cloned();
         let now = Timestamp::now();
         if let Some(kept) = known.as_ref().filter(|k| k.renew_at > now) {
-            return Ok((kept.token.clone(), kept.renew_at));
+            return Ok(kept.clone());
         }
         match self.request(pod, key).await {
             Ok(fresh) => {
-                let answer = (fresh.token.clone(), fresh.renew_at);
-                self.kept.lock().entry(pod.uid().to_owned()).or_default().insert(key.clone(), fresh);
-                Ok(answer)
+                let mut kept = self.kept.lock();
+                kept.entry(pod.uid().to_owned()).or_default().insert(key.clone(), fresh.clone());
+                Ok(fresh)
             }
             Err(error) => match known.filter(|k| k.expires_at > now) {
-                Some(kept) => Ok((kept.token, now + Duration::from_secs(60))),
+                Some(kept) => Ok(Token { renew_at: now + Duration::from_secs(60), ..kept }),
                 None => Err(error),
             },
         }
     }
 
-    async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Kept, hawser_api::Error> {
+    async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Token, hawser_api::Error> {
         let account =
             pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
         let request = TokenRequest {
@@ -88,7 +85,7 @@ impl TokenManager {
         let now = Timestamp::now();
         let lifetime = Duration::from_secs(key.expiration_seconds.max(0).unsigned_abs());
         let expires_at = status.expiration_timestamp.map_or(now + lifetime, |t| t.0);
-        Ok(Kept { token, renew_at: renew_at(now, expires_at), expires_at })
+        Ok(Token { token, renew_at: renew_at(now, expires_at), expires_at })
     }
 
     pub fn forget(&self, pod_uid: &str) {

@@ -84,7 +84,13 @@ pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
 
 pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
     match shared.volumes.mount(pod, &[]).await {
-        Ok(mounted) => (Outcome::VolumesReady, Some(mounted)),
+        Ok(mounted) => {
+            for volume in &mounted.grown {
+                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
+                shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
+            }
+            (Outcome::VolumesReady, Some(mounted))
+        }
         Err(error) => {
             shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
             (Outcome::VolumesFailed(error.to_string()), None)
