@@ -241,6 +241,39 @@ async fn parts_have_owners_of_their_own() {
 }
 
 #[tokio::test]
+async fn nobody_owns_what_a_subresource_does_not_write() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let admin = running.admin();
+    admin.create(&PODS, Some("default"), pod("a")).await.expect("made");
+    let place = target(&PODS, "a");
+    let meta = json!({ "name": "a", "labels": { "by": "resizer" } });
+    let limits = json!({ "limits": { "cpu": "100m" } });
+    let container = json!({ "name": "main", "image": "another", "resources": limits });
+    let spec = json!({ "containers": [container], "priority": 7 });
+    let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec });
+    let resized =
+        apply_at(&admin, &place.clone().with_subresource("resize"), "resizer", &config, false).await;
+    let resized = resized.expect("resized");
+    let item = json!({ ".": {}, "f:resources": { "f:limits": { "f:cpu": {} } } });
+    let container = json!({ "k:{\"name\":\"main\"}": item });
+    assert_eq!(owned(&resized, "resizer")["f:spec"]["f:containers"], container);
+    assert_eq!(owned(&resized, "resizer")["f:metadata"], Value::Null);
+    assert_eq!(resized["metadata"]["labels"]["by"], Value::Null);
+    assert_ne!(resized["spec"]["containers"][0]["image"], "another");
+
+    let config = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": meta,
+        "spec": { "nodeName": "n1" }, "status": { "phase": "Running" },
+    });
+    let reported = apply_at(&admin, &place.with_subresource("status"), "reporter", &config, true).await;
+    let reported = reported.expect("reported");
+    let own = json!({ "f:metadata": { "f:labels": { "f:by": {} } }, "f:status": { "f:phase": {} } });
+    assert_eq!(owned(&reported, "reporter"), own, "labels of pods are written with their status");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn clients_may_correct_owners_and_not_break_them() {
     let directory = Directory::new();
     let running = start(&directory).await;

@@ -22,6 +22,8 @@ use crate::{
 
 /// Owns the fields of objects that had no owners before they were first applied.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+/// Members of every configuration: they say what it is of.
+const NAMING: &[&str] = &["apiVersion", "kind", "metadata"];
 /// What client-side apply remembers in the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The manager that goes on where client-side apply ended.
@@ -60,7 +62,7 @@ impl Write<'_> {
         let live = live.unwrap_or(&empty);
         let mut config = config.clone();
         if let Some(members) = config.as_object_mut() {
-            members.retain(|name, _| !self.ignored.contains(&name.as_str()));
+            members.retain(|name, _| NAMING.contains(&name.as_str()) || !self.reach.skips(name));
         }
         let mut applied = match self.settle(ty, live, &config, managed.clone(), force) {
             Ok(applied) => applied,
@@ -109,8 +111,9 @@ impl Write<'_> {
         // Zero values that are applied are not in the object, so they are no changes either.
         let object = schema::canonicalize(ty, &object, FieldValidation::Ignore)?.object;
         let mut fields = fields;
+        self.reach.restrict(&mut fields);
         strip(&mut fields);
-        let comparisons = Comparisons::new((live, &object), self.by.api_version, self.ignored, self.convert);
+        let comparisons = Comparisons::new((live, &object), self.by.api_version, self.reach, self.convert);
         let Some(mut comparisons) = comparisons else { return Ok(Applied { object, managed }) };
         let mut conflicts = Vec::new();
         entries.retain_mut(|entry| {

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::{path::PathElement, place::Place, set::FieldSet};
+use super::{path::PathElement, place::Place, reach::Reach, set::FieldSet};
 use crate::schema::Type;
 
 /// The outcome of [`compare`].
@@ -26,10 +26,10 @@ impl Comparison {
         self.changed.is_empty() && self.removed.is_empty()
     }
 
-    /// Leaves a field of the object out of the comparison, with all below it.
-    pub fn ignore(&mut self, field: &str) {
-        self.changed.drop_field(field);
-        self.removed.drop_field(field);
+    /// Leaves what is not reached out of the comparison.
+    pub(super) fn restrict(&mut self, reach: Reach<'_>) {
+        reach.restrict(&mut self.changed);
+        reach.restrict(&mut self.removed);
     }
 }
 

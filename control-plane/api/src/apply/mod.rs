@@ -15,6 +15,7 @@ mod merge;
 mod owned;
 mod path;
 mod place;
+mod reach;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub use managed::{
     Entry, ManagedFields, Manager, Operation, Undecodable, manager_of_user_agent, validate_manager,
 };
 pub use path::PathElement;
+pub use reach::{ANY, Pattern, Reach};
 pub use set::FieldSet;
 pub use update::Write;
 pub use versions::Convert;

@@ -23,7 +23,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn exists(&self) -> bool {
+    pub(super) fn exists(&self) -> bool {
         self.member || !self.children.is_empty()
     }
 }
@@ -188,10 +188,5 @@ impl FieldSet {
     pub fn difference(mut self, other: &Self) -> Self {
         self.subtract(other);
         self
-    }
-
-    /// Removes a field of the object, and all below it.
-    pub(super) fn drop_field(&mut self, name: &str) {
-        self.nodes.retain(|node| !matches!(&node.element, PathElement::Field(field) if **field == *name));
     }
 }

@@ -35,7 +35,7 @@ fn text(set: &FieldSet) -> String {
 
 fn write<'a>(name: &'a str, api_version: &'a str) -> Write<'a> {
     let by = Manager { name, api_version, subresource: "", now: NOW };
-    Write { by, ignored: &["status"], convert: &|_, _| None }
+    Write { by, reach: Reach::AllBut(&[&["status"]]), convert: &|_, _| None }
 }
 
 /// An object and its owners, as they go through writes.

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{
     managed::{ManagedFields, Manager, Operation},
+    reach::Reach,
     set::FieldSet,
     strip,
     versions::{Comparisons, Convert},
@@ -14,8 +15,7 @@ use super::{
 #[derive(Clone, Copy)]
 pub struct Write<'a> {
     pub by: Manager<'a>,
-    /// Fields of the object that this write does not reach: `status`, or all but it, where that is written apart.
-    pub ignored: &'a [&'a str],
+    pub reach: Reach<'a>,
     pub convert: Convert<'a>,
 }
 
@@ -24,7 +24,7 @@ impl Write<'_> {
     ///
     /// Kinds without a schema are not tracked.
     pub fn update(&self, live: &Value, new: &Value, mut managed: ManagedFields) -> ManagedFields {
-        let comparisons = Comparisons::new((live, new), self.by.api_version, self.ignored, self.convert);
+        let comparisons = Comparisons::new((live, new), self.by.api_version, self.reach, self.convert);
         let Some(mut comparisons) = comparisons else { return managed };
         if comparisons.first().is_empty() {
             return managed;

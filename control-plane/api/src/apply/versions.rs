@@ -5,7 +5,10 @@
 
 use serde_json::Value;
 
-use super::compare::{Comparison, compare};
+use super::{
+    compare::{Comparison, compare},
+    reach::Reach,
+};
 use crate::schema::{self, Type};
 
 /// Turns an object of the request's version into one of another; `None` for versions that are not served.
@@ -20,8 +23,7 @@ pub(super) fn type_of(object: &Value) -> Option<&'static Type> {
 pub(super) struct Comparisons<'a> {
     live: &'a Value,
     new: &'a Value,
-    /// Fields of the object that the request does not write.
-    ignored: &'a [&'a str],
+    reach: Reach<'a>,
     convert: Convert<'a>,
     /// The version of the request, and others that entries have.
     made: Vec<(String, Option<Comparison>)>,
@@ -32,11 +34,11 @@ impl<'a> Comparisons<'a> {
     pub(super) fn new(
         (live, new): (&'a Value, &'a Value),
         api_version: &str,
-        ignored: &'a [&'a str],
+        reach: Reach<'a>,
         convert: Convert<'a>,
     ) -> Option<Self> {
-        let first = compared(live, new, ignored)?;
-        Some(Self { live, new, ignored, convert, made: vec![(api_version.to_owned(), Some(first))] })
+        let first = compared(live, new, reach)?;
+        Some(Self { live, new, reach, convert, made: vec![(api_version.to_owned(), Some(first))] })
     }
 
     /// In the version of the request.
@@ -50,7 +52,7 @@ impl<'a> Comparisons<'a> {
         let at = found.unwrap_or_else(|| {
             let convert = |object| (self.convert)(object, api_version);
             let converted = convert(self.live).zip(convert(self.new));
-            let comparison = converted.and_then(|(live, new)| compared(&live, &new, self.ignored));
+            let comparison = converted.and_then(|(live, new)| compared(&live, &new, self.reach));
             self.made.push((api_version.to_owned(), comparison));
             self.made.len() - 1
         });
@@ -58,10 +60,8 @@ impl<'a> Comparisons<'a> {
     }
 }
 
-fn compared(live: &Value, new: &Value, ignored: &[&str]) -> Option<Comparison> {
+fn compared(live: &Value, new: &Value, reach: Reach<'_>) -> Option<Comparison> {
     let mut comparison = compare(type_of(new)?, live, new);
-    for field in ignored {
-        comparison.ignore(field);
-    }
+    comparison.restrict(reach);
     Some(comparison)
 }

@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use hawser_api::{
-    apply::{ManagedFields, Manager, Write},
+    apply::{ManagedFields, Manager, Reach, Write},
     patch::{self, PatchType},
     quantity::Quantity,
     schema::{self, FieldValidation, Format, Type, json, protobuf},
@@ -112,7 +112,7 @@ fn applied(bytes: &[u8]) {
     let Ok(config) = config else { return };
     let write = |name| Write {
         by: Manager { name, api_version: "apps/v1", subresource: "", now: "2026-01-01T00:00:00Z" },
-        ignored: &["status"],
+        reach: Reach::AllBut(&[&["status"]]),
         convert: &|_, _| None,
     };
     let empty = hawser_api::apply::empty(type_of_live());

@@ -1,6 +1,6 @@
 //! What all kinds share around their hooks.
 
-use hawser_api::{FieldError, kinds::Kind};
+use hawser_api::{FieldError, apply::Reach, kinds::Kind};
 use serde_json::{Map, Value, json};
 
 use super::{Hooks, hooks, meta, value::Fields};
@@ -54,18 +54,8 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
     if let Some(status) = status {
         kept.set("status", status);
     }
-    // Node agents label nodes and annotate pods with the status they report; a Deployment's revision is an
-    // annotation that its controller writes so.
-    let from_new: &[&str] = match (kind.group, kind.plural) {
-        ("apps", "deployments") => &["annotations", "resourceVersion", "managedFields"],
-        (
-            "" | "apps" | "autoscaling" | "batch" | "certificates.k8s.io" | "networking.k8s.io" | "policy",
-            _,
-        ) => &["labels", "annotations", "resourceVersion", "managedFields"],
-        _ => &["resourceVersion", "managedFields"],
-    };
     let kept_metadata = kept.ensure("metadata");
-    for field in from_new {
+    for field in metadata_with_status(kind).iter().chain(&["resourceVersion", "managedFields"]) {
         kept_metadata.copy_field(field, &metadata);
     }
     // A uid or a name that is not the object's is the client's mistake; validation tells.
@@ -75,6 +65,32 @@ pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
         }
     }
     *new = kept;
+}
+
+/// What of its metadata a write of an object's status changes.
+///
+/// Node agents label nodes and annotate pods with the status they report; a Deployment's revision is an annotation that
+/// its controller writes so.
+fn metadata_with_status(kind: &Kind) -> &'static [&'static str] {
+    match (kind.group, kind.plural) {
+        ("apps", "deployments") => &["annotations"],
+        ("networking.k8s.io", "servicecidrs") => &[],
+        (
+            "" | "apps" | "autoscaling" | "batch" | "certificates.k8s.io" | "networking.k8s.io" | "policy",
+            _,
+        ) => &["labels", "annotations"],
+        _ => &[],
+    }
+}
+
+/// The fields that a write of the status reaches.
+pub fn reach_of_status(kind: &Kind) -> Reach<'static> {
+    Reach::AllBut(match (kind.plural, metadata_with_status(kind)) {
+        (_, []) => &[&["spec"], &["metadata"]],
+        (_, ["annotations"]) => &[&["spec"], &["metadata", "labels"]],
+        ("pods", _) => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
+        _ => &[&["spec"]],
+    })
 }
 
 /// The `finalize` subresource of namespaces: nothing but `spec.finalizers` changes.

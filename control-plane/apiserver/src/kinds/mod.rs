@@ -50,10 +50,13 @@ pub use certificates::{prepare_approval, validate_approval};
 pub(crate) use generic::validate_change;
 pub use generic::{
     default, deletion_grace_seconds, is_held_back, on_deletion, prepare_create, prepare_finalize,
-    prepare_status, prepare_update, scale_of, scaled, validate_create, validate_status, validate_update,
+    prepare_status, prepare_update, reach_of_status, scale_of, scaled, validate_create, validate_status,
+    validate_update,
 };
 pub use names::NameRule;
-pub(crate) use pod::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
+pub(crate) use pod::{
+    REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,
+};
 pub(crate) use usage::USAGE;
 
 use hawser_api::FieldError;

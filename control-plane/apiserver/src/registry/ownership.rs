@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use hawser_api::{
     Error,
-    apply::{Applied, ManagedFields, Manager, Write, empty},
+    apply::{Applied, ManagedFields, Manager, Reach, Write, empty},
 };
 use serde_json::Value;
 
@@ -97,12 +97,15 @@ impl Registry {
             subresource: part.subresource(),
             now: &metadata::now(),
         };
-        let ignored: &[&str] = match part {
-            Part::Status | Part::Approval => &["spec"],
-            _ if resource.stored.has_status() => &["status"],
-            _ => &[],
+        let reach = match part {
+            Part::Status => kinds::reach_of_status(resource.stored),
+            Part::Approval => Reach::AllBut(&[&["spec"], &["status", "certificate"]]),
+            Part::EphemeralContainers => Reach::Only(&[&["spec", "ephemeralContainers"]]),
+            Part::Resize => kinds::REACH_OF_RESIZE,
+            _ if resource.stored.has_status() => Reach::AllBut(&[&["status"]]),
+            _ => Reach::AllBut(&[]),
         };
-        act(&Write { by, ignored, convert: &convert })
+        act(&Write { by, reach, convert: &convert })
     }
 }
 

@@ -11,7 +11,9 @@ mod volumes;
 
 pub(crate) use defaults::default_template;
 pub(crate) use spec::validate_template;
-pub(crate) use subresources::{prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize};
+pub(crate) use subresources::{
+    REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,
+};
 
 use hawser_api::usage::qos_class;
 use serde_json::{Value, json};

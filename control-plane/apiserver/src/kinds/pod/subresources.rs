@@ -3,7 +3,12 @@
 
 use std::collections::HashSet;
 
-use hawser_api::{FieldError, error::FieldErrorKind, usage::qos_class};
+use hawser_api::{
+    FieldError,
+    apply::{ANY, Reach},
+    error::FieldErrorKind,
+    usage::qos_class,
+};
 use serde_json::{Value, json};
 
 use super::containers;
@@ -31,6 +36,14 @@ pub(crate) fn prepare_ephemeral(new: &mut Value, old: &Value) {
     kept.ensure("spec").copy_field("ephemeralContainers", new.at("spec"));
     *new = kept;
 }
+
+/// The fields that a write of `resize` reaches.
+pub(crate) const REACH_OF_RESIZE: Reach<'static> = Reach::Only(&[
+    &["spec", "containers", ANY, "resources"],
+    &["spec", "containers", ANY, "resizePolicy"],
+    &["spec", "initContainers", ANY, "resources"],
+    &["spec", "initContainers", ANY, "resizePolicy"],
+]);
 
 /// The old pod with the new one's resources; validation tells where the containers are not the same ones.
 pub(crate) fn prepare_resize(new: &mut Value, old: &Value) {
