@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hawser_api::{
-    Client, Error,
+    Client, Error, GroupVersionResource,
     client::{ListOptions, WriteOptions},
     resource::Target,
 };
@@ -101,6 +101,92 @@ async fn a_list_that_is_authorized_for_one_object_is_of_that_object() {
     assert!(node.0.list(&everywhere, &pods("spec.nodeName=n1")).await.is_ok());
     let escaped = node.0.list(&everywhere, &pods(r"metadata.name!=a\,spec.nodeName=n1")).await;
     assert_eq!(escaped.err().map(|error| error.code()), Some(403), "a selector about names only");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_sees_volumes_and_devices_of_its_pods() {
+    const CLAIMS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumeclaims");
+    const VOLUMES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumes");
+    const ATTACHMENTS: GroupVersionResource =
+        GroupVersionResource::fixed("storage.k8s.io", "v1", "volumeattachments");
+    const SLICES: GroupVersionResource =
+        GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceslices");
+    const DEVICES: GroupVersionResource =
+        GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceclaims");
+
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let slice = |name: &str, node: &str| {
+        let pool = json!({ "name": node, "generation": 1, "resourceSliceCount": 1 });
+        json!({
+            "metadata": { "name": name },
+            "spec": { "driver": "gpu.test", "nodeName": node, "pool": pool },
+        })
+    };
+    for (name, node) in [("mine", "n1"), ("other", "n2")] {
+        let meta = json!({ "name": name });
+        let size = json!({ "storage": "1Gi" });
+        let secret = json!({ "metadata": meta, "data": {} });
+        admin.create(&SECRETS, Some("shop"), secret).await.expect("a secret");
+        let driver = json!({
+            "driver": "disk.test", "volumeHandle": name,
+            "nodeStageSecretRef": { "namespace": "shop", "name": name },
+        });
+        let claim = json!({ "namespace": "shop", "name": name });
+        let volume = json!({ "metadata": meta, "spec": {
+            "capacity": size, "accessModes": ["ReadWriteOnce"], "csi": driver, "claimRef": claim,
+        } });
+        admin.create(&VOLUMES, None, volume).await.expect("a volume");
+        let claim = json!({ "metadata": meta, "spec": {
+            "accessModes": ["ReadWriteOnce"], "volumeName": name, "resources": { "requests": size },
+        } });
+        admin.create(&CLAIMS, Some("shop"), claim).await.expect("a claim");
+        let attachment = json!({ "metadata": meta, "spec": {
+            "attacher": "disk.test", "nodeName": node, "source": { "persistentVolumeName": name },
+        } });
+        admin.create(&ATTACHMENTS, None, attachment).await.expect("an attachment");
+        let exactly = json!({ "deviceClassName": "gpu" });
+        let device = json!({ "metadata": meta, "spec": {
+            "devices": { "requests": [{ "name": "one", "exactly": exactly }] },
+        } });
+        admin.create(&DEVICES, Some("shop"), device).await.expect("a claim of devices");
+        admin.create(&SLICES, None, slice(name, node)).await.expect("a slice");
+        let mut wanted = pod(name);
+        wanted["spec"]["nodeName"] = json!(node);
+        wanted["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
+        wanted["spec"]["resourceClaims"] = json!([{ "name": "d", "resourceClaimName": name }]);
+        admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    }
+    admin.list(&PODS, None, "").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    for (name, allowed) in [("mine", true), ("other", false)] {
+        for (resource, namespace) in [
+            (&SECRETS, Some("shop")),
+            (&CLAIMS, Some("shop")),
+            (&VOLUMES, None),
+            (&ATTACHMENTS, None),
+            (&DEVICES, Some("shop")),
+            (&SLICES, None),
+        ] {
+            let what = format!("{} {name}", resource.resource);
+            check(&node.get(resource, namespace, name).await, allowed, &what);
+        }
+        let sized = json!({ "status": { "capacity": { "storage": "2Gi" } } });
+        let grown = node.merge_at(&CLAIMS, Some("shop"), name, "status", sized).await;
+        check(&grown, allowed, &format!("the size of claim {name}"));
+        check(&node.delete(&SLICES, None, name, None).await, allowed, &format!("deleting slice {name}"));
+    }
+    for (what, patch) in [
+        ("the phase", json!({ "status": { "phase": "Bound" } })),
+        ("a label", json!({ "metadata": { "labels": { "a": "b" } } })),
+    ] {
+        check(&node.merge_at(&CLAIMS, Some("shop"), "mine", "status", patch).await, false, what);
+    }
+    check(&node.create(&SLICES, None, slice("again", "n1")).await, true, "a slice of its own");
+    check(&node.create(&SLICES, None, slice("foreign", "n2")).await, false, "a slice of another's");
     running.stop().await;
 }
 

@@ -64,6 +64,7 @@ impl NodeRestriction {
         if has_token_volume(pod) {
             named.push("serviceaccounts");
         }
+        // Templates count too.
         if pod["spec"]["resourceClaims"].as_array().is_some_and(|claims| !claims.is_empty()) {
             named.push("resourceclaims");
         }
@@ -143,6 +144,8 @@ impl Plugin for NodeRestriction {
             ("", "nodes", _, Operation::Create | Operation::Update) => check_node(request, node),
             ("", "pods", "", Operation::Create) => self.check_mirror_pod(request, node),
             ("", "pods", "status", Operation::Update) => check_pod_status(request, node),
+            ("", "persistentvolumeclaims", "status", Operation::Update) => check_claim_status(request, node),
+            ("resource.k8s.io", "resourceslices", "", Operation::Create) => check_slice(request, node),
             ("", "serviceaccounts", "token", _) => self.check_token(request, node).await,
             _ => Ok(()),
         }
@@ -154,6 +157,35 @@ fn check_pod_status(request: &Request<'_>, node: &str) -> Result<(), Error> {
     let labels = |object: &Value| object["metadata"]["labels"].clone();
     if request.old.is_some_and(|old| labels(old) != labels(request.object)) {
         return Err(request.forbidden(&format!("node {node:?} cannot update labels through pod status")));
+    }
+    Ok(())
+}
+
+/// A kubelet says how far the growth of a volume is, and nothing else.
+fn check_claim_status(request: &Request<'_>, node: &str) -> Result<(), Error> {
+    const ITS_OWN: [&str; 4] = ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"];
+    let others = |claim: &Value| {
+        let mut claim = claim.clone();
+        for (part, fields) in [("metadata", &["resourceVersion", "managedFields"][..]), ("status", &ITS_OWN)]
+        {
+            if let Some(members) = claim[part].as_object_mut() {
+                members.retain(|name, _| !fields.contains(&name.as_str()));
+            }
+        }
+        claim
+    };
+    if request.old.is_some_and(|old| others(old) != others(request.object)) {
+        return Err(request.forbidden(&format!(
+            "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+        )));
+    }
+    Ok(())
+}
+
+fn check_slice(request: &Request<'_>, node: &str) -> Result<(), Error> {
+    if request.object["spec"]["nodeName"] != node {
+        let why = "can only create ResourceSlice with the same NodeName as the requesting node";
+        return Err(request.forbidden(why));
     }
     Ok(())
 }

@@ -21,12 +21,17 @@ pub struct NodeAuthorizer {
     pods: Arc<KindCache>,
     volumes: Arc<KindCache>,
     claims: Arc<KindCache>,
+    attachments: Arc<KindCache>,
+    slices: Arc<KindCache>,
 }
+
+/// Secrets of a CSI driver's volume that its node needs.
+const NODE_SECRETS: [&str; 3] = ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"];
 
 /// An object that a pod needs on its node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
-    /// Plural: `configmaps`, `secrets`, `serviceaccounts`, `persistentvolumeclaims`.
+    /// Plural: `configmaps`, `secrets`, `serviceaccounts`, `persistentvolumeclaims`, `resourceclaims`.
     pub resource: &'static str,
     pub namespace: String,
     pub name: String,
@@ -58,6 +63,10 @@ pub fn references(pod: &Value) -> BTreeSet<Reference> {
             }
         }
     }
+    for claim in list(&spec["resourceClaims"]).iter().chain(list(&pod["status"]["resourceClaimStatuses"])) {
+        add("resourceclaims", &claim["resourceClaimName"]);
+    }
+    add("resourceclaims", &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
     for volume in list(&spec["volumes"]) {
         add("configmaps", &volume["configMap"]["name"]);
         add("secrets", &volume["secret"]["secretName"]);
@@ -86,12 +95,15 @@ fn list(value: &Value) -> &[Value] {
 
 impl NodeAuthorizer {
     pub fn new(resources: &Resources) -> Self {
-        let cache =
-            |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
+        let cache = |group, plural| {
+            resources.builtin(group, "v1", plural).cache().expect("a kind that is stored").clone()
+        };
         Self {
-            pods: cache("pods"),
-            volumes: cache("persistentvolumes"),
-            claims: cache("persistentvolumeclaims"),
+            pods: cache("", "pods"),
+            volumes: cache("", "persistentvolumes"),
+            claims: cache("", "persistentvolumeclaims"),
+            attachments: cache("storage.k8s.io", "volumeattachments"),
+            slices: cache("resource.k8s.io", "resourceslices"),
         }
     }
 
@@ -120,6 +132,27 @@ impl NodeAuthorizer {
             && self.is_referenced(node, "persistentvolumeclaims", &namespace, &claim)
     }
 
+    /// Whether a volume of one of the node's pods needs the Secret there.
+    fn is_secret_of_volume(&self, node: &str, namespace: &str, name: &str) -> bool {
+        let names_it = |volume: &Value| {
+            let driver = &volume["spec"]["csi"];
+            NODE_SECRETS
+                .iter()
+                .any(|field| driver[field]["namespace"] == namespace && driver[field]["name"] == name)
+        };
+        self.pods_on(node, None).any(|pod| {
+            references(&pod.value()).iter().filter(|known| known.resource == "persistentvolumeclaims").any(
+                |claim| {
+                    let claim = self.claims.get(&claim.namespace, &claim.name);
+                    let volume = claim.and_then(|claim| {
+                        self.volumes.get("", claim.value()["spec"]["volumeName"].as_str()?)
+                    });
+                    volume.is_some_and(|volume| names_it(&volume.value()))
+                },
+            )
+        })
+    }
+
     fn decide(&self, node: &str, attributes: &Attributes) -> bool {
         let Attributes { group, resource, subresource, namespace, name, .. } = attributes;
         let verb = &*attributes.verb;
@@ -143,7 +176,9 @@ impl NodeAuthorizer {
             ("", "pods", "eviction") => verb == "create" && self.owns_pod(node, namespace, name),
             ("", "configmaps" | "secrets" | "persistentvolumeclaims", "") => {
                 let single = !name.is_empty() && read;
-                single && self.is_referenced(node, resource, namespace, name)
+                single
+                    && (self.is_referenced(node, resource, namespace, name)
+                        || resource == "secrets" && self.is_secret_of_volume(node, namespace, name))
             }
             ("", "persistentvolumeclaims", "status") => {
                 matches!(verb, "update" | "patch") && self.is_referenced(node, resource, namespace, name)
@@ -162,6 +197,18 @@ impl NodeAuthorizer {
                 namespace == LEASE_NAMESPACE
                     && (verb == "create" || ((write || verb == "get") && name == node))
             }
+            ("storage.k8s.io", "volumeattachments", "") => {
+                verb == "get" && names_node(&self.attachments, name, node)
+            }
+            ("resource.k8s.io", "resourceclaims", "") => {
+                verb == "get" && self.is_referenced(node, resource, namespace, name)
+            }
+            // Admission sees to it that they are made for the node itself.
+            ("resource.k8s.io", "resourceslices", "") => match verb {
+                "create" => true,
+                "list" | "watch" | "deletecollection" => selects_node(&attributes.field_selector, node),
+                _ => (read || write) && names_node(&self.slices, name, node),
+            },
             ("storage.k8s.io", "csinodes", "") => {
                 verb == "create" || ((write || verb == "get") && name == node)
             }
@@ -173,6 +220,11 @@ impl NodeAuthorizer {
             _ => false,
         }
     }
+}
+
+/// Whether the object there is about the node.
+fn names_node(kind: &KindCache, name: &str, node: &str) -> bool {
+    kind.get("", name).is_some_and(|object| object.value()["spec"]["nodeName"] == node)
 }
 
 /// Whether a field selector restricts a list of pods to the node's. Read as the list itself reads it.
@@ -229,7 +281,12 @@ mod tests {
                     { "name": "d", "persistentVolumeClaim": { "claimName": "disk" } },
                     { "name": "e", "ephemeral": {} },
                 ],
+                "resourceClaims": [
+                    { "name": "a", "resourceClaimName": "gpu" },
+                    { "name": "b", "resourceClaimTemplateName": "nic" },
+                ],
             },
+            "status": { "resourceClaimStatuses": [{ "name": "b", "resourceClaimName": "web-b-x7" }] },
         });
         let found: Vec<_> =
             references(&pod).into_iter().map(|found| format!("{}/{}", found.resource, found.name)).collect();
@@ -241,6 +298,8 @@ mod tests {
                 "configmaps/root",
                 "persistentvolumeclaims/disk",
                 "persistentvolumeclaims/web-e",
+                "resourceclaims/gpu",
+                "resourceclaims/web-b-x7",
                 "secrets/key",
                 "secrets/pull",
                 "secrets/tls",

@@ -165,7 +165,20 @@ impl Api {
         name: &str,
         patch: Value,
     ) -> Result<Value, Error> {
-        let target = Target::object(resource.clone(), namespace, name);
+        self.merge_at(resource, namespace, name, "", patch).await
+    }
+
+    /// Merges into a subresource; `""` is the object itself.
+    pub(crate) async fn merge_at(
+        &self,
+        resource: &GroupVersionResource,
+        namespace: Option<&str>,
+        name: &str,
+        subresource: &str,
+        patch: Value,
+    ) -> Result<Value, Error> {
+        let mut target = Target::object(resource.clone(), namespace, name);
+        target.subresource = (!subresource.is_empty()).then(|| subresource.to_owned().into());
         let patch = Patch::Merge(patch.to_string().into());
         self.0.patch(&target, patch, &WriteOptions::default()).await.map(|bytes| tree(&bytes))
     }
