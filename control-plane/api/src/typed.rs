@@ -86,7 +86,11 @@ impl<K: Kind> Api<K> {
     }
 
     pub async fn update_status(&self, object: &K) -> Result<K, Error> {
-        let target = self.object(name_of(object)).with_subresource("status");
+        self.update_subresource(object, "status").await
+    }
+
+    pub async fn update_subresource(&self, object: &K, subresource: &'static str) -> Result<K, Error> {
+        let target = self.object(name_of(object)).with_subresource(subresource);
         decode(&self.client.update(&target, encode(object)?, &WriteOptions::default()).await?)
     }
 

@@ -62,13 +62,20 @@ impl Signer for ClusterSigner {
         Kind::named(signer_name).is_some()
     }
 
+    fn node_client(&self, request: &CertificateSigningRequestSpec) -> Option<String> {
+        let kind = Kind::named(&request.signer_name).filter(|kind| *kind == Kind::KubeletClient)?;
+        let pem = pem(request).ok()?;
+        let asked = parse(&pem).ok()?;
+        check(kind, &asked, &usages(request)).ok()?;
+        let name = asked.certification_request_info.subject.iter_common_name().next()?;
+        name.as_str().ok().map(str::to_owned)
+    }
+
     fn sign(&self, request: &CertificateSigningRequestSpec) -> Result<String, String> {
         let kind = Kind::named(&request.signer_name).ok_or("the signer is not one of this cluster")?;
-        let pem = Pem::iter_from_buffer(&request.request.0).next().and_then(Result::ok);
-        let pem = pem.ok_or("the request is not PEM")?;
-        let (_, asked) = X509CertificationRequest::from_der(&pem.contents)
-            .map_err(|error| format!("malformed certificate request: {error}"))?;
-        let usages: Vec<&str> = request.usages.iter().flatten().map(String::as_str).collect();
+        let pem = pem(request)?;
+        let asked = parse(&pem)?;
+        let usages = usages(request);
         check(kind, &asked, &usages)?;
         let wanted = request.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let now = Timestamp::now();
@@ -83,6 +90,21 @@ impl Signer for ClusterSigner {
         };
         self.0.sign(&issue).map_err(|error| format!("{error:#}"))
     }
+}
+
+fn pem(request: &CertificateSigningRequestSpec) -> Result<Pem, String> {
+    let first = Pem::iter_from_buffer(&request.request.0).next().and_then(Result::ok);
+    first.ok_or_else(|| "the request is not PEM".to_owned())
+}
+
+fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
+    X509CertificationRequest::from_der(&pem.contents)
+        .map(|(_, asked)| asked)
+        .map_err(|error| format!("malformed certificate request: {error}"))
+}
+
+fn usages(request: &CertificateSigningRequestSpec) -> Vec<&str> {
+    request.usages.iter().flatten().map(String::as_str).collect()
 }
 
 fn extensions<'a>(asked: &'a X509CertificationRequest<'_>) -> impl Iterator<Item = &'a X509Extension<'a>> {
@@ -222,6 +244,17 @@ mod tests {
         let subject =
             vec![(DnType::OrganizationName, "dev"), (again, "ops"), (DnType::CommonName, "somebody")];
         Asked { signer: "kube-apiserver-client", subject, names: &[], usages: &["client auth"] }
+    }
+
+    #[test]
+    fn requests_of_kubelets_are_known_by_their_signer_and_its_rules() {
+        let (_directory, signer) = signer();
+        let node_client = |asked: &Asked| signer.node_client(&spec(asked, None));
+        assert_eq!(node_client(&kubelet()).as_deref(), Some("system:node:one"));
+        assert_eq!(node_client(&Asked { names: &["one"], ..kubelet() }), None);
+        assert_eq!(node_client(&Asked { usages: SERVER, ..kubelet() }), None);
+        assert_eq!(node_client(&Asked { signer: "kubelet-serving", ..kubelet() }), None);
+        assert_eq!(node_client(&user()), None);
     }
 
     #[test]

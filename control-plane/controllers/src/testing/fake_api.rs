@@ -19,6 +19,8 @@ use tokio::sync::watch;
 
 use super::store::{Event, Key, Objects, Store, What, matches, unavailable};
 
+const REVIEW: &str = "SubjectAccessReview";
+
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
@@ -30,6 +32,7 @@ pub(crate) enum Fault {
 }
 
 type FaultHook = Box<dyn FnMut(&str, &Target) -> Fault + Send>;
+type ReviewHook = Box<dyn Fn(&Value) -> bool + Send>;
 /// Says what is wrong, if anything.
 type WriteHook = Box<dyn Fn(&Objects) -> Result<(), String> + Send>;
 
@@ -39,6 +42,8 @@ pub(crate) struct FakeApi {
     changed: watch::Sender<u64>,
     faults: Mutex<Option<FaultHook>>,
     on_write: Mutex<Option<WriteHook>>,
+    /// Answers SubjectAccessReviews; without one they are stored like all else.
+    on_review: Mutex<Option<ReviewHook>>,
     /// What the hook said first. Kept, because a panic in a controller's task would not end the test.
     violation: Mutex<Option<String>>,
     /// Resources whose watches are held back.
@@ -53,6 +58,7 @@ impl FakeApi {
             changed: watch::Sender::new(0),
             faults: Mutex::default(),
             on_write: Mutex::default(),
+            on_review: Mutex::default(),
             violation: Mutex::default(),
             held: Arc::default(),
         })
@@ -66,6 +72,11 @@ impl FakeApi {
     /// Shows all objects to `hook` after every write; what it finds wrong fails the next wait.
     pub(crate) fn check_writes(&self, hook: impl Fn(&Objects) -> Result<(), String> + Send + 'static) {
         *self.on_write.lock() = Some(Box::new(hook));
+    }
+
+    /// Asks `hook` whether what a SubjectAccessReview is about is allowed.
+    pub(crate) fn allow(&self, hook: impl Fn(&Value) -> bool + Send + 'static) {
+        *self.on_review.lock() = Some(Box::new(hook));
     }
 
     /// Watches of `resource` tell nothing new until [`FakeApi::release`].
@@ -244,7 +255,11 @@ impl Client for FakeApi {
 
     async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
         tokio::task::yield_now().await;
-        let object = serde_json::from_slice(&object).map_err(Error::internal)?;
+        let mut object: Value = serde_json::from_slice(&object).map_err(Error::internal)?;
+        if let Some(hook) = self.on_review.lock().as_ref().filter(|_| object["kind"] == REVIEW) {
+            object["status"]["allowed"] = hook(&object).into();
+            return Ok(object.to_string().into());
+        }
         self.write("create", target, |store| store.create(target, object))
     }
 

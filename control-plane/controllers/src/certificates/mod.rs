@@ -1,8 +1,10 @@
-//! CertificateSigningRequests: issues what is approved, and deletes what is over.
+//! CertificateSigningRequests: approves those of kubelets, issues what is approved, and deletes what is over.
 //!
 //! The certificate itself is made by a [`Signer`], which has the cluster's key and knows the rules of the signers of
 //! `kubernetes.io`; requests to other signers are other programs' matter. A request that breaks its signer's rules gets
 //! the condition `Failed`, for good.
+
+mod approval;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -29,6 +31,9 @@ pub trait Signer: Send + Sync + fmt::Debug {
     /// Whether it signs for this `spec.signerName`.
     fn serves(&self, signer_name: &str) -> bool;
 
+    /// The user that a node would be, where the request is for a kubelet's client certificate and by the rules.
+    fn node_client(&self, request: &CertificateSigningRequestSpec) -> Option<String>;
+
     /// The certificate in PEM; an error says which rule the request breaks.
     fn sign(&self, request: &CertificateSigningRequestSpec) -> Result<String, String>;
 }
@@ -40,18 +45,21 @@ const PENDING: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) fn register(starts: &mut Starts<'_>) {
     let context = starts.context.clone();
-    let requests = &context.caches.signing_requests;
-    if let Some(signer) = context.config.signer.clone().filter(|_| starts.wants("csrsigning")) {
+    let queue = || {
         let queue = Queue::new();
         let changed = queue.clone();
-        requests.on_change(move |change| changed.add(change.key.clone()));
-        starts.add(Issuer { context: context.clone(), signer }, queue, context.config.workers);
+        context.caches.signing_requests.on_change(move |change| changed.add(change.key.clone()));
+        queue
+    };
+    let workers = context.config.workers;
+    if let Some(signer) = context.config.signer.clone().filter(|_| starts.wants("csrapproving")) {
+        starts.add(approval::Approver { context: context.clone(), signer }, queue(), workers);
+    }
+    if let Some(signer) = context.config.signer.clone().filter(|_| starts.wants("csrsigning")) {
+        starts.add(Issuer { context: context.clone(), signer }, queue(), workers);
     }
     if starts.wants("csrcleaner") {
-        let queue = Queue::new();
-        let changed = queue.clone();
-        requests.on_change(move |change| changed.add(change.key.clone()));
-        starts.add(Cleaner { context: context.clone() }, queue, 1);
+        starts.add(Cleaner { context: context.clone() }, queue(), 1);
     }
 }
 
@@ -164,6 +172,10 @@ mod tests {
     impl Signer for FakeSigner {
         fn serves(&self, signer_name: &str) -> bool {
             signer_name.starts_with("kubernetes.io/")
+        }
+
+        fn node_client(&self, _: &CertificateSigningRequestSpec) -> Option<String> {
+            None
         }
 
         fn sign(&self, request: &CertificateSigningRequestSpec) -> Result<String, String> {
