@@ -244,9 +244,10 @@ async fn parts_have_owners_of_their_own() {
 async fn nobody_owns_what_a_subresource_does_not_write() {
     let directory = Directory::new();
     let running = start(&directory).await;
+    running.namespace("shop").await;
     let admin = running.admin();
-    admin.create(&PODS, Some("default"), pod("a")).await.expect("made");
-    let place = target(&PODS, "a");
+    admin.create(&PODS, Some("shop"), pod("a")).await.expect("made");
+    let place = Target::object(PODS, Some("shop"), "a");
     let meta = json!({ "name": "a", "labels": { "by": "resizer" } });
     let limits = json!({ "limits": { "cpu": "100m" } });
     let container = json!({ "name": "main", "image": "another", "resources": limits });

@@ -118,7 +118,7 @@ impl Store {
             return Err(Error::conflict(&target.resource, &key_of(target).2, "another uid"));
         }
         match target.subresource.as_deref() {
-            Some("status") => {
+            Some("status" | "approval") => {
                 let annotations = new["metadata"]["annotations"].clone();
                 new = with(&old, "status", &new);
                 if target.resource.resource == "deployments" {
