@@ -80,10 +80,18 @@ impl ApiServer {
         })
     }
 
-    /// A server that runs already.
+    /// A server that runs already, and is ready.
+    ///
+    /// # Panics
+    /// Where the kubeconfig does not name its port.
     #[track_caller]
-    fn at(kubeconfig: PathBuf) -> Self {
-        Self { directory: scratch(), kubeconfig, process: None, flags: Vec::new(), port: 0 }.found()
+    pub fn at(kubeconfig: PathBuf) -> Self {
+        // Read without kubectl: it takes longer to start than most tests of such a server.
+        let text = fs::read_to_string(&kubeconfig).expect("the kubeconfig can be read");
+        let server = text.lines().find_map(|line| line.trim().strip_prefix("server:"));
+        let port = server.and_then(|address| address.trim().rsplit(':').next()?.parse().ok());
+        let port = port.expect("the kubeconfig names the server's port");
+        Self { directory: scratch(), kubeconfig, process: None, flags: Vec::new(), port }
     }
 
     /// Learns where the server listens: it chooses a free port, and says which in the kubeconfig.

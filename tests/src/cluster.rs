@@ -38,7 +38,9 @@ impl Cluster {
         };
         let found = cluster();
         if found.is_none() {
-            eprintln!("skipped: no cluster was started for the tests; run `cargo xtask test e2e`");
+            eprintln!(
+                "skipped: no cluster was started for the tests; run `cargo xtask test e2e` or `conformance`"
+            );
         }
         found
     }

@@ -19,6 +19,9 @@ pub(crate) const DEMO_NEXT: &str = "demo/web:2";
 
 const BUSYBOX: &str = "demo/busybox:1";
 
+/// An image with an entrypoint and a command that only speak, and the demo program with the set-user-ID bit.
+const ECHO: &str = "demo/echo:1";
+
 const LARGE: &str = "demo/large:1";
 
 #[derive(clap::Args)]
@@ -48,7 +51,7 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Vec<Image>> {
     fs::create_dir_all(folder)?;
     let demo = compile_demo()?;
     let base = busybox_layer()?;
-    let program = program_layer(&demo)?;
+    let program = program_layer(&demo, 0o755)?;
     let web = |reference, version: &str| {
         let config = json!({
             "Entrypoint": ["/demo"],
@@ -59,7 +62,17 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Vec<Image>> {
         write_layout(folder, reference, &[&base, &program], &config)
     };
     let busybox = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
-    Ok(vec![web(DEMO, "1")?, web(DEMO_NEXT, "2")?, write_layout(folder, BUSYBOX, &[&base], &busybox)?])
+    let echo = json!({
+        "Entrypoint": ["/bin/echo", "entrypoint"],
+        "Cmd": ["of", "the", "image"],
+        "Env": ["PATH=/bin"],
+    });
+    Ok(vec![
+        web(DEMO, "1")?,
+        web(DEMO_NEXT, "2")?,
+        write_layout(folder, BUSYBOX, &[&base], &busybox)?,
+        write_layout(folder, ECHO, &[&base, &program_layer(&demo, 0o4755)?], &echo)?,
+    ])
 }
 
 /// An image of half a gigabyte in many files, of which half is noise: what pulling is measured with.
@@ -127,9 +140,9 @@ fn busybox_layer() -> anyhow::Result<Vec<u8>> {
     layer.finish()
 }
 
-fn program_layer(program: &Path) -> anyhow::Result<Vec<u8>> {
+fn program_layer(program: &Path, mode: u32) -> anyhow::Result<Vec<u8>> {
     let mut layer = Layer::new();
-    layer.file("demo", &fs::read(program)?, 0o755)?;
+    layer.file("demo", &fs::read(program)?, mode)?;
     layer.finish()
 }
 

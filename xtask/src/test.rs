@@ -42,7 +42,7 @@ const FUZZ: &str = "fuzz";
 const FUZZ_SECONDS: u32 = 300;
 
 /// In the order in which they run: what fails fast comes first.
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite { name: "lint", run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
@@ -63,6 +63,7 @@ const SUITES: [Suite; 9] = [
         },
     },
     Suite { name: "e2e", run: end_to_end },
+    Suite { name: "conformance", run: conformance },
     Suite { name: FUZZ, run: fuzz },
     Suite { name: KERNEL, run: |_| kernel::run(DATAPATH) },
 ];
@@ -172,43 +173,60 @@ fn skips(report: &str) -> impl Iterator<Item = &str> {
 
 /// Tests of whole clusters, started by the same commands as a user's.
 fn end_to_end(args: &Args) -> anyhow::Result<()> {
+    // So that a test can make logs rotate without writing much.
+    on_cluster(&["--node-agent-arg=--container-log-max-size=64Ki"], |env| {
+        run_nextest("package(hawser-tests) & binary(cluster)", args, &["--test-threads=4"], env)
+    })?;
+    run_nextest("package(hawser-tests) & binary(clients)", args, &[], &environment()?)?;
+    // Each of these starts and ends its own cluster, and compares the machine before and after.
+    run_nextest("package(hawser-tests) & binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
+}
+
+/// Upstream's conformance texts: many tests against one API server without nodes, and many on one cluster.
+fn conformance(args: &Args) -> anyhow::Result<()> {
+    const ALL: &str = "package(hawser-tests) & binary(conformance)";
+    let server = TestServer::start()?;
+    let mut env = environment()?;
+    env.push(("HAWSER_TEST_SERVER", server.kubeconfig.clone()));
+    run_nextest(&format!("{ALL} & !test(/^running::/)"), args, &[], &env)?;
+    drop(server);
+    // Mostly they wait: for pods, probes and back-offs.
+    on_cluster(&[], |env| {
+        run_nextest(&format!("{ALL} & test(/^running::/)"), args, &["--test-threads=12"], env)
+    })
+}
+
+/// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
+fn on_cluster(
+    flags: &[&str],
+    tests: impl FnOnce(&[(&str, String)]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let shared = Selector { name: "hwtest".into() };
     cluster::down::run(&shared)?;
-    let outcome = test_shared_cluster(args, &shared);
+    let outcome = test_shared_cluster(&shared, flags, tests);
     if outcome.is_err() {
         // They go with the cluster.
         cluster::status::print_logs(&shared)?;
     }
     cluster::down::run(&shared)?;
-    outcome?;
-    run_nextest("package(hawser-tests) & binary(clients)", args, &[], &environment()?)?;
-    test_conformance(args)?;
-    // Each of these starts and ends its own cluster, and compares the machine before and after.
-    run_nextest("package(hawser-tests) & binary(lifecycle)", args, &["--test-threads=1"], &environment()?)
+    outcome
 }
 
-/// Three nodes that many tests use at once; other ranges than a user's, so that both can run.
-fn test_shared_cluster(args: &Args, shared: &Selector) -> anyhow::Result<()> {
+fn test_shared_cluster(
+    shared: &Selector,
+    flags: &[&str],
+    tests: impl FnOnce(&[(&str, String)]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut up = Command::new(own_program()?);
     up.args(["up", "--no-build", "--name", &shared.name, "--nodes=3", "--lan=10.204.0", "--port=7443"]);
-    up.args(["--pod-cidr=10.245.0.0/16", "--service-cidr=10.97.0.0/16"]);
-    // So that a test can make logs rotate without writing much.
-    up.arg("--node-agent-arg=--container-log-max-size=64Ki");
+    up.args(["--pod-cidr=10.245.0.0/16", "--service-cidr=10.97.0.0/16"]).args(flags);
     run_command(up.stdout(std::io::stderr()))?;
     let cluster = Cluster::new(shared)?;
     let mut env = environment()?;
     env.push(("HAWSER_TEST_CLUSTER", shared.name.clone()));
     env.push(("HAWSER_TEST_KUBECONFIG", cluster.kubeconfig().display().to_string()));
     env.push(("HAWSER_TEST_REGISTRY", "10.204.0.1:5000".into()));
-    run_nextest("package(hawser-tests) & binary(cluster)", args, &["--test-threads=4"], &env)
-}
-
-/// Many tests against one API server without nodes.
-fn test_conformance(args: &Args) -> anyhow::Result<()> {
-    let server = TestServer::start()?;
-    let mut env = environment()?;
-    env.push(("HAWSER_TEST_SERVER", server.kubeconfig.clone()));
-    run_nextest("package(hawser-tests) & binary(conformance)", args, &[], &env)
+    tests(&env)
 }
 
 /// The control plane that tests share: a program of the crate `tests`, which ends when its standard input does.

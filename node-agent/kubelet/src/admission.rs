@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::container::resources::{NodeCapacity, pod_request};
 use crate::container::security::apparmor_profile;
 use crate::eviction::Pressure;
+use crate::interfaces::HostPort;
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 
@@ -45,7 +46,21 @@ pub fn admit(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     }
     sysctls(node.config, pod)?;
     apparmor(node, pod)?;
+    ports(node, pod)?;
     room(node, pod)
+}
+
+/// Whoever was bound by somebody else than the scheduler may want ports that others have.
+fn ports(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    let wanted = HostPort::of(&pod.object);
+    let taken = |other: &DesiredPod| {
+        HostPort::of(&other.object).iter().any(|port| wanted.iter().any(|wanted| wanted.conflicts(port)))
+    };
+    if wanted.is_empty() || !node.pods.iter().any(taken) {
+        return Ok(());
+    }
+    let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    Err(Verdict::refusal("NodePorts", message))
 }
 
 fn sysctls(config: &Config, pod: &DesiredPod) -> Result<(), Verdict> {
@@ -117,7 +132,9 @@ fn named(pod: &DesiredPod) -> BTreeSet<String> {
 mod tests {
     use super::*;
     use crate::pod::testing::{container, pod, spec, with_resources};
-    use k8s_openapi::api::core::v1::{AppArmorProfile, PodSecurityContext, Sysctl, Toleration};
+    use k8s_openapi::api::core::v1::{
+        AppArmorProfile, ContainerPort, PodSecurityContext, Sysctl, Toleration,
+    };
 
     fn asking(cpu: &str) -> DesiredPod {
         pod(spec("Always", vec![], vec![with_resources("c", &[("cpu", cpu)], &[])]))
@@ -142,6 +159,32 @@ mod tests {
         assert_eq!(message, told);
         let full = [asking("1m"), asking("1m"), asking("1m")];
         assert_eq!(refusal(none, &full, &asking("1m")).expect("refused").0, "OutOfpods");
+    }
+
+    #[test]
+    fn port_of_the_node_is_given_once() {
+        let with = |address: Option<&str>, protocol: &str, host_port: i32| {
+            let mut spec = spec("Always", vec![], vec![container("c")]);
+            spec.containers[0].ports = Some(vec![ContainerPort {
+                container_port: 80,
+                host_ip: address.map(str::to_owned),
+                host_port: Some(host_port),
+                protocol: Some(protocol.into()),
+                ..ContainerPort::default()
+            }]);
+            pod(spec)
+        };
+        let there = [with(Some("192.0.2.1"), "TCP", 8080)];
+        let check = |wanted: &DesiredPod, refused: bool| {
+            let reason = refusal(Pressure::default(), &there, wanted).map(|(reason, _)| reason);
+            assert_eq!(reason.as_deref(), refused.then_some("NodePorts"), "{:?}", wanted.spec().containers);
+        };
+        check(&asking("1m"), false);
+        check(&with(None, "TCP", 8080), true);
+        check(&with(Some("192.0.2.1"), "TCP", 8080), true);
+        check(&with(Some("192.0.2.2"), "TCP", 8080), false);
+        check(&with(None, "UDP", 8080), false);
+        check(&with(None, "TCP", 8081), false);
     }
 
     #[test]

@@ -70,6 +70,14 @@ impl HostPort {
         });
         host_ports.collect()
     }
+
+    /// Both are the same port of an address that both want.
+    pub fn conflicts(&self, other: &Self) -> bool {
+        let any = |port: &Self| port.host_ip.is_none_or(|ip| ip.is_unspecified());
+        self.host_port == other.host_port
+            && self.protocol == other.protocol
+            && (any(self) || any(other) || self.host_ip == other.host_ip)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

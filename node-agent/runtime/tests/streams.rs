@@ -235,3 +235,28 @@ async fn log_rotates_and_is_followed_to_the_end() -> Result<()> {
     assert!((2..=5).contains(&files()?), "{}", files()?);
     eventually("files are bounded", || Ok(files()? <= 5)).await
 }
+
+/// Its shim asks the log's writer to end as soon as the container has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn last_words_without_an_end_of_line_are_kept() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, image) = common::with_busybox(&node).await?;
+    runtime.create_pod_sandbox(&node.pod("p")).await?;
+    let mut events = runtime.events();
+    for round in 0..8 {
+        let config = node.container("p", &format!("c{round}"), &image, "echo whole; printf rest");
+        let id = runtime.create_container(&config).await?;
+        runtime.start_container(&id).await?;
+        Exited::of(&mut events, &id).await?;
+        runtime.log_complete(&id).await;
+        let options = LogOptions::default();
+        let mut reader =
+            LogReader::open(config.log_path, options, hawser_runtime::logs::already_ended()).await?;
+        let mut output = Vec::new();
+        while let Some(chunk) = reader.next_chunk().await? {
+            output.extend_from_slice(&chunk);
+        }
+        assert_eq!(String::from_utf8(output)?, "whole\nrest", "round {round}");
+    }
+    Ok(())
+}

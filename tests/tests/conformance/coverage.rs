@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::{
     admission_registration, apps, custom_resource_definitions, discovery, events, excluded::EXCLUDED,
     field_validation, flow_control, garbage_collector, identity, kubectl, lists, namespaces, network, node,
-    resource_quota, scheduling, service_accounts, storage, watchers,
+    resource_quota, running, scheduling, service_accounts, storage, watchers,
 };
 
 /// The tables of the modules.
@@ -47,6 +47,39 @@ const COVERED: &[&[Text]] = &[
     resource_quota::lives::TEXTS,
     resource_quota::objects::TEXTS,
     resource_quota::scopes::TEXTS,
+    running::containers::TEXTS,
+    running::contents::TEXTS,
+    running::contents::FILES,
+    running::contents::PAIRS,
+    running::contents::UPDATES,
+    running::contents::OPTIONALS,
+    running::cron_jobs::TEXTS,
+    running::daemon_sets::TEXTS,
+    running::dns::TEXTS,
+    running::downward::NAMES,
+    running::downward::RESOURCES,
+    running::downward::DEFAULTS,
+    running::downward::CHANGES,
+    running::empty_dir::TEXTS,
+    running::empty_dir::FILES,
+    running::empty_dir::VOLUMES,
+    running::environment::TEXTS,
+    running::hooks::TEXTS,
+    running::init_containers::TEXTS,
+    running::jobs::TEXTS,
+    running::kubectl::TEXTS,
+    running::network::TEXTS,
+    running::network::GRANULAR,
+    running::pods::TEXTS,
+    running::probes::TEXTS,
+    running::proxy::TEXTS,
+    running::resize::TEXTS,
+    running::runtime::TEXTS,
+    running::scheduling::TEXTS,
+    running::security::TEXTS,
+    running::service_accounts::TEXTS,
+    running::stateful_sets::TEXTS,
+    running::subpaths::TEXTS,
     scheduling::limit_ranges::TEXTS,
     scheduling::predicates::TEXTS,
     scheduling::priority_classes::TEXTS,
@@ -76,6 +109,21 @@ macro_rules! texts {
     };
 }
 pub(crate) use texts;
+
+/// As [`texts!`] for texts that differ in figures alone: makes the tests too, each a call of the same check.
+macro_rules! cases {
+    ($check:ident: $($name:literal => $test:ident($($argument:expr),* $(,)?)),+ $(,)?) => {
+        $(
+            #[doc = $name]
+            #[test]
+            fn $test() {
+                $check($($argument),*);
+            }
+        )+
+        crate::coverage::texts! { $($name => $test),+ }
+    };
+}
+pub(crate) use cases;
 
 /// An entry of upstream's list.
 #[derive(Deserialize)]

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// For each thing that is waited for. Far more than it takes: it bounds a test that fails.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(90);
 
 /// A test's own place on the shared server. Its namespaces are deleted with it, and not waited for.
 pub(crate) struct Bed {
@@ -57,9 +57,14 @@ pub(crate) fn test(work: impl AsyncFnOnce(&Bed)) {
 
 /// As [`test`], on a server that is not as the others need it.
 pub(crate) fn test_on(server: Arc<ApiServer>, work: impl AsyncFnOnce(&Bed)) {
+    test_within(SOON * 3, server, work);
+}
+
+/// As [`test_on`], with a time of its own after which it has failed.
+pub(crate) fn test_within(limit: Duration, server: Arc<ApiServer>, work: impl AsyncFnOnce(&Bed)) {
     let bed = Bed::new(server);
     bed.runtime.block_on(async {
-        tokio::time::timeout(SOON * 3, work(&bed)).await.expect("the test ends in time");
+        tokio::time::timeout(limit, work(&bed)).await.expect("the test ends in time");
     });
 }
 
@@ -227,12 +232,21 @@ impl<K: Debug> Watch<K> {
 }
 
 /// Asks every 100 ms until `check` answers; fails with its last error at the deadline.
-pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
-    let deadline = Instant::now() + SOON;
+pub(crate) async fn eventually<T>(what: &str, check: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
+    within(SOON, what, check).await
+}
+
+/// As [`eventually`], with another deadline.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    mut check: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         match check().await {
             Ok(value) => return value,
-            Err(error) if Instant::now() > deadline => panic!("{what}: not within {SOON:?}: {error:#}"),
+            Err(error) if Instant::now() > deadline => panic!("{what}: not within {limit:?}: {error:#}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

@@ -40,10 +40,11 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Error> {
     let endpoint = server.connect(call, kind, query.pairs()).await?;
-    if kind == StreamKind::Log {
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    if kind == StreamKind::Log && !upgrades {
         return log(server, &endpoint).await;
     }
-    if request.headers().get(header::UPGRADE).is_none() {
+    if !upgrades {
         return Err(Error::bad_request("unable to upgrade: missing upgrade headers in request"));
     }
     stream(server, &endpoint, request).await

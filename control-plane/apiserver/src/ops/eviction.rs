@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use hawser_api::{
-    Error, GroupVersionResource, client::Propagation, resource::Target, selector::LabelSelector,
+    Error, GroupVersionResource, client::Propagation, patch::PatchType, resource::Target,
+    schema::FieldValidation, selector::LabelSelector,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -16,9 +17,11 @@ use crate::{
     ApiServer,
     auth::{APISERVER, SYSTEM_MASTERS, User},
     cache::{CachedObject, Selection},
+    codec::Patch,
     registry::{Change, DeleteRequest, Part},
 };
 
+const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 const BUDGETS: GroupVersionResource = GroupVersionResource::fixed("policy", "v1", "poddisruptionbudgets");
 
 /// Attempts to take an eviction off a budget that others write at the same time.
@@ -50,6 +53,7 @@ impl ApiServer {
             dry_run: options["dryRun"][0] == "All",
         };
         self.charge_budget(namespace, &pod, request.dry_run).await?;
+        let request = self.mark_evicted((namespace, name), &pod, request).await?;
         self.registry().delete(&call.pass, &call.resource, (namespace, name), &request).await?;
         Ok(Written {
             reply: Reply::Value(
@@ -58,6 +62,40 @@ impl ApiServer {
             created: true,
             warnings: Vec::new(),
         })
+    }
+
+    /// Gives the pod the condition by which controllers know that it does not end by itself, and returns the request
+    /// for the pod as it is then. One that is not about the pod as it is now is left to its refusal.
+    async fn mark_evicted(
+        &self,
+        place: (&str, &str),
+        pod: &CachedObject,
+        request: DeleteRequest,
+    ) -> Result<DeleteRequest, Error> {
+        let pod = pod.encoded().tree();
+        let uid = pod["metadata"]["uid"].as_str().map(str::to_owned);
+        let is_other = |wanted: &Option<String>, field: &str| {
+            wanted.as_deref().is_some_and(|wanted| pod["metadata"][field] != wanted)
+        };
+        if request.dry_run
+            || is_other(&request.uid, "uid")
+            || is_other(&request.resource_version, "resourceVersion")
+        {
+            return Ok(request);
+        }
+        let user = Arc::new(User::named(APISERVER, &[SYSTEM_MASTERS]));
+        let target = Target::object(PODS, Some(place.0), place.1).with_subresource("status");
+        let call = self.enter(&user, "patch", target, "")?;
+        let options = WriteOptions { uid, ..WriteOptions::default() }.for_update(&call)?;
+        let change = Change::Patch(Patch {
+            kind: PatchType::StrategicMerge,
+            body: json!({ "status": { "conditions": [evicted()] } }).to_string().into(),
+            validation: FieldValidation::Ignore,
+        });
+        let marked =
+            self.registry().update(&call.pass, &call.resource, place, Part::Status, change, &options).await?;
+        let version = marked.object.value()["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+        Ok(DeleteRequest { resource_version: request.resource_version.and(version), ..request })
     }
 
     /// Takes the pod off the budget that selects it, or refuses; pods that do not run are never protected.
@@ -144,6 +182,17 @@ fn charged(mut budget: Value, pod: &Value) -> Result<Option<Value>, Error> {
     budget["status"]["disruptionsAllowed"] = json!(allowed - 1);
     budget["status"]["disruptedPods"][evicted] = json!(now.to_string());
     Ok(Some(budget))
+}
+
+/// Upstream's words.
+fn evicted() -> Value {
+    json!({
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+        "lastTransitionTime": Timestamp::from_second(Timestamp::now().as_second()).map(|now| now.to_string()).ok(),
+    })
 }
 
 fn is_ready(pod: &Value) -> bool {

@@ -1,24 +1,37 @@
-//! `/containerLogs`: a container's output, as `kubectl logs` asks for it.
+//! `/containerLogs`: a container's output, as `kubectl logs` asks for it, or in the messages of a WebSocket.
 
 use std::sync::Arc;
 
-use futures::FutureExt;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::{FutureExt, SinkExt, StreamExt};
 use hawser_runtime::logger::Stream;
 use hawser_runtime::logs::{LogOptions, LogReader, already_ended};
 use hawser_runtime::{ContainerState, ContainerStatus, Runtime, RuntimeEvent};
-use http::Response;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use jiff::{SignedDuration, Timestamp};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::task::TaskTracker;
 
 use super::body::{self, Body};
 use super::routes::{Query, flag, parameter};
 use super::streams::Target;
+use super::websocket::{self, CLOSE_TIMEOUT, WebSocket, normal_close};
 use super::{Backend, LogAttempt, Refusal};
+
+const BASE64: &str = "base64.binary.k8s.io";
+/// Subprotocols of a log over WebSocket.
+const PROTOCOLS: &[&str] = &["binary.k8s.io", BASE64, websocket::UNNAMED];
 
 pub(super) async fn answer(
     backend: &Backend,
+    tasks: &TaskTracker,
     target: &Target,
     query: &Query,
+    request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let options = options(query, Timestamp::now())?;
     let attempt = if flag(query, "previous") { LogAttempt::Previous } else { LogAttempt::Newest };
@@ -44,7 +57,59 @@ pub(super) async fn answer(
     let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
         Ok(reader.next_chunk().await?.map(|chunk| (chunk, reader)))
     });
-    Ok(body::stream(chunks))
+    if !websocket::is_requested(request.headers()) {
+        return Ok(body::stream(chunks));
+    }
+    let protocol = websocket::choose(request.headers(), PROTOCOLS)?;
+    let (response, upgraded) = websocket::accept(request, protocol)?;
+    tasks.spawn(async move {
+        match upgraded.await {
+            Ok(socket) => send(socket, chunks, protocol).await,
+            Err(error) => tracing::debug!(%error, "client left during the upgrade"),
+        }
+    });
+    Ok(response)
+}
+
+/// Sends a log in messages, until it ends or the client goes.
+async fn send(
+    socket: WebSocket,
+    chunks: impl futures::Stream<Item = std::io::Result<Bytes>>,
+    protocol: &str,
+) {
+    let (mut to_client, mut from_client) = socket.split();
+    let mut chunks = std::pin::pin!(chunks);
+    let mut outwards = std::pin::pin!(async {
+        while let Some(chunk) = chunks.next().await {
+            let message = match chunk {
+                Ok(chunk) if protocol == BASE64 => Message::text(STANDARD.encode(chunk)),
+                Ok(chunk) => Message::Binary(chunk),
+                Err(error) => {
+                    tracing::debug!(%error, "a log cannot be read on");
+                    break;
+                }
+            };
+            if to_client.send(message).await.is_err() {
+                return;
+            }
+        }
+        // Fails when the client has gone.
+        let _ = to_client.send(normal_close()).await;
+    });
+    // What a client says means nothing, but its close does.
+    let mut inwards = std::pin::pin!(async {
+        while let Some(Ok(message)) = from_client.next().await {
+            if message.is_close() {
+                break;
+            }
+        }
+    });
+    tokio::select! {
+        () = &mut inwards => {}
+        () = &mut outwards => {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, inwards).await;
+        }
+    }
 }
 
 async fn open(

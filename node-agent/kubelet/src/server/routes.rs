@@ -102,7 +102,7 @@ async fn respond(
             Ok(body::json(&summary::summary(&backend.node_name, &*stats.collect().await)))
         }
         Route::Files(path) => files::answer(&backend.pods.log_folder(), &path).await,
-        Route::Logs(target) => logs::answer(backend, &target, &query).await,
+        Route::Logs(target) => logs::answer(backend, tasks, &target, &query, request).await,
         Route::Exec(target) => streams::exec(backend, tasks, &target, &query, request).await,
         Route::Attach(target) => streams::attach(backend, tasks, &target, &query, request).await,
         Route::PortForward { namespace, pod } => {

@@ -352,6 +352,26 @@ async fn plain_channels_carry_output_status_and_close() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_are_read_over_websocket() {
+    let fixture = fixture().await;
+    std::fs::write(fixture.dir.path().join("0.log"), "2024-01-01T00:00:01.000000000Z stdout F one\n")
+        .unwrap();
+    let server = stand_in(Arc::clone(&fixture.backend)).await;
+    let path = "/api/v1/namespaces/default/pods/web/log?container=main";
+    for (protocol, expected) in
+        [("binary.k8s.io", Message::binary("one\n")), ("base64.binary.k8s.io", Message::text("b25lCg=="))]
+    {
+        let mut socket = websocket_client(&server, path, protocol).await;
+        let mut messages = Vec::new();
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(DEADLINE, socket.next()).await {
+            messages.push(message);
+        }
+        assert_eq!(messages.remove(0), expected);
+        assert!(matches!(messages[..], [Message::Close(_)]), "{messages:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stdin_can_be_closed_by_a_message() {
     let fixture = fixture().await;
     let server = stand_in(Arc::clone(&fixture.backend)).await;

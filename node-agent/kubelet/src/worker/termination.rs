@@ -57,8 +57,15 @@ async fn end(path: &Path) -> io::Result<Vec<u8>> {
 fn log_tail(log: &[u8]) -> String {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<&str> = text.lines().rev().take(MAX_LOG_MESSAGE_LINES).collect();
-    let contents = lines.into_iter().rev().filter_map(|line| line.splitn(4, ' ').nth(3));
-    let joined: String = contents.map(|line| format!("{line}\n")).collect();
+    let mut joined = String::new();
+    for line in lines.into_iter().rev() {
+        let mut columns = line.splitn(4, ' ').skip(2);
+        if let (Some(tag), Some(text)) = (columns.next(), columns.next()) {
+            joined.push_str(text);
+            // Parts of a line have the tag `P`; the last one of a log may have no end.
+            joined.push_str(if tag.starts_with('P') { "" } else { "\n" });
+        }
+    }
     let from = joined.len().saturating_sub(MAX_LOG_MESSAGE_BYTES);
     let from = (from..=joined.len()).find(|at| joined.is_char_boundary(*at)).unwrap_or(0);
     joined[from..].to_owned()
@@ -85,6 +92,8 @@ mod tests {
     fn log_tail_drops_the_columns() {
         let log = b"2026-01-01T00:00:00Z stdout F first line\n2026-01-01T00:00:01Z stderr F second\n";
         assert_eq!(log_tail(log), "first line\nsecond\n");
+        let log = b"2026-01-01T00:00:00Z stdout F first line\n2026-01-01T00:00:01Z stdout P without an end\n";
+        assert_eq!(log_tail(log), "first line\nwithout an end");
         assert_eq!(log_tail(b""), "");
     }
 

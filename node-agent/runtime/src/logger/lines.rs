@@ -36,13 +36,13 @@ impl LineEncoder {
         self.push(bytes, &head, out);
     }
 
-    /// The stream has ended: an unfinished line is a line too.
+    /// The stream has ended: an unfinished line is a line too, and stays without its end.
     pub(crate) fn finish(&mut self, now: Timestamp, out: &mut Vec<u8>) {
         if self.pending.is_empty() && !self.continued {
             return;
         }
         let head = format!("{now:.9} {} ", self.stream.name());
-        write_line(&head, b'F', &self.pending, out);
+        write_line(&head, b'P', &self.pending, out);
         self.pending.clear();
         self.continued = false;
     }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn unfinished_line_is_written_at_the_end() {
-        assert_eq!(encode(&[b"a\nb"]), "F a\nF b\n");
+        assert_eq!(encode(&[b"a\nb"]), "F a\nP b\n");
         assert_eq!(encode(&[b"a\n"]), "F a\n");
     }
 

@@ -19,6 +19,8 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::{Deserialize, Serialize};
 
 use clients::Clients;
@@ -114,6 +116,7 @@ fn write_log(config_path: &Path) -> std::io::Result<()> {
     let mut inputs = open_inputs(&config.source)?;
     let mut log = LogFile::new(config.log_path, config.max_size_bytes, config.max_files);
     let mut clients = Clients::listen(config_path.parent().unwrap_or(Path::new("/")));
+    let termination = termination()?;
     if matches!(config.source, Source::Pipes | Source::Terminal) {
         // Fails when there is no such descriptor, which then means that nobody waits for it.
         let _ = nix::unistd::close(5);
@@ -121,11 +124,17 @@ fn write_log(config_path: &Path) -> std::io::Result<()> {
 
     let mut chunk = vec![0; READ_BYTES];
     let mut encoded = Vec::with_capacity(2 * READ_BYTES);
+    let mut asked_to_end = false;
     while inputs.iter().any(|input| !input.ended) {
-        let timeout = if is_fifo { PollTimeout::from(ORPHAN_CHECK_MS) } else { PollTimeout::NONE };
-        let readable = wait(&inputs, &mut clients, timeout)?;
-        if readable.is_empty() && is_fifo && !config_path.exists() {
-            return Ok(());
+        let timeout = match (asked_to_end, is_fifo) {
+            (true, _) => PollTimeout::ZERO,
+            (false, true) => PollTimeout::from(ORPHAN_CHECK_MS),
+            (false, false) => PollTimeout::NONE,
+        };
+        let readable = wait(&inputs, &mut clients, &termination, timeout)?;
+        asked_to_end |= matches!(termination.read_signal(), Ok(Some(_)));
+        if readable.is_empty() && (asked_to_end || is_fifo && !config_path.exists()) {
+            break;
         }
         for index in readable {
             let input = &mut inputs[index];
@@ -138,7 +147,6 @@ fn write_log(config_path: &Path) -> std::io::Result<()> {
             encoded.clear();
             if count == 0 {
                 input.ended = true;
-                input.encoder.finish(now, &mut encoded);
             } else {
                 input.encoder.feed(&chunk[..count], now, &mut encoded);
                 clients.send(input.stream, &chunk[..count]);
@@ -146,7 +154,20 @@ fn write_log(config_path: &Path) -> std::io::Result<()> {
             log.append(&encoded);
         }
     }
+    for input in &mut inputs {
+        encoded.clear();
+        input.encoder.finish(Timestamp::now(), &mut encoded);
+        log.append(&encoded);
+    }
     Ok(())
+}
+
+/// Readable when this process is asked to end. A shim does so as soon as it has closed its ends of the pipes, when what
+/// the container said last is still in them.
+fn termination() -> std::io::Result<SignalFd> {
+    let signals = SigSet::from(Signal::SIGTERM);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
 fn open_inputs(source: &Source) -> std::io::Result<Vec<Input>> {
@@ -163,11 +184,17 @@ fn open_inputs(source: &Source) -> std::io::Result<Vec<Input>> {
 }
 
 /// Waits until something happens; serves the clients; returns the inputs that can be read.
-fn wait(inputs: &[Input], clients: &mut Clients, timeout: PollTimeout) -> std::io::Result<Vec<usize>> {
+fn wait(
+    inputs: &[Input],
+    clients: &mut Clients,
+    termination: &SignalFd,
+    timeout: PollTimeout,
+) -> std::io::Result<Vec<usize>> {
     let open: Vec<usize> = (0..inputs.len()).filter(|i| !inputs[*i].ended).collect();
     let (readable, ready) = {
         let mut fds: Vec<PollFd> =
             open.iter().map(|i| PollFd::new(inputs[*i].pipe.as_fd(), PollFlags::POLLIN)).collect();
+        fds.push(PollFd::new(termination.as_fd(), PollFlags::POLLIN));
         clients.add_poll_fds(&mut fds);
         match poll(&mut fds, timeout) {
             Ok(_) => {}
@@ -176,7 +203,7 @@ fn wait(inputs: &[Input], clients: &mut Clients, timeout: PollTimeout) -> std::i
         }
         let any = |fd: &PollFd| fd.any().unwrap_or(true);
         let readable = open.iter().zip(&fds).filter(|(_, fd)| any(fd)).map(|(i, _)| *i).collect();
-        let ready: Vec<bool> = fds[open.len()..].iter().map(any).collect();
+        let ready: Vec<bool> = fds[open.len() + 1..].iter().map(any).collect();
         (readable, ready)
     };
     clients.serve(&ready);
