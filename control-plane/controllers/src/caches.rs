@@ -30,6 +30,7 @@ use k8s_openapi::{
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
+        resource::v1::{ResourceClaim, ResourceClaimTemplate},
         storage::v1::StorageClass,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
@@ -108,6 +109,8 @@ pub(crate) struct Caches {
     /// Volumes by [`claim_term`] of the claim that they are for.
     pub(crate) volumes_by_claim: Index<PersistentVolume>,
     pub(crate) classes: Informer<StorageClass>,
+    pub(crate) resource_claims: Informer<ResourceClaim>,
+    pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
@@ -184,6 +187,8 @@ impl Caches {
             }),
             volumes,
             classes: Informer::new(),
+            resource_claims: Informer::new(),
+            resource_claim_templates: Informer::new(),
             signing_requests: Informer::new(),
         }
     }
@@ -211,6 +216,8 @@ impl Caches {
         start(&self.claims, client, tasks);
         start(&self.volumes, client, tasks);
         start(&self.classes, client, tasks);
+        start(&self.resource_claims, client, tasks);
+        start(&self.resource_claim_templates, client, tasks);
         start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
@@ -243,6 +250,8 @@ impl Caches {
         self.claims.synced().await;
         self.volumes.synced().await;
         self.classes.synced().await;
+        self.resource_claims.synced().await;
+        self.resource_claim_templates.synced().await;
         self.signing_requests.synced().await;
     }
 

@@ -36,6 +36,7 @@ mod podgc;
 mod pods;
 mod queue;
 mod replicaset;
+mod resource_claim;
 mod resourcequota;
 mod revisions;
 mod root_ca;
@@ -100,6 +101,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     resourcequota::register(&mut starts);
     persistentvolume::register(&mut starts);
     ephemeral_volume::register(&mut starts);
+    resource_claim::register(&mut starts);
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);
