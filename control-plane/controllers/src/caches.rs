@@ -30,6 +30,7 @@ use k8s_openapi::{
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
+        resource::v1::{ResourceClaim, ResourceClaimTemplate},
         storage::v1::{CSIDriver, StorageClass, VolumeAttachment},
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
@@ -116,6 +117,8 @@ pub(crate) struct Caches {
     /// Attachments by the PersistentVolume.
     pub(crate) attachments_by_volume: Index<VolumeAttachment>,
     pub(crate) attachments_by_node: Index<VolumeAttachment>,
+    pub(crate) resource_claims: Informer<ResourceClaim>,
+    pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
@@ -202,6 +205,8 @@ impl Caches {
                 vec![attachment.spec.node_name.clone()]
             }),
             attachments,
+            resource_claims: Informer::new(),
+            resource_claim_templates: Informer::new(),
             signing_requests: Informer::new(),
         }
     }
@@ -231,6 +236,8 @@ impl Caches {
         start(&self.classes, client, tasks);
         start(&self.drivers, client, tasks);
         start(&self.attachments, client, tasks);
+        start(&self.resource_claims, client, tasks);
+        start(&self.resource_claim_templates, client, tasks);
         start(&self.signing_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
@@ -265,6 +272,8 @@ impl Caches {
         self.classes.synced().await;
         self.drivers.synced().await;
         self.attachments.synced().await;
+        self.resource_claims.synced().await;
+        self.resource_claim_templates.synced().await;
         self.signing_requests.synced().await;
     }
 

@@ -37,6 +37,7 @@ mod podgc;
 mod pods;
 mod queue;
 mod replicaset;
+mod resource_claim;
 mod resourcequota;
 mod revisions;
 mod root_ca;
@@ -102,6 +103,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     persistentvolume::register(&mut starts);
     ephemeral_volume::register(&mut starts);
     attachdetach::register(&mut starts);
+    resource_claim::register(&mut starts);
     volume_protection::register(&mut starts);
     garbage_collector::register(&mut starts);
     clusterrole_aggregation::register(&mut starts);

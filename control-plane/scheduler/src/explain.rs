@@ -8,6 +8,7 @@ use hawser_api::{Api, Client, Error, client::ListOptions, resource::ObjectKey, t
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
@@ -44,6 +45,9 @@ pub async fn explain(
         .for_each(|capacity| core.capacity_changed(capacity, NOW));
     all::<PersistentVolume>(&client).await?.iter().for_each(|volume| core.volume_changed(volume, NOW));
     all::<PersistentVolumeClaim>(&client).await?.iter().for_each(|claim| core.claim_changed(claim, NOW));
+    all::<DeviceClass>(&client).await?.iter().for_each(|class| core.device_class_changed(class, NOW));
+    all::<ResourceSlice>(&client).await?.iter().for_each(|slice| core.slice_changed(slice, NOW));
+    all::<ResourceClaim>(&client).await?.iter().for_each(|claim| core.device_claim_changed(claim, NOW));
     let key = ObjectKey::of(&pod);
     let mut found = None;
     for other in all::<Pod>(&client).await? {

@@ -35,18 +35,22 @@ pub(crate) enum Event<'a> {
     /// What a node can attach.
     LimitsChanged,
     PodGroupChanged(&'a ObjectKey),
+    DeviceClaimChanged(&'a ObjectKey),
+    /// Devices became free, or there are others, or other classes of them.
+    DevicesChanged(Cause),
 }
 
 impl Event<'_> {
     pub(crate) fn cause(&self) -> Cause {
         match self {
-            Self::Node { cause, .. } | Self::StorageChanged(cause) => *cause,
+            Self::Node { cause, .. } | Self::StorageChanged(cause) | Self::DevicesChanged(cause) => *cause,
             Self::PodPlaced(_) => Cause::AssignedPodAdd,
             Self::PodGone(_) => Cause::AssignedPodDelete,
             Self::NamespaceChanged => Cause::NamespaceUpdate,
             Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
             Self::LimitsChanged => Cause::CsiNodeUpdate,
             Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
+            Self::DeviceClaimChanged(_) => Cause::ResourceClaimUpdate,
         }
     }
 
@@ -70,6 +74,7 @@ impl Event<'_> {
                     Plugin::NodeVolumeLimits,
                     Plugin::VolumeBinding,
                     Plugin::VolumeZone,
+                    Plugin::DynamicResources,
                 ]);
                 (*relabelled && refused_by.meets(by_labels))
                     || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
@@ -101,6 +106,10 @@ impl Event<'_> {
             Self::StorageChanged(_) => refused_by.meets(storage()),
             Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
             Self::PodGroupChanged(key) => pod.group.as_ref().is_some_and(|group| group.key == **key),
+            Self::DeviceClaimChanged(key) => {
+                refused_by.contains(Plugin::DynamicResources) && pod.claims.names(key)
+            }
+            Self::DevicesChanged(_) => refused_by.contains(Plugin::DynamicResources),
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }

@@ -3,10 +3,8 @@
 //! A pure core decides, and a thin shell acts ([`run`]): it follows the cluster, writes bindings in batches, deletes the
 //! victims of preemption, and tells users why a pod waits. In the core, [`scheduler`] holds the [`snapshot`] of the
 //! cluster, the [`queue`] and who is promised what; [`placement`] asks [`filters`] and [`scores`] of single nodes (answers are
-//! kept, [`evaluation`]) and what a pod's [`terms`] mean on them ([`outlook`], from the counters of [`topology`]). Plugins
-//! carry upstream's names, meaning, order, messages and default weights.
-//!
-//! Not here yet: resource claims; a pod with them is placed without, and an event tells so.
+//! kept, [`evaluation`]) and what a pod's [`terms`], [`volumes`] and [`devices`] mean on them ([`outlook`], from the counters of
+//! [`topology`]). Plugins carry upstream's names, meaning, order, messages and default weights.
 //!
 //! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
 //! repeated meanwhile: no node is promised beyond what it has.
@@ -18,6 +16,7 @@ mod alone;
 mod budgets;
 mod config;
 mod configuration;
+mod devices;
 mod evaluation;
 mod events;
 mod evict;
@@ -43,6 +42,7 @@ mod provision;
 mod queue;
 mod refusal;
 mod report;
+mod reserve;
 mod resources;
 mod run;
 mod scheduler;

@@ -49,11 +49,15 @@ pub(crate) enum Cause {
     CsiDriverUpdate,
     CsiStorageCapacityUpdate,
     PodGroupUpdate,
+    ResourceClaimUpdate,
+    ResourceClaimDelete,
+    ResourceSliceUpdate,
+    DeviceClassUpdate,
 }
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -74,6 +78,10 @@ impl Cause {
         Self::CsiDriverUpdate,
         Self::CsiStorageCapacityUpdate,
         Self::PodGroupUpdate,
+        Self::ResourceClaimUpdate,
+        Self::ResourceClaimDelete,
+        Self::ResourceSliceUpdate,
+        Self::DeviceClassUpdate,
     ];
 
     fn name(self) -> &'static str {
@@ -98,6 +106,10 @@ impl Cause {
             Self::CsiDriverUpdate => "CSIDriverUpdate",
             Self::CsiStorageCapacityUpdate => "CSIStorageCapacityUpdate",
             Self::PodGroupUpdate => "PodGroupUpdate",
+            Self::ResourceClaimUpdate => "ResourceClaimUpdate",
+            Self::ResourceClaimDelete => "ResourceClaimDelete",
+            Self::ResourceSliceUpdate => "ResourceSliceUpdate",
+            Self::DeviceClassUpdate => "DeviceClassUpdate",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! beside other pods than those that are on it.
 
 use crate::{
+    devices::DeviceView,
     filters,
     pod::PodInfo,
     pod_affinity::Required,
@@ -21,6 +22,8 @@ pub(crate) struct Outlook<'a> {
     pub(crate) snapshot: &'a Snapshot,
     /// Unset where the pod has none.
     pub(crate) volumes: Option<VolumeView<'a>>,
+    /// Unset where the pod claims none.
+    pub(crate) devices: Option<DeviceView<'a>>,
     hard: Vec<Hard<'a>>,
     required: Required<'a>,
     pub(crate) preferred: Vec<(i64, &'a Counter)>,
@@ -28,7 +31,7 @@ pub(crate) struct Outlook<'a> {
 }
 
 impl<'a> Outlook<'a> {
-    /// `counters` are those of the pod's terms. Fails where no node can have the pod's volumes.
+    /// `counters` are those of the pod's terms. Fails where no node can have the pod's volumes or devices.
     pub(crate) fn new(
         pod: &'a PodInfo,
         snapshot: &'a Snapshot,
@@ -51,10 +54,13 @@ impl<'a> Outlook<'a> {
         let spreads = filters.contains(Plugin::PodTopologySpread);
         let volumes =
             if pod.volumes.is_empty() { None } else { Some(VolumeView::new(pod, &snapshot.volumes)?) };
+        let claims = !pod.claims.is_empty() && filters.contains(Plugin::DynamicResources);
+        let devices = if claims { Some(DeviceView::new(pod, &snapshot.devices)?) } else { None };
         Ok(Self {
             pod,
             snapshot,
             volumes,
+            devices,
             hard: if spreads { hard.collect() } else { Vec::new() },
             required: if filters.contains(Plugin::InterPodAffinity) {
                 Required::new(pod, topology, affinity, anti)
@@ -73,12 +79,14 @@ impl<'a> Outlook<'a> {
 
     /// Whether no node is refused.
     pub(crate) fn is_clear(&self) -> bool {
-        self.volumes.is_none() && self.hard.is_empty() && self.required.is_empty()
+        self.volumes.is_none() && self.devices.is_none() && self.hard.is_empty() && self.required.is_empty()
     }
 
     /// Why the node cannot take the pod.
     pub(crate) fn refusal(&self, slot: Slot) -> Option<Refusal> {
-        self.volumes_refusal(slot, &[]).or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
+        self.volumes_refusal(slot, &[])
+            .or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
+            .or_else(|| self.devices_refusal(slot))
     }
 
     /// Whether pods that nodes are kept for matter by more than their room.
@@ -103,6 +111,11 @@ impl<'a> Outlook<'a> {
 
     fn volumes_refusal(&self, slot: Slot, changes: &[(&PodInfo, i64)]) -> Option<Refusal> {
         self.volumes.as_ref()?.refusal(slot, &self.snapshot.nodes, changes)
+    }
+
+    /// Devices that pods have stay given out when they go: a controller takes them back later.
+    fn devices_refusal(&self, slot: Slot) -> Option<Refusal> {
+        self.devices.as_ref()?.refusal(slot, &self.snapshot.nodes[slot])
     }
 
     fn refusal_with(
@@ -165,6 +178,7 @@ impl<'a> WhatIf<'a> {
             .volumes_refusal(self.slot, &self.changes)
             .or_else(|| self.outlook.refusal_with(self.slot, more, more_standing))
             .or_else(|| (self.new_standing() > 0).then_some(Refusal::StandingAntiAffinity))
+            .or_else(|| self.outlook.devices_refusal(self.slot))
     }
 
     /// Anti-affinity of pods that are put there, towards the pod, where the node has the label.

@@ -25,7 +25,7 @@ const MOST_DIAGNOSES: usize = 1024;
 pub(crate) struct Placement {
     evaluations: Evaluations,
     /// What was said of pods, and of which state of the cluster.
-    said_at: (u64, u64),
+    said_at: (u64, u64, u64),
     said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
 }
 
@@ -142,7 +142,7 @@ impl Placement {
 
     /// Why no node can run the pod; worked out once for all such pods.
     pub(crate) fn diagnose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Arc<Diagnosis> {
-        let now = (snapshot.version(), snapshot.volumes.version());
+        let now = (snapshot.version(), snapshot.volumes.version(), snapshot.devices.version());
         if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
             self.said.clear();
             self.said_at = now;
@@ -279,6 +279,14 @@ pub(crate) fn each_score(
             pod_affinity::scores(pod, &outlook.snapshot.topology, &outlook.preferred, candidates)
     {
         add(Plugin::InterPodAffinity, weights.inter_pod_affinity, scores);
+    }
+    if weights.dynamic_resources != 0
+        && let Some(devices) = outlook.devices.as_ref().filter(|devices| devices.has_alternatives())
+    {
+        let worth = |slot: &Slot| devices.worth(*slot, &outlook.snapshot.nodes[*slot]);
+        let mut scores: Vec<i64> = candidates.iter().map(worth).collect();
+        normalize(&mut scores);
+        add(Plugin::DynamicResources, weights.dynamic_resources, scores);
     }
 }
 

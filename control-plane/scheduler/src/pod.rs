@@ -1,7 +1,8 @@
 //! A pod as the scheduler sees it, read once from its object.
 //!
 //! What decides on its place is in parts that pods of one workload share: what it needs of a node ([`Needs`]), who
-//! it is to others ([`Identity`]), what it asks with regard to them ([`Terms`]), and its volumes ([`PodVolumes`]).
+//! it is to others ([`Identity`]), what it asks with regard to them ([`Terms`]), its volumes ([`PodVolumes`]), and the devices that it claims
+//! ([`PodClaims`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
+    devices::PodClaims,
     extender::{Extender, ExtenderSet},
     group::Group,
     images::PodImages,
@@ -41,6 +43,7 @@ pub(crate) struct PodInfo {
     pub(crate) identity: Arc<Identity>,
     pub(crate) terms: Arc<Terms>,
     pub(crate) volumes: Arc<PodVolumes>,
+    pub(crate) claims: Arc<PodClaims>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
     pub(crate) told: Option<String>,
     /// Pods that it is placed with.
@@ -53,7 +56,7 @@ pub(crate) struct PodInfo {
 
 /// All that a pod's place depends on, to compare and look up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Wishes(Same<Needs>, Same<Identity>, Same<Terms>, Same<PodVolumes>);
+pub(crate) struct Wishes(Same<Needs>, Same<Identity>, Same<Terms>, Same<PodVolumes>, Same<PodClaims>);
 
 /// Whether the pod is being deleted, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,7 @@ pub(crate) struct Reader {
     identities: Interner<Identity>,
     terms: Interner<Terms>,
     volumes: Interner<PodVolumes>,
+    claims: Interner<PodClaims>,
     extenders: Vec<Arc<Extender>>,
 }
 
@@ -135,8 +139,9 @@ impl Reader {
             identity: self.identities.intern(identity),
             terms: self.terms.intern(terms),
             volumes: self.volumes.intern(PodVolumes::of(pod)),
+            claims: self.claims.intern(PodClaims::of(pod)),
             told: told(pod),
-            not_considered: not_considered(spec, group.is_some() && !extenders.is_empty()),
+            not_considered: not_considered(group.is_some() && !extenders.is_empty()),
             group: group.map(Arc::new),
             extenders,
         })
@@ -150,8 +155,9 @@ impl PodInfo {
 
     /// Pods with the same are placed by the same rules: what is known of one holds for the other.
     pub(crate) fn wishes(&self) -> Wishes {
-        let (needs, identity) = (self.needs.clone(), self.identity.clone());
-        Wishes(Same(needs), Same(identity), Same(self.terms.clone()), Same(self.volumes.clone()))
+        let (needs, identity, terms) = (self.needs.clone(), self.identity.clone(), self.terms.clone());
+        let (volumes, claims) = (self.volumes.clone(), self.claims.clone());
+        Wishes(Same(needs), Same(identity), Same(terms), Same(volumes), Same(claims))
     }
 }
 
@@ -214,12 +220,9 @@ fn told(pod: &Pod) -> Option<String> {
 }
 
 /// Extenders are asked about one pod after the other, which is no way to place a group.
-fn not_considered(spec: &PodSpec, group_and_extenders: bool) -> Vec<&'static str> {
-    let wishes = [
-        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|all| !all.is_empty())),
-        ("its pod group, because extenders have a say", group_and_extenders),
-    ];
-    wishes.into_iter().filter(|(_, wished)| *wished).map(|(name, _)| name).collect()
+fn not_considered(group_and_extenders: bool) -> Vec<&'static str> {
+    let wish = group_and_extenders.then_some("its pod group, because extenders have a say");
+    wish.into_iter().collect()
 }
 
 fn controller(pod: &Pod) -> Option<Arc<str>> {

@@ -24,6 +24,7 @@ pub(crate) enum Plugin {
     VolumeZone,
     PodTopologySpread,
     InterPodAffinity,
+    DynamicResources,
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
@@ -35,7 +36,7 @@ pub(crate) enum Plugin {
 
 impl Plugin {
     /// Those that a profile can switch.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::NodeUnschedulable,
         Self::NodeName,
         Self::TaintToleration,
@@ -48,6 +49,7 @@ impl Plugin {
         Self::VolumeZone,
         Self::PodTopologySpread,
         Self::InterPodAffinity,
+        Self::DynamicResources,
         Self::DefaultPreemption,
         Self::NodeResourcesBalancedAllocation,
         Self::ImageLocality,
@@ -68,6 +70,7 @@ impl Plugin {
             Self::VolumeZone => "VolumeZone",
             Self::PodTopologySpread => "PodTopologySpread",
             Self::InterPodAffinity => "InterPodAffinity",
+            Self::DynamicResources => "DynamicResources",
             Self::DefaultPreemption => "DefaultPreemption",
             Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
             Self::ImageLocality => "ImageLocality",
@@ -131,8 +134,9 @@ pub(crate) struct Profile {
     /// Resources that are compared with each other.
     pub(crate) balanced: Vec<String>,
     pub(crate) candidates: Candidates,
-    /// How long a pod's volumes may take to be bound.
+    /// How long a pod's volumes may take to be bound, and its devices to be attached to the node.
     pub(crate) volume_bind_timeout: Duration,
+    pub(crate) device_bind_timeout: Duration,
 }
 
 /// Weights of scores; 0 is not scored.
@@ -142,6 +146,7 @@ pub(crate) struct Weights {
     pub(crate) node_affinity: i64,
     pub(crate) pod_topology_spread: i64,
     pub(crate) inter_pod_affinity: i64,
+    pub(crate) dynamic_resources: i64,
     pub(crate) resources_fit: i64,
     pub(crate) balanced_allocation: i64,
     pub(crate) image_locality: i64,
@@ -155,6 +160,7 @@ impl Weights {
             Plugin::NodeAffinity => Some(&mut self.node_affinity),
             Plugin::PodTopologySpread => Some(&mut self.pod_topology_spread),
             Plugin::InterPodAffinity => Some(&mut self.inter_pod_affinity),
+            Plugin::DynamicResources => Some(&mut self.dynamic_resources),
             Plugin::NodeResourcesFit => Some(&mut self.resources_fit),
             Plugin::NodeResourcesBalancedAllocation => Some(&mut self.balanced_allocation),
             Plugin::ImageLocality => Some(&mut self.image_locality),
@@ -196,6 +202,7 @@ impl Default for Profile {
                 node_affinity: 2,
                 pod_topology_spread: 2,
                 inter_pod_affinity: 2,
+                dynamic_resources: 1,
                 resources_fit: 1,
                 balanced_allocation: 1,
                 image_locality: 1,
@@ -215,6 +222,7 @@ impl Default for Profile {
             balanced: vec![CPU.to_owned(), MEMORY.to_owned()],
             candidates: Candidates { percentage: 10, absolute: 100 },
             volume_bind_timeout: Duration::from_secs(600),
+            device_bind_timeout: Duration::from_secs(600),
         }
     }
 }

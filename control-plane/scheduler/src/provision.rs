@@ -34,7 +34,8 @@ pub(crate) async fn provision(
         write(client, core, provisioning).await.map_err(|error| error.to_string())?;
         wait(core, claims_changed, provisioning).await
     };
-    tokio::time::timeout(provisioning.timeout, work)
+    let timeout = provisioning.decision.attempt.profile.volume_bind_timeout;
+    tokio::time::timeout(timeout, work)
         .await
         .unwrap_or_else(|_| Err("binding volumes: context deadline exceeded".to_owned()))
 }
@@ -44,11 +45,11 @@ async fn write(
     core: &Mutex<Scheduler>,
     provisioning: &Provisioning,
 ) -> Result<(), Error> {
-    for (volume, claim) in &provisioning.provisions.volumes {
+    for (volume, claim) in &provisioning.promises.volumes.volumes {
         let patch = give(core, volume, claim).ok_or_else(|| Error::not_found(&VOLUMES, volume))?;
         patch_object(client, &Target::object(VOLUMES, None, volume), &patch).await?;
     }
-    for claim in &provisioning.provisions.provisioned {
+    for claim in &provisioning.promises.volumes.provisioned {
         let version = core.lock().volumes().claim(claim).map(|claim| claim.resource_version.clone());
         let version = version.ok_or_else(|| Error::not_found(&CLAIMS, &claim.name))?;
         let annotations = json!({ SELECTED_NODE: provisioning.decision.binding.node });
@@ -88,7 +89,7 @@ async fn wait(
         let changed = claims_changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        let bound = core.lock().volumes().are_bound(&provisioning.provisions);
+        let bound = core.lock().volumes().are_bound(&provisioning.promises.volumes);
         match bound {
             Some(true) => return Ok(()),
             Some(false) => changed.await,

@@ -37,6 +37,13 @@ pub(crate) enum Refusal {
     PodAntiAffinity,
     /// Anti-affinity of pods that are there.
     StandingAntiAffinity,
+    /// An allocated claim has its devices on other nodes.
+    ClaimElsewhere,
+    NoDevices,
+    /// More steps than one pod may cost.
+    DevicesTakeLong,
+    /// Something is wrong with what is claimed, or with what there is.
+    Devices(String),
     /// By a program outside, in its words.
     Extender {
         message: String,
@@ -74,6 +81,9 @@ impl Refusal {
             Self::PodAffinity | Self::PodAntiAffinity | Self::StandingAntiAffinity => {
                 Plugin::InterPodAffinity
             }
+            Self::ClaimElsewhere | Self::NoDevices | Self::DevicesTakeLong | Self::Devices(_) => {
+                Plugin::DynamicResources
+            }
             Self::Extender { .. } => Plugin::Extender,
             Self::NoHelp | Self::NoVictims => Plugin::DefaultPreemption,
         }
@@ -109,7 +119,7 @@ impl Refusal {
                     .map(|(_, text)| (*text).to_owned())
                     .collect();
             }
-            Self::Extender { message, .. } => return vec![message.clone()],
+            Self::Extender { message, .. } | Self::Devices(message) => return vec![message.clone()],
             Self::NotNamed => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",
@@ -129,6 +139,9 @@ impl Refusal {
             Self::PodAffinity => "node(s) didn't match pod affinity rules",
             Self::PodAntiAffinity => "node(s) didn't match pod anti-affinity rules",
             Self::StandingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+            Self::ClaimElsewhere => "resourceclaim not available on the node",
+            Self::NoDevices => "cannot allocate all claims",
+            Self::DevicesTakeLong => "timed out trying to allocate devices",
             Self::NoHelp => "Preemption is not helpful for scheduling",
             Self::NoVictims => "No preemption victims found for incoming pod",
         };

@@ -19,6 +19,7 @@ use hawser_api::{
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
@@ -41,7 +42,8 @@ use crate::{
     provision,
     queue::Place,
     report::Reports,
-    scheduler::{Attempt, Decision, Plan, Preemption, Provisioning, Scheduler},
+    reserve::Claims,
+    scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
 };
 
 /// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
@@ -56,6 +58,12 @@ const EVICTIONS: usize = 8;
 
 /// After it, the pod that victims are deleted for is tried again, whatever became of them.
 const EVICT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Pods whose claims are written at the same time; others wait their turn.
+const RESERVATIONS: usize = 64;
+
+/// After it, a pod is tried again whose claims could not be written.
+const RESERVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// After it, a batch's outcome is unknown.
 const BIND_DEADLINE: Duration = Duration::from_secs(30);
@@ -72,6 +80,9 @@ struct Shell {
     changed: Notify,
     /// A claim changed that a pod may wait for.
     claims_changed: Notify,
+    /// The same of claims of devices.
+    device_claims_changed: Notify,
+    reservations: Semaphore,
     start: Instant,
     recorder: Recorder,
 }
@@ -79,6 +90,15 @@ struct Shell {
 impl Shell {
     fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn claims(&self) -> Claims<'_> {
+        Claims {
+            client: &self.client,
+            core: &self.core,
+            changed: &self.device_claims_changed,
+            start: self.start,
+        }
     }
 
     /// Changes the core and wakes the loop.
@@ -113,6 +133,8 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         metrics: config.metrics.clone(),
         changed: Notify::new(),
         claims_changed: Notify::new(),
+        device_claims_changed: Notify::new(),
+        reservations: Semaphore::new(RESERVATIONS),
         start: Instant::now(),
         recorder,
     });
@@ -221,6 +243,24 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
         }),
+        follow_kind(shell, followers, |core, change: &Change<'_, DeviceClass>, now| match change.new {
+            Some(class) => core.device_class_changed(class, now),
+            None => core.device_class_removed(&change.key.name),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, ResourceSlice>, now| match change.new {
+            Some(slice) => core.slice_changed(slice, now),
+            None => core.slice_removed(&change.key.name, now),
+        }),
+        {
+            let at = Arc::downgrade(shell);
+            follow_kind(shell, followers, move |core, change: &Change<'_, ResourceClaim>, now| {
+                match change.new {
+                    Some(claim) => core.device_claim_changed(claim, now),
+                    None => core.device_claim_removed(change.key, now),
+                }
+                at.upgrade().inspect(|shell| shell.device_claims_changed.notify_waiters());
+            })
+        },
         follow_kind(shell, followers, |core, change: &Change<'_, PodGroup>, now| match change.new {
             Some(group) => core.pod_group_changed(group, now),
             None => core.pod_group_removed(change.key),
@@ -308,7 +348,8 @@ async fn schedule(
             shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly } = plan;
+        let Plan { bindings: decided, provisionings, deallocations, rejected, preemptions, question, partly } =
+            plan;
         let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
         let (outside, decided): (Vec<Decision>, Vec<Decision>) =
             decided.into_iter().partition(|decision| decision.binder.is_some());
@@ -320,7 +361,10 @@ async fn schedule(
         }
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
         for provisioning in provisionings {
-            bindings.spawn(bind_volumes(shell.clone(), provisioning, slots.clone()));
+            bindings.spawn(prepare(shell.clone(), provisioning, slots.clone()));
+        }
+        for deallocation in deallocations {
+            bindings.spawn(deallocate(shell.clone(), deallocation));
         }
         for preemption in preemptions {
             bindings.spawn(clear(shell.clone(), preemption, evictions.clone()));
@@ -363,7 +407,7 @@ async fn ask(shell: Arc<Shell>, question: Question) {
 
 /// Has a pod bound by an extender. Whatever it says, the API knows the pod's node.
 async fn bind_outside(shell: Arc<Shell>, decision: Decision) {
-    let Decision { binding, attempt, binder } = &decision;
+    let Decision { binding, attempt, binder, .. } = &decision;
     let Some(binder) = binder else { return };
     match extender::bind(binder, binding).await {
         Ok(()) => bound(&shell, binding, attempt),
@@ -373,7 +417,7 @@ async fn bind_outside(shell: Arc<Shell>, decision: Decision) {
             let message = format!("binding rejected: {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
-            find_out(&shell, &decision).await;
+            find_out(&shell, binding, attempt).await;
         }
     }
 }
@@ -386,26 +430,52 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
     shell.tell(|core, now| core.cleared(&preemption.pod.uid, all, now));
 }
 
-/// Binds a pod when its volumes are bound. As many of these wait as pods do whose volumes take long: the room that they
-/// hold is what bounds them.
-async fn bind_volumes(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
+async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
+    let _permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
+    shell.claims().deallocate(&deallocation).await;
+    shell.changed.notify_one();
+}
+
+/// Binds a pod when it has what it was promised. As many of these wait as pods do whose volumes or devices take long: the
+/// room that they hold is what bounds them.
+async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
     let decision = provisioning.decision.clone();
     let Decision { binding, attempt, .. } = &decision;
-    let done = provision::provision(&*shell.client, &shell.core, &shell.claims_changed, &provisioning).await;
-    match done {
+    match keep_promises(&shell, &provisioning).await {
         Ok(()) if decision.binder.is_some() => bind_outside(shell, decision).await,
         Ok(()) => {
             let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
             bind(shell, vec![decision], permit).await;
         }
         Err(error) => {
-            let message = format!("running PreBind plugin \"VolumeBinding\": {error}");
+            let message = format!("running PreBind plugin {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
             shell.metrics.tried(Attempted::Error, attempt, shell.now());
             shell.tell(|core, now| core.bind_failed(&binding.uid, now));
         }
     }
+}
+
+/// Writes volumes and devices. The error names the plugin.
+async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(), String> {
+    let of = |plugin: &'static str| move |error: String| format!("{plugin:?}: {error}");
+    if !provisioning.promises.volumes.wait_for.is_empty() {
+        let done =
+            provision::provision(&*shell.client, &shell.core, &shell.claims_changed, provisioning).await;
+        done.map_err(of("VolumeBinding"))?;
+    }
+    let Decision { pod, attempt, .. } = &provisioning.decision;
+    let (grants, claims) = (&provisioning.promises.devices.0, shell.claims());
+    if !grants.is_empty() {
+        let permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
+        claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
+        drop(permit);
+        let timeout = attempt.profile.device_bind_timeout;
+        claims.attached(grants, pod, timeout).await.map_err(of("DynamicResources"))?;
+        shell.changed.notify_one();
+    }
+    Ok(())
 }
 
 /// Writes one batch. Cancelled only by the end of the process, after which the API is the truth.
@@ -431,13 +501,13 @@ async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePer
                 Outcome::Gone => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
                 Outcome::Unknown => {
                     warn!(namespace = %binding.namespace, pod = %binding.pod, %error, "outcome of binding unknown");
-                    unknown.push(Decision { binding, attempt, binder: None });
+                    unknown.push((binding, attempt));
                 }
             },
         }
     }
-    for decision in unknown {
-        find_out(&shell, &decision).await;
+    for (binding, attempt) in unknown {
+        find_out(&shell, &binding, &attempt).await;
     }
 }
 
@@ -473,8 +543,7 @@ fn outcome(error: &Error) -> Outcome {
 }
 
 /// Reads the pod until the API tells whether it has a node.
-async fn find_out(shell: &Shell, decision: &Decision) {
-    let Decision { binding, attempt, .. } = decision;
+async fn find_out(shell: &Shell, binding: &Binding, attempt: &Attempt) {
     let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
     let mut delay = LOOK_FIRST;
     loop {

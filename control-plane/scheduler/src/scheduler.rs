@@ -16,6 +16,7 @@ use hawser_api::{client::Binding, resource::ObjectKey};
 use crate::{
     budgets::Budgets,
     config::Config,
+    devices::Devices,
     extender::{Extender, Question},
     group::Policy,
     hints::{self, Event},
@@ -27,13 +28,16 @@ use crate::{
     profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
-    volumes::{Provisions, VolumeView, Volumes},
+    volumes::Volumes,
 };
 
 mod changes;
 mod explain;
 mod extended;
 mod groups;
+mod promises;
+
+pub(crate) use promises::{Deallocation, Promises};
 
 pub(crate) struct Scheduler {
     /// By scheduler name; never empty.
@@ -60,15 +64,16 @@ pub(crate) struct Scheduler {
 
 struct Assumed {
     waiting: Waiting,
-    provisions: Provisions,
+    promises: Promises,
 }
 
 /// What to write after one round.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) bindings: Vec<Decision>,
-    /// Pods that can be bound when their volumes are.
+    /// Pods that can be bound when their volumes are, and their claims are theirs.
     pub(crate) provisionings: Vec<Provisioning>,
+    pub(crate) deallocations: Vec<Deallocation>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) preemptions: Vec<Preemption>,
     /// What extenders are to be asked.
@@ -80,6 +85,7 @@ pub(crate) struct Plan {
 /// A pod's node.
 #[derive(Clone, Debug)]
 pub(crate) struct Decision {
+    pub(crate) pod: Arc<PodInfo>,
     pub(crate) binding: Binding,
     pub(crate) attempt: Attempt,
     /// Who binds it instead of the API server.
@@ -97,13 +103,11 @@ pub(crate) struct Attempt {
     pub(crate) decided: Duration,
 }
 
-/// A pod whose volumes have to be bound before it.
+/// A pod that is to be bound when it has what it was promised.
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioning {
     pub(crate) decision: Decision,
-    pub(crate) provisions: Provisions,
-    /// How long that may take.
-    pub(crate) timeout: Duration,
+    pub(crate) promises: Promises,
 }
 
 /// A pod that no node can run.
@@ -201,10 +205,10 @@ impl Scheduler {
     /// The pod is not on the node it was promised: the room is free again, and the pod waits.
     pub(crate) fn bind_failed(&mut self, uid: &str, now: Duration) {
         // Deleted or shown as bound meanwhile: there is nothing to undo.
-        let Some(Assumed { waiting, provisions }) = self.assumed.remove(uid) else {
+        let Some(Assumed { waiting, promises }) = self.assumed.remove(uid) else {
             return;
         };
-        self.take_back(&provisions, now);
+        self.take_back(&promises, now);
         self.free(uid, now);
         self.queue.give_back_failed(waiting, now);
     }
@@ -212,7 +216,7 @@ impl Scheduler {
     /// The pod is not there any more: nothing is left to place.
     pub(crate) fn bind_refused_for_good(&mut self, uid: &str, now: Duration) {
         if let Some(assumed) = self.assumed.remove(uid) {
-            self.take_back(&assumed.provisions, now);
+            self.take_back(&assumed.promises, now);
             self.free(uid, now);
         }
     }
@@ -227,6 +231,11 @@ impl Scheduler {
     /// What is known of volumes, for whoever writes what was decided of them.
     pub(crate) fn volumes(&self) -> &Volumes {
         &self.snapshot.volumes
+    }
+
+    /// The same of devices.
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.snapshot.devices
     }
 
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
@@ -262,30 +271,12 @@ impl Scheduler {
 
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
-        let provisions = self.settle(&waiting.pod, slot);
-        self.decide(waiting, node, provisions, plan, now);
-    }
-
-    /// Counts the pod on the node, and promises it its volumes there.
-    fn settle(&mut self, pod: &Arc<PodInfo>, slot: Slot) -> Provisions {
-        let node = self.snapshot.nodes[slot].name.clone();
-        let provisions = self.provisions(pod, slot);
-        self.snapshot.put_pod(pod, &node);
-        if !provisions.wait_for.is_empty() {
-            self.snapshot.volumes.promise(&provisions, &node);
-        }
-        provisions
+        let promises = self.settle(&waiting.pod, slot);
+        self.decide(waiting, node, promises, plan, now);
     }
 
     /// The pod that was settled on the node gets it.
-    fn decide(
-        &mut self,
-        waiting: Waiting,
-        node: String,
-        provisions: Provisions,
-        plan: &mut Plan,
-        now: Duration,
-    ) {
+    fn decide(&mut self, waiting: Waiting, node: String, promises: Promises, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
         self.denominate(&pod.uid, now);
         let binding = Binding {
@@ -300,34 +291,17 @@ impl Scheduler {
             entered: waiting.entered,
             decided: now,
         };
-        let decision = Decision { binding, attempt, binder: self.binder_of(&pod) };
-        if provisions.wait_for.is_empty() {
+        let decision = Decision { pod: pod.clone(), binding, attempt, binder: self.binder_of(&pod) };
+        if promises.is_empty() {
             plan.bindings.push(decision);
         } else {
-            let timeout = pod.needs.profile.volume_bind_timeout;
-            plan.provisionings.push(Provisioning { decision, provisions: provisions.clone(), timeout });
+            plan.provisionings.push(Provisioning { decision, promises: promises.clone() });
         }
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
         }
-        self.assumed.insert(pod.uid.clone(), Assumed { waiting, provisions });
+        self.assumed.insert(pod.uid.clone(), Assumed { waiting, promises });
         self.wake(&Event::PodPlaced(&pod), now);
-    }
-
-    /// What has to be written of the pod's volumes before it can be bound to the node.
-    fn provisions(&self, pod: &PodInfo, slot: Slot) -> Provisions {
-        if pod.volumes.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::VolumeBinding) {
-            return Provisions::default();
-        }
-        let view = VolumeView::new(pod, &self.snapshot.volumes).ok();
-        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot]).ok()).unwrap_or_default()
-    }
-
-    fn take_back(&mut self, provisions: &Provisions, now: Duration) {
-        if !provisions.wait_for.is_empty() {
-            self.snapshot.volumes.take_back(provisions);
-            self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
-        }
     }
 
     fn reject(&mut self, waiting: Waiting, plan: &mut Plan, now: Duration) {
@@ -337,12 +311,13 @@ impl Scheduler {
 
     fn reject_for(&mut self, waiting: Waiting, diagnosis: &Diagnosis, plan: &mut Plan, now: Duration) {
         let pod = waiting.pod.clone();
-        let rejected = Rejected {
+        let mut rejected = Rejected {
             pod: pod.clone(),
             message: diagnosis.message.clone(),
             why: Why::NoNode,
             nomination: Nomination::Keep,
         };
+        self.deallocate(&mut rejected, diagnosis, plan);
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
         if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
             self.preempt(rejected, &diagnosis.about_pods, plan, now);

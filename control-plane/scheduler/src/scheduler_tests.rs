@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{node, pod};
+use crate::{
+    extender::{Answer, Nodes},
+    testing::{node, pod},
+};
 
 const START: Duration = Duration::ZERO;
 
@@ -146,16 +149,28 @@ fn pods_that_are_not_ours_to_place_are_left_alone() {
 
 #[test]
 fn wishes_that_are_not_considered_are_told() {
-    let mut scheduler = scheduler();
+    let file = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, \
+        extenders: [{urlPrefix: 'http://127.0.0.1:9', filterVerb: filter}]}";
+    let mut scheduler = Scheduler::new(&Config::default().with_file(file).unwrap(), 7);
     scheduler.node_changed(&node("n1", json!({})), START);
-    let wishes =
-        json!({ "containers": [], "resourceClaims": [{ "name": "gpu", "resourceClaimName": "gpu" }] });
-    scheduler.pod_changed(&pod("apart", wishes), START);
-    scheduler.pod_changed(&pod("plain", json!({ "containers": [] })), START);
-    let plan = scheduler.schedule(10, START);
-    assert_eq!(plan.bindings.len(), 2);
-    assert_eq!(plan.partly.len(), 1);
-    assert_eq!(plan.partly[0].not_considered, ["resourceClaims"]);
+    let mut grouped = pod("apart", json!({ "containers": [] }));
+    let label =
+        |(name, value): (&str, &str)| (format!("pod-group.scheduling.sigs.k8s.io/{name}"), value.to_owned());
+    grouped.metadata.labels = Some([("name", "g"), ("min-available", "2")].into_iter().map(label).collect());
+    for pod in [grouped, pod("plain", json!({ "containers": [] }))] {
+        scheduler.pod_changed(&pod, START);
+        let question = scheduler.schedule(1, START).question.unwrap();
+        let nodes = Nodes { scores: [("n1".to_owned(), 0)].into(), refused: Vec::new() };
+        scheduler.answered(&question.pod.uid, Answer::Nodes(nodes));
+        let plan = scheduler.schedule(1, START);
+        assert_eq!(plan.bindings.len(), 1);
+        let told: Vec<_> = plan.partly.iter().flat_map(|pod| pod.not_considered.clone()).collect();
+        let expected: &[&str] = match &*question.pod.uid {
+            "apart" => &["its pod group, because extenders have a say"],
+            _ => &[],
+        };
+        assert_eq!(told, expected);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
+    devices::Devices,
     images::Images,
     nomination::Nominations,
     pod::{HostPort, Labels, Needs, PodInfo},
@@ -36,6 +37,7 @@ pub(crate) struct Snapshot {
     pub(crate) topology: Topology,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
+    pub(crate) devices: Devices,
     pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
     /// Pods of each pod group that have a node and are to keep it, by node.
@@ -157,6 +159,7 @@ impl Snapshot {
             entry.labels = labels;
             entry.taints = taints;
             self.topology.node_comes(slot, entry);
+            self.devices.node_changed(slot);
         }
         self.log(slot);
         slot

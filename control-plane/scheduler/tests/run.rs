@@ -305,6 +305,156 @@ async fn a_pod_is_bound_after_its_volumes() {
     .await;
 }
 
+/// A class of all devices, and on each node a pool of its own with so many.
+fn put_devices(fake: &Fake, nodes: usize, devices: usize) {
+    fake.put("deviceclasses", json!({ "metadata": { "name": "gpu" }, "spec": {} }));
+    for index in 0..nodes {
+        let name = format!("n{index}");
+        let devices: Vec<Value> =
+            (0..devices).map(|device| json!({ "name": format!("d{device}") })).collect();
+        let pool = json!({ "name": name, "generation": 1, "resourceSliceCount": 1 });
+        let spec = json!({ "driver": "gpu.example.com", "nodeName": name, "pool": pool, "devices": devices });
+        fake.put("resourceslices", json!({ "metadata": { "name": name }, "spec": spec }));
+    }
+}
+
+fn put_claim(fake: &Fake, name: &str) {
+    let request = json!({ "name": "r", "exactly": { "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1 } });
+    fake.put(
+        "resourceclaims",
+        json!({
+            "metadata": { "name": name, "namespace": "a", "uid": format!("uid-{name}") },
+            "spec": { "devices": { "requests": [request] } },
+        }),
+    );
+}
+
+fn claiming(name: &str, claim: &str) -> Value {
+    let mut pod = pod(name, 1);
+    pod["spec"]["resourceClaims"] = json!([{ "name": "c", "resourceClaimName": claim }]);
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_bound_when_its_claim_is_its_own() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 1, 1);
+    put_claim(&fake, "c");
+    fake.put("pods", claiming("p", "c"));
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        let claim = &fake.all("resourceclaims")[0];
+        assert_eq!(claim["metadata"]["finalizers"], json!(["resource.kubernetes.io/delete-protection"]));
+        let status = &claim["status"];
+        assert_eq!(status["reservedFor"], json!([{ "resource": "pods", "name": "p", "uid": "uid-p" }]));
+        assert_eq!(status["allocation"]["devices"]["results"][0]["device"], "d0");
+        assert!(status["allocation"]["allocationTimestamp"].is_string());
+        // The pod ends, and another one's claim takes the device.
+        put_claim(&fake, "d");
+        fake.put("pods", claiming("q", "d"));
+        let says = |pods: &[Value]| pods.iter().any(|pod| condition(pod)["reason"] == "Unschedulable");
+        fake.until("pods", says).await;
+        fake.remove("pods", "a/p");
+        fake.tidy_claims();
+        fake.until("pods", |pods| bound(pods) == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_cannot_be_attached_gives_its_claim_back() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 0, 0);
+    let device = |name: &str| json!({ "name": name, "bindingConditions": ["ready"], "bindingFailureConditions": ["failed"] });
+    let pool = json!({ "name": "fabric", "generation": 1, "resourceSliceCount": 1 });
+    let spec = json!({ "driver": "gpu.example.com", "allNodes": true, "pool": pool, "devices": [device("d0"), device("d1")] });
+    fake.put("resourceslices", json!({ "metadata": { "name": "fabric" }, "spec": spec }));
+    put_claim(&fake, "c");
+    fake.put("pods", claiming("p", "c"));
+    let say = |fake: &Fake, kind: &str| {
+        let mut claim = fake.all("resourceclaims").remove(0);
+        let result = claim["status"]["allocation"]["devices"]["results"][0].clone();
+        let condition = json!({ "type": kind, "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        claim["status"]["devices"] = json!([{ "driver": result["driver"], "pool": result["pool"], "device": result["device"], "conditions": [condition] }]);
+        fake.put("resourceclaims", claim);
+    };
+    scenario(fake, |fake| async move {
+        let allocated = |claims: &[Value]| claims[0]["status"]["reservedFor"].is_array();
+        fake.until("resourceclaims", allocated).await;
+        assert_eq!(bound(&fake.all("pods")), 0);
+        say(&fake, "failed");
+        fake.until("events", |events| {
+            let message = "running PreBind plugin \"DynamicResources\": claim c binding failed: reason=R, message=\"m\"";
+            events.iter().any(|event| event["message"] == message)
+        })
+        .await;
+        fake.until("resourceclaims", |claims| allocated(claims) && claims[0]["status"]["devices"].is_null()).await;
+        say(&fake, "ready");
+        fake.until("pods", |pods| bound(pods) == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults() {
+    for seed in 1..=seeds() {
+        let fake = Arc::new(Fake::default());
+        let mut next = random(seed ^ 0xD5A);
+        for index in 0..5 {
+            fake.put("nodes", node(&format!("n{index}"), 40));
+        }
+        put_devices(&fake, 5, 2);
+        put_claim(&fake, "shared");
+        let mut faults = || -> Vec<Fault> {
+            let one = |number| [Fault::Refuse, Fault::LoseBefore, Fault::LoseAfter].get(number).copied();
+            (0..100).map(|_| one(next(10) as usize).unwrap_or(Fault::None)).collect()
+        };
+        fake.fail_next(&faults());
+        fake.fail_next_claims(&faults());
+        scenario(fake, |fake| async move {
+            for index in 0..30 {
+                let name = format!("p{index}");
+                if next(4) == 0 {
+                    fake.put("pods", claiming(&name, "shared"));
+                } else {
+                    put_claim(&fake, &name);
+                    fake.put("pods", claiming(&name, &name));
+                }
+                match next(8) {
+                    0 | 1 => {
+                        let victim = format!("a/p{}", next(index + 1));
+                        fake.remove("pods", &victim);
+                        fake.remove("resourceclaims", &victim);
+                    }
+                    2 => fake.tidy_claims(),
+                    3 => fake.cut_watches(next(2) == 0),
+                    4 => fake.refuse_writes(2),
+                    _ => (),
+                }
+                if next(3) == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            // All devices are somebody's, or nobody waits.
+            let at = fake.clone();
+            fake.until("pods", |pods| {
+                let claims = at.all("resourceclaims");
+                let given = claims.iter().filter(|claim| !claim["status"]["allocation"].is_null()).count();
+                let placed = bound(pods);
+                let shares = |pod: &&Value| pod["spec"]["resourceClaims"][0]["resourceClaimName"] == "shared";
+                let sharing = pods.iter().filter(shares).cloned().collect::<Vec<_>>();
+                // With the shared claim all that name it have a place, or none.
+                let together = bound(&sharing) == sharing.len() || bound(&sharing) == 0;
+                placed == pods.len() || given == 10 && together && placed >= 9
+            })
+            .await;
+        })
+        .await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn bindings_travel_in_batches() {
     let fake = Arc::new(Fake::default());

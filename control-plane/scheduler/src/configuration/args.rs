@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{self, PodSpec, TopologySpreadConstraint};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use super::extenders::duration;
 use crate::{
     affinity::NodeAffinity,
     profile::{Profile, Strategy, StrategyKind},
@@ -103,6 +104,16 @@ struct VolumeBindingArgs {
     _shape: Option<Vec<Point>>,
 }
 
+/// Durations as Go writes them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DynamicResourcesArgs {
+    binding_timeout: Option<String>,
+    /// Steps are bounded here, not time.
+    #[serde(rename = "filterTimeout")]
+    _filter_timeout: Option<String>,
+}
+
 impl PluginConfig {
     pub(super) fn apply(self, profile: &mut Profile) -> anyhow::Result<()> {
         let mut args = self.args.unwrap_or_default();
@@ -133,6 +144,16 @@ impl PluginConfig {
                 Ok(())
             }
             "NodeResourcesFit" => node_resources_fit(read(args)?, profile),
+            "DynamicResources" => {
+                let DynamicResourcesArgs { binding_timeout, .. } = read(args)?;
+                if let Some(text) = binding_timeout {
+                    let path = "args.bindingTimeout";
+                    let timeout = duration(&text).context(path)?;
+                    ensure!(timeout >= Duration::from_secs(1), "{path}: must be at least 1 second");
+                    profile.device_bind_timeout = timeout;
+                }
+                Ok(())
+            }
             "VolumeBinding" => {
                 let VolumeBindingArgs { bind_timeout_seconds, .. } = read(args)?;
                 let seconds = bind_timeout_seconds.map(Duration::from_secs);

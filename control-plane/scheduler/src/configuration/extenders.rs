@@ -186,7 +186,7 @@ fn pem(data: Option<&String>, file: Option<&String>) -> anyhow::Result<Option<Ve
 }
 
 /// Reads a duration as Go writes it: `1m30s`, `1.5s`, `100ms`.
-fn duration(text: &str) -> anyhow::Result<Duration> {
+pub(super) fn duration(text: &str) -> anyhow::Result<Duration> {
     let (mut sum, mut rest) = (Duration::ZERO, text);
     ensure!(!text.is_empty(), "is empty");
     while !rest.is_empty() && rest != "0" {

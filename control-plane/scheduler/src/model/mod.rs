@@ -3,6 +3,7 @@
 //! `SCHEDULER_SEEDS` sets how many clusters are tried (default 300).
 
 mod affinity;
+mod devices;
 mod generate;
 mod preemption;
 mod spread;

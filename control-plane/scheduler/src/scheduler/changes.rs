@@ -6,6 +6,7 @@ use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
@@ -79,7 +80,7 @@ impl Scheduler {
         self.forget(uid, now);
         self.done.remove(uid);
         if let Some(assumed) = self.assumed.remove(uid) {
-            self.take_back(&assumed.provisions, now);
+            self.take_back(&assumed.promises, now);
         }
         self.free(uid, now);
     }
@@ -91,6 +92,51 @@ impl Scheduler {
 
     pub(crate) fn claim_removed(&mut self, key: &ObjectKey) {
         self.snapshot.volumes.remove_claim(key);
+    }
+
+    /// Follows the API, and is told what the shell has just written.
+    pub(crate) fn device_claim_changed(&mut self, claim: &ResourceClaim, now: Duration) {
+        if self.snapshot.devices.put_claim(claim) {
+            self.wake(&Event::DevicesChanged(Cause::ResourceClaimUpdate), now);
+        }
+        self.wake(&Event::DeviceClaimChanged(&ObjectKey::of(claim)), now);
+    }
+
+    pub(crate) fn device_claim_removed(&mut self, key: &ObjectKey, now: Duration) {
+        self.snapshot.devices.remove_claim(key);
+        self.wake(&Event::DevicesChanged(Cause::ResourceClaimDelete), now);
+    }
+
+    pub(crate) fn device_class_changed(&mut self, class: &DeviceClass, now: Duration) {
+        self.snapshot.devices.put_class(class);
+        self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
+    }
+
+    pub(crate) fn device_class_removed(&mut self, name: &str) {
+        self.snapshot.devices.remove_class(name);
+    }
+
+    pub(crate) fn slice_changed(&mut self, slice: &ResourceSlice, now: Duration) {
+        let node = self.snapshot.devices.put_slice(slice);
+        self.slices_changed(node, now);
+    }
+
+    pub(crate) fn slice_removed(&mut self, name: &str, now: Duration) {
+        let node = self.snapshot.devices.remove_slice(name);
+        // A pool that was being replaced may be whole by it.
+        self.slices_changed(node, now);
+    }
+
+    fn slices_changed(&mut self, node: Option<String>, now: Duration) {
+        match node {
+            Some(node) => {
+                if let Some(slot) = self.snapshot.slot(&node) {
+                    self.snapshot.devices.node_changed(slot);
+                }
+            }
+            None => self.snapshot.devices.changed_for_all(),
+        }
+        self.wake(&Event::DevicesChanged(Cause::ResourceSliceUpdate), now);
     }
 
     pub(crate) fn volume_changed(&mut self, volume: &PersistentVolume, now: Duration) {

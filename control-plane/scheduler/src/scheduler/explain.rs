@@ -21,12 +21,13 @@ use crate::{
 };
 
 /// The plugins that score, in upstream's order.
-const SCORING: [Plugin; 7] = [
+const SCORING: [Plugin; 8] = [
     Plugin::TaintToleration,
     Plugin::NodeAffinity,
     Plugin::NodeResourcesFit,
     Plugin::PodTopologySpread,
     Plugin::InterPodAffinity,
+    Plugin::DynamicResources,
     Plugin::NodeResourcesBalancedAllocation,
     Plugin::ImageLocality,
 ];

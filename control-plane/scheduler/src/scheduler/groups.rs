@@ -14,7 +14,7 @@ use std::{
 
 use hawser_api::resource::ObjectKey;
 
-use super::{Nomination, Plan, Rejected, Scheduler, Why};
+use super::{Nomination, Plan, Promises, Rejected, Scheduler, Why};
 use crate::{
     group::{Group, Policy},
     placement::Diagnosis,
@@ -23,7 +23,6 @@ use crate::{
     profile::{Plugin, PluginSet},
     queue::Waiting,
     snapshot::{NodeEntry, Slot},
-    volumes::Provisions,
 };
 
 /// Pods of groups that are over: they have done their part, and the others are not to wait for more.
@@ -72,7 +71,7 @@ struct Trial {
 struct Settled {
     waiting: Waiting,
     node: String,
-    provisions: Provisions,
+    promises: Promises,
     /// The node that was kept for it.
     kept: Option<String>,
     /// Pods that would have to go for it.
@@ -247,17 +246,17 @@ impl Scheduler {
         let kept = self.snapshot.nominations.node_of(&pod.uid).map(str::to_owned);
         self.snapshot.denominate(&pod.uid);
         let node = self.snapshot.nodes[slot].name.clone();
-        let provisions = self.settle(&pod, slot);
-        trial.settled.push(Settled { waiting, node, provisions, kept, victims });
+        let promises = self.settle(&pod, slot);
+        trial.settled.push(Settled { waiting, node, promises, kept, victims });
     }
 
     fn accept(&mut self, trial: Trial, place: Option<&Place>, message: &str, plan: &mut Plan, now: Duration) {
-        for Settled { waiting, node, provisions, kept, .. } in trial.settled {
+        for Settled { waiting, node, promises, kept, .. } in trial.settled {
             // So that whoever waits for that node hears that it is free.
             if let Some(kept) = kept {
                 self.snapshot.nominate(&waiting.pod, &kept);
             }
-            self.decide(waiting, node, provisions, plan, now);
+            self.decide(waiting, node, promises, plan, now);
         }
         // More than the group needs: they are on their own.
         for (waiting, diagnosis) in trial.failed {
@@ -345,9 +344,7 @@ impl Scheduler {
         for one in settled.iter().rev() {
             let pod = &one.waiting.pod;
             self.snapshot.remove_pod(&pod.uid);
-            if !one.provisions.wait_for.is_empty() {
-                self.snapshot.volumes.take_back(&one.provisions);
-            }
+            self.unpromise(&one.promises);
             if let Some(kept) = &one.kept {
                 self.snapshot.nominate(pod, kept);
             }

@@ -142,7 +142,7 @@ fn the_smallest_volume_is_promised_once() {
     for (name, size) in [("large", "50Gi"), ("small", "6Gi"), ("tiny", "1Gi")] {
         scheduler.volume_changed(&typed(volume(name, "local", size, "n1")), NOW);
     }
-    let given = |plan: &Plan| plan.provisionings[0].provisions.volumes[0].0.clone();
+    let given = |plan: &Plan| plan.provisionings[0].promises.volumes.volumes[0].0.clone();
     let first = schedule(&mut scheduler, "p1", &["c1"]);
     assert!(first.bindings.is_empty());
     assert_eq!(
@@ -170,7 +170,7 @@ fn new_volumes_are_made_where_the_class_allows() {
     scheduler.claim_changed(&typed(claim("c", "zonal", None)), NOW);
     let plan = schedule(&mut scheduler, "p1", &["c"]);
     assert_eq!(plan.provisionings[0].decision.binding.node, "n2");
-    assert_eq!(plan.provisionings[0].provisions.provisioned[0].name, "c");
+    assert_eq!(plan.provisionings[0].promises.volumes.provisioned[0].name, "c");
     // A second pod of the claim goes where the volume will be.
     scheduler.claim_changed(&typed(claim("late", "late", None)), NOW);
     let node = schedule(&mut scheduler, "p2", &["late"]).provisionings[0].decision.binding.node.clone();

@@ -64,6 +64,8 @@ struct State {
     cuts: (u64, bool),
     /// Patches and deletions to refuse, from the next on.
     refused_writes: usize,
+    /// For the patches of claims to come, as for bindings.
+    claim_faults: Vec<Fault>,
     /// The last states of what was deleted.
     deleted: Vec<Value>,
 }
@@ -121,6 +123,33 @@ impl Fake {
         self.state.lock().faults = faults.iter().rev().copied().collect();
     }
 
+    pub(crate) fn fail_next_claims(&self, faults: &[Fault]) {
+        self.state.lock().claim_faults = faults.iter().rev().copied().collect();
+    }
+
+    /// What the controller of claims does: those that are gone use none, and what nobody uses is free.
+    pub(crate) fn tidy_claims(&self) {
+        let mut state = self.state.lock();
+        let of = |state: &State, resource: &str| -> Vec<Value> {
+            let all = state.objects.iter().filter(|((kind, _), _)| kind == resource);
+            all.map(|(_, object)| object.clone()).collect()
+        };
+        let uids: Vec<Value> = of(&state, "pods").iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+        for mut claim in of(&state, "resourceclaims") {
+            let consumers = claim["status"]["reservedFor"].as_array().cloned().unwrap_or_default();
+            let left: Vec<&Value> = consumers.iter().filter(|one| uids.contains(&one["uid"])).collect();
+            if left.len() < consumers.len() {
+                claim["status"] = match left.is_empty() {
+                    true => json!({}),
+                    false => json!({ "allocation": claim["status"]["allocation"], "reservedFor": left }),
+                };
+                state.put("resourceclaims", claim);
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
         let state = self.state.lock();
         state
@@ -161,6 +190,9 @@ impl State {
         let version = self.version;
         object["metadata"]["resourceVersion"] = version.to_string().into();
         let key = (resource.to_owned(), key_of(&object));
+        if resource == "resourceclaims" {
+            self.check_devices(&object);
+        }
         let bytes = encode(&object);
         let resource_version = version.to_string();
         let known = self.objects.insert(key, object).is_some();
@@ -170,6 +202,36 @@ impl State {
             WatchEvent::Added { object: bytes, resource_version }
         };
         self.history.push((version, resource.to_owned(), event));
+    }
+
+    /// No device is two claims'.
+    fn check_devices(&mut self, claim: &Value) {
+        let devices = |claim: &Value| -> Vec<String> {
+            let results =
+                claim["status"]["allocation"]["devices"]["results"].as_array().cloned().unwrap_or_default();
+            results.iter().map(|one| format!("{}/{}", one["pool"], one["device"])).collect()
+        };
+        let others =
+            self.objects.iter().filter(|((kind, key), _)| kind == "resourceclaims" && *key != key_of(claim));
+        let own = devices(claim);
+        let twice = others.flat_map(|(_, other)| devices(other)).find(|device| own.contains(device));
+        if let Some(device) = twice {
+            self.broken.push(format!("{device} was given to {} and to another", key_of(claim)));
+        }
+    }
+
+    /// All claims of a pod are allocated, and its own.
+    fn check_claims(&mut self, pod: &Value) {
+        for used in pod["spec"]["resourceClaims"].as_array().into_iter().flatten() {
+            let key = format!("a/{}", used["resourceClaimName"].as_str().unwrap());
+            let claim =
+                self.objects.get(&("resourceclaims".to_owned(), key.clone())).cloned().unwrap_or_default();
+            let mut consumers = claim["status"]["reservedFor"].as_array().into_iter().flatten();
+            let is_own = consumers.any(|consumer| consumer["uid"] == pod["metadata"]["uid"]);
+            if !is_own || claim["status"]["allocation"].is_null() {
+                self.broken.push(format!("{} was bound without its claim {key}: {claim}", key_of(pod)));
+            }
+        }
     }
 
     fn refuse_write(&mut self) -> Result<(), Error> {
@@ -217,6 +279,7 @@ impl State {
         if most.is_some_and(|most| used + cpu(&pod) > most) {
             self.broken.push(format!("{} was bound to {} over its capacity", binding.pod, binding.node));
         }
+        self.check_claims(&pod);
         pod["spec"]["nodeName"] = binding.node.clone().into();
         self.put("pods", pod);
         match fault {
@@ -387,12 +450,30 @@ impl Client for Connection {
         let place = (target.resource.resource.to_string(), key(target));
         let mut state = self.fake.state.lock();
         state.refuse_write()?;
+        let fault = match place.0.as_str() {
+            "resourceclaims" => state.claim_faults.pop().unwrap_or(Fault::None),
+            _ => Fault::None,
+        };
+        match fault {
+            Fault::Refuse => return Err(Error::new(Reason::Forbidden, "told to refuse")),
+            Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
+            _ => (),
+        }
         let Some(mut object) = state.objects.get(&place).cloned() else {
             return Err(Error::not_found(&target.resource, &key(target)));
         };
+        let expected = &patch["metadata"]["resourceVersion"];
+        if expected.is_string() && *expected != object["metadata"]["resourceVersion"] {
+            return Err(Error::conflict(&target.resource, &place.1, "it has changed"));
+        }
         merge(&mut object, &patch);
-        state.put(&place.0, object.clone());
+        state.put(&place.0, object);
+        let object = state.objects[&place].clone();
         drop(state);
+        if fault == Fault::LoseAfter {
+            self.fake.changed.notify_waiters();
+            return Err(Error::timeout("told to lose the answer"));
+        }
         self.fake.changed.notify_waiters();
         Ok(encode(&object))
     }

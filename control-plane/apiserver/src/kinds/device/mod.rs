@@ -1,7 +1,7 @@
 //! The kinds of `resource.k8s.io`: devices, and claims to them (KEP-4381).
 //!
-//! They are data here: no scheduler allocates devices, no node prepares them, and whoever writes one is told. The rules are
-//! those of upstream's `pkg/apis/resource/validation`; expressions in CEL are not compiled.
+//! The scheduler gives devices to claims, a controller makes claims from templates. The rules are those of upstream's
+//! `pkg/apis/resource/validation`; expressions in CEL are not compiled here: a pod that needs one that cannot be is told why.
 
 mod claim;
 mod slice;
@@ -49,7 +49,6 @@ pub(crate) static DEVICE_CLASS: Hooks = Hooks {
     },
     columns: &[NAME, AGE],
     cells: |object, now| vec![object.at("metadata.name").clone(), age(object, now)],
-    warning: Some("the DeviceClass is stored, but no devices are allocated here yet"),
     ..PLAIN
 };
 
@@ -70,7 +69,6 @@ pub(crate) static RESOURCE_CLAIM: Hooks = Hooks {
     cells: |object, now| {
         vec![object.at("metadata.name").clone(), claim::state(object).into(), age(object, now)]
     },
-    warning: Some("the ResourceClaim is stored, but no devices are allocated here yet"),
     ..PLAIN
 };
 
@@ -89,7 +87,6 @@ pub(crate) static RESOURCE_CLAIM_TEMPLATE: Hooks = Hooks {
         errors.extend(claim::validate(&SPEC.field("spec"), object.at("spec.spec")));
         errors
     },
-    warning: Some("the ResourceClaimTemplate is stored, but no claims are made from templates here yet"),
     validate_status: |_, _| Vec::new(),
     cells: DEVICE_CLASS.cells,
     columns: DEVICE_CLASS.columns,
@@ -120,7 +117,6 @@ pub(crate) static RESOURCE_SLICE: Hooks = Hooks {
         ("spec.nodeName", |object| object.text("spec.nodeName").to_owned()),
         ("spec.driver", |object| object.text("spec.driver").to_owned()),
     ],
-    warning: Some("the ResourceSlice is stored, but no devices are allocated here yet"),
     ..PLAIN
 };
 

@@ -1,0 +1,357 @@
+//! Claims of devices (KEP-4381): made for pods from templates, and given back when nobody uses them any more.
+//!
+//! A pod that names a ResourceClaimTemplate gets a claim of its own, which goes with it, and finds its name in
+//! `status.resourceClaimStatuses`; the name follows from the pod's uid, so that no claim is made twice. Pods that have ended
+//! are taken out of `reservedFor`; a claim that is reserved for nobody gives its devices back and loses the finalizer that
+//! kept it. A pod that was put on its node by hand has its allocated claims reserved here, as no scheduler does it.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use hawser_api::{Api, Error, error::Reason, resource::ObjectKey};
+use k8s_openapi::{
+    api::{
+        core::v1::{Pod, PodResourceClaim},
+        resource::v1::{ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde_json::{Value, json};
+use tracing::info;
+
+use crate::{
+    Context, Starts,
+    events::Recorder,
+    meta::{MetaExt, controller_reference, only_this, pod_is_terminal, pod_node},
+    pods::namespace_is_ending,
+    queue::Queue,
+    template::hash,
+    worker::{Next, Reconciler},
+};
+
+/// Which of the pod's claims a generated one is.
+const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
+/// Keeps an allocated claim from being removed.
+const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// Of the part of a name before the suffix, in bytes; as upstream's API server.
+const LONGEST_PREFIX: usize = 57;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Key {
+    Pod(ObjectKey),
+    Claim(ObjectKey),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(key) => write!(to, "pod {key}"),
+            Self::Claim(key) => write!(to, "claim {key}"),
+        }
+    }
+}
+
+pub(crate) fn register(starts: &mut Starts<'_>) {
+    if !starts.wants("resourceclaim-controller") {
+        return;
+    }
+    let context = starts.context.clone();
+    let queue = Queue::new();
+    let changed = queue.clone();
+    context.caches.pods.on_change(move |change| {
+        let claims = |pod: &Arc<Pod>| claims_of(pod).map(Key::Claim).collect::<Vec<_>>();
+        if let Some(old) = change.old.filter(|old| change.new.is_none_or(|new| new.uid() != old.uid())) {
+            claims(old).into_iter().for_each(|claim| changed.add(claim));
+        }
+        let Some(pod) = change.new.filter(|pod| claims_in(pod).next().is_some()) else { return };
+        changed.add(Key::Pod(change.key.clone()));
+        if is_done(pod) {
+            claims(pod).into_iter().for_each(|claim| changed.add(claim));
+        }
+    });
+    let changed = queue.clone();
+    context.caches.resource_claims.on_change(move |change| {
+        changed.add(Key::Claim(change.key.clone()));
+        // One that was deleted is made again.
+        let gone = change.old.filter(|_| change.new.is_none());
+        if let Some(owner) = gone.and_then(|claim| claim.controller()).filter(|owner| owner.kind == "Pod") {
+            changed.add(Key::Pod(ObjectKey::new(&change.key.namespace, owner.name.as_str())));
+        }
+    });
+    let (changed, caches) = (queue.clone(), context.clone());
+    context.caches.resource_claim_templates.on_change(move |change| {
+        if change.old.is_none() {
+            let waiting = caches.caches.pods_by_namespace.get(&change.key.namespace);
+            let naming = waiting.iter().filter(|pod| {
+                claims_in(pod)
+                    .any(|claim| claim.resource_claim_template_name.as_ref() == Some(&change.key.name))
+            });
+            naming.for_each(|pod| changed.add(Key::Pod(ObjectKey::of(&**pod))));
+        }
+    });
+    let recorder = context.recorder.of("resource_claim");
+    let workers = context.config.workers;
+    starts.add(Controller { context, recorder }, queue, workers);
+}
+
+fn claims_in(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
+    pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten())
+}
+
+/// The name of the claim that was made for the pod, as its status has it.
+fn noted<'a>(pod: &'a Pod, claim: &str) -> Option<&'a str> {
+    let status = pod.status.as_ref()?;
+    let noted = status.resource_claim_statuses.as_ref()?.iter().find(|status| status.name == claim)?;
+    noted.resource_claim_name.as_deref()
+}
+
+/// All claims that the pod uses, as far as they are known.
+fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
+    let name = |claim: &PodResourceClaim| match &claim.resource_claim_name {
+        Some(name) => Some(name.clone()),
+        None => noted(pod, &claim.name).map(str::to_owned),
+    };
+    claims_in(pod).filter_map(move |claim| Some(ObjectKey::new(pod.namespace(), name(claim)?)))
+}
+
+/// The pod will use no devices any more: it has ended, or is deleted before it began.
+fn is_done(pod: &Pod) -> bool {
+    pod_is_terminal(pod) || (pod.is_deleting() && pod_node(pod).is_none())
+}
+
+fn consumers(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
+    claim.status.as_ref().and_then(|status| status.reserved_for.as_deref()).unwrap_or_default()
+}
+
+fn is_allocated(claim: &ResourceClaim) -> bool {
+    claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
+}
+
+fn has_finalizer(claim: &ResourceClaim) -> bool {
+    claim.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+}
+
+fn generated(pod: &Pod, claim: &str, template: &ResourceClaimTemplate) -> ResourceClaim {
+    let from = template.spec.metadata.clone().unwrap_or_default();
+    let mut annotations = from.annotations.unwrap_or_default();
+    annotations.insert(POD_CLAIM.to_owned(), claim.to_owned());
+    let prefix: String = format!("{}-{claim}", pod.name()).chars().take(LONGEST_PREFIX).collect();
+    ResourceClaim {
+        metadata: ObjectMeta {
+            name: Some(format!("{prefix}-{}", hash(&json!([pod.uid(), claim]), None))),
+            namespace: pod.metadata.namespace.clone(),
+            labels: from.labels,
+            annotations: Some(annotations),
+            owner_references: Some(vec![controller_reference(pod)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.spec.clone(),
+        status: None,
+    }
+}
+
+struct Controller {
+    context: Arc<Context>,
+    recorder: Recorder,
+}
+
+#[async_trait]
+impl Reconciler for Controller {
+    type Key = Key;
+
+    const NAME: &'static str = "resourceclaim-controller";
+
+    async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
+        match key {
+            Key::Pod(key) => self.pod(key).await?,
+            Key::Claim(key) => self.claim(key).await?,
+        }
+        Ok(Next::Done)
+    }
+}
+
+impl Controller {
+    /// Makes the pod's claims and notes their names.
+    async fn pod(&self, key: &ObjectKey) -> Result<(), Error> {
+        let Some(pod) = self.context.caches.pods.get(key) else { return Ok(()) };
+        if pod.is_deleting() || is_done(&pod) {
+            return Ok(());
+        }
+        let mut statuses = Vec::new();
+        for claim in claims_in(&pod) {
+            let Some(template) = &claim.resource_claim_template_name else { continue };
+            match self.ensure(&pod, &claim.name, template).await {
+                Ok(Some(name)) => statuses.push(json!({ "name": claim.name, "resourceClaimName": name })),
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    let message = format!("PodResourceClaim {}: {error}", claim.name);
+                    self.recorder.warning(&*pod, "FailedResourceClaimCreation", message);
+                    return Err(error);
+                }
+            }
+        }
+        let noted = pod.status.as_ref().and_then(|status| status.resource_claim_statuses.as_ref());
+        if !statuses.is_empty() && json!(noted) != json!(statuses) {
+            let patch =
+                json!({ "metadata": { "uid": pod.uid() }, "status": { "resourceClaimStatuses": statuses } });
+            let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), pod.namespace());
+            match pods.merge_patch_status(pod.name(), &patch).await {
+                Err(error) if error.is_not_found() => return Ok(()),
+                outcome => drop(outcome?),
+            }
+        }
+        if pod_node(&pod).is_some() {
+            for key in claims_of(&pod) {
+                self.reserve(&pod, &key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the pod's claim; `None` where the namespace is ending.
+    async fn ensure(&self, pod: &Pod, claim: &str, template: &str) -> Result<Option<String>, Error> {
+        let namespace = pod.namespace();
+        if let Some(known) = noted(pod, claim).map(|name| ObjectKey::new(namespace, name))
+            && let Some(found) = self.context.caches.resource_claims.get(&known)
+        {
+            return is_own(pod, &found).map(|()| Some(known.name));
+        }
+        let key = ObjectKey::new(namespace, template);
+        let template = self.context.caches.resource_claim_templates.get(&key);
+        let template = template.ok_or_else(|| {
+            Error::new(Reason::NotFound, format!("resource claim template {:?}: not found", key.name))
+        })?;
+        let wanted = generated(pod, claim, &template);
+        let claims: Api<ResourceClaim> = Api::namespaced(self.context.client.clone(), namespace);
+        let name = wanted.name().to_owned();
+        match claims.create(&wanted).await {
+            Ok(_) => Ok(Some(name)),
+            Err(error) if error.is_already_exists() => match claims.find(&name).await? {
+                Some(found) => is_own(pod, &found).map(|()| Some(name)),
+                None => Err(error),
+            },
+            Err(error) if namespace_is_ending(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reserves an allocated claim for a pod that has its node already.
+    async fn reserve(&self, pod: &Pod, key: &ObjectKey) -> Result<(), Error> {
+        let Some(claim) = self.context.caches.resource_claims.get(key) else { return Ok(()) };
+        if !is_allocated(&claim) || consumers(&claim).iter().any(|consumer| consumer.uid == pod.uid()) {
+            return Ok(());
+        }
+        let mut all = consumers(&claim).to_vec();
+        all.push(ResourceClaimConsumerReference {
+            api_group: None,
+            resource: "pods".to_owned(),
+            name: pod.name().to_owned(),
+            uid: pod.uid().to_owned(),
+        });
+        self.write(&claim, json!({ "reservedFor": all })).await.map(drop)
+    }
+
+    /// Takes consumers that are gone from the claim, and its devices where none is left.
+    async fn claim(&self, key: &ObjectKey) -> Result<(), Error> {
+        let Some(claim) = self.context.caches.resource_claims.get(key) else { return Ok(()) };
+        let mut left = Vec::new();
+        for consumer in consumers(&claim) {
+            if self.uses(&claim, consumer).await? {
+                left.push(consumer);
+            }
+        }
+        if !left.is_empty() {
+            if left.len() < consumers(&claim).len() {
+                self.write(&claim, json!({ "reservedFor": left })).await?;
+            }
+            return Ok(());
+        }
+        let mut claim = (*claim).clone();
+        let was_used = !consumers(&claim).is_empty();
+        if is_allocated(&claim) && (was_used || claim.is_deleting()) {
+            let none = json!({ "allocation": null, "reservedFor": null, "devices": null });
+            let Some(written) = self.write(&claim, none).await? else { return Ok(()) };
+            claim = written;
+            info!(%key, "nobody uses the claim any more: its devices are free");
+        }
+        // Without an allocation, the finalizer is a scheduler's that is about to write one, unless the claim has had one.
+        if has_finalizer(&claim) && !is_allocated(&claim) && (was_used || claim.is_deleting()) {
+            let finalizers: Vec<&String> = claim
+                .metadata
+                .finalizers
+                .iter()
+                .flatten()
+                .filter(|finalizer| *finalizer != FINALIZER)
+                .collect();
+            let metadata = json!({ "resourceVersion": claim.resource_version(), "finalizers": finalizers });
+            match self.api(&claim).merge_patch(claim.name(), &json!({ "metadata": metadata })).await {
+                Err(error) if error.is_not_found() => return Ok(()),
+                outcome => claim = outcome?,
+            }
+        }
+        self.delete_if_of_no_use(&claim).await
+    }
+
+    /// A claim that was made for a pod that has ended goes before the pod does.
+    async fn delete_if_of_no_use(&self, claim: &ResourceClaim) -> Result<(), Error> {
+        let Some(owner) = claim.controller().filter(|owner| owner.kind == "Pod") else { return Ok(()) };
+        let key = ObjectKey::new(claim.namespace(), owner.name.as_str());
+        // Where there is no such pod, the garbage collector knows it.
+        let pod = self.context.caches.pods.get(&key).filter(|pod| pod.uid() == owner.uid);
+        if claim.is_deleting() || !pod.is_some_and(|pod| is_done(&pod)) {
+            return Ok(());
+        }
+        self.api(claim).delete(claim.name(), &only_this(claim)).await
+    }
+
+    /// Whether the consumer still uses the claim. Others than pods are left alone.
+    async fn uses(
+        &self,
+        claim: &ResourceClaim,
+        consumer: &ResourceClaimConsumerReference,
+    ) -> Result<bool, Error> {
+        if consumer.api_group.as_deref().is_some_and(|group| !group.is_empty()) || consumer.resource != "pods"
+        {
+            return Ok(true);
+        }
+        let key = ObjectKey::new(claim.namespace(), consumer.name.as_str());
+        let cached = self.context.caches.pods.get(&key).filter(|pod| pod.uid() == consumer.uid);
+        if let Some(pod) = cached {
+            return Ok(!is_done(&pod));
+        }
+        // The cache may not have a pod that was made a moment ago.
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), claim.namespace());
+        let found = pods.find(&consumer.name).await?.filter(|pod| pod.uid() == consumer.uid);
+        Ok(found.is_some_and(|pod| !is_done(&pod)))
+    }
+
+    /// Writes the status of this very version; `None` where the claim is gone.
+    async fn write(&self, claim: &ResourceClaim, status: Value) -> Result<Option<ResourceClaim>, Error> {
+        let metadata = json!({ "uid": claim.uid(), "resourceVersion": claim.resource_version() });
+        let patch = json!({ "metadata": metadata, "status": status });
+        match self.api(claim).merge_patch_status(claim.name(), &patch).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+
+    fn api(&self, claim: &ResourceClaim) -> Api<ResourceClaim> {
+        Api::namespaced(self.context.client.clone(), claim.namespace())
+    }
+}
+
+fn is_own(pod: &Pod, claim: &ResourceClaim) -> Result<(), Error> {
+    if claim.controller().is_some_and(|owner| owner.uid == pod.uid()) {
+        return Ok(());
+    }
+    let (namespace, name) = (pod.namespace(), pod.name());
+    let message = format!(
+        "ResourceClaim {namespace}/{} was not created for Pod {namespace}/{name} (Pod is not owner)",
+        claim.name()
+    );
+    Err(Error::new(Reason::Conflict, message))
+}
+
+#[cfg(test)]
+#[path = "resource_claim_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! Claims over the API in memory: made, reserved, given back.
+
+use hawser_api::client::DeleteOptions;
+
+use super::*;
+use crate::testing::{FakeApi, Fault, Running};
+
+const NAME: &str = "resourceclaim-controller";
+
+fn template(api: &FakeApi, name: &str) {
+    let request = json!({ "name": "r", "exactly": { "deviceClassName": "gpu" } });
+    api.put::<ResourceClaimTemplate>(json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "metadata": { "labels": { "tier": "1" }, "annotations": { "note": "x" } },
+            "spec": { "devices": { "requests": [request] } },
+        },
+    }));
+}
+
+fn pod(api: &FakeApi, name: &str, claims: Value) -> Pod {
+    api.put::<Pod>(json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "containers": [], "resourceClaims": claims },
+    }))
+}
+
+fn from_template() -> Value {
+    json!([{ "name": "gpu", "resourceClaimTemplateName": "t" }])
+}
+
+fn read(api: &FakeApi, name: &str) -> Option<ResourceClaim> {
+    api.read::<ResourceClaim>("default", name)
+}
+
+fn noted_in(api: &FakeApi, name: &str) -> Option<String> {
+    noted(&api.read::<Pod>("default", name)?, "gpu").map(str::to_owned)
+}
+
+/// What a scheduler does.
+fn allocate(api: &FakeApi, name: &str, consumers: &[&Pod]) {
+    api.patch::<ResourceClaim>("default", name, json!({ "metadata": { "finalizers": [FINALIZER] } }));
+    let consumer = |pod: &&Pod| json!({ "resource": "pods", "name": pod.name(), "uid": pod.uid() });
+    let consumers: Vec<Value> = consumers.iter().map(consumer).collect();
+    let status = json!({ "allocation": { "devices": { "results": [] } }, "reservedFor": consumers });
+    api.patch_status::<ResourceClaim>("default", name, json!({ "status": status }));
+}
+
+fn is_free(api: &FakeApi, name: &str) -> bool {
+    read(api, name).is_some_and(|claim| !is_allocated(&claim) && !has_finalizer(&claim))
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_get_claims_of_their_own_once_there_is_a_template() {
+    let api = FakeApi::new();
+    let mut requests = 0;
+    api.fault(move |verb, target| {
+        let fails = target.resource.resource == "resourceclaims" && verb == "create";
+        requests += u32::from(fails);
+        // The first answer is lost after the write.
+        if fails && requests == 1 { Fault::AnswerLost } else { Fault::None }
+    });
+    let _running = Running::start(&api, &[NAME]);
+    let owner = pod(&api, "a", from_template());
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(api.all::<ResourceClaim>().len(), 0);
+    template(&api, "t");
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let claims = api.all::<ResourceClaim>();
+    assert_eq!(claims.len(), 1, "{claims:?}");
+    let claim = &claims[0];
+    assert_eq!(noted_in(&api, "a").as_deref(), Some(claim.name()));
+    assert!(claim.name().starts_with("a-gpu-"), "{}", claim.name());
+    assert_eq!(json!(claim.annotations()), json!({ "note": "x", POD_CLAIM: "gpu" }));
+    assert_eq!(json!(claim.labels()), json!({ "tier": "1" }));
+    assert_eq!(json!(claim.metadata.owner_references), json!([controller_reference(&owner)]));
+    assert_eq!(claim.spec.devices.as_ref().unwrap().requests.as_ref().unwrap()[0].name, "r");
+    // One that is lost is made again.
+    let name = claim.name().to_owned();
+    let uid = claim.uid().to_owned();
+    api.remove::<ResourceClaim>("default", &name, &DeleteOptions::default());
+    api.until("there is another", |api| read(api, &name).is_some_and(|claim| claim.uid() != uid)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_free_when_its_last_pod_has_ended() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    api.put::<ResourceClaim>(json!({ "metadata": { "name": "shared", "namespace": "default" }, "spec": {} }));
+    let named = || json!([{ "name": "gpu", "resourceClaimName": "shared" }]);
+    let (one, other) = (pod(&api, "one", named()), pod(&api, "other", named()));
+    allocate(&api, "shared", &[&one, &other]);
+    api.patch_status::<Pod>("default", "one", json!({ "status": { "phase": "Succeeded" } }));
+    let users = |api: &FakeApi| read(api, "shared").map(|claim| consumers(&claim).len());
+    api.until("one is left", |api| users(api) == Some(1)).await;
+    assert!(is_allocated(&read(&api, "shared").unwrap()));
+    api.remove::<Pod>("default", "other", &DeleteOptions::default());
+    api.until("it is free", |api| is_free(api, "shared")).await;
+    // Nobody made it for a pod: it stays.
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(is_free(&api, "shared"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_pod_that_has_ended_goes() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    template(&api, "t");
+    let owner = pod(&api, "a", from_template());
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let name = noted_in(&api, "a").unwrap();
+    allocate(&api, &name, &[&owner]);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(is_allocated(&read(&api, &name).unwrap()));
+    api.patch_status::<Pod>("default", "a", json!({ "status": { "phase": "Failed" } }));
+    api.until("it is gone", |api| read(api, &name).is_none()).await;
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(api.all::<ResourceClaim>().len(), 0, "it is not made again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_deleted_goes_when_nobody_uses_it() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    api.put::<ResourceClaim>(json!({ "metadata": { "name": "c", "namespace": "default" }, "spec": {} }));
+    let user = pod(&api, "a", json!([{ "name": "gpu", "resourceClaimName": "c" }]));
+    allocate(&api, "c", &[&user]);
+    api.remove::<ResourceClaim>("default", "c", &DeleteOptions::default());
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(read(&api, "c").is_some_and(|claim| is_allocated(&claim)));
+    api.remove::<Pod>("default", "a", &DeleteOptions::default());
+    api.until("it is gone", |api| read(api, "c").is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_with_a_node_has_its_allocated_claim_reserved() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    api.put::<ResourceClaim>(json!({ "metadata": { "name": "c", "namespace": "default" }, "spec": {} }));
+    let first = pod(&api, "first", json!([{ "name": "gpu", "resourceClaimName": "c" }]));
+    allocate(&api, "c", &[&first]);
+    let by_hand = api.put::<Pod>(json!({
+        "metadata": { "name": "by-hand", "namespace": "default" },
+        "spec": { "nodeName": "n1", "containers": [], "resourceClaims": [{ "name": "gpu", "resourceClaimName": "c" }] },
+    }));
+    let uids = |api: &FakeApi| -> Vec<String> {
+        let claim = read(api, "c").unwrap();
+        consumers(&claim).iter().map(|consumer| consumer.uid.clone()).collect()
+    };
+    api.until("it is reserved", |api| uids(api).len() == 2).await;
+    assert_eq!(uids(&api), [first.uid(), by_hand.uid()]);
+}

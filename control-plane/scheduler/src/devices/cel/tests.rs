@@ -1,0 +1,149 @@
+//! Expressions, by tables; and what hostile ones cost.
+
+use serde_json::json;
+
+use super::*;
+
+fn device() -> Device {
+    serde_json::from_value(json!({
+        "name": "gpu-0",
+        "attributes": {
+            "model": { "string": "a100" }, "other.example.com/index": { "int": 3 }, "healthy": { "bool": true },
+            "driverVersion": { "version": "1.12.0" },
+        },
+        "capacity": { "memory": { "value": "40Gi" }, "other.example.com/slots": { "value": "7" } },
+    }))
+    .unwrap()
+}
+
+fn answer(expression: &str) -> Result<bool, String> {
+    let program = Program::new(expression)?;
+    let mut budget = 10 * MOST_COST;
+    program.matches("gpu.example.com", &device(), &mut budget).map_err(|failure| failure.to_string())
+}
+
+#[track_caller]
+fn check(expression: &str, expected: bool) {
+    assert_eq!(answer(expression), Ok(expected), "{expression}");
+}
+
+#[track_caller]
+fn fails(expression: &str, message: &str) {
+    let error = answer(expression).unwrap_err();
+    assert!(error.contains(message), "{expression}: {error}");
+}
+
+#[test]
+fn devices_are_told_by_driver_attributes_and_capacity() {
+    check(r#"device.driver == "gpu.example.com""#, true);
+    check(r#"device.attributes["gpu.example.com"].model == "a100""#, true);
+    check(r#"device.attributes["gpu.example.com"]["model"] in ["h100", "a100"]"#, true);
+    check(r#"device.attributes["other.example.com"].index > 2"#, true);
+    check(r#"device.attributes["gpu.example.com"].healthy"#, true);
+    check(r#"device.capacity["gpu.example.com"].memory.isGreaterThan(quantity("20Gi"))"#, true);
+    check(r#"device.capacity["gpu.example.com"].memory.compareTo(quantity("40Gi")) == 0"#, true);
+    check(r#"device.capacity["other.example.com"].slots.asInteger() == 7"#, true);
+    check(r#"device.capacity["gpu.example.com"].memory.sub(quantity("39Gi")) == quantity("1024Mi")"#, true);
+    let version = r#"device.attributes["gpu.example.com"].driverVersion"#;
+    check(&format!(r#"{version}.isGreaterThan(semver("1.9.3"))"#), true);
+    check(&format!(r#"{version}.isLessThan(semver("v1.12", true))"#), false);
+    check(&format!("{version}.major() == 1 && {version}.minor() == 12"), true);
+    check("device.allowMultipleAllocations", false);
+}
+
+#[test]
+fn what_is_not_there_can_be_asked_for() {
+    check(r#"has(device.attributes["gpu.example.com"].model)"#, true);
+    check(r#"has(device.attributes["gpu.example.com"].speed)"#, false);
+    // A domain that the device has nothing of is empty.
+    check(r#"has(device.attributes["nobody.example.com"].model)"#, false);
+    check(r#""model" in device.attributes["gpu.example.com"]"#, true);
+    check(r#""gpu.example.com" in device.attributes"#, true);
+    check(r#"size(device.attributes["gpu.example.com"]) == 3"#, true);
+    check(r#"device.attributes["gpu.example.com"].?speed.orValue("slow") == "slow""#, true);
+    check(r#"device.attributes["gpu.example.com"][?"model"].hasValue()"#, true);
+    fails(r#"device.attributes["gpu.example.com"].speed == 1"#, "no such key: speed");
+    fails(
+        r#"device.attributes["gpu.example.com"].model"#,
+        "CEL result of type string could not be converted",
+    );
+    fails(r#"device.attributes["gpu.example.com"].model > 3"#, "no such overload");
+    // A failure does not count where the other side decides.
+    check(r#"device.attributes["gpu.example.com"].speed == 1 || true"#, true);
+    check(r#"device.attributes["gpu.example.com"].speed == 1 && false"#, false);
+    check(r#"["a", "b"].exists(x, device.attributes["gpu.example.com"][x] == 1 || x == "b")"#, true);
+}
+
+#[test]
+fn the_language_is_that_of_cel() {
+    check("1 + 2 * 3 == 7 && 7 / 2 == 3 && 7 % 2 == 1 && -(2) < 1u && 1.5 > 1", true);
+    check("[1, 2, 3].all(x, x > 0) && [1, 2].exists_one(x, x == 2) && [1, 2].map(x, x * 2) == [2, 4]", true);
+    check("[1, 2, 3].filter(x, x > 1).size() == 2 && {'a': 1}['a'] == 1 && 'a' in {'a': 1}", true);
+    check(
+        "cel.bind(x, device.driver, x.startsWith('gpu') && x.endsWith('.com') && x.contains('example'))",
+        true,
+    );
+    check("device.driver.matches('^gpu[.]')", true);
+    check("'a,b'.split(',')[1] == 'b' && 'Ab'.lowerAscii() == 'ab' && 'abc'.substring(1, 2) == 'b'", true);
+    check("true ? false : true", false);
+    check("device.attributes.exists(d, d == 'other.example.com')", true);
+    check("[[1, 2], [3]].all(l, l.exists(x, x == 1 || x == 3))", true);
+    fails("nobody == 1", "undeclared reference to 'nobody'");
+    fails("device.driver.nothing()", "undeclared reference to 'nothing'");
+    fails("device.", "compilation failed");
+    fails("9223372036854775807 + 1 == 0", "integer overflow");
+    fails("1 / 0 == 1", "division by zero");
+}
+
+#[test]
+fn hostile_expressions_come_to_an_end() {
+    fails(&"a".repeat(LONGEST + 1), "no longer than");
+    fails(&("(".repeat(5000) + "1" + &")".repeat(5000)), "compilation failed");
+    fails(&("1".to_owned() + &"+1".repeat(5000)), "levels deep");
+    fails(&"!".repeat(10_000), "compilation failed");
+    fails(&("device".to_owned() + &".a".repeat(5000)), "levels deep");
+    fails(&"[".repeat(10_000), "compilation failed");
+    // Loops in loops.
+    let ten = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]";
+    let mut loops = "false".to_owned();
+    for depth in 0..12 {
+        loops = format!("{ten}.exists(x{depth}, {loops})");
+    }
+    fails(&loops, "cost limit exceeded");
+    // A text that doubles.
+    let mut doubling = "x40.size() > 0".to_owned();
+    for depth in (1..=40).rev() {
+        doubling = format!("cel.bind(x{depth}, x{0} + x{0}, {doubling})", depth - 1);
+    }
+    fails(&format!("cel.bind(x0, 'abcdefghij', {doubling})"), "cost limit exceeded");
+    // Values that are much larger than what they are made of.
+    let mut nested = "x30 == y30".to_owned();
+    for depth in (1..=30).rev() {
+        nested = format!(
+            "cel.bind(x{depth}, [x{0}, x{0}], cel.bind(y{depth}, [y{0}, y{0}], {nested}))",
+            depth - 1
+        );
+    }
+    fails(&format!("cel.bind(x0, 1, cel.bind(y0, 1, {nested}))"), "cost limit exceeded");
+}
+
+#[test]
+fn what_may_be_spent_is_shared() {
+    let program = Program::new("[1, 2, 3].all(x, x > 0)").unwrap();
+    let mut budget = 100;
+    assert_eq!(program.matches("d", &device(), &mut budget), Ok(true));
+    let spent = 100 - budget;
+    assert!(spent > 10 && spent < 50, "{spent}");
+    budget = spent - 1;
+    assert_eq!(program.matches("d", &device(), &mut budget), Err(Failure::Budget));
+    assert_eq!(budget, 0);
+}
+
+#[test]
+fn programs_are_kept() {
+    let mut programs = Programs::default();
+    let one = programs.get("true").unwrap();
+    assert_eq!(programs.get("true").unwrap().id, one.id);
+    assert_ne!(programs.get("false").unwrap().id, one.id);
+    assert_eq!(programs.get("nobody").unwrap_err(), programs.get("nobody").unwrap_err());
+}

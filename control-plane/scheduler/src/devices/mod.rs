@@ -1,0 +1,315 @@
+//! Devices for pods: what there is, what is given out, and which nodes can provide what a pod claims (KEP-4381).
+//!
+//! DynamicResources of upstream, with all that v1.36 has on by default: alternatives in order of preference, admin access,
+//! taints, partitions with shared counters, capacity that many claims consume, and binding conditions. Claims that a pod names
+//! are allocated when its node is chosen. The allocation is promised in memory until the API shows it, so that no device
+//! is promised twice, and other pods with the same claim go where it is promised. What changes concerns the nodes that
+//! reach the pool that changed: for all others, what was found out for pods with the same claims still stands.
+//! Bounded by the claims, slices and nodes of the cluster.
+
+mod allocate;
+mod cel;
+mod constraints;
+mod evaluations;
+mod objects;
+mod pools;
+mod request;
+mod result;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use parking_lot::Mutex;
+
+pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
+pub(crate) use view::DeviceView;
+
+use crate::{
+    devices::{
+        evaluations::Evaluations,
+        objects::{Holding, Slice},
+        pools::{Pool, PoolKey},
+    },
+    pod::PodInfo,
+    snapshot::Slot,
+};
+
+/// What guards an allocated claim against being deleted.
+pub(crate) const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// Pods that may share a claim (upstream's `ResourceClaimReservedForMaxSize`).
+pub(crate) const MOST_CONSUMERS: usize = 256;
+
+#[derive(Default)]
+pub(crate) struct Devices {
+    claims: HashMap<ObjectKey, Arc<ResourceClaim>>,
+    classes: HashMap<String, Arc<DeviceClass>>,
+    slices: HashMap<String, Arc<Slice>>,
+    /// Allocations that were decided and that the API does not show yet, by the claim's uid.
+    promised: HashMap<String, Arc<AllocationResult>>,
+    pools: Vec<Pool>,
+    by_key: HashMap<PoolKey, usize>,
+    /// Pools that are no pool any more.
+    free: Vec<usize>,
+    /// Pools of which a node has slices of its own, by node.
+    local: HashMap<String, BTreeSet<usize>>,
+    /// Pools with slices that several nodes may reach, and how many.
+    shared: BTreeMap<usize, usize>,
+    /// Counts changes: whatever is kept says of which one it is.
+    version: u64,
+    /// The last change that every node may be concerned by.
+    for_all: u64,
+    /// The last change of each node, by its slot.
+    of_node: Vec<u64>,
+    kept: Mutex<Evaluations>,
+}
+
+/// Claims that have to be written before a pod can be bound.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Grants(pub(crate) Vec<Grant>);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub(crate) claim: ObjectKey,
+    pub(crate) uid: String,
+    /// Unset where the claim is allocated already, or for another pod just now.
+    pub(crate) allocation: Option<Arc<AllocationResult>>,
+}
+
+impl Grants {
+    /// Of claims that nobody has: they are not written.
+    pub(crate) fn unfounded(pod: &PodInfo) -> Self {
+        let grant = |key: &ObjectKey| Grant { claim: key.clone(), uid: String::new(), allocation: None };
+        Self(pod.claims.keys().map(grant).collect())
+    }
+}
+
+impl Devices {
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Arc<ResourceClaim>> {
+        self.claims.get(key)
+    }
+
+    pub(crate) fn is_promised(&self, uid: &str) -> bool {
+        self.promised.contains_key(uid)
+    }
+
+    /// Takes over a claim, unless it is older than what is known. True where devices became free by it.
+    pub(crate) fn put_claim(&mut self, claim: &ResourceClaim) -> bool {
+        let key = ObjectKey::of(claim);
+        let known = self.claims.get(&key).cloned();
+        if let Some(known) = &known
+            && objects::is_older(claim, known)
+        {
+            return false;
+        }
+        self.version += 1;
+        let mut freed = false;
+        if let Some(known) = &known {
+            freed = self.hold(allocation_of(known), -1);
+            if known.metadata.uid != claim.metadata.uid {
+                freed |= self.drop_promise(known);
+            }
+        }
+        if let Some(allocation) = allocation_of(claim) {
+            // The promise has come true, or another scheduler was faster.
+            self.drop_promise(claim);
+            self.hold(Some(allocation), 1);
+            freed &= known.as_ref().and_then(|known| allocation_of(known)) != Some(allocation);
+        }
+        self.claims.insert(key, Arc::new(claim.clone()));
+        freed
+    }
+
+    pub(crate) fn remove_claim(&mut self, key: &ObjectKey) {
+        if let Some(claim) = self.claims.remove(key) {
+            self.version += 1;
+            self.hold(allocation_of(&claim), -1);
+            self.drop_promise(&claim);
+        }
+    }
+
+    pub(crate) fn put_class(&mut self, class: &DeviceClass) {
+        let name = class.metadata.name.clone().unwrap_or_default();
+        if self.classes.get(&name).is_some_and(|known| known.spec == class.spec) {
+            return;
+        }
+        self.classes.insert(name, Arc::new(class.clone()));
+        self.changed_for_all();
+    }
+
+    pub(crate) fn remove_class(&mut self, name: &str) {
+        self.classes.remove(name);
+        self.changed_for_all();
+    }
+
+    /// Takes over a slice. Returns the node that alone is concerned; `None` is all of them.
+    pub(crate) fn put_slice(&mut self, slice: &ResourceSlice) -> Option<String> {
+        let slice = Arc::new(Slice::of(slice));
+        let mut concerned = BTreeSet::new();
+        self.detach(&slice.name, &mut concerned);
+        self.attach(&slice);
+        self.note_concerned(&slice, &mut concerned);
+        self.version += 1;
+        only(concerned)
+    }
+
+    /// Returns the node that alone is concerned, as for a change.
+    pub(crate) fn remove_slice(&mut self, name: &str) -> Option<String> {
+        let mut concerned = BTreeSet::new();
+        self.detach(name, &mut concerned);
+        self.version += 1;
+        only(concerned)
+    }
+
+    /// Whatever was found out for the node is to be found out again.
+    pub(crate) fn node_changed(&mut self, slot: Slot) {
+        self.version += 1;
+        if self.of_node.len() <= slot {
+            self.of_node.resize(slot + 1, 0);
+        }
+        self.of_node[slot] = self.version;
+    }
+
+    pub(crate) fn changed_for_all(&mut self) {
+        self.version += 1;
+        self.for_all = self.version;
+    }
+
+    /// Promises what a pod was given.
+    pub(crate) fn promise(&mut self, grants: &Grants) {
+        for grant in &grants.0 {
+            if let Some(allocation) = &grant.allocation {
+                self.version += 1;
+                self.hold(Some(allocation), 1);
+                self.promised.insert(grant.uid.clone(), allocation.clone());
+            }
+        }
+    }
+
+    /// The pod does not go there: what was promised to it, and not written, is free again.
+    pub(crate) fn take_back(&mut self, grants: &Grants) {
+        for grant in &grants.0 {
+            let Some(allocation) = &grant.allocation else { continue };
+            let is_it = |promised: &Arc<AllocationResult>| Arc::ptr_eq(promised, allocation);
+            if self.promised.get(&grant.uid).is_some_and(is_it) {
+                self.promised.remove(&grant.uid);
+                self.version += 1;
+                self.hold(Some(allocation), -1);
+            }
+        }
+    }
+
+    /// What is given of a claim, or promised.
+    fn allocation<'a>(&'a self, claim: &'a ResourceClaim) -> Option<&'a AllocationResult> {
+        let promised = || self.promised.get(claim.metadata.uid.as_deref().unwrap_or_default());
+        allocation_of(claim).or_else(|| promised().map(|allocation| &**allocation))
+    }
+
+    fn drop_promise(&mut self, claim: &ResourceClaim) -> bool {
+        let uid = claim.metadata.uid.as_deref().unwrap_or_default();
+        let promise = self.promised.remove(uid);
+        promise.is_some_and(|allocation| self.hold(Some(&allocation), -1))
+    }
+
+    /// Counts devices as given out, or not any more. True where there were some.
+    fn hold(&mut self, allocation: Option<&AllocationResult>, sign: i64) -> bool {
+        let holdings: Vec<Holding> = allocation.map(objects::holdings).unwrap_or_default();
+        for holding in &holdings {
+            let index = self.pool(holding.pool.clone());
+            self.pools[index].hold(holding, sign);
+            self.pools[index].changed = self.version;
+            self.forget_if_empty(index);
+        }
+        sign < 0 && !holdings.is_empty()
+    }
+
+    fn pool(&mut self, key: PoolKey) -> usize {
+        if let Some(index) = self.by_key.get(&key) {
+            return *index;
+        }
+        let pool = Pool::new(key.clone());
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.pools[index] = pool;
+                index
+            }
+            None => {
+                self.pools.push(pool);
+                self.pools.len() - 1
+            }
+        };
+        self.by_key.insert(key, index);
+        index
+    }
+
+    fn forget_if_empty(&mut self, index: usize) {
+        if self.pools[index].is_empty() {
+            self.by_key.remove(&self.pools[index].key);
+            self.free.push(index);
+        }
+    }
+
+    fn attach(&mut self, slice: &Arc<Slice>) {
+        let index = self.pool(slice.pool.clone());
+        self.pools[index].slices.insert(slice.name.clone(), slice.clone());
+        self.slices.insert(slice.name.clone(), slice.clone());
+        match slice.only_node() {
+            Some(node) => _ = self.local.entry(node.to_owned()).or_default().insert(index),
+            None => *self.shared.entry(index).or_default() += 1,
+        }
+    }
+
+    fn detach(&mut self, name: &str, concerned: &mut BTreeSet<Option<String>>) {
+        let Some(slice) = self.slices.remove(name) else { return };
+        self.note_concerned(&slice, concerned);
+        let index = self.pool(slice.pool.clone());
+        self.pools[index].slices.remove(name);
+        match slice.only_node() {
+            Some(node) => {
+                let is_last = !self.pools[index].slices.values().any(|other| other.only_node() == Some(node));
+                if is_last && let Some(pools) = self.local.get_mut(node) {
+                    pools.remove(&index);
+                    if pools.is_empty() {
+                        self.local.remove(node);
+                    }
+                }
+            }
+            None => {
+                if let Some(count) = self.shared.get_mut(&index) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.shared.remove(&index);
+                    }
+                }
+            }
+        }
+        self.forget_if_empty(index);
+    }
+
+    /// Notes the nodes for which slices of the slice's pool are; `None` is more than one.
+    fn note_concerned(&self, slice: &Slice, concerned: &mut BTreeSet<Option<String>>) {
+        concerned.insert(slice.only_node().map(str::to_owned));
+        if let Some(index) = self.by_key.get(&slice.pool) {
+            let nodes = self.pools[*index].slices.values().map(|slice| slice.only_node());
+            concerned.extend(nodes.map(|node| node.map(str::to_owned)));
+        }
+    }
+}
+
+fn only(concerned: BTreeSet<Option<String>>) -> Option<String> {
+    if concerned.len() == 1 { concerned.into_iter().next().flatten() } else { None }
+}
+
+fn allocation_of(claim: &ResourceClaim) -> Option<&AllocationResult> {
+    claim.status.as_ref()?.allocation.as_ref()
+}

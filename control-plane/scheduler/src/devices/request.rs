@@ -1,0 +1,171 @@
+//! What unallocated claims ask for, with the classes that they name: read once for all pods with the same.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use hawser_api::quantity::Quantity;
+use k8s_openapi::api::resource::v1::{
+    CapacityRequirements, DeviceClass, DeviceConstraint, DeviceSelector, DeviceToleration, ResourceClaimSpec,
+};
+
+use super::{
+    cel::{Program, Programs},
+    objects::quantity,
+};
+
+/// What several claims of one pod ask for.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) claims: Vec<WantedClaim>,
+}
+
+#[derive(Debug)]
+pub(super) struct WantedClaim {
+    pub(super) requests: Vec<WantedRequest>,
+    pub(super) constraints: Vec<DeviceConstraint>,
+}
+
+#[derive(Debug)]
+pub(super) struct WantedRequest {
+    pub(super) name: String,
+    /// One, or those of `firstAvailable`, the best first.
+    pub(super) alternatives: Vec<Alternative>,
+    pub(super) is_list: bool,
+}
+
+/// A way to satisfy a request.
+#[derive(Debug)]
+pub(super) struct Alternative {
+    /// `request`, or `request/alternative`.
+    pub(super) full_name: String,
+    pub(super) class: Arc<DeviceClass>,
+    /// `None` is all that there are.
+    pub(super) count: Option<usize>,
+    pub(super) admin: bool,
+    pub(super) selectors: Vec<Selector>,
+    pub(super) tolerations: Vec<DeviceToleration>,
+    pub(super) capacity: BTreeMap<String, Quantity>,
+}
+
+#[derive(Debug)]
+pub(super) struct Selector {
+    pub(super) program: Result<Arc<Program>, Arc<str>>,
+    /// Whose it is, for messages: `class gpu: selector #0`.
+    pub(super) whose: String,
+}
+
+/// What a request has in common with an alternative.
+struct Fields<'a> {
+    class: &'a str,
+    mode: Option<&'a str>,
+    count: Option<i64>,
+    admin: Option<bool>,
+    selectors: &'a Option<Vec<DeviceSelector>>,
+    tolerations: &'a Option<Vec<DeviceToleration>>,
+    capacity: &'a Option<CapacityRequirements>,
+}
+
+impl WantedClaim {
+    /// The error says what of the claim cannot be satisfied anywhere, in upstream's words.
+    pub(super) fn of(
+        claim: &str,
+        spec: &ResourceClaimSpec,
+        classes: &HashMap<String, Arc<DeviceClass>>,
+        programs: &mut Programs,
+    ) -> Result<Self, String> {
+        let devices = spec.devices.as_ref();
+        let mut requests = Vec::new();
+        for request in devices.iter().flat_map(|devices| devices.requests.iter().flatten()) {
+            let mut read =
+                |fields: Fields<'_>, full_name: String| Alternative::of(fields, full_name, classes, programs);
+            let (alternatives, is_list) = match (&request.exactly, &request.first_available) {
+                (Some(exactly), _) => {
+                    let fields = Fields {
+                        class: &exactly.device_class_name,
+                        mode: exactly.allocation_mode.as_deref(),
+                        count: exactly.count,
+                        admin: exactly.admin_access,
+                        selectors: &exactly.selectors,
+                        tolerations: &exactly.tolerations,
+                        capacity: &exactly.capacity,
+                    };
+                    (vec![read(fields, request.name.clone())?], false)
+                }
+                (None, Some(list)) if !list.is_empty() => {
+                    let alternatives = list.iter().map(|one| {
+                        let fields = Fields {
+                            class: &one.device_class_name,
+                            mode: one.allocation_mode.as_deref(),
+                            count: one.count,
+                            admin: None,
+                            selectors: &one.selectors,
+                            tolerations: &one.tolerations,
+                            capacity: &one.capacity,
+                        };
+                        read(fields, format!("{}/{}", request.name, one.name))
+                    });
+                    (alternatives.collect::<Result<_, _>>()?, true)
+                }
+                _ => {
+                    let name = &request.name;
+                    return Err(format!("resource claim {claim}, request {name}: unknown request type"));
+                }
+            };
+            requests.push(WantedRequest { name: request.name.clone(), alternatives, is_list });
+        }
+        let constraints = devices.and_then(|devices| devices.constraints.clone()).unwrap_or_default();
+        Ok(Self { requests, constraints })
+    }
+}
+
+impl Alternative {
+    fn of(
+        fields: Fields<'_>,
+        full_name: String,
+        classes: &HashMap<String, Arc<DeviceClass>>,
+        programs: &mut Programs,
+    ) -> Result<Self, String> {
+        let class_name = fields.class;
+        if class_name.is_empty() {
+            return Err(format!("request {full_name}: unsupported request type"));
+        }
+        let class = classes.get(class_name).cloned();
+        let class =
+            class.ok_or_else(|| format!("request {full_name}: device class {class_name} does not exist"))?;
+        let count = match fields.mode {
+            Some("All") => None,
+            // What cannot be given anyway needs no exact number.
+            None | Some("ExactCount") => {
+                Some(usize::try_from(fields.count.unwrap_or(1)).unwrap_or(usize::MAX))
+            }
+            Some(mode) => return Err(format!("request {full_name}: unsupported count mode {mode}")),
+        };
+        let mut selectors = Vec::new();
+        let mut add = |whose: String, list: &Option<Vec<DeviceSelector>>| {
+            for (index, selector) in list.iter().flatten().enumerate() {
+                let whose = format!("{whose}: selector #{index}");
+                let Some(cel) = &selector.cel else {
+                    return Err(format!("{whose}: CEL expression empty (unsupported selector type?)"));
+                };
+                selectors.push(Selector { program: programs.get(&cel.expression), whose });
+            }
+            Ok(())
+        };
+        add(format!("class {class_name}"), &class.spec.selectors)?;
+        add(format!("request {full_name}"), fields.selectors)?;
+        let asked = fields.capacity.as_ref().and_then(|capacity| capacity.requests.as_ref());
+        let capacity =
+            asked.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), quantity(text)?)));
+        Ok(Self {
+            capacity: capacity.collect(),
+            full_name,
+            class,
+            count,
+            admin: fields.admin == Some(true),
+            selectors,
+            tolerations: fields.tolerations.clone().unwrap_or_default(),
+        })
+    }
+}

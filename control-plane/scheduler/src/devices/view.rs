@@ -1,0 +1,276 @@
+//! A pod's claims as seen from every node, for one decision.
+
+use std::{cell::Cell, sync::Arc};
+
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+
+use super::{
+    Devices, Grant, Grants, MOST_CONSUMERS,
+    allocate::{Search, Solution, Trial},
+    allocation_of,
+    evaluations::{Evaluations, Matches, Outcome, Shape},
+    objects::{self, ClaimUse, binding_state},
+    pools::Seen,
+    request::{Wanted, WantedClaim},
+    result,
+};
+use crate::{
+    affinity::NodeAffinity,
+    intern::Same,
+    pod::PodInfo,
+    profile::Plugin,
+    refusal::Refusal,
+    snapshot::{NodeEntry, Slot},
+    volumes::Trouble,
+};
+
+/// What selectors may cost while one pod is decided on, about a third of a second. What was found out by then is kept,
+/// so that the next attempt goes on from there.
+const MOST_COST: u64 = 10_000_000;
+/// Alternatives of a request (upstream's `FirstAvailableDeviceRequestMaxSize`).
+const MOST_ALTERNATIVES: i64 = 8;
+
+pub(crate) struct DeviceView<'a> {
+    pod: &'a PodInfo,
+    all: &'a Devices,
+    allocated: Vec<Allocated>,
+    open: Vec<Arc<ResourceClaim>>,
+    shape: Shape,
+    wanted: Arc<Wanted>,
+    budget: Cell<u64>,
+}
+
+/// A claim that has its devices.
+struct Allocated {
+    claim: Arc<ResourceClaim>,
+    /// The nodes that reach them; unset is all.
+    nodes: Option<NodeAffinity>,
+    /// A device could not be attached: the claim is of no use anywhere.
+    failed: bool,
+}
+
+impl<'a> DeviceView<'a> {
+    /// Fails where no node can provide, whatever it has.
+    pub(crate) fn new(pod: &'a PodInfo, all: &'a Devices) -> Result<Self, Trouble> {
+        let trouble = |message: String| Trouble { plugin: Plugin::DynamicResources, message };
+        let (mut allocated, mut open) = (Vec::new(), Vec::new());
+        for used in &pod.claims.0 {
+            let claim = usable(pod, all, used).map_err(trouble)?;
+            let Some(allocation) = all.allocation(claim) else {
+                open.push(claim.clone());
+                continue;
+            };
+            let is_new = !objects::is_reserved_for(claim, &pod.uid);
+            if is_new && objects::consumers(claim).count() >= MOST_CONSUMERS {
+                return Err(trouble("resourceclaim in use".to_owned()));
+            }
+            let nodes = allocation.node_selector.as_ref().map(NodeAffinity::selecting);
+            let failed = allocation_of(claim).is_some() && binding_state(claim).is_err();
+            allocated.push(Allocated { claim: claim.clone(), nodes, failed });
+        }
+        let (shape, wanted) = all.wanted(&open).map_err(trouble)?;
+        Ok(Self { pod, all, allocated, open, shape, wanted, budget: Cell::new(MOST_COST) })
+    }
+
+    /// Why the node cannot provide what the pod claims.
+    pub(crate) fn refusal(&self, slot: Slot, node: &NodeEntry) -> Option<Refusal> {
+        if let Outcome::Refused(refusal) = self.outcome(slot, node) {
+            return Some(refusal);
+        }
+        let is_elsewhere = self.allocated.iter().any(|claim| !claim.is_available(node));
+        is_elsewhere.then_some(Refusal::ClaimElsewhere)
+    }
+
+    /// What the node's devices are worth to the pod, where its claims have alternatives: more is better.
+    pub(crate) fn worth(&self, slot: Slot, node: &NodeEntry) -> i64 {
+        match self.outcome(slot, node) {
+            Outcome::Fits(worth) => worth,
+            Outcome::Refused(_) => 0,
+        }
+    }
+
+    /// Whether nodes may be worth more or less.
+    pub(crate) fn has_alternatives(&self) -> bool {
+        self.wanted.claims.iter().any(|claim| claim.requests.iter().any(|request| request.is_list))
+    }
+
+    /// What has to be written for the pod to run on the node; `None` where the node cannot provide.
+    pub(crate) fn grants(&self, slot: Slot, node: &NodeEntry) -> Option<Grants> {
+        let mut grants = Vec::new();
+        let grant = |claim: &ResourceClaim, allocation| Grant {
+            claim: ObjectKey::of(claim),
+            uid: claim.metadata.uid.clone().unwrap_or_default(),
+            allocation,
+        };
+        for Allocated { claim, .. } in &self.allocated {
+            if !objects::is_reserved_for(claim, &self.pod.uid) {
+                grants.push(grant(claim, None));
+            }
+        }
+        if self.open.is_empty() {
+            return Some(Grants(grants));
+        }
+        let mut kept = self.all.kept.lock();
+        let seen = self.all.seen(&mut kept, slot, node);
+        let solution = self.search(node, &seen, &mut kept.matches).ok()?;
+        for (index, (claim, wanted)) in self.open.iter().zip(&self.wanted.claims).enumerate() {
+            let allocation = result::allocation(index, claim, wanted, &solution, &seen, &node.name);
+            grants.push(grant(claim, Some(Arc::new(allocation))));
+        }
+        Some(Grants(grants))
+    }
+
+    /// A claim that keeps the pod from one of the nodes, and that nobody else uses: it may be allocated anew.
+    pub(crate) fn idle<'n>(
+        &self,
+        mut nodes: impl Iterator<Item = &'n NodeEntry> + Clone,
+    ) -> Option<&Arc<ResourceClaim>> {
+        let is_own = |claim: &ResourceClaim| objects::consumers(claim).all(|uid| *uid == *self.pod.uid);
+        let idle = self.allocated.iter().find(|claim| {
+            allocation_of(&claim.claim).is_some()
+                && is_own(&claim.claim)
+                && nodes.clone().any(|node| node.exists && !claim.is_available(node))
+        });
+        // No node at all is no reason.
+        nodes.next()?;
+        idle.map(|idle| &idle.claim)
+    }
+
+    fn outcome(&self, slot: Slot, node: &NodeEntry) -> Outcome {
+        if self.open.is_empty() {
+            return Outcome::Fits(0);
+        }
+        let mut kept = self.all.kept.lock();
+        let kept = &mut *kept;
+        let seen = self.all.seen(kept, slot, node);
+        let changed = self.all.last_change(slot, &seen);
+        if let Some(Some((found_at, outcome))) = kept.of(&self.shape).outcomes.get(slot)
+            && *found_at >= changed
+        {
+            return outcome.clone();
+        }
+        let outcome = match self.search(node, &seen, &mut kept.matches) {
+            Ok(solution) => Outcome::Fits(self.worth_of(&solution)),
+            Err(refusal) => Outcome::Refused(refusal),
+        };
+        // What only took too long may be found out the next time.
+        if outcome != Outcome::Refused(Refusal::DevicesTakeLong) {
+            kept.of(&self.shape).put(slot, self.all.version, outcome.clone());
+        }
+        outcome
+    }
+
+    fn search(&self, node: &NodeEntry, seen: &[Seen], matches: &mut Matches) -> Result<Solution, Refusal> {
+        let mut budget = self.budget.get();
+        let search = Search {
+            node: &node.name,
+            labels: &node.labels,
+            wanted: &self.wanted,
+            seen,
+            pools: &self.all.pools,
+            matches,
+            budget: &mut budget,
+            trial: Trial::default(),
+        };
+        let found = search.run();
+        self.budget.set(budget);
+        found
+    }
+
+    fn worth_of(&self, solution: &Solution) -> i64 {
+        let lists = self.wanted.claims.iter().zip(&solution.chosen).flat_map(|(claim, chosen)| {
+            claim.requests.iter().zip(chosen).filter(|(request, _)| request.is_list)
+        });
+        lists.map(|(_, chosen)| MOST_ALTERNATIVES - i64::try_from(*chosen).unwrap_or(MOST_ALTERNATIVES)).sum()
+    }
+}
+
+impl Allocated {
+    fn is_available(&self, node: &NodeEntry) -> bool {
+        !self.failed && self.nodes.as_ref().is_none_or(|nodes| nodes.allows(&node.name, &node.labels))
+    }
+}
+
+/// The claim, or why the pod has to wait, in upstream's words.
+fn usable<'a>(pod: &PodInfo, all: &'a Devices, used: &ClaimUse) -> Result<&'a Arc<ResourceClaim>, String> {
+    let (key, generated) = match used {
+        ClaimUse::Named(key) => (key, false),
+        ClaimUse::Generated(key) => (key, true),
+        ClaimUse::Missing => return Err(format!("pod \"{}\": ResourceClaim not created yet", pod.key)),
+    };
+    let claim = all.claim(key).ok_or_else(|| format!("could not find ResourceClaim \"{key}\""))?;
+    if claim.metadata.deletion_timestamp.is_some() {
+        return Err(format!("resourceclaim {:?} is being deleted", key.name));
+    }
+    let mut owners = claim.metadata.owner_references.iter().flatten();
+    let is_own = owners.any(|owner| owner.controller == Some(true) && *owner.uid == *pod.uid);
+    if generated && !is_own {
+        return Err(format!("ResourceClaim {key} was not created for Pod {} (Pod is not owner)", pod.key));
+    }
+    Ok(claim)
+}
+
+impl Devices {
+    /// What the claims ask for, read once for all that ask for the same.
+    fn wanted(&self, claims: &[Arc<ResourceClaim>]) -> Result<(Shape, Arc<Wanted>), String> {
+        let mut kept = self.kept.lock();
+        let kept = &mut *kept;
+        let mut shape = Shape::new();
+        for claim in claims {
+            let text = serde_json::to_string(&claim.spec).map_err(|error| error.to_string())?;
+            shape.push(Same(kept.texts.intern(text)));
+        }
+        if claims.is_empty() {
+            return Ok((shape, Arc::default()));
+        }
+        if let Some((read_at, wanted)) = &kept.of(&shape).wanted
+            && *read_at >= self.for_all
+        {
+            return Ok((shape, wanted.clone()));
+        }
+        let mut wanted = Wanted::default();
+        for claim in claims {
+            let name = ObjectKey::of(&**claim).to_string();
+            wanted.claims.push(WantedClaim::of(&name, &claim.spec, &self.classes, &mut kept.programs)?);
+        }
+        let wanted = Arc::new(wanted);
+        kept.of(&shape).wanted = Some((self.version, wanted.clone()));
+        Ok((shape, wanted))
+    }
+
+    /// The pools that the node sees, in the order in which devices are given out: those whose devices need to be attached
+    /// come last.
+    fn seen(&self, kept: &mut Evaluations, slot: Slot, node: &NodeEntry) -> Arc<Vec<Seen>> {
+        if kept.seen.len() <= slot {
+            kept.seen.resize(slot + 1, None);
+        }
+        if let Some((seen_at, seen)) = &kept.seen[slot]
+            && *seen_at >= self.for_all.max(self.of_node.get(slot).copied().unwrap_or_default())
+        {
+            return seen.clone();
+        }
+        let local = self.local.get(&node.name).into_iter().flatten();
+        let shared = self.shared.keys().filter(|index| {
+            // A pool with slices of both kinds is seen once.
+            !self.local.get(&node.name).is_some_and(|local| local.contains(index))
+        });
+        let pools = local.chain(shared);
+        let mut seen: Vec<Seen> = pools
+            .filter_map(|index| self.pools[*index].seen_from(*index, &node.name, &node.labels))
+            .collect();
+        seen.sort_by(|one, other| {
+            let rank = |seen: &Seen| seen.has_binding_conditions();
+            (rank(one), &one.key).cmp(&(rank(other), &other.key))
+        });
+        let seen = Arc::new(seen);
+        kept.seen[slot] = Some((self.version, seen.clone()));
+        seen
+    }
+
+    /// The last change that what the node can provide depends on.
+    fn last_change(&self, slot: Slot, seen: &[Seen]) -> u64 {
+        let own = self.of_node.get(slot).copied().unwrap_or_default();
+        seen.iter().map(|seen| self.pools[seen.index].changed).fold(self.for_all.max(own), u64::max)
+    }
+}

@@ -1,0 +1,253 @@
+//! Writes what a pod was given of devices into its claims before the pod is bound: the shell's part of DynamicResources.
+//!
+//! A claim gets the finalizer that guards it, then its allocation with the pod as consumer, in one write. The core is told
+//! what the API answered before anything else happens, so that a device is promised or taken at every moment; where an
+//! answer is lost, the claim is read until the API tells. A pod that is not bound after all keeps its claims: it is tried
+//! again, and they are where it may go.
+
+use std::{sync::Arc, time::Duration};
+
+use hawser_api::{Api, Client, Error, error::Reason};
+use jiff::Timestamp;
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::{sync::Notify, time::Instant};
+use tracing::debug;
+
+use crate::{
+    devices::{FINALIZER, Grant, binding_state, is_reserved_for},
+    events,
+    pod::PodInfo,
+    scheduler::{Deallocation, Scheduler},
+};
+
+/// Attempts to write a claim that others write at the same time.
+const ATTEMPTS: usize = 50;
+/// Between two looks at a claim whose write has no known outcome; doubled up to the last.
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_LAST: Duration = Duration::from_secs(5);
+
+/// The means to write claims, and to tell the core what became of them.
+pub(crate) struct Claims<'a> {
+    pub(crate) client: &'a Arc<dyn Client>,
+    pub(crate) core: &'a Mutex<Scheduler>,
+    pub(crate) changed: &'a Notify,
+    pub(crate) start: Instant,
+}
+
+impl Claims<'_> {
+    /// Returns when all claims are the pod's, or says why they will not be.
+    pub(crate) async fn reserve(
+        &self,
+        grants: &[Grant],
+        pod: &PodInfo,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let work = async {
+            for grant in grants {
+                self.reserve_one(grant, pod).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(timeout, work)
+            .await
+            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+    }
+
+    /// Returns when the devices that have to be attached to the node are. A claim of which one never will be is given
+    /// back.
+    pub(crate) async fn attached(
+        &self,
+        grants: &[Grant],
+        pod: &PodInfo,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let work = async {
+            for grant in grants {
+                self.until_attached(grant).await?;
+            }
+            Ok(())
+        };
+        let done = tokio::time::timeout(timeout, work).await;
+        let outcome = done.unwrap_or_else(|_| Err("device binding timeout".to_owned()));
+        if outcome.is_err() {
+            self.give_back(grants, pod).await;
+        }
+        outcome
+    }
+
+    /// Takes the claim's devices from it. What fails is tried again with the pod that they are in the way of.
+    pub(crate) async fn deallocate(&self, deallocation: &Deallocation) {
+        let claim = &deallocation.claim;
+        if let Err(error) = self.write_status(claim, unallocated()).await {
+            debug!(claim = ?claim.metadata.name, %error, "cannot deallocate a claim");
+        }
+    }
+
+    async fn reserve_one(&self, grant: &Grant, pod: &PodInfo) -> Result<(), String> {
+        let key = &grant.claim;
+        for _ in 0..ATTEMPTS {
+            // Asked for before the look, so that no change falls between.
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let (claim, promised) = {
+                let core = self.core.lock();
+                (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+            };
+            let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
+            let Some(claim) = claim.filter(is_same) else { return Err(format!("claim {key} is gone")) };
+            if claim.metadata.deletion_timestamp.is_some() {
+                return Err(format!("claim {key} got deleted in the meantime"));
+            }
+            let status = claim.status.as_ref();
+            let is_allocated = status.is_some_and(|status| status.allocation.is_some());
+            if is_allocated && is_reserved_for(&claim, &pod.uid) {
+                return Ok(());
+            }
+            let written = match &grant.allocation {
+                Some(_) if is_allocated => {
+                    return Err(format!("claim {key} got allocated elsewhere in the meantime"));
+                }
+                Some(_) if !promised => return Err(format!("claim {key} is not promised any more")),
+                Some(allocation) => self.allocate(&claim, allocation, pod).await,
+                None if is_allocated => self.write_status(&claim, reserved(&claim, pod)).await,
+                None if promised => {
+                    changed.await;
+                    continue;
+                }
+                None => return Err(format!("claim {key} is not allocated any more")),
+            };
+            match written {
+                Ok(()) => (),
+                Err(error) if error.is_not_found() => return Err(format!("claim {key} is gone")),
+                Err(error) if matches!(error.reason(), Reason::Conflict) || is_unknown(&error) => {
+                    self.read(&claim).await;
+                }
+                Err(error) => {
+                    let what =
+                        if grant.allocation.is_some() { "allocation and reservation" } else { "reservation" };
+                    return Err(format!("add {what} to claim {key}: {error}"));
+                }
+            }
+        }
+        Err(format!("add reservation to claim {key}: it changed {ATTEMPTS} times meanwhile"))
+    }
+
+    async fn allocate(
+        &self,
+        claim: &ResourceClaim,
+        allocation: &AllocationResult,
+        pod: &PodInfo,
+    ) -> Result<(), Error> {
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        let mut guarded = None;
+        if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+            finalizers.push(FINALIZER.to_owned());
+            let metadata =
+                json!({ "resourceVersion": claim.metadata.resource_version, "finalizers": finalizers });
+            let written = self.api(claim).merge_patch(name(claim), &json!({ "metadata": metadata })).await?;
+            self.tell(&written);
+            guarded = Some(written);
+        }
+        let claim = guarded.as_ref().unwrap_or(claim);
+        let mut status = reserved(claim, pod);
+        status["allocation"] =
+            serde_json::to_value(allocation).map_err(|error| Error::internal(error.to_string()))?;
+        status["allocation"]["allocationTimestamp"] = events::seconds(Timestamp::now()).into();
+        self.write_status(claim, status).await
+    }
+
+    /// The version makes a write of a claim that changed meanwhile fail: the decision was about what it was.
+    async fn write_status(&self, claim: &ResourceClaim, status: Value) -> Result<(), Error> {
+        let metadata = json!({ "resourceVersion": claim.metadata.resource_version });
+        let patch = json!({ "metadata": metadata, "status": status });
+        let written = self.api(claim).merge_patch_status(name(claim), &patch).await?;
+        self.tell(&written);
+        Ok(())
+    }
+
+    /// Reads the claim until the API tells what it is.
+    async fn read(&self, claim: &ResourceClaim) {
+        let api = self.api(claim);
+        let mut delay = LOOK_FIRST;
+        loop {
+            match api.find(name(claim)).await {
+                Ok(Some(found)) => return self.tell(&found),
+                Ok(None) => return,
+                Err(error) => debug!(claim = name(claim), %error, ?delay, "cannot read a claim"),
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(LOOK_LAST);
+        }
+    }
+
+    async fn until_attached(&self, grant: &Grant) -> Result<(), String> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let claim = self.core.lock().devices().claim(&grant.claim).cloned();
+            let claim = claim.ok_or_else(|| format!("claim {} is gone", grant.claim))?;
+            match binding_state(&claim)? {
+                Some(()) => return Ok(()),
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Claims that wait for a device are of no use to the pod any more. Those that others use stay as they are.
+    async fn give_back(&self, grants: &[Grant], pod: &PodInfo) {
+        for grant in grants {
+            let claim = self.core.lock().devices().claim(&grant.claim).cloned();
+            let Some(claim) = claim.filter(|claim| !matches!(binding_state(claim), Ok(Some(())))) else {
+                continue;
+            };
+            let consumers = claim.status.iter().flat_map(|status| status.reserved_for.iter().flatten());
+            if consumers.into_iter().all(|consumer| *consumer.uid == *pod.uid) {
+                self.deallocate(&Deallocation { claim }).await;
+            }
+        }
+    }
+
+    fn tell(&self, claim: &ResourceClaim) {
+        self.core.lock().device_claim_changed(claim, self.start.elapsed());
+        self.changed.notify_waiters();
+    }
+
+    fn api(&self, claim: &ResourceClaim) -> Api<ResourceClaim> {
+        Api::namespaced(self.client.clone(), claim.metadata.namespace.as_deref().unwrap_or_default())
+    }
+}
+
+fn name(claim: &ResourceClaim) -> &str {
+    claim.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// The write may have happened.
+fn is_unknown(error: &Error) -> bool {
+    !matches!(
+        error.reason(),
+        Reason::BadRequest
+            | Reason::Unauthorized
+            | Reason::Forbidden
+            | Reason::MethodNotAllowed
+            | Reason::AlreadyExists
+            | Reason::Invalid
+            | Reason::TooManyRequests
+    )
+}
+
+fn reserved(claim: &ResourceClaim, pod: &PodInfo) -> Value {
+    let status = claim.status.as_ref();
+    let mut consumers = json!(status.and_then(|status| status.reserved_for.clone()).unwrap_or_default());
+    if let Some(consumers) = consumers.as_array_mut() {
+        consumers.push(json!({ "resource": "pods", "name": pod.key.name, "uid": &*pod.uid }));
+    }
+    json!({ "reservedFor": consumers })
+}
+
+fn unallocated() -> Value {
+    json!({ "allocation": null, "reservedFor": null, "devices": null })
+}

@@ -1,0 +1,112 @@
+//! What a pod is promised beside its room: volumes and devices, which the shell writes before it binds the pod.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::resource::v1::ResourceClaim;
+
+use super::{Plan, Rejected, Scheduler};
+use crate::{
+    devices::{DeviceView, Grants},
+    hints::Event,
+    metrics::Cause,
+    placement::Diagnosis,
+    pod::PodInfo,
+    profile::Plugin,
+    snapshot::Slot,
+    volumes::{Provisions, VolumeView},
+};
+
+/// What was promised to one pod.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Promises {
+    pub(crate) volumes: Provisions,
+    pub(crate) devices: Grants,
+}
+
+impl Promises {
+    /// Whether the pod can be bound at once.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.volumes.wait_for.is_empty() && self.devices.0.is_empty()
+    }
+}
+
+/// A claim that keeps a pod from its nodes and that nobody uses: its devices are given back, and it is allocated anew.
+#[derive(Clone, Debug)]
+pub(crate) struct Deallocation {
+    pub(crate) claim: Arc<ResourceClaim>,
+}
+
+impl Scheduler {
+    /// Counts the pod on the node, and promises it its volumes and devices there.
+    pub(super) fn settle(&mut self, pod: &Arc<PodInfo>, slot: Slot) -> Promises {
+        let node = self.snapshot.nodes[slot].name.clone();
+        let promises = Promises { volumes: self.provisions(pod, slot), devices: self.grants(pod, slot) };
+        self.snapshot.put_pod(pod, &node);
+        if !promises.volumes.wait_for.is_empty() {
+            self.snapshot.volumes.promise(&promises.volumes, &node);
+        }
+        self.snapshot.devices.promise(&promises.devices);
+        promises
+    }
+
+    /// What has to be written of the pod's volumes before it can be bound to the node.
+    fn provisions(&self, pod: &PodInfo, slot: Slot) -> Provisions {
+        if pod.volumes.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::VolumeBinding) {
+            return Provisions::default();
+        }
+        let view = VolumeView::new(pod, &self.snapshot.volumes).ok();
+        view.and_then(|view| view.provisions(&self.snapshot.nodes[slot]).ok()).unwrap_or_default()
+    }
+
+    /// What has to be written of the pod's claims.
+    fn grants(&self, pod: &PodInfo, slot: Slot) -> Grants {
+        if pod.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::DynamicResources) {
+            return Grants::default();
+        }
+        let view = DeviceView::new(pod, &self.snapshot.devices).ok();
+        // Where the node cannot provide although it was chosen, the shell finds nothing to write, and the pod comes back.
+        view.and_then(|view| view.grants(slot, &self.snapshot.nodes[slot]))
+            .unwrap_or_else(|| Grants::unfounded(pod))
+    }
+
+    /// The promises of a trial are none.
+    pub(super) fn unpromise(&mut self, promises: &Promises) {
+        if !promises.volumes.wait_for.is_empty() {
+            self.snapshot.volumes.take_back(&promises.volumes);
+        }
+        self.snapshot.devices.take_back(&promises.devices);
+    }
+
+    /// The pod does not go where it was promised something.
+    pub(super) fn take_back(&mut self, promises: &Promises, now: Duration) {
+        self.unpromise(promises);
+        if !promises.volumes.wait_for.is_empty() {
+            self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
+        }
+        if promises.devices.0.iter().any(|grant| grant.allocation.is_some()) {
+            self.wake(&Event::DevicesChanged(Cause::ResourceClaimUpdate), now);
+        }
+    }
+
+    /// Where one of the pod's own claims is in its way, it is allocated anew: better than that others go. The words are
+    /// upstream's.
+    pub(super) fn deallocate(&self, rejected: &mut Rejected, diagnosis: &Diagnosis, plan: &mut Plan) {
+        let pod = &rejected.pod;
+        if pod.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::DynamicResources) {
+            return;
+        }
+        rejected.message += match DeviceView::new(pod, &self.snapshot.devices) {
+            Err(_) => " no new claims to deallocate,",
+            Ok(view) => {
+                let in_the_way = diagnosis.plugins.contains(Plugin::DynamicResources);
+                match view.idle(self.snapshot.nodes.iter()).filter(|_| in_the_way) {
+                    Some(claim) => {
+                        plan.deallocations.push(Deallocation { claim: claim.clone() });
+                        " deallocation of ResourceClaim completed,"
+                    }
+                    None => " still not schedulable,",
+                }
+            }
+        };
+    }
+}
