@@ -58,6 +58,9 @@ pub(crate) struct Options {
     /// Registries, as <host>[:<port>], that are reached over plain HTTP
     #[arg(long, value_delimiter = ',')]
     pub(crate) insecure_registry: Vec<String>,
+    /// Where devices of the Container Device Interface are described; later directories win
+    #[arg(long, value_delimiter = ',', default_value = "/etc/cdi,/var/run/cdi")]
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Cgroup of this node's processes and pods, below the cgroup roots
     #[arg(long, default_value = "/hawser")]
     pub(crate) cgroup_root: String,

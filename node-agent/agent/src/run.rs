@@ -191,6 +191,7 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
             max_files: options.container_log_max_files,
         },
         registries: Registries { hosts: options.insecure_registry.iter().map(plain).collect() },
+        cdi_dirs: options.cdi_spec_dirs.clone(),
         relist_interval: Duration::from_secs(60),
     })
 }

@@ -12,6 +12,8 @@ use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
 use crate::locality;
+use crate::shutdown::logind::Places;
+use crate::shutdown::plan::Graces;
 
 /// Version that the node announces: the API level, then the project.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+hawser-", env!("CARGO_PKG_VERSION"));
@@ -67,6 +69,9 @@ pub struct Config {
     pub status_interval: Duration,
     pub eviction: Eviction,
     pub image_gc: ImageGc,
+    /// How long a shutdown of the machine waits for pods.
+    pub shutdown_graces: Graces,
+    pub logind: Places,
     /// How often pods' directories are measured.
     pub volume_stats_interval: Duration,
 }
@@ -115,6 +120,8 @@ impl Config {
             status_interval: Duration::from_secs(10),
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
+            shutdown_graces: Graces::default(),
+            logind: Places::default(),
             volume_stats_interval: Duration::from_secs(60),
         }
     }

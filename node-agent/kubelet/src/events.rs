@@ -27,6 +27,10 @@ use crate::pod::status::time;
 const QUEUE: usize = 1024;
 /// Distinct events whose counts are remembered; beyond it all are forgotten and count from one again.
 const REMEMBERED: usize = 4096;
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Status of an API server that cannot be reached, or cannot serve.
+const UNAVAILABLE: u16 = 503;
 const BURST: f64 = 25.0;
 const REFILL_PER_SECOND: f64 = 1.0 / 300.0;
 
@@ -274,7 +278,8 @@ fn new_object(node: &str, event: &NewEvent, name: String) -> Event {
     }
 }
 
-/// Writes events until the token is cancelled. Errors are logged; an event is given up after three tries.
+/// Writes events until the token is cancelled. While the API is away they wait; one that it answers with an error of its
+/// own is given up after three tries.
 pub async fn write_events(
     mut queue: mpsc::Receiver<NewEvent>,
     client: Arc<dyn Client>,
@@ -293,7 +298,11 @@ pub async fn write_events(
         let fate = correlator.take(&node, &event, Instant::now());
         let namespace = event.object.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-        if let Err(error) = write(&api, &mut correlator, &event, fate, &node).await {
+        let written = tokio::select! {
+            () = shutdown.cancelled() => return,
+            written = write(&api, &mut correlator, &event, fate, &node) => written,
+        };
+        if let Err(error) = written {
             warn!(reason = %event.reason, %error, "event was not written");
         }
     }
@@ -320,7 +329,7 @@ async fn write(
         }
         Fate::Repeat { name, count } => {
             let patch = json!({ "count": count, "lastTimestamp": time(event.at) });
-            match api.merge_patch(&name, &patch).await {
+            match patiently(|| api.merge_patch(&name, &patch)).await {
                 // The first one has expired: it begins anew.
                 Err(error) if error.is_not_found() => {
                     correlator.known.insert(key_of(event), Known { name: name.clone(), count: 1 });
@@ -333,15 +342,29 @@ async fn write(
 }
 
 async fn create(api: &Api<Event>, event: &Event) -> Result<(), hawser_api::Error> {
-    let mut tries = 0;
+    match patiently(|| api.create(event)).await {
+        Err(error) if error.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Repeats a call until there is an API that answers it.
+async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, hawser_api::Error>
+where
+    F: Future<Output = Result<T, hawser_api::Error>>,
+{
+    let (mut away, mut failures) = (FIRST_RETRY, 0);
     loop {
-        match api.create(event).await {
-            Err(error) if error.code() >= 500 && tries < 2 => {
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(200) * tries).await;
+        match call().await {
+            Err(error) if error.code() == UNAVAILABLE => {
+                tokio::time::sleep(away).await;
+                away = (away * 2).min(LAST_RETRY);
             }
-            Err(error) if error.is_already_exists() => return Ok(()),
-            other => return other.map(drop),
+            Err(error) if error.code() >= 500 && failures < 2 => {
+                failures += 1;
+                tokio::time::sleep(FIRST_RETRY * failures).await;
+            }
+            other => return other,
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::AgentClock;
 use crate::config::Config;
 use crate::cpus::Cpus;
-use crate::csi::{self, Csi};
+use crate::csi::Csi;
 use crate::devices::{self, Devices};
+use crate::dra::Dra;
 use crate::events::{Recorder, write_events};
 use crate::eviction::{Evictor, Pressure};
 use crate::image_gc::{ImageCollector, LastUse};
@@ -22,8 +23,10 @@ use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
 use crate::metrics::{Metered, Metrics, Telemetry};
 use crate::node::{Machine, NodeKeeper, machine, usage};
+use crate::plugins::Plugins;
 use crate::probes::Prober;
 use crate::qos_cgroups::{Bounds, QosCgroups};
+use crate::shutdown::ShutdownKeeper;
 use crate::static_pods::StaticPods;
 use crate::static_pods::mirror::{MirrorKeeper, MirrorStatus};
 use crate::static_pods::source::Source;
@@ -76,6 +79,7 @@ impl Kubelet {
         let collector = Collector::new(&config, runtime.clone(), pods.clone());
         let clock = AgentClock::start();
         let (pressure, pressure_seen) = watch::channel(Pressure::default());
+        let (shutting_down, shutdown_seen) = watch::channel(false);
         let last_use = LastUse::default();
         let allocatable = config.allocatable(machine.capacity());
         let noted = objects.clone();
@@ -93,6 +97,7 @@ impl Kubelet {
         let devices = Devices::load(&config);
         let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
         let csi = Csi::new(config.clone(), client.clone());
+        let dra = Dra::load(&config, client.clone());
         let volumes = Volumes::new(
             config.clone(),
             objects.clone(),
@@ -123,8 +128,10 @@ impl Kubelet {
             metrics: metrics.clone(),
             devices: devices.clone(),
             cpus: cpus.clone(),
+            dra: dra.clone(),
             qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),
+            shutting_down: shutdown_seen.clone(),
             has_apparmor: machine.has_apparmor,
             capacity: machine.capacity(),
             allocatable,
@@ -154,6 +161,7 @@ impl Kubelet {
             recorder: recorder.clone(),
             machine: machine.clone(),
             pressure: pressure_seen,
+            shutting_down: shutdown_seen,
             devices: devices.counts(),
             csi: csi.clone(),
             nodes,
@@ -177,6 +185,7 @@ impl Kubelet {
             clock,
             pressure,
         };
+        let ending = ShutdownKeeper { config: config.clone(), pods: pods.clone(), shutting_down };
         let measuring =
             disk::keep_measuring(config.clone(), runtime.clone(), pods.clone(), collector.clone());
         let telemetry = Telemetry {
@@ -199,10 +208,13 @@ impl Kubelet {
         tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
         tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
+        tasks.spawn(ending.run(shutdown.clone()));
         tasks.spawn(collecting.run(shutdown.clone()));
         tasks.spawn(cpus.run(shutdown.clone()));
         tasks.spawn(devices::plugins::run(devices, shutdown.clone()));
-        tasks.spawn(csi::registration::run(csi, shutdown.clone()));
+        tasks.spawn(dra.clone().run(shutdown.clone()));
+        let plugins = Plugins { dir: config.root_dir.join("plugins_registry"), csi, dra };
+        tasks.spawn(plugins.run(shutdown.clone()));
         let stop = shutdown.clone();
         tasks.spawn(async move {
             tokio::select! {

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,6 +28,7 @@ use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
 use crate::pod::state::Verdict;
+use crate::shutdown;
 use crate::static_pods::{StaticPods, is_mirror, is_static, mirrors};
 use crate::worker::actions::Shared;
 use crate::worker::{Found, PodView, Worker, WorkerHandle};
@@ -34,6 +36,8 @@ use crate::worker::{Found, PodView, Worker, WorkerHandle};
 /// Events can be lost only where the runtime says so; this is the belt beside those braces.
 const RELIST: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
+/// After a clean-up that left something.
+const CLEAN_UP_AGAIN: Duration = Duration::from_secs(10);
 
 /// The workers, for readers in other tasks.
 #[derive(Clone, Default)]
@@ -92,6 +96,14 @@ impl Pods {
         Ok(())
     }
 
+    /// Nothing of the pod runs any more, and it will not again.
+    pub fn has_stopped(&self, uid: &str) -> bool {
+        let workers = self.workers.read();
+        let Some(worker) = workers.get(uid) else { return true };
+        let view = worker.view.lock();
+        DesiredPod::new(view.pod.clone()).terminal_phase().is_some() && !view.any_running()
+    }
+
     /// Ends a pod for good, unless it ends already.
     pub fn fail(&self, uid: &str, verdict: Verdict) {
         self.mail(uid, |mail| mail.verdict = Some(verdict));
@@ -134,7 +146,9 @@ pub struct Manager {
     /// complete for what they name, which comes with it.
     waiting: BTreeMap<String, Arc<Pod>>,
     /// The clean-up under way, one at a time.
-    cleanup: JoinSet<()>,
+    cleanup: JoinSet<bool>,
+    /// When what the last one has left is looked for again.
+    clean_up_at: Option<Instant>,
 }
 
 impl Manager {
@@ -162,6 +176,7 @@ impl Manager {
             unclaimed: BTreeSet::new(),
             waiting: BTreeMap::new(),
             cleanup: JoinSet::new(),
+            clean_up_at: None,
         }
     }
 
@@ -215,7 +230,14 @@ impl Manager {
                 },
                 Some(found) = self.listing.join_next() => self.take_list(found, &shutdown),
                 Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended),
-                Some(_) = self.cleanup.join_next() => {}
+                Some(done) = self.cleanup.join_next() => {
+                    // A driver that has yet to come, a runtime that did not answer.
+                    self.clean_up_at = (!matches!(done, Ok(true))).then(|| Instant::now() + CLEAN_UP_AGAIN);
+                }
+                () = at(self.clean_up_at), if self.clean_up_at.is_some() => {
+                    self.clean_up_at = None;
+                    self.clean_up();
+                }
             }
         }
         while self.workers.join_next().await.is_some() {}
@@ -283,6 +305,9 @@ impl Manager {
             self.pods.all().into_iter().map(|view| DesiredPod::new(view.pod)).collect();
         let others: Vec<DesiredPod> =
             others.into_iter().filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid()).collect();
+        if *self.shared.shutting_down.borrow() {
+            return Some(shutdown::refusal());
+        }
         let node = Node {
             config: &self.shared.config,
             allocatable: self.shared.allocatable,
@@ -430,16 +455,28 @@ impl Manager {
 
     fn relist(&mut self) {
         self.list();
+        self.clean_up();
+    }
+
+    fn clean_up(&mut self) {
         // What is merely unheard of is not gone.
         if !self.cleanup.is_empty() || !self.shared.objects.pods.is_synced() {
             return;
         }
         let orphans = Orphans { shared: self.shared.clone(), pods: self.pods.clone() };
         self.cleanup.spawn(async move {
-            if let Err(error) = orphans.remove_all().await {
-                warn!(error, "orphans were not looked for; the next relist does");
-            }
+            orphans.remove_all().await.unwrap_or_else(|error| {
+                warn!(error, "orphans were not looked for, trying again");
+                false
+            })
         });
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -25,9 +25,9 @@ pub(crate) struct Orphans {
 }
 
 impl Orphans {
-    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now is
-    /// tried again with the next relist, and holds up nothing else.
-    pub(crate) async fn remove_all(&self) -> Result<(), String> {
+    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now holds up
+    /// nothing else; false where there is some of that, which is to be tried again.
+    pub(crate) async fn remove_all(&self) -> Result<bool, String> {
         let text = |e: hawser_runtime::Error| e.to_string();
         let containers = self.shared.runtime.list_containers().await.map_err(text)?;
         let sandboxes = self.shared.runtime.list_pod_sandboxes().await.map_err(text)?;
@@ -39,6 +39,7 @@ impl Orphans {
         uids.extend(networks);
         uids.extend(dirs);
         uids.extend(logs.keys().cloned());
+        uids.extend(self.shared.dra.pods());
         let wanted = [self.shared.objects.pods.all(), self.shared.statics.all()].concat();
         let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
         let workers = self.pods.uids();
@@ -47,15 +48,16 @@ impl Orphans {
         self.shared.cpus.release_all(|uid| !is_orphan(&uid.to_owned()));
         let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
         let (containers, logs) = (&containers, &logs);
-        let removals = futures::stream::iter(orphans).for_each_concurrent(REMOVALS, |uid| async move {
+        let removals = futures::stream::iter(orphans).map(|uid| async move {
             let mine: Vec<&ContainerStatus> = containers.iter().filter(|c| c.pod_uid == uid).collect();
             info!(uid, containers = mine.len(), "removing what is left of a pod that is gone");
-            if let Err(error) = self.remove(&uid, &mine, logs.get(&uid)).await {
-                warn!(uid, error, "what is left of a pod was not removed; the next relist tries again");
+            let removed = self.remove(&uid, &mine, logs.get(&uid)).await;
+            if let Err(error) = &removed {
+                warn!(uid, error, "what is left of a pod was not removed, trying again");
             }
+            removed.is_ok()
         });
-        removals.await;
-        Ok(())
+        Ok(removals.buffer_unordered(REMOVALS).fold(true, |all, removed| async move { all && removed }).await)
     }
 
     async fn remove(
@@ -68,6 +70,7 @@ impl Orphans {
         let stops = running.map(|c| self.shared.runtime.stop_container(&c.id, ORPHAN_GRACE));
         futures::future::try_join_all(stops).await.map_err(|e| e.to_string())?;
         self.shared.runtime.remove_pod_sandbox(uid).await.map_err(|e| e.to_string())?;
+        self.shared.dra.unprepare(uid).await?;
         self.shared.network.teardown(uid).await.map_err(|e| e.to_string())?;
         self.shared.volumes.remove_pod_dir(uid).await.map_err(|e| e.to_string())?;
         match logs {

@@ -3,232 +3,26 @@
 
 mod common;
 
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use async_trait::async_trait;
-use common::{FakeApi, News, container, is_ready, pod, spec, uid};
+use anyhow::{Context, Result, ensure};
+use common::agent::{Agent, mount, shell, test_node};
+use common::{is_ready, pod, spec, uid};
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::set::CpuSet;
 use hawser_kubelet::cpus::topology::Topology;
-use hawser_kubelet::{
-    ClientStatusWriter, Config, Kubelet, NetworkError, Objects, Parts, PodNetwork, PodNetworkRequest,
-    PodNetworkStatus,
-};
-use hawser_runtime::testing::{ImagePack, TestNode};
-use hawser_runtime::{ContainerState, Runtime};
+use hawser_runtime::ContainerState;
+use hawser_runtime::testing::ImagePack;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-    ImageVolumeSource, ObjectFieldSelector, PodSpec, PodStatus, Probe, ResourceRequirements, Secret,
-    SecretVolumeSource, Volume, VolumeMount,
+    ConfigMap, ConfigMapVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    ImageVolumeSource, ObjectFieldSelector, PodSpec, Probe, ResourceRequirements, Secret, SecretVolumeSource,
+    Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use tokio_util::sync::CancellationToken;
-
-const DEADLINE: Duration = Duration::from_secs(40);
-
-/// Network namespaces without any link but the loopback: nothing can leave them.
-struct LoopbackNetwork {
-    prefix: String,
-}
-
-impl LoopbackNetwork {
-    fn name(&self, uid: &str) -> String {
-        format!("{}-{uid}", self.prefix)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-        let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.starts_with(&self.prefix)).collect()
-    }
-}
-
-fn ip(args: &[&str]) -> Result<(), NetworkError> {
-    let output = Command::new("ip").args(args).output().map_err(|e| NetworkError(e.to_string()))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(NetworkError(String::from_utf8_lossy(&output.stderr).into_owned())),
-    }
-}
-
-#[async_trait]
-impl PodNetwork for LoopbackNetwork {
-    async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
-        let name = self.name(&request.pod_uid);
-        let netns = PathBuf::from("/run/netns").join(&name);
-        if !netns.exists() {
-            ip(&["netns", "add", &name])?;
-            ip(&["-n", &name, "link", "set", "lo", "up"])?;
-        }
-        Ok(PodNetworkStatus { netns, ips: vec![IpAddr::from([10, 1, 0, 7])] })
-    }
-
-    async fn teardown(&self, pod_uid: &str) -> Result<(), NetworkError> {
-        let name = self.name(pod_uid);
-        if self.names().contains(&name) { ip(&["netns", "del", &name]) } else { Ok(()) }
-    }
-
-    async fn list(&self) -> Result<Vec<String>, NetworkError> {
-        let start = self.prefix.len() + 1;
-        Ok(self.names().into_iter().map(|name| name[start..].to_owned()).collect())
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-impl Drop for LoopbackNetwork {
-    fn drop(&mut self) {
-        for name in self.names() {
-            let _ = ip(&["netns", "del", &name]);
-        }
-    }
-}
-
-struct Agent {
-    api: Arc<FakeApi>,
-    objects: Objects,
-    runtime: Arc<dyn Runtime>,
-    network: Arc<LoopbackNetwork>,
-    kubelet: Kubelet,
-    config: Config,
-    shutdown: CancellationToken,
-}
-
-impl Agent {
-    async fn start(node: &TestNode) -> Result<Self> {
-        Self::start_set(node, |_| {}).await
-    }
-
-    /// With other settings.
-    async fn start_set(node: &TestNode, set: impl FnOnce(&mut Config)) -> Result<Self> {
-        let objects = Objects::default();
-        let api = Arc::new(FakeApi::new(&objects));
-        let prefix = node.cgroup().trim_start_matches('/').to_owned();
-        Self::start_over(node, api, Arc::new(LoopbackNetwork { prefix }), objects, set).await
-    }
-
-    async fn start_over(
-        node: &TestNode,
-        api: Arc<FakeApi>,
-        network: Arc<LoopbackNetwork>,
-        objects: Objects,
-        set: impl FnOnce(&mut Config),
-    ) -> Result<Self> {
-        let runtime: Arc<dyn Runtime> = Arc::new(node.connect().await?);
-        let mut config = Config::new("n1", IpAddr::from([127, 0, 0, 1]), node.dir().join("kubelet"));
-        config.cgroup_root = node.cgroup().to_owned();
-        config.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
-        // The disk is the machine's, and may be fuller than a node's.
-        config.eviction.thresholds.clear();
-        config.image_gc.high_percent = 100;
-        set(&mut config);
-        let shutdown = CancellationToken::new();
-        let parts = Parts {
-            runtime: runtime.clone(),
-            network: network.clone(),
-            client: api.clone(),
-            status: Arc::new(ClientStatusWriter(api.clone())),
-            objects: objects.clone(),
-            endpoints: Arc::new(News::default()),
-        };
-        let kubelet = Kubelet::start(config.clone(), parts, shutdown.clone());
-        objects.pods.replace(api.pods());
-        Ok(Self { api, objects, runtime, network, kubelet, config, shutdown })
-    }
-
-    /// A new process of the agent over the same node and API.
-    async fn restart(mut self, node: &TestNode) -> Result<Self> {
-        self.shutdown.cancel();
-        self.kubelet.stopped().await;
-        let objects = Objects {
-            config_maps: self.objects.config_maps.clone(),
-            secrets: self.objects.secrets.clone(),
-            ..Objects::default()
-        };
-        let api = Arc::new(self.api.over(&objects));
-        Self::start_over(node, api, self.network.clone(), objects, |_| {}).await
-    }
-
-    fn status(&self) -> PodStatus {
-        self.api.pod("web").and_then(|p| p.status).unwrap_or_default()
-    }
-
-    async fn wait<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + DEADLINE;
-        while Instant::now() < deadline {
-            if let Some(found) = probe() {
-                return Ok(found);
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let left: Vec<_> =
-            self.kubelet.pods.all().into_iter().map(|v| (v.pod.metadata.clone(), v.containers)).collect();
-        let containers = self.runtime.list_containers().await?;
-        let (status, events) = (self.status(), self.api.events());
-        bail!(
-            "{what}: not within {DEADLINE:?}; {status:#?} {events:#?} left: {left:#?} runtime: {containers:#?}"
-        )
-    }
-
-    async fn wait_status(&self, what: &str, holds: impl Fn(&PodStatus) -> bool) -> Result<PodStatus> {
-        self.wait(what, || Some(self.status()).filter(&holds)).await
-    }
-
-    fn delete(&self, grace: i64) {
-        let mut pod = self.api.pod("web").expect("there");
-        pod.metadata.deletion_timestamp = Some(Time(Timestamp::now() + SignedDuration::from_secs(grace)));
-        pod.metadata.deletion_grace_period_seconds = Some(grace);
-        self.api.put_pod(&pod);
-    }
-
-    /// The pod is deleted, and nothing of it is left anywhere.
-    async fn expect_gone(&self, node: &TestNode) -> Result<()> {
-        self.wait("the pod to go", || self.api.pod("web").is_none().then_some(())).await?;
-        self.wait("the worker to end", || self.kubelet.pods.is_empty().then_some(())).await?;
-        ensure!(self.runtime.list_containers().await?.is_empty());
-        ensure!(self.runtime.list_pod_sandboxes().await?.is_empty());
-        ensure!(self.network.names().is_empty(), "{:?}", self.network.names());
-        ensure!(!self.config.pod_dir(&uid("web")).exists(), "the pod's directory is there");
-        ensure!(!self.config.pod_log_dir("default", "web", &uid("web")).exists(), "its logs are there");
-        let cgroups = node.cgroups()?;
-        ensure!(cgroups.is_empty(), "{cgroups:?}");
-        let mounts = node.mounts()?;
-        let own: Vec<_> = mounts.iter().filter(|m| !m.contains("/containerd/")).collect();
-        ensure!(own.is_empty(), "{own:?}");
-        Ok(())
-    }
-}
-
-fn test_node() -> Result<Option<TestNode>> {
-    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
-    let own = std::env::current_exe()?;
-    let target = own.parent().and_then(Path::parent).context("the test is in target/<profile>/deps")?;
-    TestNode::start(target.join("examples/kubelet_log_writer"))
-}
-
-fn shell(name: &str, image: &str, script: &str) -> Container {
-    let command = vec!["sh".into(), "-c".into(), script.into()];
-    Container { image: Some(image.into()), command: Some(command), ..container(name) }
-}
-
-fn mount(name: &str, path: &str, sub_path: Option<&str>) -> VolumeMount {
-    VolumeMount {
-        name: name.into(),
-        mount_path: path.into(),
-        sub_path: sub_path.map(str::to_owned),
-        ..VolumeMount::default()
-    }
-}
 
 fn everything(image: &str) -> PodSpec {
     let mut init =

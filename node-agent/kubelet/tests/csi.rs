@@ -11,8 +11,8 @@ use hawser_api::resource::Target;
 use hawser_api::typed::Kind;
 use hawser_kubelet::csi::driver::proto::node_server::{Node as NodeService, NodeServer};
 use hawser_kubelet::csi::driver::proto::*;
-use hawser_kubelet::csi::registration::proto::registration_server::{Registration, RegistrationServer};
-use hawser_kubelet::csi::registration::proto::*;
+use hawser_kubelet::plugins::proto::registration_server::{Registration, RegistrationServer};
+use hawser_kubelet::plugins::proto::*;
 use hawser_kubelet::sockets::serve;
 use hawser_kubelet::volumes::mounts;
 use k8s_openapi::api::core::v1::{

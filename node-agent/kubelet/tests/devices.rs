@@ -84,6 +84,7 @@ impl DevicePlugin for Plugin {
             let path = "/dev/null".to_owned();
             ContainerAllocateResponse {
                 envs: [("GPUS".to_owned(), container.devices_ids.join(","))].into(),
+                cdi_devices: vec![CdiDevice { name: "gpu.test/gpu=0".into() }],
                 devices: vec![DeviceSpec {
                     container_path: "/dev/gpu".into(),
                     host_path: path,
@@ -130,6 +131,7 @@ async fn devices_are_offered_granted_and_given_back() {
         node.runtime.config_of(&node.runtime.find(&uid("one"), "web").expect("runs").id).expect("made");
     assert!(config.env.contains(&("GPUS".into(), "a,b".into())), "{:?}", config.env);
     assert_eq!(config.devices[0].container_path, Path::new("/dev/gpu"));
+    assert_eq!(config.cdi_devices, ["gpu.test/gpu=0"]);
 
     node.bind("two", spec("Always", vec![asking("1")]));
     let refused = node.wait_status("two", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;

@@ -8,12 +8,13 @@ use tokio::sync::OwnedMutexGuard;
 
 /// Bounded by the number of keys that are held at a time, not by those ever seen.
 #[derive(Default)]
-pub(crate) struct KeyedLock {
+pub struct KeyedLock {
     locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl KeyedLock {
-    pub(crate) async fn lock(&self, key: &str) -> OwnedMutexGuard<()> {
+    /// Waits until nobody else holds that key. Fair; cancel-safe.
+    pub async fn lock(&self, key: &str) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock();
             match locks.get(key).and_then(Weak::upgrade) {

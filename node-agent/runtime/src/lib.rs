@@ -9,12 +9,14 @@
 
 #![forbid(unsafe_code)]
 
+mod cdi;
 mod cgroup;
 mod containerd;
 mod error;
+pub mod fault;
 mod ids;
 mod image;
-mod keyed_lock;
+pub mod keyed_lock;
 pub mod logger;
 pub mod logs;
 mod paths;

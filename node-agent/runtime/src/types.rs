@@ -35,6 +35,8 @@ pub struct Config {
     /// `node-agent log-writer <file>`.
     pub log_writer: LogWriter,
     pub registries: Registries,
+    /// Where devices of the Container Device Interface are described; later directories win over earlier ones.
+    pub cdi_dirs: Vec<PathBuf>,
     /// How often everything is listed again although no event asked for it.
     pub relist_interval: Duration,
 }
@@ -188,6 +190,8 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// Devices of the node that it may use; a privileged container has all of them besides.
     pub devices: Vec<DeviceMapping>,
+    /// Devices of the Container Device Interface, as `vendor.com/class=name`.
+    pub cdi_devices: Vec<String>,
     pub security: Security,
     pub resources: Resources,
     /// The shim writes stdout and stderr there in CRI log format; parent directories are made.

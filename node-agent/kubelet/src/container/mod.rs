@@ -88,6 +88,7 @@ pub fn build(
         mounts,
         security,
         resources: resources::container_resources(pod.spec(), spec, context.node_memory_bytes),
+        cdi_devices: Vec::new(),
         devices: Vec::new(),
         join_pid_of: None,
         log_path: log_path(config, pod, &spec.name, attempt),

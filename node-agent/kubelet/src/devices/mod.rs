@@ -164,6 +164,7 @@ fn add(config: &mut ContainerConfig, answer: ContainerAllocateResponse) {
         container_path: device.container_path.into(),
         permissions: device.permissions,
     }));
+    config.cdi_devices.extend(answer.cdi_devices.into_iter().map(|device| device.name));
 }
 
 /// Upstream's name of the file.

@@ -175,7 +175,7 @@ impl Evictor {
 
     fn is_running(&self, uid: &str) -> bool {
         let is_it = |view: &PodView| view.pod.metadata.uid.as_deref() == Some(uid);
-        self.pods.all().iter().any(|view| is_it(view) && runs(view))
+        self.pods.all().iter().any(|view| is_it(view) && view.any_running())
     }
 
     /// Pods that exceed their own limits of local storage.
@@ -244,7 +244,7 @@ impl Evictor {
     fn candidates(&self, snapshot: &Snapshot) -> Vec<Candidate> {
         let views = self.pods.all().into_iter().filter(|view| {
             let reason = view.pod.status.as_ref().and_then(|status| status.reason.as_deref());
-            runs(view) && reason != Some(EVICTED) && view.pod.metadata.deletion_timestamp.is_none()
+            view.any_running() && reason != Some(EVICTED) && view.pod.metadata.deletion_timestamp.is_none()
         });
         let mut by_uid: BTreeMap<String, DesiredPod> =
             views.map(|view| DesiredPod::new(view.pod)).map(|pod| (pod.uid().to_owned(), pod)).collect();
@@ -263,14 +263,9 @@ impl Evictor {
     }
 }
 
-fn runs(view: &PodView) -> bool {
-    let mut current = view.containers.values().filter_map(|(current, _)| current.as_ref());
-    current.any(|container| container.state == ContainerState::Running)
-}
-
 fn has_ended(view: &PodView) -> bool {
     let phase = view.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed")) && !runs(view)
+    matches!(phase, Some("Succeeded" | "Failed")) && !view.any_running()
 }
 
 fn file_systems(node: &NodeStats) -> FileSystems {

@@ -31,6 +31,7 @@ use crate::devices::Counts;
 use crate::events::{EventType, Recorder, node_reference};
 use crate::eviction::Pressure;
 use crate::interfaces::{PodNetwork, StatusWriter};
+use crate::shutdown::NODE_MESSAGE;
 
 pub use machine::Machine;
 
@@ -53,6 +54,8 @@ pub struct NodeKeeper {
     pub machine: Machine,
     /// What runs short.
     pub pressure: watch::Receiver<Pressure>,
+    /// The machine goes down.
+    pub shutting_down: watch::Receiver<bool>,
     /// What device plugins offer.
     pub devices: watch::Receiver<Counts>,
     /// What of volumes is in use.
@@ -146,10 +149,12 @@ impl NodeKeeper {
         let mut written: Option<(NodeStatus, Instant)> = None;
         let mut previous = node.status;
         let (mut pressure, mut devices) = (self.pressure.clone(), self.devices.clone());
+        let mut shutting_down = self.shutting_down.clone();
         loop {
             // Before it is read: what changes from here on is another turn's.
             pressure.mark_unchanged();
             devices.mark_unchanged();
+            shutting_down.mark_unchanged();
             let mut fresh = self.current(previous.as_ref()).await;
             let overwritten = self.overwritten(&fresh);
             if let Some(shown) = &overwritten {
@@ -180,6 +185,7 @@ impl NodeKeeper {
                 Ok(()) = pressure.changed() => {}
                 Ok(()) = devices.changed() => {}
                 () = self.csi.changed() => {}
+                Ok(()) = shutting_down.changed() => {}
             }
         }
     }
@@ -198,6 +204,7 @@ impl NodeKeeper {
         images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
         images.truncate(MAX_IMAGES);
         let not_ready = match (&version, self.network.ready()) {
+            _ if *self.shutting_down.borrow() => Some(NODE_MESSAGE.to_owned()),
             (Err(error), _) => Some(format!("container runtime is down: {error}")),
             (Ok(_), Err(why)) => Some(format!(
                 "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}"

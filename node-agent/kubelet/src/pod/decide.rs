@@ -73,7 +73,8 @@ pub fn decide(pod: &DesiredPod, state: &PodState, clock: Clock) -> Decision {
         return decision;
     }
     if pod.is_deleted() || state.gone_since.is_some() {
-        let grace = pod.deletion_grace(clock.wall).unwrap_or_else(|| pod.spec_grace());
+        let passed = state.deletion_seen.map_or(Duration::ZERO, |seen| clock.now.saturating_sub(seen));
+        let grace = pod.deletion_grace(passed).unwrap_or_else(|| pod.spec_grace());
         if stop_all(pod, state, clock, grace, &mut decision) {
             clean_up(pod, state, clock, &mut decision);
         }

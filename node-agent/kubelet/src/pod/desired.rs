@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_api::resource::ObjectKey;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, Probe};
 
 use super::state::Instance;
@@ -160,12 +159,12 @@ impl DesiredPod {
         seconds(self.spec().termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS))
     }
 
-    /// What is left of the grace that the deletion gave.
-    pub fn deletion_grace(&self, wall: Timestamp) -> Option<Duration> {
-        let deadline = self.object.metadata.deletion_timestamp.as_ref()?.0;
+    /// What is left of the grace that the deletion gave, when so much of it has passed here. The deletion's timestamp is
+    /// not looked at: the API server's clock is another one, and this node's may have jumped since.
+    pub fn deletion_grace(&self, passed: Duration) -> Option<Duration> {
+        self.object.metadata.deletion_timestamp.as_ref()?;
         let granted = self.object.metadata.deletion_grace_period_seconds.map_or(self.spec_grace(), seconds);
-        let left = Duration::try_from(deadline.duration_since(wall)).unwrap_or_default();
-        Some(left.min(granted).max(MINIMUM_GRACE))
+        Some(granted.saturating_sub(passed).max(MINIMUM_GRACE))
     }
 }
 

@@ -227,6 +227,7 @@ fn deleted_pod_stops_is_torn_down_and_then_forgotten() {
     let pod = deleted(&pod(spec("Always", vec![], vec![container("web")])), at(10), 30);
     let mut state = prepared();
     with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+    state.deletion_seen = Some(at(10).now);
     let decision = decide(&pod, &state, at(12));
     assert_eq!(stops(&decision), [("web", 28)], "what is left of the grace");
     state.begin(&pod, &decision.actions[0], at(12));
@@ -239,6 +240,37 @@ fn deleted_pod_stops_is_torn_down_and_then_forgotten() {
     assert_eq!(decide(&pod, &state, at(22)).actions, [Action::Delete]);
     state.finish(Outcome::Deleted, at(23));
     assert_eq!(decide(&pod, &state, at(23)), Decision::default());
+}
+
+/// The wall clock `jump` hours away from where it was.
+fn jumped(seconds: u64, jump: i64) -> Clock {
+    let clock = at(seconds);
+    Clock { wall: clock.wall + jiff::SignedDuration::from_hours(jump), ..clock }
+}
+
+#[test]
+fn wall_clock_that_jumps_moves_no_grace_and_no_back_off() {
+    let running = pod(spec("Always", vec![], vec![container("web")]));
+    for jump in [-1000, -1, 1, 1000] {
+        let mut state = prepared();
+        with(&mut state, "web", 0, ContainerState::Running, None, at(1));
+        let gone = deleted(&running, at(10), 30);
+        state.deletion_seen = Some(at(10).now);
+        let decision = decide(&gone, &state, jumped(12, jump));
+        assert_eq!(stops(&decision), [("web", 28)], "{jump} hours");
+        state.begin(&gone, &decision.actions[0], jumped(12, jump));
+        for later in [at(13), jumped(20, -jump), jumped(39, jump)] {
+            assert_eq!(decide(&gone, &state, later).actions, [], "{jump} hours: it stops already");
+        }
+
+        let mut state = prepared();
+        with(&mut state, "web", 0, ContainerState::Exited, Some(1), at(1));
+        with(&mut state, "web", 1, ContainerState::Exited, Some(1), at(2));
+        let before = decide(&running, &state, at(3));
+        let after = decide(&running, &state, jumped(3, jump));
+        assert_eq!(after, before, "{jump} hours");
+        assert_eq!(starts(&decide(&running, &state, jumped(1000, jump))), [("web", 2)], "{jump} hours");
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct PodState {
     pub verdict: Option<Verdict>,
     /// Set once the pod has succeeded or failed; never unset.
     pub terminal: Option<TerminalPhase>,
+    /// The object's deletion was first seen; its grace runs from then on.
+    pub deletion_seen: Option<Duration>,
     /// The object left the API; what runs is unwanted.
     pub gone_since: Option<Duration>,
     /// Network and volumes of a finished pod were given back; its containers remain for their logs.

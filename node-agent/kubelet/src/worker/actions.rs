@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hawser_api::Api;
 use hawser_api::client::{Client, DeleteOptions};
-use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Image, Runtime, container_id};
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Image, Runtime, container_id, fault};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,6 +24,7 @@ use crate::container::resources::NodeCapacity;
 use crate::container::{self, ConfigError, PodContext, env};
 use crate::cpus::Cpus;
 use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::events::{EventType, Recorder};
 use crate::eviction::Pressure;
 use crate::images::{Images, PullFailure};
@@ -59,8 +60,11 @@ pub struct Shared {
     pub metrics: Metrics,
     pub devices: Devices,
     pub cpus: Cpus,
+    pub dra: Dra,
     pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
+    /// The machine goes down.
+    pub shutting_down: watch::Receiver<bool>,
     pub has_apparmor: bool,
     /// What the machine has, and what pods may have of it.
     pub capacity: NodeCapacity,
@@ -89,6 +93,7 @@ pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Optio
                 let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
                 shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
             }
+            fault::point("pod: volumes mounted");
             (Outcome::VolumesReady, Some(mounted))
         }
         Err(error) => {
@@ -199,10 +204,10 @@ async fn create_and_start(
     let mut config = container::build(&context, container, *attempt, image, env, mounts)?;
     config.devices = shared.volumes.container_devices(container, volumes)?;
     config.join_pid_of = request.join_pid_of.clone();
-    let prepared = shared.devices.prepare(&mut config).await;
-    prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
-    let prepared = shared.cpus.prepare(&mut config).await;
-    prepared.map_err(|message| StartError { kind: FailureKind::CreateContainerError, message })?;
+    let unprepared = |message| StartError { kind: FailureKind::CreateContainerError, message };
+    config.cdi_devices = shared.dra.cdi_devices(pod, container).map_err(unprepared)?;
+    shared.devices.prepare(&mut config).await.map_err(unprepared)?;
+    shared.cpus.prepare(&mut config).await.map_err(unprepared)?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Created", format!("Created container: {name}"));
@@ -384,10 +389,12 @@ pub async fn tear_down(shared: &Shared, pod: &DesiredPod) -> Outcome {
     if let Err(error) = shared.runtime.remove_pod_sandbox(pod.uid()).await {
         return cleaned_up(pod, Err(error.to_string()), Outcome::TornDown);
     }
+    fault::point("pod: sandbox removed");
     let logs = shared.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid());
     let outcome = give_back(shared, pod, true).await;
     if outcome.is_ok() {
         remove_logs(&logs).await;
+        fault::point("pod: logs removed");
     }
     cleaned_up(pod, outcome, Outcome::TornDown)
 }
@@ -401,13 +408,16 @@ async fn remove_logs(dir: &Path) {
 }
 
 async fn give_back(shared: &Shared, pod: &DesiredPod, everything: bool) -> Result<(), String> {
+    shared.dra.unprepare(pod.uid()).await?;
     if !pod.host_network() {
         shared.network.teardown(pod.uid()).await.map_err(|e| e.to_string())?;
     }
+    fault::point("pod: network given back");
     let removed = match everything {
         true => shared.volumes.remove_pod_dir(pod.uid()).await,
         false => shared.volumes.unmount(pod.uid()).await,
     };
+    fault::point("pod: volumes given back");
     removed.map_err(|e| e.to_string())
 }
 
@@ -431,7 +441,10 @@ pub async fn delete(shared: &Shared, pod: &DesiredPod, reported: impl Future<Out
         ..DeleteOptions::default()
     };
     match api.delete(pod.name(), &options).await {
-        Ok(()) => Outcome::Deleted,
+        Ok(()) => {
+            fault::point("pod: deleted");
+            Outcome::Deleted
+        }
         // Another pod of that name: this one is gone.
         Err(error) if error.is_conflict() => Outcome::Deleted,
         Err(error) => {

@@ -17,7 +17,7 @@ mod termination;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use hawser_runtime::{ContainerId, ContainerStatus};
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, Id, JoinSet};
@@ -49,6 +49,13 @@ pub struct PodView {
     pub containers: BTreeMap<String, (Option<ContainerStatus>, Option<ContainerStatus>)>,
     /// Where its volumes are.
     pub volumes: MountedVolumes,
+}
+
+impl PodView {
+    pub fn any_running(&self) -> bool {
+        let mut current = self.containers.values().filter_map(|(current, _)| current.as_ref());
+        current.any(|container| container.state == ContainerState::Running)
+    }
 }
 
 /// What the manager keeps of a worker.
@@ -194,6 +201,9 @@ impl Worker {
     /// Decides, starts what was decided, and reports. Returns when to look again.
     fn step(&mut self) -> Option<Instant> {
         let clock = self.shared.clock.now();
+        if self.pod.is_deleted() {
+            self.state.deletion_seen.get_or_insert(clock.now);
+        }
         let decision = decide(&self.pod, &self.state, clock);
         if let Some(verdict) = decision.verdict {
             self.shared.recorder.pod(

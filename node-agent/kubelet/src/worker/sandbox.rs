@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hawser_api::Api;
-use hawser_runtime::PodSandboxConfig;
+use hawser_runtime::{PodSandboxConfig, fault};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::actions::{Shared, with_source};
@@ -17,6 +17,11 @@ use crate::qos_cgroups::pod_group;
 
 /// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
 pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
+    if let Err(why) = shared.dra.prepare(pod).await {
+        let message = format!("Failed to prepare dynamic resources: {why}");
+        shared.recorder.pod(pod, EventType::Warning, "FailedPrepareDynamicResources", message.clone());
+        return Outcome::SandboxFailed(message);
+    }
     match try_prepare_sandbox(shared, pod).await {
         Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
         Err(message) => {
@@ -40,7 +45,9 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
             status.map_err(|e| format!("failed to set up the network: {e}"))?;
         (hawser_runtime::PodNetwork::Path(netns), ips)
     };
+    fault::point("pod: network made");
     files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
+    fault::point("pod: files written");
     let spec = pod.spec();
     let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
     let sandbox = PodSandboxConfig {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod agent;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -169,8 +171,21 @@ impl Client for FakeApi {
         found.ok_or_else(|| Error::not_found(&target.resource, target.name.as_deref().unwrap_or("")))
     }
 
-    async fn list(&self, _: &Target, _: &ListOptions) -> Result<List, Error> {
-        Err(Error::internal("the kubelet lists nothing"))
+    async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {
+        self.check_up()?;
+        let wanted: Vec<(String, &str)> = options
+            .field_selector
+            .split(',')
+            .filter_map(|part| part.split_once('='))
+            .map(|(field, value)| (format!("/{}", field.replace('.', "/")), value))
+            .collect();
+        let objects = self.objects.lock();
+        let found = objects.iter().filter(|((resource, _), object)| {
+            let is_selected = |(field, value): &(String, &str)| object.pointer(field) == Some(&json!(value));
+            *resource == *target.resource.resource && wanted.iter().all(is_selected)
+        });
+        let items = found.map(|(_, object)| object.to_string().into()).collect();
+        Ok(List { items, resource_version: self.version.lock().to_string() })
     }
 
     async fn watch(&self, _: &Target, _: &WatchOptions) -> Result<WatchStream, Error> {
@@ -255,7 +270,7 @@ impl Client for FakeApi {
 #[derive(Default)]
 pub(crate) struct FakeNetwork {
     pub(crate) pods: Mutex<BTreeMap<String, IpAddr>>,
-    next: Mutex<u8>,
+    next: Mutex<u16>,
 }
 
 #[async_trait]
@@ -265,7 +280,8 @@ impl PodNetwork for FakeNetwork {
         let ip = *pods.entry(request.pod_uid.clone()).or_insert_with(|| {
             let mut next = self.next.lock();
             *next += 1;
-            IpAddr::from([10, 1, 0, *next])
+            let [high, low] = next.to_be_bytes();
+            IpAddr::from([10, 1, high, low])
         });
         Ok(PodNetworkStatus { netns: format!("/run/netns/{}", request.pod_uid).into(), ips: vec![ip] })
     }

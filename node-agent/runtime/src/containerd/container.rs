@@ -25,7 +25,8 @@ use super::{Inner, blocking, rpc, task_io};
 use crate::paths::{check_name, remove_dir_all};
 use crate::spec::{self, devices, labels, seccomp, user};
 use crate::{
-    ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, container_id,
+    ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, cdi, container_id,
+    fault,
 };
 
 const SHIM: &str = "io.containerd.runc.v2";
@@ -89,7 +90,7 @@ impl Inner {
             config.resources.hugepage_limits.clear();
         }
         let config = &config;
-        let spec = spec::build(&spec::SpecInput {
+        let mut spec = spec::build(&spec::SpecInput {
             id,
             pod: &pod,
             container: config,
@@ -103,6 +104,11 @@ impl Inner {
             selinux: labels::selinux(&config.security.selinux),
             unified_cgroup: self.cgroups.is_unified(),
         })?;
+        if !config.cdi_devices.is_empty() {
+            let (dirs, names) = (self.config.cdi_dirs.clone(), config.cdi_devices.clone());
+            let edits = blocking(move || cdi::edits_of(&dirs, &names)).await?;
+            cdi::apply(&edits, &mut spec)?;
+        }
 
         let stored = Stored::new(id, &pod, config, image.image_ref.clone(), stop_signal);
         let options = self.runc_options();
@@ -122,6 +128,7 @@ impl Inner {
         };
         let request = CreateContainerRequest { container: Some(container) };
         rpc::call("create container", self.rpc.containers().create(request)).await?;
+        fault::point("container: record made");
 
         let prepare = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
@@ -130,10 +137,12 @@ impl Inner {
             labels: HashMap::new(),
         };
         let rootfs = rpc::call("prepare snapshot", self.rpc.snapshots().prepare(prepare)).await?.mounts;
+        fault::point("container: snapshot made");
 
         let (directory, container, writer) =
             (self.paths.container(id), config.clone(), self.config.log_writer.clone());
         let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
+        fault::point("container: streams made");
         let request = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -146,6 +155,7 @@ impl Inner {
         };
         let created = rpc::call("create task", self.rpc.tasks().create(request)).await;
         created.map_err(|error| start_error(id, "create", error))?;
+        fault::point("container: task made");
         self.hold_output_or_warn(id).await;
         Ok(())
     }
@@ -200,6 +210,7 @@ impl Inner {
         }
         // Before the start: a process that ends at once must find that it was started.
         self.records.started(id, Timestamp::now())?;
+        fault::point("container: start noted");
         self.starting.lock().insert(id.to_owned());
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         if let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await {
@@ -210,6 +221,7 @@ impl Inner {
                 return Err(start_error(id, "start", error));
             }
         }
+        fault::point("container: task started");
         self.tell_started(id, &status.pod_uid);
         Ok(())
     }
@@ -289,11 +301,15 @@ impl Inner {
         if let Some(stored) = self.stored(id).await? {
             self.delete_task_locked(id, &stored).await?;
         }
+        fault::point("container: task removed");
         let snapshot = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: id.to_owned() };
         rpc::remove("remove snapshot", self.rpc.snapshots().remove(snapshot)).await?;
+        fault::point("container: snapshot removed");
         self.remove_files(id).await?;
+        fault::point("container: files removed");
         let request = DeleteContainerRequest { id: id.to_owned() };
         rpc::remove("delete container", self.rpc.containers().delete(request)).await?;
+        fault::point("container: record removed");
         self.known.lock().remove(id);
         Ok(())
     }

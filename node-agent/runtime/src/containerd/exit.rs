@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::status::{Found, task_status};
 use super::stored::Stored;
 use super::{Inner, blocking, rpc};
-use crate::{ContainerExit, Result, RuntimeEvent};
+use crate::{ContainerExit, Result, RuntimeEvent, fault};
 
 /// What a process that nobody saw ending is said to have exited with, as upstream does.
 pub(super) const UNOBSERVED_EXIT_CODE: i32 = 137;
@@ -99,6 +99,7 @@ impl Inner {
 
     fn tell(&self, id: &str, stored: &Arc<Stored>, exit: ContainerExit) -> Result<()> {
         if self.records.exited(id, &exit)? {
+            fault::point("container: exit noted");
             self.tell_started(id, &stored.pod_uid);
             let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid: stored.pod_uid.clone(), exit };
             // Fails when nobody listens.

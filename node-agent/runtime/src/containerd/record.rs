@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::paths::{Paths, io_error, remove_file, write_atomically};
+use crate::paths::{Paths, TEMPORARY, io_error, remove_file, write_atomically};
 use crate::{ContainerExit, Result};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -31,9 +31,12 @@ impl Records {
         let mut known = HashMap::new();
         for entry in fs::read_dir(&directory).map_err(io_error("list", &directory))? {
             let path = entry.map_err(io_error("list", &directory))?.path();
-            let (Some(id), Some("json")) =
-                (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()))
-            else {
+            let extension = path.extension().and_then(|e| e.to_str());
+            if extension == Some(TEMPORARY) {
+                // Of an agent that was killed while it wrote.
+                remove_file(&path)?;
+            }
+            let (Some(id), Some("json")) = (path.file_stem().and_then(|s| s.to_str()), extension) else {
                 continue;
             };
             let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());

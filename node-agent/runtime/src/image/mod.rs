@@ -100,7 +100,9 @@ impl Images {
         })?;
         let target =
             types::Descriptor { digest: target, media_type, size: size as i64, annotations: HashMap::new() };
+        crate::fault::point("image: fetched");
         self.record(&name, &target).await?;
+        crate::fault::point("image: recorded");
         self.record(&reference::digest_name(&reference, &target.digest), &target).await?;
         // Only after the records hold on to the content. Failed pulls leave their lease to its end.
         let delete = DeleteRequest { id: lease, sync: false };

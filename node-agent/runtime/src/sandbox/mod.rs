@@ -17,6 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::cgroup::Cgroups;
+use crate::fault;
 use crate::paths::{Paths, check_name, io_error, remove_dir_all, write_atomically};
 use crate::{Error, PodNetwork, PodSandbox, PodSandboxConfig, Resources, Result};
 
@@ -55,13 +56,17 @@ impl Sandboxes {
         let directory = self.paths.sandbox(&config.pod_uid);
         fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
         self.write(config)?;
+        fault::point("sandbox: configuration written");
 
         self.cgroups.create(&config.cgroup_parent, &config.resources)?;
+        fault::point("sandbox: cgroup made");
         let shared = self.shared(config);
         if !config.host_ipc && !is_tmpfs(&shared.shm) {
             mount_shm(&shared.shm, config.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES))?;
         }
+        fault::point("sandbox: memory mounted");
         namespaces::pin(&shared.uts, shared.ipc.as_deref(), &config.hostname)?;
+        fault::point("sandbox: namespaces pinned");
         if shared.pid.is_some() {
             let (uid, parent) = (&config.pod_uid, &config.cgroup_parent);
             processes::start(&directory, &self.program, uid, &self.cgroups, parent)?;
@@ -131,12 +136,15 @@ impl Sandboxes {
         let directory = self.paths.sandbox(pod_uid);
         let cgroup = self.load(pod_uid)?.map(|sandbox| sandbox.config.cgroup_parent);
         processes::stop(&directory)?;
+        fault::point("sandbox: first process ended");
         for name in ["uts", "ipc", processes::NAMESPACE, "shm"] {
             unmount(&directory.join(name))?;
         }
+        fault::point("sandbox: unmounted");
         if let Some(cgroup) = cgroup {
             self.cgroups.remove(&cgroup)?;
         }
+        fault::point("sandbox: cgroup removed");
         remove_dir_all(&directory)
     }
 

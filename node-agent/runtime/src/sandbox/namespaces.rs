@@ -11,6 +11,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::unmount;
 use crate::Result;
+use crate::fault;
 use crate::paths::io_error;
 
 /// Pins a new UTS namespace with `hostname` at `uts`, and a new IPC namespace at `ipc` if asked for.
@@ -22,6 +23,7 @@ pub(super) fn pin(uts: &Path, ipc: Option<&Path>, hostname: &str) -> Result<()> 
                 unshare(CloneFlags::CLONE_NEWUTS).map_err(|e| io_error("unshare uts for", uts)(e.into()))?;
                 nix::unistd::sethostname(hostname).map_err(|e| io_error("set hostname in", uts)(e.into()))?;
                 pin_own("uts", uts)?;
+                fault::point("sandbox: host name pinned");
             }
             match ipc {
                 Some(ipc) if !is_pinned(ipc) => {

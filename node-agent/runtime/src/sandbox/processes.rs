@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use super::namespaces::pin_from;
 use crate::Result;
 use crate::cgroup::Cgroups;
+use crate::fault;
 use crate::paths::{io_error, write_atomically};
 use crate::pod_init::MODE;
 
@@ -41,7 +42,9 @@ pub(super) fn start(
     let pid = child.id();
     let registered = (|| {
         cgroups.put_process(&format!("{parent}/{GROUP}"), pid)?;
+        fault::point("sandbox: first process made");
         write_atomically(&directory.join(FIRST), pid.to_string().as_bytes())?;
+        fault::point("sandbox: first process noted");
         pin_from(&format!("/proc/{pid}/ns/pid"), &directory.join(NAMESPACE))
     })();
     // Without this byte it ends by itself.

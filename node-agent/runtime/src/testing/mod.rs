@@ -7,6 +7,6 @@ mod pack;
 mod pods;
 
 pub use fake::{ExecHandler, FakeRuntime, LogHandler};
-pub use node::TestNode;
+pub use node::{TestNode, config_in};
 pub use pack::ImagePack;
 pub use pods::{container, pod_sandbox};

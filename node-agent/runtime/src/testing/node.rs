@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::pack::ImagePack;
 use super::pods::{container, pod_sandbox};
@@ -35,6 +35,11 @@ impl TestNode {
     /// Starts both. `None`, with the reason printed, where the machine cannot: not root, or a program is
     /// missing. `log_writer` is a program that calls [`crate::logger::run`] with its second argument.
     pub fn start(log_writer: PathBuf) -> Result<Option<Self>> {
+        Self::start_on(log_writer, None)
+    }
+
+    /// The same, with a disk of its own of that size, which can be full.
+    pub fn start_on(log_writer: PathBuf, disk_bytes: Option<u64>) -> Result<Option<Self>> {
         if !nix::unistd::geteuid().is_root() {
             println!("skipped: containers need root");
             return Ok(None);
@@ -50,6 +55,12 @@ impl TestNode {
         let name = format!("hawser-rt-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
         fs::create_dir_all(&dir)?;
+        if let Some(bytes) = disk_bytes {
+            let options = format!("size={bytes}");
+            let flags = MsFlags::empty();
+            mount(Some("disk"), &dir, Some("tmpfs"), flags, Some(options.as_str()))
+                .context("mount a disk")?;
+        }
         let registry_port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let registry = start_registry(&dir, registry_port)?;
         let containerd = start_containerd(&dir)?;
@@ -64,23 +75,12 @@ impl TestNode {
         &self.cgroup
     }
 
+    pub fn log_writer(&self) -> &Path {
+        &self.log_writer
+    }
+
     pub fn config(&self) -> Config {
-        let plain = RegistryHost { plain_http: true, ..Default::default() };
-        Config {
-            socket: self.dir.join("containerd.sock"),
-            namespace: "hawser".into(),
-            state_dir: self.dir.join("state"),
-            run_dir: self.dir.join("run"),
-            snapshotter: None,
-            log_writer: LogWriter {
-                program: self.log_writer.clone(),
-                mode: "log-writer".into(),
-                max_size_bytes: 10 << 20,
-                max_files: 5,
-            },
-            registries: Registries { hosts: BTreeMap::from([(self.registry(), plain)]) },
-            relist_interval: Duration::from_secs(60),
-        }
+        config_in(&self.dir, self.registry(), &self.log_writer)
     }
 
     pub async fn connect(&self) -> Result<Containerd> {
@@ -164,6 +164,47 @@ impl TestNode {
         Ok(found)
     }
 
+    /// What pods and containers leave when they are not cleaned up after: mounts, cgroups, snapshots, records, FIFOs,
+    /// processes. Images, and what containerd keeps for itself, are not among it.
+    pub fn left_behind(&self) -> Result<Vec<String>> {
+        let mut left: Vec<String> =
+            self.mounts()?.into_iter().map(|mount| format!("mount {mount}")).collect();
+        left.extend(self.cgroups()?.into_iter().map(|dir| format!("cgroup {}", dir.display())));
+        left.extend(self.snapshots()?.into_iter().map(|snapshot| format!("snapshot {snapshot}")));
+        for dir in ["run/pods", "run/containers", "run/runc/hawser", "state/containers"] {
+            let entries = fs::read_dir(self.dir.join(dir)).into_iter().flatten().flatten();
+            left.extend(entries.map(|entry| format!("file {}", entry.path().display())));
+        }
+        left.extend(self.processes().into_iter().map(|command| format!("process {command}")));
+        Ok(left)
+    }
+
+    /// Snapshots that belong to no image.
+    fn snapshots(&self) -> Result<Vec<String>> {
+        let socket = self.dir.join("containerd.sock");
+        let list = ["--namespace", "hawser", "snapshots", "ls"];
+        let output = Command::new("ctr").arg("--address").arg(socket).args(list).output()?;
+        ensure!(output.status.success(), "ctr: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout)?;
+        Ok(text
+            .lines()
+            .skip(1)
+            .filter(|line| !line.trim_end().ends_with("Committed"))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Command lines of shims, log writers and first processes of pods.
+    fn processes(&self) -> Vec<String> {
+        let dir = self.dir.to_string_lossy();
+        let ours = [self.containerd.id(), self.registry.id(), std::process::id()].map(|pid| pid.to_string());
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let others = entries.filter(|entry| !ours.iter().any(|pid| entry.file_name() == **pid));
+        let commands = others.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        let texts = commands.map(|command| String::from_utf8_lossy(&command).replace('\0', " "));
+        texts.filter(|text| text.contains(&*dir)).collect()
+    }
+
     async fn remove_everything(&self) -> Result<()> {
         let runtime = self.connect().await?;
         for container in runtime.list_containers().await? {
@@ -198,10 +239,33 @@ impl Drop for TestNode {
         for mount in self.mounts().unwrap_or_default().iter().rev() {
             let _ = umount2(mount.as_str(), MntFlags::MNT_DETACH);
         }
+        // Its own disk, where it has one.
+        let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
         if let Ok(cgroups) = Cgroups::find() {
             let _ = cgroups.remove(&self.cgroup);
         }
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The runtime's settings on a node in `dir`, also for another process that takes part in it.
+pub fn config_in(dir: &Path, registry: String, log_writer: &Path) -> Config {
+    let plain = RegistryHost { plain_http: true, ..Default::default() };
+    Config {
+        socket: dir.join("containerd.sock"),
+        namespace: "hawser".into(),
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        snapshotter: None,
+        log_writer: LogWriter {
+            program: log_writer.to_owned(),
+            mode: "log-writer".into(),
+            max_size_bytes: 10 << 20,
+            max_files: 5,
+        },
+        registries: Registries { hosts: BTreeMap::from([(registry, plain)]) },
+        cdi_dirs: vec![dir.join("cdi-static"), dir.join("cdi")],
+        relist_interval: Duration::from_secs(60),
     }
 }
 
