@@ -28,6 +28,41 @@ pub(crate) struct Policy {
     pub(crate) topology: Option<String>,
 }
 
+/// What is known of a PodGroup.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) uid: String,
+    pub(crate) policy: Policy,
+    /// What its condition says.
+    pub(crate) told: Option<Told>,
+}
+
+/// Whether a pod group has its places, and why not, as the condition `PodGroupScheduled` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) scheduled: bool,
+    /// Empty where it is.
+    pub(crate) message: String,
+}
+
+/// The condition's type.
+pub(crate) const SCHEDULED: &str = "PodGroupScheduled";
+
+impl Known {
+    pub(crate) fn of(group: &PodGroup) -> Self {
+        let conditions = group.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let condition = conditions.into_iter().find(|condition| condition.type_ == SCHEDULED);
+        Self {
+            uid: group.metadata.uid.clone().unwrap_or_default(),
+            policy: Policy::of(group),
+            told: condition.map(|condition| Told {
+                scheduled: condition.status == "True",
+                message: condition.message.clone(),
+            }),
+        }
+    }
+}
+
 impl Group {
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();

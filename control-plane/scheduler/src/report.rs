@@ -1,6 +1,6 @@
-//! Tells users why a pod waits: its condition `PodScheduled`, and an event.
+//! Tells users why a pod waits: its condition `PodScheduled`, and an event; and of a pod group whether it has its places.
 //!
-//! Latest wins: of a pod that is rejected again before it was told, only the last reason is written. So the
+//! Latest wins: of a pod or a group that is rejected again before it was told, only the last reason is written. So the
 //! backlog is bounded by the number of waiting pods, and never holds up the decisions.
 
 use std::{
@@ -13,7 +13,7 @@ use hawser_api::{
     Client, Error,
     client::{Patch, WriteOptions},
     error::Reason,
-    resource::{GroupVersionResource, Target},
+    resource::{GroupVersionResource, ObjectKey, Target},
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -24,12 +24,15 @@ use tracing::warn;
 
 use crate::{
     events::{self, Recorder},
-    scheduler::{Nomination, Rejected, Why},
+    group,
+    scheduler::{GroupStatus, Nomination, Rejected, Why},
 };
 
 /// Writes at the same time; enough to keep up with a slow API server, few enough not to crowd out bindings.
 const CONCURRENT: usize = 8;
 
+const POD_GROUPS: GroupVersionResource =
+    GroupVersionResource::fixed("scheduling.k8s.io", "v1alpha2", "podgroups");
 const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 
 #[derive(Default)]
@@ -42,6 +45,12 @@ pub(crate) struct Reports {
 struct Backlog {
     order: VecDeque<Arc<str>>,
     latest: HashMap<Arc<str>, Rejected>,
+    groups: HashMap<ObjectKey, GroupStatus>,
+}
+
+enum News {
+    Pod(Rejected),
+    Group(GroupStatus),
 }
 
 impl Reports {
@@ -61,10 +70,19 @@ impl Reports {
         self.added.notify_one();
     }
 
-    fn take(&self) -> Option<Rejected> {
+    pub(crate) fn add_group(&self, status: GroupStatus) {
+        self.waiting.lock().groups.insert(status.key.clone(), status);
+        self.added.notify_one();
+    }
+
+    /// Groups first: they are few.
+    fn take(&self) -> Option<News> {
         let mut waiting = self.waiting.lock();
+        if let Some(key) = waiting.groups.keys().next().cloned() {
+            return waiting.groups.remove(&key).map(News::Group);
+        }
         let uid = waiting.order.pop_front()?;
-        waiting.latest.remove(&uid)
+        waiting.latest.remove(&uid).map(News::Pod)
     }
 
     /// Writes until `shutdown`; what is not told by then is told by the next scheduler.
@@ -76,15 +94,20 @@ impl Reports {
     ) {
         let reports = stream::unfold(self, |reports| async move {
             loop {
-                if let Some(rejected) = reports.take() {
-                    return Some((rejected, reports));
+                if let Some(news) = reports.take() {
+                    return Some((news, reports));
                 }
                 reports.added.notified().await;
             }
         });
-        let write_all = reports.for_each_concurrent(CONCURRENT, |rejected| {
+        let write_all = reports.for_each_concurrent(CONCURRENT, |news| {
             let (client, recorder) = (client.clone(), recorder.clone());
-            async move { tell(&*client, &recorder, &rejected).await }
+            async move {
+                match news {
+                    News::Pod(rejected) => tell(&*client, &recorder, &rejected).await,
+                    News::Group(status) => tell_group(&*client, &status).await,
+                }
+            }
         });
         tokio::select! {
             () = shutdown.cancelled() => (),
@@ -105,6 +128,25 @@ async fn tell(client: &dyn Client, recorder: &Recorder, rejected: &Rejected) {
         // Gone, or another pod by now.
         Err(error) if matches!(error.reason(), Reason::NotFound | Reason::Conflict | Reason::Invalid) => (),
         Err(error) => warn!(key = %pod.key, %error, "cannot write why a pod waits"),
+    }
+}
+
+/// What is not written now is told with the next attempt to place the group.
+async fn tell_group(client: &dyn Client, status: &GroupStatus) {
+    let told = &status.told;
+    let (truth, reason) = if told.scheduled { ("True", "Scheduled") } else { ("False", "Unschedulable") };
+    let mut condition =
+        json!({ "type": group::SCHEDULED, "status": truth, "reason": reason, "message": told.message });
+    if status.turns {
+        condition["lastTransitionTime"] = events::seconds(Timestamp::now()).into();
+    }
+    let patch = json!({ "metadata": { "uid": status.uid }, "status": { "conditions": [condition] } });
+    let (key, patch) = (&status.key, Patch::StrategicMerge(patch.to_string().into()));
+    let target = Target::object(POD_GROUPS, Some(&key.namespace), &key.name).with_subresource("status");
+    match client.patch(&target, patch, &WriteOptions::default()).await {
+        Ok(_) => (),
+        Err(error) if matches!(error.reason(), Reason::NotFound | Reason::Conflict | Reason::Invalid) => (),
+        Err(error) => warn!(%key, %error, "cannot write whether a pod group has its places"),
     }
 }
 

@@ -348,8 +348,7 @@ async fn schedule(
             shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, provisionings, deallocations, rejected, preemptions, question, partly } =
-            plan;
+        let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly, .. } = plan;
         let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
         let (outside, decided): (Vec<Decision>, Vec<Decision>) =
             decided.into_iter().partition(|decision| decision.binder.is_some());
@@ -363,7 +362,8 @@ async fn schedule(
         for provisioning in provisionings {
             bindings.spawn(prepare(shell.clone(), provisioning, slots.clone()));
         }
-        for deallocation in deallocations {
+        plan.group_statuses.into_iter().for_each(|status| reports.add_group(status));
+        for deallocation in plan.deallocations {
             bindings.spawn(deallocate(shell.clone(), deallocation));
         }
         for preemption in preemptions {
@@ -441,7 +441,11 @@ async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
 async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
     let decision = provisioning.decision.clone();
     let Decision { binding, attempt, .. } = &decision;
-    match keep_promises(&shell, &provisioning).await {
+    let kept = keep_promises(&shell, &provisioning).await;
+    if !provisioning.promises.devices.0.is_empty() {
+        shell.tell(|core, now| core.claims_written(&binding.uid, now));
+    }
+    match kept {
         Ok(()) if decision.binder.is_some() => bind_outside(shell, decision).await,
         Ok(()) => {
             let permit = slots.acquire_owned().await.expect("the semaphore is never closed");

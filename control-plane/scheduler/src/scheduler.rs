@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     devices::Devices,
     extender::{Extender, Question},
-    group::Policy,
+    group::{Known, Told},
     hints::{self, Event},
     intern::Same,
     metrics::{Cause, Gauges},
@@ -49,12 +49,15 @@ pub(crate) struct Scheduler {
     budgets: Budgets,
     /// Pods with a node that the API does not show yet.
     assumed: HashMap<Arc<str>, Assumed>,
+    /// Pods whose claims are being written. What they were promised is kept until that is over, even where they are gone: a
+    /// write that is on its way cannot be called back.
+    writing: HashMap<Arc<str>, Option<Promises>>,
     /// Pods whose victims are being deleted, and whether their turn came meanwhile.
     clearing: HashMap<Arc<str>, bool>,
     extenders: Vec<Arc<Extender>>,
     /// The one pod that extenders are asked about.
     asked: Option<extended::Asked>,
-    pod_groups: HashMap<ObjectKey, Policy>,
+    pod_groups: HashMap<ObjectKey, Known>,
     /// Pods of pod groups that are over, and still there.
     done: groups::Done,
     /// How often it was looked for pods that could go for another.
@@ -74,6 +77,7 @@ pub(crate) struct Plan {
     /// Pods that can be bound when their volumes are, and their claims are theirs.
     pub(crate) provisionings: Vec<Provisioning>,
     pub(crate) deallocations: Vec<Deallocation>,
+    pub(crate) group_statuses: Vec<GroupStatus>,
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) preemptions: Vec<Preemption>,
     /// What extenders are to be asked.
@@ -108,6 +112,16 @@ pub(crate) struct Attempt {
 pub(crate) struct Provisioning {
     pub(crate) decision: Decision,
     pub(crate) promises: Promises,
+}
+
+/// What has to be told of a pod group.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupStatus {
+    pub(crate) key: ObjectKey,
+    pub(crate) uid: String,
+    pub(crate) told: Told,
+    /// It said the contrary before, or nothing.
+    pub(crate) turns: bool,
 }
 
 /// A pod that no node can run.
@@ -159,6 +173,7 @@ impl Scheduler {
             placement: Placement::default(),
             budgets: Budgets::default(),
             assumed: HashMap::new(),
+            writing: HashMap::new(),
             clearing: HashMap::new(),
             pod_groups: HashMap::new(),
             done: groups::Done::default(),
@@ -216,7 +231,7 @@ impl Scheduler {
     /// The pod is not there any more: nothing is left to place.
     pub(crate) fn bind_refused_for_good(&mut self, uid: &str, now: Duration) {
         if let Some(assumed) = self.assumed.remove(uid) {
-            self.take_back(&assumed.promises, now);
+            self.abandon(uid, assumed.promises, now);
             self.free(uid, now);
         }
     }
@@ -295,6 +310,9 @@ impl Scheduler {
         if promises.is_empty() {
             plan.bindings.push(decision);
         } else {
+            if !promises.devices.0.is_empty() {
+                self.writing.insert(pod.uid.clone(), None);
+            }
             plan.provisionings.push(Provisioning { decision, promises: promises.clone() });
         }
         if !pod.not_considered.is_empty() {

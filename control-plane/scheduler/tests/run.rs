@@ -426,7 +426,9 @@ async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults
                     0 | 1 => {
                         let victim = format!("a/p{}", next(index + 1));
                         fake.remove("pods", &victim);
-                        fake.remove("resourceclaims", &victim);
+                        if next(2) == 0 {
+                            fake.remove("resourceclaims", &victim);
+                        }
                     }
                     2 => fake.tidy_claims(),
                     3 => fake.cut_watches(next(2) == 0),
@@ -440,6 +442,7 @@ async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults
             // All devices are somebody's, or nobody waits.
             let at = fake.clone();
             fake.until("pods", |pods| {
+                at.tidy_claims();
                 let claims = at.all("resourceclaims");
                 let given = claims.iter().filter(|claim| !claim["status"]["allocation"].is_null()).count();
                 let placed = bound(pods);
@@ -476,7 +479,7 @@ async fn a_pod_group_is_bound_when_enough_of_it_fits() {
     fake.put(
         "podgroups",
         json!({
-            "metadata": { "name": "g", "namespace": "a" },
+            "metadata": { "name": "g", "namespace": "a", "uid": "uid-g" },
             "spec": { "schedulingPolicy": { "gang": { "minCount": 3 } } },
         }),
     );
@@ -491,9 +494,18 @@ async fn a_pod_group_is_bound_when_enough_of_it_fits() {
             |pod: &Value| condition(pod)["message"].as_str().is_some_and(|text| text.starts_with(first));
         fake.until("pods", |pods| pods.iter().all(says)).await;
         assert_eq!(bound(&fake.all("pods")), 0);
+        let says = |groups: &[Value], status: &str| condition(&groups[0])["status"] == status;
+        fake.until("podgroups", |groups| says(groups, "False")).await;
+        let groups = fake.all("podgroups");
+        assert_eq!(condition(&groups[0])["type"], "PodGroupScheduled");
+        assert_eq!(condition(&groups[0])["reason"], "Unschedulable");
+        assert!(condition(&groups[0])["message"].as_str().unwrap().starts_with(first), "{groups:?}");
+        assert!(condition(&groups[0])["lastTransitionTime"].is_string());
         fake.put("nodes", node("n2", 4));
         fake.until("pods", |pods| bound(pods) == 3).await;
         assert_eq!(fake.bind_calls.load(std::sync::atomic::Ordering::Relaxed), 1);
+        fake.until("podgroups", |groups| says(groups, "True")).await;
+        assert_eq!(condition(&fake.all("podgroups")[0])["reason"], "Scheduled");
     })
     .await;
 }

@@ -29,7 +29,7 @@ use crate::{
     objects::{self, CHURNED},
     report::{Mode, report, report_latency},
     server::Server,
-    workloads::{Step, Workload},
+    workloads::{Churn, Step, Workload},
 };
 
 /// Requests at a time; enough for the store to commit many together.
@@ -38,6 +38,7 @@ const CONCURRENT: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(900);
 /// As often as upstream's churn.
 const CHURN_EVERY: Duration = Duration::from_secs(1);
+const PREEMPT_EVERY: Duration = Duration::from_millis(200);
 /// What pods of priority 10 name.
 const HIGH: &str = "high";
 
@@ -124,15 +125,20 @@ impl Cluster {
             match step {
                 Step::Namespaces(namespaces) => self.namespaces(namespaces).await?,
                 Step::Nodes(nodes) => self.nodes(nodes).await?,
-                Step::Pods { count, make } => _ = self.place(*count, *make, false).await?,
+                Step::Objects(objects) => {
+                    let all = objects.iter().map(object_wire).collect();
+                    self.create_all(all).await?;
+                }
+                Step::Pods { count, make } => _ = self.place(*count, *make, Churn::None).await?,
                 Step::Waiting { count, make } => {
                     let pods = self.pods(*count, *make);
                     self.create_all(pods).await?;
                 }
-                Step::Measured { count, make, churns } => {
-                    let (start, bound_at) = self.place(*count, *make, *churns).await?;
+                Step::Measured { count, make, churn } => {
+                    let (start, bound_at) = self.place(*count, *make, *churn).await?;
                     report(workload, Mode::EndToEnd, start, &bound_at);
                 }
+                Step::Memory { .. } => (),
                 Step::Arriving { count, make, per_second } => {
                     let took = self.arrive(*count, *make, *per_second).await?;
                     report_latency(workload, Mode::EndToEnd, took);
@@ -175,13 +181,20 @@ impl Cluster {
         &mut self,
         count: usize,
         make: fn(usize) -> Pod,
-        churns: bool,
+        churn: Churn,
     ) -> Result<(Instant, Vec<Instant>)> {
-        self.seen.begin(self.made + 1);
+        let first = self.made + 1;
+        self.seen.begin(first);
+        // Before the clock starts: a controller of the cluster would have made them.
+        let companions = (first..first + count).flat_map(|index| objects::companions(&make(index), index));
+        let companions = companions.map(|object| object_wire(&object)).collect();
+        self.create_all(companions).await?;
         let pods = self.pods(count, make);
         let mut churner = JoinSet::new();
-        if churns {
-            churner.spawn(churn(self.client.clone()));
+        match churn {
+            Churn::None => (),
+            Churn::NodeAndPod => _ = churner.spawn(come_and_go(self.client.clone())),
+            Churn::Preemptors => _ = churner.spawn(preempt(self.client.clone())),
         }
         let start = Instant::now();
         tokio::try_join!(self.create_all(pods), self.seen.wait(count))?;
@@ -292,7 +305,7 @@ impl Seen {
 }
 
 /// A node and a pod that fits nowhere come and go.
-async fn churn(client: Arc<Remote>) -> Result<()> {
+async fn come_and_go(client: Arc<Remote>) -> Result<()> {
     let node = objects::node(CHURNED, &[]);
     let (collection, pod) = wire(&objects::too_large(CHURNED));
     let node_target = Target::object(NODES, None, node.metadata.name.as_deref().unwrap_or_default());
@@ -306,6 +319,17 @@ async fn churn(client: Arc<Remote>) -> Result<()> {
         client.delete(&node_target, &DeleteOptions::default()).await?;
         client.delete(&pod_target, &DeleteOptions::default()).await?;
     }
+}
+
+/// Pods of high priority come, as often as upstream's.
+async fn preempt(client: Arc<Remote>) -> Result<()> {
+    let mut every = tokio::time::interval(PREEMPT_EVERY);
+    for index in CHURNED.. {
+        every.tick().await;
+        let (collection, pod) = wire(&objects::high_priority(index));
+        create(&client, &collection, pod).await?;
+    }
+    Ok(())
 }
 
 /// The service account that pods of a namespace run as; the controller that makes it is not there.
@@ -331,6 +355,23 @@ fn wire(pod: &Pod) -> (Target, Bytes) {
         object["spec"]["priorityClassName"] = HIGH.into();
     }
     (target, object.to_string().into())
+}
+
+/// An object of another kind, by what it says it is.
+fn object_wire(object: &Value) -> (Target, Bytes) {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let resource = match kind {
+        "PersistentVolume" => GroupVersionResource::fixed("", "v1", "persistentvolumes"),
+        "PersistentVolumeClaim" => GroupVersionResource::fixed("", "v1", "persistentvolumeclaims"),
+        "CSINode" => GroupVersionResource::fixed("storage.k8s.io", "v1", "csinodes"),
+        "DeviceClass" => GroupVersionResource::fixed("resource.k8s.io", "v1", "deviceclasses"),
+        "ResourceSlice" => GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceslices"),
+        "ResourceClaim" => GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceclaims"),
+        other => unreachable!("no workload has a {other}"),
+    };
+    let mut object = object.clone();
+    object["metadata"]["uid"] = Value::Null;
+    (Target::collection(resource, object["metadata"]["namespace"].as_str()), object.to_string().into())
 }
 
 fn encode<T: serde::Serialize>(object: &T) -> Bytes {

@@ -1,4 +1,4 @@
-//! Nodes and pods of the workloads: the shape of upstream's templates.
+//! Nodes and pods of the workloads, and what they need: the shape of upstream's templates.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use serde_json::{Value, json};
@@ -140,6 +140,137 @@ pub(crate) fn high_priority(index: usize) -> Pod {
 
 pub(crate) fn gated(index: usize) -> Pod {
     pod(index, "default", json!({}), json!({}), json!({ "schedulingGates": [{ "name": "foo" }] }))
+}
+
+pub(crate) fn with_secret(index: usize) -> Pod {
+    let volume = json!({ "name": "secret", "secret": { "secretName": "secret" } });
+    plain(index, "default", json!({}), json!({ "volumes": [volume] }))
+}
+
+fn with_volume(index: usize) -> Pod {
+    let volume = json!({ "name": "vol", "persistentVolumeClaim": { "claimName": format!("claim-{index}") } });
+    plain(index, "default", json!({}), json!({ "volumes": [volume] }))
+}
+
+pub(crate) fn with_disk(index: usize) -> Pod {
+    with_volume(index)
+}
+
+/// As another function, since what a pod needs is found by it.
+pub(crate) fn with_migrated_disk(index: usize) -> Pod {
+    let mut pod = with_volume(index);
+    pod.metadata.labels = Some([("migrated".to_owned(), "yes".to_owned())].into());
+    pod
+}
+
+pub(crate) fn with_csi_volume(index: usize) -> Pod {
+    let mut pod = with_volume(index);
+    pod.metadata.labels = Some([("csi".to_owned(), "yes".to_owned())].into());
+    pod
+}
+
+/// A claim that is bound, and its volume, as upstream's benchmark makes them before the pod.
+fn bound_volume(index: usize, source: Value) -> Vec<Value> {
+    let (name, size) = (format!("claim-{index}"), json!({ "storage": "1Gi" }));
+    let mut spec = json!({
+        "accessModes": ["ReadOnlyMany"], "capacity": size, "persistentVolumeReclaimPolicy": "Retain",
+        "claimRef": { "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default", "name": name },
+    });
+    for (field, value) in source.as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    let volume = format!("volume-{index}");
+    let done = json!({ "pv.kubernetes.io/bind-completed": "true" });
+    vec![
+        json!({ "kind": "PersistentVolume", "apiVersion": "v1", "metadata": { "name": volume }, "spec": spec }),
+        json!({
+            "kind": "PersistentVolumeClaim", "apiVersion": "v1",
+            "metadata": { "name": name, "namespace": "default", "annotations": done },
+            "spec": {
+                "accessModes": ["ReadOnlyMany"], "resources": { "requests": size }, "volumeName": volume,
+                "storageClassName": "",
+            },
+        }),
+    ]
+}
+
+/// What has to be there before the pod: claims and volumes.
+pub(crate) fn companions(pod: &Pod, index: usize) -> Vec<Value> {
+    let labelled = |key: &str| pod.metadata.labels.iter().flatten().any(|(label, _)| label == key);
+    let spec = pod.spec.as_ref();
+    let claims = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+    if claims.into_iter().any(|volume| volume.persistent_volume_claim.is_some()) {
+        let id = format!("vol-{index}");
+        return bound_volume(
+            index,
+            if labelled("csi") || labelled("migrated") {
+                json!({ "csi": { "driver": CSI_DRIVER, "volumeHandle": id } })
+            } else {
+                json!({ "awsElasticBlockStore": { "volumeID": id, "fsType": "ext4" } })
+            },
+        );
+    }
+    let names = spec.and_then(|spec| spec.resource_claims.as_ref()).into_iter().flatten();
+    let names: Vec<&String> = names.filter_map(|claim| claim.resource_claim_name.as_ref()).collect();
+    // The first pod of a claim brings it.
+    let is_first = index % SHARING == 1;
+    let new = names.into_iter().filter(|name| !name.starts_with("shared-") || is_first);
+    new.map(|name| {
+        let request = json!({ "name": "req", "exactly": { "deviceClassName": "test-class", "allocationMode": "ExactCount", "count": 1 } });
+        json!({
+            "kind": "ResourceClaim", "apiVersion": "resource.k8s.io/v1",
+            "metadata": { "name": name, "namespace": "default", "uid": name },
+            "spec": { "devices": { "requests": [request] } },
+        })
+    })
+    .collect()
+}
+
+const CSI_DRIVER: &str = "ebs.csi.aws.com";
+
+/// 39 volumes a node.
+pub(crate) fn csi_node(index: usize) -> Value {
+    let name = format!("node-{index}");
+    let driver = json!({ "name": CSI_DRIVER, "nodeID": name, "allocatable": { "count": 39 } });
+    json!({ "kind": "CSINode", "apiVersion": "storage.k8s.io/v1", "metadata": { "name": name }, "spec": { "drivers": [driver] } })
+}
+
+/// Pods with one claim.
+const SHARING: usize = 5;
+const DRIVER: &str = "test-driver.cdi.k8s.io";
+
+/// A class, and so many devices of it on each node.
+pub(crate) fn devices(nodes: usize, each: usize) -> Vec<Value> {
+    let selector = json!({ "cel": { "expression": format!("device.driver == '{DRIVER}'") } });
+    let class = json!({
+        "kind": "DeviceClass", "apiVersion": "resource.k8s.io/v1", "metadata": { "name": "test-class" },
+        "spec": { "selectors": [selector] },
+    });
+    let slices = (0..nodes).map(|index| {
+        let node = format!("node-{index}");
+        let devices: Vec<Value> =
+            (0..each).map(|device| json!({ "name": format!("instance-{device}") })).collect();
+        let pool = json!({ "name": node, "generation": 1, "resourceSliceCount": 1 });
+        json!({
+            "kind": "ResourceSlice", "apiVersion": "resource.k8s.io/v1", "metadata": { "name": node },
+            "spec": { "driver": DRIVER, "nodeName": node, "pool": pool, "devices": devices },
+        })
+    });
+    std::iter::once(class).chain(slices).collect()
+}
+
+fn with_claim(index: usize, name: String) -> Pod {
+    let claim = json!({ "name": "resource", "resourceClaimName": name });
+    pod(index, "default", json!({}), json!({}), json!({ "resourceClaims": [claim] }))
+}
+
+/// A claim for the pod alone, as a controller would make it from a template.
+pub(crate) fn with_own_claim(index: usize) -> Pod {
+    with_claim(index, format!("claim-{index}"))
+}
+
+pub(crate) fn with_shared_claim(index: usize) -> Pod {
+    with_claim(index, format!("shared-{}", index.saturating_sub(1) / SHARING))
 }
 
 pub(crate) fn light(index: usize) -> Pod {

@@ -47,6 +47,10 @@ pub(crate) fn report(workload: &Workload, mode: Mode, start: Instant, bound_at: 
     }
 }
 
+pub(crate) fn report_bytes(workload: &Workload, metric: &str, bytes: usize) {
+    print(workload, Mode::SchedulerOnly, metric, bytes as f64, "bytes");
+}
+
 /// Milliseconds from a pod's creation to its binding.
 pub(crate) fn report_latency(workload: &Workload, mode: Mode, mut took: Vec<Duration>) {
     took.sort_unstable();

@@ -1,6 +1,7 @@
 //! Upstream's workloads at 5,000 nodes, with its numbers of nodes and pods and its floors (pods/s).
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use serde_json::Value;
 
 use crate::objects;
 
@@ -14,6 +15,8 @@ pub(crate) struct Workload {
 pub(crate) enum Step {
     Namespaces(Vec<Namespace>),
     Nodes(Vec<Node>),
+    /// Objects of other kinds, which say what they are.
+    Objects(Vec<Value>),
     /// Pods that are there before.
     Pods {
         count: usize,
@@ -27,8 +30,12 @@ pub(crate) enum Step {
     Measured {
         count: usize,
         make: fn(usize) -> Pod,
-        /// A node and a pod that fits nowhere come and go meanwhile.
-        churns: bool,
+        churn: Churn,
+    },
+    /// Measured is the memory that so many nodes, and pods on them, take. For a scheduler alone.
+    Memory {
+        nodes: usize,
+        pods: usize,
     },
     /// Pods that come evenly; measured is how long each takes. Nothing for a scheduler alone, which has no wire.
     Arriving {
@@ -36,6 +43,16 @@ pub(crate) enum Step {
         make: fn(usize) -> Pod,
         per_second: u32,
     },
+}
+
+/// What else goes on meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Churn {
+    None,
+    /// A node and a pod that fits nowhere come and go.
+    NodeAndPod,
+    /// Pods of high priority come, five a second, or one for each batch.
+    Preemptors,
 }
 
 const MOON: [&str; 3] = ["moon-1", "moon-2", "moon-3"];
@@ -53,6 +70,27 @@ pub(crate) fn all() -> Vec<Workload> {
             nodes(&MOON),
             Step::Pods { count: 5000, make: objects::default_pod },
             measured(count, make),
+        ],
+    };
+    let with_volumes = |name, floor, before, count, make: fn(usize) -> Pod| Workload {
+        name,
+        floor,
+        steps: vec![
+            nodes(&[]),
+            Step::Objects((0..5000).map(objects::csi_node).collect()),
+            Step::Pods { count: before, make },
+            measured(count, make),
+        ],
+    };
+    // Filled up completely, as upstream's.
+    let with_claims = |name, floor, make: fn(usize) -> Pod, devices: usize| Workload {
+        name,
+        floor,
+        steps: vec![
+            Step::Nodes((0..500).map(|index| objects::node(index, &[])).collect()),
+            Step::Objects(objects::devices(500, devices)),
+            Step::Pods { count: 2500, make },
+            measured(2500, make),
         ],
     };
     vec![
@@ -86,6 +124,31 @@ pub(crate) fn all() -> Vec<Workload> {
             ],
         },
         Workload {
+            name: "PreemptionAsync",
+            floor: 160,
+            steps: vec![
+                nodes(&[]),
+                Step::Pods { count: 20_000, make: objects::low_priority },
+                Step::Measured { count: 5000, make: objects::default_pod, churn: Churn::Preemptors },
+            ],
+        },
+        one("SchedulingSecrets", 260, &[], 1000, 10_000, objects::with_secret),
+        with_volumes("SchedulingInTreePVs", 90, 1000, 2000, objects::with_disk),
+        with_volumes("SchedulingMigratedInTreePVs", 35, 5000, 5000, objects::with_migrated_disk),
+        with_volumes("SchedulingCSIPVs", 48, 5000, 5000, objects::with_csi_volume),
+        with_claims("SchedulingWithResourceClaimTemplate", 40, objects::with_own_claim, 10),
+        with_claims("SchedulingWithResourceClaim", 0, objects::with_shared_claim, 2),
+        Workload {
+            name: "HundredThousandNodes",
+            floor: 0,
+            steps: vec![
+                Step::Nodes((0..100_000).map(|index| objects::node(index, &[])).collect()),
+                Step::Pods { count: 1000, make: objects::default_pod },
+                measured(10_000, objects::default_pod),
+            ],
+        },
+        Workload { name: "Memory", floor: 0, steps: vec![Step::Memory { nodes: 50_000, pods: 200_000 }] },
+        Workload {
             name: "SchedulingWhileGated",
             floor: 130,
             steps: vec![
@@ -99,7 +162,7 @@ pub(crate) fn all() -> Vec<Workload> {
             floor: 265,
             steps: vec![
                 nodes(&[]),
-                Step::Measured { count: 10_000, make: objects::default_pod, churns: true },
+                Step::Measured { count: 10_000, make: objects::default_pod, churn: Churn::NodeAndPod },
             ],
         },
         Workload {
@@ -127,5 +190,5 @@ fn nodes(zones: &[&str]) -> Step {
 }
 
 fn measured(count: usize, make: fn(usize) -> Pod) -> Step {
-    Step::Measured { count, make, churns: false }
+    Step::Measured { count, make, churn: Churn::None }
 }

@@ -18,7 +18,7 @@ const MOST_OUTCOMES: usize = 640_000;
 const MOST_MATCHES: usize = 4_000_000;
 
 /// Claims that ask for the same, one after the other.
-pub(super) type Shape = Vec<Same<String>>;
+pub(super) type Shape = Arc<[Same<String>]>;
 
 #[derive(Default)]
 pub(super) struct Evaluations {

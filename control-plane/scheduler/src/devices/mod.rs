@@ -113,18 +113,19 @@ impl Devices {
             return false;
         }
         self.version += 1;
+        let before = known.as_deref().and_then(allocation_of);
+        let is_same = known.as_ref().is_some_and(|known| known.metadata.uid == claim.metadata.uid);
         let mut freed = false;
-        if let Some(known) = &known {
-            freed = self.hold(allocation_of(known), -1);
-            if known.metadata.uid != claim.metadata.uid {
+        if !is_same || before != allocation_of(claim) {
+            freed = self.hold(before, -1);
+            if let Some(known) = known.as_ref().filter(|_| !is_same) {
                 freed |= self.drop_promise(known);
             }
-        }
-        if let Some(allocation) = allocation_of(claim) {
-            // The promise has come true, or another scheduler was faster.
-            self.drop_promise(claim);
-            self.hold(Some(allocation), 1);
-            freed &= known.as_ref().and_then(|known| allocation_of(known)) != Some(allocation);
+            if let Some(allocation) = allocation_of(claim) {
+                // The promise has come true, or another scheduler was faster.
+                self.drop_promise(claim);
+                self.hold(Some(allocation), 1);
+            }
         }
         self.claims.insert(key, Arc::new(claim.clone()));
         freed

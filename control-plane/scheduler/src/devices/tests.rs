@@ -84,7 +84,17 @@ fn schedule(scheduler: &mut Scheduler, name: &str, claims: &[&str]) -> Plan {
         claims.iter().map(|claim| json!({ "name": claim, "resourceClaimName": claim })).collect();
     let spec = json!({ "containers": [{ "name": "c" }], "resourceClaims": claims });
     scheduler.pod_changed(&pod(name, spec), NOW);
-    scheduler.schedule(1, NOW)
+    round(scheduler, 1, 0)
+}
+
+/// A round after which nothing is being written any more.
+fn round(scheduler: &mut Scheduler, limit: usize, seconds: u64) -> Plan {
+    let now = Duration::from_secs(seconds);
+    let plan = scheduler.schedule(limit, now);
+    for provisioning in &plan.provisionings {
+        scheduler.claims_written(&provisioning.decision.binding.uid, now);
+    }
+    plan
 }
 
 #[track_caller]
@@ -129,7 +139,7 @@ fn a_device_is_given_once_and_free_again_where_it_is_given_back() {
     refused(&schedule(&mut scheduler, "p3", &["c3"]), "2 cannot allocate all claims");
     scheduler.bind_failed("p1", NOW);
     // The one that waits for a device comes before the one that backs off.
-    assert_eq!(names(&scheduler.schedule(1, Duration::from_secs(5))).len(), 1);
+    assert_eq!(names(&round(&mut scheduler, 1, 5)).len(), 1);
     // The API shows an allocation: it is counted once, whatever was promised.
     let status = json!({ "allocation": {
         "devices": { "results": [{ "request": "r", "driver": DRIVER, "pool": "p", "device": "d1" }] } } });
@@ -138,8 +148,24 @@ fn a_device_is_given_once_and_free_again_where_it_is_given_back() {
     refused(&schedule(&mut scheduler, "p4", &["c4"]), "2 cannot allocate all claims");
     // The claim is deleted: its device is free.
     scheduler.device_claim_removed(&hawser_api::resource::ObjectKey::new("a", "c2"), NOW);
-    let next = scheduler.schedule(1, Duration::from_secs(60));
+    let next = round(&mut scheduler, 1, 60);
     assert_eq!(names(&next), ["p/d1"]);
+}
+
+#[test]
+fn a_promise_stands_while_its_claim_is_being_written() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 1, json!({}), on("n1"));
+    claim(&mut scheduler, "c1", json!([exactly(json!({}))]));
+    claim(&mut scheduler, "c2", json!([exactly(json!({}))]));
+    let named = json!({ "containers": [], "resourceClaims": [{ "name": "c", "resourceClaimName": "c1" }] });
+    scheduler.pod_changed(&pod("p1", named), NOW);
+    assert_eq!(names(&scheduler.schedule(1, NOW)), ["p/d0"]);
+    // The pod is deleted, and the write may come all the same.
+    scheduler.pod_removed("p1", NOW);
+    refused(&schedule(&mut scheduler, "p2", &["c2"]), "2 cannot allocate all claims");
+    scheduler.claims_written("p1", NOW);
+    assert_eq!(names(&round(&mut scheduler, 1, 60)), ["p/d0"]);
 }
 
 #[test]
@@ -147,28 +173,28 @@ fn claims_that_cannot_be_used_are_told() {
     let mut scheduler = scheduler();
     refused(&schedule(&mut scheduler, "p1", &["c"]), "could not find ResourceClaim \"a/c\"");
     claim(&mut scheduler, "c", json!([exactly(json!({ "deviceClassName": "none" }))]));
-    let plan = scheduler.schedule(1, Duration::from_secs(5));
+    let plan = round(&mut scheduler, 1, 5);
     refused(&plan, "request r: device class none does not exist");
     let end = " no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
     assert!(plan.rejected[0].message.ends_with(end), "{}", plan.rejected[0].message);
     class(&mut scheduler, "none", json!({}));
-    let plan = scheduler.schedule(1, Duration::from_secs(60));
+    let plan = round(&mut scheduler, 1, 60);
     refused(&plan, "2 cannot allocate all claims");
     assert!(plan.rejected[0].message.contains(". still not schedulable, preemption: "));
     // A device appears: the pod is tried again.
     pool(&mut scheduler, "p", 1, json!({}), on("n1"));
-    assert_eq!(granted(&scheduler.schedule(1, Duration::from_secs(120))).0, "n1");
+    assert_eq!(granted(&round(&mut scheduler, 1, 120)).0, "n1");
     let spec =
         json!({ "containers": [], "resourceClaims": [{ "name": "x", "resourceClaimTemplateName": "t" }] });
     scheduler.pod_changed(&pod("p2", spec.clone()), NOW);
-    refused(&scheduler.schedule(1, NOW), "pod \"a/p2\": ResourceClaim not created yet");
+    refused(&round(&mut scheduler, 1, 0), "pod \"a/p2\": ResourceClaim not created yet");
     let mut made = pod("p2", spec);
     made.status =
         Some(typed(json!({ "resourceClaimStatuses": [{ "name": "x", "resourceClaimName": "c2" }] })));
     claim(&mut scheduler, "c2", json!([exactly(json!({}))]));
     scheduler.pod_changed(&made, NOW);
     refused(
-        &scheduler.schedule(1, Duration::from_secs(200)),
+        &round(&mut scheduler, 1, 200),
         "ResourceClaim a/c2 was not created for Pod a/p2 (Pod is not owner)",
     );
 }
@@ -328,7 +354,7 @@ fn partitions_share_the_counters_of_their_device() {
     assert_eq!(names(&schedule(&mut scheduler, "p1", &["pair"])), ["p/one", "p/two"]);
     refused(&schedule(&mut scheduler, "p2", &["c1"]), "2 cannot allocate all claims");
     scheduler.pod_removed("p1", NOW);
-    assert_eq!(names(&scheduler.schedule(1, Duration::from_secs(60))), ["p/big"]);
+    assert_eq!(names(&round(&mut scheduler, 1, 60)), ["p/big"]);
     refused(&schedule(&mut scheduler, "p3", &["c2"]), "2 cannot allocate all claims");
 }
 
@@ -359,7 +385,7 @@ fn capacity_is_consumed_in_parts() {
     assert_eq!(consumed(&schedule(&mut scheduler, "p4", &["c4"])), "15Gi");
     scheduler.pod_removed("p1", NOW);
     scheduler.pod_removed("p4", NOW);
-    assert_eq!(consumed(&scheduler.schedule(1, Duration::from_secs(60))), "20Gi");
+    assert_eq!(consumed(&round(&mut scheduler, 1, 60)), "20Gi");
     refused(&schedule(&mut scheduler, "p5", &["c5"]), "2 cannot allocate all claims");
 }
 
@@ -377,7 +403,7 @@ fn pods_that_share_a_claim_go_where_its_devices_are() {
     // With the first, the second's devices go.
     scheduler.bind_refused_for_good("p1", NOW);
     scheduler.bind_failed("p2", NOW);
-    assert_eq!(granted(&scheduler.schedule(1, Duration::from_secs(60))).1.len(), 1);
+    assert_eq!(granted(&round(&mut scheduler, 1, 60)).1.len(), 1);
 }
 
 #[test]
@@ -405,7 +431,7 @@ fn an_idle_claim_in_the_way_is_allocated_anew() {
             "resourceClaims": [{ "name": "c", "resourceClaimName": "c" }] }),
     );
     scheduler.pod_changed(&user, NOW);
-    let plan = scheduler.schedule(1, NOW);
+    let plan = round(&mut scheduler, 1, 0);
     refused(&plan, "1 Insufficient cpu, 1 resourceclaim not available on the node");
     assert!(plan.rejected[0].message.contains(". deallocation of ResourceClaim completed, preemption: "));
     assert_eq!(plan.deallocations[0].claim.metadata.name.as_deref(), Some("c"));
@@ -416,9 +442,9 @@ fn an_idle_claim_in_the_way_is_allocated_anew() {
         spec.clone(),
         allocated(json!([{ "resource": "pods", "name": "o", "uid": "o" }])),
     );
-    assert!(scheduler.schedule(1, Duration::from_secs(60)).deallocations.is_empty());
+    assert!(round(&mut scheduler, 1, 60).deallocations.is_empty());
     claim_with(&mut scheduler, "c", spec, json!({}));
-    assert_eq!(granted(&scheduler.schedule(1, Duration::from_secs(120))).0, "n2");
+    assert_eq!(granted(&round(&mut scheduler, 1, 120)).0, "n2");
 }
 
 #[test]
@@ -462,13 +488,13 @@ fn groups_get_their_devices_together_or_not_at_all() {
         member.metadata.labels = Some(labels.into_iter().map(label).collect());
         scheduler.pod_changed(&member, NOW);
     }
-    let plan = scheduler.schedule(10, NOW);
+    let plan = round(&mut scheduler, 10, 0);
     assert_eq!((plan.provisionings.len(), plan.rejected.len()), (0, 3));
     // Nothing is promised to those that wait.
     assert_eq!(names(&schedule(&mut scheduler, "single", &["other"])), ["p/d0"]);
     scheduler.pod_removed("single", NOW);
     pool(&mut scheduler, "q", 1, json!({}), on("n2"));
-    let plan = scheduler.schedule(10, Duration::from_secs(60));
+    let plan = round(&mut scheduler, 10, 60);
     assert_eq!(plan.provisionings.len(), 3);
 }
 
@@ -493,7 +519,7 @@ fn devices_that_have_to_be_attached_come_last() {
     status["devices"] =
         json!([{ "driver": DRIVER, "pool": "a-fabric", "device": "d0", "conditions": [failed] }]);
     claim_with(&mut scheduler, "c", json!({ "requests": requests }), status);
-    let plan = scheduler.schedule(1, Duration::from_secs(60));
+    let plan = round(&mut scheduler, 1, 60);
     refused(&plan, "2 resourceclaim not available on the node");
     assert_eq!(plan.deallocations.len(), 1);
 }

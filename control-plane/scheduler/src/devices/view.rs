@@ -216,11 +216,12 @@ impl Devices {
     fn wanted(&self, claims: &[Arc<ResourceClaim>]) -> Result<(Shape, Arc<Wanted>), String> {
         let mut kept = self.kept.lock();
         let kept = &mut *kept;
-        let mut shape = Shape::new();
+        let mut shape = Vec::with_capacity(claims.len());
         for claim in claims {
             let text = serde_json::to_string(&claim.spec).map_err(|error| error.to_string())?;
             shape.push(Same(kept.texts.intern(text)));
         }
+        let shape = Shape::from(shape);
         if claims.is_empty() {
             return Ok((shape, Arc::default()));
         }

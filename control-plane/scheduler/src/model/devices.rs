@@ -300,6 +300,7 @@ fn allocations_are_those_of_the_slow_twin() {
                         refused += 1;
                         continue;
                     };
+                    scheduler.claims_written(&name, now);
                     let expected = fitting.get(&provisioning.decision.binding.node);
                     let mut found = Vec::new();
                     for (index, grant) in provisioning.promises.devices.0.iter().enumerate() {

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 
 use super::Scheduler;
 use crate::{
-    group::Policy,
+    group::Known,
     hints::Event,
     intern::Same,
     metrics::Cause,
@@ -80,7 +80,7 @@ impl Scheduler {
         self.forget(uid, now);
         self.done.remove(uid);
         if let Some(assumed) = self.assumed.remove(uid) {
-            self.take_back(&assumed.promises, now);
+            self.abandon(uid, assumed.promises, now);
         }
         self.free(uid, now);
     }
@@ -159,9 +159,10 @@ impl Scheduler {
 
     pub(crate) fn pod_group_changed(&mut self, group: &PodGroup, now: Duration) {
         let key = ObjectKey::of(group);
-        let policy = Policy::of(group);
-        if self.pod_groups.get(&key) != Some(&policy) {
-            self.pod_groups.insert(key.clone(), policy);
+        let group = Known::of(group);
+        let policy = group.policy.clone();
+        let before = self.pod_groups.insert(key.clone(), group);
+        if before.is_none_or(|before| before.policy != policy) {
             self.wake(&Event::PodGroupChanged(&key), now);
         }
     }
@@ -219,7 +220,12 @@ impl Scheduler {
 
     fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
         self.forget(&pod.uid, now);
-        self.assumed.remove(&pod.uid);
+        if let Some(assumed) = self.assumed.remove(&pod.uid)
+            && self.writing.contains_key(&pod.uid)
+        {
+            // Bound by somebody else while its claims are written: what is not written by then is free.
+            self.abandon(&pod.uid, assumed.promises, now);
+        }
         if over {
             self.done.add(pod);
             self.free(&pod.uid, now);

@@ -14,9 +14,9 @@ use std::{
 
 use hawser_api::resource::ObjectKey;
 
-use super::{Nomination, Plan, Promises, Rejected, Scheduler, Why};
+use super::{GroupStatus, Nomination, Plan, Promises, Rejected, Scheduler, Why};
 use crate::{
-    group::{Group, Policy},
+    group::{Group, Policy, Told},
     placement::Diagnosis,
     pod::PodInfo,
     preemption::{self, Victims},
@@ -90,6 +90,11 @@ impl Blocked {
     fn no(why: &str) -> Self {
         Self { why: why.to_owned(), keeps_node: false }
     }
+
+    /// What of the group is said first, and why preemption does not help.
+    fn told(&self, message: &str) -> String {
+        if self.why.is_empty() { message.to_owned() } else { format!("{message} preemption: {}", self.why) }
+    }
 }
 
 impl Scheduler {
@@ -98,7 +103,10 @@ impl Scheduler {
         let policy = self.policy_of(group);
         if policy.as_ref().is_some_and(|policy| policy.min <= 1 && policy.topology.is_none()) {
             match self.placement.choose(&first.pod, &mut self.snapshot, &mut self.tie) {
-                Some(slot) => self.assume(first, slot, plan, now),
+                Some(slot) => {
+                    self.assume(first, slot, plan, now);
+                    self.tell_group(group, true, "", plan);
+                }
                 None => self.reject(first, plan, now),
             }
             return;
@@ -123,6 +131,8 @@ impl Scheduler {
         let on_nodes: usize = self.snapshot.placed_of_group(&group.key).map(|(_, pods)| pods).sum();
         let placed = on_nodes + self.done.count(&group.key);
         let needed = min.saturating_sub(placed);
+        // One that has what it needs stays so, whatever becomes of more pods.
+        let lacks = needed > 0;
         if members.len() < needed {
             let there = members.len() + placed;
             let message = format!("pod group {name:?} has {there} of the {min} pods that it needs.");
@@ -141,21 +151,39 @@ impl Scheduler {
             "pod group {name:?}: {fitting} more of its pods could run{inside}, and {needed} are needed."
         );
         if fitting >= needed {
+            self.tell_group(group, true, "", plan);
             self.accept(trial, place.as_ref(), &message, plan, now);
             return;
         }
         if let Err(blocked) = self.try_preempting(&mut trial, place.as_ref(), needed) {
+            if lacks {
+                self.tell_group(group, false, &blocked.told(&message), plan);
+            }
             self.give_up(trial, &message, &blocked, plan, now);
             return;
         }
+        if lacks {
+            self.tell_group(group, false, &message, plan);
+        }
         self.make_room_for_group(trial, &message, plan, now);
+    }
+
+    /// Notes what the group's object has to say, unless it says so already. Groups by labels have none.
+    fn tell_group(&self, group: &Group, scheduled: bool, message: &str, plan: &mut Plan) {
+        let Some(known) = self.pod_groups.get(&group.key).filter(|_| group.min.is_none()) else { return };
+        let told = Told { scheduled, message: message.to_owned() };
+        if known.told.as_ref() != Some(&told) {
+            let turns = known.told.as_ref().is_none_or(|before| before.scheduled != scheduled);
+            let (key, uid) = (group.key.clone(), known.uid.clone());
+            plan.group_statuses.push(GroupStatus { key, uid, told, turns });
+        }
     }
 
     /// The group's rules; `None` where its object does not exist yet.
     pub(super) fn policy_of(&self, group: &Group) -> Option<Policy> {
         match group.min {
             Some(min) => Some(Policy { min, topology: None }),
-            None => self.pod_groups.get(&group.key).cloned(),
+            None => self.pod_groups.get(&group.key).map(|known| known.policy.clone()),
         }
     }
 
@@ -358,12 +386,10 @@ impl Scheduler {
     fn give_up(&mut self, trial: Trial, message: &str, blocked: &Blocked, plan: &mut Plan, now: Duration) {
         let Trial { settled, failed, gone } = trial;
         let settled = self.undo(settled, gone);
-        let why = &blocked.why;
-        let preemption = if why.is_empty() { String::new() } else { format!(" preemption: {why}") };
         let gang = PluginSet::of(&[Plugin::GangScheduling]);
-        let settled = settled.into_iter().map(|one| (one.waiting, format!("{message}{preemption}"), gang));
+        let settled = settled.into_iter().map(|one| (one.waiting, blocked.told(message), gang));
         let failed = failed.into_iter().map(|(waiting, diagnosis)| {
-            let message = format!("{message} {}{preemption}", diagnosis.message);
+            let message = blocked.told(&format!("{message} {}", diagnosis.message));
             (waiting, message, gang.union(diagnosis.plugins))
         });
         for (waiting, message, refused_by) in settled.chain(failed) {

@@ -88,6 +88,21 @@ impl Scheduler {
         }
     }
 
+    /// The same of a pod that is gone, or was placed by somebody else: its claims may still be on their way.
+    pub(super) fn abandon(&mut self, uid: &str, promises: Promises, now: Duration) {
+        match self.writing.get_mut(uid) {
+            Some(kept) => *kept = Some(promises),
+            None => self.take_back(&promises, now),
+        }
+    }
+
+    /// Nothing of the pod's claims is on its way any more, whatever became of them.
+    pub(crate) fn claims_written(&mut self, uid: &str, now: Duration) {
+        if let Some(Some(promises)) = self.writing.remove(uid) {
+            self.take_back(&promises, now);
+        }
+    }
+
     /// Where one of the pod's own claims is in its way, it is allocated anew: better than that others go. The words are
     /// upstream's.
     pub(super) fn deallocate(&self, rejected: &mut Rejected, diagnosis: &Diagnosis, plan: &mut Plan) {

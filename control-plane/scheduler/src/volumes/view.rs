@@ -233,6 +233,12 @@ impl<'a> VolumeView<'a> {
         let Some(limits) = self.all.limits.get(&node.name).filter(|_| !self.attached.is_empty()) else {
             return false;
         };
+        // Most nodes are far from their limits, whatever their pods' claims are.
+        let claims = self.pods(node, changes).map(|pod| pod.volumes.claims.len()).sum::<usize>();
+        let most = claims + self.attached.len();
+        if self.attached.iter().all(|(driver, _)| limits.get(driver).is_none_or(|limit| most <= *limit)) {
+            return false;
+        }
         let there: HashSet<(String, String)> = self
             .pods(node, changes)
             .flat_map(|pod| &pod.volumes.claims)
@@ -257,13 +263,16 @@ impl<'a> VolumeView<'a> {
     }
 
     fn in_zone(&self, node: &NodeEntry) -> bool {
+        const LABELS: [&str; 4] = [
+            "topology.kubernetes.io/zone",
+            "topology.kubernetes.io/region",
+            "failure-domain.beta.kubernetes.io/zone",
+            "failure-domain.beta.kubernetes.io/region",
+        ];
         let zones = || self.bound.iter().flat_map(|volume| &volume.zones);
-        let labelled =
-            ["failure-domain.beta.kubernetes.io/", "topology.kubernetes.io/"].iter().any(|prefix| {
-                ["zone", "region"].iter().any(|key| node.labels.contains_key(&format!("{prefix}{key}")))
-            });
+        let is_labelled = || LABELS.iter().any(|label| node.labels.contains_key(*label));
         zones().next().is_none()
-            || !labelled
+            || !is_labelled()
             || zones().all(|(old, new, values)| {
                 node.labels
                     .get(*old)

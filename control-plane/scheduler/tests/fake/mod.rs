@@ -135,6 +135,7 @@ impl Fake {
             all.map(|(_, object)| object.clone()).collect()
         };
         let uids: Vec<Value> = of(&state, "pods").iter().map(|pod| pod["metadata"]["uid"].clone()).collect();
+        let before = state.version;
         for mut claim in of(&state, "resourceclaims") {
             let consumers = claim["status"]["reservedFor"].as_array().cloned().unwrap_or_default();
             let left: Vec<&Value> = consumers.iter().filter(|one| uids.contains(&one["uid"])).collect();
@@ -146,8 +147,12 @@ impl Fake {
                 state.put("resourceclaims", claim);
             }
         }
+        // Whoever waits for a change calls this too.
+        let is_changed = state.version != before;
         drop(state);
-        self.changed.notify_waiters();
+        if is_changed {
+            self.changed.notify_waiters();
+        }
     }
 
     pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
@@ -446,6 +451,8 @@ impl Client for Connection {
             return Err(Error::internal("not used by the scheduler"));
         };
         self.alive().await;
+        // Others may act while it is on its way.
+        tokio::task::yield_now().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         let place = (target.resource.resource.to_string(), key(target));
         let mut state = self.fake.state.lock();
