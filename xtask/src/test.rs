@@ -192,7 +192,7 @@ fn conformance(args: &Args) -> anyhow::Result<()> {
     drop(server);
     // Mostly they wait: for pods, probes and back-offs.
     on_cluster(&[], |env| {
-        run_nextest(&format!("{ALL} & test(/^running::/)"), args, &["--test-threads=12"], env)
+        run_nextest(&format!("{ALL} & test(/^running::/)"), args, &["--test-threads=24"], env)
     })
 }
 
