@@ -21,6 +21,7 @@ pub struct NodeAuthorizer {
     pods: Arc<KindCache>,
     volumes: Arc<KindCache>,
     claims: Arc<KindCache>,
+    slices: Arc<KindCache>,
 }
 
 /// An object that a pod needs on its node.
@@ -80,18 +81,30 @@ pub fn references(pod: &Value) -> BTreeSet<Reference> {
     found
 }
 
+/// Names of the pod's resource claims: those that it names, and those that were made for it.
+fn resource_claims(pod: &Value) -> BTreeSet<&str> {
+    let named = list(&pod["spec"]["resourceClaims"]).iter();
+    let made = list(&pod["status"]["resourceClaimStatuses"]).iter();
+    let extended = [&pod["status"]["extendedResourceClaimStatus"]].into_iter();
+    let names = named.chain(made).chain(extended).filter_map(|claim| claim["resourceClaimName"].as_str());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
 impl NodeAuthorizer {
     pub fn new(resources: &Resources) -> Self {
-        let cache =
-            |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
+        let of = |group, plural| {
+            resources.builtin(group, "v1", plural).cache().expect("a kind that is stored").clone()
+        };
+        let cache = |plural| of("", plural);
         Self {
             pods: cache("pods"),
             volumes: cache("persistentvolumes"),
             claims: cache("persistentvolumeclaims"),
+            slices: of("resource.k8s.io", "resourceslices"),
         }
     }
 
@@ -104,6 +117,14 @@ impl NodeAuthorizer {
         self.pods_on(node, Some(namespace)).any(|pod| {
             references(&pod.value()).iter().any(|known| known.resource == resource && known.name == name)
         })
+    }
+
+    fn uses_resource_claim(&self, node: &str, namespace: &str, name: &str) -> bool {
+        self.pods_on(node, Some(namespace)).any(|pod| resource_claims(&pod.value()).contains(name))
+    }
+
+    fn owns_slice(&self, node: &str, name: &str) -> bool {
+        self.slices.get("", name).is_some_and(|slice| slice.value()["spec"]["nodeName"] == node)
     }
 
     fn owns_pod(&self, node: &str, namespace: &str, name: &str) -> bool {
@@ -165,6 +186,15 @@ impl NodeAuthorizer {
             ("storage.k8s.io", "csinodes", "") => {
                 verb == "create" || ((write || verb == "get") && name == node)
             }
+            ("resource.k8s.io", "resourceclaims", "") => {
+                verb == "get" && self.uses_resource_claim(node, namespace, name)
+            }
+            // Its drivers' slices: removed where a driver is gone.
+            ("resource.k8s.io", "resourceslices", "") => match verb {
+                "list" | "watch" | "deletecollection" => selects_node(&attributes.field_selector, node),
+                "get" | "delete" => self.owns_slice(node, name),
+                _ => false,
+            },
             ("" | "events.k8s.io", "events", "") => matches!(verb, "create" | "update" | "patch"),
             ("authentication.k8s.io", "tokenreviews", "") => verb == "create",
             ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
@@ -247,6 +277,25 @@ mod tests {
                 "serviceaccounts/runner",
             ]
         );
+    }
+
+    #[test]
+    fn resource_claims_of_a_pod_are_those_it_names_and_those_made_for_it() {
+        let pod = json!({
+            "spec": { "resourceClaims": [
+                { "name": "a", "resourceClaimName": "shared" },
+                { "name": "b", "resourceClaimTemplateName": "template" },
+            ] },
+            "status": {
+                "resourceClaimStatuses": [{ "name": "b", "resourceClaimName": "web-b" }, { "name": "c" }],
+                "extendedResourceClaimStatus": { "resourceClaimName": "web-extended" },
+            },
+        });
+        assert_eq!(
+            resource_claims(&pod).into_iter().collect::<Vec<_>>(),
+            ["shared", "web-b", "web-extended"]
+        );
+        assert!(resource_claims(&json!({ "spec": {} })).is_empty());
     }
 
     #[test]
