@@ -16,6 +16,8 @@ use hawser_kubelet::{
         Eviction,
         thresholds::{Signal, Threshold},
     },
+    memory::ledger::Amounts,
+    shutdown::plan::{Grace, Graces},
 };
 use ipnet::IpNet;
 
@@ -137,6 +139,13 @@ pub(crate) struct Options {
     /// Whether containers of Guaranteed pods that ask for whole CPUs have these to themselves
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) cpu_manager_policy: CpuManagerPolicy,
+    /// Whether containers of Guaranteed pods have their memory from NUMA nodes of their own
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) memory_manager_policy: MemoryManagerPolicy,
+    /// What of each NUMA node's memory is kept for the system, as 0:memory=1Gi,hugepages-2Mi=1Gi;1:memory=2Gi. With the static
+    /// policy it is in all what the node's allocatable memory is without
+    #[arg(long, value_delimiter = ';', value_parser = reserved_memory)]
+    pub(crate) reserved_memory: Vec<(u32, Amounts)>,
     /// Whether the CPUs and devices of a container are to come from the same NUMA nodes
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) topology_manager_policy: TopologyManagerPolicy,
@@ -168,6 +177,15 @@ pub(crate) struct Options {
     /// How long a condition such as MemoryPressure outlasts its cause, in seconds
     #[arg(long, default_value_t = 300)]
     pub(crate) eviction_pressure_transition_period: u64,
+    /// How long a shutdown of the machine waits for pods, as 30s; it does not where unset. Asked of logind over the system bus
+    #[arg(long, value_parser = seconds, conflicts_with = "shutdown_grace_period_by_pod_priority")]
+    pub(crate) shutdown_grace_period: Option<Duration>,
+    /// How much of that is for critical pods alone, at its end
+    #[arg(long, value_parser = seconds, requires = "shutdown_grace_period")]
+    pub(crate) shutdown_grace_period_critical_pods: Option<Duration>,
+    /// How long it waits for pods of a priority and above, up to the next one named, as 0=20s,2000000000=10s
+    #[arg(long, value_delimiter = ',', value_parser = grace)]
+    pub(crate) shutdown_grace_period_by_pod_priority: Vec<Grace>,
     /// Share of the disk in use, in percent, at which unused images begin to be removed, and at which that ends
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
     pub(crate) image_gc_high_threshold: u64,
@@ -189,6 +207,12 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum CpuManagerPolicy {
+    None,
+    Static,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum MemoryManagerPolicy {
     None,
     Static,
 }
@@ -286,6 +310,30 @@ impl Options {
     }
 }
 
+impl Options {
+    /// # Errors
+    /// More time for critical pods than there is, or a priority that is named twice.
+    pub(crate) fn shutdown_graces(&self) -> anyhow::Result<Graces> {
+        let by_priority = &self.shutdown_grace_period_by_pod_priority;
+        let graces = match by_priority.is_empty() {
+            false => Graces::by_priority(by_priority.clone()),
+            true => Graces::of_total(
+                self.shutdown_grace_period.unwrap_or_default(),
+                self.shutdown_grace_period_critical_pods.unwrap_or_default(),
+            ),
+        };
+        graces.map_err(anyhow::Error::msg)
+    }
+}
+
+/// `<priority>=<time>`
+fn grace(text: &str) -> anyhow::Result<Grace> {
+    let (priority, time) =
+        text.split_once('=').with_context(|| format!("{text:?}: <priority>=<time> is expected"))?;
+    let priority = priority.parse().with_context(|| format!("{priority:?} is no priority"))?;
+    Ok(Grace { priority, time: seconds(time)? })
+}
+
 /// `90s`, `1m30s`
 fn seconds(text: &str) -> anyhow::Result<Duration> {
     let span: jiff::SignedDuration =
@@ -310,6 +358,24 @@ fn reserved(text: &str) -> anyhow::Result<Reserved> {
         }
     }
     Ok(reserved)
+}
+
+/// `0:memory=1Gi,hugepages-2Mi=1Gi`
+fn reserved_memory(text: &str) -> anyhow::Result<(u32, Amounts)> {
+    let (node, amounts) = text
+        .split_once(':')
+        .with_context(|| format!("{text:?}: <NUMA node>:<resource>=<amount> is expected"))?;
+    let node = node.trim().parse().with_context(|| format!("{node:?} is no NUMA node"))?;
+    let amount = |pair: &str| {
+        let (name, amount) =
+            pair.split_once('=').with_context(|| format!("{pair:?}: <resource>=<amount> is expected"))?;
+        anyhow::ensure!(
+            name == "memory" || name.starts_with("hugepages-"),
+            "{name:?} cannot be reserved; memory and hugepages-<size> can"
+        );
+        Ok((name.to_owned(), bytes(amount)?))
+    };
+    Ok((node, amounts.split(',').map(amount).collect::<anyhow::Result<_>>()?))
 }
 
 /// A size as the API writes it, in bytes.

@@ -21,6 +21,8 @@ use hawser_kubelet::{
     credentials::Credentials,
     events::{Recorder, node_reference},
     locality::Policy,
+    memory::{MemoryPolicy, machine as numa},
+    node::Machine,
 };
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
@@ -43,8 +45,8 @@ use crate::{
     metrics::Metrics,
     names,
     options::{
-        CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, NetworkMode, Options,
-        TopologyManagerPolicy, Xdp, read,
+        CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, MemoryManagerPolicy, NetworkMode,
+        Options, TopologyManagerPolicy, Xdp, read,
     },
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
@@ -239,6 +241,16 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
             credentials.map_err(|why| anyhow::anyhow!("--image-credential-provider-config: {why}"))?;
     }
     config.eviction = options.eviction()?;
+    config.shutdown_graces = options.shutdown_graces()?;
+    if options.memory_manager_policy == MemoryManagerPolicy::Static {
+        let capacity = Machine::read(&options.root_dir).capacity();
+        let withheld = capacity.memory_bytes.saturating_sub(config.allocatable(capacity).memory_bytes);
+        let nodes = numa::read(Path::new("/sys/devices/system/node"));
+        let reserved = options.reserved_memory.iter().cloned().collect();
+        let left = numa::allocatable(nodes, &reserved, u64::try_from(withheld).unwrap_or(0));
+        let left = left.map_err(|why| anyhow::anyhow!("--reserved-memory: {why}"))?;
+        config.memory_policy = MemoryPolicy::Static(left);
+    }
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;
     Ok(config)

@@ -12,6 +12,7 @@ use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
 use crate::locality;
+use crate::memory::MemoryPolicy;
 use crate::shutdown::logind::Places;
 use crate::shutdown::plan::Graces;
 
@@ -54,6 +55,7 @@ pub struct Config {
     /// The pods together get no more than what is not reserved (`enforceNodeAllocatable: [pods]`).
     pub enforce_node_allocatable: bool,
     pub cpu_policy: CpuPolicy,
+    pub memory_policy: MemoryPolicy,
     /// Whether CPUs and devices of a container are to be near to each other.
     pub topology_policy: locality::Policy,
     /// Plugins that know credentials for registries.
@@ -110,6 +112,7 @@ impl Config {
             system_reserved: Reserved::default(),
             enforce_node_allocatable: true,
             cpu_policy: CpuPolicy::None,
+            memory_policy: MemoryPolicy::None,
             topology_policy: locality::Policy::None,
             credentials: Credentials::default(),
             pod_pids_limit: None,

@@ -21,6 +21,7 @@ use crate::image_gc::{ImageCollector, LastUse};
 use crate::images::Images;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
+use crate::memory::Memory;
 use crate::metrics::{Metered, Metrics, Telemetry};
 use crate::node::{Machine, NodeKeeper, machine, usage};
 use crate::plugins::Plugins;
@@ -96,6 +97,7 @@ impl Kubelet {
         );
         let devices = Devices::load(&config);
         let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
+        let memory = Memory::load(&config);
         let csi = Csi::new(config.clone(), client.clone());
         let dra = Dra::load(&config, client.clone());
         let volumes = Volumes::new(
@@ -128,6 +130,7 @@ impl Kubelet {
             metrics: metrics.clone(),
             devices: devices.clone(),
             cpus: cpus.clone(),
+            memory,
             dra: dra.clone(),
             qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),

@@ -25,6 +25,7 @@ pub mod interfaces;
 mod kubelet;
 pub mod locality;
 pub mod manager;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 mod orphans;

@@ -299,6 +299,11 @@ impl Manager {
                 // It was given some by an agent whose note is lost, and others have them by now: it shares.
                 warn!(pod = %pod.key(), why = verdict.message, "a pod that runs has no CPUs of its own");
             }
+            if pod.terminal_phase().is_none()
+                && let Err(verdict) = self.shared.memory.grant(pod, &Near::new())
+            {
+                warn!(pod = %pod.key(), why = verdict.message, "a pod that runs is promised no memory of its own");
+            }
             return None;
         }
         let others: Vec<DesiredPod> =
@@ -318,16 +323,18 @@ impl Manager {
         admit(&node, pod).and_then(|()| self.grant(pod)).err()
     }
 
-    /// Gives a pod the devices and CPUs that it asks for, from nodes near to each other where that is wanted.
+    /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
     fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
-        let Shared { devices, cpus, config, .. } = &*self.shared;
+        let Shared { devices, cpus, memory, config, .. } = &*self.shared;
         let near = plan(config.topology_policy, pod, |index, near| {
             let mut hints = devices.hints(pod, index, near);
             hints.extend(cpus.hints(pod, index, near));
+            hints.extend(memory.hints(pod, index, near));
             hints
         })?;
         devices.grant(pod, &near)?;
-        cpus.grant(pod, &near)
+        cpus.grant(pod, &near)?;
+        memory.grant(pod, &near)
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.

@@ -46,6 +46,7 @@ impl Orphans {
         let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
         self.shared.devices.release_all(|uid| !is_orphan(&uid.to_owned()));
         self.shared.cpus.release_all(|uid| !is_orphan(&uid.to_owned()));
+        self.shared.memory.release_all(|uid| !is_orphan(&uid.to_owned()));
         let orphans: Vec<String> = uids.into_iter().filter(is_orphan).collect();
         let (containers, logs) = (&containers, &logs);
         let removals = futures::stream::iter(orphans).map(|uid| async move {

@@ -10,6 +10,8 @@ use hawser_kubelet::Config;
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
+use hawser_kubelet::memory::MemoryPolicy;
+use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
     Container, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus, ResourceRequirements,
@@ -203,6 +205,43 @@ async fn whole_cpus_are_taken_from_those_that_share() {
     node.delete("web", 0);
     node.wait("the others to have it", || (cpus(&node, "late") == "0-3").then_some(())).await;
     assert_eq!(cpus(&node, "idle"), "0-3");
+}
+
+/// Two NUMA nodes of 8 MiB each.
+fn with_memory(config: &mut Config) {
+    let node = Amounts::from([("memory".to_owned(), 8 << 20)]);
+    config.memory_policy = MemoryPolicy::Static([(0, node.clone()), (1, node)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_comes_from_nodes_of_ones_own() {
+    let node = Node::start_set(with_memory);
+    let mems = |node: &Node, name: &str| {
+        let found = node.runtime.find(&uid(name), name).expect("made");
+        node.runtime.config_of(&found.id).expect("made").resources.cpuset_mems
+    };
+    let sized = |name: &str, memory: &str| {
+        spec("Always", vec![asking(name, &[], &[("cpu", "1m"), ("memory", memory)])])
+    };
+    for (name, memory, expected) in [("one", "6Mi", "0"), ("two", "6Mi", "1")] {
+        node.bind(name, sized(name, memory));
+        node.wait_running(name).await;
+        assert_eq!(mems(&node, name).as_deref(), Some(expected));
+    }
+    node.bind("idle", spec("Always", vec![container("idle")]));
+    node.wait_running("idle").await;
+    assert_eq!(mems(&node, "idle"), None, "from wherever it is");
+    node.bind("three", sized("three", "6Mi"));
+    let refused = node.wait_status("three", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(refused.reason.as_deref(), Some("UnexpectedAdmissionError"));
+    // Known again after a restart, and given back at the end.
+    let node = node.restart_set(with_memory).await;
+    node.wait("the workers", || (node.kubelet.pods.len() == 4).then_some(())).await;
+    node.delete("one", 0);
+    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    node.bind("four", sized("four", "6Mi"));
+    node.wait_running("four").await;
+    assert_eq!(mems(&node, "four").as_deref(), Some("0"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -242,6 +242,22 @@ fn deleted_pod_stops_is_torn_down_and_then_forgotten() {
     assert_eq!(decide(&pod, &state, at(23)), Decision::default());
 }
 
+#[test]
+fn half_made_container_is_made_anew_and_counts_for_nothing() {
+    let pod = pod(spec("Always", vec![], vec![container("web")]));
+    let mut half = record("web", 0, ContainerState::Unknown, None);
+    half.started_at = None;
+    let mut state = PodState::adopt(&pod, vec![half], at(1).now);
+    (state.sandbox, state.volumes) = (Step::Done, Step::Done);
+    assert_eq!(starts(&decide(&pod, &state, at(1))), [("web", 0)]);
+    assert_eq!(status_of(&pod, &state, at(1)).container_statuses.expect("one")[0].restart_count, 0);
+    // One that had been started and is lost has run.
+    let lost = record("web", 0, ContainerState::Unknown, None);
+    let mut state = PodState::adopt(&pod, vec![lost], at(1).now);
+    (state.sandbox, state.volumes) = (Step::Done, Step::Done);
+    assert_eq!(starts(&decide(&pod, &state, at(1))), [("web", 1)]);
+}
+
 /// The wall clock `jump` hours away from where it was.
 fn jumped(seconds: u64, jump: i64) -> Clock {
     let clock = at(seconds);

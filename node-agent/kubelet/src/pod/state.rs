@@ -214,9 +214,19 @@ pub enum Progress {
     Exited(i32),
 }
 
+/// It is made, in part or wholly, and was never started: by a start that is under way, or by an agent that died.
+pub fn never_ran(status: &ContainerStatus) -> bool {
+    let is_half_made = status.state == ContainerState::Unknown && status.started_at.is_none();
+    status.state == ContainerState::Created || is_half_made && status.exit.is_none()
+}
+
+fn has_ended(status: &ContainerStatus) -> bool {
+    matches!(status.state, ContainerState::Exited | ContainerState::Unknown) && !never_ran(status)
+}
+
 impl Instance {
     pub fn new(status: ContainerStatus, now: Duration) -> Self {
-        let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);
+        let ended = has_ended(&status);
         Self {
             status,
             exit_noticed: ended.then_some(now),
@@ -235,6 +245,7 @@ impl Instance {
             return Progress::Exited(128);
         }
         match self.status.state {
+            _ if never_ran(&self.status) => Progress::Created,
             ContainerState::Created => Progress::Created,
             ContainerState::Running => Progress::Running,
             ContainerState::Exited | ContainerState::Unknown => {
@@ -321,7 +332,7 @@ impl ContainerTrack {
                 {
                     return;
                 }
-                let ended = matches!(status.state, ContainerState::Exited | ContainerState::Unknown);
+                let ended = has_ended(&status);
                 if ended && current.exit_noticed.is_none() {
                     current.exit_noticed = Some(now);
                 }

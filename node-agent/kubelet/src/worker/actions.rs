@@ -30,6 +30,7 @@ use crate::eviction::Pressure;
 use crate::images::{Images, PullFailure};
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::Pods;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pod::desired::MINIMUM_GRACE;
 use crate::pod::state::FailureKind;
@@ -60,6 +61,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub devices: Devices,
     pub cpus: Cpus,
+    pub memory: Memory,
     pub dra: Dra,
     pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
@@ -208,6 +210,7 @@ async fn create_and_start(
     config.cdi_devices = shared.dra.cdi_devices(pod, container).map_err(unprepared)?;
     shared.devices.prepare(&mut config).await.map_err(unprepared)?;
     shared.cpus.prepare(&mut config).await.map_err(unprepared)?;
+    shared.memory.prepare(&mut config).await.map_err(unprepared)?;
     let created = shared.runtime.create_container(&config).await;
     created.map_err(|e| StartError { kind: create_failure(&e), message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Created", format!("Created container: {name}"));

@@ -220,6 +220,7 @@ impl Worker {
         if self.state.terminal.is_some() || self.state.torn_down {
             self.shared.devices.release(self.pod.uid());
             self.shared.cpus.release(self.pod.uid());
+            self.shared.memory.release(self.pod.uid());
         }
         if is_stopping(&self.pod, &self.state) {
             self.starts.values().for_each(CancellationToken::cancel);

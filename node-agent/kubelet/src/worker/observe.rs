@@ -14,7 +14,7 @@ use crate::events::EventType;
 use crate::eviction::EVICTED;
 use crate::pod::decide::is_stopping;
 use crate::pod::resize::with_amounts;
-use crate::pod::state::{Kill, Verdict};
+use crate::pod::state::{Kill, Verdict, never_ran};
 use crate::pod::{DesiredContainer, DesiredPod, Instance};
 use crate::probes::{PodRef, ProbeKind, ProbeReport, ProbeTarget};
 
@@ -110,7 +110,7 @@ impl Worker {
         let now = self.shared.clock.now().now;
         // Half-made containers belong to the start that is making them.
         let starting = self.state.busy.starting.contains(&status.name);
-        if starting && status.state == RuntimeState::Created {
+        if starting && never_ran(&status) {
             return;
         }
         self.state.containers.entry(status.name.clone()).or_default().observe(status, now);

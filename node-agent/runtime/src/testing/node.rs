@@ -179,13 +179,35 @@ impl TestNode {
         Ok(left)
     }
 
+    /// Ids and processes of the containers that run, asked of containerd itself: another runtime would take part in
+    /// their lives.
+    pub fn running(&self) -> Result<BTreeMap<String, u32>> {
+        let text = self.ctr(&["tasks", "ls"])?;
+        let tasks = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let running = tasks.filter_map(|words| match words[..] {
+            [id, pid, "RUNNING"] => Some((id.to_owned(), pid.parse().ok()?)),
+            _ => None,
+        });
+        Ok(running.collect())
+    }
+
+    /// What containerd's own client prints.
+    fn ctr(&self, words: &[&str]) -> Result<String> {
+        let socket = self.dir.join("containerd.sock");
+        let output = Command::new("ctr")
+            .arg("--address")
+            .arg(socket)
+            .args(["--namespace", "hawser"])
+            .args(words)
+            .output()
+            .context("run ctr")?;
+        ensure!(output.status.success(), "ctr: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Snapshots that belong to no image.
     fn snapshots(&self) -> Result<Vec<String>> {
-        let socket = self.dir.join("containerd.sock");
-        let list = ["--namespace", "hawser", "snapshots", "ls"];
-        let output = Command::new("ctr").arg("--address").arg(socket).args(list).output()?;
-        ensure!(output.status.success(), "ctr: {}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout)?;
+        let text = self.ctr(&["snapshots", "ls"])?;
         Ok(text
             .lines()
             .skip(1)
