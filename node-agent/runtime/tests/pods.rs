@@ -182,6 +182,35 @@ async fn container_may_use_the_devices_that_it_was_given() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_gets_what_the_file_of_its_cdi_device_says() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, image) = with_busybox(&node).await?;
+    runtime.create_pod_sandbox(&node.pod("web")).await?;
+    let (files, shown) = (node.dir().join("cdi"), node.dir().join("shown"));
+    std::fs::create_dir_all(&files)?;
+    std::fs::create_dir_all(&shown)?;
+    std::fs::write(shown.join("library"), "from the vendor\n")?;
+    let text = format!(
+        "cdiVersion: 0.6.0\nkind: test.com/fuse\ndevices:\n- name: a\n  containerEdits:\n    env: [GIVEN=a]\n    \
+         deviceNodes: [{{ path: /dev/given, hostPath: /dev/fuse, permissions: r }}]\n    \
+         mounts: [{{ hostPath: {}, containerPath: /shown, options: [ro] }}]\n    additionalGids: [4242]\n",
+        shown.display()
+    );
+    std::fs::write(files.join("fuse.yaml"), text)?;
+    let script = "echo $GIVEN; cat /shown/library; id -G | grep -o 4242; \
+                  dd if=/dev/given of=/dev/null bs=1 count=0 2>/dev/null && echo opened";
+    let config = ContainerConfig {
+        cdi_devices: vec!["test.com/fuse=a".into()],
+        ..node.container("web", "given", &image, script)
+    };
+    assert_eq!(run_to_end(&runtime, &config).await?, "a\nfrom the vendor\n4242\nopened\n");
+    let missing = ContainerConfig { attempt: 1, cdi_devices: vec!["test.com/fuse=b".into()], ..config };
+    let error = runtime.create_container(&missing).await.expect_err("nobody describes it").to_string();
+    assert!(error.contains("unresolvable CDI devices test.com/fuse=b"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pod_that_is_there_keeps_its_cgroup_and_new_ones_are_put_elsewhere() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let (runtime, image) = with_busybox(&node).await?;
