@@ -40,6 +40,9 @@ use crate::qos_cgroups::QosCgroups;
 use crate::static_pods::StaticPods;
 use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
 
+/// How often the runtime is asked for what it does not say.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What all workers of the node share.
 pub struct Shared {
     pub config: Arc<Config>,
@@ -145,8 +148,10 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
         Ok(image) => create_and_start(shared, pod, &request, &image, &id).await,
         Err(failure) => Err(failure.into()),
     };
-    let status = shared.runtime.container_status(&id).await.ok().flatten();
-    match (started, status) {
+    let status = status_at_last(shared, &id).await;
+    // Where it runs, it was only the answer that did not come.
+    let is_running = status.as_ref().is_some_and(|status| status.state == ContainerState::Running);
+    match (if is_running { Ok(()) } else { started }, status) {
         (Ok(()), Some(status)) => {
             shared.metrics.container_started(request.container.kind);
             let resources = request.container.spec.resources.clone().unwrap_or_default();
@@ -172,6 +177,18 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
                 status.or_else(|| is_end.then(|| never_made(pod, &request.container, request.attempt)));
             Outcome::StartFailed { container: name, failure: kind, message, status }
         }
+    }
+}
+
+/// What has become of a container, when the runtime says so: whoever takes silence for an answer starts it once more
+/// beside the one that runs.
+async fn status_at_last(shared: &Shared, id: &str) -> Option<ContainerStatus> {
+    loop {
+        match shared.runtime.container_status(id).await {
+            Ok(status) => return status,
+            Err(error) => warn!(id, %error, "what has become of a container is not known yet"),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

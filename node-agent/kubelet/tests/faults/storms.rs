@@ -136,10 +136,15 @@ fn with_count(mut container: Container) -> Container {
     container
 }
 
+// Two tests, which run at the same time: storms are mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "finds a defect now and then: where the answer to a start and the look after it are both lost, a second one is started"]
-async fn pods_live_through_ten_storms() -> Result<()> {
-    run(0..10).await
+async fn pods_live_through_five_storms() -> Result<()> {
+    run(0..5).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_live_through_five_more_storms() -> Result<()> {
+    run(5..10).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
