@@ -246,17 +246,18 @@ async fn nobody_owns_what_a_subresource_does_not_write() {
     let running = start(&directory).await;
     running.namespace("shop").await;
     let admin = running.admin();
-    admin.create(&PODS, Some("shop"), pod("a")).await.expect("made");
+    let mut made = pod("a");
+    made["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "50m" } });
+    admin.create(&PODS, Some("shop"), made).await.expect("made");
     let place = Target::object(PODS, Some("shop"), "a");
     let meta = json!({ "name": "a", "labels": { "by": "resizer" } });
-    let limits = json!({ "limits": { "cpu": "100m" } });
-    let container = json!({ "name": "main", "image": "another", "resources": limits });
+    let requests = json!({ "requests": { "cpu": "100m" } });
+    let container = json!({ "name": "main", "image": "another", "resources": requests });
     let spec = json!({ "containers": [container], "priority": 7 });
     let config = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec });
-    let resized =
-        apply_at(&admin, &place.clone().with_subresource("resize"), "resizer", &config, false).await;
+    let resized = apply_at(&admin, &place.clone().with_subresource("resize"), "resizer", &config, true).await;
     let resized = resized.expect("resized");
-    let item = json!({ ".": {}, "f:resources": { "f:limits": { "f:cpu": {} } } });
+    let item = json!({ ".": {}, "f:resources": { "f:requests": { "f:cpu": {} } } });
     let container = json!({ "k:{\"name\":\"main\"}": item });
     assert_eq!(owned(&resized, "resizer")["f:spec"]["f:containers"], container);
     assert_eq!(owned(&resized, "resizer")["f:metadata"], Value::Null);

@@ -149,9 +149,16 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
         Err(failure) => Err(failure.into()),
     };
     let status = status_at_last(shared, &id).await;
-    // Where it runs, it was only the answer that did not come.
-    let is_running = status.as_ref().is_some_and(|status| status.state == ContainerState::Running);
-    match (if is_running { Ok(()) } else { started }, status) {
+    let started = match started {
+        // Where it runs, it was only the answer that did not come.
+        Err(StartError { kind: FailureKind::RunContainerError, .. })
+            if status.as_ref().is_some_and(|status| status.state == ContainerState::Running) =>
+        {
+            Ok(())
+        }
+        started => started,
+    };
+    match (started, status) {
         (Ok(()), Some(status)) => {
             shared.metrics.container_started(request.container.kind);
             let resources = request.container.spec.resources.clone().unwrap_or_default();

