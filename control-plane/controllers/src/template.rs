@@ -51,7 +51,7 @@ fn is_hollow(name: &str, value: &Value) -> bool {
 }
 
 /// FNV-1a over a [`comparable`] template and the number of collisions seen, in the letters and digits that upstream
-/// uses to avoid words.
+/// uses to avoid words. None seen is the same as no number: a status begins without one, and has it from the first write on.
 pub(crate) fn hash(template: &Value, collisions: Option<i32>) -> String {
     let mut hash: u32 = 0x811c_9dc5;
     let mut feed = |bytes: &[u8]| {
@@ -60,7 +60,7 @@ pub(crate) fn hash(template: &Value, collisions: Option<i32>) -> String {
         }
     };
     feed(template.to_string().as_bytes());
-    if let Some(collisions) = collisions {
+    if let Some(collisions) = collisions.filter(|count| *count != 0) {
         feed(&collisions.to_le_bytes());
     }
     without_words(&hash.to_string())

@@ -288,6 +288,7 @@ mod tests {
     fn collisions_change_the_hash() {
         let template = template("a");
         assert_eq!(template_hash(&template, None), template_hash(&template, None));
+        assert_eq!(template_hash(&template, None), template_hash(&template, Some(0)), "none was seen");
         assert_ne!(template_hash(&template, None), template_hash(&template, Some(1)));
         assert_ne!(template_hash(&template, Some(1)), template_hash(&template, Some(2)));
     }
