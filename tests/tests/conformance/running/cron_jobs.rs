@@ -67,7 +67,7 @@ fn test(work: impl AsyncFnOnce(&Bed)) {
 
 /// CronJob AllowConcurrent
 #[test]
-#[ignore = "it takes two minutes"]
+#[ignore = "takes two minutes; `cargo xtask test --all` has it"]
 fn should_schedule_multiple_jobs_concurrently() {
     test(async |bed| {
         let cron = every_minute(bed, "Allow", false).await;
@@ -77,7 +77,7 @@ fn should_schedule_multiple_jobs_concurrently() {
 
 /// CronJob Suspend
 #[test]
-#[ignore = "it takes two minutes"]
+#[ignore = "takes two minutes; `cargo xtask test --all` has it"]
 fn should_not_schedule_jobs_when_suspended() {
     test(async |bed| {
         let suspended = every_minute(bed, "Allow", true).await;
@@ -90,7 +90,7 @@ fn should_not_schedule_jobs_when_suspended() {
 
 /// CronJob ForbidConcurrent
 #[test]
-#[ignore = "it takes three minutes"]
+#[ignore = "takes three minutes; `cargo xtask test --all` has it"]
 fn should_not_schedule_new_jobs_when_forbidconcurrent() {
     test(async |bed| {
         let cron = every_minute(bed, "Forbid", false).await;
@@ -104,7 +104,7 @@ fn should_not_schedule_new_jobs_when_forbidconcurrent() {
 
 /// CronJob ReplaceConcurrent
 #[test]
-#[ignore = "it takes two minutes"]
+#[ignore = "takes two minutes; `cargo xtask test --all` has it"]
 fn should_replace_jobs_when_replaceconcurrent() {
     test(async |bed| {
         let cron = every_minute(bed, "Replace", false).await;

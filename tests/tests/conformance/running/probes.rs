@@ -238,7 +238,7 @@ fn should_be_restarted_with_a_grpc_liveness_probe() {
 
 /// Pod liveness probe, using http endpoint, multiple restarts (slow)
 #[test]
-#[ignore = "four back-offs take some three minutes"]
+#[ignore = "four back-offs take three minutes; `cargo xtask test --all` has it"]
 fn should_have_monotonically_increasing_restart_count() {
     test_within(Duration::from_secs(900), async |bed| {
         let liveness = probe(http("/readyz"), 1);
