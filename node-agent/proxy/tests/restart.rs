@@ -81,6 +81,30 @@ fn programs_of_the_same_build_are_taken_over_and_others_are_not() {
 }
 
 #[test]
+fn programs_of_an_agent_that_was_killed_while_it_removed_them_are_not_taken_over() {
+    run("programs_of_an_agent_that_was_killed_while_it_removed_them_are_not_taken_over", |lab| {
+        lab.tcp_server(POD, "10.91.0.2:8080");
+        let slices = [slice("web", "TCP", 8080, &[("10.91.0.2", "node-a", true)])];
+        let mut proxy = lab.proxy();
+        lab.attach_pod(&proxy);
+        proxy.sync(&[service(&Spec::default())], &slices, &[]).unwrap();
+        let first = kept(lab);
+        drop(proxy);
+        // It had some of them removed already.
+        let removed = lab.bpffs().join("programs_removed");
+        std::fs::rename(lab.bpffs().join("programs"), &removed).unwrap();
+        let mut pins = std::fs::read_dir(removed.join(&first[0].0)).unwrap().map(Result::unwrap);
+        std::fs::remove_file(pins.next().unwrap().path()).unwrap();
+        drop(lab.proxy());
+        assert!(!removed.exists());
+        assert_ne!(kept(lab)[0].1, first[0].1, "loaded anew");
+        connect("10.96.0.10:80").unwrap();
+        Proxy::remove_all(&lab.bpffs()).unwrap();
+        assert_eq!(std::fs::read_dir(lab.bpffs()).unwrap().count(), 0);
+    });
+}
+
+#[test]
 fn restart_repairs_what_changed_while_no_agent_ran() {
     run("restart_repairs_what_changed_while_no_agent_ran", |lab| {
         lab.tcp_server(POD, "10.91.0.2:8080");

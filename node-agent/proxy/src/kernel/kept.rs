@@ -22,6 +22,9 @@ use crate::object;
 /// Until it is whole. (bpffs allows no dots in names.)
 const UNFINISHED: &str = "unfinished";
 
+/// Beside the directory of programs, while they are removed.
+const REMOVED: &str = "programs_removed";
+
 /// Beside the directory of the maps.
 pub(crate) fn programs_dir(maps_dir: &Path) -> PathBuf {
     maps_dir.with_file_name("programs")
@@ -56,12 +59,21 @@ pub(crate) fn keep(maps_dir: &Path, build: Build, programs: &Programs) -> io::Re
     fs::rename(&dir, all.join(name(maps_dir, build)?))
 }
 
-/// Removes what is kept. Programs that are attached stay so; nothing there is no error.
+/// Removes what is kept, all of it or nothing: an agent that is killed meanwhile leaves no directory that lacks some.
+/// Programs that are attached stay so; nothing there is no error.
 pub(crate) fn remove_all(maps_dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(programs_dir(maps_dir)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let all = programs_dir(maps_dir);
+    let gone = all.with_file_name(REMOVED);
+    let present = |outcome: io::Result<()>| match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        outcome => outcome.map(|()| true),
+    };
+    // Of an agent that was killed here.
+    present(fs::remove_dir_all(&gone))?;
+    if present(fs::rename(&all, &gone))? {
+        fs::remove_dir_all(&gone)?;
     }
+    Ok(())
 }
 
 /// 16 hexadecimal digits. Hashes of two versions of the compiler may differ, and then nothing is found.
