@@ -10,6 +10,10 @@ use hawser_api::{
 };
 use serde_json::{Value, json};
 
+const CLAIMS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumeclaims");
+const VOLUMES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumes");
+const DEVICES: GroupVersionResource = GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceclaims");
+
 #[track_caller]
 fn check(outcome: &Result<Value, Error>, allowed: bool, what: &str) {
     match outcome {
@@ -104,16 +108,18 @@ async fn a_list_that_is_authorized_for_one_object_is_of_that_object() {
     running.stop().await;
 }
 
+fn device(name: &str) -> Value {
+    let exactly = json!({ "deviceClassName": "gpu" });
+    let requests = json!([{ "name": "one", "exactly": exactly }]);
+    json!({ "metadata": { "name": name }, "spec": { "devices": { "requests": requests } } })
+}
+
 #[tokio::test]
 async fn a_node_sees_volumes_and_devices_of_its_pods() {
-    const CLAIMS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumeclaims");
-    const VOLUMES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumes");
     const ATTACHMENTS: GroupVersionResource =
         GroupVersionResource::fixed("storage.k8s.io", "v1", "volumeattachments");
     const SLICES: GroupVersionResource =
         GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceslices");
-    const DEVICES: GroupVersionResource =
-        GroupVersionResource::fixed("resource.k8s.io", "v1", "resourceclaims");
 
     let directory = Directory::new();
     let running = start(&directory).await;
@@ -148,11 +154,7 @@ async fn a_node_sees_volumes_and_devices_of_its_pods() {
             "attacher": "disk.test", "nodeName": node, "source": { "persistentVolumeName": name },
         } });
         admin.create(&ATTACHMENTS, None, attachment).await.expect("an attachment");
-        let exactly = json!({ "deviceClassName": "gpu" });
-        let device = json!({ "metadata": meta, "spec": {
-            "devices": { "requests": [{ "name": "one", "exactly": exactly }] },
-        } });
-        admin.create(&DEVICES, Some("shop"), device).await.expect("a claim of devices");
+        admin.create(&DEVICES, Some("shop"), device(name)).await.expect("a claim of devices");
         admin.create(&SLICES, None, slice(name, node)).await.expect("a slice");
         let mut wanted = pod(name);
         wanted["spec"]["nodeName"] = json!(node);
@@ -235,6 +237,45 @@ async fn a_node_reports_its_pods_and_itself_but_does_not_rewrite_them() {
 }
 
 #[tokio::test]
+async fn a_node_does_not_say_which_claims_were_made_for_its_pods() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    for name in ["made", "other"] {
+        admin.create(&DEVICES, Some("shop"), device(name)).await.expect("a claim of devices");
+    }
+    let mut wanted = pod("a");
+    wanted["spec"]["nodeName"] = json!("n1");
+    wanted["spec"]["resourceClaims"] = json!([{ "name": "d", "resourceClaimTemplateName": "t" }]);
+    admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    let made = |name: &str| json!([{ "name": "d", "resourceClaimName": name }]);
+    let status = json!({ "status": { "resourceClaimStatuses": made("made") } });
+    admin.merge_at(&PODS, Some("shop"), "a", "status", status).await.expect("noted");
+    admin.list(&PODS, None, "").await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let extended = json!({ "resourceClaimName": "other", "requestMappings": [
+        { "containerName": "main", "resourceName": "example.com/gpu", "requestName": "one" },
+    ] });
+    for (status, allowed) in [
+        (json!({ "phase": "Running" }), true),
+        (json!({ "resourceClaimStatuses": made("other") }), false),
+        (json!({ "resourceClaimStatuses": null }), false),
+        (json!({ "extendedResourceClaimStatus": extended }), false),
+    ] {
+        let patch = json!({ "status": status });
+        check(
+            &node.merge_at(&PODS, Some("shop"), "a", "status", patch).await,
+            allowed,
+            &status.to_string(),
+        );
+    }
+    check(&node.get(&DEVICES, Some("shop"), "made").await, true, "what was made for its pod");
+    check(&node.get(&DEVICES, Some("shop"), "other").await, false, "another's");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_mirror_pod_opens_nothing_to_its_node() {
     let directory = Directory::new();
     let running = start(&directory).await;
@@ -280,6 +321,15 @@ async fn a_mirror_pod_opens_nothing_to_its_node() {
     let mut plain = mirror("no-mirror", json!({}));
     plain["metadata"]["annotations"] = json!({});
     check(&node.create(&PODS, Some("shop"), plain).await, false, "not a mirror pod");
+    // Whatever somebody makes it name.
+    let admin = running.admin();
+    admin.create(&DEVICES, Some("shop"), device("gpu")).await.expect("a claim of devices");
+    let status = json!({ "status": { "extendedResourceClaimStatus": { "resourceClaimName": "gpu", "requestMappings": [
+        { "containerName": "main", "resourceName": "example.com/gpu", "requestName": "one" },
+    ] } } });
+    admin.merge_at(&PODS, Some("shop"), "plain", "status", status).await.expect("noted");
+    admin.list(&PODS, None, "").await;
+    check(&node.get(&DEVICES, Some("shop"), "gpu").await, false, "a claim that its mirror pod names");
     running.stop().await;
 }
 

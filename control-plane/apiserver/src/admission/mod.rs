@@ -79,7 +79,7 @@ impl Request<'_> {
 }
 
 /// The image, in the API, of a pod that a node runs by itself.
-fn is_mirror(pod: &Value) -> bool {
+pub(crate) fn is_mirror(pod: &Value) -> bool {
     !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
 }
 

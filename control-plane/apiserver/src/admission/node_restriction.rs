@@ -152,13 +152,21 @@ impl Plugin for NodeRestriction {
     }
 }
 
-/// Labels select what a pod counts for: a Service's backends, a policy's peers, a budget.
+/// Labels select what a pod counts for: a Service's backends, a policy's peers, a budget. The names of its claims open
+/// these to the node.
 fn check_pod_status(request: &Request<'_>, node: &str) -> Result<(), Error> {
-    let labels = |object: &Value| object["metadata"]["labels"].clone();
-    if request.old.is_some_and(|old| labels(old) != labels(request.object)) {
-        return Err(request.forbidden(&format!("node {node:?} cannot update labels through pod status")));
-    }
-    Ok(())
+    let new = &*request.object;
+    let Some(old) = request.old else { return Ok(()) };
+    let what = if new["metadata"]["labels"] != old["metadata"]["labels"] {
+        "labels through pod status"
+    } else if new["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
+        "resource claim statuses"
+    } else if new["status"]["extendedResourceClaimStatus"] != old["status"]["extendedResourceClaimStatus"] {
+        "extended resource claim status"
+    } else {
+        return Ok(());
+    };
+    Err(request.forbidden(&format!("node {node:?} cannot update {what}")))
 }
 
 /// A kubelet says how far the growth of a volume is, and nothing else.

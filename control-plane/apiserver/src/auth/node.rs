@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Attributes, Authorizer, Decision, Rules, User};
 use crate::{
+    admission::is_mirror,
     cache::{CachedObject, KindCache, Selection},
     resources::Resources,
 };
@@ -63,8 +64,13 @@ pub fn references(pod: &Value) -> BTreeSet<Reference> {
             }
         }
     }
-    for claim in list(&spec["resourceClaims"]).iter().chain(list(&pod["status"]["resourceClaimStatuses"])) {
+    for claim in list(&spec["resourceClaims"]) {
         add("resourceclaims", &claim["resourceClaimName"]);
+        if claim["resourceClaimTemplateName"].is_string() {
+            let made = list(&pod["status"]["resourceClaimStatuses"]).iter();
+            made.filter(|made| made["name"] == claim["name"])
+                .for_each(|made| add("resourceclaims", &made["resourceClaimName"]));
+        }
     }
     add("resourceclaims", &pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"]);
     for volume in list(&spec["volumes"]) {
@@ -87,6 +93,11 @@ pub fn references(pod: &Value) -> BTreeSet<Reference> {
         }
     }
     found
+}
+
+/// The objects that a pod opens to the node that it is on: those that it names, and none where the node made it itself.
+pub fn opened(pod: &Value) -> BTreeSet<Reference> {
+    if is_mirror(pod) { BTreeSet::new() } else { references(pod) }
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -114,7 +125,7 @@ impl NodeAuthorizer {
 
     fn is_referenced(&self, node: &str, resource: &str, namespace: &str, name: &str) -> bool {
         self.pods_on(node, Some(namespace)).any(|pod| {
-            references(&pod.value()).iter().any(|known| known.resource == resource && known.name == name)
+            opened(&pod.value()).iter().any(|known| known.resource == resource && known.name == name)
         })
     }
 
@@ -141,7 +152,7 @@ impl NodeAuthorizer {
                 .any(|field| driver[field]["namespace"] == namespace && driver[field]["name"] == name)
         };
         self.pods_on(node, None).any(|pod| {
-            references(&pod.value()).iter().filter(|known| known.resource == "persistentvolumeclaims").any(
+            opened(&pod.value()).iter().filter(|known| known.resource == "persistentvolumeclaims").any(
                 |claim| {
                     let claim = self.claims.get(&claim.namespace, &claim.name);
                     let volume = claim.and_then(|claim| {
@@ -286,7 +297,12 @@ mod tests {
                     { "name": "b", "resourceClaimTemplateName": "nic" },
                 ],
             },
-            "status": { "resourceClaimStatuses": [{ "name": "b", "resourceClaimName": "web-b-x7" }] },
+            // Two that the spec does not ask for: a template's alone is made.
+            "status": { "resourceClaimStatuses": [
+                { "name": "b", "resourceClaimName": "web-b-x7" },
+                { "name": "a", "resourceClaimName": "another" },
+                { "name": "c", "resourceClaimName": "another" },
+            ] },
         });
         let found: Vec<_> =
             references(&pod).into_iter().map(|found| format!("{}/{}", found.resource, found.name)).collect();
@@ -306,6 +322,14 @@ mod tests {
                 "serviceaccounts/runner",
             ]
         );
+    }
+
+    #[test]
+    fn a_pod_that_the_node_made_opens_nothing() {
+        let mut pod = json!({ "metadata": { "namespace": "shop" }, "spec": { "serviceAccountName": "runner" } });
+        assert_eq!(opened(&pod), references(&pod));
+        pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "abc" });
+        assert!(opened(&pod).is_empty());
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
     ApiServer,
     auth::{
         User,
-        node::{Reference, references},
+        node::{Reference, opened},
     },
     cache::{CachedObject, Change, ChangeKind, KindCache, Selection, Watcher},
     codec,
@@ -379,7 +379,7 @@ impl Down {
     /// Takes note of what a pod names; what is new is sent, and what nothing names any more is taken back.
     async fn name_references(&mut self, pod: &CachedObject, gone: bool) -> Result<(), Error> {
         let key = pod.key().to_string();
-        let now = if gone { BTreeSet::new() } else { references(&pod.value()) };
+        let now = if gone { BTreeSet::new() } else { opened(&pod.value()) };
         let before = if gone { self.named.remove(&key) } else { self.named.insert(key, now.clone()) };
         for reference in &now {
             if !self.is_told(reference) {
