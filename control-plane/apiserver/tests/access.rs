@@ -193,6 +193,50 @@ async fn a_node_sees_volumes_and_devices_of_its_pods() {
 }
 
 #[tokio::test]
+async fn a_claim_that_names_anothers_volume_opens_no_secret_of_it() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let size = json!({ "storage": "1Gi" });
+    let secret = json!({ "metadata": { "name": "key" }, "data": {} });
+    admin.create(&SECRETS, Some("shop"), secret).await.expect("a secret");
+    let claim = json!({ "metadata": { "name": "mine" }, "spec": {
+        "accessModes": ["ReadWriteOnce"], "volumeName": "v", "resources": { "requests": size },
+    } });
+    let claim = admin.create(&CLAIMS, Some("shop"), claim).await.expect("a claim");
+    let mut wanted = pod("a");
+    wanted["spec"]["nodeName"] = json!("n1");
+    wanted["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": "mine" } }]);
+    admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let bound = json!({ "namespace": "shop", "name": "mine", "uid": claim["metadata"]["uid"] });
+    for (what, reference, allowed) in [
+        ("of no claim", Value::Null, false),
+        ("of another claim", json!({ "namespace": "shop", "name": "other" }), false),
+        ("of another namespace", json!({ "namespace": "kube-system", "name": "mine" }), false),
+        ("of a claim that was", json!({ "namespace": "shop", "name": "mine", "uid": "another" }), false),
+        ("kept for it", json!({ "namespace": "shop", "name": "mine" }), true),
+        ("bound to it", bound, true),
+    ] {
+        let driver = json!({
+            "driver": "disk.test", "volumeHandle": "v", "nodeStageSecretRef": { "namespace": "shop", "name": "key" },
+        });
+        let volume = json!({ "metadata": { "name": "v" }, "spec": {
+            "capacity": size, "accessModes": ["ReadWriteOnce"], "csi": driver, "claimRef": reference,
+        } });
+        admin.create(&VOLUMES, None, volume).await.expect("a volume");
+        admin.list(&VOLUMES, None, "").await;
+        check(&node.get(&SECRETS, Some("shop"), "key").await, allowed, &format!("the secret of a volume {what}"));
+        check(&node.get(&VOLUMES, None, "v").await, allowed, &format!("a volume {what}"));
+        let gone = json!({ "metadata": { "finalizers": null } });
+        admin.merge(&VOLUMES, None, "v", gone).await.expect("nothing holds it");
+        admin.delete(&VOLUMES, None, "v", None).await.expect("gone");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_reports_its_pods_and_itself_but_does_not_rewrite_them() {
     let directory = Directory::new();
     let running = start(&directory).await;

@@ -136,10 +136,11 @@ impl NodeAuthorizer {
     /// A volume is a node's when a claim of one of its pods is bound to it.
     fn uses_volume(&self, node: &str, name: &str) -> bool {
         let Some(volume) = self.volumes.get("", name) else { return false };
-        let claim = &volume.value()["spec"]["claimRef"];
+        let volume = volume.value();
+        let claim = &volume["spec"]["claimRef"];
         let text = |field: &str| claim[field].as_str().unwrap_or_default().to_owned();
         let (namespace, claim) = (text("namespace"), text("name"));
-        self.claims.get(&namespace, &claim).is_some()
+        self.claims.get(&namespace, &claim).is_some_and(|claim| is_for(&volume, &claim.value()))
             && self.is_referenced(node, "persistentvolumeclaims", &namespace, &claim)
     }
 
@@ -153,12 +154,13 @@ impl NodeAuthorizer {
         };
         self.pods_on(node, None).any(|pod| {
             opened(&pod.value()).iter().filter(|known| known.resource == "persistentvolumeclaims").any(
-                |claim| {
-                    let claim = self.claims.get(&claim.namespace, &claim.name);
-                    let volume = claim.and_then(|claim| {
-                        self.volumes.get("", claim.value()["spec"]["volumeName"].as_str()?)
-                    });
-                    volume.is_some_and(|volume| names_it(&volume.value()))
+                |reference| {
+                    let Some(claim) = self.claims.get(&reference.namespace, &reference.name) else {
+                        return false;
+                    };
+                    let claim = claim.value();
+                    let volume = claim["spec"]["volumeName"].as_str().and_then(|it| self.volumes.get("", it));
+                    volume.map(|volume| volume.value()).is_some_and(|it| is_for(&it, &claim) && names_it(&it))
                 },
             )
         })
@@ -231,6 +233,14 @@ impl NodeAuthorizer {
             _ => false,
         }
     }
+}
+
+/// Whether the volume says that it is for the claim. Which volume a claim names is its user's word.
+fn is_for(volume: &Value, claim: &Value) -> bool {
+    let (reference, claim) = (&volume["spec"]["claimRef"], &claim["metadata"]);
+    let is_same = |field: &str| reference[field] == claim[field];
+    let is_any = reference["uid"].as_str().is_none_or(str::is_empty);
+    is_same("namespace") && is_same("name") && (is_any || is_same("uid"))
 }
 
 /// Whether the object there is about the node.
