@@ -2,12 +2,14 @@
 
 mod common;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use common::*;
 use hawser_api::{
     Client, Error, GroupVersionResource,
     client::{ListOptions, WriteOptions},
     resource::Target,
 };
+use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::{Value, json};
 
 const CLAIMS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "persistentvolumeclaims");
@@ -277,6 +279,40 @@ async fn a_node_reports_its_pods_and_itself_but_does_not_rewrite_them() {
     let untaint = json!({ "spec": { "taints": [] } });
     check(&node.merge(&NODES, None, "n1", untaint.clone()).await, false, "taking off its taints");
     admin.merge(&NODES, None, "n1", untaint).await.expect("an administrator may");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_asks_for_its_next_certificate() {
+    const REQUESTS: GroupVersionResource =
+        GroupVersionResource::fixed("certificates.k8s.io", "v1", "certificatesigningrequests");
+    const ENDPOINTS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "endpoints");
+
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let node = running.client("system:node:n1", &["system:nodes"]);
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(DnType::CommonName, "system:node:n1");
+    let key = KeyPair::generate().expect("a key");
+    let pem = params.serialize_request(&key).expect("a request").pem().expect("PEM");
+    let request = json!({ "metadata": { "name": "next" }, "spec": {
+        "request": STANDARD.encode(pem), "usages": ["digital signature", "client auth"],
+        "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+    } });
+    let made = node.create(&REQUESTS, None, request).await.expect("it may ask");
+    assert_eq!(made["spec"]["username"], "system:node:n1");
+    check(&node.get(&REQUESTS, None, "next").await, true, "reading its request");
+    let (listed, version) = node.list(&REQUESTS, None, "").await;
+    assert_eq!(listed.len(), 1);
+    assert!(node.watch(&REQUESTS, None, "", &version).await.is_ok(), "waiting for the answer");
+    let approved = json!({ "status": { "conditions": [{ "type": "Approved", "status": "True" }] } });
+    for part in ["approval", "status", ""] {
+        let written = node.merge_at(&REQUESTS, None, "next", part, approved.clone()).await;
+        check(&written, false, &format!("writing {part:?}"));
+    }
+    check(&node.delete(&REQUESTS, None, "next", None).await, false, "deleting it");
+    check(&node.get(&ENDPOINTS, Some("default"), "kubernetes").await, true, "endpoints by name");
     running.stop().await;
 }
 

@@ -204,6 +204,9 @@ impl NodeAuthorizer {
                 verb == "create" && self.is_referenced(node, "serviceaccounts", namespace, name)
             }
             ("", "services", "") | ("discovery.k8s.io", "endpointslices", "") => read,
+            ("", "endpoints", "") => verb == "get",
+            // Its next certificate: it asks, and waits for the answer. Admission writes who asks.
+            ("certificates.k8s.io", "certificatesigningrequests", "") => read || verb == "create",
             ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => read,
             ("networking.k8s.io", "networkpolicies", "") => read,
             ("coordination.k8s.io", "leases", "") => {
