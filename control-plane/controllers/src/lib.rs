@@ -189,3 +189,23 @@ impl Starts<'_> {
         self.pending.push(Box::pin(start(self.shutdown.clone())));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{FakeApi, Running};
+
+    use super::*;
+
+    /// A lost Lease ends them, and one that is won starts them anew, in one process.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_of_the_controllers_outlives_them() {
+        let api = FakeApi::new();
+        let running = Running::start(&api, &["*"]);
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        assert!(Arc::strong_count(&api) > 1);
+        running.stop().await;
+        // What was told to end ends at its next turn.
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        assert_eq!(Arc::strong_count(&api), 1, "the client, which the context has");
+    }
+}

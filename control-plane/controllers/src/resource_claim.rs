@@ -78,10 +78,13 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
             changed.add(Key::Pod(ObjectKey::new(&change.key.namespace, owner.name.as_str())));
         }
     });
-    let (changed, caches) = (queue.clone(), context.clone());
+    // Weak: the caches, which own the handlers, are in the context.
+    let (changed, weak) = (queue.clone(), Arc::downgrade(&context));
     context.caches.resource_claim_templates.on_change(move |change| {
-        if change.old.is_none() {
-            let waiting = caches.caches.pods_by_namespace.get(&change.key.namespace);
+        if change.old.is_none()
+            && let Some(context) = weak.upgrade()
+        {
+            let waiting = context.caches.pods_by_namespace.get(&change.key.namespace);
             let naming = waiting.iter().filter(|pod| {
                 claims_in(pod)
                     .any(|claim| claim.resource_claim_template_name.as_ref() == Some(&change.key.name))
