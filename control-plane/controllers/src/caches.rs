@@ -39,7 +39,7 @@ use parking_lot::RwLock;
 use tokio::task::JoinSet;
 
 use crate::{
-    attachdetach::plan::shown,
+    attachdetach::plan::{Attachable, shown},
     meta::{MetaExt, pod_node},
     persistentvolume::matching::{claim_ref, class_of_claim, class_of_volume},
     selector::Labels,
@@ -111,6 +111,8 @@ pub(crate) struct Caches {
     pub(crate) volumes_by_class: Index<PersistentVolume>,
     /// Volumes by [`claim_term`] of the claim that they are for.
     pub(crate) volumes_by_claim: Index<PersistentVolume>,
+    /// Volumes of CSI drivers by their unique name, as the statuses of nodes have it.
+    pub(crate) volumes_by_unique_name: Index<PersistentVolume>,
     pub(crate) classes: Informer<StorageClass>,
     pub(crate) drivers: Informer<CSIDriver>,
     pub(crate) attachments: Informer<VolumeAttachment>,
@@ -194,6 +196,9 @@ impl Caches {
             }),
             volumes_by_claim: Index::new(&volumes, |volume: &PersistentVolume| {
                 claim_ref(volume).map(referenced_term).into_iter().collect()
+            }),
+            volumes_by_unique_name: Index::new(&volumes, |volume: &PersistentVolume| {
+                Attachable::of(volume).map(|volume| volume.unique_name()).into_iter().collect()
             }),
             volumes,
             classes: Informer::new(),
@@ -371,10 +376,15 @@ pub(crate) fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let names = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
         (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", pod.name(), volume.name)),
+        (None, Some(_)) => Some(ephemeral_claim(pod, &volume.name)),
         (None, None) => None,
     });
     names.map(|name| ObjectKey::new(pod.namespace(), name)).collect()
+}
+
+/// The name of the claim that is made for an ephemeral volume of the pod.
+pub(crate) fn ephemeral_claim(pod: &Pod, volume: &str) -> String {
+    format!("{}-{volume}", pod.name())
 }
 
 fn claim_terms(pod: &Pod) -> Vec<String> {

@@ -27,30 +27,38 @@ fn set_up(api: &FakeApi, modes: &Value) {
             "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
         }));
     }
+    put_claim(api, ("data", "v"), modes);
+}
+
+/// A claim, and a volume that it is bound to; all are of one disk.
+fn put_claim(api: &FakeApi, (name, volume): (&str, &str), modes: &Value) {
     let claim = api.put::<PersistentVolumeClaim>(json!({
-        "metadata": { "name": "data", "namespace": "default" },
-        "spec": { "volumeName": "v", "accessModes": modes },
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "volumeName": volume, "accessModes": modes },
         "status": { "phase": "Bound" },
     }));
     api.put::<PersistentVolume>(json!({
-        "metadata": { "name": "v" },
+        "metadata": { "name": volume },
         "spec": {
             "accessModes": modes, "csi": { "driver": "csi.example.com", "volumeHandle": "disk-1" },
-            "claimRef": { "namespace": "default", "name": "data", "uid": claim.uid() },
+            "claimRef": { "namespace": "default", "name": name, "uid": claim.uid() },
         },
         "status": { "phase": "Bound" },
     }));
 }
 
 fn put_pod(api: &FakeApi, name: &str, node: &str) {
+    put_pod_with(api, (name, node), json!({ "persistentVolumeClaim": { "claimName": "data" } }));
+}
+
+fn put_pod_with(api: &FakeApi, (name, node): (&str, &str), source: Value) -> Pod {
+    let mut volume = json!({ "name": "data" });
+    volume.as_object_mut().expect("an object").extend(source.as_object().expect("an object").clone());
     api.put::<Pod>(json!({
         "metadata": { "name": name, "namespace": "default" },
-        "spec": {
-            "nodeName": node, "containers": [],
-            "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": "data" } }],
-        },
+        "spec": { "nodeName": node, "containers": [], "volumes": [volume] },
         "status": { "phase": "Running" },
-    }));
+    }))
 }
 
 /// As a driver's attacher works: with a finalizer, and a little later.
@@ -217,4 +225,129 @@ async fn drivers_that_do_not_attach_are_not_asked() {
     put_pod(&api, "p", "a");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(places(&api).is_empty());
+    // Its installer thinks again.
+    api.remove::<CSIDriver>("", "csi.example.com", &DeleteOptions::default());
+    api.until("it is attached", |api| places(api) == ["a"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_whose_object_is_gone_stays_while_its_node_has_it_mounted() {
+    for restarts in [false, true] {
+        let api = FakeApi::new();
+        set_up(&api, &json!(["ReadWriteOnce"]));
+        let _attacher = tokio::spawn(attach(api.clone()));
+        let mut running = Some(Running::start(&api, ALONE));
+        put_pod(&api, "p", "a");
+        api.until("the node is told", |api| is_shown(api, "a")).await;
+        uses(&api, "a", &[UNIQUE]);
+        if restarts {
+            running.take().expect("it runs").stop().await;
+        }
+        api.remove::<PersistentVolume>("", "v", &DeleteOptions::default());
+        let _running = running.unwrap_or_else(|| Running::start(&api, ALONE));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(places(&api), ["a"], "its pod runs");
+        assert!(is_shown(&api, "a"));
+        remove(&api, "p");
+        uses(&api, "a", &[]);
+        api.until("it is let go", |api| places(api).is_empty() && !is_shown(api, "a")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attachment_of_nothing_goes_where_its_node_lists_nothing_of_it() {
+    let api = FakeApi::new();
+    set_up(&api, &json!(["ReadWriteOnce"]));
+    let volume = plan::Attachable { driver: "csi.example.com".to_owned(), handle: "lost".to_owned() };
+    for node in ["a", "gone"] {
+        api.put::<VolumeAttachment>(json!({
+            "metadata": { "name": volume.attachment_name(node) },
+            "spec": { "attacher": volume.driver, "nodeName": node, "source": { "persistentVolumeName": "lost" } },
+        }));
+    }
+    let _running = Running::start(&api, ALONE);
+    api.until("one is let go", |api| places(api) == ["gone"]).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(places(&api), ["gone"], "nobody knows what the node has in use");
+    api.until("at last it goes", |api| places(api).is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_objects_of_one_disk_are_one_volume() {
+    let api = FakeApi::new();
+    set_up(&api, &json!(["ReadWriteOnce"]));
+    put_claim(&api, ("again", "w"), &json!(["ReadWriteOnce"]));
+    let _attacher = tokio::spawn(attach(api.clone()));
+    let _running = Running::start(&api, ALONE);
+    let again = || json!({ "persistentVolumeClaim": { "claimName": "again" } });
+    put_pod(&api, "first", "a");
+    api.until("the node is told", |api| is_shown(api, "a")).await;
+    put_pod_with(&api, ("second", "a"), again());
+    put_pod_with(&api, ("third", "b"), again());
+    let refused = "Multi-Attach error for volume \"w\" Volume is already used by pod(s) first, second";
+    let turned = "Multi-Attach error for volume \"w\" Volume is already used by pod(s) second, first";
+    api.until("the third is refused", |api| told(api, refused) || told(api, turned)).await;
+    // One of the two on the first node goes, and with it the object that the attachment names.
+    remove(&api, "first");
+    api.remove::<PersistentVolume>("", "v", &DeleteOptions::default());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(places(&api), ["a"], "the second uses it");
+    assert!(is_shown(&api, "a"));
+    remove(&api, "second");
+    api.until("it moves", |api| places(api) == ["b"] && is_shown(api, "b")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_written_holds_up_no_other() {
+    let api = FakeApi::new();
+    api.fault(|verb, target| {
+        let is_first = target.resource.resource == "nodes" && target.name.as_deref() == Some("a");
+        if verb == "patch" && is_first { Fault::Fails } else { Fault::None }
+    });
+    set_up(&api, &json!(["ReadWriteMany"]));
+    let _attacher = tokio::spawn(attach(api.clone()));
+    let _running = Running::start(&api, ALONE);
+    put_pod(&api, "first", "a");
+    put_pod(&api, "second", "b");
+    api.until("the other is told", |api| is_shown(api, "b")).await;
+    assert!(!is_shown(&api, "a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_an_ephemeral_volume_is_its_pods_own() {
+    for is_own in [false, true] {
+        let api = FakeApi::new();
+        set_up(&api, &json!(["ReadWriteOnce"]));
+        let pod = put_pod_with(&api, ("p", "a"), json!({ "ephemeral": {} }));
+        put_claim(&api, ("p-data", "w"), &json!(["ReadWriteOnce"]));
+        let owner =
+            json!([{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": pod.uid(), "controller": true }]);
+        if is_own {
+            let owned = json!({ "metadata": { "ownerReferences": owner } });
+            api.patch::<PersistentVolumeClaim>("default", "p-data", owned);
+        }
+        let _running = Running::start(&api, ALONE);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let expected: &[&str] = if is_own { &["a"] } else { &[] };
+        assert_eq!(places(&api), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_gone_is_waited_for_if_it_had_the_volume_in_use() {
+    for in_use in [false, true] {
+        let api = FakeApi::new();
+        set_up(&api, &json!(["ReadWriteOnce"]));
+        let _attacher = tokio::spawn(attach(api.clone()));
+        let _running = Running::start(&api, ALONE);
+        put_pod(&api, "p", "a");
+        api.until("the node is told", |api| is_shown(api, "a")).await;
+        uses(&api, "a", if in_use { &[UNIQUE] } else { &[] });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        api.remove::<Node>("", "a", &DeleteOptions::default());
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        let expected: &[&str] = if in_use { &["a"] } else { &[] };
+        assert_eq!(places(&api), expected);
+        api.until("at last it is let go", |api| places(api).is_empty()).await;
+    }
 }
