@@ -4,7 +4,7 @@
 //! token (`nodeclient`); roles say who may do either. All else waits for somebody who decides. Follows
 //! `pkg/controller/certificates/approver` of v1.36.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use hawser_api::{Api, Error, resource::ObjectKey};
@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Signer, condition, is_issued};
 use crate::{
     Context,
-    meta::now,
+    meta::{MetaExt, elapsed, now},
     worker::{Next, Reconciler},
 };
 
@@ -28,6 +28,10 @@ const RENEWAL: (&str, &str) =
     ("selfnodeclient", "Auto approving self kubelet client certificate after SubjectAccessReview.");
 const ANY_NODE: (&str, &str) =
     ("nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview.");
+
+/// When a request that roles do not allow is looked at again, at the earliest and at the latest.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_LAST: Duration = Duration::from_secs(1000);
 
 pub(super) struct Approver {
     pub(super) context: Arc<Context>,
@@ -53,7 +57,8 @@ impl Reconciler for Approver {
                 return self.approve(&request, message).await;
             }
         }
-        Ok(Next::Done)
+        // Roles are not watched. It is looked at after as long as it has waited already.
+        Ok(Next::After(elapsed(request.created(), now()).clamp(AGAIN_FIRST, AGAIN_LAST)))
     }
 }
 
@@ -104,6 +109,8 @@ impl Approver {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use k8s_openapi::ByteString;
     use serde_json::{Value, json};
 
@@ -177,5 +184,24 @@ mod tests {
         for name in ["other", "denied", "stranger", "neighbour"] {
             assert_eq!(approval(&api, name), None, "{name}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kubelet_gets_it_when_roles_let_it_later() {
+        let api = FakeApi::new();
+        let is_allowed = Arc::new(AtomicBool::new(false));
+        let answer = is_allowed.clone();
+        api.allow(move |_| answer.load(Relaxed));
+        let config = Config {
+            controllers: vec!["csrapproving".to_owned()],
+            signer: Some(Arc::new(FakeSigner)),
+            ..Config::default()
+        };
+        let _running = Running::start_with(&api, config);
+        api.put::<CertificateSigningRequest>(request("a", "system:node:a", "system:node:a", json!([])));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(approval(&api, "a"), None);
+        is_allowed.store(true, Relaxed);
+        api.until("it is approved", |api| approval(api, "a").is_some()).await;
     }
 }
