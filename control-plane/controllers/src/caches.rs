@@ -42,6 +42,7 @@ use crate::{
     attachdetach::plan::{Attachable, shown},
     meta::{MetaExt, pod_node},
     persistentvolume::matching::{claim_ref, class_of_claim, class_of_volume},
+    resource_claim,
     selector::Labels,
 };
 
@@ -124,6 +125,8 @@ pub(crate) struct Caches {
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
+    /// Pods by [`claim_term`] of the ResourceClaims that they use.
+    pub(crate) pods_by_resource_claim: Index<Pod>,
 }
 
 impl Caches {
@@ -139,6 +142,9 @@ impl Caches {
         Self {
             pods_by_controller: Index::new(&pods, controller_terms),
             pods_by_claim: Index::new(&pods, claim_terms),
+            pods_by_resource_claim: Index::new(&pods, |pod: &Pod| {
+                resource_claim::claims_of(pod).map(|key| claim_term(&key)).collect()
+            }),
             pods_by_namespace: Index::new(&pods, namespace_terms),
             pods_by_node: Index::new(&pods, |pod| pod_node(pod).map(str::to_owned).into_iter().collect()),
             pods_by_label: Index::new(&pods, |pod: &Pod| {
@@ -356,7 +362,7 @@ fn controller_terms<K: Kind>(object: &K) -> Vec<String> {
     }]
 }
 
-/// The index term of pods that mount a claim.
+/// The index term of pods that mount a claim, or use a ResourceClaim.
 pub(crate) fn claim_term(claim: &ObjectKey) -> String {
     claim.to_string()
 }

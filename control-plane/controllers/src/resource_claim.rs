@@ -21,6 +21,7 @@ use tracing::info;
 
 use crate::{
     Context, Starts,
+    caches::claim_term,
     events::Recorder,
     meta::{MetaExt, controller_reference, only_this, pod_is_terminal, pod_node},
     pods::namespace_is_ending,
@@ -33,6 +34,10 @@ use crate::{
 const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
 /// Keeps an allocated claim from being removed.
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// Of one claim; the API takes no more.
+const MOST_CONSUMERS: usize = 256;
+/// Names that are tried for a generated claim where others have taken the first.
+const NAMES: i32 = 8;
 /// Of the part of a name before the suffix, in bytes; as upstream's API server.
 const LONGEST_PREFIX: usize = 57;
 
@@ -69,16 +74,24 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
             claims(pod).into_iter().for_each(|claim| changed.add(claim));
         }
     });
-    let changed = queue.clone();
+    // Weak: the caches, which own the handlers, are in the context.
+    let (changed, weak) = (queue.clone(), Arc::downgrade(&context));
     context.caches.resource_claims.on_change(move |change| {
         changed.add(Key::Claim(change.key.clone()));
+        let takes = |claim: Option<&Arc<ResourceClaim>>| claim.is_some_and(|claim| may_be_reserved(claim));
+        if takes(change.new)
+            && !takes(change.old)
+            && let Some(context) = weak.upgrade()
+        {
+            let naming = context.caches.pods_by_resource_claim.get(&claim_term(change.key));
+            naming.iter().for_each(|pod| changed.add(Key::Pod(ObjectKey::of(&**pod))));
+        }
         // One that was deleted is made again.
         let gone = change.old.filter(|_| change.new.is_none());
         if let Some(owner) = gone.and_then(|claim| claim.controller()).filter(|owner| owner.kind == "Pod") {
             changed.add(Key::Pod(ObjectKey::new(&change.key.namespace, owner.name.as_str())));
         }
     });
-    // Weak: the caches, which own the handlers, are in the context.
     let (changed, weak) = (queue.clone(), Arc::downgrade(&context));
     context.caches.resource_claim_templates.on_change(move |change| {
         if change.old.is_none()
@@ -109,7 +122,7 @@ fn noted<'a>(pod: &'a Pod, claim: &str) -> Option<&'a str> {
 }
 
 /// All claims that the pod uses, as far as they are known.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
+pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
     let name = |claim: &PodResourceClaim| match &claim.resource_claim_name {
         Some(name) => Some(name.clone()),
         None => noted(pod, &claim.name).map(str::to_owned),
@@ -130,18 +143,25 @@ fn is_allocated(claim: &ResourceClaim) -> bool {
     claim.status.as_ref().is_some_and(|status| status.allocation.is_some())
 }
 
+/// A pod may be added to those that use it.
+fn may_be_reserved(claim: &ResourceClaim) -> bool {
+    is_allocated(claim) && !claim.is_deleting() && consumers(claim).len() < MOST_CONSUMERS
+}
+
 fn has_finalizer(claim: &ResourceClaim) -> bool {
     claim.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
 }
 
-fn generated(pod: &Pod, claim: &str, template: &ResourceClaimTemplate) -> ResourceClaim {
+/// `taken` is how many names before this one are others'.
+fn generated(pod: &Pod, claim: &str, template: &ResourceClaimTemplate, taken: i32) -> ResourceClaim {
     let from = template.spec.metadata.clone().unwrap_or_default();
     let mut annotations = from.annotations.unwrap_or_default();
     annotations.insert(POD_CLAIM.to_owned(), claim.to_owned());
     let prefix: String = format!("{}-{claim}", pod.name()).chars().take(LONGEST_PREFIX).collect();
+    let suffix = hash(&json!([pod.uid(), claim]), Some(taken));
     ResourceClaim {
         metadata: ObjectMeta {
-            name: Some(format!("{prefix}-{}", hash(&json!([pod.uid(), claim]), None))),
+            name: Some(format!("{prefix}-{suffix}")),
             namespace: pod.metadata.namespace.clone(),
             labels: from.labels,
             annotations: Some(annotations),
@@ -224,24 +244,31 @@ impl Controller {
         let template = template.ok_or_else(|| {
             Error::new(Reason::NotFound, format!("resource claim template {:?}: not found", key.name))
         })?;
-        let wanted = generated(pod, claim, &template);
         let claims: Api<ResourceClaim> = Api::namespaced(self.context.client.clone(), namespace);
-        let name = wanted.name().to_owned();
-        match claims.create(&wanted).await {
-            Ok(_) => Ok(Some(name)),
-            Err(error) if error.is_already_exists() => match claims.find(&name).await? {
-                Some(found) => is_own(pod, &found).map(|()| Some(name)),
-                None => Err(error),
-            },
-            Err(error) if namespace_is_ending(&error) => Ok(None),
-            Err(error) => Err(error),
+        let mut outcome = Ok(None);
+        for taken in 0..NAMES {
+            let wanted = generated(pod, claim, &template, taken);
+            let name = wanted.name().to_owned();
+            outcome = match claims.create(&wanted).await {
+                Ok(_) => return Ok(Some(name)),
+                Err(error) if error.is_already_exists() => match claims.find(&name).await? {
+                    Some(found) => is_own(pod, &found).map(|()| Some(name)),
+                    None => return Err(error),
+                },
+                Err(error) if namespace_is_ending(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            if outcome.is_ok() {
+                break;
+            }
         }
+        outcome
     }
 
-    /// Reserves an allocated claim for a pod that has its node already.
+    /// Reserves an allocated claim for a pod that has its node already. One that has no room is looked at when it has.
     async fn reserve(&self, pod: &Pod, key: &ObjectKey) -> Result<(), Error> {
         let Some(claim) = self.context.caches.resource_claims.get(key) else { return Ok(()) };
-        if !is_allocated(&claim) || consumers(&claim).iter().any(|consumer| consumer.uid == pod.uid()) {
+        if !may_be_reserved(&claim) || consumers(&claim).iter().any(|consumer| consumer.uid == pod.uid()) {
             return Ok(());
         }
         let mut all = consumers(&claim).to_vec();

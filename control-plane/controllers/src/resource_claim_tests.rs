@@ -150,3 +150,71 @@ async fn a_pod_with_a_node_has_its_allocated_claim_reserved() {
     api.until("it is reserved", |api| uids(api).len() == 2).await;
     assert_eq!(uids(&api), [first.uid(), by_hand.uid()]);
 }
+
+fn users(api: &FakeApi, name: &str) -> Vec<String> {
+    let claim = read(api, name).expect("it is there");
+    consumers(&claim).iter().map(|consumer| consumer.uid.clone()).collect()
+}
+
+fn bound_by_hand(api: &FakeApi, name: &str, claim: &str) -> Pod {
+    let claims = json!([{ "name": "gpu", "resourceClaimName": claim }]);
+    api.put::<Pod>(json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "nodeName": "n1", "containers": [], "resourceClaims": claims },
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_allocated_later_is_reserved_for_the_pods_that_have_a_node() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    let by_hand = bound_by_hand(&api, "by-hand", "c");
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    api.put::<ResourceClaim>(json!({ "metadata": { "name": "c", "namespace": "default" }, "spec": {} }));
+    let first = pod(&api, "first", json!([{ "name": "gpu", "resourceClaimName": "c" }]));
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    allocate(&api, "c", &[&first]);
+    api.until("it is reserved", |api| users(api, "c") == [first.uid(), by_hand.uid()]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_without_room_is_reserved_once_it_has_some() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    for name in ["full", "going"] {
+        api.put::<ResourceClaim>(json!({ "metadata": { "name": name, "namespace": "default" }, "spec": {} }));
+    }
+    let first = pod(&api, "first", json!([{ "name": "gpu", "resourceClaimName": "full" }]));
+    allocate(&api, "going", &[&first]);
+    api.remove::<ResourceClaim>("default", "going", &DeleteOptions::default());
+    // Consumers that are no pods are nobody's business here.
+    let other = |n: usize| json!({ "resource": "others", "name": n.to_string(), "uid": n.to_string() });
+    let others: Vec<Value> = (0..MOST_CONSUMERS).map(other).collect();
+    let status = json!({ "allocation": { "devices": { "results": [] } }, "reservedFor": others });
+    api.patch_status::<ResourceClaim>("default", "full", json!({ "status": status }));
+    let late = bound_by_hand(&api, "late", "full");
+    bound_by_hand(&api, "too-late", "going");
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(users(&api, "full").len(), MOST_CONSUMERS);
+    assert_eq!(users(&api, "going"), [first.uid()]);
+    let fewer = json!({ "status": { "reservedFor": others[1..].to_vec() } });
+    api.patch_status::<ResourceClaim>("default", "full", fewer);
+    api.until("it is reserved", |api| users(api, "full").last().is_some_and(|uid| uid == late.uid())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_anothers_is_left_to_it() {
+    let api = FakeApi::new();
+    let owner = pod(&api, "a", from_template());
+    template(&api, "t");
+    let found: ResourceClaimTemplate = api.read("default", "t").expect("it is there");
+    let foreign = generated(&owner, "gpu", &found, 0).name().to_owned();
+    api.put::<ResourceClaim>(json!({ "metadata": { "name": foreign, "namespace": "default" }, "spec": {} }));
+    let _running = Running::start(&api, &[NAME]);
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let own = noted_in(&api, "a").expect("noted");
+    assert_ne!(own, foreign);
+    let claim = read(&api, &own).expect("it is there");
+    assert_eq!(claim.controller().map(|owner| owner.uid.as_str()), Some(owner.uid()));
+    assert_eq!(api.all::<ResourceClaim>().len(), 2);
+}
