@@ -229,7 +229,11 @@ async fn a_claim_that_names_anothers_volume_opens_no_secret_of_it() {
         } });
         admin.create(&VOLUMES, None, volume).await.expect("a volume");
         admin.list(&VOLUMES, None, "").await;
-        check(&node.get(&SECRETS, Some("shop"), "key").await, allowed, &format!("the secret of a volume {what}"));
+        check(
+            &node.get(&SECRETS, Some("shop"), "key").await,
+            allowed,
+            &format!("the secret of a volume {what}"),
+        );
         check(&node.get(&VOLUMES, None, "v").await, allowed, &format!("a volume {what}"));
         let gone = json!({ "metadata": { "finalizers": null } });
         admin.merge(&VOLUMES, None, "v", gone).await.expect("nothing holds it");
@@ -344,11 +348,7 @@ async fn a_node_does_not_say_which_claims_were_made_for_its_pods() {
         (json!({ "extendedResourceClaimStatus": extended }), false),
     ] {
         let patch = json!({ "status": status });
-        check(
-            &node.merge_at(&PODS, Some("shop"), "a", "status", patch).await,
-            allowed,
-            &status.to_string(),
-        );
+        check(&node.merge_at(&PODS, Some("shop"), "a", "status", patch).await, allowed, &status.to_string());
     }
     check(&node.get(&DEVICES, Some("shop"), "made").await, true, "what was made for its pod");
     check(&node.get(&DEVICES, Some("shop"), "other").await, false, "another's");

@@ -339,7 +339,8 @@ mod tests {
 
     #[test]
     fn a_pod_that_the_node_made_opens_nothing() {
-        let mut pod = json!({ "metadata": { "namespace": "shop" }, "spec": { "serviceAccountName": "runner" } });
+        let mut pod =
+            json!({ "metadata": { "namespace": "shop" }, "spec": { "serviceAccountName": "runner" } });
         assert_eq!(opened(&pod), references(&pod));
         pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "abc" });
         assert!(opened(&pod).is_empty());

@@ -24,44 +24,44 @@ use crate::{
 const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 const BUDGETS: GroupVersionResource = GroupVersionResource::fixed("policy", "v1", "poddisruptionbudgets");
 
-/// Attempts to take an eviction off a budget that others write at the same time.
+/// Attempts to take an eviction off a budget, or to evict a pod, that others write at the same time.
 const ATTEMPTS: usize = 16;
 /// Evictions that a controller has not seen yet; more are not let through (as upstream).
 const MAX_DISRUPTED: usize = 2000;
 /// When a budget that is not counted yet is worth another look.
 const RETRY_SECONDS: u32 = 10;
 
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
 const REFUSED: &str = "Cannot evict pod as it would violate the pod's disruption budget.";
+
+/// What the leave to go rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// Nothing that could change: a charge, that no budget is about it, or that it has ended.
+    Given,
+    /// It does not work, as it was read. Where it has changed since, a budget may protect it.
+    AsRead,
+}
 
 impl ApiServer {
     /// Deletes a pod unless a disruption budget forbids it now.
     pub(super) async fn evict(&self, call: &Call, eviction: &Value) -> Result<Written, Error> {
         let (namespace, name) = call.place()?;
-        let pod = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?;
-        let options = &eviction["deleteOptions"];
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let request = DeleteRequest {
-            grace_period_seconds: options["gracePeriodSeconds"].as_i64(),
-            propagation: options["propagationPolicy"].as_str().and_then(|name| match name {
-                "Foreground" => Some(Propagation::Foreground),
-                "Orphan" => Some(Propagation::Orphan),
-                "Background" => Some(Propagation::Background),
-                _ => None,
-            }),
-            uid: text(&options["preconditions"]["uid"]),
-            resource_version: text(&options["preconditions"]["resourceVersion"]),
-            dry_run: options["dryRun"][0] == "All",
-        };
-        self.charge_budget(namespace, &pod, request.dry_run).await?;
-        let request = self.mark_evicted((namespace, name), &pod, request).await?;
-        self.registry().delete(&call.pass, &call.resource, (namespace, name), &request).await?;
-        Ok(Written {
-            reply: Reply::Value(
-                json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
-            ),
-            created: true,
-            warnings: Vec::new(),
-        })
+        let asked = request(eviction);
+        for _ in 0..ATTEMPTS {
+            let pod = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?;
+            let leave = self.charge_budget(namespace, &pod, asked.dry_run).await?;
+            let (request, is_ours) = conditioned(&asked, leave, &pod);
+            let outcome = async {
+                let request = self.mark_evicted((namespace, name), &pod, request).await?;
+                self.registry().delete(&call.pass, &call.resource, (namespace, name), &request).await
+            };
+            match outcome.await {
+                Err(error) if error.is_conflict() && is_ours => {}
+                outcome => return outcome.map(|_| success()),
+            }
+        }
+        Err(refusal("The pod is written by many others now.", RETRY_SECONDS))
     }
 
     /// Gives the pod the condition by which controllers know that it does not end by itself, and returns the request
@@ -89,7 +89,7 @@ impl ApiServer {
         let options = WriteOptions { uid, ..WriteOptions::default() }.for_update(&call)?;
         let change = Change::Patch(Patch {
             kind: PatchType::StrategicMerge,
-            body: json!({ "status": { "conditions": [evicted()] } }).to_string().into(),
+            body: mark(&pod, request.resource_version.as_deref()).to_string().into(),
             validation: FieldValidation::Ignore,
         });
         let marked =
@@ -99,16 +99,18 @@ impl ApiServer {
     }
 
     /// Takes the pod off the budget that selects it, or refuses; pods that do not run are never protected.
-    async fn charge_budget(&self, namespace: &str, pod: &CachedObject, dry_run: bool) -> Result<(), Error> {
+    async fn charge_budget(
+        &self,
+        namespace: &str,
+        pod: &CachedObject,
+        dry_run: bool,
+    ) -> Result<Leave, Error> {
         let pod = pod.encoded().tree();
-        let phase = pod["status"]["phase"].as_str();
-        if matches!(phase, Some("Succeeded" | "Failed" | "Pending"))
-            || pod["metadata"]["deletionTimestamp"].is_string()
-        {
-            return Ok(());
+        if let Some(leave) = unprotected(&pod) {
+            return Ok(leave);
         }
         let mut budgets = self.budgets_of(namespace, &pod)?;
-        let Some(mut budget) = budgets.pop() else { return Ok(()) };
+        let Some(mut budget) = budgets.pop() else { return Ok(Leave::Given) };
         if !budgets.is_empty() {
             return Err(Error::internal(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
@@ -121,7 +123,7 @@ impl ApiServer {
         for _ in 0..ATTEMPTS {
             // A write from before the pod was read may not be in the cache yet: the store decides.
             budget = self.registry().get(&call.pass, &call.resource, (namespace, &name), "").await?;
-            let Some(charged) = charged(budget.value(), &pod)? else { return Ok(()) };
+            let Some(charged) = charged(budget.value(), &pod)? else { return Ok(Leave::AsRead) };
             let options = WriteOptions { dry_run, ..WriteOptions::default() }.for_update(&call)?;
             let change = Change::Replace(charged);
             let place = (namespace, name.as_str());
@@ -131,7 +133,7 @@ impl ApiServer {
                 .await
             {
                 Err(error) if error.is_conflict() => {}
-                written => return written.map(drop),
+                written => return written.map(|_| Leave::Given),
             }
         }
         Err(refusal(&format!("The disruption budget {name} is written by many others now."), RETRY_SECONDS))
@@ -149,6 +151,59 @@ impl ApiServer {
             }
         }
         Ok(found)
+    }
+}
+
+/// The deletion that an Eviction asks for.
+fn request(eviction: &Value) -> DeleteRequest {
+    let options = &eviction["deleteOptions"];
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    DeleteRequest {
+        grace_period_seconds: options["gracePeriodSeconds"].as_i64(),
+        propagation: options["propagationPolicy"].as_str().and_then(|name| match name {
+            "Foreground" => Some(Propagation::Foreground),
+            "Orphan" => Some(Propagation::Orphan),
+            "Background" => Some(Propagation::Background),
+            _ => None,
+        }),
+        uid: text(&options["preconditions"]["uid"]),
+        resource_version: text(&options["preconditions"]["resourceVersion"]),
+        dry_run: options["dryRun"][0] == "All",
+    }
+}
+
+fn success() -> Written {
+    Written {
+        reply: Reply::Value(
+            json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
+        ),
+        created: true,
+        warnings: Vec::new(),
+    }
+}
+
+/// The request for the pod as the leave was given, and whether that made it conditional: a conflict is ours to solve then.
+fn conditioned(asked: &DeleteRequest, leave: Leave, pod: &CachedObject) -> (DeleteRequest, bool) {
+    if leave == Leave::Given
+        || asked.resource_version.is_some()
+        || asked.uid.is_some() && asked.uid != uid_of(pod)
+    {
+        return (asked.clone(), false);
+    }
+    (DeleteRequest { resource_version: Some(pod.revision().to_string()), ..asked.clone() }, true)
+}
+
+fn uid_of(pod: &CachedObject) -> Option<String> {
+    pod.encoded().tree()["metadata"]["uid"].as_str().map(str::to_owned)
+}
+
+/// The leave of pods that no budget is about: they run not yet, or no more.
+fn unprotected(pod: &Value) -> Option<Leave> {
+    match pod["status"]["phase"].as_str() {
+        Some("Succeeded" | "Failed") => Some(Leave::Given),
+        _ if pod["metadata"]["deletionTimestamp"].is_string() => Some(Leave::Given),
+        Some("Pending") => Some(Leave::AsRead),
+        _ => None,
     }
 }
 
@@ -184,15 +239,25 @@ fn charged(mut budget: Value, pod: &Value) -> Result<Option<Value>, Error> {
     Ok(Some(budget))
 }
 
-/// Upstream's words.
-fn evicted() -> Value {
-    json!({
-        "type": "DisruptionTarget",
+/// The patch that gives a pod the condition, of this version alone where there is one. Words are upstream's; one that the
+/// pod has already keeps its time.
+fn mark(pod: &Value, version: Option<&str>) -> Value {
+    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let known = conditions.find(|one| one["type"] == DISRUPTION_TARGET && one["status"] == "True");
+    let since = known.map(|known| known["lastTransitionTime"].clone()).filter(Value::is_string);
+    let now = || Timestamp::from_second(Timestamp::now().as_second()).map(|now| now.to_string()).ok();
+    let condition = json!({
+        "type": DISRUPTION_TARGET,
         "status": "True",
         "reason": "EvictionByEvictionAPI",
         "message": "Eviction API: evicting",
-        "lastTransitionTime": Timestamp::from_second(Timestamp::now().as_second()).map(|now| now.to_string()).ok(),
-    })
+        "lastTransitionTime": since.unwrap_or_else(|| json!(now())),
+    });
+    let mut patch = json!({ "status": { "conditions": [condition] } });
+    if let Some(version) = version {
+        patch["metadata"] = json!({ "resourceVersion": version });
+    }
+    patch
 }
 
 fn is_ready(pod: &Value) -> bool {
@@ -261,5 +326,52 @@ mod tests {
         let mut always = budget(0, 2, 3);
         always["spec"]["unhealthyPodEvictionPolicy"] = "AlwaysAllow".into();
         assert_eq!(charged(always, &pod("False")).expect("allowed"), None);
+    }
+
+    #[test]
+    fn pods_that_do_not_run_go_as_they_were_read() {
+        let of_phase = |phase: &str| {
+            let mut pod = pod("True");
+            pod["status"]["phase"] = phase.into();
+            unprotected(&pod)
+        };
+        assert_eq!(of_phase("Running"), None);
+        assert_eq!(of_phase("Pending"), Some(Leave::AsRead));
+        assert_eq!(of_phase("Succeeded"), Some(Leave::Given));
+        let mut going = pod("True");
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        assert_eq!(unprotected(&going), Some(Leave::Given));
+    }
+
+    #[test]
+    fn a_leave_for_the_pod_as_it_was_read_is_held_to_that() {
+        let json: bytes::Bytes = json!({ "metadata": { "name": "web", "uid": "1" } }).to_string().into();
+        let pod = CachedObject::parse("/registry/pods/default/web".into(), &json, 7).expect("an object");
+        let version = |asked: &DeleteRequest, leave| {
+            let (request, is_ours) = conditioned(asked, leave, &pod);
+            (request.resource_version, is_ours)
+        };
+        let plain = DeleteRequest::default();
+        assert_eq!(version(&plain, Leave::Given), (None, false));
+        assert_eq!(version(&plain, Leave::AsRead), (Some("7".to_owned()), true));
+        let own = DeleteRequest { resource_version: Some("6".to_owned()), ..DeleteRequest::default() };
+        assert_eq!(version(&own, Leave::AsRead), (Some("6".to_owned()), false));
+        let other = DeleteRequest { uid: Some("2".to_owned()), ..DeleteRequest::default() };
+        assert_eq!(version(&other, Leave::AsRead), (None, false));
+    }
+
+    #[test]
+    fn a_mark_is_for_the_version_that_is_meant_and_keeps_its_time() {
+        let mut pod = pod("True");
+        assert!(mark(&pod, None).get("metadata").is_none());
+        assert_eq!(mark(&pod, Some("7"))["metadata"]["resourceVersion"], "7");
+        let time = |pod: &Value| mark(pod, None)["status"]["conditions"][0]["lastTransitionTime"].clone();
+        for (status, is_kept) in [("True", true), ("False", false)] {
+            pod["status"]["conditions"][0] = json!({
+                "type": "DisruptionTarget", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            assert_eq!(time(&pod) == "2026-01-01T00:00:00Z", is_kept, "{status}");
+            assert!(time(&pod).is_string());
+        }
     }
 }
