@@ -1,6 +1,10 @@
 //! What all kinds share around their hooks.
 
-use hawser_api::{FieldError, apply::Reach, kinds::Kind};
+use hawser_api::{
+    FieldError,
+    apply::{Pattern, Reach},
+    kinds::Kind,
+};
 use serde_json::{Map, Value, json};
 
 use super::{Hooks, hooks, meta, value::Fields};
@@ -45,65 +49,75 @@ pub fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
     }
 }
 
-/// Keeps everything but the status, and where upstream allows it labels and annotations.
+/// Keeps what a write of the status does not reach.
 pub fn prepare_status(kind: &Kind, new: &mut Value, old: &Value) {
-    let status = new.drop_field("status");
-    let metadata = new.drop_field("metadata").unwrap_or_else(|| Value::Object(Map::new()));
-    let mut kept = old.clone();
-    kept.drop_field("status");
-    if let Some(status) = status {
-        kept.set("status", status);
-    }
-    let kept_metadata = kept.ensure("metadata");
-    for field in metadata_with_status(kind).iter().chain(&["resourceVersion", "managedFields"]) {
-        kept_metadata.copy_field(field, &metadata);
-    }
-    // A uid or a name that is not the object's is the client's mistake; validation tells.
-    for field in ["uid", "name", "namespace"] {
-        if metadata.has(field) {
-            kept_metadata.copy_field(field, &metadata);
-        }
-    }
-    *new = kept;
+    keep(new, old, kept_with_status(kind));
 }
 
-/// What of its metadata a write of an object's status changes.
+/// The fields that a write of the status does not reach; all others are as its author has them.
 ///
-/// Node agents label nodes and annotate pods with the status they report; a Deployment's revision is an annotation that
-/// its controller writes so.
-fn metadata_with_status(kind: &Kind) -> &'static [&'static str] {
+/// So node agents label nodes and annotate pods with the status they report, a Deployment's revision is an annotation
+/// that its controller writes, and a controller's status may take a finalizer away. Upstream's reset fields.
+fn kept_with_status(kind: &Kind) -> &'static [Pattern<'static>] {
     match (kind.group, kind.plural) {
-        ("apps", "deployments") => &["annotations"],
-        ("networking.k8s.io", "servicecidrs") => &[],
+        ("", "pods") => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
+        ("apps", "deployments") => &[&["spec"], &["metadata", "labels"]],
+        ("networking.k8s.io", "servicecidrs") => &[&["spec"], &["metadata"]],
         (
             "" | "apps" | "autoscaling" | "batch" | "certificates.k8s.io" | "networking.k8s.io" | "policy",
             _,
-        ) => &["labels", "annotations"],
-        _ => &[],
+        ) => &[&["spec"]],
+        _ => &[&["spec"], &["metadata"]],
     }
 }
 
 /// The fields that a write of the status reaches.
 pub fn reach_of_status(kind: &Kind) -> Reach<'static> {
-    Reach::AllBut(match (kind.plural, metadata_with_status(kind)) {
-        (_, []) => &[&["spec"], &["metadata"]],
-        (_, ["annotations"]) => &[&["spec"], &["metadata", "labels"]],
-        ("pods", _) => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
-        _ => &[&["spec"]],
-    })
+    Reach::AllBut(kept_with_status(kind))
 }
 
-/// The `finalize` subresource of namespaces: nothing but `spec.finalizers` changes.
+/// What the `finalize` subresource of namespaces does not reach.
+const KEPT_WITH_FINALIZE: &[Pattern<'static>] = &[&["status"]];
+
+/// The fields that a write of `finalize` reaches.
+pub const REACH_OF_FINALIZE: Reach<'static> = Reach::AllBut(KEPT_WITH_FINALIZE);
+
+/// The `finalize` subresource of namespaces: `spec.finalizers`, which no other write changes.
 pub fn prepare_finalize(new: &mut Value, old: &Value) {
-    let mut kept = old.clone();
-    let spec = kept.ensure("spec");
+    keep(new, old, KEPT_WITH_FINALIZE);
     if new.list("spec.finalizers").is_empty() {
-        spec.drop_field("finalizers");
-    } else {
-        spec.copy_field("finalizers", new.at("spec"));
+        new.ensure("spec").drop_field("finalizers");
     }
-    kept.ensure("metadata").copy_field("resourceVersion", new.at("metadata"));
-    *new = kept;
+}
+
+/// Makes the fields what they were, and the server's metadata.
+fn keep(new: &mut Value, old: &Value, kept: &[Pattern<'_>]) {
+    // Which object is meant: a name or uid that is not its own is the client's mistake, and validation tells.
+    let meant = ["name", "namespace", "uid"].map(|field| (field, new.at("metadata").at(field).clone()));
+    // Of the write, not of the object.
+    let written = ["resourceVersion", "managedFields"].map(|field| new.ensure("metadata").drop_field(field));
+    kept.iter().for_each(|path| keep_field(new, old, path));
+    let metadata = new.ensure("metadata");
+    for (field, value) in meant {
+        if value.is_null() {
+            metadata.copy_field(field, old.at("metadata"));
+        } else {
+            metadata.set(field, value);
+        }
+    }
+    for (field, value) in ["resourceVersion", "managedFields"].into_iter().zip(written) {
+        metadata.drop_field(field);
+        value.into_iter().for_each(|value| metadata.set(field, value));
+    }
+    keep_servers_metadata(new, old);
+}
+
+fn keep_field(new: &mut Value, old: &Value, path: Pattern<'_>) {
+    match path {
+        [] => {}
+        [field] => new.copy_field(field, old),
+        [parent, path @ ..] => keep_field(new.ensure(parent), old.at(parent), path),
+    }
 }
 
 pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {

@@ -446,6 +446,51 @@ fn status_and_spec_are_written_apart() {
     assert_eq!(created("nodes", node)["status"]["allocatable"], json!({ "cpu": "2" }));
 }
 
+/// Upstream's reset fields, by what becomes of the metadata that a status's author sends.
+#[test]
+fn a_status_brings_the_metadata_that_its_write_reaches() {
+    const METADATA: [&str; 4] = ["annotations", "finalizers", "labels", "ownerReferences"];
+    let rows: [(&str, &[&str]); 6] = [
+        ("pods", &["annotations", "finalizers", "labels"]),
+        ("nodes", &METADATA),
+        ("batch/jobs", &METADATA),
+        ("apps/deployments", &["annotations", "finalizers", "ownerReferences"]),
+        ("networking.k8s.io/servicecidrs", &[]),
+        ("storage.k8s.io/volumeattachments", &[]),
+    ];
+    for (name, reached) in rows {
+        let row = kind(name);
+        let old = json!({
+            "metadata": { "name": "a", "uid": "1", "generation": 3 }, "spec": { "a": 1 }, "status": { "b": 1 },
+        });
+        let mut new = json!({
+            "metadata": {
+                "name": "a", "generation": 4, "deletionTimestamp": null, "annotations": { "a": "b" },
+                "finalizers": ["example.com/a"], "labels": { "a": "b" }, "ownerReferences": [{ "uid": "2" }],
+            },
+            "spec": { "a": 2 }, "status": { "b": 2 },
+        });
+        prepare_status(row, &mut new, &old);
+        let found: Vec<&str> =
+            METADATA.into_iter().filter(|field| !new["metadata"][*field].is_null()).collect();
+        assert_eq!(found, reached, "{name}");
+        assert_eq!((&new["spec"]["a"], &new["status"]["b"]), (&json!(1), &json!(2)), "{name}");
+        assert_eq!((&new["metadata"]["uid"], &new["metadata"]["generation"]), (&json!("1"), &json!(3)));
+    }
+}
+
+#[test]
+fn a_finalized_namespace_is_as_its_author_has_it() {
+    let old = created("namespaces", json!({ "metadata": { "name": "a" } }));
+    let mut new = with(old.clone(), "/metadata/labels/team", json!("b"));
+    new["spec"]["finalizers"] = json!(["example.com/a"]);
+    new["status"] = json!({ "phase": "Terminating" });
+    prepare_finalize(&mut new, &old);
+    assert_eq!(new["metadata"]["labels"]["team"], "b");
+    assert_eq!(new["spec"]["finalizers"], json!(["example.com/a"]));
+    assert_eq!(new["status"], old["status"]);
+}
+
 #[test]
 fn secrets_merge_what_is_given_in_clear() {
     let secret = json!({ "metadata": { "name": "s", "namespace": "a" }, "stringData": { "k": "hello" }, "data": { "b": "eA==" } });

@@ -99,6 +99,7 @@ impl Registry {
         };
         let reach = match part {
             Part::Status => kinds::reach_of_status(resource.stored),
+            Part::Finalize => kinds::REACH_OF_FINALIZE,
             Part::Approval => Reach::AllBut(&[&["spec"], &["status", "certificate"]]),
             Part::EphemeralContainers => Reach::Only(&[&["spec", "ephemeralContainers"]]),
             Part::Resize => kinds::REACH_OF_RESIZE,

@@ -240,7 +240,10 @@ impl Registry {
                 kinds::prepare_status(stored, &mut object, &old);
                 metadata::of(&mut object)?.remove("resourceVersion");
             }
-            Part::Finalize => kinds::prepare_finalize(&mut object, &old),
+            Part::Finalize => {
+                kinds::default(stored, &mut object);
+                kinds::prepare_finalize(&mut object, &old);
+            }
             Part::Approval => kinds::prepare_approval(&mut object, &old),
             Part::Binding => {}
         }
@@ -261,14 +264,14 @@ impl Registry {
         };
         self.admission.mutate(&mut request).await?;
         let errors = match part {
-            Part::Main | Part::Scale => kinds::validate_update(stored, request.object, &old),
+            Part::Main | Part::Scale | Part::Finalize => kinds::validate_update(stored, request.object, &old),
             Part::Status => kinds::validate_status(stored, request.object, &old),
             Part::Approval => kinds::validate_approval(stored, request.object, &old),
             Part::EphemeralContainers => {
                 kinds::validate_change(stored, request.object, &old, kinds::validate_ephemeral)
             }
             Part::Resize => kinds::validate_change(stored, request.object, &old, kinds::validate_resize),
-            Part::Finalize | Part::Binding => Vec::new(),
+            Part::Binding => Vec::new(),
         };
         if !errors.is_empty() {
             return Err(Error::invalid(resource.row.group, resource.row.kind, name, &errors));
