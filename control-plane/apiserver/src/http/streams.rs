@@ -40,7 +40,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Error> {
     let endpoint = server.connect(call, kind, query.pairs()).await?;
-    let upgrades = request.headers().contains_key(header::UPGRADE);
+    let upgrades = upgrades(kind, request.headers());
     if kind == StreamKind::Log && !upgrades {
         return log(server, &endpoint).await;
     }
@@ -48,6 +48,18 @@ pub(super) async fn answer(
         return Err(Error::bad_request("unable to upgrade: missing upgrade headers in request"));
     }
     stream(server, &endpoint, request).await
+}
+
+/// Whether a stream is asked for. A log comes in the answer's body unless it is a WebSocket's: what else a client says of
+/// other protocols (`Upgrade: h2c`) is no reason to refuse it.
+fn upgrades(kind: StreamKind, headers: &HeaderMap) -> bool {
+    if kind != StreamKind::Log {
+        return headers.contains_key(header::UPGRADE);
+    }
+    let values = headers.get_all(header::UPGRADE).iter().filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
 }
 
 async fn log(server: &ApiServer, endpoint: &KubeletEndpoint) -> Result<Response<Body>, Error> {
@@ -117,5 +129,23 @@ async fn refused(answer: Response<Incoming>) -> Error {
         StatusCode::FORBIDDEN => Error::new(Reason::Forbidden, text),
         code if code.is_client_error() => Error::bad_request(text),
         code => Error::internal(format!("the kubelet answered {code}: {text}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_a_stream_for_websockets_alone() {
+        for (upgrade, log) in
+            [("websocket", true), ("h2c, WebSocket", true), ("h2c", false), ("SPDY/3.1", false), ("", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::UPGRADE, HeaderValue::from_static(upgrade));
+            assert_eq!(upgrades(StreamKind::Log, &headers), log, "{upgrade:?}");
+            assert!(upgrades(StreamKind::Exec, &headers), "what the kubelet thinks of it, it says");
+        }
+        assert!(!upgrades(StreamKind::Log, &HeaderMap::new()));
     }
 }
