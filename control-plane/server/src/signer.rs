@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hawser_apiserver::kinds::certificates::{parse, pem};
 use hawser_controllers::Signer;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequestSpec;
@@ -13,8 +14,6 @@ use x509_parser::{
     certification_request::X509CertificationRequest,
     cri_attributes::ParsedCriAttribute,
     extensions::{GeneralName, ParsedExtension, X509Extension},
-    pem::Pem,
-    prelude::FromDer,
 };
 
 use crate::{issue::Issue, pki::Authority};
@@ -64,7 +63,7 @@ impl Signer for ClusterSigner {
 
     fn node_client(&self, request: &CertificateSigningRequestSpec) -> Option<String> {
         let kind = Kind::named(&request.signer_name).filter(|kind| *kind == Kind::KubeletClient)?;
-        let pem = pem(request).ok()?;
+        let pem = pem(&request.request.0).ok()?;
         let asked = parse(&pem).ok()?;
         check(kind, &asked, &usages(request)).ok()?;
         let name = asked.certification_request_info.subject.iter_common_name().next()?;
@@ -73,7 +72,7 @@ impl Signer for ClusterSigner {
 
     fn sign(&self, request: &CertificateSigningRequestSpec) -> Result<String, String> {
         let kind = Kind::named(&request.signer_name).ok_or("the signer is not one of this cluster")?;
-        let pem = pem(request)?;
+        let pem = pem(&request.request.0)?;
         let asked = parse(&pem)?;
         let usages = usages(request);
         check(kind, &asked, &usages)?;
@@ -90,17 +89,6 @@ impl Signer for ClusterSigner {
         };
         self.0.sign(&issue).map_err(|error| format!("{error:#}"))
     }
-}
-
-fn pem(request: &CertificateSigningRequestSpec) -> Result<Pem, String> {
-    let first = Pem::iter_from_buffer(&request.request.0).next().and_then(Result::ok);
-    first.ok_or_else(|| "the request is not PEM".to_owned())
-}
-
-fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
-    X509CertificationRequest::from_der(&pem.contents)
-        .map(|(_, asked)| asked)
-        .map_err(|error| format!("malformed certificate request: {error}"))
 }
 
 fn usages(request: &CertificateSigningRequestSpec) -> Vec<&str> {
@@ -179,7 +167,10 @@ mod tests {
     use k8s_openapi::ByteString;
     use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, SanType};
     use tempfile::TempDir;
-    use x509_parser::prelude::X509Certificate;
+    use x509_parser::{
+        pem::Pem,
+        prelude::{FromDer, X509Certificate},
+    };
 
     use super::*;
 

@@ -144,13 +144,18 @@ pub fn organizations(request: &Value) -> Result<Vec<String>, String> {
 }
 
 fn decode(base64: &str) -> Result<Pem, String> {
+    pem(&STANDARD.decode(base64).map_err(|error| error.to_string())?)
+}
+
+/// The request's PEM block; an error says what else it is.
+pub fn pem(request: &[u8]) -> Result<Pem, String> {
     let wrong = || "PEM block type must be CERTIFICATE REQUEST".to_owned();
-    let bytes = STANDARD.decode(base64).map_err(|error| error.to_string())?;
-    let pem = Pem::iter_from_buffer(&bytes).next().and_then(Result::ok).ok_or_else(wrong)?;
+    let pem = Pem::iter_from_buffer(request).next().and_then(Result::ok).ok_or_else(wrong)?;
     if pem.label == "CERTIFICATE REQUEST" { Ok(pem) } else { Err(wrong()) }
 }
 
-fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
+/// What a block of [`pem`] asks for.
+pub fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
     match X509CertificationRequest::from_der(&pem.contents) {
         Ok(([], request)) => Ok(request),
         Ok(_) => Err("x509: trailing data".to_owned()),
