@@ -32,6 +32,7 @@ mod metrics;
 #[cfg(test)]
 mod model;
 mod nomination;
+mod notice;
 mod outlook;
 mod placement;
 mod pod;

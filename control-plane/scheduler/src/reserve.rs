@@ -18,9 +18,16 @@ use tracing::debug;
 use crate::{
     devices::{FINALIZER, Grant, binding_state, is_reserved_for},
     events,
+    notice::until,
     pod::PodInfo,
     scheduler::{Deallocation, Scheduler},
 };
+
+/// What a claim lacks to be a pod's.
+enum Next {
+    Nothing,
+    Write(Arc<ResourceClaim>),
+}
 
 /// Attempts to write a claim that others write at the same time.
 const ATTEMPTS: usize = 50;
@@ -88,36 +95,13 @@ impl Claims<'_> {
     async fn reserve_one(&self, grant: &Grant, pod: &PodInfo) -> Result<(), String> {
         let key = &grant.claim;
         for _ in 0..ATTEMPTS {
-            // Asked for before the look, so that no change falls between.
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let (claim, promised) = {
-                let core = self.core.lock();
-                (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+            let claim = match until(self.changed, || self.next(grant, pod).transpose()).await? {
+                Next::Nothing => return Ok(()),
+                Next::Write(claim) => claim,
             };
-            let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
-            let Some(claim) = claim.filter(is_same) else { return Err(format!("claim {key} is gone")) };
-            if claim.metadata.deletion_timestamp.is_some() {
-                return Err(format!("claim {key} got deleted in the meantime"));
-            }
-            let status = claim.status.as_ref();
-            let is_allocated = status.is_some_and(|status| status.allocation.is_some());
-            if is_allocated && is_reserved_for(&claim, &pod.uid) {
-                return Ok(());
-            }
             let written = match &grant.allocation {
-                Some(_) if is_allocated => {
-                    return Err(format!("claim {key} got allocated elsewhere in the meantime"));
-                }
-                Some(_) if !promised => return Err(format!("claim {key} is not promised any more")),
                 Some(allocation) => self.allocate(&claim, allocation, pod).await,
-                None if is_allocated => self.write_status(&claim, reserved(&claim, pod)).await,
-                None if promised => {
-                    changed.await;
-                    continue;
-                }
-                None => return Err(format!("claim {key} is not allocated any more")),
+                None => self.write_status(&claim, reserved(&claim, pod)).await,
             };
             match written {
                 Ok(()) => (),
@@ -133,6 +117,30 @@ impl Claims<'_> {
             }
         }
         Err(format!("add reservation to claim {key}: it changed {ATTEMPTS} times meanwhile"))
+    }
+
+    /// What is to be done for the claim to be the pod's; `None` while another pod has its devices written.
+    fn next(&self, grant: &Grant, pod: &PodInfo) -> Result<Option<Next>, String> {
+        let key = &grant.claim;
+        let (claim, promised) = {
+            let core = self.core.lock();
+            (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+        };
+        let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
+        let claim = claim.filter(is_same).ok_or_else(|| format!("claim {key} is gone"))?;
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!("claim {key} got deleted in the meantime"));
+        }
+        let status = claim.status.as_ref();
+        let is_allocated = status.is_some_and(|status| status.allocation.is_some());
+        match &grant.allocation {
+            _ if is_allocated && is_reserved_for(&claim, &pod.uid) => Ok(Some(Next::Nothing)),
+            Some(_) if is_allocated => Err(format!("claim {key} got allocated elsewhere in the meantime")),
+            Some(_) if !promised => Err(format!("claim {key} is not promised any more")),
+            None if !is_allocated && promised => Ok(None),
+            None if !is_allocated => Err(format!("claim {key} is not allocated any more")),
+            _ => Ok(Some(Next::Write(claim))),
+        }
     }
 
     async fn allocate(
@@ -184,17 +192,12 @@ impl Claims<'_> {
     }
 
     async fn until_attached(&self, grant: &Grant) -> Result<(), String> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+        let look = || {
             let claim = self.core.lock().devices().claim(&grant.claim).cloned();
-            let claim = claim.ok_or_else(|| format!("claim {} is gone", grant.claim))?;
-            match binding_state(&claim)? {
-                Some(()) => return Ok(()),
-                None => changed.await,
-            }
-        }
+            let claim = claim.ok_or_else(|| format!("claim {} is gone", grant.claim));
+            claim.and_then(|claim| binding_state(&claim)).transpose()
+        };
+        until(self.changed, look).await
     }
 
     /// Claims that wait for a device are of no use to the pod any more. Those that others use stay as they are.
