@@ -12,7 +12,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 use tracing::debug;
 
 use crate::{
@@ -44,22 +47,20 @@ pub(crate) struct Claims<'a> {
 }
 
 impl Claims<'_> {
-    /// Returns when all claims are the pod's, or says why they will not be.
+    /// Returns when all claims are the pod's, or says why they will not be. Nothing is begun after the timeout, but what was
+    /// begun is seen to its end, however long that takes: promises are taken back once this returns, and a device whose
+    /// claim may still be written is nobody else's.
     pub(crate) async fn reserve(
         &self,
         grants: &[Grant],
         pod: &PodInfo,
         timeout: Duration,
     ) -> Result<(), String> {
-        let work = async {
-            for grant in grants {
-                self.reserve_one(grant, pod).await?;
-            }
-            Ok(())
-        };
-        tokio::time::timeout(timeout, work)
-            .await
-            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+        let deadline = Instant::now() + timeout;
+        for grant in grants {
+            self.reserve_one(grant, pod, deadline).await?;
+        }
+        Ok(())
     }
 
     /// Returns when the devices that have to be attached to the node are. A claim of which one never will be is given
@@ -92,21 +93,31 @@ impl Claims<'_> {
         }
     }
 
-    async fn reserve_one(&self, grant: &Grant, pod: &PodInfo) -> Result<(), String> {
+    async fn reserve_one(&self, grant: &Grant, pod: &PodInfo, deadline: Instant) -> Result<(), String> {
         let key = &grant.claim;
+        let too_late = || "context deadline exceeded".to_owned();
+        let mut may_come = false;
         for _ in 0..ATTEMPTS {
-            let claim = match until(self.changed, || self.next(grant, pod).transpose()).await? {
+            let next = until(self.changed, || self.next(grant, pod).transpose());
+            let claim = match timeout_at(deadline, next).await.map_err(|_| too_late())?? {
                 Next::Nothing => return Ok(()),
+                // A write whose answer was lost may come after the look: it is written again, so that only one of them can.
+                Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(too_late()),
                 Next::Write(claim) => claim,
             };
             let written = match &grant.allocation {
                 Some(allocation) => self.allocate(&claim, allocation, pod).await,
                 None => self.write_status(&claim, reserved(&claim, pod)).await,
             };
+            may_come = match &written {
+                Ok(()) => false,
+                Err(error) if error.reason() == Reason::Conflict => false,
+                Err(error) => may_come || is_unknown(error),
+            };
             match written {
                 Ok(()) => (),
                 Err(error) if error.is_not_found() => return Err(format!("claim {key} is gone")),
-                Err(error) if matches!(error.reason(), Reason::Conflict) || is_unknown(&error) => {
+                Err(error) if error.reason() == Reason::Conflict || may_come => {
                     self.read(&claim).await;
                 }
                 Err(error) => {
