@@ -13,7 +13,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{Instant, timeout_at},
 };
 use tracing::debug;
@@ -43,6 +43,8 @@ pub(crate) struct Claims<'a> {
     pub(crate) client: &'a Arc<dyn Client>,
     pub(crate) core: &'a Mutex<Scheduler>,
     pub(crate) changed: &'a Notify,
+    /// Held by each that writes: a pod that waits for another's write holds none.
+    pub(crate) writes: &'a Semaphore,
     pub(crate) start: Instant,
 }
 
@@ -88,6 +90,7 @@ impl Claims<'_> {
     /// Takes the claim's devices from it. What fails is tried again with the pod that they are in the way of.
     pub(crate) async fn deallocate(&self, deallocation: &Deallocation) {
         let claim = &deallocation.claim;
+        let _permit = self.writes.acquire().await.expect("the semaphore is never closed");
         if let Err(error) = self.write_status(claim, unallocated()).await {
             debug!(claim = ?claim.metadata.name, %error, "cannot deallocate a claim");
         }
@@ -105,10 +108,12 @@ impl Claims<'_> {
                 Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(too_late()),
                 Next::Write(claim) => claim,
             };
+            let permit = self.writes.acquire().await.expect("the semaphore is never closed");
             let written = match &grant.allocation {
                 Some(allocation) => self.allocate(&claim, allocation, pod).await,
                 None => self.write_status(&claim, reserved(&claim, pod)).await,
             };
+            drop(permit);
             may_come = match &written {
                 Ok(()) => false,
                 Err(error) if error.reason() == Reason::Conflict => false,

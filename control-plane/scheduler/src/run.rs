@@ -59,10 +59,10 @@ const EVICTIONS: usize = 8;
 /// After it, the pod that victims are deleted for is tried again, whatever became of them.
 const EVICT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Pods whose claims are written at the same time; others wait their turn.
-const RESERVATIONS: usize = 64;
+/// Claims of devices that are written at the same time; others wait their turn.
+const CLAIM_WRITES: usize = 64;
 
-/// After it, a pod is tried again whose claims could not be written.
+/// After it, no write of a pod's claims is begun, and the pod is tried again.
 const RESERVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// After it, a batch's outcome is unknown.
@@ -82,7 +82,7 @@ struct Shell {
     claims_changed: Notify,
     /// The same of claims of devices.
     device_claims_changed: Notify,
-    reservations: Semaphore,
+    claim_writes: Semaphore,
     start: Instant,
     recorder: Recorder,
 }
@@ -97,6 +97,7 @@ impl Shell {
             client: &self.client,
             core: &self.core,
             changed: &self.device_claims_changed,
+            writes: &self.claim_writes,
             start: self.start,
         }
     }
@@ -134,7 +135,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         changed: Notify::new(),
         claims_changed: Notify::new(),
         device_claims_changed: Notify::new(),
-        reservations: Semaphore::new(RESERVATIONS),
+        claim_writes: Semaphore::new(CLAIM_WRITES),
         start: Instant::now(),
         recorder,
     });
@@ -431,7 +432,6 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 }
 
 async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
-    let _permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
     shell.claims().deallocate(&deallocation).await;
     shell.changed.notify_one();
 }
@@ -472,9 +472,7 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
     let Decision { pod, attempt, .. } = &provisioning.decision;
     let (grants, claims) = (&provisioning.promises.devices.0, shell.claims());
     if !grants.is_empty() {
-        let permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
         claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
-        drop(permit);
         let timeout = attempt.profile.device_bind_timeout;
         claims.attached(grants, pod, timeout).await.map_err(of("DynamicResources"))?;
         shell.changed.notify_one();

@@ -402,6 +402,30 @@ async fn a_device_whose_claim_is_still_being_written_is_nobody_elses() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_that_wait_for_anothers_claim_hold_up_nobody() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 100));
+    put_devices(&fake, 1, 2);
+    put_guarded_claim(&fake, "shared");
+    put_claim(&fake, "own");
+    fake.slow_down("a/shared", 0);
+    fake.put("pods", claiming("first", "shared"));
+    scenario(fake, |fake| async move {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        for index in 0..70 {
+            fake.put("pods", claiming(&format!("p{index}"), "shared"));
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        fake.put("pods", claiming("q", "own"));
+        fake.until("pods", |pods| is_bound(pods, "q")).await;
+        assert!(!allocated(&fake.all("resourceclaims"), "shared"));
+        // Before the others gave up.
+        assert!(!fake.all("events").iter().any(|event| event["reason"] == "FailedScheduling"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_device_that_cannot_be_attached_gives_its_claim_back() {
     let fake = Arc::new(Fake::default());
     fake.put("nodes", node("n0", 4));
