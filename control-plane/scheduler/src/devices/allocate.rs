@@ -18,7 +18,7 @@ use super::{
     constraints::Constraint,
     evaluations::Matches,
     objects::{Capacity, Entry, Slice},
-    pools::{Pool, Seen, State},
+    pools::{Pool, Seen, State, Taken},
     request::{Alternative, Wanted},
 };
 use crate::{pod::Labels, refusal::Refusal};
@@ -309,8 +309,9 @@ impl<'a> Search<'a> {
         }
         let (_, entry) = self.entry(place);
         let pool = &self.pools[self.seen[place.pool].index];
-        picked.is_none_or(HashSet::is_empty)
-            && pool.taken(&entry.object.name).is_none_or(|taken| taken.whole == 0)
+        // It may have been one to share when others got their parts.
+        let is_left = |taken: &Taken| taken.whole == 0 && (taken.shares == 0 || entry.is_shareable());
+        picked.is_none_or(HashSet::is_empty) && pool.taken(&entry.object.name).is_none_or(is_left)
     }
 
     /// Whether the selectors choose the device, and it is for the node.

@@ -390,6 +390,21 @@ fn capacity_is_consumed_in_parts() {
 }
 
 #[test]
+fn a_device_of_which_others_have_parts_is_nobodys_alone() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 1, json!({ "allowMultipleAllocations": true }), on("n1"));
+    for name in ["c1", "c2"] {
+        claim(&mut scheduler, name, json!([exactly(json!({}))]));
+    }
+    assert_eq!(names(&schedule(&mut scheduler, "p1", &["c1"])), ["p/d0"]);
+    // Its driver publishes it anew, as one that is not shared.
+    pool(&mut scheduler, "p", 1, json!({}), on("n1"));
+    refused(&schedule(&mut scheduler, "p2", &["c2"]), "2 cannot allocate all claims");
+    scheduler.pod_removed("p1", NOW);
+    assert_eq!(names(&round(&mut scheduler, 1, 60)), ["p/d0"]);
+}
+
+#[test]
 fn pods_that_share_a_claim_go_where_its_devices_are() {
     let mut scheduler = scheduler();
     pool(&mut scheduler, "p", 1, json!({}), on("n2"));
