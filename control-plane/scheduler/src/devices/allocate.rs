@@ -25,7 +25,8 @@ use crate::{pod::Labels, refusal::Refusal};
 
 /// Devices of one claim (upstream's `AllocationResultsMaxSize`).
 const MOST_DEVICES: usize = 32;
-/// Devices of all claims of a pod: the search goes down by recursion.
+/// Claims of a pod, and devices of all of them, whichever alternatives are tried: the search goes down by recursion, one call
+/// for each device and two for each claim.
 const MOST_AT_ONCE: usize = 512;
 /// Steps of one search; a search without dead ends takes one for each device that it looks at.
 const MOST_STEPS: u64 = 200_000;
@@ -71,6 +72,8 @@ pub(super) struct Search<'a> {
 #[derive(Default)]
 pub(super) struct Trial {
     steps: u64,
+    /// Devices that are picked.
+    depth: usize,
     picked: Vec<Vec<Picked>>,
     chosen: Vec<Vec<usize>>,
     constraints: Vec<Vec<Constraint>>,
@@ -119,6 +122,9 @@ impl<'a> Search<'a> {
     fn prepare(&mut self) -> Result<(), Refusal> {
         let mut in_all = 0;
         let wanted = self.wanted;
+        if wanted.claims.len() > MOST_AT_ONCE {
+            return Err(Refusal::DevicesTakeLong);
+        }
         for (claim, of_claim) in wanted.claims.iter().enumerate() {
             let mut least = 0;
             for (request, of_request) in of_claim.requests.iter().enumerate() {
@@ -244,6 +250,9 @@ impl<'a> Search<'a> {
         }
         if self.trial.picked[claim].len().saturating_add(count - picked) > MOST_DEVICES {
             return Err(No::TooMany);
+        }
+        if self.trial.depth.saturating_add(count - picked) > MOST_AT_ONCE {
+            return Err(No::Here);
         }
         if let Some(all) = all {
             let place = all[picked];
@@ -387,12 +396,14 @@ impl<'a> Search<'a> {
             }
         }
         self.trial.picked[claim].push(Picked { request, alternative, place, share });
+        self.trial.depth += 1;
         Ok(true)
     }
 
     /// Takes back the claim's last pick.
     fn put_back(&mut self, claim: usize) {
         let Some(picked) = self.trial.picked[claim].pop() else { return };
+        self.trial.depth -= 1;
         let wanted = self.wanted;
         let of_request = &wanted.claims[claim].requests[picked.request];
         let wish = &of_request.alternatives[picked.alternative];

@@ -485,6 +485,24 @@ fn what_is_too_much_work_is_put_off() {
 }
 
 #[test]
+fn a_search_is_no_deeper_than_its_bound_whichever_alternatives_it_tries() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 32, json!({ "allowMultipleAllocations": true }), on("n1"));
+    let of = |name: &str, count: u64| json!({ "name": name, "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": count });
+    let names: Vec<String> = (0..500).map(|index| format!("c{index}")).collect();
+    for name in &names {
+        claim(
+            &mut scheduler,
+            name,
+            json!([{ "name": "r", "firstAvailable": [of("many", 32), of("one", 1)] }]),
+        );
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let plan = schedule(&mut scheduler, "p", &names);
+    refused(&plan, "1 cannot allocate all claims, 1 timed out trying to allocate devices");
+}
+
+#[test]
 fn groups_get_their_devices_together_or_not_at_all() {
     let mut scheduler = scheduler();
     pool(&mut scheduler, "p", 2, json!({}), on("n1"));
