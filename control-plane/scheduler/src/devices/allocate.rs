@@ -28,7 +28,7 @@ const MOST_DEVICES: usize = 32;
 /// Claims of a pod, and devices of all of them, whichever alternatives are tried: the search goes down by recursion, one call
 /// for each device and two for each claim.
 const MOST_AT_ONCE: usize = 512;
-/// Steps of one search; a search without dead ends takes one for each device that it looks at.
+/// Steps of the search on one node; a search without dead ends takes one for each device that it looks at.
 const MOST_STEPS: u64 = 200_000;
 
 /// A device that was picked.
@@ -63,9 +63,19 @@ pub(super) struct Search<'a> {
     pub(super) seen: &'a [Seen],
     pub(super) pools: &'a [Pool],
     pub(super) matches: &'a mut Matches,
-    /// What the pod's selectors may still cost.
-    pub(super) budget: &'a mut u64,
+    pub(super) budget: &'a mut Budget,
     pub(super) trial: Trial,
+}
+
+/// What one decision may still cost, on all nodes together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    /// Of searches.
+    pub(super) steps: u64,
+    /// Of selectors, in units of [`super::cel`].
+    pub(super) cost: u64,
+    /// A search ended because nothing was left, and might have come to something else.
+    pub(super) is_spent: bool,
 }
 
 /// What was picked so far.
@@ -183,6 +193,7 @@ impl<'a> Search<'a> {
             for (slice, of_slice) in seen.slices.iter().enumerate() {
                 for (device, entry) in of_slice.devices.iter().enumerate() {
                     let place = Place { pool, slice, device };
+                    self.step()?;
                     if self.chooses(alternative, place)? && self.share(alternative, place, entry).is_some() {
                         all.push(place);
                     }
@@ -295,9 +306,22 @@ impl<'a> Search<'a> {
         Err(No::Here)
     }
 
-    fn step(&mut self) -> Result<(), No> {
+    fn step(&mut self) -> Result<(), Refusal> {
+        if self.trial.steps == MOST_STEPS {
+            return Err(Refusal::DevicesTakeLong);
+        }
         self.trial.steps += 1;
-        if self.trial.steps > MOST_STEPS { Err(No::Stop(Refusal::DevicesTakeLong)) } else { Ok(()) }
+        match self.budget.steps.checked_sub(1) {
+            Some(left) => self.budget.steps = left,
+            None => return Err(self.spent()),
+        }
+        Ok(())
+    }
+
+    /// What was found out is kept: the next attempt goes on from here.
+    fn spent(&mut self) -> Refusal {
+        self.budget.is_spent = true;
+        Refusal::DevicesTakeLong
     }
 
     fn entry(&self, place: Place) -> (&'a Slice, &'a Entry) {
@@ -334,14 +358,13 @@ impl<'a> Search<'a> {
             };
             let chosen = match self.matches.get(slice.serial, program.id, place.device) {
                 Some(known) => known,
-                None => match program.matches(&slice.pool.driver, &entry.object, self.budget) {
+                None => match program.matches(&slice.pool.driver, &entry.object, &mut self.budget.cost) {
                     Ok(chosen) => {
                         let devices = slice.devices.len();
                         self.matches.put(slice.serial, program.id, place.device, devices, chosen);
                         chosen
                     }
-                    // What was found out is kept: the next attempt goes on from here.
-                    Err(Failure::Budget) => return Err(Refusal::DevicesTakeLong),
+                    Err(Failure::Budget) => return Err(self.spent()),
                     Err(failure) => {
                         return Err(Refusal::Devices(format!("{whose}: CEL runtime error: {failure}")));
                     }

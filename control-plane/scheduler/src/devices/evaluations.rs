@@ -61,6 +61,12 @@ impl Evaluations {
         kept
     }
 
+    /// How many are kept.
+    #[cfg(test)]
+    pub(super) fn outcomes(&self) -> usize {
+        self.by_shape.values().map(|kept| kept.outcomes.iter().flatten().count()).sum()
+    }
+
     fn make_room(&mut self) {
         let mut all: usize = self.by_shape.values().map(|kept| kept.outcomes.len() + 1).sum();
         while all > MOST_OUTCOMES {

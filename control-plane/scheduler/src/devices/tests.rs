@@ -462,14 +462,15 @@ fn an_idle_claim_in_the_way_is_allocated_anew() {
     assert_eq!(granted(&round(&mut scheduler, 1, 120)).0, "n2");
 }
 
-#[test]
-fn what_is_too_much_work_is_put_off() {
-    let mut scheduler = scheduler();
-    // Any two of these differ, so that no four are alike; there are many fours.
+/// Pools on each of the nodes, and a claim that takes too many steps there: any two devices of a pool differ, and the last of
+/// its six pairs is to be alike.
+fn hopeless(scheduler: &mut Scheduler, nodes: &[String]) {
     let devices: Vec<Value> = (0..120)
         .map(|index| json!({ "name": format!("d{index}"), "attributes": { "id": { "int": index } } }))
         .collect();
-    slice(&mut scheduler, "p", json!({ "devices": devices }), on("n1"));
+    for node in nodes {
+        slice(scheduler, &format!("p-{node}"), json!({ "devices": devices }), on(node));
+    }
     let requests: Vec<Value> = (0..6)
         .map(|index| {
             let mut request = exactly(json!({ "count": 2 }));
@@ -477,11 +478,45 @@ fn what_is_too_much_work_is_put_off() {
             request
         })
         .collect();
-    // Satisfied by the first request's devices, and by no pair of the last one's.
     let constraints = json!([{ "matchAttribute": format!("{DRIVER}/id"), "requests": ["r5"] }]);
-    claim_with(&mut scheduler, "c", json!({ "requests": requests, "constraints": constraints }), json!({}));
+    claim_with(scheduler, "c", json!({ "requests": requests, "constraints": constraints }), json!({}));
+}
+
+#[test]
+fn what_is_too_much_work_is_put_off() {
+    let mut scheduler = scheduler();
+    hopeless(&mut scheduler, &["n1".to_owned()]);
     let plan = schedule(&mut scheduler, "p", &["c"]);
     refused(&plan, "1 cannot allocate all claims, 1 timed out trying to allocate devices");
+}
+
+#[test]
+fn nodes_share_what_a_decision_may_cost_and_the_next_one_goes_on_from_there() {
+    let mut scheduler = scheduler();
+    let nodes: Vec<String> = (1..=12).map(|index| format!("n{index}")).collect();
+    for name in &nodes {
+        scheduler.node_changed(&node(name, json!({})), NOW);
+    }
+    hopeless(&mut scheduler, &nodes);
+    let known = |scheduler: &Scheduler| scheduler.devices().kept.lock().outcomes();
+    let plan = schedule(&mut scheduler, "p", &["c"]);
+    let message = "0/12 nodes are available: 12 timed out trying to allocate devices. ";
+    assert!(plan.rejected[0].message.starts_with(message), "{}", plan.rejected[0].message);
+    let first = known(&scheduler);
+    assert!((5..12).contains(&first), "{first}");
+    // That a search takes too many steps stays so, and is not found out again.
+    for attempt in 1..3 {
+        scheduler.pod_removed("p", NOW);
+        scheduler.pod_changed(
+            &pod(
+                "p",
+                json!({ "containers": [], "resourceClaims": [{ "name": "c", "resourceClaimName": "c" }] }),
+            ),
+            NOW,
+        );
+        round(&mut scheduler, 1, 60 * attempt);
+    }
+    assert_eq!(known(&scheduler), 12);
 }
 
 #[test]
