@@ -11,10 +11,10 @@ use std::{
 };
 
 use hawser_api::quantity::Quantity;
+use hawser_cel::Failure;
 use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceToleration};
 
 use super::{
-    cel::Failure,
     constraints::Constraint,
     evaluations::Matches,
     objects::{Capacity, Entry, Slice},
@@ -72,7 +72,7 @@ pub(super) struct Search<'a> {
 pub(super) struct Budget {
     /// Of searches.
     pub(super) steps: u64,
-    /// Of selectors, in units of [`super::cel`].
+    /// Of selectors, in units of [`hawser_cel`].
     pub(super) cost: u64,
     /// A search ended because nothing was left, and might have come to something else.
     pub(super) is_spent: bool,

@@ -5,7 +5,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{cel::Programs, pools::Seen, request::Wanted};
+use hawser_cel::Programs;
+
+use super::{pools::Seen, request::Wanted};
 use crate::{
     intern::{Interner, Same},
     refusal::Refusal,

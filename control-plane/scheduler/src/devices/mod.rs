@@ -8,7 +8,6 @@
 //! Bounded by the claims, slices and nodes of the cluster.
 
 mod allocate;
-mod cel;
 mod constraints;
 mod evaluations;
 mod objects;

@@ -6,14 +6,12 @@ use std::{
 };
 
 use hawser_api::quantity::Quantity;
+use hawser_cel::{Program, Programs};
 use k8s_openapi::api::resource::v1::{
     CapacityRequirements, DeviceClass, DeviceConstraint, DeviceSelector, DeviceToleration, ResourceClaimSpec,
 };
 
-use super::{
-    cel::{Program, Programs},
-    objects::quantity,
-};
+use super::objects::quantity;
 
 /// What several claims of one pod ask for.
 #[derive(Debug, Default)]

@@ -6,6 +6,8 @@
 //! has none left is told so. Programs are kept for as many expressions as a cluster has classes and workloads; more
 //! are compiled again.
 
+#![forbid(unsafe_code)]
+
 mod compile;
 mod evaluate;
 mod functions;
@@ -20,7 +22,7 @@ use std::{
 
 use k8s_openapi::api::resource::v1::Device;
 
-pub(super) use evaluate::Failure;
+pub use evaluate::Failure;
 
 /// Upstream's limit, in bytes.
 const LONGEST: usize = 10 * 1024;
@@ -31,9 +33,9 @@ const MOST_PROGRAMS: usize = 4096;
 
 /// A compiled expression.
 #[derive(Debug)]
-pub(super) struct Program {
+pub struct Program {
     /// No other program ever has it.
-    pub(super) id: u64,
+    pub id: u64,
     root: compile::Node,
     /// Variables that are alive at the same time, at most.
     variables: usize,
@@ -41,11 +43,11 @@ pub(super) struct Program {
 
 /// Compiled expressions, and those that cannot be.
 #[derive(Debug, Default)]
-pub(super) struct Programs(HashMap<String, Result<Arc<Program>, Arc<str>>>);
+pub struct Programs(HashMap<String, Result<Arc<Program>, Arc<str>>>);
 
 impl Programs {
     /// The error is upstream's text of what is wrong with the expression.
-    pub(super) fn get(&mut self, expression: &str) -> Result<Arc<Program>, Arc<str>> {
+    pub fn get(&mut self, expression: &str) -> Result<Arc<Program>, Arc<str>> {
         if let Some(known) = self.0.get(expression) {
             return known.clone();
         }
@@ -72,7 +74,7 @@ impl Program {
     }
 
     /// Whether the device of the driver will do. `budget` is what may be spent, and is reduced by what was.
-    pub(super) fn matches(&self, driver: &str, device: &Device, budget: &mut u64) -> Result<bool, Failure> {
+    pub fn matches(&self, driver: &str, device: &Device, budget: &mut u64) -> Result<bool, Failure> {
         let mut left = MOST_COST.min(*budget);
         let before = left;
         let outcome = evaluate::evaluate(&self.root, self.variables, driver, device, &mut left);

@@ -16,7 +16,7 @@ const BYTES: usize = 10;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::devices) enum Failure {
+pub enum Failure {
     /// The expression's own mistake, in upstream's words. Logical operators may get over it.
     Runtime(String),
     /// The expression costs more than one may.
