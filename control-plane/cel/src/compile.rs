@@ -6,9 +6,8 @@ use cel::{
     common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators},
     parser::Parser,
 };
-use regex::Regex;
 
-use super::{functions::Function, value::Value};
+use super::{MOST_PATTERN_BYTES, functions::Function, pattern::Pattern, value::Value};
 
 /// Deeper expressions are refused: evaluation goes down by recursion.
 const DEEPEST: usize = 150;
@@ -16,8 +15,6 @@ const DEEPEST: usize = 150;
 const DEEPEST_TEXT: u16 = 96;
 /// The parser and what it makes are as deep as the text is long, in the worst case.
 const STACK: usize = 256 << 20;
-/// Of one pattern, compiled.
-const LARGEST_PATTERN: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) enum Node {
@@ -45,7 +42,7 @@ pub(super) enum Node {
     NotStrictlyFalse(Box<Node>),
     /// The target of a method comes first.
     Call(Function, Vec<Node>),
-    Matches(Box<Node>, Regex),
+    Matches(Box<Node>, Pattern),
     Comprehension(Box<Comprehension>),
     /// `cel.bind(name, value, body)`: the value is in the next variable.
     Bind(Box<Node>, Box<Node>),
@@ -64,8 +61,18 @@ pub(super) struct Comprehension {
     pub(super) first: usize,
 }
 
-/// The tree, and how many variables it needs.
-pub(super) fn compile(expression: &str) -> Result<(Node, usize), String> {
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) root: Node,
+    /// Variables that are alive at the same time, at most.
+    pub(super) variables: usize,
+    /// What the patterns take, in bytes.
+    pub(super) pattern_bytes: usize,
+    /// What the tree takes without them, about.
+    pub(super) tree_bytes: usize,
+}
+
+pub(super) fn compile(expression: &str) -> Result<Compiled, String> {
     let text = expression.to_owned();
     // On a stack of its own, of which a long chain of operators takes much.
     let worker = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn(move || {
@@ -73,7 +80,8 @@ pub(super) fn compile(expression: &str) -> Result<(Node, usize), String> {
         let parsed = parser.parse(&text).map_err(|errors| format!("compilation failed: {errors}"))?;
         let mut compiler = Compiler::default();
         let root = compiler.node(&parsed, 0)?;
-        Ok((root, compiler.most))
+        let Compiler { most: variables, pattern_bytes, tree_bytes, .. } = compiler;
+        Ok(Compiled { root, variables, pattern_bytes, tree_bytes })
     });
     let worker = worker.map_err(|error| format!("unexpected compilation error: {error}"))?;
     worker.join().unwrap_or_else(|_| Err("unexpected compilation error: the parser failed".to_owned()))
@@ -85,6 +93,8 @@ struct Compiler {
     names: BTreeMap<String, Vec<usize>>,
     alive: usize,
     most: usize,
+    pattern_bytes: usize,
+    tree_bytes: usize,
 }
 
 impl Compiler {
@@ -93,6 +103,7 @@ impl Compiler {
             return Err(format!("compilation failed: more than {DEEPEST} levels deep"));
         }
         let depth = depth + 1;
+        self.tree_bytes += size_of::<Node>();
         Ok(match &ided.expr {
             Expr::Literal(literal) => Node::Literal(value(literal)?),
             Expr::Ident(name) => self.name(name)?,
@@ -237,22 +248,24 @@ impl Compiler {
         let method = !arguments.is_empty();
         arguments.extend(self.nodes(&call.args, depth)?);
         if name == "matches" && arguments.len() == 2 {
-            return matches(arguments);
+            return self.matches(arguments);
         }
         let function = Function::find(&name, method, arguments.len()).ok_or_else(|| undeclared(&name))?;
         Ok(Node::Call(function, arguments))
     }
-}
 
-/// Patterns are texts of the expression itself, so that they are compiled once.
-fn matches(arguments: Vec<Node>) -> Result<Node, String> {
-    let mut arguments = arguments.into_iter();
-    let (Some(of), Some(Node::Literal(Value::Text(pattern)))) = (arguments.next(), arguments.next()) else {
-        return Err(unsupported("a pattern that is no literal"));
-    };
-    let pattern = regex::RegexBuilder::new(pattern.as_str()).size_limit(LARGEST_PATTERN).build();
-    let pattern = pattern.map_err(|error| format!("compilation failed: {error}"))?;
-    Ok(Node::Matches(Box::new(of), pattern))
+    /// Patterns are texts of the expression itself, so that they are compiled once.
+    fn matches(&mut self, arguments: Vec<Node>) -> Result<Node, String> {
+        let mut arguments = arguments.into_iter();
+        let (Some(of), Some(Node::Literal(Value::Text(pattern)))) = (arguments.next(), arguments.next())
+        else {
+            return Err(unsupported("a pattern that is no literal"));
+        };
+        let pattern = Pattern::new(pattern.as_str(), MOST_PATTERN_BYTES - self.pattern_bytes);
+        let pattern = pattern.map_err(|error| format!("compilation failed: {error}"))?;
+        self.pattern_bytes = (self.pattern_bytes + pattern.size).min(MOST_PATTERN_BYTES);
+        Ok(Node::Matches(Box::new(of), pattern))
+    }
 }
 
 fn value(literal: &LiteralValue) -> Result<Value<'static>, String> {

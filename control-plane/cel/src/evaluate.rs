@@ -138,10 +138,7 @@ impl<'a> Evaluator<'a, '_> {
                 function.call(&values, &mut self.meter)
             }
             Node::Matches(node, pattern) => match self.value(node)? {
-                Value::Text(text) => {
-                    self.meter.spend_on(text.as_str().len().saturating_mul(pattern.as_str().len()))?;
-                    Ok(Value::Bool(pattern.is_match(text.as_str())))
-                }
+                Value::Text(text) => Ok(Value::Bool(pattern.is_match(text.as_str(), &mut self.meter)?)),
                 _ => Err(no_overload()),
             },
             Node::Comprehension(comprehension) => self.comprehension(comprehension),

@@ -127,6 +127,46 @@ fn hostile_expressions_come_to_an_end() {
     fails(&format!("cel.bind(x0, 1, cel.bind(y0, 1, {nested}))"), "cost limit exceeded");
 }
 
+/// A pattern that takes about half of what those of an expression may.
+fn large(number: usize) -> String {
+    format!(r#""".matches("[^a]{{200}}{number}")"#)
+}
+
+#[test]
+fn patterns_are_those_of_go() {
+    check(r"'a1_ é'.matches('^\\w+\\s\\W$') && !'é'.matches('\\w') && 'é'.matches('^.$')", true);
+    check(r"'a-7'.matches('^[\\w-]+$') && !'x'.matches('[\\d\\s]') && 'é'.matches('[^\\w]')", true);
+    fails("''.matches('a{1001}')", "error parsing regexp: invalid repeat count: 1001");
+    fails("''.matches('(a{100}b){11}')", "error parsing regexp: invalid repeat count: 1100");
+    fails("''.matches('[a&&b]')", "error parsing regexp");
+    fails("''.matches('(')", "error parsing regexp");
+}
+
+#[test]
+fn patterns_take_little_one_by_one_and_together() {
+    fails(&[large(1), large(2), large(3)].join(" || "), "error parsing regexp: larger than");
+    fails(&format!("''.matches('{}')", "[^a]".repeat(300)), "more than 200 classes");
+    let mut room = PatternRoom::default();
+    let taken = (0..10).take_while(|number| room.take(&Program::new(&large(*number)).unwrap()).is_ok());
+    assert!((4..10).contains(&taken.count()));
+    let programs = Programs::default();
+    for number in 0..300 {
+        programs.get(&large(number)).unwrap();
+        assert!(programs.0.lock().bytes <= MOST_KEPT_BYTES);
+    }
+}
+
+#[test]
+fn a_search_costs_as_much_as_the_pattern_is_large() {
+    let text = |doublings: usize| {
+        (0..doublings).fold("'abcdefghij'".to_owned(), |text, _| format!("cel.bind(x, {text}, x + x)"))
+    };
+    check(&format!("{}.matches('ja')", text(10)), true);
+    // A little longer in the expression, and hundreds of times as large.
+    fails(&format!("{}.matches('(ja|jb|jc|jd){{300}}')", text(10)), "cost limit exceeded");
+    fails(&format!("{}.matches('ja')", text(13)), "cost limit exceeded");
+}
+
 #[test]
 fn what_may_be_spent_is_shared() {
     let program = Program::new("[1, 2, 3].all(x, x > 0)").unwrap();
@@ -141,7 +181,7 @@ fn what_may_be_spent_is_shared() {
 
 #[test]
 fn programs_are_kept() {
-    let mut programs = Programs::default();
+    let programs = Programs::default();
     let one = programs.get("true").unwrap();
     assert_eq!(programs.get("true").unwrap().id, one.id);
     assert_ne!(programs.get("false").unwrap().id, one.id);

@@ -34,6 +34,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
+    devices::compile_selectors,
     events::{self, Recorder},
     evict,
     extender::{self, Extender, Objects, Question},
@@ -254,7 +255,13 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         }),
         {
             let at = Arc::downgrade(shell);
-            follow_kind(shell, followers, move |core, change: &Change<'_, ResourceClaim>, now| {
+            let informer = Informer::new();
+            let programs = shell.core.lock().devices().programs();
+            // Before the core is held.
+            informer.on_change(move |change: &Change<'_, ResourceClaim>| {
+                change.new.inspect(|claim| compile_selectors(claim, &programs));
+            });
+            follow_with(shell, followers, &informer, move |core, change: &Change<'_, ResourceClaim>, now| {
                 match change.new {
                     Some(claim) => core.device_claim_changed(claim, now),
                     None => core.device_claim_removed(change.key, now),

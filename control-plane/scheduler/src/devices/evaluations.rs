@@ -24,7 +24,7 @@ pub(super) type Shape = Arc<[Same<String>]>;
 
 #[derive(Default)]
 pub(super) struct Evaluations {
-    pub(super) programs: Programs,
+    pub(super) programs: Arc<Programs>,
     /// What claims ask for, as text.
     pub(super) texts: Interner<String>,
     /// Pools by the node that sees them, with the version that they were seen at.

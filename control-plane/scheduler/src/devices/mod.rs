@@ -24,10 +24,12 @@ use std::{
 };
 
 use hawser_api::resource::ObjectKey;
+use hawser_cel::Programs;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
+pub(crate) use request::compile_selectors;
 pub(crate) use view::DeviceView;
 
 use crate::{
@@ -92,6 +94,11 @@ impl Grants {
 impl Devices {
     pub(crate) fn version(&self) -> u64 {
         self.version
+    }
+
+    /// What selectors were compiled to, for whoever has it done before they are needed.
+    pub(crate) fn programs(&self) -> Arc<Programs> {
+        self.kept.lock().programs.clone()
     }
 
     pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Arc<ResourceClaim>> {

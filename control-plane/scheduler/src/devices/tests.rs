@@ -236,6 +236,21 @@ fn selectors_counts_and_constraints_choose() {
 }
 
 #[test]
+fn patterns_of_a_claim_take_little_together() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 1, json!({}), on("n1"));
+    let large = |number: usize| cel(&format!("!device.driver.matches('[^a]{{200}}{number}')"));
+    let asking =
+        |count: usize| json!([exactly(json!({ "selectors": (0..count).map(large).collect::<Vec<_>>() }))]);
+    claim(&mut scheduler, "c1", asking(12));
+    let plan = schedule(&mut scheduler, "p1", &["c1"]);
+    let message = "CEL compile error: compilation failed: the patterns of all selectors take more than";
+    assert!(plan.rejected[0].message.contains(message), "{}", plan.rejected[0].message);
+    claim(&mut scheduler, "c2", asking(3));
+    assert_eq!(names(&schedule(&mut scheduler, "p2", &["c2"])), ["p/d0"]);
+}
+
+#[test]
 fn all_devices_are_all_that_are_chosen_or_none() {
     let mut scheduler = scheduler();
     pool(&mut scheduler, "p", 3, json!({}), on("n1"));

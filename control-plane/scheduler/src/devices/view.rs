@@ -234,7 +234,7 @@ impl Devices {
         let mut wanted = Wanted::default();
         for claim in claims {
             let name = ObjectKey::of(&**claim).to_string();
-            wanted.claims.push(WantedClaim::of(&name, &claim.spec, &self.classes, &mut kept.programs)?);
+            wanted.claims.push(WantedClaim::of(&name, &claim.spec, &self.classes, &kept.programs)?);
         }
         let wanted = Arc::new(wanted);
         kept.of(&shape).wanted = Some((self.version, wanted.clone()));
