@@ -1,12 +1,13 @@
 //! Evaluates an expression for one device, at a cost that is bounded.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use hawser_api::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 
 use super::{
     compile::{Comprehension, Node},
+    excerpt,
     functions::{no_overload, version},
     value::{Fields, Text, Value},
 };
@@ -18,7 +19,7 @@ const BYTES: usize = 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The expression's own mistake, in upstream's words. Logical operators may get over it.
-    Runtime(String),
+    Runtime(Arc<str>),
     /// The expression costs more than one may.
     Cost,
     /// What may be spent on one pod is spent.
@@ -26,8 +27,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self::Runtime(message.into())
+    pub(super) fn new(message: impl AsRef<str>) -> Self {
+        Self::Runtime(excerpt(message.as_ref()).into())
     }
 }
 

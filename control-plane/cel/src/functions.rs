@@ -7,6 +7,7 @@ use semver::Version;
 
 use super::{
     evaluate::{Failure, Meter, compare, equal},
+    excerpt,
     value::{Text, Value},
 };
 
@@ -192,7 +193,7 @@ impl Function {
     ) -> Result<Value<'a>, Failure> {
         let text = text.as_str();
         meter.spend_on(text.len())?;
-        let unreadable = |what: &str| Failure::new(format!("cannot convert {text:?} to {what}"));
+        let unreadable = |what: &str| Failure::new(format!("cannot convert {:?} to {what}", excerpt(text)));
         Ok(match self {
             Self::Same | Self::ToText => value.clone(),
             Self::Size => length(text.chars().count()),

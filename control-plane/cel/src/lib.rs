@@ -38,8 +38,11 @@ const MOST_PATTERN_BYTES: usize = 128 << 10;
 const MOST_PATTERN_BYTES_IN_ALL: usize = 512 << 10;
 /// What programs that are kept take, about, in bytes; more make it start anew.
 const MOST_KEPT_BYTES: usize = 16 << 20;
-/// What it takes to keep the least program.
-const LEAST_KEPT_BYTES: usize = 256;
+/// What it takes to keep the least program, or a message.
+const LEAST_KEPT_BYTES: usize = 512;
+
+/// Messages quote what others wrote, and are kept for each node: this is their longest, in bytes.
+const LONGEST_MESSAGE: usize = 256;
 
 /// A compiled expression.
 #[derive(Debug)]
@@ -86,7 +89,7 @@ impl Programs {
         if let Some(known) = self.0.lock().by_text.get(expression) {
             return known.clone();
         }
-        let program = Program::new(expression).map(Arc::new).map_err(Arc::from);
+        let program = Program::new(expression).map(Arc::new);
         // A text that is too long is not worth its place.
         if expression.len() > LONGEST {
             return program;
@@ -109,12 +112,12 @@ impl Programs {
 
 impl Program {
     /// The error is upstream's text of what is wrong with the expression.
-    pub fn new(expression: &str) -> Result<Self, String> {
+    pub fn new(expression: &str) -> Result<Self, Arc<str>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if expression.len() > LONGEST {
-            return Err(format!("must be no longer than {LONGEST} bytes"));
+            return Err(format!("must be no longer than {LONGEST} bytes").into());
         }
-        let compiled = compile::compile(expression)?;
+        let compiled = compile::compile(expression).map_err(|error| Arc::<str>::from(excerpt(&error)))?;
         Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), compiled })
     }
 
@@ -135,4 +138,8 @@ impl Program {
             other => other,
         }
     }
+}
+
+fn excerpt(message: &str) -> &str {
+    &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
 }

@@ -17,7 +17,7 @@ fn device() -> Device {
 }
 
 fn answer(expression: &str) -> Result<bool, String> {
-    let program = Program::new(expression)?;
+    let program = Program::new(expression).map_err(|error| error.to_string())?;
     let mut budget = 10 * MOST_COST;
     program.matches("gpu.example.com", &device(), &mut budget).map_err(|failure| failure.to_string())
 }
@@ -165,6 +165,20 @@ fn a_search_costs_as_much_as_the_pattern_is_large() {
     // A little longer in the expression, and hundreds of times as large.
     fails(&format!("{}.matches('(ja|jb|jc|jd){{300}}')", text(10)), "cost limit exceeded");
     fails(&format!("{}.matches('ja')", text(13)), "cost limit exceeded");
+}
+
+#[test]
+fn messages_quote_only_the_beginning_of_what_is_wrong() {
+    let long = "é".repeat(3000);
+    for expression in [
+        format!("{{'a': 1}}['{long}'] == 1"),
+        format!("int('{long}') == 1"),
+        format!("'{long}' +"),
+        format!("device.{}()", "x".repeat(3000)),
+    ] {
+        let error = answer(&expression).unwrap_err();
+        assert!(error.len() <= LONGEST_MESSAGE, "{error}");
+    }
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl<'a> Search<'a> {
             Err(No::Here | No::TooMany) => {
                 let invalid = self.seen.iter().any(|pool| pool.state == State::Invalid);
                 Err(if invalid {
-                    Refusal::Devices("invalid resource pools were encountered".to_owned())
+                    Refusal::Devices("invalid resource pools were encountered".into())
                 } else {
                     Refusal::NoDevices
                 })
@@ -153,9 +153,10 @@ impl<'a> Search<'a> {
                 least = fewest.saturating_add(least);
             }
             if least > MOST_DEVICES {
-                return Err(Refusal::Devices(format!(
-                    "number of requested devices {least} exceeds the claim limit of {MOST_DEVICES}"
-                )));
+                return Err(Refusal::Devices(
+                    format!("number of requested devices {least} exceeds the claim limit of {MOST_DEVICES}")
+                        .into(),
+                ));
             }
             in_all += least;
             let mut constraints = Vec::new();
@@ -163,7 +164,7 @@ impl<'a> Search<'a> {
                 let constraint = Constraint::of(constraint).ok_or_else(|| {
                     let text =
                         format!("constraint #{index}: empty constraint (unsupported constraint type?)");
-                    Refusal::Devices(text)
+                    Refusal::Devices(text.into())
                 })?;
                 constraints.push(constraint);
             }
@@ -185,10 +186,13 @@ impl<'a> Search<'a> {
                 State::Usable => None,
             };
             if let Some(trouble) = trouble {
-                return Err(Refusal::Devices(format!(
-                    "request {name}: asks for all devices, but resource pool {} is currently {trouble}",
-                    seen.key
-                )));
+                return Err(Refusal::Devices(
+                    format!(
+                        "request {name}: asks for all devices, but resource pool {} is currently {trouble}",
+                        seen.key
+                    )
+                    .into(),
+                ));
             }
             for (slice, of_slice) in seen.slices.iter().enumerate() {
                 for (device, entry) in of_slice.devices.iter().enumerate() {
@@ -354,7 +358,9 @@ impl<'a> Search<'a> {
             let whose = &selector.whose;
             let program = match &selector.program {
                 Ok(program) => program,
-                Err(error) => return Err(Refusal::Devices(format!("{whose}: CEL compile error: {error}"))),
+                Err(error) => {
+                    return Err(Refusal::Devices(format!("{whose}: CEL compile error: {error}").into()));
+                }
             };
             let chosen = match self.matches.get(slice.serial, program.id, place.device) {
                 Some(known) => known,
@@ -366,7 +372,9 @@ impl<'a> Search<'a> {
                     }
                     Err(Failure::Budget) => return Err(self.spent()),
                     Err(failure) => {
-                        return Err(Refusal::Devices(format!("{whose}: CEL runtime error: {failure}")));
+                        return Err(Refusal::Devices(
+                            format!("{whose}: CEL runtime error: {failure}").into(),
+                        ));
                     }
                 },
             };
