@@ -16,6 +16,9 @@ const DEEPEST_TEXT: u16 = 96;
 /// The parser and what it makes are as deep as the text is long, in the worst case.
 const STACK: usize = 256 << 20;
 
+/// What the variable `device` has.
+const DEVICE_FIELDS: [&str; 4] = ["driver", "attributes", "capacity", "allowMultipleAllocations"];
+
 #[derive(Debug)]
 pub(super) enum Node {
     Literal(Value<'static>),
@@ -107,12 +110,7 @@ impl Compiler {
         Ok(match &ided.expr {
             Expr::Literal(literal) => Node::Literal(value(literal)?),
             Expr::Ident(name) => self.name(name)?,
-            Expr::Select(select) => Node::Select {
-                of: self.boxed(&select.operand, depth)?,
-                field: select.field.clone(),
-                test: select.test,
-                optional: false,
-            },
+            Expr::Select(select) => self.select(&select.operand, &select.field, select.test, false, depth)?,
             Expr::List(list) if list.optional_indices.is_empty() => {
                 Node::List(self.nodes(&list.elements, depth)?)
             }
@@ -151,6 +149,21 @@ impl Compiler {
             "device" => Ok(Node::Device),
             _ => Err(undeclared(name)),
         }
+    }
+
+    fn select(
+        &mut self,
+        of: &IdedExpr,
+        field: &str,
+        test: bool,
+        optional: bool,
+        depth: usize,
+    ) -> Result<Node, String> {
+        let of = self.boxed(of, depth)?;
+        if matches!(*of, Node::Device) && !DEVICE_FIELDS.contains(&field) {
+            return Err(format!("compilation failed: undefined field '{field}'"));
+        }
+        Ok(Node::Select { of, field: field.to_owned(), test, optional })
     }
 
     fn enter(&mut self, name: &str) -> usize {
@@ -228,8 +241,7 @@ impl Compiler {
                 let Expr::Literal(LiteralValue::String(field)) = &field.expr else {
                     return Err(unsupported("a field that is no name"));
                 };
-                let field = field.inner().to_owned();
-                return Ok(Node::Select { of: self.boxed(of, depth)?, field, test: false, optional: true });
+                return self.select(of, field.inner(), false, true, depth);
             }
             _ => (),
         }

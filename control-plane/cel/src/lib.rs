@@ -64,10 +64,12 @@ impl Default for PatternRoom {
 
 impl PatternRoom {
     /// Counts another expression's patterns.
-    pub fn take(&mut self, program: &Program) -> Result<(), String> {
+    pub fn take(&mut self, program: &Program) -> Result<(), Arc<str>> {
         let left = self.0.checked_sub(program.compiled.pattern_bytes);
         self.0 = left.ok_or_else(|| {
-            format!("compilation failed: the patterns of all selectors take more than {MOST_PATTERN_BYTES_IN_ALL} bytes")
+            Arc::<str>::from(format!(
+                "compilation failed: the patterns of all selectors take more than {MOST_PATTERN_BYTES_IN_ALL} bytes"
+            ))
         })?;
         Ok(())
     }

@@ -88,6 +88,7 @@ fn the_language_is_that_of_cel() {
     check("true ? false : true", false);
     check("device.attributes.exists(d, d == 'other.example.com')", true);
     check("[[1, 2], [3]].all(l, l.exists(x, x == 1 || x == 3))", true);
+    fails("device.drivr == 'x'", "compilation failed: undefined field 'drivr'");
     fails("nobody == 1", "undeclared reference to 'nobody'");
     fails("device.driver.nothing()", "undeclared reference to 'nothing'");
     fails("device.", "compilation failed");
