@@ -7,7 +7,12 @@ use cel::{
     parser::Parser,
 };
 
-use super::{MOST_PATTERN_BYTES, functions::Function, pattern::Pattern, value::Value};
+use super::{
+    MOST_PATTERN_BYTES,
+    functions::Function,
+    pattern::{Pattern, Search},
+    value::Value,
+};
 
 /// Deeper expressions are refused: evaluation goes down by recursion.
 const DEEPEST: usize = 150;
@@ -18,6 +23,12 @@ const STACK: usize = 256 << 20;
 
 /// What the variable `device` has.
 const DEVICE_FIELDS: [&str; 4] = ["driver", "attributes", "capacity", "allowMultipleAllocations"];
+
+/// What stands before functions that have a name in two parts: `sets.contains(x, y)`.
+const OWNERS: [&str; 2] = ["optional", "sets"];
+
+/// Types that have a name.
+const TYPES: [&str; 9] = ["bool", "int", "uint", "double", "string", "list", "map", "null_type", "type"];
 
 #[derive(Debug)]
 pub(super) enum Node {
@@ -45,7 +56,13 @@ pub(super) enum Node {
     NotStrictlyFalse(Box<Node>),
     /// The target of a method comes first.
     Call(Function, Vec<Node>),
-    Matches(Box<Node>, Pattern),
+    /// With a pattern that is a text of the expression itself, so that it is compiled once.
+    Search {
+        how: Search,
+        pattern: Pattern,
+        text: Box<Node>,
+        most: Option<Box<Node>>,
+    },
     Comprehension(Box<Comprehension>),
     /// `cel.bind(name, value, body)`: the value is in the next variable.
     Bind(Box<Node>, Box<Node>),
@@ -147,7 +164,10 @@ impl Compiler {
         }
         match name {
             "device" => Ok(Node::Device),
-            _ => Err(undeclared(name)),
+            _ => match TYPES.iter().find(|known| **known == name) {
+                Some(known) => Ok(Node::Literal(Value::Type(*known))),
+                None => Err(undeclared(name)),
+            },
         }
     }
 
@@ -247,36 +267,35 @@ impl Compiler {
         }
         let mut arguments = Vec::with_capacity(call.args.len() + 1);
         let name = match &call.target {
-            // `optional.of(x)` and `optional.none()` are functions, their first part no variable.
-            Some(target) if matches!(&target.expr, Expr::Ident(owner) if owner == "optional") => {
-                format!("optional.{}", call.func_name)
-            }
-            Some(target) => {
-                arguments.push(self.node(target, depth)?);
-                call.func_name.clone()
-            }
             None => call.func_name.clone(),
+            Some(target) => match &target.expr {
+                Expr::Ident(owner) if OWNERS.contains(&owner.as_str()) => {
+                    format!("{owner}.{}", call.func_name)
+                }
+                _ => {
+                    arguments.push(self.node(target, depth)?);
+                    call.func_name.clone()
+                }
+            },
         };
         let method = !arguments.is_empty();
         arguments.extend(self.nodes(&call.args, depth)?);
-        if name == "matches" && arguments.len() == 2 {
-            return self.matches(arguments);
-        }
         let function = Function::find(&name, method, arguments.len()).ok_or_else(|| undeclared(&name))?;
-        Ok(Node::Call(function, arguments))
+        match function {
+            Function::Search(how) => self.search(how, arguments),
+            _ => Ok(Node::Call(function, arguments)),
+        }
     }
 
-    /// Patterns are texts of the expression itself, so that they are compiled once.
-    fn matches(&mut self, arguments: Vec<Node>) -> Result<Node, String> {
-        let mut arguments = arguments.into_iter();
-        let (Some(of), Some(Node::Literal(Value::Text(pattern)))) = (arguments.next(), arguments.next())
-        else {
-            return Err(unsupported("a pattern that is no literal"));
+    fn search(&mut self, how: Search, mut arguments: Vec<Node>) -> Result<Node, String> {
+        let Some(Node::Literal(Value::Text(pattern))) = arguments.get(1) else {
+            return Ok(Node::Call(Function::Search(how), arguments));
         };
         let pattern = Pattern::new(pattern.as_str(), MOST_PATTERN_BYTES - self.pattern_bytes);
         let pattern = pattern.map_err(|error| format!("compilation failed: {error}"))?;
         self.pattern_bytes = (self.pattern_bytes + pattern.size).min(MOST_PATTERN_BYTES);
-        Ok(Node::Matches(Box::new(of), pattern))
+        let most = if arguments.len() > 2 { arguments.pop().map(Box::new) } else { None };
+        Ok(Node::Search { how, pattern, text: Box::new(arguments.swap_remove(0)), most })
     }
 }
 

@@ -138,10 +138,17 @@ impl<'a> Evaluator<'a, '_> {
                 }
                 function.call(&values, &mut self.meter)
             }
-            Node::Matches(node, pattern) => match self.value(node)? {
-                Value::Text(text) => Ok(Value::Bool(pattern.is_match(text.as_str(), &mut self.meter)?)),
-                _ => Err(no_overload()),
-            },
+            Node::Search { how, pattern, text, most } => {
+                let text = self.value(text)?;
+                let most = most.as_ref().map(|most| self.value(most)).transpose()?;
+                match (&text, most) {
+                    (Value::Text(text), None) => pattern.search(*how, text.as_str(), None, &mut self.meter),
+                    (Value::Text(text), Some(Value::Int(most))) => {
+                        pattern.search(*how, text.as_str(), Some(most), &mut self.meter)
+                    }
+                    _ => Err(no_overload()),
+                }
+            }
             Node::Comprehension(comprehension) => self.comprehension(comprehension),
             Node::Bind(bound, body) => {
                 let bound = self.value(bound)?;
@@ -405,6 +412,7 @@ pub(super) fn equal(one: &Value<'_>, other: &Value<'_>, meter: &mut Meter<'_>) -
     Ok(match (one, other) {
         (Value::Null, Value::Null) | (Value::Device, Value::Device) => true,
         (Value::Bool(one), Value::Bool(other)) => one == other,
+        (Value::Type(one), Value::Type(other)) => one == other,
         (Value::Text(one), Value::Text(other)) => {
             meter.spend_on(one.as_str().len().min(other.as_str().len()))?;
             one.as_str() == other.as_str()

@@ -11,9 +11,11 @@
 mod compile;
 mod evaluate;
 mod functions;
+mod lists;
 mod pattern;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod value;
 
 use std::{

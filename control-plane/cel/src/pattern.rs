@@ -5,7 +5,10 @@
 
 use std::fmt::Display;
 
-use regex_automata::nfa::thompson::{NFA, pikevm::PikeVM};
+use regex_automata::{
+    Input,
+    nfa::thompson::{NFA, pikevm::PikeVM},
+};
 use regex_syntax::{
     ast::{
         Ast, ClassAscii, ClassAsciiKind, ClassBracketed, ClassPerl, ClassPerlKind, ClassSet, ClassSetItem,
@@ -14,7 +17,10 @@ use regex_syntax::{
     hir::translate::Translator,
 };
 
-use super::evaluate::{Failure, Meter};
+use super::{
+    evaluate::{Failure, Meter},
+    value::Value,
+};
 
 /// How often a part may repeat, with what repeats it from outside, as in Go.
 const MOST_REPETITIONS: u32 = 1000;
@@ -24,6 +30,20 @@ const MOST_CLASSES: usize = 200;
 const LONGEST_SEARCHED: usize = 64 << 10;
 /// Bytes of a compiled pattern, about two states, that one byte of text costs a unit for.
 const BYTES: usize = 64;
+
+/// Of a pattern that is computed: its size, and the bytes that are compiled for a unit.
+const LARGEST_COMPUTED: usize = 16 << 10;
+const BYTES_COMPILED: usize = 8;
+/// What a byte of its text costs: a class may be of many ranges.
+const COST_OF_COMPUTED: usize = 300;
+
+/// What is looked for: whether the pattern matches anywhere, what it matches first, or all that it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    Matches,
+    Find,
+    FindAll,
+}
 
 /// A compiled pattern.
 #[derive(Debug)]
@@ -48,9 +68,59 @@ impl Pattern {
         Ok(Self { engine, size })
     }
 
-    pub(super) fn is_match(&self, text: &str, meter: &mut Meter<'_>) -> Result<bool, Failure> {
+    /// A pattern that is known only when it is needed: to compile it costs too.
+    pub(super) fn computed(text: &str, meter: &mut Meter<'_>) -> Result<Self, Failure> {
+        meter.spend(text.len().saturating_mul(COST_OF_COMPUTED))?;
+        let compiled = Self::new(text, LARGEST_COMPUTED);
+        let size = compiled.as_ref().map_or(LARGEST_COMPUTED, |pattern| pattern.size);
+        meter.spend(size / BYTES_COMPILED)?;
+        compiled.map_err(Failure::new)
+    }
+
+    /// `most` matches are found, where all are looked for; a negative number is all.
+    pub(super) fn search(
+        &self,
+        how: Search,
+        text: &str,
+        most: Option<i64>,
+        meter: &mut Meter<'_>,
+    ) -> Result<Value<'static>, Failure> {
         self.spend(text.len(), meter)?;
-        Ok(self.engine.is_match(&mut self.engine.create_cache(), text))
+        let mut cache = self.engine.create_cache();
+        Ok(match how {
+            Search::Matches => Value::Bool(self.engine.is_match(&mut cache, text)),
+            Search::Find => {
+                let found = self.engine.find(&mut cache, text);
+                Value::owned(found.map_or("", |found| &text[found.range()]))
+            }
+            Search::FindAll => {
+                let most = usize::try_from(most.unwrap_or(-1)).unwrap_or(usize::MAX);
+                Value::list(self.find_all(text, most, meter)?)
+            }
+        })
+    }
+
+    fn find_all(
+        &self,
+        text: &str,
+        most: usize,
+        meter: &mut Meter<'_>,
+    ) -> Result<Vec<Value<'static>>, Failure> {
+        let mut cache = self.engine.create_cache();
+        let (mut all, mut from, mut last_end) = (Vec::new(), 0, None);
+        while all.len() < most && from <= text.len() {
+            // Each search may look at all that is left.
+            self.spend(text.len() - from, meter)?;
+            let Some(found) = self.engine.find(&mut cache, Input::new(text).range(from..)) else { break };
+            // Nothing, right after a match, is none.
+            if !found.is_empty() || last_end != Some(found.end()) {
+                all.push(Value::owned(&text[found.range()]));
+            }
+            last_end = Some(found.end());
+            let next = text[found.end()..].chars().next().map_or(1, char::len_utf8);
+            from = if found.is_empty() { found.end() + next } else { found.end() };
+        }
+        Ok(all)
     }
 
     fn spend(&self, bytes: usize, meter: &mut Meter<'_>) -> Result<(), Failure> {

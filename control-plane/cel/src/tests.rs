@@ -96,6 +96,98 @@ fn the_language_is_that_of_cel() {
     fails("1 / 0 == 1", "division by zero");
 }
 
+/// The examples are those of the functions' documentation.
+#[test]
+fn texts_have_the_functions_of_their_extension() {
+    check("'hello'.charAt(4) == 'o' && 'hello'.charAt(5) == ''", true);
+    fails("'hello'.charAt(-1) == ''", "index out of range: -1");
+    check("'hello mellow'.indexOf('') == 0 && 'hello mellow'.indexOf('ello') == 1", true);
+    check("'hello mellow'.indexOf('ello', 2) == 7 && 'hello mellow'.indexOf('jello') == -1", true);
+    fails("'hello mellow'.indexOf('ello', 20) == 0", "index out of range: 20");
+    check("'hello mellow'.lastIndexOf('') == 12 && 'hello mellow'.lastIndexOf('ello') == 7", true);
+    check("'hello mellow'.lastIndexOf('ello', 6) == 1 && 'hello mellow'.lastIndexOf('jello') == -1", true);
+    fails("'hello mellow'.lastIndexOf('ello', -1) == 0", "index out of range: -1");
+    check(
+        "['hello', 'mellow'].join() == 'hellomellow' && ['hello', 'mellow'].join(' ') == 'hello mellow'",
+        true,
+    );
+    check("[].join('/') == ''", true);
+    check("'hello hello'.replace('he', 'we') == 'wello wello'", true);
+    check("'hello hello'.replace('he', 'we', 1) == 'wello hello'", true);
+    check("'hello hello'.replace('he', 'we', 0) == 'hello hello'", true);
+    check("'hello hello'.replace('', '_') == '_h_e_l_l_o_ _h_e_l_l_o_'", true);
+    check("'a b c'.split(' ') == ['a', 'b', 'c'] && 'a b c'.split(' ', 0) == []", true);
+    check("'a b c'.split(' ', 1) == ['a b c'] && 'a b c'.split(' ', 2) == ['a', 'b c']", true);
+    check("'aéc'.split('') == ['a', 'é', 'c'] && 'aéc'.split('', 2) == ['a', 'éc']", true);
+    check("'tacocat'.substring(4) == 'cat' && 'tacocat'.substring(0, 4) == 'taco'", true);
+    fails("'tacocat'.substring(3, 2) == ''", "invalid substring range");
+    check("'  hi '.trim() == 'hi' && 'TacoCat'.lowerAscii() == 'tacocat' && 'é'.upperAscii() == 'é'", true);
+}
+
+#[test]
+fn patterns_find() {
+    check("'abc 123'.find('[0-9]+') == '123' && 'abc 123'.find('xyz') == ''", true);
+    check("'123 abc 456'.findAll('[0-9]+') == ['123', '456']", true);
+    check("'123 abc 456'.findAll('[0-9]+', 1) == ['123'] && 'x'.findAll('xyz') == []", true);
+    check("'123 abc 456'.findAll('[0-9]+', -1).size() == 2", true);
+    check("'éab'.findAll('a*') == ['', 'a', ''] && 'ab'.findAll('') == ['', '', '']", true);
+    // A pattern that is computed.
+    check("device.driver.matches('^' + 'gpu[.]') && matches('abc', 'b')", true);
+    check("['a+', 'b+'].exists(p, 'xbb'.find(p) == 'bb')", true);
+    fails("'a'.matches('(' + '')", "error parsing regexp");
+    fails("'a'.matches('[^a]{200}' + '')", "error parsing regexp: larger than");
+    let all = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]";
+    let loops =
+        format!("{all}.all(x, {all}.all(y, {all}.all(z, !'a'.matches('[^a]{{30}}' + string(x * y)))))");
+    fails(&loops, "cost limit exceeded");
+}
+
+#[test]
+fn lists_have_the_functions_of_kubernetes() {
+    check("[1, 3].isSorted() && ['a', 'b', 'b'].isSorted() && [].isSorted() && ![2.0, 1.0].isSorted()", true);
+    check("[1, 3].sum() == 4 && [1.0, 3.0].sum() == 4.0 && [].sum() == 0", true);
+    fails("['a'].sum() == 'a'", "no such overload");
+    check("[1, 3].min() == 1 && ['a', 'c', 'b'].max() == 'c'", true);
+    fails("[].min() == 1", "min called on empty list");
+    check("[1, 2, 2, 3].indexOf(2) == 1 && ['a', 'b', 'b', 'c'].lastIndexOf('b') == 2", true);
+    check("[1.0].indexOf(1.1) == -1 && [1.0].lastIndexOf('x') == -1", true);
+}
+
+#[test]
+fn lists_are_sets_too() {
+    check("sets.contains([], []) && !sets.contains([], [1]) && sets.contains([1, 2, 3, 4], [2, 3])", true);
+    check("sets.equivalent([], []) && sets.equivalent([1], [1, 1]) && sets.equivalent([1], [1u, 1.0])", true);
+    check("sets.equivalent([1, 2, 3], [3u, 2.0, 1]) && !sets.equivalent([1, 2], [1])", true);
+    check(
+        "!sets.intersects([1], []) && sets.intersects([1], [1, 2]) && sets.intersects([[1], [2, 3]], [[1, 2], [2, 3]])",
+        true,
+    );
+}
+
+#[test]
+fn values_have_types() {
+    check(
+        "type(1) == int && type('a') == string && type([]) == list && type(device.attributes) == map",
+        true,
+    );
+    check("type(1) != uint && type(type(1)) == type && type(null) == null_type && type(1.5) == double", true);
+}
+
+#[test]
+fn what_is_not_there_is_named_when_it_is_compiled() {
+    for (expression, name) in [
+        ("ip('10.0.0.1').family() == 4", "ip"),
+        ("duration('1h') > duration('1m')", "duration"),
+        ("url('https://a').getHost() == 'a'", "url"),
+        ("sets.union([1], [2]).size() == 2", "sets.union"),
+        ("'a'.format([]) == 'a'", "format"),
+    ] {
+        let error = Program::new(expression).unwrap_err();
+        let expected = format!("compilation failed: undeclared reference to '{name}' (in container '')");
+        assert_eq!(*error, *expected);
+    }
+}
+
 #[test]
 fn hostile_expressions_come_to_an_end() {
     fails(&"a".repeat(LONGEST + 1), "no longer than");
