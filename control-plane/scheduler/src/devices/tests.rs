@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::resource::v1::AllocationResult;
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceSlice};
 use serde_json::{Value, json};
 
+use super::{Concerned, Devices};
 use crate::{
     config::Config,
     scheduler::{Plan, Scheduler},
@@ -166,6 +167,38 @@ fn a_promise_stands_while_its_claim_is_being_written() {
     refused(&schedule(&mut scheduler, "p2", &["c2"]), "2 cannot allocate all claims");
     scheduler.claims_written("p1", NOW);
     assert_eq!(names(&round(&mut scheduler, 1, 60)), ["p/d0"]);
+}
+
+#[test]
+fn a_slice_concerns_the_nodes_that_its_pool_is_for_and_nobody_where_it_says_the_same() {
+    let made = |name: &str, pool: &str, devices: usize, reach: Value| -> ResourceSlice {
+        let devices: Vec<Value> = (0..devices).map(|index| json!({ "name": format!("d{index}") })).collect();
+        let mut spec = json!({
+            "driver": DRIVER, "pool": { "name": pool, "generation": 1, "resourceSliceCount": 1 }, "devices": devices,
+        });
+        spec.as_object_mut().unwrap().extend(reach.as_object().unwrap().clone());
+        typed(json!({ "metadata": { "name": name, "resourceVersion": "1" }, "spec": spec }))
+    };
+    let mut devices = Devices::default();
+    let on_n1 = Concerned::Node("n1".to_owned());
+    assert_eq!(devices.put_slice(&made("s1", "p", 1, on("n1"))), on_n1);
+    let serial = devices.slices["s1"].serial;
+    let mut touched = made("s1", "p", 1, on("n1"));
+    touched.metadata.resource_version = Some("2".to_owned());
+    assert_eq!(devices.put_slice(&touched), Concerned::Nobody);
+    assert_eq!(devices.slices["s1"].serial, serial, "what was found out about its devices stands");
+    assert_eq!(devices.put_slice(&made("s1", "p", 2, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "p", 1, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "q", 1, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "q", 1, on("n2"))), Concerned::All);
+    assert_eq!(devices.put_slice(&made("s3", "q", 1, on("n1"))), Concerned::All);
+    assert_eq!(devices.remove_slice("s3"), Concerned::All);
+    assert_eq!(devices.put_slice(&made("s4", "p", 1, json!({ "allNodes": true }))), Concerned::All);
+    assert_eq!(devices.remove_slice("s4"), Concerned::All);
+    assert_eq!(devices.remove_slice("s4"), Concerned::Nobody);
+    assert_eq!(devices.remove_slice("s1"), on_n1);
+    assert_eq!(devices.remove_slice("s2"), Concerned::Node("n2".to_owned()));
+    assert!(devices.by_key.is_empty() && devices.local.is_empty() && devices.shared.is_empty());
 }
 
 #[test]

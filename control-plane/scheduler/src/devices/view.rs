@@ -253,7 +253,7 @@ impl Devices {
             return seen.clone();
         }
         let local = self.local.get(&node.name).into_iter().flatten();
-        let shared = self.shared.keys().filter(|index| {
+        let shared = self.shared.iter().filter(|index| {
             // A pool with slices of both kinds is seen once.
             !self.local.get(&node.name).is_some_and(|local| local.contains(index))
         });
