@@ -6,8 +6,8 @@
 //! kept, [`evaluation`]) and what a pod's [`terms`], [`volumes`] and [`devices`] mean on them ([`outlook`], from the counters of
 //! [`topology`]). Plugins carry upstream's names, meaning, order, messages and default weights.
 //!
-//! Knows [`hawser_api`] only. A pod that is bound or assumed takes its room once, whatever is written, lost or
-//! repeated meanwhile: no node is promised beyond what it has.
+//! Knows [`hawser_api`], and how selectors of devices are read ([`hawser_cel`]). A pod that is bound or assumed takes its room
+//! once, whatever is written, lost or repeated meanwhile: no node is promised beyond what it has.
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +32,7 @@ mod metrics;
 #[cfg(test)]
 mod model;
 mod nomination;
+mod notice;
 mod outlook;
 mod placement;
 mod pod;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::{
+    notice::until,
     scheduler::{Provisioning, Scheduler},
     volumes::SELECTED_NODE,
 };
@@ -84,16 +85,10 @@ async fn wait(
     claims_changed: &Notify,
     provisioning: &Provisioning,
 ) -> Result<(), String> {
-    loop {
-        // Asked for before the look, so that no change falls between.
-        let changed = claims_changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        let bound = core.lock().volumes().are_bound(&provisioning.promises.volumes);
-        match bound {
-            Some(true) => return Ok(()),
-            Some(false) => changed.await,
-            None => return Err("a claim of the pod is gone".to_owned()),
-        }
-    }
+    until(claims_changed, || match core.lock().volumes().are_bound(&provisioning.promises.volumes) {
+        Some(true) => Some(Ok(())),
+        Some(false) => None,
+        None => Some(Err("a claim of the pod is gone".to_owned())),
+    })
+    .await
 }

@@ -1,6 +1,6 @@
 //! Why a node is refused: which plugin says so, in upstream's words, and whether removing pods could help.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     profile::{Plugin, PluginSet},
@@ -43,7 +43,7 @@ pub(crate) enum Refusal {
     /// More steps than one pod may cost.
     DevicesTakeLong,
     /// Something is wrong with what is claimed, or with what there is.
-    Devices(String),
+    Devices(Arc<str>),
     /// By a program outside, in its words.
     Extender {
         message: String,
@@ -119,7 +119,8 @@ impl Refusal {
                     .map(|(_, text)| (*text).to_owned())
                     .collect();
             }
-            Self::Extender { message, .. } | Self::Devices(message) => return vec![message.clone()],
+            Self::Extender { message, .. } => return vec![message.clone()],
+            Self::Devices(message) => return vec![(**message).to_owned()],
             Self::NotNamed => "node(s) didn't satisfy plugin(s) [NodeAffinity]",
             Self::Unschedulable => "node(s) were unschedulable",
             Self::Taint => "node(s) had untolerated taint(s)",

@@ -12,15 +12,25 @@ use jiff::Timestamp;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{Instant, timeout_at},
+};
 use tracing::debug;
 
 use crate::{
     devices::{FINALIZER, Grant, binding_state, is_reserved_for},
     events,
+    notice::until,
     pod::PodInfo,
     scheduler::{Deallocation, Scheduler},
 };
+
+/// What a claim lacks to be a pod's.
+enum Next {
+    Nothing,
+    Write(Arc<ResourceClaim>),
+}
 
 /// Attempts to write a claim that others write at the same time.
 const ATTEMPTS: usize = 50;
@@ -33,26 +43,26 @@ pub(crate) struct Claims<'a> {
     pub(crate) client: &'a Arc<dyn Client>,
     pub(crate) core: &'a Mutex<Scheduler>,
     pub(crate) changed: &'a Notify,
+    /// Held by each that writes: a pod that waits for another's write holds none.
+    pub(crate) writes: &'a Semaphore,
     pub(crate) start: Instant,
 }
 
 impl Claims<'_> {
-    /// Returns when all claims are the pod's, or says why they will not be.
+    /// Returns when all claims are the pod's, or says why they will not be. Nothing is begun after the timeout, but what was
+    /// begun is seen to its end, however long that takes: promises are taken back once this returns, and a device whose
+    /// claim may still be written is nobody else's.
     pub(crate) async fn reserve(
         &self,
         grants: &[Grant],
         pod: &PodInfo,
         timeout: Duration,
     ) -> Result<(), String> {
-        let work = async {
-            for grant in grants {
-                self.reserve_one(grant, pod).await?;
-            }
-            Ok(())
-        };
-        tokio::time::timeout(timeout, work)
-            .await
-            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+        let deadline = Instant::now() + timeout;
+        for grant in grants {
+            self.reserve_one(grant, pod, deadline).await?;
+        }
+        Ok(())
     }
 
     /// Returns when the devices that have to be attached to the node are. A claim of which one never will be is given
@@ -80,49 +90,39 @@ impl Claims<'_> {
     /// Takes the claim's devices from it. What fails is tried again with the pod that they are in the way of.
     pub(crate) async fn deallocate(&self, deallocation: &Deallocation) {
         let claim = &deallocation.claim;
+        let _permit = self.writes.acquire().await.expect("the semaphore is never closed");
         if let Err(error) = self.write_status(claim, unallocated()).await {
             debug!(claim = ?claim.metadata.name, %error, "cannot deallocate a claim");
         }
     }
 
-    async fn reserve_one(&self, grant: &Grant, pod: &PodInfo) -> Result<(), String> {
+    async fn reserve_one(&self, grant: &Grant, pod: &PodInfo, deadline: Instant) -> Result<(), String> {
         let key = &grant.claim;
+        let too_late = || "context deadline exceeded".to_owned();
+        let mut may_come = false;
         for _ in 0..ATTEMPTS {
-            // Asked for before the look, so that no change falls between.
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let (claim, promised) = {
-                let core = self.core.lock();
-                (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+            let next = until(self.changed, || self.next(grant, pod).transpose());
+            let claim = match timeout_at(deadline, next).await.map_err(|_| too_late())?? {
+                Next::Nothing => return Ok(()),
+                // A write whose answer was lost may come after the look: it is written again, so that only one of them can.
+                Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(too_late()),
+                Next::Write(claim) => claim,
             };
-            let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
-            let Some(claim) = claim.filter(is_same) else { return Err(format!("claim {key} is gone")) };
-            if claim.metadata.deletion_timestamp.is_some() {
-                return Err(format!("claim {key} got deleted in the meantime"));
-            }
-            let status = claim.status.as_ref();
-            let is_allocated = status.is_some_and(|status| status.allocation.is_some());
-            if is_allocated && is_reserved_for(&claim, &pod.uid) {
-                return Ok(());
-            }
+            let permit = self.writes.acquire().await.expect("the semaphore is never closed");
             let written = match &grant.allocation {
-                Some(_) if is_allocated => {
-                    return Err(format!("claim {key} got allocated elsewhere in the meantime"));
-                }
-                Some(_) if !promised => return Err(format!("claim {key} is not promised any more")),
                 Some(allocation) => self.allocate(&claim, allocation, pod).await,
-                None if is_allocated => self.write_status(&claim, reserved(&claim, pod)).await,
-                None if promised => {
-                    changed.await;
-                    continue;
-                }
-                None => return Err(format!("claim {key} is not allocated any more")),
+                None => self.write_status(&claim, reserved(&claim, pod)).await,
+            };
+            drop(permit);
+            may_come = match &written {
+                Ok(()) => false,
+                Err(error) if error.reason() == Reason::Conflict => false,
+                Err(error) => may_come || is_unknown(error),
             };
             match written {
                 Ok(()) => (),
                 Err(error) if error.is_not_found() => return Err(format!("claim {key} is gone")),
-                Err(error) if matches!(error.reason(), Reason::Conflict) || is_unknown(&error) => {
+                Err(error) if error.reason() == Reason::Conflict || may_come => {
                     self.read(&claim).await;
                 }
                 Err(error) => {
@@ -133,6 +133,30 @@ impl Claims<'_> {
             }
         }
         Err(format!("add reservation to claim {key}: it changed {ATTEMPTS} times meanwhile"))
+    }
+
+    /// What is to be done for the claim to be the pod's; `None` while another pod has its devices written.
+    fn next(&self, grant: &Grant, pod: &PodInfo) -> Result<Option<Next>, String> {
+        let key = &grant.claim;
+        let (claim, promised) = {
+            let core = self.core.lock();
+            (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+        };
+        let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
+        let claim = claim.filter(is_same).ok_or_else(|| format!("claim {key} is gone"))?;
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!("claim {key} got deleted in the meantime"));
+        }
+        let status = claim.status.as_ref();
+        let is_allocated = status.is_some_and(|status| status.allocation.is_some());
+        match &grant.allocation {
+            _ if is_allocated && is_reserved_for(&claim, &pod.uid) => Ok(Some(Next::Nothing)),
+            Some(_) if is_allocated => Err(format!("claim {key} got allocated elsewhere in the meantime")),
+            Some(_) if !promised => Err(format!("claim {key} is not promised any more")),
+            None if !is_allocated && promised => Ok(None),
+            None if !is_allocated => Err(format!("claim {key} is not allocated any more")),
+            _ => Ok(Some(Next::Write(claim))),
+        }
     }
 
     async fn allocate(
@@ -184,17 +208,12 @@ impl Claims<'_> {
     }
 
     async fn until_attached(&self, grant: &Grant) -> Result<(), String> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
+        let look = || {
             let claim = self.core.lock().devices().claim(&grant.claim).cloned();
-            let claim = claim.ok_or_else(|| format!("claim {} is gone", grant.claim))?;
-            match binding_state(&claim)? {
-                Some(()) => return Ok(()),
-                None => changed.await,
-            }
-        }
+            let claim = claim.ok_or_else(|| format!("claim {} is gone", grant.claim));
+            claim.and_then(|claim| binding_state(&claim)).transpose()
+        };
+        until(self.changed, look).await
     }
 
     /// Claims that wait for a device are of no use to the pod any more. Those that others use stay as they are.

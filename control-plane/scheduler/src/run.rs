@@ -34,6 +34,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
+    devices::compile_selectors,
     events::{self, Recorder},
     evict,
     extender::{self, Extender, Objects, Question},
@@ -59,10 +60,10 @@ const EVICTIONS: usize = 8;
 /// After it, the pod that victims are deleted for is tried again, whatever became of them.
 const EVICT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Pods whose claims are written at the same time; others wait their turn.
-const RESERVATIONS: usize = 64;
+/// Claims of devices that are written at the same time; others wait their turn.
+const CLAIM_WRITES: usize = 64;
 
-/// After it, a pod is tried again whose claims could not be written.
+/// After it, no write of a pod's claims is begun, and the pod is tried again.
 const RESERVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// After it, a batch's outcome is unknown.
@@ -82,7 +83,7 @@ struct Shell {
     claims_changed: Notify,
     /// The same of claims of devices.
     device_claims_changed: Notify,
-    reservations: Semaphore,
+    claim_writes: Semaphore,
     start: Instant,
     recorder: Recorder,
 }
@@ -97,6 +98,7 @@ impl Shell {
             client: &self.client,
             core: &self.core,
             changed: &self.device_claims_changed,
+            writes: &self.claim_writes,
             start: self.start,
         }
     }
@@ -134,7 +136,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         changed: Notify::new(),
         claims_changed: Notify::new(),
         device_claims_changed: Notify::new(),
-        reservations: Semaphore::new(RESERVATIONS),
+        claim_writes: Semaphore::new(CLAIM_WRITES),
         start: Instant::now(),
         recorder,
     });
@@ -253,7 +255,13 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         }),
         {
             let at = Arc::downgrade(shell);
-            follow_kind(shell, followers, move |core, change: &Change<'_, ResourceClaim>, now| {
+            let informer = Informer::new();
+            let programs = shell.core.lock().devices().programs();
+            // Before the core is held.
+            informer.on_change(move |change: &Change<'_, ResourceClaim>| {
+                change.new.inspect(|claim| compile_selectors(claim, &programs));
+            });
+            follow_with(shell, followers, &informer, move |core, change: &Change<'_, ResourceClaim>, now| {
                 match change.new {
                     Some(claim) => core.device_claim_changed(claim, now),
                     None => core.device_claim_removed(change.key, now),
@@ -431,7 +439,6 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 }
 
 async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
-    let _permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
     shell.claims().deallocate(&deallocation).await;
     shell.changed.notify_one();
 }
@@ -472,9 +479,7 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
     let Decision { pod, attempt, .. } = &provisioning.decision;
     let (grants, claims) = (&provisioning.promises.devices.0, shell.claims());
     if !grants.is_empty() {
-        let permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
         claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
-        drop(permit);
         let timeout = attempt.profile.device_bind_timeout;
         claims.attached(grants, pod, timeout).await.map_err(of("DynamicResources"))?;
         shell.changed.notify_one();

@@ -362,6 +362,69 @@ async fn a_pod_is_bound_when_its_claim_is_its_own() {
     .await;
 }
 
+/// The claim as one that was allocated before: only its status is left to be written.
+fn put_guarded_claim(fake: &Fake, name: &str) {
+    put_claim(fake, name);
+    let mut claims = fake.all("resourceclaims").into_iter();
+    let mut claim = claims.find(|claim| claim["metadata"]["name"] == name).unwrap();
+    claim["metadata"]["finalizers"] = json!(["resource.kubernetes.io/delete-protection"]);
+    fake.put("resourceclaims", claim);
+}
+
+fn allocated(claims: &[Value], name: &str) -> bool {
+    let claim = claims.iter().find(|claim| claim["metadata"]["name"] == name).unwrap();
+    !claim["status"]["allocation"].is_null()
+}
+
+fn is_bound(pods: &[Value], name: &str) -> bool {
+    let pod = pods.iter().find(|pod| pod["metadata"]["name"] == name).unwrap();
+    pod["spec"]["nodeName"].is_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_whose_claim_is_still_being_written_is_nobody_elses() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 1, 1);
+    put_guarded_claim(&fake, "c");
+    put_claim(&fake, "d");
+    // Longer than a pod's claims may take, and than the first reads that would tell what came of it.
+    fake.slow_down("a/c", 10);
+    fake.put("pods", claiming("p", "c"));
+    scenario(fake, |fake| async move {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        fake.put("pods", claiming("q", "d"));
+        fake.until("resourceclaims", |claims| allocated(claims, "c")).await;
+        fake.until("pods", |pods| is_bound(pods, "p")).await;
+        assert!(!allocated(&fake.all("resourceclaims"), "d"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_wait_for_anothers_claim_hold_up_nobody() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 100));
+    put_devices(&fake, 1, 2);
+    put_guarded_claim(&fake, "shared");
+    put_claim(&fake, "own");
+    fake.slow_down("a/shared", 0);
+    fake.put("pods", claiming("first", "shared"));
+    scenario(fake, |fake| async move {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        for index in 0..70 {
+            fake.put("pods", claiming(&format!("p{index}"), "shared"));
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        fake.put("pods", claiming("q", "own"));
+        fake.until("pods", |pods| is_bound(pods, "q")).await;
+        assert!(!allocated(&fake.all("resourceclaims"), "shared"));
+        // Before the others gave up.
+        assert!(!fake.all("events").iter().any(|event| event["reason"] == "FailedScheduling"));
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_device_that_cannot_be_attached_gives_its_claim_back() {
     let fake = Arc::new(Fake::default());

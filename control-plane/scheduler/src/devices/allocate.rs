@@ -11,23 +11,24 @@ use std::{
 };
 
 use hawser_api::quantity::Quantity;
+use hawser_cel::Failure;
 use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceToleration};
 
 use super::{
-    cel::Failure,
     constraints::Constraint,
     evaluations::Matches,
     objects::{Capacity, Entry, Slice},
-    pools::{Pool, Seen, State},
+    pools::{Pool, Seen, State, Taken},
     request::{Alternative, Wanted},
 };
 use crate::{pod::Labels, refusal::Refusal};
 
 /// Devices of one claim (upstream's `AllocationResultsMaxSize`).
 const MOST_DEVICES: usize = 32;
-/// Devices of all claims of a pod: the search goes down by recursion.
+/// Claims of a pod, and devices of all of them, whichever alternatives are tried: the search goes down by recursion, one call
+/// for each device and two for each claim.
 const MOST_AT_ONCE: usize = 512;
-/// Steps of one search; a search without dead ends takes one for each device that it looks at.
+/// Steps of the search on one node; a search without dead ends takes one for each device that it looks at.
 const MOST_STEPS: u64 = 200_000;
 
 /// A device that was picked.
@@ -62,15 +63,27 @@ pub(super) struct Search<'a> {
     pub(super) seen: &'a [Seen],
     pub(super) pools: &'a [Pool],
     pub(super) matches: &'a mut Matches,
-    /// What the pod's selectors may still cost.
-    pub(super) budget: &'a mut u64,
+    pub(super) budget: &'a mut Budget,
     pub(super) trial: Trial,
+}
+
+/// What one decision may still cost, on all nodes together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    /// Of searches.
+    pub(super) steps: u64,
+    /// Of selectors, in units of [`hawser_cel`].
+    pub(super) cost: u64,
+    /// A search ended because nothing was left, and might have come to something else.
+    pub(super) is_spent: bool,
 }
 
 /// What was picked so far.
 #[derive(Default)]
 pub(super) struct Trial {
     steps: u64,
+    /// Devices that are picked.
+    depth: usize,
     picked: Vec<Vec<Picked>>,
     chosen: Vec<Vec<usize>>,
     constraints: Vec<Vec<Constraint>>,
@@ -107,7 +120,7 @@ impl<'a> Search<'a> {
             Err(No::Here | No::TooMany) => {
                 let invalid = self.seen.iter().any(|pool| pool.state == State::Invalid);
                 Err(if invalid {
-                    Refusal::Devices("invalid resource pools were encountered".to_owned())
+                    Refusal::Devices("invalid resource pools were encountered".into())
                 } else {
                     Refusal::NoDevices
                 })
@@ -119,6 +132,9 @@ impl<'a> Search<'a> {
     fn prepare(&mut self) -> Result<(), Refusal> {
         let mut in_all = 0;
         let wanted = self.wanted;
+        if wanted.claims.len() > MOST_AT_ONCE {
+            return Err(Refusal::DevicesTakeLong);
+        }
         for (claim, of_claim) in wanted.claims.iter().enumerate() {
             let mut least = 0;
             for (request, of_request) in of_claim.requests.iter().enumerate() {
@@ -137,9 +153,10 @@ impl<'a> Search<'a> {
                 least = fewest.saturating_add(least);
             }
             if least > MOST_DEVICES {
-                return Err(Refusal::Devices(format!(
-                    "number of requested devices {least} exceeds the claim limit of {MOST_DEVICES}"
-                )));
+                return Err(Refusal::Devices(
+                    format!("number of requested devices {least} exceeds the claim limit of {MOST_DEVICES}")
+                        .into(),
+                ));
             }
             in_all += least;
             let mut constraints = Vec::new();
@@ -147,7 +164,7 @@ impl<'a> Search<'a> {
                 let constraint = Constraint::of(constraint).ok_or_else(|| {
                     let text =
                         format!("constraint #{index}: empty constraint (unsupported constraint type?)");
-                    Refusal::Devices(text)
+                    Refusal::Devices(text.into())
                 })?;
                 constraints.push(constraint);
             }
@@ -169,14 +186,18 @@ impl<'a> Search<'a> {
                 State::Usable => None,
             };
             if let Some(trouble) = trouble {
-                return Err(Refusal::Devices(format!(
-                    "request {name}: asks for all devices, but resource pool {} is currently {trouble}",
-                    seen.key
-                )));
+                return Err(Refusal::Devices(
+                    format!(
+                        "request {name}: asks for all devices, but resource pool {} is currently {trouble}",
+                        seen.key
+                    )
+                    .into(),
+                ));
             }
             for (slice, of_slice) in seen.slices.iter().enumerate() {
                 for (device, entry) in of_slice.devices.iter().enumerate() {
                     let place = Place { pool, slice, device };
+                    self.step()?;
                     if self.chooses(alternative, place)? && self.share(alternative, place, entry).is_some() {
                         all.push(place);
                     }
@@ -245,6 +266,9 @@ impl<'a> Search<'a> {
         if self.trial.picked[claim].len().saturating_add(count - picked) > MOST_DEVICES {
             return Err(No::TooMany);
         }
+        if self.trial.depth.saturating_add(count - picked) > MOST_AT_ONCE {
+            return Err(No::Here);
+        }
         if let Some(all) = all {
             let place = all[picked];
             if !self.pick(claim, request, alternative, place)? {
@@ -286,9 +310,22 @@ impl<'a> Search<'a> {
         Err(No::Here)
     }
 
-    fn step(&mut self) -> Result<(), No> {
+    fn step(&mut self) -> Result<(), Refusal> {
+        if self.trial.steps == MOST_STEPS {
+            return Err(Refusal::DevicesTakeLong);
+        }
         self.trial.steps += 1;
-        if self.trial.steps > MOST_STEPS { Err(No::Stop(Refusal::DevicesTakeLong)) } else { Ok(()) }
+        match self.budget.steps.checked_sub(1) {
+            Some(left) => self.budget.steps = left,
+            None => return Err(self.spent()),
+        }
+        Ok(())
+    }
+
+    /// What was found out is kept: the next attempt goes on from here.
+    fn spent(&mut self) -> Refusal {
+        self.budget.is_spent = true;
+        Refusal::DevicesTakeLong
     }
 
     fn entry(&self, place: Place) -> (&'a Slice, &'a Entry) {
@@ -309,8 +346,9 @@ impl<'a> Search<'a> {
         }
         let (_, entry) = self.entry(place);
         let pool = &self.pools[self.seen[place.pool].index];
-        picked.is_none_or(HashSet::is_empty)
-            && pool.taken(&entry.object.name).is_none_or(|taken| taken.whole == 0)
+        // It may have been one to share when others got their parts.
+        let is_left = |taken: &Taken| taken.whole == 0 && (taken.shares == 0 || entry.is_shareable());
+        picked.is_none_or(HashSet::is_empty) && pool.taken(&entry.object.name).is_none_or(is_left)
     }
 
     /// Whether the selectors choose the device, and it is for the node.
@@ -320,20 +358,23 @@ impl<'a> Search<'a> {
             let whose = &selector.whose;
             let program = match &selector.program {
                 Ok(program) => program,
-                Err(error) => return Err(Refusal::Devices(format!("{whose}: CEL compile error: {error}"))),
+                Err(error) => {
+                    return Err(Refusal::Devices(format!("{whose}: CEL compile error: {error}").into()));
+                }
             };
             let chosen = match self.matches.get(slice.serial, program.id, place.device) {
                 Some(known) => known,
-                None => match program.matches(&slice.pool.driver, &entry.object, self.budget) {
+                None => match program.matches(&slice.pool.driver, &entry.object, &mut self.budget.cost) {
                     Ok(chosen) => {
                         let devices = slice.devices.len();
                         self.matches.put(slice.serial, program.id, place.device, devices, chosen);
                         chosen
                     }
-                    // What was found out is kept: the next attempt goes on from here.
-                    Err(Failure::Budget) => return Err(Refusal::DevicesTakeLong),
+                    Err(Failure::Budget) => return Err(self.spent()),
                     Err(failure) => {
-                        return Err(Refusal::Devices(format!("{whose}: CEL runtime error: {failure}")));
+                        return Err(Refusal::Devices(
+                            format!("{whose}: CEL runtime error: {failure}").into(),
+                        ));
                     }
                 },
             };
@@ -386,12 +427,14 @@ impl<'a> Search<'a> {
             }
         }
         self.trial.picked[claim].push(Picked { request, alternative, place, share });
+        self.trial.depth += 1;
         Ok(true)
     }
 
     /// Takes back the claim's last pick.
     fn put_back(&mut self, claim: usize) {
         let Some(picked) = self.trial.picked[claim].pop() else { return };
+        self.trial.depth -= 1;
         let wanted = self.wanted;
         let of_request = &wanted.claims[claim].requests[picked.request];
         let wish = &of_request.alternatives[picked.alternative];

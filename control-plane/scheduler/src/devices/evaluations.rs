@@ -5,7 +5,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{cel::Programs, pools::Seen, request::Wanted};
+use hawser_cel::Programs;
+
+use super::{pools::Seen, request::Wanted};
 use crate::{
     intern::{Interner, Same},
     refusal::Refusal,
@@ -22,7 +24,7 @@ pub(super) type Shape = Arc<[Same<String>]>;
 
 #[derive(Default)]
 pub(super) struct Evaluations {
-    pub(super) programs: Programs,
+    pub(super) programs: Arc<Programs>,
     /// What claims ask for, as text.
     pub(super) texts: Interner<String>,
     /// Pools by the node that sees them, with the version that they were seen at.
@@ -59,6 +61,12 @@ impl Evaluations {
         let kept = self.by_shape.entry(shape.clone()).or_default();
         kept.last_use = self.uses;
         kept
+    }
+
+    /// How many are kept.
+    #[cfg(test)]
+    pub(super) fn outcomes(&self) -> usize {
+        self.by_shape.values().map(|kept| kept.outcomes.iter().flatten().count()).sum()
     }
 
     fn make_room(&mut self) {

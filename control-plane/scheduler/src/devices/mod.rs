@@ -8,7 +8,6 @@
 //! Bounded by the claims, slices and nodes of the cluster.
 
 mod allocate;
-mod cel;
 mod constraints;
 mod evaluations;
 mod objects;
@@ -20,15 +19,17 @@ mod tests;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use hawser_api::resource::ObjectKey;
+use hawser_cel::Programs;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
+pub(crate) use request::compile_selectors;
 pub(crate) use view::DeviceView;
 
 use crate::{
@@ -59,8 +60,8 @@ pub(crate) struct Devices {
     free: Vec<usize>,
     /// Pools of which a node has slices of its own, by node.
     local: HashMap<String, BTreeSet<usize>>,
-    /// Pools with slices that several nodes may reach, and how many.
-    shared: BTreeMap<usize, usize>,
+    /// Pools with slices that several nodes may reach.
+    shared: BTreeSet<usize>,
     /// Counts changes: whatever is kept says of which one it is.
     version: u64,
     /// The last change that every node may be concerned by.
@@ -68,6 +69,14 @@ pub(crate) struct Devices {
     /// The last change of each node, by its slot.
     of_node: Vec<u64>,
     kept: Mutex<Evaluations>,
+}
+
+/// The nodes that may be able to provide something else than before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Concerned {
+    Nobody,
+    Node(String),
+    All,
 }
 
 /// Claims that have to be written before a pod can be bound.
@@ -93,6 +102,11 @@ impl Grants {
 impl Devices {
     pub(crate) fn version(&self) -> u64 {
         self.version
+    }
+
+    /// What selectors were compiled to, for whoever has it done before they are needed.
+    pub(crate) fn programs(&self) -> Arc<Programs> {
+        self.kept.lock().programs.clone()
     }
 
     pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Arc<ResourceClaim>> {
@@ -153,23 +167,22 @@ impl Devices {
         self.changed_for_all();
     }
 
-    /// Takes over a slice. Returns the node that alone is concerned; `None` is all of them.
-    pub(crate) fn put_slice(&mut self, slice: &ResourceSlice) -> Option<String> {
+    /// Takes over a slice.
+    pub(crate) fn put_slice(&mut self, slice: &ResourceSlice) -> Concerned {
+        let name = slice.metadata.name.as_deref().unwrap_or_default();
+        if self.slices.get(name).is_some_and(|known| known.is_of(slice)) {
+            return Concerned::Nobody;
+        }
         let slice = Arc::new(Slice::of(slice));
-        let mut concerned = BTreeSet::new();
-        self.detach(&slice.name, &mut concerned);
+        let before = self.detach(&slice.name);
         self.attach(&slice);
-        self.note_concerned(&slice, &mut concerned);
         self.version += 1;
-        only(concerned)
+        before.and(self.concerned(&slice))
     }
 
-    /// Returns the node that alone is concerned, as for a change.
-    pub(crate) fn remove_slice(&mut self, name: &str) -> Option<String> {
-        let mut concerned = BTreeSet::new();
-        self.detach(name, &mut concerned);
+    pub(crate) fn remove_slice(&mut self, name: &str) -> Concerned {
         self.version += 1;
-        only(concerned)
+        self.detach(name)
     }
 
     /// Whatever was found out for the node is to be found out again.
@@ -262,53 +275,51 @@ impl Devices {
 
     fn attach(&mut self, slice: &Arc<Slice>) {
         let index = self.pool(slice.pool.clone());
-        self.pools[index].slices.insert(slice.name.clone(), slice.clone());
+        self.pools[index].attach(slice);
         self.slices.insert(slice.name.clone(), slice.clone());
         match slice.only_node() {
             Some(node) => _ = self.local.entry(node.to_owned()).or_default().insert(index),
-            None => *self.shared.entry(index).or_default() += 1,
+            None => _ = self.shared.insert(index),
         }
     }
 
-    fn detach(&mut self, name: &str, concerned: &mut BTreeSet<Option<String>>) {
-        let Some(slice) = self.slices.remove(name) else { return };
-        self.note_concerned(&slice, concerned);
+    fn detach(&mut self, name: &str) -> Concerned {
+        let Some(slice) = self.slices.remove(name) else { return Concerned::Nobody };
+        let concerned = self.concerned(&slice);
         let index = self.pool(slice.pool.clone());
-        self.pools[index].slices.remove(name);
+        let is_last = self.pools[index].detach(&slice);
         match slice.only_node() {
+            _ if !is_last => (),
             Some(node) => {
-                let is_last = !self.pools[index].slices.values().any(|other| other.only_node() == Some(node));
-                if is_last && let Some(pools) = self.local.get_mut(node) {
+                if let Some(pools) = self.local.get_mut(node) {
                     pools.remove(&index);
                     if pools.is_empty() {
                         self.local.remove(node);
                     }
                 }
             }
-            None => {
-                if let Some(count) = self.shared.get_mut(&index) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.shared.remove(&index);
-                    }
-                }
-            }
+            None => _ = self.shared.remove(&index),
         }
         self.forget_if_empty(index);
+        concerned
     }
 
-    /// Notes the nodes for which slices of the slice's pool are; `None` is more than one.
-    fn note_concerned(&self, slice: &Slice, concerned: &mut BTreeSet<Option<String>>) {
-        concerned.insert(slice.only_node().map(str::to_owned));
-        if let Some(index) = self.by_key.get(&slice.pool) {
-            let nodes = self.pools[*index].slices.values().map(|slice| slice.only_node());
-            concerned.extend(nodes.map(|node| node.map(str::to_owned)));
-        }
+    /// Whom a change of the slice, which is there, concerns: the nodes for which slices of its pool are.
+    fn concerned(&self, slice: &Slice) -> Concerned {
+        let pool = self.by_key.get(&slice.pool).map(|index| &self.pools[*index]);
+        pool.and_then(Pool::only_node).map_or(Concerned::All, |node| Concerned::Node(node.to_owned()))
     }
 }
 
-fn only(concerned: BTreeSet<Option<String>>) -> Option<String> {
-    if concerned.len() == 1 { concerned.into_iter().next().flatten() } else { None }
+impl Concerned {
+    /// Whom two changes concern.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nobody, one) | (one, Self::Nobody) => one,
+            (Self::Node(one), Self::Node(other)) if one == other => Self::Node(one),
+            _ => Self::All,
+        }
+    }
 }
 
 fn allocation_of(claim: &ResourceClaim) -> Option<&AllocationResult> {

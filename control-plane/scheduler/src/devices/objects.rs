@@ -12,7 +12,9 @@ use hawser_api::{quantity::Quantity, resource::ObjectKey};
 use k8s_openapi::{
     api::{
         core::v1::{NodeSelector, Pod},
-        resource::v1::{AllocationResult, CapacityRequestPolicy, Device, ResourceClaim, ResourceSlice},
+        resource::v1::{
+            AllocationResult, CapacityRequestPolicy, Device, ResourceClaim, ResourceSlice, ResourceSliceSpec,
+        },
     },
     apimachinery::pkg::api::resource::Quantity as Text,
 };
@@ -90,6 +92,8 @@ pub(super) struct Slice {
     pub(super) counters: BTreeMap<String, BTreeMap<String, Quantity>>,
     /// A name is there twice, or a quantity cannot be read.
     pub(super) invalid: bool,
+    /// What it was made of, without the devices: they have theirs.
+    spec: ResourceSliceSpec,
 }
 
 /// A device of a slice.
@@ -205,7 +209,27 @@ impl Slice {
             devices,
             counters,
             invalid,
+            spec: ResourceSliceSpec { devices: None, ..spec.clone() },
         }
+    }
+
+    /// Whether the slice was made of the same: whatever else of the object changed is nobody's concern.
+    pub(super) fn is_of(&self, slice: &ResourceSlice) -> bool {
+        let (own, other) = (&self.spec, &slice.spec);
+        let other_devices = other.devices.as_deref().unwrap_or_default();
+        own.driver == other.driver
+            && own.pool == other.pool
+            && own.node_name == other.node_name
+            && own.node_selector == other.node_selector
+            && own.all_nodes == other.all_nodes
+            && own.per_device_node_selection == other.per_device_node_selection
+            && own.shared_counters == other.shared_counters
+            && self.devices.iter().map(|entry| &entry.object).eq(other_devices)
+    }
+
+    /// Whether a device consumes counters.
+    pub(super) fn consumes(&self) -> bool {
+        self.devices.iter().any(|device| !device.consumes.is_empty())
     }
 
     /// The node that the slice alone is for. Counters are for all that reach the pool.

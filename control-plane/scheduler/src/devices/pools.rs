@@ -29,8 +29,12 @@ impl fmt::Display for PoolKey {
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) key: PoolKey,
-    /// By name: the order in which devices are given out.
-    pub(super) slices: BTreeMap<String, Arc<Slice>>,
+    /// By the node that they alone are for, and by name: the order in which devices are given out.
+    slices: BTreeMap<Option<String>, BTreeMap<String, Arc<Slice>>>,
+    /// How many slices there are of each generation.
+    generations: BTreeMap<i64, usize>,
+    /// Those with devices that consume counters, by name.
+    consuming: BTreeMap<String, Arc<Slice>>,
     taken: HashMap<Arc<str>, Taken>,
     /// The last change of what is given out.
     pub(super) changed: u64,
@@ -47,11 +51,56 @@ pub(super) struct Taken {
 
 impl Pool {
     pub(super) fn new(key: PoolKey) -> Self {
-        Self { key, slices: BTreeMap::new(), taken: HashMap::new(), changed: 0 }
+        Self {
+            key,
+            slices: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            consuming: BTreeMap::new(),
+            taken: HashMap::new(),
+            changed: 0,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.slices.is_empty() && self.taken.is_empty()
+    }
+
+    pub(super) fn attach(&mut self, slice: &Arc<Slice>) {
+        let of_node = self.slices.entry(slice.only_node().map(str::to_owned)).or_default();
+        of_node.insert(slice.name.clone(), slice.clone());
+        *self.generations.entry(slice.generation).or_default() += 1;
+        if slice.consumes() {
+            self.consuming.insert(slice.name.clone(), slice.clone());
+        }
+    }
+
+    /// True where the slice was the last one that is for its node alone, or for several.
+    pub(super) fn detach(&mut self, slice: &Slice) -> bool {
+        let node = slice.only_node().map(str::to_owned);
+        let Some(of_node) = self.slices.get_mut(&node) else { return false };
+        if of_node.remove(&slice.name).is_none() {
+            return false;
+        }
+        let is_last = of_node.is_empty();
+        if is_last {
+            self.slices.remove(&node);
+        }
+        if let Some(count) = self.generations.get_mut(&slice.generation) {
+            *count -= 1;
+            if *count == 0 {
+                self.generations.remove(&slice.generation);
+            }
+        }
+        self.consuming.remove(&slice.name);
+        is_last
+    }
+
+    /// The node that all slices are for.
+    pub(super) fn only_node(&self) -> Option<&str> {
+        match self.slices.len() {
+            1 => self.slices.keys().next()?.as_deref(),
+            _ => None,
+        }
     }
 
     pub(super) fn taken(&self, device: &str) -> Option<&Taken> {
@@ -77,25 +126,29 @@ impl Pool {
 
     /// What the node sees of the pool; `None` where that is nothing.
     pub(super) fn seen_from(&self, index: usize, node: &str, labels: &Labels) -> Option<Seen> {
-        let for_node = self.slices.values().filter(|slice| slice.is_for(node, labels));
+        let own = [Some(node.to_owned()), None];
+        let candidates = own.iter().filter_map(|node| self.slices.get(node)).flat_map(BTreeMap::values);
+        let for_node = candidates.filter(|slice| slice.is_for(node, labels));
         let newest = for_node.clone().map(|slice| slice.generation).max()?;
-        let slices: Vec<Arc<Slice>> = for_node.filter(|slice| slice.generation == newest).cloned().collect();
+        let mut slices: Vec<Arc<Slice>> =
+            for_node.filter(|slice| slice.generation == newest).cloned().collect();
+        slices.sort_by(|one, other| one.name.cmp(&other.name));
         let expected = slices.first()?.of_pool;
         let is_all = |count: usize| i64::try_from(count).ok() == Some(expected);
         let mut seen =
             Seen { index, key: self.key.clone(), state: State::Usable, slices, others: Vec::new() };
         if !is_all(seen.slices.len()) {
             // The others may be for other nodes.
-            if self.slices.values().any(|slice| slice.generation > newest) {
+            if self.generations.last_key_value().is_some_and(|(last, _)| *last > newest) {
                 return None;
             }
-            let of_generation = self.slices.values().filter(|slice| slice.generation == newest);
-            let is_other = |slice: &&Arc<Slice>| !seen.slices.iter().any(|own| own.name == slice.name);
-            seen.others = of_generation.filter(is_other).cloned().collect();
-            if !is_all(seen.slices.len() + seen.others.len()) {
+            if !is_all(self.generations.get(&newest).copied().unwrap_or_default()) {
                 seen.state = State::Incomplete;
                 return Some(seen);
             }
+            let of_generation = self.consuming.values().filter(|slice| slice.generation == newest);
+            let is_other = |slice: &&Arc<Slice>| !seen.slices.iter().any(|own| own.name == slice.name);
+            seen.others = of_generation.filter(is_other).cloned().collect();
         }
         if seen.contradicts() {
             seen.state = State::Invalid;
@@ -112,7 +165,7 @@ pub(super) struct Seen {
     pub(super) state: State,
     /// With devices for the node, or with counters.
     pub(super) slices: Vec<Arc<Slice>>,
-    /// Of the same pool, for other nodes: their devices may consume the same counters.
+    /// Of the same pool, for other nodes, with devices that may consume the same counters.
     pub(super) others: Vec<Arc<Slice>>,
 }
 

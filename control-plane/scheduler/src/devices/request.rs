@@ -6,14 +6,13 @@ use std::{
 };
 
 use hawser_api::quantity::Quantity;
+use hawser_cel::{PatternRoom, Program, Programs};
 use k8s_openapi::api::resource::v1::{
-    CapacityRequirements, DeviceClass, DeviceConstraint, DeviceSelector, DeviceToleration, ResourceClaimSpec,
+    CapacityRequirements, DeviceClass, DeviceConstraint, DeviceSelector, DeviceToleration, ResourceClaim,
+    ResourceClaimSpec,
 };
 
-use super::{
-    cel::{Program, Programs},
-    objects::quantity,
-};
+use super::objects::quantity;
 
 /// What several claims of one pod ask for.
 #[derive(Debug, Default)]
@@ -67,19 +66,40 @@ struct Fields<'a> {
     capacity: &'a Option<CapacityRequirements>,
 }
 
+/// Has the claim's selectors compiled while nobody waits for it. A claim that has its devices needs none.
+pub(crate) fn compile_selectors(claim: &ResourceClaim, programs: &Programs) {
+    if claim.status.as_ref().is_some_and(|status| status.allocation.is_some()) {
+        return;
+    }
+    let mut room = PatternRoom::default();
+    let requests = claim.spec.devices.iter().flat_map(|devices| devices.requests.iter().flatten());
+    let lists = requests.flat_map(|request| {
+        let exactly = request.exactly.iter().map(|exactly| &exactly.selectors);
+        exactly.chain(request.first_available.iter().flatten().map(|one| &one.selectors))
+    });
+    for cel in lists.flat_map(|list| list.iter().flatten()).filter_map(|selector| selector.cel.as_ref()) {
+        // What comes after a mistake is of no use to anybody.
+        if !programs.get(&cel.expression).is_ok_and(|program| room.take(&program).is_ok()) {
+            return;
+        }
+    }
+}
+
 impl WantedClaim {
     /// The error says what of the claim cannot be satisfied anywhere, in upstream's words.
     pub(super) fn of(
         claim: &str,
         spec: &ResourceClaimSpec,
         classes: &HashMap<String, Arc<DeviceClass>>,
-        programs: &mut Programs,
+        programs: &Programs,
     ) -> Result<Self, String> {
+        let mut room = PatternRoom::default();
         let devices = spec.devices.as_ref();
         let mut requests = Vec::new();
         for request in devices.iter().flat_map(|devices| devices.requests.iter().flatten()) {
-            let mut read =
-                |fields: Fields<'_>, full_name: String| Alternative::of(fields, full_name, classes, programs);
+            let mut read = |fields: Fields<'_>, full_name: String| {
+                Alternative::of(fields, full_name, classes, programs, &mut room)
+            };
             let (alternatives, is_list) = match (&request.exactly, &request.first_available) {
                 (Some(exactly), _) => {
                     let fields = Fields {
@@ -125,7 +145,8 @@ impl Alternative {
         fields: Fields<'_>,
         full_name: String,
         classes: &HashMap<String, Arc<DeviceClass>>,
-        programs: &mut Programs,
+        programs: &Programs,
+        room: &mut PatternRoom,
     ) -> Result<Self, String> {
         let class_name = fields.class;
         if class_name.is_empty() {
@@ -143,18 +164,22 @@ impl Alternative {
             Some(mode) => return Err(format!("request {full_name}: unsupported count mode {mode}")),
         };
         let mut selectors = Vec::new();
-        let mut add = |whose: String, list: &Option<Vec<DeviceSelector>>| {
+        let mut add = |whose: String, list: &Option<Vec<DeviceSelector>>, room: &mut PatternRoom| {
             for (index, selector) in list.iter().flatten().enumerate() {
                 let whose = format!("{whose}: selector #{index}");
                 let Some(cel) = &selector.cel else {
                     return Err(format!("{whose}: CEL expression empty (unsupported selector type?)"));
                 };
-                selectors.push(Selector { program: programs.get(&cel.expression), whose });
+                let program = programs.get(&cel.expression);
+                if let Ok(program) = &program {
+                    room.take(program).map_err(|error| format!("{whose}: CEL compile error: {error}"))?;
+                }
+                selectors.push(Selector { program, whose });
             }
             Ok(())
         };
-        add(format!("class {class_name}"), &class.spec.selectors)?;
-        add(format!("request {full_name}"), fields.selectors)?;
+        add(format!("class {class_name}"), &class.spec.selectors, &mut PatternRoom::default())?;
+        add(format!("request {full_name}"), fields.selectors, room)?;
         let asked = fields.capacity.as_ref().and_then(|capacity| capacity.requests.as_ref());
         let capacity =
             asked.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), quantity(text)?)));

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::resource::v1::AllocationResult;
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceSlice};
 use serde_json::{Value, json};
 
+use super::{Concerned, Devices};
 use crate::{
     config::Config,
     scheduler::{Plan, Scheduler},
@@ -169,6 +170,38 @@ fn a_promise_stands_while_its_claim_is_being_written() {
 }
 
 #[test]
+fn a_slice_concerns_the_nodes_that_its_pool_is_for_and_nobody_where_it_says_the_same() {
+    let made = |name: &str, pool: &str, devices: usize, reach: Value| -> ResourceSlice {
+        let devices: Vec<Value> = (0..devices).map(|index| json!({ "name": format!("d{index}") })).collect();
+        let mut spec = json!({
+            "driver": DRIVER, "pool": { "name": pool, "generation": 1, "resourceSliceCount": 1 }, "devices": devices,
+        });
+        spec.as_object_mut().unwrap().extend(reach.as_object().unwrap().clone());
+        typed(json!({ "metadata": { "name": name, "resourceVersion": "1" }, "spec": spec }))
+    };
+    let mut devices = Devices::default();
+    let on_n1 = Concerned::Node("n1".to_owned());
+    assert_eq!(devices.put_slice(&made("s1", "p", 1, on("n1"))), on_n1);
+    let serial = devices.slices["s1"].serial;
+    let mut touched = made("s1", "p", 1, on("n1"));
+    touched.metadata.resource_version = Some("2".to_owned());
+    assert_eq!(devices.put_slice(&touched), Concerned::Nobody);
+    assert_eq!(devices.slices["s1"].serial, serial, "what was found out about its devices stands");
+    assert_eq!(devices.put_slice(&made("s1", "p", 2, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "p", 1, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "q", 1, on("n1"))), on_n1);
+    assert_eq!(devices.put_slice(&made("s2", "q", 1, on("n2"))), Concerned::All);
+    assert_eq!(devices.put_slice(&made("s3", "q", 1, on("n1"))), Concerned::All);
+    assert_eq!(devices.remove_slice("s3"), Concerned::All);
+    assert_eq!(devices.put_slice(&made("s4", "p", 1, json!({ "allNodes": true }))), Concerned::All);
+    assert_eq!(devices.remove_slice("s4"), Concerned::All);
+    assert_eq!(devices.remove_slice("s4"), Concerned::Nobody);
+    assert_eq!(devices.remove_slice("s1"), on_n1);
+    assert_eq!(devices.remove_slice("s2"), Concerned::Node("n2".to_owned()));
+    assert!(devices.by_key.is_empty() && devices.local.is_empty() && devices.shared.is_empty());
+}
+
+#[test]
 fn claims_that_cannot_be_used_are_told() {
     let mut scheduler = scheduler();
     refused(&schedule(&mut scheduler, "p1", &["c"]), "could not find ResourceClaim \"a/c\"");
@@ -233,6 +266,21 @@ fn selectors_counts_and_constraints_choose() {
     assert_eq!(names(&schedule(&mut scheduler, "p4", &["same"])), ["mixed/m0", "mixed/m3"]);
     claim_with(&mut scheduler, "different", constrained("distinctAttribute"), json!({}));
     refused(&schedule(&mut scheduler, "p5", &["different"]), "2 cannot allocate all claims");
+}
+
+#[test]
+fn patterns_of_a_claim_take_little_together() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 1, json!({}), on("n1"));
+    let large = |number: usize| cel(&format!("!device.driver.matches('[^a]{{200}}{number}')"));
+    let asking =
+        |count: usize| json!([exactly(json!({ "selectors": (0..count).map(large).collect::<Vec<_>>() }))]);
+    claim(&mut scheduler, "c1", asking(12));
+    let plan = schedule(&mut scheduler, "p1", &["c1"]);
+    let message = "CEL compile error: compilation failed: the patterns of all selectors take more than";
+    assert!(plan.rejected[0].message.contains(message), "{}", plan.rejected[0].message);
+    claim(&mut scheduler, "c2", asking(3));
+    assert_eq!(names(&schedule(&mut scheduler, "p2", &["c2"])), ["p/d0"]);
 }
 
 #[test]
@@ -390,6 +438,21 @@ fn capacity_is_consumed_in_parts() {
 }
 
 #[test]
+fn a_device_of_which_others_have_parts_is_nobodys_alone() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 1, json!({ "allowMultipleAllocations": true }), on("n1"));
+    for name in ["c1", "c2"] {
+        claim(&mut scheduler, name, json!([exactly(json!({}))]));
+    }
+    assert_eq!(names(&schedule(&mut scheduler, "p1", &["c1"])), ["p/d0"]);
+    // Its driver publishes it anew, as one that is not shared.
+    pool(&mut scheduler, "p", 1, json!({}), on("n1"));
+    refused(&schedule(&mut scheduler, "p2", &["c2"]), "2 cannot allocate all claims");
+    scheduler.pod_removed("p1", NOW);
+    assert_eq!(names(&round(&mut scheduler, 1, 60)), ["p/d0"]);
+}
+
+#[test]
 fn pods_that_share_a_claim_go_where_its_devices_are() {
     let mut scheduler = scheduler();
     pool(&mut scheduler, "p", 1, json!({}), on("n2"));
@@ -447,14 +510,15 @@ fn an_idle_claim_in_the_way_is_allocated_anew() {
     assert_eq!(granted(&round(&mut scheduler, 1, 120)).0, "n2");
 }
 
-#[test]
-fn what_is_too_much_work_is_put_off() {
-    let mut scheduler = scheduler();
-    // Any two of these differ, so that no four are alike; there are many fours.
+/// Pools on each of the nodes, and a claim that takes too many steps there: any two devices of a pool differ, and the last of
+/// its six pairs is to be alike.
+fn hopeless(scheduler: &mut Scheduler, nodes: &[String]) {
     let devices: Vec<Value> = (0..120)
         .map(|index| json!({ "name": format!("d{index}"), "attributes": { "id": { "int": index } } }))
         .collect();
-    slice(&mut scheduler, "p", json!({ "devices": devices }), on("n1"));
+    for node in nodes {
+        slice(scheduler, &format!("p-{node}"), json!({ "devices": devices }), on(node));
+    }
     let requests: Vec<Value> = (0..6)
         .map(|index| {
             let mut request = exactly(json!({ "count": 2 }));
@@ -462,10 +526,62 @@ fn what_is_too_much_work_is_put_off() {
             request
         })
         .collect();
-    // Satisfied by the first request's devices, and by no pair of the last one's.
     let constraints = json!([{ "matchAttribute": format!("{DRIVER}/id"), "requests": ["r5"] }]);
-    claim_with(&mut scheduler, "c", json!({ "requests": requests, "constraints": constraints }), json!({}));
+    claim_with(scheduler, "c", json!({ "requests": requests, "constraints": constraints }), json!({}));
+}
+
+#[test]
+fn what_is_too_much_work_is_put_off() {
+    let mut scheduler = scheduler();
+    hopeless(&mut scheduler, &["n1".to_owned()]);
     let plan = schedule(&mut scheduler, "p", &["c"]);
+    refused(&plan, "1 cannot allocate all claims, 1 timed out trying to allocate devices");
+}
+
+#[test]
+fn nodes_share_what_a_decision_may_cost_and_the_next_one_goes_on_from_there() {
+    let mut scheduler = scheduler();
+    let nodes: Vec<String> = (1..=12).map(|index| format!("n{index}")).collect();
+    for name in &nodes {
+        scheduler.node_changed(&node(name, json!({})), NOW);
+    }
+    hopeless(&mut scheduler, &nodes);
+    let known = |scheduler: &Scheduler| scheduler.devices().kept.lock().outcomes();
+    let plan = schedule(&mut scheduler, "p", &["c"]);
+    let message = "0/12 nodes are available: 12 timed out trying to allocate devices. ";
+    assert!(plan.rejected[0].message.starts_with(message), "{}", plan.rejected[0].message);
+    let first = known(&scheduler);
+    assert!((5..12).contains(&first), "{first}");
+    // That a search takes too many steps stays so, and is not found out again.
+    for attempt in 1..3 {
+        scheduler.pod_removed("p", NOW);
+        scheduler.pod_changed(
+            &pod(
+                "p",
+                json!({ "containers": [], "resourceClaims": [{ "name": "c", "resourceClaimName": "c" }] }),
+            ),
+            NOW,
+        );
+        round(&mut scheduler, 1, 60 * attempt);
+    }
+    assert_eq!(known(&scheduler), 12);
+}
+
+#[test]
+fn a_search_is_no_deeper_than_its_bound_whichever_alternatives_it_tries() {
+    let mut scheduler = scheduler();
+    pool(&mut scheduler, "p", 32, json!({ "allowMultipleAllocations": true }), on("n1"));
+    let of = |name: &str, count: u64| json!({ "name": name, "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": count });
+    let names: Vec<String> = (0..500).map(|index| format!("c{index}")).collect();
+    for name in &names {
+        claim(
+            &mut scheduler,
+            name,
+            json!([{ "name": "r", "firstAvailable": [of("many", 32), of("one", 1)] }]),
+        );
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let plan = schedule(&mut scheduler, "p", &names);
     refused(&plan, "1 cannot allocate all claims, 1 timed out trying to allocate devices");
 }
 

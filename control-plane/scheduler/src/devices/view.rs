@@ -7,7 +7,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::{
     Devices, Grant, Grants, MOST_CONSUMERS,
-    allocate::{Search, Solution, Trial},
+    allocate::{Budget, Search, Solution, Trial},
     allocation_of,
     evaluations::{Evaluations, Matches, Outcome, Shape},
     objects::{self, ClaimUse, binding_state},
@@ -25,9 +25,9 @@ use crate::{
     volumes::Trouble,
 };
 
-/// What selectors may cost while one pod is decided on, about a third of a second. What was found out by then is kept,
-/// so that the next attempt goes on from there.
-const MOST_COST: u64 = 10_000_000;
+/// What one pod's decision may cost, a fraction of a second: selectors, and steps of searches (five searches that take as many
+/// as one may). What was found out by then is kept, so that the next attempt goes on from there.
+const BUDGET: Budget = Budget { steps: 1_000_000, cost: 10_000_000, is_spent: false };
 /// Alternatives of a request (upstream's `FirstAvailableDeviceRequestMaxSize`).
 const MOST_ALTERNATIVES: i64 = 8;
 
@@ -38,7 +38,7 @@ pub(crate) struct DeviceView<'a> {
     open: Vec<Arc<ResourceClaim>>,
     shape: Shape,
     wanted: Arc<Wanted>,
-    budget: Cell<u64>,
+    budget: Cell<Budget>,
 }
 
 /// A claim that has its devices.
@@ -70,7 +70,7 @@ impl<'a> DeviceView<'a> {
             allocated.push(Allocated { claim: claim.clone(), nodes, failed });
         }
         let (shape, wanted) = all.wanted(&open).map_err(trouble)?;
-        Ok(Self { pod, all, allocated, open, shape, wanted, budget: Cell::new(MOST_COST) })
+        Ok(Self { pod, all, allocated, open, shape, wanted, budget: Cell::new(BUDGET) })
     }
 
     /// Why the node cannot provide what the pod claims.
@@ -154,8 +154,9 @@ impl<'a> DeviceView<'a> {
             Ok(solution) => Outcome::Fits(self.worth_of(&solution)),
             Err(refusal) => Outcome::Refused(refusal),
         };
-        // What only took too long may be found out the next time.
-        if outcome != Outcome::Refused(Refusal::DevicesTakeLong) {
+        // What other nodes left no time for is found out the next time.
+        let is_cut = self.budget.get().is_spent && outcome == Outcome::Refused(Refusal::DevicesTakeLong);
+        if !is_cut {
             kept.of(&self.shape).put(slot, self.all.version, outcome.clone());
         }
         outcome
@@ -233,7 +234,7 @@ impl Devices {
         let mut wanted = Wanted::default();
         for claim in claims {
             let name = ObjectKey::of(&**claim).to_string();
-            wanted.claims.push(WantedClaim::of(&name, &claim.spec, &self.classes, &mut kept.programs)?);
+            wanted.claims.push(WantedClaim::of(&name, &claim.spec, &self.classes, &kept.programs)?);
         }
         let wanted = Arc::new(wanted);
         kept.of(&shape).wanted = Some((self.version, wanted.clone()));
@@ -252,7 +253,7 @@ impl Devices {
             return seen.clone();
         }
         let local = self.local.get(&node.name).into_iter().flatten();
-        let shared = self.shared.keys().filter(|index| {
+        let shared = self.shared.iter().filter(|index| {
             // A pool with slices of both kinds is seen once.
             !self.local.get(&node.name).is_some_and(|local| local.contains(index))
         });

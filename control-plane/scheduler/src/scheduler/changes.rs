@@ -13,6 +13,7 @@ use k8s_openapi::api::{
 
 use super::Scheduler;
 use crate::{
+    devices::Concerned,
     group::Known,
     hints::Event,
     intern::Same,
@@ -117,24 +118,25 @@ impl Scheduler {
     }
 
     pub(crate) fn slice_changed(&mut self, slice: &ResourceSlice, now: Duration) {
-        let node = self.snapshot.devices.put_slice(slice);
-        self.slices_changed(node, now);
+        let concerned = self.snapshot.devices.put_slice(slice);
+        self.slices_changed(concerned, now);
     }
 
     pub(crate) fn slice_removed(&mut self, name: &str, now: Duration) {
-        let node = self.snapshot.devices.remove_slice(name);
+        let concerned = self.snapshot.devices.remove_slice(name);
         // A pool that was being replaced may be whole by it.
-        self.slices_changed(node, now);
+        self.slices_changed(concerned, now);
     }
 
-    fn slices_changed(&mut self, node: Option<String>, now: Duration) {
-        match node {
-            Some(node) => {
+    fn slices_changed(&mut self, concerned: Concerned, now: Duration) {
+        match concerned {
+            Concerned::Nobody => return,
+            Concerned::Node(node) => {
                 if let Some(slot) = self.snapshot.slot(&node) {
                     self.snapshot.devices.node_changed(slot);
                 }
             }
-            None => self.snapshot.devices.changed_for_all(),
+            Concerned::All => self.snapshot.devices.changed_for_all(),
         }
         self.wake(&Event::DevicesChanged(Cause::ResourceSliceUpdate), now);
     }

@@ -66,6 +66,10 @@ struct State {
     refused_writes: usize,
     /// For the patches of claims to come, as for bindings.
     claim_faults: Vec<Fault>,
+    /// The claim whose next write takes two minutes, and its answer is lost.
+    slow_claim: Option<String>,
+    /// Reads of claims that fail, from the next on.
+    failing_reads: usize,
     /// The last states of what was deleted.
     deleted: Vec<Value>,
 }
@@ -123,6 +127,13 @@ impl Fake {
         self.state.lock().faults = faults.iter().rev().copied().collect();
     }
 
+    /// The next write of the claim takes two minutes, whatever becomes of its caller; its answer is lost, and so many reads of
+    /// claims fail.
+    pub(crate) fn slow_down(&self, claim: &str, failing_reads: usize) {
+        let mut state = self.state.lock();
+        (state.slow_claim, state.failing_reads) = (Some(claim.to_owned()), failing_reads);
+    }
+
     pub(crate) fn fail_next_claims(&self, faults: &[Fault]) {
         self.state.lock().claim_faults = faults.iter().rev().copied().collect();
     }
@@ -167,6 +178,38 @@ impl Fake {
 
     pub(crate) fn broken(&self) -> Vec<String> {
         self.state.lock().broken.clone()
+    }
+
+    fn patch(&self, target: &Target, patch: &Value) -> Result<Bytes, Error> {
+        let place = (target.resource.resource.to_string(), key(target));
+        let mut state = self.state.lock();
+        state.refuse_write()?;
+        let fault = match place.0.as_str() {
+            "resourceclaims" => state.claim_faults.pop().unwrap_or(Fault::None),
+            _ => Fault::None,
+        };
+        match fault {
+            Fault::Refuse => return Err(Error::new(Reason::Forbidden, "told to refuse")),
+            Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
+            _ => (),
+        }
+        let Some(mut object) = state.objects.get(&place).cloned() else {
+            return Err(Error::not_found(&target.resource, &key(target)));
+        };
+        let expected = &patch["metadata"]["resourceVersion"];
+        if expected.is_string() && *expected != object["metadata"]["resourceVersion"] {
+            return Err(Error::conflict(&target.resource, &place.1, "it has changed"));
+        }
+        merge(&mut object, patch);
+        state.put(&place.0, object);
+        let object = state.objects[&place].clone();
+        drop(state);
+        if fault == Fault::LoseAfter {
+            self.changed.notify_waiters();
+            return Err(Error::timeout("told to lose the answer"));
+        }
+        self.changed.notify_waiters();
+        Ok(encode(&object))
     }
 
     /// Waits until the objects of a kind are as wanted.
@@ -361,7 +404,11 @@ impl Connection {
 impl Client for Connection {
     async fn get(&self, target: &Target) -> Result<Bytes, Error> {
         self.alive().await;
-        let state = self.fake.state.lock();
+        let mut state = self.fake.state.lock();
+        if target.resource.resource == "resourceclaims" && state.failing_reads > 0 {
+            state.failing_reads -= 1;
+            return Err(Error::unavailable("told to fail"));
+        }
         let found = state.objects.get(&(target.resource.resource.to_string(), key(target)));
         found.map(encode).ok_or_else(|| Error::not_found(&target.resource, &key(target)))
     }
@@ -454,35 +501,20 @@ impl Client for Connection {
         // Others may act while it is on its way.
         tokio::task::yield_now().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
-        let place = (target.resource.resource.to_string(), key(target));
-        let mut state = self.fake.state.lock();
-        state.refuse_write()?;
-        let fault = match place.0.as_str() {
-            "resourceclaims" => state.claim_faults.pop().unwrap_or(Fault::None),
-            _ => Fault::None,
+        let slow = {
+            let slow_claim = &mut self.fake.state.lock().slow_claim;
+            slow_claim.take_if(|claim| target.resource.resource == "resourceclaims" && *claim == key(target))
         };
-        match fault {
-            Fault::Refuse => return Err(Error::new(Reason::Forbidden, "told to refuse")),
-            Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
-            _ => (),
+        if slow.is_none() {
+            return self.fake.patch(target, &patch);
         }
-        let Some(mut object) = state.objects.get(&place).cloned() else {
-            return Err(Error::not_found(&target.resource, &key(target)));
-        };
-        let expected = &patch["metadata"]["resourceVersion"];
-        if expected.is_string() && *expected != object["metadata"]["resourceVersion"] {
-            return Err(Error::conflict(&target.resource, &place.1, "it has changed"));
-        }
-        merge(&mut object, &patch);
-        state.put(&place.0, object);
-        let object = state.objects[&place].clone();
-        drop(state);
-        if fault == Fault::LoseAfter {
-            self.fake.changed.notify_waiters();
-            return Err(Error::timeout("told to lose the answer"));
-        }
-        self.fake.changed.notify_waiters();
-        Ok(encode(&object))
+        let (fake, target) = (self.fake.clone(), target.clone());
+        let write = tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_secs(120)).await;
+            fake.patch(&target, &patch)
+        });
+        write.await.unwrap()?;
+        Err(Error::timeout("told to lose the answer"))
     }
 
     async fn delete(&self, target: &Target, _: &DeleteOptions) -> Result<Bytes, Error> {

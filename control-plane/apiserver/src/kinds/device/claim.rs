@@ -1,9 +1,10 @@
 //! Claims: what is asked for, and what was given.
 
 use hawser_api::FieldError;
+use hawser_cel::PatternRoom;
 use serde_json::Value;
 
-use super::{MOST, driver, label, opaque, pool_name, selectors, unique};
+use super::{MOST, compile, driver, label, opaque, pool_name, selectors, unique};
 use crate::kinds::{
     meta::invalid_all,
     names::{dns_subdomain, qualified_name},
@@ -87,6 +88,25 @@ pub(super) fn validate(path: &Path<'_>, spec: &Value) -> Vec<FieldError> {
         let path = list.index(index);
         references(&mut errors, &path.field("requests"), config, requests);
         opaque(&mut errors, &path, config);
+    }
+    errors
+}
+
+/// Whether the expressions of a claim compile.
+pub(super) fn compile_all(path: &Path<'_>, spec: &Value) -> Vec<FieldError> {
+    let (mut errors, mut room) = (Vec::new(), PatternRoom::default());
+    let devices = path.field("devices");
+    let list = devices.field("requests");
+    for (index, request) in spec.list("devices.requests").iter().enumerate() {
+        let path = list.index(index);
+        let exactly = path.field("exactly");
+        let selectors = request.list("exactly.selectors");
+        compile(&mut errors, &exactly.field("selectors"), selectors, &mut room);
+        let list = path.field("firstAvailable");
+        for (index, alternative) in request.list("firstAvailable").iter().enumerate() {
+            let path = list.index(index);
+            compile(&mut errors, &path.field("selectors"), alternative.list("selectors"), &mut room);
+        }
     }
     errors
 }

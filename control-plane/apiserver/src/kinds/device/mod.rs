@@ -1,7 +1,8 @@
 //! The kinds of `resource.k8s.io`: devices, and claims to them (KEP-4381).
 //!
 //! The scheduler gives devices to claims, a controller makes claims from templates. The rules are those of upstream's
-//! `pkg/apis/resource/validation`; expressions in CEL are not compiled here: a pod that needs one that cannot be is told why.
+//! `pkg/apis/resource/validation`. Expressions in CEL are compiled when they are new, and never again: an object that is there
+//! does not get stuck because fewer compile than before.
 
 mod claim;
 mod slice;
@@ -9,6 +10,7 @@ mod slice;
 mod tests;
 
 use hawser_api::FieldError;
+use hawser_cel::{PatternRoom, Program};
 use serde_json::Value;
 
 use super::{
@@ -29,6 +31,20 @@ const LONGEST_EXPRESSION: usize = 10 * 1024;
 const LONGEST_PARAMETERS: usize = 10 * 1024;
 
 pub(crate) static DEVICE_CLASS: Hooks = Hooks {
+    validate_new: |class| {
+        let (mut errors, mut room) = (Vec::new(), PatternRoom::default());
+        let path = SPEC.field("selectors");
+        compile(&mut errors, &path, class.list("spec.selectors"), &mut room);
+        errors
+    },
+    validate_update: |new, old| {
+        let (mut errors, mut room) = (Vec::new(), PatternRoom::default());
+        let selectors = new.list("spec.selectors");
+        if selectors != old.list("spec.selectors") {
+            compile(&mut errors, &SPEC.field("selectors"), selectors, &mut room);
+        }
+        errors
+    },
     validate_create: |class| {
         let mut errors = Vec::new();
         let spec = class.at("spec");
@@ -58,6 +74,7 @@ pub(crate) static RESOURCE_CLAIM: Hooks = Hooks {
             claim::default(spec);
         }
     },
+    validate_new: |object| claim::compile_all(&SPEC, object.at("spec")),
     validate_create: |object| claim::validate(&SPEC, object.at("spec")),
     validate_update: |new, old| {
         let mut errors = Vec::new();
@@ -78,6 +95,7 @@ pub(crate) static RESOURCE_CLAIM_TEMPLATE: Hooks = Hooks {
             claim::default(spec);
         }
     },
+    validate_new: |object| claim::compile_all(&SPEC.field("spec"), object.at("spec.spec")),
     validate_create: |object| {
         let path = SPEC.field("metadata");
         let template = object.at("spec.metadata");
@@ -153,6 +171,23 @@ fn selectors(errors: &mut Vec<FieldError>, path: &Path<'_>, all: &[Value]) {
             no_longer(errors, &cel.field("expression"), selector.text("cel.expression"), LONGEST_EXPRESSION);
         } else {
             errors.push(FieldError::required(cel, ""));
+        }
+    }
+}
+
+/// Whether the expressions compile, with what their patterns may take. The first that does not is told, and is the last that
+/// is looked at, of all lists whose mistakes are gathered: whoever sends thousands pays for one.
+fn compile(errors: &mut Vec<FieldError>, path: &Path<'_>, all: &[Value], room: &mut PatternRoom) {
+    for (index, selector) in all.iter().enumerate() {
+        let expression = selector.text("cel.expression");
+        // What has none, or too much, is told elsewhere.
+        if !errors.is_empty() || !selector.has("cel") || expression.len() > LONGEST_EXPRESSION {
+            return;
+        }
+        let compiled = Program::new(expression).and_then(|program| room.take(&program));
+        if let Err(error) = compiled {
+            let path = path.index(index);
+            errors.push(FieldError::invalid(path.field("cel.expression"), expression, &*error));
         }
     }
 }

@@ -104,6 +104,48 @@ fn bad_claims_are_told_where() {
 }
 
 #[test]
+fn selectors_that_do_not_compile_are_told_where() {
+    let selecting = |expression: &str| json!([{ "cel": { "expression": "true" } }, { "cel": { "expression": expression } }]);
+    let exactly = "spec.devices.requests[0].exactly.selectors[1].cel.expression: Invalid value: ";
+    let errors = |name: &str, object: Value| -> Vec<String> {
+        let object = created(name, object);
+        kinds::validate_create(kind(name), &object).iter().map(ToString::to_string).collect()
+    };
+    let list = "/spec/devices/requests/0/exactly/selectors";
+    for (expression, message) in [
+        ("device.driver ==", "\"device.driver ==\": compilation failed: "),
+        ("device.drivr == 'x'", "\"device.drivr == 'x'\": compilation failed: undefined field 'drivr'"),
+        ("ip('10.0.0.1') == 1", "\"ip('10.0.0.1') == 1\": compilation failed: undeclared reference to 'ip'"),
+        ("''.matches('a{1001}')", "\"''.matches('a{1001}')\": compilation failed: error parsing regexp"),
+    ] {
+        let told = errors(CLAIM, with(claim(), list, selecting(expression)));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("{exactly}{message}")), "{told:?}");
+    }
+    let alternatives = json!([{ "name": "big", "deviceClassName": "big", "selectors": selecting("1 +") }]);
+    let request = json!({ "name": "gpu", "firstAvailable": alternatives });
+    let spec = with(claim(), "/spec/devices/requests/0", request)["spec"].clone();
+    let template = json!({ "metadata": { "name": "gpu", "namespace": "a" }, "spec": { "spec": spec } });
+    let told = errors(TEMPLATE, template);
+    let path = "spec.spec.devices.requests[0].firstAvailable[0].selectors[1].cel.expression: Invalid value: ";
+    assert!(told[0].starts_with(path), "{told:?}");
+    // What takes too much together is told at the first that is too much.
+    let large =
+        |number: usize| json!({ "cel": { "expression": format!("''.matches('[^a]{{200}}{number}')") } });
+    let told = errors(CLAIM, with(claim(), list, (0..12).map(large).collect()));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("the patterns of all selectors take more than"), "{told:?}");
+    // What is there already may be touched: its finalizers above all.
+    let broken = with(claim(), list, selecting("1 +"));
+    update_refused(CLAIM, broken.clone(), with(broken, "/metadata/labels", json!({ "a": "b" })), &[]);
+    let class = |expression: &str| json!({ "metadata": { "name": "gpu" }, "spec": { "selectors": selecting(expression) } });
+    update_refused(CLASS, class("1 +"), with(class("1 +"), "/metadata/labels", json!({ "a": "b" })), &[]);
+    let path = "spec.selectors[1].cel.expression: Invalid value: ";
+    assert!(errors(CLASS, class("1 +"))[0].starts_with(path));
+    update_refused(CLASS, class("true"), class("1 +"), &[path]);
+}
+
+#[test]
 fn specs_of_claims_and_templates_stand() {
     let changed = with(claim(), "/spec/devices/requests/0/exactly/count", json!(2));
     update_refused(CLAIM, claim(), changed, &["spec: Invalid value"]);

@@ -19,6 +19,8 @@ pub(super) enum Value<'a> {
     Quantity(Quantity),
     Semver(Arc<Version>),
     Optional(Option<Arc<Value<'a>>>),
+    /// The type of a value, by its name.
+    Type(&'static str),
     /// The variable `device`.
     Device,
     /// `device.attributes` or `device.capacity`: by domain.
@@ -80,6 +82,7 @@ impl<'a> Value<'a> {
             Self::Quantity(_) => "kubernetes.Quantity",
             Self::Semver(_) => "kubernetes.Semver",
             Self::Optional(_) => "optional_type",
+            Self::Type(_) => "type",
             Self::Device => "kubernetes.DRADevice",
         }
     }

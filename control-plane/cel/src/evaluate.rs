@@ -1,12 +1,13 @@
 //! Evaluates an expression for one device, at a cost that is bounded.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use hawser_api::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 
 use super::{
     compile::{Comprehension, Node},
+    excerpt,
     functions::{no_overload, version},
     value::{Fields, Text, Value},
 };
@@ -16,9 +17,9 @@ const BYTES: usize = 10;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::devices) enum Failure {
+pub enum Failure {
     /// The expression's own mistake, in upstream's words. Logical operators may get over it.
-    Runtime(String),
+    Runtime(Arc<str>),
     /// The expression costs more than one may.
     Cost,
     /// What may be spent on one pod is spent.
@@ -26,8 +27,8 @@ pub(in crate::devices) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self::Runtime(message.into())
+    pub(super) fn new(message: impl AsRef<str>) -> Self {
+        Self::Runtime(excerpt(message.as_ref()).into())
     }
 }
 
@@ -137,13 +138,17 @@ impl<'a> Evaluator<'a, '_> {
                 }
                 function.call(&values, &mut self.meter)
             }
-            Node::Matches(node, pattern) => match self.value(node)? {
-                Value::Text(text) => {
-                    self.meter.spend_on(text.as_str().len().saturating_mul(pattern.as_str().len()))?;
-                    Ok(Value::Bool(pattern.is_match(text.as_str())))
+            Node::Search { how, pattern, text, most } => {
+                let text = self.value(text)?;
+                let most = most.as_ref().map(|most| self.value(most)).transpose()?;
+                match (&text, most) {
+                    (Value::Text(text), None) => pattern.search(*how, text.as_str(), None, &mut self.meter),
+                    (Value::Text(text), Some(Value::Int(most))) => {
+                        pattern.search(*how, text.as_str(), Some(most), &mut self.meter)
+                    }
+                    _ => Err(no_overload()),
                 }
-                _ => Err(no_overload()),
-            },
+            }
             Node::Comprehension(comprehension) => self.comprehension(comprehension),
             Node::Bind(bound, body) => {
                 let bound = self.value(bound)?;
@@ -407,6 +412,7 @@ pub(super) fn equal(one: &Value<'_>, other: &Value<'_>, meter: &mut Meter<'_>) -
     Ok(match (one, other) {
         (Value::Null, Value::Null) | (Value::Device, Value::Device) => true,
         (Value::Bool(one), Value::Bool(other)) => one == other,
+        (Value::Type(one), Value::Type(other)) => one == other,
         (Value::Text(one), Value::Text(other)) => {
             meter.spend_on(one.as_str().len().min(other.as_str().len()))?;
             one.as_str() == other.as_str()

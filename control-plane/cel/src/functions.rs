@@ -7,11 +7,14 @@ use semver::Version;
 
 use super::{
     evaluate::{Failure, Meter, compare, equal},
+    excerpt, lists,
+    pattern::{Pattern, Search},
+    texts,
     value::{Text, Value},
 };
 
 /// Texts that become longer are refused, whatever they cost.
-const LONGEST_TEXT: usize = 1 << 20;
+pub(super) const LONGEST_TEXT: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Function {
@@ -45,6 +48,18 @@ pub(super) enum Function {
     Replace,
     Substring,
     IndexOf,
+    LastIndexOf,
+    CharAt,
+    Join,
+    Search(Search),
+    IsSorted,
+    Min,
+    Max,
+    Sum,
+    SetContains,
+    SetEquivalent,
+    SetIntersects,
+    TypeOf,
     Quantity,
     IsQuantity,
     Semver,
@@ -99,10 +114,24 @@ impl Function {
             ("lowerAscii", true, 1) => Self::Lower,
             ("upperAscii", true, 1) => Self::Upper,
             ("trim", true, 1) => Self::Trim,
-            ("split", true, 2) => Self::Split,
-            ("replace", true, 3) => Self::Replace,
+            ("split", true, 2 | 3) => Self::Split,
+            ("replace", true, 3 | 4) => Self::Replace,
             ("substring", true, 2 | 3) => Self::Substring,
-            ("indexOf", true, 2) => Self::IndexOf,
+            ("indexOf", true, 2 | 3) => Self::IndexOf,
+            ("lastIndexOf", true, 2 | 3) => Self::LastIndexOf,
+            ("charAt", true, 2) => Self::CharAt,
+            ("join", true, 1 | 2) => Self::Join,
+            ("matches", _, 2) => Self::Search(Search::Matches),
+            ("find", true, 2) => Self::Search(Search::Find),
+            ("findAll", true, 2 | 3) => Self::Search(Search::FindAll),
+            ("isSorted", true, 1) => Self::IsSorted,
+            ("min", true, 1) => Self::Min,
+            ("max", true, 1) => Self::Max,
+            ("sum", true, 1) => Self::Sum,
+            ("sets.contains", _, 2) => Self::SetContains,
+            ("sets.equivalent", _, 2) => Self::SetEquivalent,
+            ("sets.intersects", _, 2) => Self::SetIntersects,
+            ("type", false, 1) => Self::TypeOf,
             ("quantity", false, 1) => Self::Quantity,
             ("isQuantity", false, 1) => Self::IsQuantity,
             ("semver", false, 1 | 2) => Self::Semver,
@@ -139,12 +168,16 @@ impl Function {
             [one] => self.of_one(one, meter),
             [one, other] => self.of_two(one, other, meter),
             [text, from, to] => self.of_three(text, from, to, meter),
+            [text, from, to, Value::Int(most)] => self.of_four(text, from, to, *most, meter),
             _ => Err(no_overload()),
         }
     }
 
     fn of_one<'a>(self, one: &Value<'a>, meter: &mut Meter<'_>) -> Result<Value<'a>, Failure> {
         use Value::{Bool, Double, Int, Optional, Uint};
+        if self == Self::TypeOf {
+            return Ok(Value::Type(one.type_name()));
+        }
         if let Value::Text(text) = one {
             return self.of_text(one, text, meter);
         }
@@ -155,6 +188,11 @@ impl Function {
             (Self::Same, _) => one.clone(),
             (Self::Size, Value::List(list)) => length(list.len()),
             (Self::Size, Value::Map(map)) => length(map.len()),
+            (Self::IsSorted, Value::List(list)) => Bool(lists::is_sorted(list, meter)?),
+            (Self::Min, Value::List(list)) => lists::extreme(list, Ordering::Less, "min", meter)?,
+            (Self::Max, Value::List(list)) => lists::extreme(list, Ordering::Greater, "max", meter)?,
+            (Self::Sum, Value::List(list)) => lists::sum(list, meter)?,
+            (Self::Join, Value::List(list)) => lists::join(list, "", meter)?,
             (Self::ToInt, Int(_)) | (Self::ToUint, Uint(_)) | (Self::ToDouble, Double(_)) => one.clone(),
             (Self::ToInt, Uint(value)) => Int(i64::try_from(*value).map_err(|_| overflow())?),
             (Self::ToInt, Double(value)) => Int(whole(*value)?),
@@ -192,7 +230,7 @@ impl Function {
     ) -> Result<Value<'a>, Failure> {
         let text = text.as_str();
         meter.spend_on(text.len())?;
-        let unreadable = |what: &str| Failure::new(format!("cannot convert {text:?} to {what}"));
+        let unreadable = |what: &str| Failure::new(format!("cannot convert {:?} to {what}", excerpt(text)));
         Ok(match self {
             Self::Same | Self::ToText => value.clone(),
             Self::Size => length(text.chars().count()),
@@ -233,13 +271,20 @@ impl Function {
             (Self::CompareTo, ..) => Int(of_kubernetes(one, other)? as i64),
             (Self::AddTo, Value::Quantity(one), _) => Value::Quantity(*one + amount(other)?),
             (Self::SubtractFrom, Value::Quantity(one), _) => Value::Quantity(*one - amount(other)?),
-            (Self::In, _, Value::List(list)) => {
-                for element in list.iter() {
-                    if equal(one, element, meter)? {
-                        return Ok(Bool(true));
-                    }
-                }
-                Bool(false)
+            (Self::In, _, Value::List(list)) => Bool(lists::has(list, one, meter)?),
+            (Self::IndexOf, Value::List(list), _) => lists::index_of(list.iter().enumerate(), other, meter)?,
+            (Self::LastIndexOf, Value::List(list), _) => {
+                lists::index_of(list.iter().enumerate().rev(), other, meter)?
+            }
+            (Self::Join, Value::List(list), Words(between)) => lists::join(list, between.as_str(), meter)?,
+            (Self::SetContains, Value::List(one), Value::List(other)) => {
+                Bool(lists::has_all(one, other, meter)?)
+            }
+            (Self::SetEquivalent, Value::List(one), Value::List(other)) => {
+                Bool(lists::has_all(one, other, meter)? && lists::has_all(other, one, meter)?)
+            }
+            (Self::SetIntersects, Value::List(one), Value::List(other)) => {
+                Bool(lists::has_any(one, other, meter)?)
             }
             (Self::In, _, Value::Map(map)) => {
                 for (key, _) in map.iter() {
@@ -260,10 +305,14 @@ impl Function {
             }
             (Self::Or, Optional(value), Optional(_)) if value.is_some() => one.clone(),
             (Self::Or, Optional(_), Optional(_)) => other.clone(),
+            (Self::CharAt, Words(text), Int(at)) => texts::char_at(text.as_str(), *at, meter)?,
+            (Self::Search(how), Words(text), Words(pattern)) => {
+                Pattern::computed(pattern.as_str(), meter)?.search(how, text.as_str(), None, meter)?
+            }
             (_, Words(one), Words(other)) => self.of_texts(one.as_str(), other.as_str(), meter)?,
             (Self::Substring, Words(text), Int(from)) => {
                 let end = i64::try_from(text.as_str().chars().count()).unwrap_or(i64::MAX);
-                substring(text.as_str(), *from, end, meter)?
+                texts::substring(text.as_str(), *from, end, meter)?
             }
             _ => self.arithmetic(one, other)?,
         })
@@ -285,11 +334,11 @@ impl Function {
                 Some(at) => length(one[..at].chars().count()),
                 None => Value::Int(-1),
             },
-            Self::Split => {
-                let parts: Vec<Value<'static>> = one.split(other).map(Value::owned).collect();
-                meter.spend(parts.len())?;
-                Value::list(parts)
-            }
+            Self::LastIndexOf => match one.rfind(other) {
+                Some(at) => length(one[..at].chars().count()),
+                None => Value::Int(-1),
+            },
+            Self::Split => texts::split(one, other, -1, meter)?,
             _ => return Err(no_overload()),
         })
     }
@@ -303,23 +352,44 @@ impl Function {
     ) -> Result<Value<'a>, Failure> {
         match (self, text, from, to) {
             (Self::Substring, Value::Text(text), Value::Int(from), Value::Int(to)) => {
-                substring(text.as_str(), *from, *to, meter)
+                texts::substring(text.as_str(), *from, *to, meter)
             }
-            (Self::Replace, Value::Text(text), Value::Text(from), Value::Text(to)) => {
-                let (text, from, to) = (text.as_str(), from.as_str(), to.as_str());
-                // An empty text is found everywhere.
-                let most = text.len().saturating_add(1).saturating_mul(to.len().max(1));
-                if most > LONGEST_TEXT {
-                    return Err(Failure::Cost);
-                }
-                meter.spend_on(text.len() + most)?;
-                Ok(Value::owned(text.replace(from, to)))
+            (Self::Replace, Value::Text(_), Value::Text(_), Value::Text(_)) => {
+                self.of_four(text, from, to, -1, meter)
+            }
+            (Self::Split, Value::Text(text), Value::Text(separator), Value::Int(most)) => {
+                texts::split(text.as_str(), separator.as_str(), *most, meter)
+            }
+            (Self::IndexOf, Value::Text(text), Value::Text(other), Value::Int(from)) => {
+                texts::index_of(text.as_str(), other.as_str(), *from, meter)
+            }
+            (Self::LastIndexOf, Value::Text(text), Value::Text(other), Value::Int(from)) => {
+                texts::last_index_of(text.as_str(), other.as_str(), *from, meter)
+            }
+            (Self::Search(how), Value::Text(text), Value::Text(pattern), Value::Int(most)) => {
+                Pattern::computed(pattern.as_str(), meter)?.search(how, text.as_str(), Some(*most), meter)
             }
             _ => Err(no_overload()),
         }
     }
 
-    fn arithmetic<'a>(self, one: &Value<'a>, other: &Value<'a>) -> Result<Value<'a>, Failure> {
+    fn of_four<'a>(
+        self,
+        text: &Value<'a>,
+        from: &Value<'a>,
+        to: &Value<'a>,
+        most: i64,
+        meter: &mut Meter<'_>,
+    ) -> Result<Value<'a>, Failure> {
+        match (self, text, from, to) {
+            (Self::Replace, Value::Text(text), Value::Text(from), Value::Text(to)) => {
+                texts::replace(text.as_str(), from.as_str(), to.as_str(), most, meter)
+            }
+            _ => Err(no_overload()),
+        }
+    }
+
+    pub(super) fn arithmetic<'a>(self, one: &Value<'a>, other: &Value<'a>) -> Result<Value<'a>, Failure> {
         let zero = |what: &str| Failure::new(format!("{what} by zero"));
         match (one, other) {
             (Value::Int(one), Value::Int(other)) => {
@@ -403,17 +473,7 @@ fn normalized(text: &str) -> String {
     parts.iter().map(plain).collect::<Vec<_>>().join(".") + rest
 }
 
-fn substring(text: &str, from: i64, to: i64, meter: &mut Meter<'_>) -> Result<Value<'static>, Failure> {
-    meter.spend_on(text.len())?;
-    let size = text.chars().count();
-    let bounds = usize::try_from(from).ok().zip(usize::try_from(to).ok());
-    let Some((from, to)) = bounds.filter(|(from, to)| from <= to && *to <= size) else {
-        return Err(Failure::new(format!("invalid substring range. start: {from}, end: {to}")));
-    };
-    Ok(Value::owned(text.chars().skip(from).take(to - from).collect::<String>()))
-}
-
-fn length(count: usize) -> Value<'static> {
+pub(super) fn length(count: usize) -> Value<'static> {
     Value::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 

@@ -6,9 +6,13 @@ use cel::{
     common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators},
     parser::Parser,
 };
-use regex::Regex;
 
-use super::{functions::Function, value::Value};
+use super::{
+    MOST_PATTERN_BYTES,
+    functions::Function,
+    pattern::{Pattern, Search},
+    value::Value,
+};
 
 /// Deeper expressions are refused: evaluation goes down by recursion.
 const DEEPEST: usize = 150;
@@ -16,8 +20,15 @@ const DEEPEST: usize = 150;
 const DEEPEST_TEXT: u16 = 96;
 /// The parser and what it makes are as deep as the text is long, in the worst case.
 const STACK: usize = 256 << 20;
-/// Of one pattern, compiled.
-const LARGEST_PATTERN: usize = 1 << 20;
+
+/// What the variable `device` has.
+const DEVICE_FIELDS: [&str; 4] = ["driver", "attributes", "capacity", "allowMultipleAllocations"];
+
+/// What stands before functions that have a name in two parts: `sets.contains(x, y)`.
+const OWNERS: [&str; 2] = ["optional", "sets"];
+
+/// Types that have a name.
+const TYPES: [&str; 9] = ["bool", "int", "uint", "double", "string", "list", "map", "null_type", "type"];
 
 #[derive(Debug)]
 pub(super) enum Node {
@@ -45,7 +56,13 @@ pub(super) enum Node {
     NotStrictlyFalse(Box<Node>),
     /// The target of a method comes first.
     Call(Function, Vec<Node>),
-    Matches(Box<Node>, Regex),
+    /// With a pattern that is a text of the expression itself, so that it is compiled once.
+    Search {
+        how: Search,
+        pattern: Pattern,
+        text: Box<Node>,
+        most: Option<Box<Node>>,
+    },
     Comprehension(Box<Comprehension>),
     /// `cel.bind(name, value, body)`: the value is in the next variable.
     Bind(Box<Node>, Box<Node>),
@@ -64,8 +81,18 @@ pub(super) struct Comprehension {
     pub(super) first: usize,
 }
 
-/// The tree, and how many variables it needs.
-pub(super) fn compile(expression: &str) -> Result<(Node, usize), String> {
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) root: Node,
+    /// Variables that are alive at the same time, at most.
+    pub(super) variables: usize,
+    /// What the patterns take, in bytes.
+    pub(super) pattern_bytes: usize,
+    /// What the tree takes without them, about.
+    pub(super) tree_bytes: usize,
+}
+
+pub(super) fn compile(expression: &str) -> Result<Compiled, String> {
     let text = expression.to_owned();
     // On a stack of its own, of which a long chain of operators takes much.
     let worker = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn(move || {
@@ -73,7 +100,8 @@ pub(super) fn compile(expression: &str) -> Result<(Node, usize), String> {
         let parsed = parser.parse(&text).map_err(|errors| format!("compilation failed: {errors}"))?;
         let mut compiler = Compiler::default();
         let root = compiler.node(&parsed, 0)?;
-        Ok((root, compiler.most))
+        let Compiler { most: variables, pattern_bytes, tree_bytes, .. } = compiler;
+        Ok(Compiled { root, variables, pattern_bytes, tree_bytes })
     });
     let worker = worker.map_err(|error| format!("unexpected compilation error: {error}"))?;
     worker.join().unwrap_or_else(|_| Err("unexpected compilation error: the parser failed".to_owned()))
@@ -85,6 +113,8 @@ struct Compiler {
     names: BTreeMap<String, Vec<usize>>,
     alive: usize,
     most: usize,
+    pattern_bytes: usize,
+    tree_bytes: usize,
 }
 
 impl Compiler {
@@ -93,15 +123,11 @@ impl Compiler {
             return Err(format!("compilation failed: more than {DEEPEST} levels deep"));
         }
         let depth = depth + 1;
+        self.tree_bytes += size_of::<Node>();
         Ok(match &ided.expr {
             Expr::Literal(literal) => Node::Literal(value(literal)?),
             Expr::Ident(name) => self.name(name)?,
-            Expr::Select(select) => Node::Select {
-                of: self.boxed(&select.operand, depth)?,
-                field: select.field.clone(),
-                test: select.test,
-                optional: false,
-            },
+            Expr::Select(select) => self.select(&select.operand, &select.field, select.test, false, depth)?,
             Expr::List(list) if list.optional_indices.is_empty() => {
                 Node::List(self.nodes(&list.elements, depth)?)
             }
@@ -138,8 +164,26 @@ impl Compiler {
         }
         match name {
             "device" => Ok(Node::Device),
-            _ => Err(undeclared(name)),
+            _ => match TYPES.iter().find(|known| **known == name) {
+                Some(known) => Ok(Node::Literal(Value::Type(*known))),
+                None => Err(undeclared(name)),
+            },
         }
+    }
+
+    fn select(
+        &mut self,
+        of: &IdedExpr,
+        field: &str,
+        test: bool,
+        optional: bool,
+        depth: usize,
+    ) -> Result<Node, String> {
+        let of = self.boxed(of, depth)?;
+        if matches!(*of, Node::Device) && !DEVICE_FIELDS.contains(&field) {
+            return Err(format!("compilation failed: undefined field '{field}'"));
+        }
+        Ok(Node::Select { of, field: field.to_owned(), test, optional })
     }
 
     fn enter(&mut self, name: &str) -> usize {
@@ -217,42 +261,42 @@ impl Compiler {
                 let Expr::Literal(LiteralValue::String(field)) = &field.expr else {
                     return Err(unsupported("a field that is no name"));
                 };
-                let field = field.inner().to_owned();
-                return Ok(Node::Select { of: self.boxed(of, depth)?, field, test: false, optional: true });
+                return self.select(of, field.inner(), false, true, depth);
             }
             _ => (),
         }
         let mut arguments = Vec::with_capacity(call.args.len() + 1);
         let name = match &call.target {
-            // `optional.of(x)` and `optional.none()` are functions, their first part no variable.
-            Some(target) if matches!(&target.expr, Expr::Ident(owner) if owner == "optional") => {
-                format!("optional.{}", call.func_name)
-            }
-            Some(target) => {
-                arguments.push(self.node(target, depth)?);
-                call.func_name.clone()
-            }
             None => call.func_name.clone(),
+            Some(target) => match &target.expr {
+                Expr::Ident(owner) if OWNERS.contains(&owner.as_str()) => {
+                    format!("{owner}.{}", call.func_name)
+                }
+                _ => {
+                    arguments.push(self.node(target, depth)?);
+                    call.func_name.clone()
+                }
+            },
         };
         let method = !arguments.is_empty();
         arguments.extend(self.nodes(&call.args, depth)?);
-        if name == "matches" && arguments.len() == 2 {
-            return matches(arguments);
-        }
         let function = Function::find(&name, method, arguments.len()).ok_or_else(|| undeclared(&name))?;
-        Ok(Node::Call(function, arguments))
+        match function {
+            Function::Search(how) => self.search(how, arguments),
+            _ => Ok(Node::Call(function, arguments)),
+        }
     }
-}
 
-/// Patterns are texts of the expression itself, so that they are compiled once.
-fn matches(arguments: Vec<Node>) -> Result<Node, String> {
-    let mut arguments = arguments.into_iter();
-    let (Some(of), Some(Node::Literal(Value::Text(pattern)))) = (arguments.next(), arguments.next()) else {
-        return Err(unsupported("a pattern that is no literal"));
-    };
-    let pattern = regex::RegexBuilder::new(pattern.as_str()).size_limit(LARGEST_PATTERN).build();
-    let pattern = pattern.map_err(|error| format!("compilation failed: {error}"))?;
-    Ok(Node::Matches(Box::new(of), pattern))
+    fn search(&mut self, how: Search, mut arguments: Vec<Node>) -> Result<Node, String> {
+        let Some(Node::Literal(Value::Text(pattern))) = arguments.get(1) else {
+            return Ok(Node::Call(Function::Search(how), arguments));
+        };
+        let pattern = Pattern::new(pattern.as_str(), MOST_PATTERN_BYTES - self.pattern_bytes);
+        let pattern = pattern.map_err(|error| format!("compilation failed: {error}"))?;
+        self.pattern_bytes = (self.pattern_bytes + pattern.size).min(MOST_PATTERN_BYTES);
+        let most = if arguments.len() > 2 { arguments.pop().map(Box::new) } else { None };
+        Ok(Node::Search { how, pattern, text: Box::new(arguments.swap_remove(0)), most })
+    }
 }
 
 fn value(literal: &LiteralValue) -> Result<Value<'static>, String> {
