@@ -40,6 +40,7 @@ mod preemption;
 mod profile;
 mod provision;
 mod queue;
+mod ranking;
 mod refusal;
 mod report;
 mod reserve;
