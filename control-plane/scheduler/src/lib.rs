@@ -54,6 +54,7 @@ mod terms;
 #[cfg(test)]
 mod testing;
 mod topology;
+mod victims;
 mod volumes;
 
 pub use alone::{Core, Decisions};

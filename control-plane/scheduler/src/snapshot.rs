@@ -196,7 +196,11 @@ impl Snapshot {
                     .iter_mut()
                     .filter(|known| known.uid == pod.uid)
                     .for_each(|known| *known = pod.clone());
-                placed.pod = pod.clone();
+                let before = std::mem::replace(&mut placed.pod, pod.clone());
+                if before.started_at != pod.started_at {
+                    // Preemption weighs it.
+                    self.log(slot);
+                }
                 return slot;
             }
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),

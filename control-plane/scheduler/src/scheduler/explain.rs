@@ -172,7 +172,14 @@ impl Scheduler {
         if let Some(why) = preemption::hindrance(info, about_pods, &self.snapshot) {
             return Some(format!("preemption: {why}"));
         }
-        let found = preemption::find(info, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
+        let found = preemption::find(
+            info,
+            about_pods,
+            &mut self.snapshot,
+            &self.budgets,
+            &mut self.victims,
+            &mut self.tie,
+        );
         Some(match found {
             Ok(found) => {
                 let victims = preemption::least(found)?;
