@@ -3,23 +3,27 @@
 //! A claim gets the finalizer that guards it, then its allocation with the pod as consumer, in one write. The core is told
 //! what the API answered before anything else happens, so that a device is promised or taken at every moment; where an
 //! answer is lost, the claim is read until the API tells. A pod that is not bound after all keeps its claims: it is tried
-//! again, and they are where it may go.
+//! again, and they are where it may go. A claim for extended resources is made first, and noted in the pod's status; one that is
+//! left from an attempt that failed is deleted, as upstream.
 
 use std::{sync::Arc, time::Duration};
 
-use hawser_api::{Api, Client, Error, error::Reason};
+use hawser_api::{Api, Client, Error, client::DeleteOptions, error::Reason, resource::ObjectKey};
 use jiff::Timestamp;
-use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use k8s_openapi::api::{
+    core::v1::{Pod, PodExtendedResourceClaimStatus},
+    resource::v1::{AllocationResult, ResourceClaim},
+};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::Notify, time::Instant};
 use tracing::debug;
 
 use crate::{
-    devices::{FINALIZER, Grant, binding_state, is_reserved_for},
+    devices::{FINALIZER, Grant, Unmade, binding_state, is_made, is_reserved_for},
     events,
     pod::PodInfo,
-    scheduler::{Deallocation, Scheduler},
+    scheduler::Scheduler,
 };
 
 /// Attempts to write a claim that others write at the same time.
@@ -37,18 +41,31 @@ pub(crate) struct Claims<'a> {
 }
 
 impl Claims<'_> {
-    /// Returns when all claims are the pod's, or says why they will not be.
+    /// Returns the claims when all of them are the pod's, or says why they will not be.
     pub(crate) async fn reserve(
         &self,
         grants: &[Grant],
         pod: &PodInfo,
         timeout: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<Grant>, String> {
         let work = async {
+            let mut reserved = Vec::with_capacity(grants.len());
             for grant in grants {
-                self.reserve_one(grant, pod).await?;
+                let grant = match &grant.unmade {
+                    Some(unmade) => {
+                        let made = self.make(grant, unmade).await?;
+                        self.reserve_one(&made, pod).await?;
+                        self.note(&made, unmade, pod).await?;
+                        made
+                    }
+                    None => {
+                        self.reserve_one(grant, pod).await?;
+                        grant.clone()
+                    }
+                };
+                reserved.push(grant);
             }
-            Ok(())
+            Ok(reserved)
         };
         tokio::time::timeout(timeout, work)
             .await
@@ -77,12 +94,54 @@ impl Claims<'_> {
         outcome
     }
 
-    /// Takes the claim's devices from it. What fails is tried again with the pod that they are in the way of.
-    pub(crate) async fn deallocate(&self, deallocation: &Deallocation) {
-        let claim = &deallocation.claim;
-        if let Err(error) = self.write_status(claim, unallocated()).await {
+    /// Takes the claim's devices from it. False where that failed.
+    pub(crate) async fn deallocate(&self, claim: &ResourceClaim) -> bool {
+        let done = match is_made(claim) {
+            true => self.delete(claim).await,
+            false => self.write_status(claim, unallocated()).await,
+        };
+        if let Err(error) = &done {
             debug!(claim = ?claim.metadata.name, %error, "cannot deallocate a claim");
         }
+        done.is_ok()
+    }
+
+    /// Makes the claim; its devices stay promised to what stands for it.
+    async fn make(&self, grant: &Grant, unmade: &Unmade) -> Result<Grant, String> {
+        let claim = self.api(&unmade.claim).create(&unmade.claim).await;
+        let claim = claim.map_err(|error| format!("create claim for extended resources: {error}"))?;
+        self.tell(&claim);
+        let uid = claim.metadata.uid.clone().unwrap_or_default();
+        Ok(Grant { claim: ObjectKey::of(&claim), uid, ..grant.clone() })
+    }
+
+    /// Tells the pod's kubelet which requests of the claim its containers use.
+    async fn note(&self, grant: &Grant, unmade: &Unmade, pod: &PodInfo) -> Result<(), String> {
+        let status = PodExtendedResourceClaimStatus {
+            request_mappings: unmade.mappings.clone(),
+            resource_claim_name: grant.claim.name.clone(),
+        };
+        let status = json!({ "extendedResourceClaimStatus": status });
+        let patch = json!({ "metadata": { "uid": &*pod.uid }, "status": status });
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.key.namespace);
+        let written = pods.merge_patch_status(&pod.key.name, &patch).await;
+        written
+            .map(drop)
+            .map_err(|error| format!("update pod {} ExtendedResourceClaimStatus: {error}", pod.key))
+    }
+
+    async fn delete(&self, claim: &ResourceClaim) -> Result<(), Error> {
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        let before = finalizers.len();
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+        if finalizers.len() < before {
+            let metadata =
+                json!({ "resourceVersion": claim.metadata.resource_version, "finalizers": finalizers });
+            let written = self.api(claim).merge_patch(name(claim), &json!({ "metadata": metadata })).await?;
+            self.tell(&written);
+        }
+        let options = DeleteOptions { uid: claim.metadata.uid.clone(), ..DeleteOptions::default() };
+        self.api(claim).delete(name(claim), &options).await
     }
 
     async fn reserve_one(&self, grant: &Grant, pod: &PodInfo) -> Result<(), String> {
@@ -94,7 +153,7 @@ impl Claims<'_> {
             changed.as_mut().enable();
             let (claim, promised) = {
                 let core = self.core.lock();
-                (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+                (core.devices().claim(key).cloned(), core.devices().is_promised(grant.promise()))
             };
             let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
             let Some(claim) = claim.filter(is_same) else { return Err(format!("claim {key} is gone")) };
@@ -206,7 +265,7 @@ impl Claims<'_> {
             };
             let consumers = claim.status.iter().flat_map(|status| status.reserved_for.iter().flatten());
             if consumers.into_iter().all(|consumer| *consumer.uid == *pod.uid) {
-                self.deallocate(&Deallocation { claim }).await;
+                self.deallocate(&claim).await;
             }
         }
     }

@@ -432,8 +432,12 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 
 async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
     let _permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
-    shell.claims().deallocate(&deallocation).await;
-    shell.changed.notify_one();
+    let done = shell.claims().deallocate(&deallocation.claim).await;
+    shell.tell(|core, now| {
+        if !done {
+            core.deallocation_failed(&deallocation.pod, now);
+        }
+    });
 }
 
 /// Binds a pod when it has what it was promised. As many of these wait as pods do whose volumes or devices take long: the
@@ -473,10 +477,10 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
     let (grants, claims) = (&provisioning.promises.devices.0, shell.claims());
     if !grants.is_empty() {
         let permit = shell.reservations.acquire().await.expect("the semaphore is never closed");
-        claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
+        let reserved = claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
         drop(permit);
         let timeout = attempt.profile.device_bind_timeout;
-        claims.attached(grants, pod, timeout).await.map_err(of("DynamicResources"))?;
+        claims.attached(&reserved, pod, timeout).await.map_err(of("DynamicResources"))?;
         shell.changed.notify_one();
     }
     Ok(())

@@ -307,7 +307,8 @@ async fn a_pod_is_bound_after_its_volumes() {
 
 /// A class of all devices, and on each node a pool of its own with so many.
 fn put_devices(fake: &Fake, nodes: usize, devices: usize) {
-    fake.put("deviceclasses", json!({ "metadata": { "name": "gpu" }, "spec": {} }));
+    let spec = json!({ "extendedResourceName": "example.com/gpu" });
+    fake.put("deviceclasses", json!({ "metadata": { "name": "gpu" }, "spec": spec }));
     for index in 0..nodes {
         let name = format!("n{index}");
         let devices: Vec<Value> =
@@ -333,6 +334,51 @@ fn claiming(name: &str, claim: &str) -> Value {
     let mut pod = pod(name, 1);
     pod["spec"]["resourceClaims"] = json!([{ "name": "c", "resourceClaimName": claim }]);
     pod
+}
+
+/// A pod that asks for a device as for an extended resource.
+fn asking(name: &str) -> Value {
+    let mut pod = pod(name, 1);
+    pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1".into();
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_asks_for_an_extended_resource_is_given_a_claim() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 1, 1);
+    // Left from a scheduler that ended on the way; it has the only device.
+    let metadata = json!({
+        "name": "left", "namespace": "a", "uid": "uid-left", "finalizers": ["resource.kubernetes.io/delete-protection"],
+        "annotations": { "resource.kubernetes.io/extended-resource-claim": "true" },
+        "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-p", "controller": true }],
+    });
+    let result = json!({ "request": "r", "driver": "gpu.example.com", "pool": "n0", "device": "d0" });
+    let status = json!({ "allocation": { "devices": { "results": [result] } } });
+    fake.put("resourceclaims", json!({ "metadata": metadata, "spec": { "devices": {} }, "status": status }));
+    fake.put("pods", asking("p"));
+    // The finalizer of the one that is left, and the creation of the next.
+    fake.fail_next_claims(&[Fault::LoseBefore, Fault::None, Fault::LoseAfter]);
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        let pod = &fake.all("pods")[0];
+        let noted = &pod["status"]["extendedResourceClaimStatus"];
+        let mapping = json!([{ "containerName": "c", "requestName": "container-0-request-1", "resourceName": "example.com/gpu" }]);
+        assert_eq!(noted["requestMappings"], mapping);
+        let claims = fake.all("resourceclaims");
+        let claim = claims.iter().find(|claim| claim["metadata"]["name"] == noted["resourceClaimName"]);
+        let claim = claim.unwrap();
+        for field in ["annotations", "finalizers"] {
+            assert_eq!(claim["metadata"][field], metadata[field]);
+        }
+        assert_eq!(claim["metadata"]["ownerReferences"], metadata["ownerReferences"]);
+        let request = json!({ "name": "container-0-request-1", "exactly": { "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1 } });
+        assert_eq!(claim["spec"]["devices"]["requests"], json!([request]));
+        assert_eq!(claim["status"]["reservedFor"][0]["uid"], "uid-p");
+        assert!(fake.deleted().iter().any(|claim| claim["metadata"]["name"] == "left"));
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,11 +462,13 @@ async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults
         scenario(fake, |fake| async move {
             for index in 0..30 {
                 let name = format!("p{index}");
-                if next(4) == 0 {
-                    fake.put("pods", claiming(&name, "shared"));
-                } else {
-                    put_claim(&fake, &name);
-                    fake.put("pods", claiming(&name, &name));
+                match next(4) {
+                    0 => fake.put("pods", claiming(&name, "shared")),
+                    1 => fake.put("pods", asking(&name)),
+                    _ => {
+                        put_claim(&fake, &name);
+                        fake.put("pods", claiming(&name, &name));
+                    }
                 }
                 match next(8) {
                     0 | 1 => {
