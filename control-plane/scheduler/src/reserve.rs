@@ -73,7 +73,7 @@ impl Claims<'_> {
     }
 
     /// Returns when the devices that have to be attached to the node are. A claim of which one never will be is given
-    /// back.
+    /// back. The time that it may take began with the allocation: a scheduler that starts does not begin anew.
     pub(crate) async fn attached(
         &self,
         grants: &[Grant],
@@ -86,12 +86,24 @@ impl Claims<'_> {
             }
             Ok(())
         };
-        let done = tokio::time::timeout(timeout, work).await;
+        let done = tokio::time::timeout(timeout.saturating_sub(self.waited(grants)), work).await;
         let outcome = done.unwrap_or_else(|_| Err("device binding timeout".to_owned()));
         if outcome.is_err() {
             self.give_back(grants, pod).await;
         }
         outcome
+    }
+
+    /// For how long devices have been waited for that are not attached yet.
+    fn waited(&self, grants: &[Grant]) -> Duration {
+        let core = self.core.lock();
+        let since = |grant: &Grant| {
+            let claim = core.devices().claim(&grant.claim)?;
+            let begun = claim.status.as_ref()?.allocation.as_ref()?.allocation_timestamp.as_ref()?.0;
+            let waits = matches!(binding_state(claim), Ok(None));
+            waits.then(|| Duration::try_from(Timestamp::now().duration_since(begun)).unwrap_or_default())
+        };
+        grants.iter().filter_map(since).max().unwrap_or_default()
     }
 
     /// Takes the claim's devices from it. False where that failed.

@@ -78,7 +78,7 @@ struct Shell {
     metrics: Metrics,
     /// Something changed that the loop may act on.
     changed: Notify,
-    /// A claim changed that a pod may wait for.
+    /// A claim changed that a pod may wait for, or a node is gone.
     claims_changed: Notify,
     /// The same of claims of devices.
     device_claims_changed: Notify,
@@ -197,13 +197,18 @@ fn seed() -> u64 {
 
 /// Follows all kinds that decisions depend on. The returned future waits for their first lists.
 fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
+    let at = Arc::downgrade(shell);
     let synced = [
-        follow_with(shell, followers, &shell.nodes, |core, change: &Change<'_, Node>, now| {
+        follow_with(shell, followers, &shell.nodes, move |core, change: &Change<'_, Node>, now| {
             match (change.old, change.new) {
                 // Heartbeats change nothing that a place depends on.
                 (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
                 (_, Some(new)) => core.node_changed(new, now),
-                (_, None) => core.node_removed(&change.key.name, now),
+                (_, None) => {
+                    core.node_removed(&change.key.name, now);
+                    // No volume will be made there.
+                    at.upgrade().inspect(|shell| shell.claims_changed.notify_waiters());
+                }
             }
         }),
         follow_with(shell, followers, &shell.pods, |core, change: &Change<'_, Pod>, now| {

@@ -256,6 +256,10 @@ impl Scheduler {
         &self.snapshot.devices
     }
 
+    pub(crate) fn has_node(&self, name: &str) -> bool {
+        self.snapshot.slot(name).is_some_and(|slot| self.snapshot.nodes[slot].exists)
+    }
+
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
         self.queue.next_wakeup()
     }

@@ -141,7 +141,9 @@ impl<'a> DeviceView<'a> {
             unmade: None,
         };
         for Allocated { claim, .. } in &self.allocated {
-            if !objects::is_reserved_for(claim, &self.pod.uid) {
+            // Where a scheduler before this one did not live to see the devices attached, that is still to come.
+            let is_attached = matches!(binding_state(claim), Ok(Some(())));
+            if !objects::is_reserved_for(claim, &self.pod.uid) || !is_attached {
                 grants.push(grant(claim, None));
             }
         }
