@@ -12,7 +12,11 @@ use crate::pod::PodInfo;
 
 /// By namespace and name. Bounded by the budgets of the cluster.
 #[derive(Debug, Default)]
-pub(crate) struct Budgets(HashMap<String, BTreeMap<String, Budget>>);
+pub(crate) struct Budgets {
+    all: HashMap<String, BTreeMap<String, Budget>>,
+    /// Counts changes.
+    version: u64,
+}
 
 #[derive(Debug)]
 struct Budget {
@@ -23,6 +27,11 @@ struct Budget {
 }
 
 impl Budgets {
+    /// How many changes were made so far.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
     pub(crate) fn put(&mut self, namespace: &str, name: &str, budget: &PodDisruptionBudget) {
         let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
         let status = budget.status.as_ref();
@@ -32,14 +41,16 @@ impl Budgets {
             allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or_default(),
             disrupted: disrupted.into_iter().flat_map(|pods| pods.keys().cloned()).collect(),
         };
-        self.0.entry(namespace.to_owned()).or_default().insert(name.to_owned(), budget);
+        self.version += 1;
+        self.all.entry(namespace.to_owned()).or_default().insert(name.to_owned(), budget);
     }
 
     pub(crate) fn remove(&mut self, namespace: &str, name: &str) {
-        if let Some(budgets) = self.0.get_mut(namespace) {
+        self.version += 1;
+        if let Some(budgets) = self.all.get_mut(namespace) {
             budgets.remove(name);
             if budgets.is_empty() {
-                self.0.remove(namespace);
+                self.all.remove(namespace);
             }
         }
     }
@@ -62,7 +73,7 @@ impl Budgets {
     }
 
     fn about<'a>(&'a self, pod: &'a PodInfo) -> impl Iterator<Item = (&'a str, &'a Budget)> {
-        let all = self.0.get(&pod.key.namespace).into_iter().flatten();
+        let all = self.all.get(&pod.key.namespace).into_iter().flatten();
         all.map(|(name, budget)| (name.as_str(), budget)).filter(|(_, budget)| {
             // An empty selector is taken for none, as upstream's preemption does.
             !budget.selector.is_everything()

@@ -88,7 +88,10 @@ fn lacking(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Vec<Lack> {
     check(CPU, asked.cpu_milli, have.cpu_milli, used.cpu_milli);
     check(MEMORY, asked.memory_bytes, have.memory_bytes, used.memory_bytes);
     check(EPHEMERAL_STORAGE, asked.ephemeral_bytes, have.ephemeral_bytes, used.ephemeral_bytes);
-    for (name, asked) in needs.requests.extended.iter().filter(|(name, _)| !needs.profile.ignores(name)) {
+    let from_class =
+        |name: &str| needs.profile.filters.contains(Plugin::DynamicResources) && node.has_from_class(name);
+    let counted = |name: &str| !needs.profile.ignores(name) && !from_class(name);
+    for (name, asked) in needs.requests.extended.iter().filter(|(name, _)| counted(name)) {
         check(name, *asked, node.allocatable.get(name), taken.requested.get(name));
     }
     lacking

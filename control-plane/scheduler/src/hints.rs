@@ -38,6 +38,8 @@ pub(crate) enum Event<'a> {
     DeviceClaimChanged(&'a ObjectKey),
     /// Devices became free, or there are others, or other classes of them.
     DevicesChanged(Cause),
+    /// A device class provides some that none did before.
+    ExtendedResourcesChanged,
 }
 
 impl Event<'_> {
@@ -51,6 +53,7 @@ impl Event<'_> {
             Self::LimitsChanged => Cause::CsiNodeUpdate,
             Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
             Self::DeviceClaimChanged(_) => Cause::ResourceClaimUpdate,
+            Self::ExtendedResourcesChanged => Cause::DeviceClassUpdate,
         }
     }
 
@@ -110,6 +113,10 @@ impl Event<'_> {
                 refused_by.contains(Plugin::DynamicResources) && pod.claims.names(key)
             }
             Self::DevicesChanged(_) => refused_by.contains(Plugin::DynamicResources),
+            Self::ExtendedResourcesChanged => {
+                refused_by.contains(Plugin::NodeResourcesFit)
+                    && pod.claims.extended_resources().next().is_some()
+            }
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }

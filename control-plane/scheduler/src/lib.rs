@@ -41,6 +41,7 @@ mod preemption;
 mod profile;
 mod provision;
 mod queue;
+mod ranking;
 mod refusal;
 mod report;
 mod reserve;
@@ -54,6 +55,7 @@ mod terms;
 #[cfg(test)]
 mod testing;
 mod topology;
+mod victims;
 mod volumes;
 
 pub use alone::{Core, Decisions};

@@ -54,7 +54,7 @@ impl<'a> Outlook<'a> {
         let spreads = filters.contains(Plugin::PodTopologySpread);
         let volumes =
             if pod.volumes.is_empty() { None } else { Some(VolumeView::new(pod, &snapshot.volumes)?) };
-        let claims = !pod.claims.is_empty() && filters.contains(Plugin::DynamicResources);
+        let claims = snapshot.devices.concern(pod) && filters.contains(Plugin::DynamicResources);
         let devices = if claims { Some(DeviceView::new(pod, &snapshot.devices)?) } else { None };
         Ok(Self {
             pod,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    devices::DeviceView,
     evaluation::{Evaluation, Evaluations},
     extender::Refused,
     filters,
@@ -74,6 +75,9 @@ impl Placement {
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
         if let Some(slot) = kept_for(&outlook) {
             return Some(slot);
+        }
+        if only_resources_differ(&outlook, evaluation) {
+            return evaluation.best_by_resources(tie, |slot| is_open(&outlook, slot));
         }
         let candidates = candidates(&outlook, evaluation);
         let totals = totals(&outlook, evaluation, &candidates);
@@ -183,6 +187,25 @@ fn candidates(outlook: &Outlook<'_>, evaluation: &Evaluation) -> Vec<Slot> {
         candidates.retain(|slot| !closed.contains(slot));
     }
     candidates
+}
+
+/// Whether a node that fits by itself can run the pod beside all that there is.
+fn is_open(outlook: &Outlook<'_>, slot: Slot) -> bool {
+    (outlook.is_clear() || outlook.refusal(slot).is_none())
+        && !(outlook.minds_nominated() && outlook.refusal_beside_nominated(slot).is_some())
+}
+
+/// Whether no plugin tells nodes apart but those of resources.
+fn only_resources_differ(outlook: &Outlook<'_>, evaluation: &Evaluation) -> bool {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let weights = &pod.needs.profile.weights;
+    let alternatives = || outlook.devices.as_ref().is_some_and(DeviceView::has_alternatives);
+    let drawn = || pod_affinity::is_scored(pod, &snapshot.topology, &outlook.preferred);
+    evaluation.only_resources_differ()
+        && (weights.image_locality == 0 || !evaluation.has_images())
+        && (weights.pod_topology_spread == 0 || outlook.soft.constraints.is_empty())
+        && (weights.dynamic_resources == 0 || !alternatives())
+        && (weights.inter_pod_affinity == 0 || !drawn())
 }
 
 /// `more` is why nodes are refused that could run the pod.

@@ -2,6 +2,7 @@
 
 use crate::{
     pod::PodInfo,
+    profile::Profile,
     refusal::Refusal,
     scores::MOST,
     snapshot::Slot,
@@ -99,6 +100,20 @@ impl ByTopology {
     }
 }
 
+/// Whether anything draws or repels the pod.
+pub(crate) fn is_scored(pod: &PodInfo, topology: &Topology, preferred: &[(i64, &Counter)]) -> bool {
+    let profile = &pod.needs.profile;
+    let mentioned = |(kind, _)| topology.standing_about(&pod.identity, kind).next().is_some();
+    !preferred.is_empty()
+        || (!profile.ignore_preferred_terms_of_existing_pods && kinds(profile).any(mentioned))
+}
+
+/// What pods that are placed may say of others, with its weight.
+fn kinds(profile: &Profile) -> impl Iterator<Item = (StandingKind, i64)> {
+    let kinds = [(StandingKind::Affinity, profile.hard_pod_affinity_weight), (StandingKind::Preferred, 1)];
+    kinds.into_iter().filter(|(_, weight)| *weight != 0)
+}
+
 /// Scores of the candidates, 0 to 100; `None` where nothing draws or repels the pod.
 pub(crate) fn scores(
     pod: &PodInfo,
@@ -106,8 +121,7 @@ pub(crate) fn scores(
     preferred: &[(i64, &Counter)],
     candidates: &[Slot],
 ) -> Option<Vec<i64>> {
-    let profile = &pod.needs.profile;
-    if preferred.is_empty() && profile.ignore_preferred_terms_of_existing_pods {
+    if !is_scored(pod, topology, preferred) {
         return None;
     }
     let mut sums = ByTopology::default();
@@ -121,14 +135,13 @@ pub(crate) fn scores(
                 .map(|(count, domain)| (domain, weight * i64::from(*count))),
         );
     }
-    let kinds = [(StandingKind::Affinity, profile.hard_pod_affinity_weight), (StandingKind::Preferred, 1)];
-    for (kind, weight) in kinds.into_iter().filter(|(_, weight)| *weight != 0) {
+    for (kind, weight) in kinds(&pod.needs.profile) {
         for term in topology.standing_about(&pod.identity, kind) {
             let amounts = term.amounts.iter().map(|(domain, amount)| (*domain, weight * amount));
             sums.add(term.topology, &topology.domains, amounts);
         }
     }
-    (!sums.0.is_empty()).then(|| measure(&sums, topology, candidates))
+    Some(measure(&sums, topology, candidates))
 }
 
 #[expect(

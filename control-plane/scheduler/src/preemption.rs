@@ -12,17 +12,8 @@ use crate::{
     pod::{Going, PodInfo},
     refusal::{Refusal, Tally},
     snapshot::{Slot, Snapshot},
+    victims::{KnownVictims, Outcome, Victims},
 };
-
-/// Pods to delete, and the node that becomes free by it.
-#[derive(Debug)]
-pub(crate) struct Victims {
-    pub(crate) slot: Slot,
-    /// The most important first; never empty.
-    pub(crate) pods: Vec<Arc<PodInfo>>,
-    /// Budgets that break.
-    pub(crate) violations: usize,
-}
 
 /// Why the pod may not preempt now, in upstream's words.
 pub(crate) fn hindrance(pod: &PodInfo, about_pods: &[Slot], snapshot: &Snapshot) -> Option<&'static str> {
@@ -45,6 +36,7 @@ pub(crate) fn find(
     about_pods: &[Slot],
     snapshot: &mut Snapshot,
     budgets: &Budgets,
+    known: &mut KnownVictims,
     tie: &mut Tie,
 ) -> Result<Vec<Victims>, String> {
     let counters = snapshot.counters_of(&pod.terms);
@@ -55,18 +47,29 @@ pub(crate) fn find(
         return Err(tally.message(nodes));
     };
     let search = Search { outlook: &outlook, budgets };
+    // What depends on the pod itself, or on other nodes, is worked out each time.
+    let by_node_alone = !outlook.minds_nominated() && snapshot.nominations.node_of(&pod.uid).is_none();
+    let mut known = by_node_alone.then(|| known.of(pod, snapshot, budgets));
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
     let enough = (count * limits.percentage / 100).max(limits.absolute).min(count);
     let offset = tie.below(count);
     let (mut found, mut clean) = (Vec::new(), false);
     for slot in about_pods.iter().cycle().skip(offset).take(count) {
-        match search.victims(*slot) {
+        let worked_out;
+        let outcome = match &mut known {
+            Some(known) => known.at(*slot, || search.victims(*slot)),
+            None => {
+                worked_out = search.victims(*slot);
+                &worked_out
+            }
+        };
+        match outcome {
             Ok(victims) => {
                 clean |= victims.violations == 0;
-                found.push(victims);
+                found.push(victims.clone());
             }
-            Err(refusal) => tally.add(&refusal, 1),
+            Err(refusal) => tally.add(refusal, 1),
         }
         if clean && found.len() >= enough {
             break;
@@ -84,7 +87,7 @@ impl Victims {
     /// As an extender wants them.
     pub(crate) fn given(slot: Slot, mut pods: Vec<Arc<PodInfo>>, violations: usize) -> Self {
         pods.sort_by(|one, other| importance(one).cmp(&importance(other)));
-        Self { slot, pods, violations }
+        Self { slot, pods: pods.into(), violations }
     }
 
     /// The least is taken: budgets broken, the highest priority, all priorities, how many, and how long the
@@ -111,7 +114,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// The least set of pods that has to go from the node; or why none would do.
-    fn victims(&self, slot: Slot) -> Result<Victims, Refusal> {
+    fn victims(&self, slot: Slot) -> Outcome {
         let preemptor = self.outlook.pod;
         let node = &self.outlook.snapshot.nodes[slot];
         let mut lower: Vec<&Arc<PodInfo>> =

@@ -3,27 +3,31 @@
 //! A claim gets the finalizer that guards it, then its allocation with the pod as consumer, in one write. The core is told
 //! what the API answered before anything else happens, so that a device is promised or taken at every moment; where an
 //! answer is lost, the claim is read until the API tells. A pod that is not bound after all keeps its claims: it is tried
-//! again, and they are where it may go.
+//! again, and they are where it may go. A claim for extended resources is made first, and noted in the pod's status; one that is
+//! left from an attempt that failed is deleted, as upstream.
 
 use std::{sync::Arc, time::Duration};
 
-use hawser_api::{Api, Client, Error, error::Reason};
+use hawser_api::{Api, Client, Error, client::DeleteOptions, error::Reason, resource::ObjectKey};
 use jiff::Timestamp;
-use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use k8s_openapi::api::{
+    core::v1::{Pod, PodExtendedResourceClaimStatus},
+    resource::v1::{AllocationResult, ResourceClaim},
+};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, Semaphore, SemaphorePermit},
     time::{Instant, timeout_at},
 };
 use tracing::debug;
 
 use crate::{
-    devices::{FINALIZER, Grant, binding_state, is_reserved_for},
+    devices::{FINALIZER, Grant, Unmade, binding_state, is_made, is_reserved_for},
     events,
     notice::until,
     pod::PodInfo,
-    scheduler::{Deallocation, Scheduler},
+    scheduler::Scheduler,
 };
 
 /// What a claim lacks to be a pod's.
@@ -34,6 +38,7 @@ enum Next {
 
 /// Attempts to write a claim that others write at the same time.
 const ATTEMPTS: usize = 50;
+const TOO_LATE: &str = "context deadline exceeded";
 /// Between two looks at a claim whose write has no known outcome; doubled up to the last.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_LAST: Duration = Duration::from_secs(5);
@@ -49,24 +54,38 @@ pub(crate) struct Claims<'a> {
 }
 
 impl Claims<'_> {
-    /// Returns when all claims are the pod's, or says why they will not be. Nothing is begun after the timeout, but what was
-    /// begun is seen to its end, however long that takes: promises are taken back once this returns, and a device whose
-    /// claim may still be written is nobody else's.
+    /// Returns the claims when all of them are the pod's, or says why they will not be. Nothing is begun after the timeout,
+    /// but what was begun is seen to its end, however long that takes: promises are taken back once this returns, and a
+    /// device whose claim may still be written is nobody else's.
     pub(crate) async fn reserve(
         &self,
         grants: &[Grant],
         pod: &PodInfo,
         timeout: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<Grant>, String> {
         let deadline = Instant::now() + timeout;
+        let mut reserved = Vec::with_capacity(grants.len());
         for grant in grants {
-            self.reserve_one(grant, pod, deadline).await?;
+            let grant = match &grant.unmade {
+                Some(_) if Instant::now() >= deadline => return Err(TOO_LATE.to_owned()),
+                Some(unmade) => {
+                    let made = self.make(grant, unmade).await?;
+                    self.reserve_one(&made, pod, deadline).await?;
+                    self.note(&made, unmade, pod).await?;
+                    made
+                }
+                None => {
+                    self.reserve_one(grant, pod, deadline).await?;
+                    grant.clone()
+                }
+            };
+            reserved.push(grant);
         }
-        Ok(())
+        Ok(reserved)
     }
 
     /// Returns when the devices that have to be attached to the node are. A claim of which one never will be is given
-    /// back.
+    /// back. The time that it may take began with the allocation: a scheduler that starts does not begin anew.
     pub(crate) async fn attached(
         &self,
         grants: &[Grant],
@@ -79,7 +98,7 @@ impl Claims<'_> {
             }
             Ok(())
         };
-        let done = tokio::time::timeout(timeout, work).await;
+        let done = tokio::time::timeout(timeout.saturating_sub(self.waited(grants)), work).await;
         let outcome = done.unwrap_or_else(|_| Err("device binding timeout".to_owned()));
         if outcome.is_err() {
             self.give_back(grants, pod).await;
@@ -87,28 +106,83 @@ impl Claims<'_> {
         outcome
     }
 
-    /// Takes the claim's devices from it. What fails is tried again with the pod that they are in the way of.
-    pub(crate) async fn deallocate(&self, deallocation: &Deallocation) {
-        let claim = &deallocation.claim;
-        let _permit = self.writes.acquire().await.expect("the semaphore is never closed");
-        if let Err(error) = self.write_status(claim, unallocated()).await {
+    /// For how long devices have been waited for that are not attached yet.
+    fn waited(&self, grants: &[Grant]) -> Duration {
+        let core = self.core.lock();
+        let since = |grant: &Grant| {
+            let claim = core.devices().claim(&grant.claim)?;
+            let begun = claim.status.as_ref()?.allocation.as_ref()?.allocation_timestamp.as_ref()?.0;
+            let waits = matches!(binding_state(claim), Ok(None));
+            waits.then(|| Duration::try_from(Timestamp::now().duration_since(begun)).unwrap_or_default())
+        };
+        grants.iter().filter_map(since).max().unwrap_or_default()
+    }
+
+    /// Takes the claim's devices from it. False where that failed.
+    pub(crate) async fn deallocate(&self, claim: &ResourceClaim) -> bool {
+        let _permit = self.permit().await;
+        let done = match is_made(claim) {
+            true => self.delete(claim).await,
+            false => self.write_status(claim, unallocated()).await,
+        };
+        if let Err(error) = &done {
             debug!(claim = ?claim.metadata.name, %error, "cannot deallocate a claim");
         }
+        done.is_ok()
+    }
+
+    /// Makes the claim; its devices stay promised to what stands for it.
+    async fn make(&self, grant: &Grant, unmade: &Unmade) -> Result<Grant, String> {
+        let _permit = self.permit().await;
+        let claim = self.api(&unmade.claim).create(&unmade.claim).await;
+        let claim = claim.map_err(|error| format!("create claim for extended resources: {error}"))?;
+        self.tell(&claim);
+        let uid = claim.metadata.uid.clone().unwrap_or_default();
+        Ok(Grant { claim: ObjectKey::of(&claim), uid, ..grant.clone() })
+    }
+
+    /// Tells the pod's kubelet which requests of the claim its containers use.
+    async fn note(&self, grant: &Grant, unmade: &Unmade, pod: &PodInfo) -> Result<(), String> {
+        let status = PodExtendedResourceClaimStatus {
+            request_mappings: unmade.mappings.clone(),
+            resource_claim_name: grant.claim.name.clone(),
+        };
+        let status = json!({ "extendedResourceClaimStatus": status });
+        let patch = json!({ "metadata": { "uid": &*pod.uid }, "status": status });
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.key.namespace);
+        let _permit = self.permit().await;
+        let written = pods.merge_patch_status(&pod.key.name, &patch).await;
+        written
+            .map(drop)
+            .map_err(|error| format!("update pod {} ExtendedResourceClaimStatus: {error}", pod.key))
+    }
+
+    async fn delete(&self, claim: &ResourceClaim) -> Result<(), Error> {
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        let before = finalizers.len();
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+        if finalizers.len() < before {
+            let metadata =
+                json!({ "resourceVersion": claim.metadata.resource_version, "finalizers": finalizers });
+            let written = self.api(claim).merge_patch(name(claim), &json!({ "metadata": metadata })).await?;
+            self.tell(&written);
+        }
+        let options = DeleteOptions { uid: claim.metadata.uid.clone(), ..DeleteOptions::default() };
+        self.api(claim).delete(name(claim), &options).await
     }
 
     async fn reserve_one(&self, grant: &Grant, pod: &PodInfo, deadline: Instant) -> Result<(), String> {
         let key = &grant.claim;
-        let too_late = || "context deadline exceeded".to_owned();
         let mut may_come = false;
         for _ in 0..ATTEMPTS {
             let next = until(self.changed, || self.next(grant, pod).transpose());
-            let claim = match timeout_at(deadline, next).await.map_err(|_| too_late())?? {
+            let claim = match timeout_at(deadline, next).await.map_err(|_| TOO_LATE)?? {
                 Next::Nothing => return Ok(()),
                 // A write whose answer was lost may come after the look: it is written again, so that only one of them can.
-                Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(too_late()),
+                Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(TOO_LATE.to_owned()),
                 Next::Write(claim) => claim,
             };
-            let permit = self.writes.acquire().await.expect("the semaphore is never closed");
+            let permit = self.permit().await;
             let written = match &grant.allocation {
                 Some(allocation) => self.allocate(&claim, allocation, pod).await,
                 None => self.write_status(&claim, reserved(&claim, pod)).await,
@@ -140,7 +214,7 @@ impl Claims<'_> {
         let key = &grant.claim;
         let (claim, promised) = {
             let core = self.core.lock();
-            (core.devices().claim(key).cloned(), core.devices().is_promised(&grant.uid))
+            (core.devices().claim(key).cloned(), core.devices().is_promised(grant.promise()))
         };
         let is_same = |claim: &Arc<ResourceClaim>| claim.metadata.uid.as_ref() == Some(&grant.uid);
         let claim = claim.filter(is_same).ok_or_else(|| format!("claim {key} is gone"))?;
@@ -225,9 +299,13 @@ impl Claims<'_> {
             };
             let consumers = claim.status.iter().flat_map(|status| status.reserved_for.iter().flatten());
             if consumers.into_iter().all(|consumer| *consumer.uid == *pod.uid) {
-                self.deallocate(&Deallocation { claim }).await;
+                self.deallocate(&claim).await;
             }
         }
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.writes.acquire().await.expect("the semaphore is never closed")
     }
 
     fn tell(&self, claim: &ResourceClaim) {

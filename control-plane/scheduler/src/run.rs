@@ -79,7 +79,7 @@ struct Shell {
     metrics: Metrics,
     /// Something changed that the loop may act on.
     changed: Notify,
-    /// A claim changed that a pod may wait for.
+    /// A claim changed that a pod may wait for, or a node is gone.
     claims_changed: Notify,
     /// The same of claims of devices.
     device_claims_changed: Notify,
@@ -199,13 +199,18 @@ fn seed() -> u64 {
 
 /// Follows all kinds that decisions depend on. The returned future waits for their first lists.
 fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
+    let at = Arc::downgrade(shell);
     let synced = [
-        follow_with(shell, followers, &shell.nodes, |core, change: &Change<'_, Node>, now| {
+        follow_with(shell, followers, &shell.nodes, move |core, change: &Change<'_, Node>, now| {
             match (change.old, change.new) {
                 // Heartbeats change nothing that a place depends on.
                 (Some(old), Some(new)) if same_for_scheduling(old, new) => (),
                 (_, Some(new)) => core.node_changed(new, now),
-                (_, None) => core.node_removed(&change.key.name, now),
+                (_, None) => {
+                    core.node_removed(&change.key.name, now);
+                    // No volume will be made there.
+                    at.upgrade().inspect(|shell| shell.claims_changed.notify_waiters());
+                }
             }
         }),
         follow_with(shell, followers, &shell.pods, |core, change: &Change<'_, Pod>, now| {
@@ -439,8 +444,12 @@ async fn clear(shell: Arc<Shell>, preemption: Preemption, evictions: Arc<Semapho
 }
 
 async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
-    shell.claims().deallocate(&deallocation).await;
-    shell.changed.notify_one();
+    let done = shell.claims().deallocate(&deallocation.claim).await;
+    shell.tell(|core, now| {
+        if !done {
+            core.deallocation_failed(&deallocation.pod, now);
+        }
+    });
 }
 
 /// Binds a pod when it has what it was promised. As many of these wait as pods do whose volumes or devices take long: the
@@ -479,9 +488,9 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
     let Decision { pod, attempt, .. } = &provisioning.decision;
     let (grants, claims) = (&provisioning.promises.devices.0, shell.claims());
     if !grants.is_empty() {
-        claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
+        let reserved = claims.reserve(grants, pod, RESERVE_DEADLINE).await.map_err(of("DynamicResources"))?;
         let timeout = attempt.profile.device_bind_timeout;
-        claims.attached(grants, pod, timeout).await.map_err(of("DynamicResources"))?;
+        claims.attached(&reserved, pod, timeout).await.map_err(of("DynamicResources"))?;
         shell.changed.notify_one();
     }
     Ok(())

@@ -24,10 +24,11 @@ use crate::{
     metrics::{Cause, Gauges},
     placement::{Diagnosis, Placement, Tie},
     pod::{Needs, PodInfo, Reader},
-    preemption::{self, Victims},
+    preemption,
     profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
     snapshot::{Slot, Snapshot},
+    victims::{KnownVictims, Victims},
     volumes::Volumes,
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct Scheduler {
     queue: Queue,
     placement: Placement,
     budgets: Budgets,
+    victims: KnownVictims,
     /// Pods with a node that the API does not show yet.
     assumed: HashMap<Arc<str>, Assumed>,
     /// Pods whose claims are being written. What they were promised is kept until that is over, even where they are gone: a
@@ -172,6 +174,7 @@ impl Scheduler {
             queue: Queue::new(config),
             placement: Placement::default(),
             budgets: Budgets::default(),
+            victims: KnownVictims::default(),
             assumed: HashMap::new(),
             writing: HashMap::new(),
             clearing: HashMap::new(),
@@ -251,6 +254,10 @@ impl Scheduler {
     /// The same of devices.
     pub(crate) fn devices(&self) -> &Devices {
         &self.snapshot.devices
+    }
+
+    pub(crate) fn has_node(&self, name: &str) -> bool {
+        self.snapshot.slot(name).is_some_and(|slot| self.snapshot.nodes[slot].exists)
     }
 
     pub(crate) fn next_wakeup(&self) -> Option<Duration> {
@@ -353,7 +360,14 @@ impl Scheduler {
             plan.rejected.push(rejected);
             return;
         }
-        let found = preemption::find(&pod, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
+        let found = preemption::find(
+            &pod,
+            about_pods,
+            &mut self.snapshot,
+            &self.budgets,
+            &mut self.victims,
+            &mut self.tie,
+        );
         match found {
             Ok(found) if self.asks_about_victims(&pod) => self.ask_about_victims(rejected, &found, plan),
             Ok(found) => {
@@ -381,7 +395,7 @@ impl Scheduler {
         self.snapshot.nominate(&pod, &node);
         self.clearing.insert(pod.uid.clone(), false);
         rejected.nomination = Nomination::Set(node.clone());
-        plan.preemptions.push(Preemption { pod, node, victims: victims.pods, displaced });
+        plan.preemptions.push(Preemption { pod, node, victims: victims.pods.to_vec(), displaced });
     }
 
     /// Preemption does not help the pod.

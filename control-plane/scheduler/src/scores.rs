@@ -24,6 +24,13 @@ pub(crate) struct Own {
     pub(crate) preference: i32,
 }
 
+impl Own {
+    /// Whether there is a part that is measured against other nodes.
+    pub(crate) fn is_relative(self) -> bool {
+        self.dislikes != 0 || self.preference != 0
+    }
+}
+
 /// The part of the score that needs no other node.
 pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
     let profile = &needs.profile;

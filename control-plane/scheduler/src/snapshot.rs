@@ -10,10 +10,13 @@ use std::{
 };
 
 use hawser_api::resource::ObjectKey;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::{
+    core::v1::{Node, Taint},
+    resource::v1::DeviceClass,
+};
 
 use crate::{
-    devices::Devices,
+    devices::{Devices, Providers},
     images::Images,
     nomination::Nominations,
     pod::{HostPort, Labels, Needs, PodInfo},
@@ -58,6 +61,8 @@ pub(crate) struct NodeEntry {
     pub(crate) taints: Vec<Taint>,
     pub(crate) labels: Labels,
     pub(crate) allocatable: Requests,
+    /// What device classes provide of extended resources, in all of the cluster.
+    pub(crate) providers: Arc<Providers>,
     pub(crate) taken: Occupancy,
     pub(crate) pods: Vec<Arc<PodInfo>>,
     images: Vec<Arc<str>>,
@@ -70,6 +75,18 @@ pub(crate) struct Occupancy {
     /// With upstream's small amounts for what was not asked for.
     pub(crate) scored: Requests,
     pub(crate) ports: Vec<HostPort>,
+}
+
+impl NodeEntry {
+    /// Where the pod is among the node's. Looked for from the end: what is new changes most.
+    fn place_of(&self, pod: &Arc<PodInfo>) -> Option<usize> {
+        self.pods.iter().rposition(|other| Arc::ptr_eq(other, pod))
+    }
+
+    /// Whether an extended resource comes from a device class here: the node does not have it itself.
+    pub(crate) fn has_from_class(&self, resource: &str) -> bool {
+        self.providers.contains_key(resource) && self.allocatable.get(resource) == 0
+    }
 }
 
 impl Occupancy {
@@ -151,6 +168,7 @@ impl Snapshot {
         let entry = &mut self.nodes[slot];
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
         entry.allocatable = Requests::from_amounts(amounts);
+        entry.providers = self.devices.providers().clone();
         entry.images = self.images.put(slot, &entry.images, Some(node));
         if !entry.exists || entry.labels != labels || entry.taints != taints {
             self.topology.node_leaves(slot, entry);
@@ -163,6 +181,26 @@ impl Snapshot {
         }
         self.log(slot);
         slot
+    }
+
+    /// Takes over a class. True where nodes have other extended resources by it.
+    pub(crate) fn put_device_class(&mut self, class: &DeviceClass) -> bool {
+        let changed = self.devices.put_class(class);
+        self.providers_changed(changed)
+    }
+
+    pub(crate) fn remove_device_class(&mut self, name: &str) {
+        let changed = self.devices.remove_class(name);
+        self.providers_changed(changed);
+    }
+
+    fn providers_changed(&mut self, changed: bool) -> bool {
+        if changed {
+            let providers = self.devices.providers();
+            self.nodes.iter_mut().for_each(|node| node.providers = providers.clone());
+            (0..self.nodes.len()).for_each(|slot| self.log(slot));
+        }
+        changed
     }
 
     /// The node is gone; pods still on it are counted until they go too.
@@ -190,13 +228,15 @@ impl Snapshot {
         let slot = self.slot_for(node);
         match self.pods.get_mut(&pod.uid) {
             Some(placed) => {
+                let before = std::mem::replace(&mut placed.pod, pod.clone());
                 let entry = &mut self.nodes[slot];
-                entry
-                    .pods
-                    .iter_mut()
-                    .filter(|known| known.uid == pod.uid)
-                    .for_each(|known| *known = pod.clone());
-                placed.pod = pod.clone();
+                if let Some(index) = entry.place_of(&before) {
+                    entry.pods[index] = pod.clone();
+                }
+                if before.started_at != pod.started_at {
+                    // Preemption weighs it.
+                    self.log(slot);
+                }
                 return slot;
             }
             None => self.pods.insert(pod.uid.clone(), Placed { slot, pod: pod.clone() }),
@@ -231,7 +271,7 @@ impl Snapshot {
         self.volumes.count(&pod, -1);
         let entry = &mut self.nodes[slot];
         entry.taken.remove(&pod.needs);
-        if let Some(index) = entry.pods.iter().position(|other| Arc::ptr_eq(other, &pod)) {
+        if let Some(index) = entry.place_of(&pod) {
             entry.pods.swap_remove(index);
         }
         let exists = entry.exists;

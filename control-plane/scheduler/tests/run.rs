@@ -305,9 +305,105 @@ async fn a_pod_is_bound_after_its_volumes() {
     .await;
 }
 
+/// A node, a class whose volumes are made when a pod has a node, a claim of that class and a pod that uses it.
+fn put_user_of_a_volume(fake: &Fake) {
+    fake.put("nodes", node("n1", 4));
+    let class = json!({ "metadata": { "name": "made" }, "provisioner": "disks.example.com", "volumeBindingMode": "WaitForFirstConsumer" });
+    fake.put("storageclasses", class);
+    let spec = json!({ "storageClassName": "made", "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } });
+    let metadata = json!({ "name": "c", "namespace": "a", "uid": "uid-c" });
+    fake.put("persistentvolumeclaims", json!({ "metadata": metadata, "spec": spec }));
+    let mut user = pod("user", 1);
+    user["spec"]["volumes"] = json!([{ "name": "c", "persistentVolumeClaim": { "claimName": "c" } }]);
+    fake.put("pods", user);
+}
+
+const SELECTED: &str = "volume.kubernetes.io/selected-node";
+
+async fn until_selected(fake: &Fake, node: &str) {
+    let selected = |claims: &[Value]| claims[0]["metadata"]["annotations"][SELECTED] == node;
+    fake.until("persistentvolumeclaims", selected).await;
+}
+
+/// What the controllers of volumes do.
+fn bind_volume(fake: &Fake) {
+    let mut claim = fake.all("persistentvolumeclaims").remove(0);
+    let affinity = json!({ "required": { "nodeSelectorTerms": [] } });
+    fake.put(
+        "persistentvolumes",
+        json!({ "metadata": { "name": "v" }, "spec": { "nodeAffinity": affinity } }),
+    );
+    claim["spec"]["volumeName"] = "v".into();
+    claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = "yes".into();
+    fake.put("persistentvolumeclaims", claim);
+}
+
+async fn until_told(fake: &Fake, message: &str) {
+    fake.until("events", |events| events.iter().any(|event| event["message"] == message)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_a_volume_outlives_its_scheduler_and_has_an_end() {
+    let fake = Arc::new(Fake::default());
+    put_user_of_a_volume(&fake);
+    scenario(fake.clone(), |fake| async move { until_selected(&fake, "n1").await }).await;
+    // Another node would be as good, but the volume is being made for the first one.
+    fake.put("nodes", node("n2", 4));
+    scenario(fake, |fake| async move {
+        let begun = tokio::time::Instant::now();
+        until_told(
+            &fake,
+            "running PreBind plugin \"VolumeBinding\": binding volumes: context deadline exceeded",
+        )
+        .await;
+        // Upstream's time, on the paused clock.
+        assert_eq!(begun.elapsed().as_secs(), 600);
+        bind_volume(&fake);
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        assert_eq!(fake.all("pods")[0]["spec"]["nodeName"], "n1");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_looks_for_another_node_when_its_volume_cannot_be_made() {
+    let fake = Arc::new(Fake::default());
+    put_user_of_a_volume(&fake);
+    scenario(fake, |fake| async move {
+        until_selected(&fake, "n1").await;
+        // The driver gives up.
+        let mut cordoned = node("n1", 4);
+        cordoned["spec"]["unschedulable"] = true.into();
+        fake.put("nodes", cordoned);
+        fake.put("nodes", node("n2", 4));
+        let mut claim = fake.all("persistentvolumeclaims").remove(0);
+        claim["metadata"]["annotations"] = json!({});
+        fake.put("persistentvolumeclaims", claim);
+        until_told(
+            &fake,
+            "running PreBind plugin \"VolumeBinding\": binding volumes: provisioning failed for PVC \"c\"",
+        )
+        .await;
+        until_selected(&fake, "n2").await;
+        // That node is gone, and what was noted with it.
+        fake.put("nodes", node("n3", 4));
+        fake.remove("nodes", "n2");
+        until_told(&fake, "running PreBind plugin \"VolumeBinding\": binding volumes: node \"n2\" is gone")
+            .await;
+        let mut claim = fake.all("persistentvolumeclaims").remove(0);
+        claim["metadata"]["annotations"] = json!({});
+        fake.put("persistentvolumeclaims", claim);
+        until_selected(&fake, "n3").await;
+        bind_volume(&fake);
+        fake.until("pods", |pods| bound(pods) == 1).await;
+    })
+    .await;
+}
+
 /// A class of all devices, and on each node a pool of its own with so many.
 fn put_devices(fake: &Fake, nodes: usize, devices: usize) {
-    fake.put("deviceclasses", json!({ "metadata": { "name": "gpu" }, "spec": {} }));
+    let spec = json!({ "extendedResourceName": "example.com/gpu" });
+    fake.put("deviceclasses", json!({ "metadata": { "name": "gpu" }, "spec": spec }));
     for index in 0..nodes {
         let name = format!("n{index}");
         let devices: Vec<Value> =
@@ -333,6 +429,51 @@ fn claiming(name: &str, claim: &str) -> Value {
     let mut pod = pod(name, 1);
     pod["spec"]["resourceClaims"] = json!([{ "name": "c", "resourceClaimName": claim }]);
     pod
+}
+
+/// A pod that asks for a device as for an extended resource.
+fn asking(name: &str) -> Value {
+    let mut pod = pod(name, 1);
+    pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1".into();
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_asks_for_an_extended_resource_is_given_a_claim() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 1, 1);
+    // Left from a scheduler that ended on the way; it has the only device.
+    let metadata = json!({
+        "name": "left", "namespace": "a", "uid": "uid-left", "finalizers": ["resource.kubernetes.io/delete-protection"],
+        "annotations": { "resource.kubernetes.io/extended-resource-claim": "true" },
+        "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-p", "controller": true }],
+    });
+    let result = json!({ "request": "r", "driver": "gpu.example.com", "pool": "n0", "device": "d0" });
+    let status = json!({ "allocation": { "devices": { "results": [result] } } });
+    fake.put("resourceclaims", json!({ "metadata": metadata, "spec": { "devices": {} }, "status": status }));
+    fake.put("pods", asking("p"));
+    // The finalizer of the one that is left, and the creation of the next.
+    fake.fail_next_claims(&[Fault::LoseBefore, Fault::None, Fault::LoseAfter]);
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        let pod = &fake.all("pods")[0];
+        let noted = &pod["status"]["extendedResourceClaimStatus"];
+        let mapping = json!([{ "containerName": "c", "requestName": "container-0-request-1", "resourceName": "example.com/gpu" }]);
+        assert_eq!(noted["requestMappings"], mapping);
+        let claims = fake.all("resourceclaims");
+        let claim = claims.iter().find(|claim| claim["metadata"]["name"] == noted["resourceClaimName"]);
+        let claim = claim.unwrap();
+        for field in ["annotations", "finalizers"] {
+            assert_eq!(claim["metadata"][field], metadata[field]);
+        }
+        assert_eq!(claim["metadata"]["ownerReferences"], metadata["ownerReferences"]);
+        let request = json!({ "name": "container-0-request-1", "exactly": { "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1 } });
+        assert_eq!(claim["spec"]["devices"]["requests"], json!([request]));
+        assert_eq!(claim["status"]["reservedFor"][0]["uid"], "uid-p");
+        assert!(fake.deleted().iter().any(|claim| claim["metadata"]["name"] == "left"));
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -461,6 +602,45 @@ async fn a_device_that_cannot_be_attached_gives_its_claim_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_for_a_device_outlives_its_scheduler_and_has_an_end() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 0, 0);
+    let pool = json!({ "name": "fabric", "generation": 1, "resourceSliceCount": 1 });
+    let device = json!({ "name": "d0", "bindingConditions": ["ready"] });
+    let spec = json!({ "driver": "gpu.example.com", "allNodes": true, "pool": pool, "devices": [device] });
+    fake.put("resourceslices", json!({ "metadata": { "name": "fabric" }, "spec": spec }));
+    put_claim(&fake, "c");
+    fake.put("pods", claiming("p", "c"));
+    let allocated = |claims: &[Value]| claims[0]["status"]["reservedFor"].is_array();
+    scenario(fake.clone(), |fake| async move { fake.until("resourceclaims", allocated).await }).await;
+    assert_eq!(bound(&fake.all("pods")), 0);
+    // The next one waits too, for what is left of the time.
+    let version = |claims: &[Value]| claims[0]["metadata"]["resourceVersion"].clone();
+    let before = version(&fake.all("resourceclaims"));
+    scenario(fake.clone(), |fake| async move {
+        until_told(&fake, "running PreBind plugin \"DynamicResources\": device binding timeout").await;
+        fake.until("resourceclaims", |claims| version(claims) != before && allocated(claims)).await;
+        assert_eq!(bound(&fake.all("pods")), 0);
+    })
+    .await;
+    // Nothing is left of it.
+    let mut claim = fake.all("resourceclaims").remove(0);
+    claim["status"]["allocation"]["allocationTimestamp"] = "2020-01-01T00:00:00Z".into();
+    fake.put("resourceclaims", claim);
+    scenario(fake, |fake| async move {
+        let begun = tokio::time::Instant::now();
+        let renewed = |claims: &[Value]| {
+            allocated(claims)
+                && claims[0]["status"]["allocation"]["allocationTimestamp"] != "2020-01-01T00:00:00Z"
+        };
+        fake.until("resourceclaims", renewed).await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "on the paused clock");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults() {
     for seed in 1..=seeds() {
         let fake = Arc::new(Fake::default());
@@ -479,11 +659,13 @@ async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults
         scenario(fake, |fake| async move {
             for index in 0..30 {
                 let name = format!("p{index}");
-                if next(4) == 0 {
-                    fake.put("pods", claiming(&name, "shared"));
-                } else {
-                    put_claim(&fake, &name);
-                    fake.put("pods", claiming(&name, &name));
+                match next(4) {
+                    0 => fake.put("pods", claiming(&name, "shared")),
+                    1 => fake.put("pods", asking(&name)),
+                    _ => {
+                        put_claim(&fake, &name);
+                        fake.put("pods", claiming(&name, &name));
+                    }
                 }
                 match next(8) {
                     0 | 1 => {

@@ -51,12 +51,19 @@ pub(crate) fn measure(workload: &Workload) {
                 nodes.iter().for_each(|node| cluster.core.node_changed(node, cluster.start.elapsed()));
             }
             Step::Objects(objects) => objects.iter().for_each(|object| cluster.put(object)),
-            Step::Pods { count, make } => cluster.place(*count, *make, Churn::None),
-            Step::Waiting { count, make } => cluster.add(*count, *make),
+            Step::Pods { count, make } => {
+                let pods = cluster.make(*count, *make);
+                cluster.place(pods, Churn::None);
+            }
+            Step::Waiting { count, make } => {
+                let pods = cluster.make(*count, *make);
+                cluster.add(pods);
+            }
             Step::Measured { count, make, churn } => {
                 cluster.bound_at.clear();
+                let pods = cluster.make(*count, *make);
                 let start = Instant::now();
-                cluster.place(*count, *make, *churn);
+                cluster.place(pods, *churn);
                 report(workload, Mode::SchedulerOnly, start, &cluster.bound_at);
             }
             Step::Memory { nodes, pods } => cluster.measure_memory(workload, *nodes, *pods),
@@ -66,17 +73,18 @@ pub(crate) fn measure(workload: &Workload) {
 }
 
 impl Cluster {
-    fn add(&mut self, count: usize, make: fn(usize) -> Pod) {
-        let pods: Vec<Pod> = (0..count)
-            .map(|_| {
-                self.made += 1;
-                make(self.made)
-            })
-            .collect();
-        let first = self.made - count + 1;
-        for (index, pod) in pods.iter().enumerate() {
-            objects::companions(pod, first + index).iter().for_each(|object| self.put(object));
+    /// Makes pods, and puts what they name where it is to be found.
+    fn make(&mut self, count: usize, make: fn(usize) -> Pod) -> Vec<Pod> {
+        let indices = self.made + 1..=self.made + count;
+        self.made += count;
+        let pods: Vec<Pod> = indices.clone().map(make).collect();
+        for (pod, index) in pods.iter().zip(indices) {
+            objects::companions(pod, index).iter().for_each(|object| self.put(object));
         }
+        pods
+    }
+
+    fn add(&mut self, pods: Vec<Pod>) {
         for pod in pods {
             self.core.pod_changed(&pod, self.start.elapsed());
             self.pods.insert(pod.metadata.uid.clone().unwrap_or_default(), pod);
@@ -84,9 +92,9 @@ impl Cluster {
     }
 
     /// Adds pods and schedules until all of them are bound.
-    fn place(&mut self, count: usize, make: fn(usize) -> Pod, churn: Churn) {
-        self.waiting = count;
-        self.add(count, make);
+    fn place(&mut self, pods: Vec<Pod>, churn: Churn) {
+        self.waiting = pods.len();
+        self.add(pods);
         let mut rounds = 0;
         while self.waiting > 0 {
             self.round();

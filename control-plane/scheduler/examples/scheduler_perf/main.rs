@@ -20,6 +20,10 @@ use anyhow::{Context as _, Result, bail};
 use report::Mode;
 use workloads::Workload;
 
+/// As in the control plane.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,13 +3,15 @@
 //! DynamicResources of upstream, with all that v1.36 has on by default: alternatives in order of preference, admin access,
 //! taints, partitions with shared counters, capacity that many claims consume, and binding conditions. Claims that a pod names
 //! are allocated when its node is chosen. The allocation is promised in memory until the API shows it, so that no device
-//! is promised twice, and other pods with the same claim go where it is promised. What changes concerns the nodes that
+//! is promised twice, and other pods with the same claim go where it is promised. What pods ask for as extended resources becomes a
+//! claim too ([`extended`]). What changes concerns the nodes that
 //! reach the pool that changed: for all others, what was found out for pods with the same claims still stands.
 //! Bounded by the claims, slices and nodes of the cluster.
 
 mod allocate;
 mod constraints;
 mod evaluations;
+mod extended;
 mod objects;
 mod pools;
 mod request;
@@ -28,6 +30,7 @@ use hawser_cel::Programs;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
+pub(crate) use extended::{Providers, Unmade, is_made};
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
 pub(crate) use request::compile_selectors;
 pub(crate) use view::DeviceView;
@@ -51,6 +54,9 @@ pub(crate) const MOST_CONSUMERS: usize = 256;
 pub(crate) struct Devices {
     claims: HashMap<ObjectKey, Arc<ResourceClaim>>,
     classes: HashMap<String, Arc<DeviceClass>>,
+    providers: Arc<Providers>,
+    /// Claims that a scheduler made for what pods ask for as extended resources, by the pod's uid.
+    made_for: HashMap<String, BTreeSet<ObjectKey>>,
     slices: HashMap<String, Arc<Slice>>,
     /// Allocations that were decided and that the API does not show yet, by the claim's uid.
     promised: HashMap<String, Arc<AllocationResult>>,
@@ -89,13 +95,22 @@ pub(crate) struct Grant {
     pub(crate) uid: String,
     /// Unset where the claim is allocated already, or for another pod just now.
     pub(crate) allocation: Option<Arc<AllocationResult>>,
+    /// The claim itself, where it is to be made.
+    pub(crate) unmade: Option<Arc<Unmade>>,
+}
+
+impl Grant {
+    /// What its devices are promised to: the claim's uid, or what stands for it.
+    pub(crate) fn promise(&self) -> &str {
+        self.unmade.as_ref().map_or(&self.uid, |unmade| &unmade.promise)
+    }
 }
 
 impl Grants {
     /// Of claims that nobody has: they are not written.
     pub(crate) fn unfounded(pod: &PodInfo) -> Self {
-        let grant = |key: &ObjectKey| Grant { claim: key.clone(), uid: String::new(), allocation: None };
-        Self(pod.claims.keys().map(grant).collect())
+        let grant = |claim| Grant { claim, uid: String::new(), allocation: None, unmade: None };
+        Self(pod.claims.keys().cloned().chain([extended::key(pod)]).map(grant).collect())
     }
 }
 
@@ -111,6 +126,17 @@ impl Devices {
 
     pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Arc<ResourceClaim>> {
         self.claims.get(key)
+    }
+
+    /// Classes by the extended resource that they provide.
+    pub(crate) fn providers(&self) -> &Arc<Providers> {
+        &self.providers
+    }
+
+    /// Whether the pod asks for devices, in one way or another.
+    pub(crate) fn concern(&self, pod: &PodInfo) -> bool {
+        let provided = |resource: &String| self.providers.contains_key(resource);
+        !pod.claims.uses.is_empty() || pod.claims.extended_resources().any(provided)
     }
 
     pub(crate) fn is_promised(&self, uid: &str) -> bool {
@@ -141,6 +167,12 @@ impl Devices {
                 self.hold(Some(allocation), 1);
             }
         }
+        if let Some(known) = known.as_ref().filter(|_| !is_same) {
+            self.forget_made(&key, known);
+        }
+        if let Some(pod) = extended::made_for(claim) {
+            self.made_for.entry(pod.to_owned()).or_default().insert(key.clone());
+        }
         self.claims.insert(key, Arc::new(claim.clone()));
         freed
     }
@@ -150,21 +182,54 @@ impl Devices {
             self.version += 1;
             self.hold(allocation_of(&claim), -1);
             self.drop_promise(&claim);
+            self.forget_made(key, &claim);
         }
     }
 
-    pub(crate) fn put_class(&mut self, class: &DeviceClass) {
+    /// Forgets the claims that were made for what the pod asks for as extended resources.
+    pub(crate) fn remove_made(&mut self, pod: &str) {
+        let keys = self.made_for.get(pod).cloned().unwrap_or_default();
+        keys.iter().for_each(|key| self.remove_claim(key));
+    }
+
+    fn forget_made(&mut self, key: &ObjectKey, claim: &ResourceClaim) {
+        if let Some(pod) = extended::made_for(claim)
+            && let Some(keys) = self.made_for.get_mut(pod)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.made_for.remove(pod);
+            }
+        }
+    }
+
+    /// True where other extended resources are provided by it.
+    pub(crate) fn put_class(&mut self, class: &DeviceClass) -> bool {
         let name = class.metadata.name.clone().unwrap_or_default();
-        if self.classes.get(&name).is_some_and(|known| known.spec == class.spec) {
-            return;
+        let age = |class: &DeviceClass| class.metadata.creation_timestamp.clone();
+        let is_same = |known: &Arc<DeviceClass>| known.spec == class.spec && age(known) == age(class);
+        if self.classes.get(&name).is_some_and(is_same) {
+            return false;
         }
         self.classes.insert(name, Arc::new(class.clone()));
         self.changed_for_all();
+        self.update_providers()
     }
 
-    pub(crate) fn remove_class(&mut self, name: &str) {
+    /// True where other extended resources are provided without it.
+    pub(crate) fn remove_class(&mut self, name: &str) -> bool {
         self.classes.remove(name);
         self.changed_for_all();
+        self.update_providers()
+    }
+
+    fn update_providers(&mut self) -> bool {
+        let now = extended::providers(self.classes.values());
+        let changed = now != *self.providers;
+        if changed {
+            self.providers = Arc::new(now);
+        }
+        changed
     }
 
     /// Takes over a slice.
@@ -205,7 +270,7 @@ impl Devices {
             if let Some(allocation) = &grant.allocation {
                 self.version += 1;
                 self.hold(Some(allocation), 1);
-                self.promised.insert(grant.uid.clone(), allocation.clone());
+                self.promised.insert(grant.promise().to_owned(), allocation.clone());
             }
         }
     }
@@ -215,8 +280,8 @@ impl Devices {
         for grant in &grants.0 {
             let Some(allocation) = &grant.allocation else { continue };
             let is_it = |promised: &Arc<AllocationResult>| Arc::ptr_eq(promised, allocation);
-            if self.promised.get(&grant.uid).is_some_and(is_it) {
-                self.promised.remove(&grant.uid);
+            if self.promised.get(grant.promise()).is_some_and(is_it) {
+                self.promised.remove(grant.promise());
                 self.version += 1;
                 self.hold(Some(allocation), -1);
             }
@@ -230,9 +295,9 @@ impl Devices {
     }
 
     fn drop_promise(&mut self, claim: &ResourceClaim) -> bool {
-        let uid = claim.metadata.uid.as_deref().unwrap_or_default();
-        let promise = self.promised.remove(uid);
-        promise.is_some_and(|allocation| self.hold(Some(&allocation), -1))
+        let kept: Vec<_> =
+            extended::promises(claim).filter_map(|promise| self.promised.remove(&promise)).collect();
+        kept.iter().fold(false, |freed, allocation| self.hold(Some(allocation), -1) || freed)
     }
 
     /// Counts devices as given out, or not any more. True where there were some.

@@ -19,12 +19,16 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity as Text,
 };
 
-use super::pools::PoolKey;
+use super::{extended::ContainerWish, pools::PoolKey};
 use crate::{affinity::NodeAffinity, pod::Labels};
 
 /// What a pod claims, read once from its spec and from what a controller noted in its status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct PodClaims(pub(crate) Vec<ClaimUse>);
+pub(crate) struct PodClaims {
+    pub(super) uses: Vec<ClaimUse>,
+    /// Containers that ask for extended resources.
+    pub(super) wishes: Vec<ContainerWish>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ClaimUse {
@@ -56,11 +60,12 @@ impl PodClaims {
                 None => Some(ClaimUse::Missing),
             }
         });
-        Self(uses.collect())
+        Self { uses: uses.collect(), wishes: ContainerWish::all_of(pod) }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Extended resources that the pod asks for, some more than once.
+    pub(crate) fn extended_resources(&self) -> impl Iterator<Item = &String> {
+        self.wishes.iter().flat_map(ContainerWish::resources)
     }
 
     pub(crate) fn names(&self, key: &ObjectKey) -> bool {
@@ -69,7 +74,7 @@ impl PodClaims {
 
     /// Claims that exist, or that the pod says do.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.0.iter().filter_map(|used| match used {
+        self.uses.iter().filter_map(|used| match used {
             ClaimUse::Named(key) | ClaimUse::Generated(key) => Some(key),
             ClaimUse::Missing => None,
         })

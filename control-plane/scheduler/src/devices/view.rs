@@ -1,6 +1,10 @@
 //! A pod's claims as seen from every node, for one decision.
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -10,6 +14,7 @@ use super::{
     allocate::{Budget, Search, Solution, Trial},
     allocation_of,
     evaluations::{Evaluations, Matches, Outcome, Shape},
+    extended::{self, Unmade},
     objects::{self, ClaimUse, binding_state},
     pools::Seen,
     request::{Wanted, WantedClaim},
@@ -35,10 +40,23 @@ pub(crate) struct DeviceView<'a> {
     pod: &'a PodInfo,
     all: &'a Devices,
     allocated: Vec<Allocated>,
-    open: Vec<Arc<ResourceClaim>>,
+    open: Arc<Open>,
+    /// Extended resources that a class provides, where a node does not, in the order of their names.
+    provided: Vec<&'a String>,
+    /// What is open on nodes, by which of these they lack.
+    with_provided: RefCell<BTreeMap<Vec<bool>, Result<Arc<Open>, String>>>,
+    /// A claim for extended resources that is left from an attempt before.
+    stale: Option<Arc<ResourceClaim>>,
+    budget: Cell<Budget>,
+}
+
+/// Claims that are to be allocated, and what they ask for.
+struct Open {
+    claims: Vec<Arc<ResourceClaim>>,
     shape: Shape,
     wanted: Arc<Wanted>,
-    budget: Cell<Budget>,
+    /// The last of the claims, where it is to be made.
+    unmade: Option<Arc<Unmade>>,
 }
 
 /// A claim that has its devices.
@@ -55,7 +73,7 @@ impl<'a> DeviceView<'a> {
     pub(crate) fn new(pod: &'a PodInfo, all: &'a Devices) -> Result<Self, Trouble> {
         let trouble = |message: String| Trouble { plugin: Plugin::DynamicResources, message };
         let (mut allocated, mut open) = (Vec::new(), Vec::new());
-        for used in &pod.claims.0 {
+        for used in &pod.claims.uses {
             let claim = usable(pod, all, used).map_err(trouble)?;
             let Some(allocation) = all.allocation(claim) else {
                 open.push(claim.clone());
@@ -69,12 +87,24 @@ impl<'a> DeviceView<'a> {
             let failed = allocation_of(claim).is_some() && binding_state(claim).is_err();
             allocated.push(Allocated { claim: claim.clone(), nodes, failed });
         }
-        let (shape, wanted) = all.wanted(&open).map_err(trouble)?;
-        Ok(Self { pod, all, allocated, open, shape, wanted, budget: Cell::new(BUDGET) })
+        let provided: BTreeSet<&String> = pod
+            .claims
+            .extended_resources()
+            .filter(|resource| all.providers.contains_key(*resource))
+            .collect();
+        let made = all.made_for.get(&*pod.uid).filter(|_| !provided.is_empty());
+        let stale = made.and_then(|keys| all.claim(keys.first()?).cloned());
+        let open = Arc::new(all.open(open, None).map_err(trouble)?);
+        let provided = provided.into_iter().collect();
+        let (with_provided, budget) = (RefCell::default(), Cell::new(BUDGET));
+        Ok(Self { pod, all, allocated, open, provided, with_provided, stale, budget })
     }
 
     /// Why the node cannot provide what the pod claims.
     pub(crate) fn refusal(&self, slot: Slot, node: &NodeEntry) -> Option<Refusal> {
+        if self.stale.is_some() {
+            return Some(Refusal::Devices("cannot schedule extended resource claim".to_owned()));
+        }
         if let Outcome::Refused(refusal) = self.outcome(slot, node) {
             return Some(refusal);
         }
@@ -92,7 +122,13 @@ impl<'a> DeviceView<'a> {
 
     /// Whether nodes may be worth more or less.
     pub(crate) fn has_alternatives(&self) -> bool {
-        self.wanted.claims.iter().any(|claim| claim.requests.iter().any(|request| request.is_list))
+        let mut claims = self.open.wanted.claims.iter();
+        claims.any(|claim| claim.requests.iter().any(|request| request.is_list))
+    }
+
+    /// A claim that was made for the pod and of which nothing came: it goes before the pod is tried again.
+    pub(crate) fn stale(&self) -> Option<&Arc<ResourceClaim>> {
+        self.stale.as_ref()
     }
 
     /// What has to be written for the pod to run on the node; `None` where the node cannot provide.
@@ -102,23 +138,48 @@ impl<'a> DeviceView<'a> {
             claim: ObjectKey::of(claim),
             uid: claim.metadata.uid.clone().unwrap_or_default(),
             allocation,
+            unmade: None,
         };
         for Allocated { claim, .. } in &self.allocated {
-            if !objects::is_reserved_for(claim, &self.pod.uid) {
+            // Where a scheduler before this one did not live to see the devices attached, that is still to come.
+            let is_attached = matches!(binding_state(claim), Ok(Some(())));
+            if !objects::is_reserved_for(claim, &self.pod.uid) || !is_attached {
                 grants.push(grant(claim, None));
             }
         }
-        if self.open.is_empty() {
+        let open = self.open_on(node).ok().filter(|_| self.stale.is_none())?;
+        if open.claims.is_empty() {
             return Some(Grants(grants));
         }
         let mut kept = self.all.kept.lock();
         let seen = self.all.seen(&mut kept, slot, node);
-        let solution = self.search(node, &seen, &mut kept.matches).ok()?;
-        for (index, (claim, wanted)) in self.open.iter().zip(&self.wanted.claims).enumerate() {
+        let solution = self.search(&open, node, &seen, &mut kept.matches).ok()?;
+        for (index, (claim, wanted)) in open.claims.iter().zip(&open.wanted.claims).enumerate() {
             let allocation = result::allocation(index, claim, wanted, &solution, &seen, &node.name);
             grants.push(grant(claim, Some(Arc::new(allocation))));
         }
+        if let (Some(unmade), Some(last)) = (&open.unmade, grants.last_mut()) {
+            (last.claim, last.unmade) = (extended::key(self.pod), Some(unmade.clone()));
+        }
         Some(Grants(grants))
+    }
+
+    /// What is to be allocated on the node: devices for what it lacks itself, too.
+    fn open_on(&self, node: &NodeEntry) -> Result<Arc<Open>, String> {
+        let lacks: Vec<bool> = self.provided.iter().map(|resource| node.has_from_class(resource)).collect();
+        if !lacks.contains(&true) {
+            return Ok(self.open.clone());
+        }
+        let mut known = self.with_provided.borrow_mut();
+        if let Some(open) = known.get(&lacks) {
+            return open.clone();
+        }
+        let lacked = self.provided.iter().zip(&lacks).filter(|(_, lacks)| **lacks);
+        let lacked: Vec<&String> = lacked.map(|(resource, _)| *resource).collect();
+        let unmade = extended::unmade(self.pod, &lacked, &self.all.providers);
+        let open = self.all.open(self.open.claims.clone(), Some(unmade)).map(Arc::new);
+        known.insert(lacks, open.clone());
+        open
     }
 
     /// A claim that keeps the pod from one of the nodes, and that nobody else uses: it may be allocated anew.
@@ -138,36 +199,44 @@ impl<'a> DeviceView<'a> {
     }
 
     fn outcome(&self, slot: Slot, node: &NodeEntry) -> Outcome {
-        if self.open.is_empty() {
-            return Outcome::Fits(0);
-        }
+        let open = match self.open_on(node) {
+            Ok(open) if open.claims.is_empty() => return Outcome::Fits(0),
+            Ok(open) => open,
+            Err(why) => return Outcome::Refused(Refusal::Devices(why)),
+        };
         let mut kept = self.all.kept.lock();
         let kept = &mut *kept;
         let seen = self.all.seen(kept, slot, node);
         let changed = self.all.last_change(slot, &seen);
-        if let Some(Some((found_at, outcome))) = kept.of(&self.shape).outcomes.get(slot)
+        if let Some(Some((found_at, outcome))) = kept.of(&open.shape).outcomes.get(slot)
             && *found_at >= changed
         {
             return outcome.clone();
         }
-        let outcome = match self.search(node, &seen, &mut kept.matches) {
-            Ok(solution) => Outcome::Fits(self.worth_of(&solution)),
+        let outcome = match self.search(&open, node, &seen, &mut kept.matches) {
+            Ok(solution) => Outcome::Fits(worth_of(&open.wanted, &solution)),
             Err(refusal) => Outcome::Refused(refusal),
         };
         // What other nodes left no time for is found out the next time.
         let is_cut = self.budget.get().is_spent && outcome == Outcome::Refused(Refusal::DevicesTakeLong);
         if !is_cut {
-            kept.of(&self.shape).put(slot, self.all.version, outcome.clone());
+            kept.of(&open.shape).put(slot, self.all.version, outcome.clone());
         }
         outcome
     }
 
-    fn search(&self, node: &NodeEntry, seen: &[Seen], matches: &mut Matches) -> Result<Solution, Refusal> {
+    fn search(
+        &self,
+        open: &Open,
+        node: &NodeEntry,
+        seen: &[Seen],
+        matches: &mut Matches,
+    ) -> Result<Solution, Refusal> {
         let mut budget = self.budget.get();
         let search = Search {
             node: &node.name,
             labels: &node.labels,
-            wanted: &self.wanted,
+            wanted: &open.wanted,
             seen,
             pools: &self.all.pools,
             matches,
@@ -178,13 +247,14 @@ impl<'a> DeviceView<'a> {
         self.budget.set(budget);
         found
     }
+}
 
-    fn worth_of(&self, solution: &Solution) -> i64 {
-        let lists = self.wanted.claims.iter().zip(&solution.chosen).flat_map(|(claim, chosen)| {
+fn worth_of(wanted: &Wanted, solution: &Solution) -> i64 {
+    let lists =
+        wanted.claims.iter().zip(&solution.chosen).flat_map(|(claim, chosen)| {
             claim.requests.iter().zip(chosen).filter(|(request, _)| request.is_list)
         });
-        lists.map(|(_, chosen)| MOST_ALTERNATIVES - i64::try_from(*chosen).unwrap_or(MOST_ALTERNATIVES)).sum()
-    }
+    lists.map(|(_, chosen)| MOST_ALTERNATIVES - i64::try_from(*chosen).unwrap_or(MOST_ALTERNATIVES)).sum()
 }
 
 impl Allocated {
@@ -213,6 +283,13 @@ fn usable<'a>(pod: &PodInfo, all: &'a Devices, used: &ClaimUse) -> Result<&'a Ar
 }
 
 impl Devices {
+    fn open(&self, mut claims: Vec<Arc<ResourceClaim>>, unmade: Option<Unmade>) -> Result<Open, String> {
+        let unmade = unmade.map(Arc::new);
+        claims.extend(unmade.iter().map(|unmade| Arc::new(unmade.claim.clone())));
+        let (shape, wanted) = self.wanted(&claims)?;
+        Ok(Open { claims, shape, wanted, unmade })
+    }
+
     /// What the claims ask for, read once for all that ask for the same.
     fn wanted(&self, claims: &[Arc<ResourceClaim>]) -> Result<(Shape, Arc<Wanted>), String> {
         let mut kept = self.kept.lock();

@@ -4,6 +4,7 @@
 
 mod affinity;
 mod devices;
+mod extended;
 mod generate;
 mod preemption;
 mod spread;

@@ -109,12 +109,15 @@ impl Scheduler {
     }
 
     pub(crate) fn device_class_changed(&mut self, class: &DeviceClass, now: Duration) {
-        self.snapshot.devices.put_class(class);
+        let provides = self.snapshot.put_device_class(class);
         self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
+        if provides {
+            self.wake(&Event::ExtendedResourcesChanged, now);
+        }
     }
 
     pub(crate) fn device_class_removed(&mut self, name: &str) {
-        self.snapshot.devices.remove_class(name);
+        self.snapshot.remove_device_class(name);
     }
 
     pub(crate) fn slice_changed(&mut self, slice: &ResourceSlice, now: Duration) {

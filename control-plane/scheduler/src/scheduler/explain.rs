@@ -1,6 +1,6 @@
 //! What every node is for one pod, for people who ask: decided by what decides on pods, changed by nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -54,6 +54,10 @@ impl Scheduler {
             notes.push("extenders have a say about it, and are not asked here".to_owned());
         }
         self.snapshot.remove_pod(&info.uid);
+        if pod::node_of(pod).is_some() {
+            // It would be made anew.
+            self.snapshot.devices.remove_made(&info.uid);
+        }
         let kept = self.snapshot.nominations.node_of(&info.uid).map(str::to_owned);
         self.snapshot.denominate(&info.uid);
         let nodes = match self.verdicts(&info) {
@@ -172,7 +176,14 @@ impl Scheduler {
         if let Some(why) = preemption::hindrance(info, about_pods, &self.snapshot) {
             return Some(format!("preemption: {why}"));
         }
-        let found = preemption::find(info, about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
+        let found = preemption::find(
+            info,
+            about_pods,
+            &mut self.snapshot,
+            &self.budgets,
+            &mut self.victims,
+            &mut self.tie,
+        );
         Some(match found {
             Ok(found) => {
                 let victims = preemption::least(found)?;
@@ -198,6 +209,14 @@ fn detail(refusal: &Refusal, pod: &PodInfo, node: &NodeEntry) -> String {
         Refusal::Lacks(lacks) => {
             let all: Vec<String> = lacks.iter().map(|lack| lacking(lack, pod, node)).collect();
             all.join(", ")
+        }
+        Refusal::NoDevices => {
+            let of_class = |resource: &String| {
+                let class = node.providers.get(resource).filter(|_| node.has_from_class(resource))?;
+                Some(format!("{resource} of class {class}"))
+            };
+            let all: BTreeSet<String> = pod.claims.extended_resources().filter_map(of_class).collect();
+            all.into_iter().collect::<Vec<_>>().join(", ")
         }
         _ => String::new(),
     }
@@ -292,6 +311,19 @@ mod tests {
             &["n1", "n2"],
             &["- it is on n1; this is what nodes would be for it without it"],
         );
+    }
+
+    #[test]
+    fn devices_that_a_class_lacks_are_told_with_it() {
+        let mut scheduler = scheduler();
+        let spec = json!({ "extendedResourceName": "example.com/gpu" });
+        let class = serde_json::from_value(json!({ "metadata": { "name": "gpu" }, "spec": spec })).unwrap();
+        scheduler.device_class_changed(&class, Duration::ZERO);
+        let requests = json!({ "example.com/gpu": "1" });
+        let pod = pod("a", json!({ "containers": [{ "name": "c", "resources": { "requests": requests } }] }));
+        let text = scheduler.explain(&pod).to_string();
+        let line = "cannot allocate all claims (example.com/gpu of class gpu)";
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
 
     #[test]

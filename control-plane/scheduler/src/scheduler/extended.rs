@@ -10,9 +10,10 @@ use super::{Nomination, Plan, Rejected, Scheduler, Why};
 use crate::{
     extender::{About, Answer, Extender, Nodes, Question, Sacrifice},
     pod::PodInfo,
-    preemption::{self, Victims},
+    preemption,
     queue::Waiting,
     snapshot::NodeEntry,
+    victims::Victims,
 };
 
 /// A pod whose extenders have been asked.
@@ -81,7 +82,7 @@ impl Scheduler {
         let pod = rejected.pod.clone();
         let sacrifices = found.iter().map(|victims| Sacrifice {
             node: self.snapshot.nodes[victims.slot].name.clone(),
-            pods: victims.pods.clone(),
+            pods: victims.pods.to_vec(),
             violations: victims.violations,
         });
         plan.question = Some(Question { pod: pod.clone(), about: About::Victims(sacrifices.collect()) });

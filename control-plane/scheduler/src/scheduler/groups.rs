@@ -19,10 +19,11 @@ use crate::{
     group::{Group, Policy, Told},
     placement::Diagnosis,
     pod::PodInfo,
-    preemption::{self, Victims},
+    preemption,
     profile::{Plugin, PluginSet},
     queue::Waiting,
     snapshot::{NodeEntry, Slot},
+    victims::Victims,
 };
 
 /// Pods of groups that are over: they have done their part, and the others are not to wait for more.
@@ -323,7 +324,7 @@ impl Scheduler {
             };
             match found {
                 Ok((slot, victims)) => {
-                    for victim in victims.iter().flat_map(|victims| &victims.pods) {
+                    for victim in victims.iter().flat_map(|victims| &*victims.pods) {
                         let node = self.snapshot.nodes[slot].name.clone();
                         self.snapshot.remove_pod(&victim.uid);
                         trial.gone.push((victim.clone(), node));
@@ -358,7 +359,14 @@ impl Scheduler {
         if let Some(why) = preemption::hindrance(pod, &about_pods, &self.snapshot) {
             return Err(Blocked { why: why.to_owned(), keeps_node: true });
         }
-        let found = preemption::find(pod, &about_pods, &mut self.snapshot, &self.budgets, &mut self.tie);
+        let found = preemption::find(
+            pod,
+            &about_pods,
+            &mut self.snapshot,
+            &self.budgets,
+            &mut self.victims,
+            &mut self.tie,
+        );
         let found = found.map_err(|why| Blocked::no(&why))?;
         // One of the group is no victim of another: nothing would be gained.
         let is_own =

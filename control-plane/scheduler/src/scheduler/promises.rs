@@ -30,10 +30,13 @@ impl Promises {
     }
 }
 
-/// A claim that keeps a pod from its nodes and that nobody uses: its devices are given back, and it is allocated anew.
+/// A claim that keeps a pod from its nodes and that nobody uses: its devices are given back, and it is allocated anew. One that a
+/// scheduler made goes altogether.
 #[derive(Clone, Debug)]
 pub(crate) struct Deallocation {
     pub(crate) claim: Arc<ResourceClaim>,
+    /// The pod that is tried again where it fails.
+    pub(crate) pod: Arc<str>,
 }
 
 impl Scheduler {
@@ -60,7 +63,9 @@ impl Scheduler {
 
     /// What has to be written of the pod's claims.
     fn grants(&self, pod: &PodInfo, slot: Slot) -> Grants {
-        if pod.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::DynamicResources) {
+        if !self.snapshot.devices.concern(pod)
+            || !pod.needs.profile.filters.contains(Plugin::DynamicResources)
+        {
             return Grants::default();
         }
         let view = DeviceView::new(pod, &self.snapshot.devices).ok();
@@ -103,20 +108,32 @@ impl Scheduler {
         }
     }
 
+    /// A claim that is in the pod's way could not be deallocated: that is tried again with the pod.
+    pub(crate) fn deallocation_failed(&mut self, pod: &str, now: Duration) {
+        self.queue.activate_one(pod, now);
+    }
+
     /// Where one of the pod's own claims is in its way, it is allocated anew: better than that others go. The words are
     /// upstream's.
     pub(super) fn deallocate(&self, rejected: &mut Rejected, diagnosis: &Diagnosis, plan: &mut Plan) {
         let pod = &rejected.pod;
-        if pod.claims.is_empty() || !pod.needs.profile.filters.contains(Plugin::DynamicResources) {
+        if !self.snapshot.devices.concern(pod)
+            || !pod.needs.profile.filters.contains(Plugin::DynamicResources)
+        {
             return;
         }
+        let of = |claim: &Arc<ResourceClaim>| Deallocation { claim: claim.clone(), pod: pod.uid.clone() };
         rejected.message += match DeviceView::new(pod, &self.snapshot.devices) {
             Err(_) => " no new claims to deallocate,",
+            Ok(view) if view.stale().is_some() => {
+                plan.deallocations.extend(view.stale().map(of));
+                " deletion of ResourceClaim completed,"
+            }
             Ok(view) => {
                 let in_the_way = diagnosis.plugins.contains(Plugin::DynamicResources);
                 match view.idle(self.snapshot.nodes.iter()).filter(|_| in_the_way) {
                     Some(claim) => {
-                        plan.deallocations.push(Deallocation { claim: claim.clone() });
+                        plan.deallocations.push(of(claim));
                         " deallocation of ResourceClaim completed,"
                     }
                     None => " still not schedulable,",

@@ -169,14 +169,34 @@ impl Volumes {
         self.version += 1;
     }
 
-    /// Whether the claims are bound: `None` where one of them is gone, or its volume is made for no node any more.
-    pub(crate) fn are_bound(&self, provisions: &Provisions) -> Option<bool> {
+    /// Whether the claims are bound, or why they never will be on the node, in upstream's words.
+    ///
+    /// `written` are the versions of claims that the node was noted in: what is older says nothing of it.
+    pub(crate) fn are_bound(
+        &self,
+        provisions: &Provisions,
+        node: &str,
+        written: &HashMap<ObjectKey, String>,
+    ) -> Result<bool, String> {
         let mut all = true;
         for key in &provisions.wait_for {
-            let claim = self.claims.get(key)?;
-            all &= claim.is_bound();
+            let claim = self.claims.get(key).ok_or_else(|| format!("claim {key} is gone"))?;
+            if claim.is_bound() {
+                continue;
+            }
+            all = false;
+            let is_news = written.get(key).is_some_and(|version| !claim.is_before(version));
+            match claim.selected_node.as_deref().filter(|_| is_news) {
+                None if is_news => return Err(format!("provisioning failed for PVC {:?}", key.name)),
+                Some(other) if other != node => {
+                    return Err(format!(
+                        "selectedNode annotation value {other:?} not set to scheduled node {node:?}"
+                    ));
+                }
+                _ => (),
+            }
         }
-        Some(all)
+        Ok(all)
     }
 
     pub(crate) fn claim(&self, key: &ObjectKey) -> Option<&Claim> {

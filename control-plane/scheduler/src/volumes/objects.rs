@@ -106,6 +106,12 @@ impl Claim {
         }
     }
 
+    /// Whether it was read before it had that version.
+    pub(crate) fn is_before(&self, version: &str) -> bool {
+        let number = |version: &str| version.parse::<u64>().ok();
+        number(&self.resource_version).zip(number(version)).is_some_and(|(own, other)| own < other)
+    }
+
     pub(crate) fn is_bound(&self) -> bool {
         self.bound && self.volume.is_some()
     }

@@ -64,7 +64,7 @@ struct State {
     cuts: (u64, bool),
     /// Patches and deletions to refuse, from the next on.
     refused_writes: usize,
-    /// For the patches of claims to come, as for bindings.
+    /// For the writes of claims to come, as for bindings.
     claim_faults: Vec<Fault>,
     /// The claim whose next write takes two minutes, and its answer is lost.
     slow_claim: Option<String>,
@@ -184,15 +184,7 @@ impl Fake {
         let place = (target.resource.resource.to_string(), key(target));
         let mut state = self.state.lock();
         state.refuse_write()?;
-        let fault = match place.0.as_str() {
-            "resourceclaims" => state.claim_faults.pop().unwrap_or(Fault::None),
-            _ => Fault::None,
-        };
-        match fault {
-            Fault::Refuse => return Err(Error::new(Reason::Forbidden, "told to refuse")),
-            Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
-            _ => (),
-        }
+        let fault = state.claim_fault(&place.0)?;
         let Some(mut object) = state.objects.get(&place).cloned() else {
             return Err(Error::not_found(&target.resource, &key(target)));
         };
@@ -214,7 +206,7 @@ impl Fake {
 
     /// Waits until the objects of a kind are as wanted.
     pub(crate) async fn until(&self, resource: &str, wanted: impl Fn(&[Value]) -> bool) {
-        let deadline = tokio::time::sleep(std::time::Duration::from_secs(600));
+        let deadline = tokio::time::sleep(std::time::Duration::from_secs(3600));
         tokio::pin!(deadline);
         loop {
             let notified = self.changed.notified();
@@ -270,8 +262,16 @@ impl State {
 
     /// All claims of a pod are allocated, and its own.
     fn check_claims(&mut self, pod: &Value) {
-        for used in pod["spec"]["resourceClaims"].as_array().into_iter().flatten() {
-            let key = format!("a/{}", used["resourceClaimName"].as_str().unwrap());
+        let mut used: Vec<&Value> = pod["spec"]["resourceClaims"].as_array().into_iter().flatten().collect();
+        let is_provided = self.objects.iter().any(|((kind, _), class)| {
+            kind == "deviceclasses" && class["spec"]["extendedResourceName"] == "example.com/gpu"
+        });
+        let asked = &pod["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"];
+        if is_provided && asked.is_string() {
+            used.push(&pod["status"]["extendedResourceClaimStatus"]);
+        }
+        for used in used {
+            let key = format!("a/{}", used["resourceClaimName"].as_str().unwrap_or("that is not noted"));
             let claim =
                 self.objects.get(&("resourceclaims".to_owned(), key.clone())).cloned().unwrap_or_default();
             let mut consumers = claim["status"]["reservedFor"].as_array().into_iter().flatten();
@@ -279,6 +279,18 @@ impl State {
             if !is_own || claim["status"]["allocation"].is_null() {
                 self.broken.push(format!("{} was bound without its claim {key}: {claim}", key_of(pod)));
             }
+        }
+    }
+
+    /// What happens to the next write of a claim.
+    fn claim_fault(&mut self, resource: &str) -> Result<Fault, Error> {
+        if resource != "resourceclaims" {
+            return Ok(Fault::None);
+        }
+        match self.claim_faults.pop().unwrap_or(Fault::None) {
+            Fault::Refuse => Err(Error::new(Reason::Forbidden, "told to refuse")),
+            Fault::LoseBefore => Err(Error::unavailable("told to lose the answer")),
+            fault => Ok(fault),
         }
     }
 
@@ -463,17 +475,25 @@ impl Client for Connection {
 
     async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
         self.alive().await;
-        let object: Value = serde_json::from_slice(&object).unwrap();
-        let place = (target.resource.resource.to_string(), key_of(&object));
-        {
+        let mut object: Value = serde_json::from_slice(&object).unwrap();
+        let resource = target.resource.resource.to_string();
+        let (fault, created) = {
             let mut state = self.fake.state.lock();
+            let fault = state.claim_fault(&resource)?;
+            if let Some(beginning) = object["metadata"]["generateName"].as_str() {
+                let name = format!("{beginning}{}", state.version);
+                object["metadata"]["uid"] = format!("uid-{name}").into();
+                object["metadata"]["name"] = name.into();
+            }
+            let place = (resource, key_of(&object));
             if state.objects.contains_key(&place) {
                 return Err(Error::already_exists(&target.resource, &place.1));
             }
-            state.put(&place.0, object.clone());
-        }
+            state.put(&place.0, object);
+            (fault, encode(&state.objects[&place]))
+        };
         self.fake.changed.notify_waiters();
-        Ok(encode(&object))
+        if fault == Fault::LoseAfter { Err(Error::timeout("told to lose the answer")) } else { Ok(created) }
     }
 
     async fn update(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
