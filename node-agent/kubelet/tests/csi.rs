@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Node, container, spec, uid};
 use hawser_api::GroupVersionResource;
@@ -24,6 +26,7 @@ use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status, async_trait};
 
 const DRIVER: &str = "test.csi";
@@ -34,8 +37,35 @@ struct Driver {
     socket: PathBuf,
     source: PathBuf,
     calls: Arc<Mutex<Vec<String>>>,
+    /// Volumes for which a call is under way.
+    under_way: Arc<Mutex<BTreeSet<String>>>,
+    /// A call has overlapped with one for the same volume.
+    overlapped: Arc<Notify>,
+    unstaging: Arc<Mutex<Unstaging>>,
     /// What the kubelet told of the registration.
     told: Arc<Mutex<Vec<RegistrationStatus>>>,
+}
+
+/// How long a driver takes for it.
+#[derive(Clone, Copy, Default)]
+enum Unstaging {
+    #[default]
+    Quick,
+    /// Until another call comes for the volume, which none is to; or long enough for one to have come.
+    Slow,
+    Endless,
+}
+
+/// A call that is under way.
+struct Call {
+    driver: Driver,
+    volume: String,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.driver.under_way.lock().remove(&self.volume);
+    }
 }
 
 impl Driver {
@@ -48,7 +78,15 @@ impl Driver {
         }
         std::fs::write(source.join("hello"), "from the driver").expect("written");
         let socket = own.join("csi.sock");
-        let driver = Self { socket, source, calls: Arc::default(), told: Arc::default() };
+        let driver = Self {
+            socket,
+            source,
+            calls: Arc::default(),
+            under_way: Arc::default(),
+            overlapped: Arc::default(),
+            unstaging: Arc::default(),
+            told: Arc::default(),
+        };
         let listen = |path: &Path| UnixListener::bind(path).expect("bound");
         let (node, registration) = (listen(&driver.socket), listen(&registry.join("test-reg.sock")));
         tokio::spawn(serve(node, NodeServer::new(driver.clone())));
@@ -58,6 +96,14 @@ impl Driver {
 
     fn called(&self, call: String) {
         self.calls.lock().push(call);
+    }
+
+    fn begin(&self, volume: &str) -> Call {
+        if !self.under_way.lock().insert(volume.to_owned()) {
+            self.called(format!("two calls at a time for {volume}"));
+            self.overlapped.notify_one();
+        }
+        Call { driver: self.clone(), volume: volume.to_owned() }
     }
 }
 
@@ -88,6 +134,7 @@ impl NodeService for Driver {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
         self.called(format!("stage {} {}", request.volume_id, request.volume_context["color"]));
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
@@ -96,7 +143,17 @@ impl NodeService for Driver {
         &self,
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        self.called(format!("unstage {}", request.into_inner().volume_id));
+        let volume = request.into_inner().volume_id;
+        let _call = self.begin(&volume);
+        self.called(format!("unstage {volume}"));
+        let how = *self.unstaging.lock();
+        match how {
+            Unstaging::Quick => {}
+            Unstaging::Slow => {
+                drop(tokio::time::timeout(Duration::from_secs(1), self.overlapped.notified()).await)
+            }
+            Unstaging::Endless => std::future::pending().await,
+        }
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
 
@@ -105,6 +162,7 @@ impl NodeService for Driver {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
         let target = Path::new(&request.target_path);
         let failed = |error: std::io::Error| Status::internal(error.to_string());
         let capability = request.volume_capability.clone().and_then(|capability| capability.access_type);
@@ -130,9 +188,12 @@ impl NodeService for Driver {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
         let target = Path::new(&request.target_path);
         match target.is_dir() {
             true => mounts::unmount_below(target),
+            // By CSI's rules, absent is success.
+            false if !target.exists() => Ok(()),
             false => std::fs::remove_file(target),
         }
         .map_err(|e| Status::internal(e.to_string()))?;
@@ -228,6 +289,13 @@ fn can_mount() -> bool {
         println!("skipped: mounting needs root");
     }
     root
+}
+
+/// Where it is noted that the volume is staged; upstream's place.
+fn staging_note(node: &Node) -> PathBuf {
+    // SHA-256 of the handle.
+    let digest = "d2e8363faaac7ae76def3b14091d8eb5755f6b92e9531627aeec833a8731cc49";
+    node.dir.path().join("plugins/kubernetes.io/csi").join(DRIVER).join(digest).join("vol_data.json")
 }
 
 /// Where the container of the pod sees `/data` from.
@@ -471,4 +539,82 @@ async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
     node.wait("the driver to be asked again", || told(before)).await;
     node.delete("web", 0);
     gone(&node, "web").await;
+}
+
+#[tokio::test]
+async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("one", claimed());
+    node.wait_running("one").await;
+    *driver.unstaging.lock() = Unstaging::Slow;
+    node.delete("one", 0);
+    let unstaged = || driver.calls.lock().iter().any(|call| call == "unstage vol-1").then_some(());
+    node.wait("the call", unstaged).await;
+    node.bind("two", claimed());
+    node.wait_running("two").await;
+    let expected = [
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for one",
+        "unpublish vol-1",
+        "unstage vol-1",
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for two",
+    ];
+    assert_eq!(*driver.calls.lock(), expected);
+    assert!(staging_note(&node).exists());
+    node.delete("two", 0);
+    gone(&node, "two").await;
+    assert!(!staging_note(&node).exists());
+}
+
+#[tokio::test]
+async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("web", claimed());
+    node.wait_running("web").await;
+    *driver.unstaging.lock() = Unstaging::Endless;
+    node.delete("web", 0);
+    let count = || driver.calls.lock().iter().filter(|call| *call == "unstage vol-1").count();
+    node.wait("the call", || (count() == 1).then_some(())).await;
+    let node = node.stop().await;
+    *driver.unstaging.lock() = Unstaging::Quick;
+    let node = node.restart().await;
+    gone(&node, "web").await;
+    assert_eq!(count(), 2);
+    assert!(!staging_note(&node).exists());
+}
+
+#[tokio::test]
+async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("web", claimed());
+    node.wait_running("web").await;
+    let note = std::fs::read(staging_note(&node)).expect("noted");
+    node.delete("web", 0);
+    gone(&node, "web").await;
+    // As whoever dies before the note is removed leaves it: what was in the directory is gone already.
+    let node = node.stop().await;
+    std::fs::create_dir_all(staging_note(&node).parent().expect("a directory")).expect("made");
+    std::fs::write(staging_note(&node), note).expect("written");
+    driver.calls.lock().clear();
+    let node = node.restart().await;
+    node.wait("it to be unstaged", || (!staging_note(&node).exists()).then_some(())).await;
+    assert_eq!(*driver.calls.lock(), ["unstage vol-1"]);
+    let in_use = || node.api.object("nodes", "n1").map(|object| object["status"]["volumesInUse"].clone());
+    node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
 }

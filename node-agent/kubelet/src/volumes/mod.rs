@@ -390,6 +390,11 @@ impl Volumes {
         .await
     }
 
+    /// Unstages what an agent that died has left. False where that is to be tried again.
+    pub(crate) async fn unstage_unused(&self) -> bool {
+        self.csi.unstage_unused().await
+    }
+
     /// Drivers take back theirs first; then the kubelet its own, where blocking is allowed.
     async fn release(
         self: &Arc<Self>,
