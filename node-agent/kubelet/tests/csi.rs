@@ -18,10 +18,11 @@ use hawser_kubelet::plugins::proto::*;
 use hawser_kubelet::sockets::serve;
 use hawser_kubelet::volumes::mounts;
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodSpec,
-    Volume, VolumeDevice, VolumeMount,
+    CSIVolumeSource, ConfigMap, ConfigMapVolumeSource, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimVolumeSource, PodSpec, Volume, VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -42,6 +43,8 @@ struct Driver {
     /// A call has overlapped with one for the same volume.
     overlapped: Arc<Notify>,
     unstaging: Arc<Mutex<Unstaging>>,
+    /// Nothing is published.
+    refuses: Arc<Mutex<bool>>,
     /// What the kubelet told of the registration.
     told: Arc<Mutex<Vec<RegistrationStatus>>>,
 }
@@ -85,6 +88,7 @@ impl Driver {
             under_way: Arc::default(),
             overlapped: Arc::default(),
             unstaging: Arc::default(),
+            refuses: Arc::default(),
             told: Arc::default(),
         };
         let listen = |path: &Path| UnixListener::bind(path).expect("bound");
@@ -163,6 +167,9 @@ impl NodeService for Driver {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let _call = self.begin(&request.volume_id);
+        if *self.refuses.lock() {
+            return Err(Status::unavailable("the vault is sealed"));
+        }
         let target = Path::new(&request.target_path);
         let failed = |error: std::io::Error| Status::internal(error.to_string());
         let capability = request.volume_capability.clone().and_then(|capability| capability.access_type);
@@ -617,4 +624,48 @@ async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
     assert_eq!(*driver.calls.lock(), ["unstage vol-1"]);
     let in_use = || node.api.object("nodes", "n1").map(|object| object["status"]["volumesInUse"].clone());
     node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
+}
+
+#[tokio::test]
+async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    let spec = json!({ "attachRequired": false, "requiresRepublish": true });
+    put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
+    let settings = |color: &str| ConfigMap {
+        metadata: ObjectMeta {
+            name: Some("settings".into()),
+            namespace: Some("default".into()),
+            ..ObjectMeta::default()
+        },
+        data: Some([("color".to_owned(), color.to_owned())].into()),
+        ..ConfigMap::default()
+    };
+    node.objects.config_maps.put(settings("red"));
+    let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
+    let mut pod = with_volume(Volume { name: "v".into(), csi: Some(source), ..Volume::default() });
+    let source = ConfigMapVolumeSource { name: "settings".into(), ..ConfigMapVolumeSource::default() };
+    let later = Volume { name: "later".into(), config_map: Some(source), ..Volume::default() };
+    pod.volumes.as_mut().expect("volumes").push(later);
+    node.bind("web", pod);
+    node.wait_running("web").await;
+
+    *driver.refuses.lock() = true;
+    node.objects.config_maps.put(settings("blue"));
+    let volumes = node.dir.path().join("pods").join(uid("web")).join("volumes");
+    let shown = || std::fs::read_to_string(volumes.join("kubernetes.io~configmap/later/color")).ok();
+    node.wait("the later volume", || (shown()? == "blue").then_some(())).await;
+    let told = "FailedMount: MountVolume.SetUp failed for volume \"v\" : test.csi: rpc error: code = Unavailable \
+                desc = the vault is sealed";
+    node.wait("the event", || node.api.events().iter().any(|event| event == told).then_some(())).await;
+    // It is there as before, for containers that start.
+    let first = node.runtime.find(&uid("web"), "web").expect("runs");
+    node.runtime.exit(&first.id, 1);
+    node.wait("another one", || node.runtime.find(&uid("web"), "web").filter(|c| c.id != first.id)).await;
+    assert!(data_of(&node, "web").join("hello").exists());
+    node.delete("web", 0);
+    gone(&node, "web").await;
 }

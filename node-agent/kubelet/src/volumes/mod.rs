@@ -128,13 +128,18 @@ impl Mounted {
 /// A pod's volumes by name.
 pub type MountedVolumes = BTreeMap<String, Mounted>;
 
+/// A volume that failed is tried again after this long, where the others are there.
+pub(crate) const RETRY: Duration = Duration::from_secs(60);
+
 /// What mounting gave: the volumes, and when their tokens have to be written anew.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct MountOutcome {
     pub volumes: MountedVolumes,
     pub refresh_after: Option<Duration>,
     /// PersistentVolumes that were made to use what they have grown by.
     pub grown: Vec<String>,
+    /// Volumes that could not be made or brought up to date.
+    pub failed: Vec<MountError>,
 }
 
 impl MountOutcome {
@@ -181,26 +186,35 @@ impl Volumes {
         Self { config, objects, client, runtime, tokens, capacity, csi }
     }
 
-    /// Makes all volumes of the pod, or brings them up to date. Idempotent.
-    pub async fn mount(
-        &self,
-        pod: &DesiredPod,
-        ips: &[std::net::IpAddr],
-    ) -> Result<MountOutcome, MountError> {
+    /// Makes all volumes of the pod, or brings them up to date. Idempotent. One that fails holds up none of the others.
+    pub async fn mount(&self, pod: &DesiredPod, ips: &[std::net::IpAddr]) -> MountOutcome {
         let mut outcome = MountOutcome::default();
         for volume in pod.spec().volumes.iter().flatten() {
-            let in_volume = |source| MountError { volume: volume.name.clone(), source };
-            let (tokens, renew_at) = self.tokens_for(pod, volume).await.map_err(in_volume)?;
-            if let Some(renew_at) = renew_at {
-                let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
-                outcome.refresh_within(left.max(Duration::from_secs(10)));
+            if let Err(source) = self.mount_into(&mut outcome, pod, ips, volume).await {
+                outcome.failed.push(MountError { volume: volume.name.clone(), source });
+                outcome.refresh_within(RETRY);
             }
-            let shown = self.mount_one(pod, ips, volume, &tokens).await.map_err(in_volume)?;
-            shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
-            outcome.grown.extend(shown.grown);
-            outcome.volumes.insert(volume.name.clone(), shown.mounted);
         }
-        Ok(outcome)
+        outcome
+    }
+
+    async fn mount_into(
+        &self,
+        outcome: &mut MountOutcome,
+        pod: &DesiredPod,
+        ips: &[std::net::IpAddr],
+        volume: &Volume,
+    ) -> Result<(), VolumeError> {
+        let (tokens, renew_at) = self.tokens_for(pod, volume).await?;
+        if let Some(renew_at) = renew_at {
+            let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
+            outcome.refresh_within(left.max(Duration::from_secs(10)));
+        }
+        let shown = self.mount_one(pod, ips, volume, &tokens).await?;
+        shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
+        outcome.grown.extend(shown.grown);
+        outcome.volumes.insert(volume.name.clone(), shown.mounted);
+        Ok(())
     }
 
     async fn tokens_for(

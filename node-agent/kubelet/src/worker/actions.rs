@@ -91,21 +91,24 @@ pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
     text
 }
 
-pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
-    match shared.volumes.mount(pod, &[]).await {
-        Ok(mounted) => {
-            for volume in &mounted.grown {
-                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
-                shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
-            }
-            fault::point("pod: volumes mounted");
-            (Outcome::VolumesReady, Some(mounted))
-        }
-        Err(error) => {
-            shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
-            (Outcome::VolumesFailed(error.to_string()), None)
-        }
+/// Makes the pod's volumes, or brings them up to date. Tells of each that fails.
+pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, MountOutcome) {
+    let mounted = shared.volumes.mount(pod, &[]).await;
+    for volume in &mounted.grown {
+        let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
+        shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
     }
+    for error in &mounted.failed {
+        shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
+    }
+    let outcome = match mounted.failed.first() {
+        Some(error) => Outcome::VolumesFailed(error.to_string()),
+        None => {
+            fault::point("pod: volumes mounted");
+            Outcome::VolumesReady
+        }
+    };
+    (outcome, mounted)
 }
 
 /// What a container is started with.
