@@ -38,6 +38,8 @@ struct Driver {
     told: Arc<Mutex<Vec<String>>>,
     /// Why nothing can be prepared.
     fails: Arc<Mutex<Option<String>>>,
+    /// Nothing is taken back.
+    keeps: Arc<Mutex<bool>>,
     /// Prepares, and never answers.
     hangs: Arc<Mutex<bool>>,
 }
@@ -106,6 +108,9 @@ impl Driver {
     ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
         for claim in &claims {
             self.calls.lock().push(format!("unprepare {}", claim.name));
+        }
+        if *self.keeps.lock() {
+            return Err(Status::unavailable("busy"));
         }
         let done = claims.into_iter().map(|claim| (claim.uid, NodeUnprepareResourceResponse::default()));
         Ok(Response::new(NodeUnprepareResourcesResponse { claims: done.collect::<HashMap<_, _>>() }))
@@ -250,6 +255,26 @@ async fn claim_is_prepared_once_and_given_back_with_its_last_pod() {
 #[tokio::test]
 async fn driver_of_the_older_version_is_spoken_to_as_well() {
     shared_by_two_pods("v1beta1.DRAPlugin").await;
+}
+
+#[tokio::test]
+async fn pod_ends_for_the_api_when_its_devices_are_given_back() {
+    let node = Node::start();
+    let running = Driver::start(node.dir.path(), "v1.DRAPlugin");
+    registered(&node, &running).await;
+    put_claim(&node.api, "gpus", &["web"]);
+    node.bind("web", PodSpec { restart_policy: Some("Never".into()), ..using("gpus") });
+    node.wait_running("web").await;
+    *running.driver.keeps.lock() = true;
+    for name in ["all", "part", "none"] {
+        let found = node.wait("the container", || node.runtime.find(&uid("web"), name)).await;
+        node.runtime.exit(&found.id, 0);
+    }
+    let asked = || running.driver.calls.lock().iter().filter(|call| *call == "unprepare gpus").count();
+    node.wait("a second try", || (asked() >= 2).then_some(())).await;
+    assert_eq!(node.status("web").phase.as_deref(), Some("Running"));
+    *running.driver.keeps.lock() = false;
+    node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Succeeded")).await;
 }
 
 #[tokio::test]

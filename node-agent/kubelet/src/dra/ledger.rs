@@ -129,6 +129,11 @@ impl Ledger {
         is_ready.then(|| devices.flat_map(|device| device.cdi_device_ids.iter().cloned()).collect())
     }
 
+    /// Whether the pod has a claim.
+    pub fn holds(&self, pod: &str) -> bool {
+        self.claims.values().any(|claim| claim.pods.contains(pod))
+    }
+
     /// Claims that the pod has.
     pub fn of_pod(&self, pod: &str) -> Vec<Prepared> {
         self.claims.values().filter(|claim| claim.pods.contains(pod)).cloned().collect()

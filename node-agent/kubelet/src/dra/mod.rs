@@ -105,6 +105,11 @@ impl Dra {
         self.inner.ledger.lock().pods()
     }
 
+    /// Whether something may be prepared for the pod.
+    pub fn holds(&self, pod_uid: &str) -> bool {
+        self.inner.ledger.lock().holds(pod_uid)
+    }
+
     /// Has all claims of the pod prepared. Repeating it asks drivers only for what is missing.
     pub async fn prepare(&self, pod: &DesiredPod) -> Result<(), String> {
         let wanted = claims::of_pod(pod).map_err(|why| format!("prepare resource claim: {why}"))?;

@@ -230,6 +230,7 @@ impl Worker {
         for action in &decision.actions {
             self.state.begin(&self.pod, action, clock);
         }
+        self.state.holds_claims = self.shared.dra.holds(self.pod.uid());
         self.sync_probes();
         // Before the actions: a deletion waits for what was reported until then.
         self.report();
