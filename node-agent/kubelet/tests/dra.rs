@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{FakeApi, Node, container, spec, uid};
+use common::{FakeApi, Node, container, pod, spec, uid};
 use hawser_api::GroupVersionResource;
 use hawser_api::resource::Target;
+use hawser_kubelet::Config;
+use hawser_kubelet::dra::Dra;
 use hawser_kubelet::dra::driver::proto::v1::dra_plugin_server::{DraPlugin, DraPluginServer};
 use hawser_kubelet::dra::driver::proto::v1::*;
 use hawser_kubelet::dra::driver::proto::v1beta1::dra_plugin_server as beta;
@@ -17,6 +19,7 @@ use hawser_kubelet::plugins::proto::registration_server::{Registration, Registra
 use hawser_kubelet::plugins::proto::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
+use hawser_kubelet::pod::DesiredPod;
 use hawser_kubelet::sockets::serve;
 use k8s_openapi::api::core::v1::{PodResourceClaim, PodSpec, ResourceRequirements};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
@@ -40,6 +43,8 @@ struct Driver {
     fails: Arc<Mutex<Option<String>>>,
     /// Nothing is taken back.
     keeps: Arc<Mutex<bool>>,
+    /// What it makes when it prepares, to be in somebody's way.
+    obstacle: Arc<Mutex<Option<PathBuf>>>,
     /// Prepares, and never answers.
     hangs: Arc<Mutex<bool>>,
 }
@@ -84,6 +89,9 @@ impl Driver {
     async fn do_prepare(&self, claims: Vec<Claim>) -> Result<Response<NodePrepareResourcesResponse>, Status> {
         for claim in &claims {
             self.calls.lock().push(format!("prepare {}", claim.name));
+        }
+        if let Some(dir) = self.obstacle.lock().take() {
+            std::fs::create_dir(dir).expect("made");
         }
         if *self.hangs.lock() {
             std::future::pending::<()>().await;
@@ -273,6 +281,8 @@ async fn pod_ends_for_the_api_when_its_devices_are_given_back() {
     let asked = || running.driver.calls.lock().iter().filter(|call| *call == "unprepare gpus").count();
     node.wait("a second try", || (asked() >= 2).then_some(())).await;
     assert_eq!(node.status("web").phase.as_deref(), Some("Running"));
+    let note = std::fs::read_to_string(node.dir.path().join("dra_manager_state")).expect("a note");
+    assert!(note.contains("\"Prepared\":false"), "it may be taken back by now: {note}");
     *running.driver.keeps.lock() = false;
     node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Succeeded")).await;
 }
@@ -296,6 +306,31 @@ async fn pod_waits_for_its_driver_and_for_what_it_prepares() {
     node.wait_running("web").await;
     gone(&node, "web").await;
     assert_eq!(running.driver.calls.lock().last().map(String::as_str), Some("unprepare gpus"));
+}
+
+#[tokio::test]
+async fn claim_is_not_used_before_it_is_noted() {
+    let node = Node::start_offline(|_| {});
+    let running = Driver::start(node.dir.path(), "v1.DRAPlugin");
+    put_claim(&node.api, "gpus", &["web"]);
+    *node.api.down.lock() = false;
+    let own = tempfile::tempdir().expect("a directory");
+    let dra = Dra::load(&Config::new("n2", [10, 0, 0, 2].into(), own.path()), node.api.clone());
+    let driver = &running.driver;
+    dra.add_driver(DRIVER, driver.socket.clone(), &driver.versions).expect("taken");
+    // After what is begun, and before what is prepared.
+    let obstacle = own.path().join("dra_manager_state.new");
+    *driver.obstacle.lock() = Some(obstacle.clone());
+    let pod = DesiredPod::new(pod("web", using("gpus")).into());
+    for _ in 0..2 {
+        let why = dra.prepare(&pod).await.expect_err("not noted");
+        assert!(why.starts_with("prepared claims were not noted: "), "{why}");
+    }
+    std::fs::remove_dir(obstacle).expect("removed");
+    dra.prepare(&pod).await.expect("noted");
+    assert_eq!(driver.calls.lock().as_slice(), ["prepare gpus"]);
+    let note = std::fs::read_to_string(own.path().join("dra_manager_state")).expect("a note");
+    assert!(note.contains("\"Prepared\":true"), "{note}");
 }
 
 #[tokio::test]

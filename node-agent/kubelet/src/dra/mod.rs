@@ -117,9 +117,9 @@ impl Dra {
         let is_ready = |claim: &claims::PodClaim| {
             inner.ledger.lock().cdi_devices(pod.uid(), pod.namespace(), &claim.name, None).is_some()
         };
-        // What is here needs no API, which may be away when an agent starts.
+        // What is here needs no API, which may be away when an agent starts; but an earlier try may not have noted it.
         if wanted.iter().all(is_ready) {
-            return Ok(());
+            return inner.note().await;
         }
         let mut names: Vec<&str> = wanted.iter().map(|claim| claim.name.as_str()).collect();
         names.sort_unstable();
@@ -198,6 +198,7 @@ impl Dra {
                 });
             }
         }
+        inner.note().await?;
         for (name, claims) in batches {
             inner.drivers.get(&name)?.unprepare(&claims).await?;
             fault::point("claims: taken back");
