@@ -29,6 +29,18 @@ pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error
     endpoint.connect_with_connector(connector).await
 }
 
+/// A plugin's answer, or why there is none: its own words, or that it took too long.
+pub(crate) async fn within<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(status.to_string()),
+        Err(_) => Err(format!("no answer within {timeout:?}")),
+    }
+}
+
 /// Serves a generated service until dropped, or until the socket fails.
 pub async fn serve<S>(listener: UnixListener, service: S) -> std::io::Error
 where

@@ -43,6 +43,8 @@ struct Driver {
     fails: Arc<Mutex<Option<String>>>,
     /// Nothing is taken back.
     keeps: Arc<Mutex<bool>>,
+    /// It fails as often when it is told of its registration.
+    deaf: Arc<Mutex<u32>>,
     /// What it makes when it prepares, to be in somebody's way.
     obstacle: Arc<Mutex<Option<PathBuf>>>,
     /// Prepares, and never answers.
@@ -66,11 +68,19 @@ impl Drop for Running {
 
 impl Driver {
     fn start(root: &Path, version: &str) -> Running {
+        Self::start_deaf(root, version, 0)
+    }
+
+    fn start_deaf(root: &Path, version: &str, deaf: u32) -> Running {
         let registry = root.join("plugins_registry");
         std::fs::create_dir_all(&registry).expect("made");
         let sockets = [root.join(format!("{version}.sock")), registry.join(format!("{version}-reg.sock"))];
-        let driver =
-            Self { socket: sockets[0].clone(), versions: vec![version.to_owned()], ..Self::default() };
+        let driver = Self {
+            socket: sockets[0].clone(),
+            versions: vec![version.to_owned()],
+            deaf: Arc::new(Mutex::new(deaf)),
+            ..Self::default()
+        };
         let listen = |socket: &PathBuf| UnixListener::bind(socket).expect("bound");
         let (node, registration) = (listen(&sockets[0]), listen(&sockets[1]));
         let (service, registered) = (driver.clone(), driver.clone());
@@ -175,6 +185,11 @@ impl Registration for Driver {
         request: Request<RegistrationStatus>,
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
+        let deaf = std::mem::take(&mut *self.deaf.lock());
+        if deaf > 0 {
+            *self.deaf.lock() = deaf - 1;
+            return Err(Status::unavailable("not yet"));
+        }
         self.told.lock().push(format!("{} {}", status.plugin_registered, status.error));
         Ok(Response::new(RegistrationStatusResponse {}))
     }
@@ -263,6 +278,18 @@ async fn claim_is_prepared_once_and_given_back_with_its_last_pod() {
 #[tokio::test]
 async fn driver_of_the_older_version_is_spoken_to_as_well() {
     shared_by_two_pods("v1beta1.DRAPlugin").await;
+}
+
+#[tokio::test]
+async fn driver_that_has_not_heard_of_its_registration_is_told_again() {
+    let node = Node::start();
+    // The first in the directory's order, and nobody answers.
+    let registry = node.dir.path().join("plugins_registry");
+    std::fs::create_dir_all(&registry).expect("made");
+    let _silent = UnixListener::bind(registry.join("a-silent.sock")).expect("bound");
+    let running = Driver::start_deaf(node.dir.path(), "v1.DRAPlugin", 2);
+    registered(&node, &running).await;
+    assert_eq!(running.driver.told.lock().as_slice(), ["true "]);
 }
 
 #[tokio::test]

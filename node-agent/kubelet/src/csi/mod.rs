@@ -64,12 +64,20 @@ pub struct Csi {
     changed: Arc<Notify>,
     /// By driver and handle of a volume: held by whoever calls its driver for it.
     volumes: Arc<KeyedLock>,
+    /// Held by whoever changes the node's CSINode object.
+    entering: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Csi {
     pub fn new(config: Arc<Config>, client: Arc<dyn Client>) -> Self {
-        let (drivers, changed, volumes) = (Drivers::default(), Arc::default(), Arc::default());
-        Self { config, client, drivers, changed, volumes }
+        Self {
+            config,
+            client,
+            drivers: Drivers::default(),
+            changed: Arc::default(),
+            volumes: Arc::default(),
+            entering: Arc::default(),
+        }
     }
 
     /// Volumes that must not be detached from the node, as its status names them.
