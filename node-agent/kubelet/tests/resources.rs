@@ -231,6 +231,12 @@ async fn memory_comes_from_nodes_of_ones_own() {
     node.bind("idle", spec("Always", vec![container("idle")]));
     node.wait_running("idle").await;
     assert_eq!(mems(&node, "idle"), None, "from wherever it is");
+    // What it was given for good it keeps.
+    node.change("two", |spec| spec.containers[0] = sized("two", "7Mi").containers[0].clone());
+    let pending =
+        node.wait_status("two", "a condition", |s| condition(s, "PodResizePending").is_some()).await;
+    let told = "Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"";
+    assert_eq!(condition(&pending, "PodResizePending"), Some(("Infeasible".into(), told.into())));
     node.bind("three", sized("three", "6Mi"));
     let refused = node.wait_status("three", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
     assert_eq!(refused.reason.as_deref(), Some("UnexpectedAdmissionError"));
