@@ -216,9 +216,9 @@ async fn pods_end_in_the_order_of_their_priorities_before_the_machine_does() {
             Graces::of_total(Duration::from_secs(6), Duration::from_secs(3)).expect("fits");
         config.logind = bus.0.places.clone();
     });
-    // It takes all the time that it gets.
+    // It takes all of its grace, which is over before its group's time is.
     node.runtime.ignore_stop_signal("plain");
-    node.bind("plain", with_priority("plain", 0));
+    node.bind("plain", PodSpec { termination_grace_period_seconds: Some(1), ..with_priority("plain", 0) });
     node.bind("critical", with_priority("critical", 2_000_000_000));
     node.wait_ready("plain").await;
     node.wait_ready("critical").await;
