@@ -38,7 +38,7 @@ use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 use crate::probes::Prober;
 use crate::qos_cgroups::QosCgroups;
 use crate::static_pods::StaticPods;
-use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
+use crate::volumes::{Grown, MountOutcome, MountedVolumes, Volumes};
 
 /// How long the runtime is asked for what it does not say, and how often.
 const LOOK_PATIENCE: Duration = Duration::from_secs(60);
@@ -95,9 +95,20 @@ pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
 pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
     match shared.volumes.mount(pod, &[]).await {
         Ok(mounted) => {
-            for volume in &mounted.grown {
-                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
-                shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
+            for Grown { volume, failure } in &mounted.grown {
+                let (of_type, reason, message) = match failure {
+                    None => (
+                        EventType::Normal,
+                        "FileSystemResizeSuccessful",
+                        format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} "),
+                    ),
+                    Some(why) => (
+                        EventType::Warning,
+                        "VolumeResizeFailed",
+                        format!("NodeExpandVolume.NodeExpandVolume failed for volume {volume:?} : {why}"),
+                    ),
+                };
+                shared.recorder.pod(pod, of_type, reason, message);
             }
             fault::point("pod: volumes mounted");
             (Outcome::VolumesReady, Some(mounted))
