@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Code, Request, Response, Status, async_trait};
 
 const DRIVER: &str = "test.csi";
 
@@ -47,6 +47,10 @@ struct Driver {
     refuses: Arc<Mutex<bool>>,
     /// What the kubelet told of the registration.
     told: Arc<Mutex<Vec<RegistrationStatus>>>,
+    /// How often it was asked what it can do.
+    asked: Arc<Mutex<usize>>,
+    /// With what it refuses to make anything larger.
+    refuses_to_grow: Arc<Mutex<Option<Code>>>,
 }
 
 /// How long a driver takes for it.
@@ -90,6 +94,8 @@ impl Driver {
             unstaging: Arc::default(),
             refuses: Arc::default(),
             told: Arc::default(),
+            asked: Arc::default(),
+            refuses_to_grow: Arc::default(),
         };
         let listen = |path: &Path| UnixListener::bind(path).expect("bound");
         let (node, registration) = (listen(&driver.socket), listen(&registry.join("test-reg.sock")));
@@ -217,6 +223,7 @@ impl NodeService for Driver {
             let rpc = node_service_capability::Rpc { r#type: kind.into() };
             NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) }
         };
+        *self.asked.lock() += 1;
         let capabilities = [StageUnstageVolume, ExpandVolume].map(capability).into();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
@@ -230,6 +237,9 @@ impl NodeService for Driver {
         assert!(Path::new(&request.volume_path).join("hello").exists(), "it is shown");
         assert!(request.staging_target_path.ends_with("/globalmount"), "{}", request.staging_target_path);
         self.called(format!("expand {} to {bytes}", request.volume_id));
+        if let Some(code) = *self.refuses_to_grow.lock() {
+            return Err(Status::new(code, "not now"));
+        }
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: bytes }))
     }
 
@@ -490,19 +500,7 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     let node = Node::start();
     let driver = Driver::start(node.dir.path());
     put_volume(&node);
-    let grow = |capacity: &str, known: &str| {
-        let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
-        volume["spec"]["capacity"] = json!({ "storage": capacity });
-        put::<PersistentVolume>(&node, None, volume);
-        let mut claim = node.api.object("persistentvolumeclaims", "default/data").expect("put");
-        claim["status"]["capacity"] = json!({ "storage": known });
-        claim["status"]["conditions"] = json!([
-            { "type": "FileSystemResizePending", "status": "True" },
-            { "type": "ModifyingVolume", "status": "True" },
-        ]);
-        put::<PersistentVolumeClaim>(&node, Some("default"), claim);
-    };
-    grow("2Gi", "1Gi");
+    grow(&node, "2Gi", "1Gi");
     node.bind("web", claimed());
     node.wait_running("web").await;
     let status = node.api.object("persistentvolumeclaims", "default/data").expect("put")["status"].clone();
@@ -516,6 +514,94 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     .await;
     node.delete("web", 0);
     gone(&node, "web").await;
+}
+
+/// Between two sizes that the API tells of.
+fn grow(node: &Node, capacity: &str, known: &str) {
+    let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
+    volume["spec"]["capacity"] = json!({ "storage": capacity });
+    put::<PersistentVolume>(node, None, volume);
+    let mut claim = node.api.object("persistentvolumeclaims", "default/data").expect("put");
+    claim["status"]["capacity"] = json!({ "storage": known });
+    claim["status"]["conditions"] = json!([
+        { "type": "FileSystemResizePending", "status": "True" },
+        { "type": "ModifyingVolume", "status": "True" },
+    ]);
+    put::<PersistentVolumeClaim>(node, Some("default"), claim);
+}
+
+#[tokio::test]
+async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    grow(&node, "2Gi", "1Gi");
+    *driver.refuses_to_grow.lock() = Some(Code::Unavailable);
+    node.bind("one", claimed());
+    node.wait_running("one").await;
+    let event = "VolumeResizeFailed: NodeExpandVolume.NodeExpandVolume failed for volume \"pv-1\" : test.csi: \
+                 rpc error: code = Unavailable desc = not now";
+    node.wait("the event", || node.api.events().into_iter().find(|told| told == event)).await;
+    let status = || node.api.object("persistentvolumeclaims", "default/data").expect("put")["status"].clone();
+    assert_eq!(status()["capacity"], json!({ "storage": "1Gi" }));
+    let conditions = status()["conditions"].clone();
+    assert_eq!(conditions[0]["type"], "FileSystemResizePending");
+    assert_eq!(
+        (&conditions[2]["type"], &conditions[2]["status"]),
+        (&json!("NodeResizeError"), &json!("True"))
+    );
+
+    *driver.refuses_to_grow.lock() = Some(Code::OutOfRange);
+    node.bind("two", claimed());
+    node.wait_running("two").await;
+    assert_eq!(status()["allocatedResourceStatuses"], json!({ "storage": "NodeResizeInfeasible" }));
+    let expansions = || driver.calls.lock().iter().filter(|call| call.starts_with("expand")).count();
+    assert_eq!(expansions(), 2);
+    node.bind("three", claimed());
+    node.wait_running("three").await;
+    assert_eq!(expansions(), 2, "it would say the same");
+    for pod in ["one", "two", "three"] {
+        node.delete(pod, 0);
+        gone(&node, pod).await;
+    }
+}
+
+/// The container of that pod ends, and is started again, for which its volumes have to be there.
+async fn started_again(node: &Node, pod: &str) {
+    let first = node.runtime.find(&uid(pod), "web").expect("runs");
+    node.runtime.exit(&first.id, 1);
+    node.wait("it to be started again", || {
+        node.runtime.find(&uid(pod), "web").filter(|found| found.attempt > first.attempt)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_what_is_shown() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    for pod in ["one", "two"] {
+        node.bind(pod, claimed());
+        node.wait_running(pod).await;
+    }
+    assert_eq!((node.api.reads("csidrivers"), *driver.asked.lock()), (1, 1), "for the first");
+    let node = node.restart().await;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    started_again(&node, "one").await;
+    assert_eq!((node.api.reads("csidrivers"), *driver.asked.lock()), (0, 1), "of this agent none");
+    // Nor waited for.
+    let node = node.stop().await.start_offline_again();
+    *node.api.silent.lock() = true;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    started_again(&node, "two").await;
+    *node.api.silent.lock() = false;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ pub mod registration;
 mod tokens;
 pub mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use hawser_runtime::keyed_lock::KeyedLock;
 use k8s_openapi::api::core::v1::{Node, Secret, SecretReference};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tracing::warn;
 
@@ -37,13 +38,15 @@ use driver::proto::{
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
 };
 use driver::{Capabilities, Driver, Drivers};
-use published::Published as Record;
+use published::{DriverIs, Published as Record};
 use volume::{CsiVolume, digest};
 
 /// The name of upstream's volume plugin, as directories have it.
 const PLUGIN: &str = "kubernetes.io~csi";
 /// Drivers that want it are asked to show a volume anew after this long.
 const REPUBLISH: Duration = Duration::from_secs(60);
+/// The same after an agent has started.
+const REPUBLISH_FIRST: Duration = Duration::from_secs(1);
 
 /// A volume that is shown to a pod.
 pub struct Published {
@@ -66,6 +69,8 @@ pub struct Csi {
     volumes: Arc<KeyedLock>,
     /// Held by whoever changes the node's CSINode object.
     entering: Arc<tokio::sync::Mutex<()>>,
+    /// Places of volumes that this agent has looked at; they go with what is shown there.
+    looked_at: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 impl Csi {
@@ -77,6 +82,7 @@ impl Csi {
             changed: Arc::default(),
             volumes: Arc::default(),
             entering: Arc::default(),
+            looked_at: Arc::default(),
         }
     }
 
@@ -98,33 +104,41 @@ impl Csi {
         tokens: &TokenManager,
     ) -> Result<Published, VolumeError> {
         let place = self.config.pod_dir(pod.uid()).join("volumes").join(PLUGIN).join(&volume.name);
-        let record = Record::of(volume);
+        let mut record = Record::of(volume);
         let target = record.target(&place);
-        let is_shown = Record::read(&place).is_some() && record.is_shown(&place).map_err(io(&target))?;
+        let noted = Record::read(&place);
+        let is_shown = noted.is_some() && record.is_shown(&place).map_err(io(&target))?;
+        let noted = noted.and_then(|noted| noted.driver_is).filter(|_| is_shown);
+        let shown = |again_after, expands| Published { path: target.clone(), again_after, expands };
+        if let Some(driver) = noted.filter(|driver| !driver.republishes) {
+            return Ok(shown(None, driver.expands));
+        }
+        let expands = noted.is_some_and(|driver| driver.expands);
+        let is_first_look = self.looked_at.lock().insert(place.clone());
+        if is_shown && is_first_look {
+            // What was shown before this agent came is there: who needs it waits for no driver and no API.
+            return Ok(shown(Some(REPUBLISH_FIRST), expands));
+        }
         let (driver, spec, capabilities) = match self.describe(&volume.driver).await {
             Ok(known) => known,
             // It stays as it is while its driver, or the API, is away.
-            Err(_) if is_shown => {
-                return Ok(Published { path: target, again_after: Some(REPUBLISH), expands: false });
-            }
+            Err(_) if is_shown => return Ok(shown(Some(REPUBLISH), expands)),
             Err(error) => return Err(error),
         };
         let republishes = spec.requires_republish == Some(true);
-        let published = Published {
-            path: target.clone(),
-            again_after: republishes.then_some(REPUBLISH),
-            expands: capabilities.expands,
-        };
+        record.driver_is = Some(DriverIs { republishes, expands: capabilities.expands });
+        let published = shown(republishes.then_some(REPUBLISH), capabilities.expands);
+        let _alone = self.lock(&volume.driver, &volume.handle).await;
+        if is_shown && Record::read(&place).is_none() {
+            return Err(io(&place)(std::io::Error::other("it was taken back meanwhile")));
+        }
         if is_shown && !republishes {
+            note(&record, &place).await?;
             return Ok(published);
         }
         let group = pod.spec().security_context.as_ref().and_then(|context| context.fs_group);
         let by_driver = capabilities.mounts_group.then_some(group).flatten();
         let capability = volume.capability(by_driver);
-        let _alone = self.lock(&volume.driver, &volume.handle).await;
-        if is_shown && Record::read(&place).is_none() {
-            return Err(io(&place)(std::io::Error::other("it was taken back meanwhile")));
-        }
         // Before the first call: what a crash leaves half-done is found and taken back, and what is begun is in use.
         note(&record, &place).await?;
         self.changed.notify_one();
@@ -194,11 +208,11 @@ impl Csi {
     }
 
     /// The driver of this node, what its object says of it, and what it can do.
-    async fn describe(&self, name: &str) -> Result<(Driver, CSIDriverSpec, Capabilities), VolumeError> {
+    async fn describe(&self, name: &str) -> Result<(Arc<Driver>, CSIDriverSpec, Capabilities), VolumeError> {
         let driver = self.drivers.get(name)?;
-        let object = self.driver_object(name).await?;
+        let spec = driver.spec(self.read_spec(name)).await?;
         let capabilities = driver.capabilities().await?;
-        Ok((driver, object.map(|object| object.spec).unwrap_or_default(), capabilities))
+        Ok((driver, spec, capabilities))
     }
 
     /// Lets what is on a volume use all of the `size` that the volume has now.
@@ -246,6 +260,7 @@ impl Csi {
         self.unstage_unless_used(&driver, &known, Some(place)).await?;
         // Only now: whoever dies before leaves a note by which it is all done again.
         published::forget(place).map_err(io(place))?;
+        self.looked_at.lock().remove(place);
         self.changed.notify_one();
         Ok(())
     }
@@ -314,9 +329,10 @@ impl Csi {
         self.config.root_dir.join(published::STAGING).join(driver).join(digest(handle))
     }
 
-    async fn driver_object(&self, name: &str) -> Result<Option<CSIDriver>, VolumeError> {
+    async fn read_spec(&self, name: &str) -> Result<CSIDriverSpec, VolumeError> {
         let api: Api<CSIDriver> = Api::all(self.client.clone());
-        api.find(name).await.map_err(|error| failed(name, &error))
+        let found = api.find(name).await.map_err(|error| failed(name, &error))?;
+        Ok(found.map(|object| object.spec).unwrap_or_default())
     }
 
     /// What the attaching of the volume gave, once it is attached to this node and cannot be detached any more.
@@ -328,6 +344,7 @@ impl Csi {
         let wait = |what: &str| VolumeError::Csi {
             driver: driver.clone(),
             message: format!("volume {handle} is not {what} yet"),
+            code: None,
         };
         let nodes: Api<Node> = Api::all(self.client.clone());
         let found = nodes.find(node).await.map_err(|error| failed(driver, &error))?;
@@ -373,7 +390,7 @@ async fn note(record: &Record, place: &Path) -> Result<(), VolumeError> {
 }
 
 fn failed(what: &str, error: &hawser_api::Error) -> VolumeError {
-    VolumeError::Csi { driver: what.to_owned(), message: error.to_string() }
+    VolumeError::Csi { driver: what.to_owned(), message: error.to_string(), code: None }
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> VolumeError {

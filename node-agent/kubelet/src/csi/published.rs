@@ -32,6 +32,19 @@ pub(super) struct Published {
     /// A device, not a file system. (Upstream keeps these elsewhere.)
     #[serde(default)]
     is_block: bool,
+    /// Known when it is shown; absent in what was noted before there was this field. (Upstream's kubelets pass it over.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) driver_is: Option<DriverIs>,
+}
+
+/// What is to be done for a volume that is shown already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DriverIs {
+    /// It wants to be asked again and again.
+    pub(super) republishes: bool,
+    /// It can make what is on a volume larger.
+    pub(super) expands: bool,
 }
 
 impl Published {
@@ -43,6 +56,7 @@ impl Published {
             spec_vol_id: volume.name.clone(),
             volume_lifecycle_mode: mode.to_owned(),
             is_block: volume.is_block,
+            driver_is: None,
         }
     }
 
@@ -164,6 +178,7 @@ mod tests {
             spec_vol_id: "pv".into(),
             volume_lifecycle_mode: mode.into(),
             is_block: false,
+            driver_is: None,
         }
     }
 

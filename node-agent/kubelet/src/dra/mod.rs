@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::durable;
+use crate::durable::Note;
 use crate::pod::{DesiredContainer, DesiredPod};
 use driver::Drivers;
 use driver::proto::v1::Claim;
@@ -42,11 +42,9 @@ pub struct Dra {
 
 struct Inner {
     client: Arc<dyn Client>,
-    file: PathBuf,
+    note: Note,
     drivers: Drivers,
     ledger: Mutex<Ledger>,
-    /// The ledger's version that is on disk; held while one is written.
-    noted: Mutex<u64>,
     /// By namespace and name of a claim: it is prepared and taken back by one at a time.
     locks: KeyedLock,
     slices: Slices,
@@ -66,10 +64,9 @@ impl Dra {
         let slices = Slices::new(config.node_name.clone(), client.clone());
         let inner = Inner {
             client,
-            file,
+            note: Note::new(file),
             drivers: Drivers::default(),
             ledger: Mutex::new(Ledger::new(state)),
-            noted: Mutex::default(),
             locks: KeyedLock::default(),
             slices,
         };
@@ -225,16 +222,10 @@ impl Inner {
     async fn note(self: &Arc<Self>) -> Result<(), String> {
         let inner = self.clone();
         let write = tokio::task::spawn_blocking(move || {
-            let mut noted = inner.noted.lock();
-            let (version, state) = {
+            inner.note.write(|written| {
                 let ledger = inner.ledger.lock();
-                (ledger.version, ledger.state())
-            };
-            if version != *noted {
-                durable::write(&inner.file, &serde_json::to_vec(&state)?)?;
-                *noted = version;
-            }
-            Ok(())
+                (ledger.version != written).then(|| (ledger.version, ledger.state()))
+            })
         });
         let written = write.await.map_err(std::io::Error::other).flatten();
         written.map_err(|error| format!("prepared claims were not noted: {error}"))

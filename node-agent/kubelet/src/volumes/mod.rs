@@ -42,6 +42,7 @@ use crate::quantity::value;
 use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
+pub use growth::Grown;
 use payload::{Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
 
@@ -58,8 +59,9 @@ pub enum VolumeError {
     Claim { claim: String, message: String },
     #[error("{export}: mount failed: {message}")]
     Nfs { export: String, message: String },
+    /// `code` is the driver's own, where it has answered.
     #[error("{driver}: {message}")]
-    Csi { driver: String, message: String },
+    Csi { driver: String, message: String, code: Option<tonic::Code> },
     #[error("failed to fetch token: {0}")]
     Token(#[source] hawser_api::Error),
     #[error("{0} is no block device")]
@@ -136,8 +138,8 @@ pub(crate) const RETRY: Duration = Duration::from_secs(60);
 pub struct MountOutcome {
     pub volumes: MountedVolumes,
     pub refresh_after: Option<Duration>,
-    /// PersistentVolumes that were made to use what they have grown by.
-    pub grown: Vec<String>,
+    /// What became of PersistentVolumes that have grown.
+    pub grown: Vec<Grown>,
     /// Volumes that could not be made or brought up to date.
     pub failed: Vec<MountError>,
 }
@@ -153,8 +155,7 @@ struct Shown {
     mounted: Mounted,
     /// When it has to be looked at again.
     again_after: Option<Duration>,
-    /// The PersistentVolume that has grown.
-    grown: Option<String>,
+    grown: Option<Grown>,
 }
 
 impl From<Mounted> for Shown {
@@ -225,14 +226,13 @@ impl Volumes {
         let mut tokens = Tokens::new();
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
-            let (token, renew_at) = match self.tokens.get(pod, &key).await {
-                Ok(token) => (Some(token.token), token.renew_at),
+            let (token, renew_at) = if self.objects.pods.is_synced() {
+                let token = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
+                (Some(token.token), token.renew_at)
+            } else {
                 // The pod starts without the API, to which the token would lead; it comes with the API.
-                Err(_) if !self.objects.pods.is_synced() => {
-                    let dir = volume_dir(&self.config, pod.uid(), volume);
-                    (token_in(&dir, volume, &key), Timestamp::now())
-                }
-                Err(error) => return Err(VolumeError::Token(error)),
+                let dir = volume_dir(&self.config, pod.uid(), volume);
+                (token_in(&dir, volume, &key), Timestamp::now())
             };
             first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
             tokens.insert(key, token);
