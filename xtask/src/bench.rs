@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
     /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `pods`: only these (one,
-    /// many, memory, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity, ...)
+    /// many, memory, probes, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// `service`, `xdp`, `pods`: turns of each peer

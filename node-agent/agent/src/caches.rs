@@ -127,8 +127,11 @@ fn key_of(key: &ObjectKey) -> Key {
     Key::new(&key.namespace, &key.name)
 }
 
+/// Without the owners of its fields, which nobody here asks for: kept, they would be most of a pod.
 fn put<K: Kind>(cache: &Informer<K>, object: &Bytes) -> Result<(), hawser_api::Error> {
-    cache.put(decode(object)?);
+    let mut object: K = decode(object)?;
+    object.metadata_mut().managed_fields = None;
+    cache.put(object);
     Ok(())
 }
 
@@ -139,4 +142,31 @@ fn retain<K: Kind>(cache: &Informer<K>, named: &HashSet<(GroupVersionResource, O
         named.contains(&(resource.clone(), key))
     });
     cache.replace(kept.map(|object| (*object).clone()).collect());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_of_fields_are_not_kept() {
+        let caches = Caches::default();
+        let pod = r#"{
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web", "namespace": "default", "labels": { "app": "web" },
+                "managedFields": [{ "manager": "kubectl", "fieldsV1": { "f:spec": {} } }]
+            }
+        }"#;
+        let key = ObjectKey::new("default", "web");
+        caches.put(
+            GroupVersionResource::of::<k8s_openapi::api::core::v1::Pod>(),
+            key.clone(),
+            &pod.into(),
+            None,
+        );
+        let kept = caches.objects.pods.get(&key).expect("kept");
+        assert_eq!(kept.metadata.managed_fields, None);
+        assert_eq!(kept.metadata.labels.as_ref().map(|labels| labels.len()), Some(1));
+    }
 }

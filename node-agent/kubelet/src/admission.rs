@@ -35,7 +35,7 @@ pub struct Node<'a> {
     pub pressure: Pressure,
     /// The kernel has AppArmor, and it is on.
     pub has_apparmor: bool,
-    /// The other pods that have not ended.
+    /// The other pods that have not ended and are not gone from the API.
     pub pods: &'a [DesiredPod],
 }
 

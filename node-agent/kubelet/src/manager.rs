@@ -306,10 +306,13 @@ impl Manager {
             }
             return None;
         }
-        let others: Vec<DesiredPod> =
-            self.pods.all().into_iter().map(|view| DesiredPod::new(view.pod)).collect();
-        let others: Vec<DesiredPod> =
-            others.into_iter().filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid()).collect();
+        // As upstream counts them: one that was deleted by force is gone, though it may still be stopping.
+        let wanted: BTreeSet<String> =
+            self.wanted().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let others = self.pods.objects().into_iter().map(DesiredPod::new);
+        let others: Vec<DesiredPod> = others
+            .filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid() && wanted.contains(p.uid()))
+            .collect();
         if *self.shared.shutting_down.borrow() {
             return Some(shutdown::refusal());
         }

@@ -58,7 +58,11 @@ impl Orphans {
             }
             removed.is_ok()
         });
-        Ok(removals.buffer_unordered(REMOVALS).fold(true, |all, removed| async move { all && removed }).await)
+        let removed = removals
+            .buffer_unordered(REMOVALS)
+            .fold(true, |all, removed| async move { all && removed })
+            .await;
+        Ok(self.shared.volumes.unstage_unused().await && removed)
     }
 
     async fn remove(

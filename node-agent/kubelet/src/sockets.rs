@@ -20,13 +20,40 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// A connection to a plugin's socket.
 pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    endpoint().connect_with_connector(connector(socket)).await
+}
+
+/// The same, made when it is first used, and again where it broke.
+pub fn connect_lazily(socket: PathBuf) -> Channel {
+    endpoint().connect_with_connector_lazy(connector(socket))
+}
+
+fn endpoint() -> Endpoint {
     // The address is not used: there is but the one socket.
-    let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
-    let connector = tower::service_fn(move |_: Uri| {
+    Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT)
+}
+
+/// Connects to the socket, whatever it is asked for.
+fn connector(
+    socket: PathBuf,
+) -> impl Service<Uri, Response = TokioIo<UnixStream>, Error = std::io::Error, Future: Send + 'static> + Send
+{
+    tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(connector).await
+    })
+}
+
+/// A plugin's answer, or why there is none: its own words, or that it took too long.
+pub(crate) async fn within<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(status.to_string()),
+        Err(_) => Err(format!("no answer within {timeout:?}")),
+    }
 }
 
 /// Serves a generated service until dropped, or until the socket fails.

@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Node, container, spec, uid};
 use hawser_api::GroupVersionResource;
@@ -16,15 +18,17 @@ use hawser_kubelet::plugins::proto::*;
 use hawser_kubelet::sockets::serve;
 use hawser_kubelet::volumes::mounts;
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodSpec,
-    Volume, VolumeDevice, VolumeMount,
+    CSIVolumeSource, ConfigMap, ConfigMapVolumeSource, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimVolumeSource, PodSpec, Volume, VolumeDevice, VolumeMount,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tonic::{Request, Response, Status, async_trait};
+use tokio::sync::Notify;
+use tonic::{Code, Request, Response, Status, async_trait};
 
 const DRIVER: &str = "test.csi";
 
@@ -34,8 +38,41 @@ struct Driver {
     socket: PathBuf,
     source: PathBuf,
     calls: Arc<Mutex<Vec<String>>>,
+    /// Volumes for which a call is under way.
+    under_way: Arc<Mutex<BTreeSet<String>>>,
+    /// A call has overlapped with one for the same volume.
+    overlapped: Arc<Notify>,
+    unstaging: Arc<Mutex<Unstaging>>,
+    /// Nothing is published.
+    refuses: Arc<Mutex<bool>>,
     /// What the kubelet told of the registration.
     told: Arc<Mutex<Vec<RegistrationStatus>>>,
+    /// How often it was asked what it can do.
+    asked: Arc<Mutex<usize>>,
+    /// With what it refuses to make anything larger.
+    refuses_to_grow: Arc<Mutex<Option<Code>>>,
+}
+
+/// How long a driver takes for it.
+#[derive(Clone, Copy, Default)]
+enum Unstaging {
+    #[default]
+    Quick,
+    /// Until another call comes for the volume, which none is to; or long enough for one to have come.
+    Slow,
+    Endless,
+}
+
+/// A call that is under way.
+struct Call {
+    driver: Driver,
+    volume: String,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.driver.under_way.lock().remove(&self.volume);
+    }
 }
 
 impl Driver {
@@ -48,7 +85,18 @@ impl Driver {
         }
         std::fs::write(source.join("hello"), "from the driver").expect("written");
         let socket = own.join("csi.sock");
-        let driver = Self { socket, source, calls: Arc::default(), told: Arc::default() };
+        let driver = Self {
+            socket,
+            source,
+            calls: Arc::default(),
+            under_way: Arc::default(),
+            overlapped: Arc::default(),
+            unstaging: Arc::default(),
+            refuses: Arc::default(),
+            told: Arc::default(),
+            asked: Arc::default(),
+            refuses_to_grow: Arc::default(),
+        };
         let listen = |path: &Path| UnixListener::bind(path).expect("bound");
         let (node, registration) = (listen(&driver.socket), listen(&registry.join("test-reg.sock")));
         tokio::spawn(serve(node, NodeServer::new(driver.clone())));
@@ -58,6 +106,14 @@ impl Driver {
 
     fn called(&self, call: String) {
         self.calls.lock().push(call);
+    }
+
+    fn begin(&self, volume: &str) -> Call {
+        if !self.under_way.lock().insert(volume.to_owned()) {
+            self.called(format!("two calls at a time for {volume}"));
+            self.overlapped.notify_one();
+        }
+        Call { driver: self.clone(), volume: volume.to_owned() }
     }
 }
 
@@ -88,6 +144,7 @@ impl NodeService for Driver {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
         self.called(format!("stage {} {}", request.volume_id, request.volume_context["color"]));
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
@@ -96,7 +153,17 @@ impl NodeService for Driver {
         &self,
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        self.called(format!("unstage {}", request.into_inner().volume_id));
+        let volume = request.into_inner().volume_id;
+        let _call = self.begin(&volume);
+        self.called(format!("unstage {volume}"));
+        let how = *self.unstaging.lock();
+        match how {
+            Unstaging::Quick => {}
+            Unstaging::Slow => {
+                drop(tokio::time::timeout(Duration::from_secs(1), self.overlapped.notified()).await)
+            }
+            Unstaging::Endless => std::future::pending().await,
+        }
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
 
@@ -105,6 +172,10 @@ impl NodeService for Driver {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
+        if *self.refuses.lock() {
+            return Err(Status::unavailable("the vault is sealed"));
+        }
         let target = Path::new(&request.target_path);
         let failed = |error: std::io::Error| Status::internal(error.to_string());
         let capability = request.volume_capability.clone().and_then(|capability| capability.access_type);
@@ -130,9 +201,12 @@ impl NodeService for Driver {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        let _call = self.begin(&request.volume_id);
         let target = Path::new(&request.target_path);
         match target.is_dir() {
             true => mounts::unmount_below(target),
+            // By CSI's rules, absent is success.
+            false if !target.exists() => Ok(()),
             false => std::fs::remove_file(target),
         }
         .map_err(|e| Status::internal(e.to_string()))?;
@@ -149,6 +223,7 @@ impl NodeService for Driver {
             let rpc = node_service_capability::Rpc { r#type: kind.into() };
             NodeServiceCapability { r#type: Some(node_service_capability::Type::Rpc(rpc)) }
         };
+        *self.asked.lock() += 1;
         let capabilities = [StageUnstageVolume, ExpandVolume].map(capability).into();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
@@ -162,6 +237,9 @@ impl NodeService for Driver {
         assert!(Path::new(&request.volume_path).join("hello").exists(), "it is shown");
         assert!(request.staging_target_path.ends_with("/globalmount"), "{}", request.staging_target_path);
         self.called(format!("expand {} to {bytes}", request.volume_id));
+        if let Some(code) = *self.refuses_to_grow.lock() {
+            return Err(Status::new(code, "not now"));
+        }
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: bytes }))
     }
 
@@ -228,6 +306,13 @@ fn can_mount() -> bool {
         println!("skipped: mounting needs root");
     }
     root
+}
+
+/// Where it is noted that the volume is staged; upstream's place.
+fn staging_note(node: &Node) -> PathBuf {
+    // SHA-256 of the handle.
+    let digest = "d2e8363faaac7ae76def3b14091d8eb5755f6b92e9531627aeec833a8731cc49";
+    node.dir.path().join("plugins/kubernetes.io/csi").join(DRIVER).join(digest).join("vol_data.json")
 }
 
 /// Where the container of the pod sees `/data` from.
@@ -415,19 +500,7 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     let node = Node::start();
     let driver = Driver::start(node.dir.path());
     put_volume(&node);
-    let grow = |capacity: &str, known: &str| {
-        let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
-        volume["spec"]["capacity"] = json!({ "storage": capacity });
-        put::<PersistentVolume>(&node, None, volume);
-        let mut claim = node.api.object("persistentvolumeclaims", "default/data").expect("put");
-        claim["status"]["capacity"] = json!({ "storage": known });
-        claim["status"]["conditions"] = json!([
-            { "type": "FileSystemResizePending", "status": "True" },
-            { "type": "ModifyingVolume", "status": "True" },
-        ]);
-        put::<PersistentVolumeClaim>(&node, Some("default"), claim);
-    };
-    grow("2Gi", "1Gi");
+    grow(&node, "2Gi", "1Gi");
     node.bind("web", claimed());
     node.wait_running("web").await;
     let status = node.api.object("persistentvolumeclaims", "default/data").expect("put")["status"].clone();
@@ -441,6 +514,94 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     .await;
     node.delete("web", 0);
     gone(&node, "web").await;
+}
+
+/// Between two sizes that the API tells of.
+fn grow(node: &Node, capacity: &str, known: &str) {
+    let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
+    volume["spec"]["capacity"] = json!({ "storage": capacity });
+    put::<PersistentVolume>(node, None, volume);
+    let mut claim = node.api.object("persistentvolumeclaims", "default/data").expect("put");
+    claim["status"]["capacity"] = json!({ "storage": known });
+    claim["status"]["conditions"] = json!([
+        { "type": "FileSystemResizePending", "status": "True" },
+        { "type": "ModifyingVolume", "status": "True" },
+    ]);
+    put::<PersistentVolumeClaim>(node, Some("default"), claim);
+}
+
+#[tokio::test]
+async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    grow(&node, "2Gi", "1Gi");
+    *driver.refuses_to_grow.lock() = Some(Code::Unavailable);
+    node.bind("one", claimed());
+    node.wait_running("one").await;
+    let event = "VolumeResizeFailed: NodeExpandVolume.NodeExpandVolume failed for volume \"pv-1\" : test.csi: \
+                 rpc error: code = Unavailable desc = not now";
+    node.wait("the event", || node.api.events().into_iter().find(|told| told == event)).await;
+    let status = || node.api.object("persistentvolumeclaims", "default/data").expect("put")["status"].clone();
+    assert_eq!(status()["capacity"], json!({ "storage": "1Gi" }));
+    let conditions = status()["conditions"].clone();
+    assert_eq!(conditions[0]["type"], "FileSystemResizePending");
+    assert_eq!(
+        (&conditions[2]["type"], &conditions[2]["status"]),
+        (&json!("NodeResizeError"), &json!("True"))
+    );
+
+    *driver.refuses_to_grow.lock() = Some(Code::OutOfRange);
+    node.bind("two", claimed());
+    node.wait_running("two").await;
+    assert_eq!(status()["allocatedResourceStatuses"], json!({ "storage": "NodeResizeInfeasible" }));
+    let expansions = || driver.calls.lock().iter().filter(|call| call.starts_with("expand")).count();
+    assert_eq!(expansions(), 2);
+    node.bind("three", claimed());
+    node.wait_running("three").await;
+    assert_eq!(expansions(), 2, "it would say the same");
+    for pod in ["one", "two", "three"] {
+        node.delete(pod, 0);
+        gone(&node, pod).await;
+    }
+}
+
+/// The container of that pod ends, and is started again, for which its volumes have to be there.
+async fn started_again(node: &Node, pod: &str) {
+    let first = node.runtime.find(&uid(pod), "web").expect("runs");
+    node.runtime.exit(&first.id, 1);
+    node.wait("it to be started again", || {
+        node.runtime.find(&uid(pod), "web").filter(|found| found.attempt > first.attempt)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_what_is_shown() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    for pod in ["one", "two"] {
+        node.bind(pod, claimed());
+        node.wait_running(pod).await;
+    }
+    assert_eq!((node.api.reads("csidrivers"), *driver.asked.lock()), (1, 1), "for the first");
+    let node = node.restart().await;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    started_again(&node, "one").await;
+    assert_eq!((node.api.reads("csidrivers"), *driver.asked.lock()), (0, 1), "of this agent none");
+    // Nor waited for.
+    let node = node.stop().await.start_offline_again();
+    *node.api.silent.lock() = true;
+    node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
+    started_again(&node, "two").await;
+    *node.api.silent.lock() = false;
 }
 
 #[tokio::test]
@@ -469,6 +630,128 @@ async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
     let before = driver.calls.lock().len();
     let node = node.restart().await;
     node.wait("the driver to be asked again", || told(before)).await;
+    node.delete("web", 0);
+    gone(&node, "web").await;
+}
+
+#[tokio::test]
+async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("one", claimed());
+    node.wait_running("one").await;
+    *driver.unstaging.lock() = Unstaging::Slow;
+    node.delete("one", 0);
+    let unstaged = || driver.calls.lock().iter().any(|call| call == "unstage vol-1").then_some(());
+    node.wait("the call", unstaged).await;
+    node.bind("two", claimed());
+    node.wait_running("two").await;
+    let expected = [
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for one",
+        "unpublish vol-1",
+        "unstage vol-1",
+        "stage vol-1 blue",
+        "publish vol-1 read-only false for two",
+    ];
+    assert_eq!(*driver.calls.lock(), expected);
+    assert!(staging_note(&node).exists());
+    node.delete("two", 0);
+    gone(&node, "two").await;
+    assert!(!staging_note(&node).exists());
+}
+
+#[tokio::test]
+async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("web", claimed());
+    node.wait_running("web").await;
+    *driver.unstaging.lock() = Unstaging::Endless;
+    node.delete("web", 0);
+    let count = || driver.calls.lock().iter().filter(|call| *call == "unstage vol-1").count();
+    node.wait("the call", || (count() == 1).then_some(())).await;
+    let node = node.stop().await;
+    *driver.unstaging.lock() = Unstaging::Quick;
+    let node = node.restart().await;
+    gone(&node, "web").await;
+    assert_eq!(count(), 2);
+    assert!(!staging_note(&node).exists());
+}
+
+#[tokio::test]
+async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    put_volume(&node);
+    node.bind("web", claimed());
+    node.wait_running("web").await;
+    let note = std::fs::read(staging_note(&node)).expect("noted");
+    node.delete("web", 0);
+    gone(&node, "web").await;
+    // As whoever dies before the note is removed leaves it: what was in the directory is gone already.
+    let node = node.stop().await;
+    std::fs::create_dir_all(staging_note(&node).parent().expect("a directory")).expect("made");
+    std::fs::write(staging_note(&node), note).expect("written");
+    driver.calls.lock().clear();
+    let node = node.restart().await;
+    node.wait("it to be unstaged", || (!staging_note(&node).exists()).then_some(())).await;
+    assert_eq!(*driver.calls.lock(), ["unstage vol-1"]);
+    let in_use = || node.api.object("nodes", "n1").map(|object| object["status"]["volumesInUse"].clone());
+    node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
+}
+
+#[tokio::test]
+async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
+    if !can_mount() {
+        return;
+    }
+    let node = Node::start();
+    let driver = Driver::start(node.dir.path());
+    let spec = json!({ "attachRequired": false, "requiresRepublish": true });
+    put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
+    let settings = |color: &str| ConfigMap {
+        metadata: ObjectMeta {
+            name: Some("settings".into()),
+            namespace: Some("default".into()),
+            ..ObjectMeta::default()
+        },
+        data: Some([("color".to_owned(), color.to_owned())].into()),
+        ..ConfigMap::default()
+    };
+    node.objects.config_maps.put(settings("red"));
+    let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
+    let mut pod = with_volume(Volume { name: "v".into(), csi: Some(source), ..Volume::default() });
+    let source = ConfigMapVolumeSource { name: "settings".into(), ..ConfigMapVolumeSource::default() };
+    let later = Volume { name: "later".into(), config_map: Some(source), ..Volume::default() };
+    pod.volumes.as_mut().expect("volumes").push(later);
+    node.bind("web", pod);
+    node.wait_running("web").await;
+
+    *driver.refuses.lock() = true;
+    node.objects.config_maps.put(settings("blue"));
+    let volumes = node.dir.path().join("pods").join(uid("web")).join("volumes");
+    let shown = || std::fs::read_to_string(volumes.join("kubernetes.io~configmap/later/color")).ok();
+    node.wait("the later volume", || (shown()? == "blue").then_some(())).await;
+    let told = "FailedMount: MountVolume.SetUp failed for volume \"v\" : test.csi: rpc error: code = Unavailable \
+                desc = the vault is sealed";
+    node.wait("the event", || node.api.events().iter().any(|event| event == told).then_some(())).await;
+    // It is there as before, for containers that start.
+    let first = node.runtime.find(&uid("web"), "web").expect("runs");
+    node.runtime.exit(&first.id, 1);
+    node.wait("another one", || node.runtime.find(&uid("web"), "web").filter(|c| c.id != first.id)).await;
+    assert!(data_of(&node, "web").join("hello").exists());
     node.delete("web", 0);
     gone(&node, "web").await;
 }

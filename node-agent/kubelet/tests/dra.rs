@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{FakeApi, Node, container, spec, uid};
+use common::{FakeApi, Node, container, pod, spec, uid};
 use hawser_api::GroupVersionResource;
 use hawser_api::resource::Target;
+use hawser_kubelet::Config;
+use hawser_kubelet::dra::Dra;
 use hawser_kubelet::dra::driver::proto::v1::dra_plugin_server::{DraPlugin, DraPluginServer};
 use hawser_kubelet::dra::driver::proto::v1::*;
 use hawser_kubelet::dra::driver::proto::v1beta1::dra_plugin_server as beta;
@@ -17,6 +19,7 @@ use hawser_kubelet::plugins::proto::registration_server::{Registration, Registra
 use hawser_kubelet::plugins::proto::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
+use hawser_kubelet::pod::DesiredPod;
 use hawser_kubelet::sockets::serve;
 use k8s_openapi::api::core::v1::{PodResourceClaim, PodSpec, ResourceRequirements};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
@@ -38,6 +41,12 @@ struct Driver {
     told: Arc<Mutex<Vec<String>>>,
     /// Why nothing can be prepared.
     fails: Arc<Mutex<Option<String>>>,
+    /// Nothing is taken back.
+    keeps: Arc<Mutex<bool>>,
+    /// It fails as often when it is told of its registration.
+    deaf: Arc<Mutex<u32>>,
+    /// What it makes when it prepares, to be in somebody's way.
+    obstacle: Arc<Mutex<Option<PathBuf>>>,
     /// Prepares, and never answers.
     hangs: Arc<Mutex<bool>>,
 }
@@ -59,11 +68,19 @@ impl Drop for Running {
 
 impl Driver {
     fn start(root: &Path, version: &str) -> Running {
+        Self::start_deaf(root, version, 0)
+    }
+
+    fn start_deaf(root: &Path, version: &str, deaf: u32) -> Running {
         let registry = root.join("plugins_registry");
         std::fs::create_dir_all(&registry).expect("made");
         let sockets = [root.join(format!("{version}.sock")), registry.join(format!("{version}-reg.sock"))];
-        let driver =
-            Self { socket: sockets[0].clone(), versions: vec![version.to_owned()], ..Self::default() };
+        let driver = Self {
+            socket: sockets[0].clone(),
+            versions: vec![version.to_owned()],
+            deaf: Arc::new(Mutex::new(deaf)),
+            ..Self::default()
+        };
         let listen = |socket: &PathBuf| UnixListener::bind(socket).expect("bound");
         let (node, registration) = (listen(&sockets[0]), listen(&sockets[1]));
         let (service, registered) = (driver.clone(), driver.clone());
@@ -82,6 +99,9 @@ impl Driver {
     async fn do_prepare(&self, claims: Vec<Claim>) -> Result<Response<NodePrepareResourcesResponse>, Status> {
         for claim in &claims {
             self.calls.lock().push(format!("prepare {}", claim.name));
+        }
+        if let Some(dir) = self.obstacle.lock().take() {
+            std::fs::create_dir(dir).expect("made");
         }
         if *self.hangs.lock() {
             std::future::pending::<()>().await;
@@ -106,6 +126,9 @@ impl Driver {
     ) -> Result<Response<NodeUnprepareResourcesResponse>, Status> {
         for claim in &claims {
             self.calls.lock().push(format!("unprepare {}", claim.name));
+        }
+        if *self.keeps.lock() {
+            return Err(Status::unavailable("busy"));
         }
         let done = claims.into_iter().map(|claim| (claim.uid, NodeUnprepareResourceResponse::default()));
         Ok(Response::new(NodeUnprepareResourcesResponse { claims: done.collect::<HashMap<_, _>>() }))
@@ -162,6 +185,11 @@ impl Registration for Driver {
         request: Request<RegistrationStatus>,
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
+        let deaf = std::mem::take(&mut *self.deaf.lock());
+        if deaf > 0 {
+            *self.deaf.lock() = deaf - 1;
+            return Err(Status::unavailable("not yet"));
+        }
         self.told.lock().push(format!("{} {}", status.plugin_registered, status.error));
         Ok(Response::new(RegistrationStatusResponse {}))
     }
@@ -253,6 +281,40 @@ async fn driver_of_the_older_version_is_spoken_to_as_well() {
 }
 
 #[tokio::test]
+async fn driver_that_has_not_heard_of_its_registration_is_told_again() {
+    let node = Node::start();
+    // The first in the directory's order, and nobody answers.
+    let registry = node.dir.path().join("plugins_registry");
+    std::fs::create_dir_all(&registry).expect("made");
+    let _silent = UnixListener::bind(registry.join("a-silent.sock")).expect("bound");
+    let running = Driver::start_deaf(node.dir.path(), "v1.DRAPlugin", 2);
+    registered(&node, &running).await;
+    assert_eq!(running.driver.told.lock().as_slice(), ["true "]);
+}
+
+#[tokio::test]
+async fn pod_ends_for_the_api_when_its_devices_are_given_back() {
+    let node = Node::start();
+    let running = Driver::start(node.dir.path(), "v1.DRAPlugin");
+    registered(&node, &running).await;
+    put_claim(&node.api, "gpus", &["web"]);
+    node.bind("web", PodSpec { restart_policy: Some("Never".into()), ..using("gpus") });
+    node.wait_running("web").await;
+    *running.driver.keeps.lock() = true;
+    for name in ["all", "part", "none"] {
+        let found = node.wait("the container", || node.runtime.find(&uid("web"), name)).await;
+        node.runtime.exit(&found.id, 0);
+    }
+    let asked = || running.driver.calls.lock().iter().filter(|call| *call == "unprepare gpus").count();
+    node.wait("a second try", || (asked() >= 2).then_some(())).await;
+    assert_eq!(node.status("web").phase.as_deref(), Some("Running"));
+    let note = std::fs::read_to_string(node.dir.path().join("dra_manager_state")).expect("a note");
+    assert!(note.contains("\"Prepared\":false"), "it may be taken back by now: {note}");
+    *running.driver.keeps.lock() = false;
+    node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Succeeded")).await;
+}
+
+#[tokio::test]
 async fn pod_waits_for_its_driver_and_for_what_it_prepares() {
     let node = Node::start();
     put_claim(&node.api, "gpus", &["web"]);
@@ -271,6 +333,31 @@ async fn pod_waits_for_its_driver_and_for_what_it_prepares() {
     node.wait_running("web").await;
     gone(&node, "web").await;
     assert_eq!(running.driver.calls.lock().last().map(String::as_str), Some("unprepare gpus"));
+}
+
+#[tokio::test]
+async fn claim_is_not_used_before_it_is_noted() {
+    let node = Node::start_offline(|_| {});
+    let running = Driver::start(node.dir.path(), "v1.DRAPlugin");
+    put_claim(&node.api, "gpus", &["web"]);
+    *node.api.down.lock() = false;
+    let own = tempfile::tempdir().expect("a directory");
+    let dra = Dra::load(&Config::new("n2", [10, 0, 0, 2].into(), own.path()), node.api.clone());
+    let driver = &running.driver;
+    dra.add_driver(DRIVER, driver.socket.clone(), &driver.versions).expect("taken");
+    // After what is begun, and before what is prepared.
+    let obstacle = own.path().join("dra_manager_state.new");
+    *driver.obstacle.lock() = Some(obstacle.clone());
+    let pod = DesiredPod::new(pod("web", using("gpus")).into());
+    for _ in 0..2 {
+        let why = dra.prepare(&pod).await.expect_err("not noted");
+        assert!(why.starts_with("prepared claims were not noted: "), "{why}");
+    }
+    std::fs::remove_dir(obstacle).expect("removed");
+    dra.prepare(&pod).await.expect("noted");
+    assert_eq!(driver.calls.lock().as_slice(), ["prepare gpus"]);
+    let note = std::fs::read_to_string(own.path().join("dra_manager_state")).expect("a note");
+    assert!(note.contains("\"Prepared\":true"), "{note}");
 }
 
 #[tokio::test]

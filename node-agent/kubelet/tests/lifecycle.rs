@@ -280,6 +280,28 @@ async fn exit_is_not_lost_when_the_look_at_it_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn start_of_which_nothing_is_heard_is_asked_for_again_and_is_no_failed_one() {
+    let node = Node::start();
+    let silence = || Error::Unavailable { attempted: "ask", message: "away".into() };
+    node.runtime.fail_next("start_container", silence());
+    // Longer than anybody waits.
+    for _ in 0..200 {
+        node.runtime.fail_next("container_status", silence());
+    }
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_status("web", "the silence is told", |status| {
+        let state = status.container_statuses.as_ref().and_then(|all| all.first()?.state.clone());
+        let message = state.and_then(|state| state.waiting?.message).unwrap_or_default();
+        message.contains("what has become of the container is not known")
+    })
+    .await;
+    let status = node.wait_ready("web").await;
+    assert_eq!(status.container_statuses.expect("statuses")[0].restart_count, 0);
+    let made = node.runtime.calls().into_iter().filter(|call| call.starts_with("create_container"));
+    assert!(made.clone().count() > 1 && made.clone().all(|call| call.ends_with("/web/0)")), "{made:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn container_that_is_killed_for_its_liveness_still_says_when_it_is_not_ready() {
     let node = Node::start();
     let failing = Arc::new(parking_lot::Mutex::new(Vec::new()));

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Node, container, spec, uid};
+use hawser_api::resource::ObjectKey;
 use hawser_kubelet::Config;
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
 use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
-use hawser_runtime::{ContainerStats, DiskUsage, Error};
+use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus, ResourceRequirements,
+    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus,
+    ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -231,6 +233,12 @@ async fn memory_comes_from_nodes_of_ones_own() {
     node.bind("idle", spec("Always", vec![container("idle")]));
     node.wait_running("idle").await;
     assert_eq!(mems(&node, "idle"), None, "from wherever it is");
+    // What it was given for good it keeps.
+    node.change("two", |spec| spec.containers[0] = sized("two", "7Mi").containers[0].clone());
+    let pending =
+        node.wait_status("two", "a condition", |s| condition(s, "PodResizePending").is_some()).await;
+    let told = "Resize is infeasible for Guaranteed Pods alongside Memory Manager policy \"Static\"";
+    assert_eq!(condition(&pending, "PodResizePending"), Some(("Infeasible".into(), told.into())));
     node.bind("three", sized("three", "6Mi"));
     let refused = node.wait_status("three", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
     assert_eq!(refused.reason.as_deref(), Some("UnexpectedAdmissionError"));
@@ -254,6 +262,32 @@ async fn pod_that_does_not_fit_is_refused() {
     let told =
         "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: ";
     assert!(message.starts_with(told), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_of_a_pod_that_was_deleted_by_force_is_free() {
+    let node = Node::start();
+    let with_port = |name: &str| {
+        let mut main = container(name);
+        main.ports = Some(vec![ContainerPort {
+            container_port: 80,
+            host_port: Some(8080),
+            ..ContainerPort::default()
+        }]);
+        spec("Always", vec![main])
+    };
+    node.runtime.ignore_stop_signal("old");
+    node.bind("old", with_port("old"));
+    node.wait_running("old").await;
+    node.bind("early", with_port("early"));
+    let refused = node.wait_status("early", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(refused.reason.as_deref(), Some("NodePorts"));
+    node.api.forget("old");
+    node.objects.pods.remove(&ObjectKey::new("default", "old"));
+    node.bind("web", with_port("web"));
+    node.wait_running("web").await;
+    let old = node.runtime.find(&uid("old"), "old").expect("known");
+    assert_eq!(old.state, ContainerState::Running, "it still stops");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,11 +18,16 @@ use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use parking_lot::Mutex;
 
+/// The connection of the one that is logind.
+const LOGIND: &str = ":1.2";
+
 #[derive(Clone)]
 struct FakeBus(Arc<State>);
 
 struct State {
     places: Places,
+    /// `PreparingForShutdown`
+    goes_down: Mutex<bool>,
     /// `InhibitDelayMaxUSec`
     delay_us: Mutex<u64>,
     calls: Mutex<Vec<String>>,
@@ -37,6 +42,7 @@ impl FakeBus {
         let listener = UnixListener::bind(&places.bus).expect("bound");
         let bus = Self(Arc::new(State {
             places,
+            goes_down: Mutex::default(),
             delay_us: Mutex::new(1_000_000),
             calls: Mutex::default(),
             clients: Mutex::default(),
@@ -71,7 +77,7 @@ impl FakeBus {
         loop {
             let mut bytes = vec![0; 16];
             stream.read_exact(&mut bytes).ok()?;
-            let whole = length(&bytes).expect("a message").expect("its length");
+            let whole = length(&bytes).expect("a message").expect("its length").whole;
             bytes.resize(whole, 0);
             stream.read_exact(&mut bytes[16..]).ok()?;
             self.answer(&stream, &decode(&bytes).expect("a message"));
@@ -85,6 +91,7 @@ impl FakeBus {
         let mut given = None;
         match call.member.as_str() {
             "Hello" => answer.body = vec![Value::Text(":1.5".into())],
+            "GetNameOwner" => answer.body = vec![Value::Text(LOGIND.into())],
             "AddMatch" => {
                 let told = Message {
                     kind: Kind::Signal,
@@ -92,12 +99,21 @@ impl FakeBus {
                     path: "/org/freedesktop/DBus".into(),
                     interface: "org.freedesktop.DBus".into(),
                     member: "NameAcquired".into(),
+                    sender: "org.freedesktop.DBus".into(),
                     body: vec![Value::Text(":1.5".into())],
                     ..Message::default()
                 };
                 send(stream, &told, None);
             }
-            "Get" => answer.body = vec![Value::Variant(Box::new(Value::U64(*self.0.delay_us.lock())))],
+            "Get" => {
+                let value = match &call.body[1] {
+                    Value::Text(name) if name == "PreparingForShutdown" => {
+                        Value::Bool(*self.0.goes_down.lock())
+                    }
+                    _ => Value::U64(*self.0.delay_us.lock()),
+                };
+                answer.body = vec![Value::Variant(Box::new(value))];
+            }
             "KillUnit" => {
                 let conf = self.0.places.logind_conf.join("99-kubelet.conf");
                 let text = std::fs::read_to_string(conf).expect("written");
@@ -120,16 +136,38 @@ impl FakeBus {
     }
 
     fn prepare_for_shutdown(&self, begins: bool) {
+        *self.0.goes_down.lock() = begins;
+        self.signal(LOGIND, begins, None);
+    }
+
+    /// What looks like logind's signal.
+    fn signal(&self, sender: &str, begins: bool, given: Option<UnixStream>) {
         let signal = Message {
             kind: Kind::Signal,
             serial: 3,
+            sender: sender.into(),
+            fds: u32::from(given.is_some()),
             path: "/org/freedesktop/login1".into(),
             interface: "org.freedesktop.login1.Manager".into(),
             member: "PrepareForShutdown".into(),
             body: vec![Value::Bool(begins)],
             ..Message::default()
         };
-        self.0.clients.lock().iter().for_each(|client| send(client, &signal, None));
+        let client = self.0.clients.lock().last().expect("connected").try_clone().expect("a stream");
+        send(&client, &signal, given);
+    }
+
+    /// The connection ends.
+    fn hang_up(&self) {
+        let client = self.0.clients.lock().pop().expect("connected");
+        client.shutdown(std::net::Shutdown::Both).expect("ended");
+    }
+
+    /// Waits until the other side has read most of it.
+    async fn write(&self, bytes: Vec<u8>) {
+        let mut client = self.0.clients.lock().last().expect("connected").try_clone().expect("a stream");
+        let written = tokio::task::spawn_blocking(move || client.write_all(&bytes));
+        written.await.expect("no panic").expect("written");
     }
 
     /// For each inhibitor that was given out, whether it is held.
@@ -178,9 +216,9 @@ async fn pods_end_in_the_order_of_their_priorities_before_the_machine_does() {
             Graces::of_total(Duration::from_secs(6), Duration::from_secs(3)).expect("fits");
         config.logind = bus.0.places.clone();
     });
-    // It takes all the time that it gets.
+    // It takes all of its grace, which is over before its group's time is.
     node.runtime.ignore_stop_signal("plain");
-    node.bind("plain", with_priority("plain", 0));
+    node.bind("plain", PodSpec { termination_grace_period_seconds: Some(1), ..with_priority("plain", 0) });
     node.bind("critical", with_priority("critical", 2_000_000_000));
     node.wait_ready("plain").await;
     node.wait_ready("critical").await;
@@ -249,4 +287,82 @@ async fn shutdown_that_is_called_off_ends_no_more_pods() {
     let critical = node.runtime.find(&uid("critical"), "critical").expect("known");
     assert_eq!(critical.state, ContainerState::Running);
     assert!(!ended(&node.status("critical")));
+}
+
+#[tokio::test]
+async fn messages_of_others_change_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bus = FakeBus::start(dir.path());
+    let node = Node::start_set(|config| {
+        config.shutdown_graces =
+            Graces::of_total(Duration::from_secs(6), Duration::from_secs(3)).expect("fits");
+        config.logind = bus.0.places.clone();
+    });
+    node.bind("plain", with_priority("plain", 0));
+    node.wait_ready("plain").await;
+    node.wait("the inhibitor", || (bus.held() == [true]).then_some(())).await;
+    // With a descriptor, which goes with its message.
+    let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+    bus.signal(":1.9", true, Some(theirs));
+    // Larger than is read, with what looks like logind's signal in it.
+    let text = Value::Text("x".repeat(3 << 20));
+    let large = Message { kind: Kind::Signal, serial: 4, body: vec![text], ..Message::default() };
+    bus.write(encode(&large)).await;
+    // In the other order of bytes: a signal with serial 9 and `true`.
+    bus.write(
+        b"B\x04\x00\x01\x00\x00\x00\x04\x00\x00\x00\x09\x00\x00\x00\x07\x08\x01g\x00\x01b\x00\x00\x00\x00\x00\x01"
+            .to_vec(),
+    )
+    .await;
+    let closed = tokio::task::spawn_blocking(move || ours.read(&mut [0]).expect("no error"));
+    assert_eq!(closed.await.expect("read"), 0, "the descriptor was closed");
+    // The connection has outlived all that, and nothing has come of it.
+    bus.prepare_for_shutdown(false);
+    bus.prepare_for_shutdown(true);
+    node.wait_status("plain", "its end", ended).await;
+    assert_eq!(bus.0.calls.lock().iter().filter(|call| *call == "Hello").count(), 1);
+    assert_eq!(bus.0.calls.lock().iter().filter(|call| *call == "Inhibit").count(), 1);
+    let told = bus.0.calls.lock().iter().filter(|call| *call == "KillUnit").count();
+    assert_eq!(told, 1, "logind read its settings once");
+}
+
+#[tokio::test]
+async fn shutdown_goes_on_when_it_is_told_again_or_the_bus_is_lost() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bus = FakeBus::start(dir.path());
+    *bus.0.delay_us.lock() = 3_600_000_000;
+    let node = Node::start_set(|config| {
+        config.shutdown_graces =
+            Graces::of_total(Duration::from_secs(1200), Duration::from_secs(600)).expect("fits");
+        config.logind = bus.0.places.clone();
+    });
+    // It takes all the time that it gets.
+    node.runtime.ignore_stop_signal("plain");
+    node.bind("plain", PodSpec { termination_grace_period_seconds: Some(3), ..with_priority("plain", 0) });
+    node.wait_ready("plain").await;
+    node.wait("the inhibitor", || (bus.held() == [true]).then_some(())).await;
+    bus.prepare_for_shutdown(true);
+    let is_ready = || node_ready(&node).map(|ready| ready.0);
+    node.wait("the node to say so", || (is_ready()? == "False").then_some(())).await;
+    bus.prepare_for_shutdown(true);
+    bus.hang_up();
+    let connections = || bus.0.calls.lock().iter().filter(|call| *call == "Hello").count();
+    // The pods have their time.
+    let plain = node.runtime.find(&uid("plain"), "plain").expect("known");
+    let stop = format!("stop_container({})", plain.id);
+    node.wait("the stop", || node.runtime.calls().contains(&stop).then_some(())).await;
+    assert_eq!((bus.held(), connections()), (vec![true], 1));
+    node.wait("the inhibitor to be given back", || (bus.held() == [false]).then_some(())).await;
+    node.wait("another connection", || (connections() == 2).then_some(())).await;
+    assert_eq!(is_ready().as_deref(), Some("False"), "the machine still goes down");
+    node.wait("what it is told", || {
+        let calls = bus.0.calls.lock();
+        calls.iter().filter(|call| *call == "GetNameOwner").nth(1).map(drop)
+    })
+    .await;
+    assert_eq!(is_ready().as_deref(), Some("False"));
+    // Called off after all: the node takes pods again, and holds up the next shutdown.
+    bus.prepare_for_shutdown(false);
+    node.wait("the node to be ready", || (is_ready()? == "True").then_some(())).await;
+    node.wait("another inhibitor", || (bus.held() == [false, true]).then_some(())).await;
 }

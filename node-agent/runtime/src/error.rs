@@ -45,6 +45,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Nothing was said of what came of the request: it may have been carried out, or still be.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+}
+
 /// Why a pull failed, for the container's waiting reason and the back-off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullErrorKind {

@@ -7,6 +7,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 
 use crate::{
     Options,
@@ -16,13 +17,18 @@ use crate::{
     report::{Report, percentile},
 };
 
-pub(crate) const NAMES: [&str; 5] = ["one", "many", "memory", "restart", "pull"];
+pub(crate) const NAMES: [&str; 6] = ["one", "many", "memory", "probes", "restart", "pull"];
 
 /// Pods at once in the case `many`.
 const MANY: usize = 100;
 /// How many a node has by default.
 const FULL: usize = 110;
 const OVERFULL: usize = 500;
+/// Longer than the agent keeps what it has freed.
+const GIVEN_BACK: Duration = Duration::from_secs(25);
+/// How long probes are watched, and how long it takes until all of them have begun.
+const WATCHED: Duration = Duration::from_secs(30);
+const SETTLED: Duration = Duration::from_secs(10);
 /// `ctr run`s at the same time: as many as make it fastest here.
 const CTR_AT_ONCE: usize = 4;
 
@@ -41,6 +47,9 @@ pub(crate) async fn run(options: &Options, cluster: &Cluster, report: &Report) -
     }
     if options.wants("memory") {
         bench.memory().await.context("memory")?;
+    }
+    if options.wants("probes") {
+        bench.probes().await.context("probes")?;
     }
     if options.wants("restart") {
         bench.restart().await.context("restart")?;
@@ -67,6 +76,8 @@ struct Spent {
     agent: Duration,
     containerd: Duration,
     shims: Duration,
+    /// What shims have run: runc, and processes in containers that have ended.
+    runc: Duration,
 }
 
 impl Bench<'_> {
@@ -106,7 +117,8 @@ impl Bench<'_> {
 
     fn spent(&self) -> Result<Spent> {
         let containerd = processes::of(self.cluster.pid_of("containerd")?)?;
-        Ok(Spent { agent: self.agent()?.cpu, containerd: containerd.cpu, shims: self.shims().cpu })
+        let (agent, shims) = (self.agent()?, self.shims());
+        Ok(Spent { agent: agent.cpu, containerd: containerd.cpu, shims: shims.cpu, runc: shims.ended_cpu })
     }
 
     /// One pod after the other, in turns with the floor.
@@ -188,10 +200,57 @@ impl Bench<'_> {
         let (first, rest) = all.split_at(FULL);
         for (names, count) in [(first, FULL), (rest, OVERFULL)] {
             self.start(names, &self.image()).await?;
+            // The agent gives back what it needed for the starts.
+            tokio::time::sleep(GIVEN_BACK).await;
             let agent = self.agent()?;
             self.report.print("memory", "agent", &format!("resident_at_{count}"), agent.resident, "MiB");
         }
         self.cluster.remove(&all).await
+    }
+
+    /// Processor time that a full node takes in a second: without probes, with two of a pod that connect to it, and with a
+    /// third that runs a command in it; each of them every second.
+    async fn probes(&self) -> Result<()> {
+        let probe = |action: Value| {
+            let mut probe = action;
+            probe["periodSeconds"] = 1.into();
+            probe
+        };
+        let http = || probe(json!({ "httpGet": { "path": "/", "port": 8080 } }));
+        let tcp = || probe(json!({ "tcpSocket": { "port": 8080 } }));
+        let exec = || probe(json!({ "exec": { "command": ["true"] } }));
+        let server = json!(["sh", "-c", "echo here > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]);
+        let pods = |first: [Value; 2], second: Value| {
+            json!([
+                { "name": "main", "command": server, "readinessProbe": first[0], "livenessProbe": first[1] },
+                { "name": "beside", "command": ["sleep", "3600"], "livenessProbe": second },
+            ])
+        };
+        for (metric, containers) in [
+            ("cpu_no_probes", pods([Value::Null, Value::Null], Value::Null)),
+            ("cpu_http_tcp", pods([http(), Value::Null], tcp())),
+            ("cpu_http_tcp_exec", pods([http(), exec()], tcp())),
+        ] {
+            let names = names(&metric.replace('_', "-"), FULL);
+            self.cluster.make_of(&names, &self.image(), containers).await?;
+            self.cluster.running(&names).await?;
+            tokio::time::sleep(SETTLED).await;
+            let (before, begin) = (self.spent()?, Instant::now());
+            tokio::time::sleep(WATCHED).await;
+            let (after, seconds) = (self.spent()?, begin.elapsed().as_secs_f64());
+            let each = |peer: &str, now: Duration, then: Duration| {
+                let spent = now.saturating_sub(then).as_secs_f64() * 1e3 / seconds;
+                self.report.print("probes", peer, metric, spent, "ms/s");
+            };
+            each("agent", after.agent, before.agent);
+            each("containerd", after.containerd, before.containerd);
+            each("shims", after.shims, before.shims);
+            each("runc", after.runc, before.runc);
+            let restarts = self.cluster.restarts(&names);
+            self.cluster.remove(&names).await?;
+            ensure!(restarts == 0, "{restarts} containers were started again");
+        }
+        Ok(())
     }
 
     /// An agent that is killed and started again, beside a full node.

@@ -147,23 +147,36 @@ impl Cluster {
         Ok(up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     }
 
-    /// Makes pods, all at once; returns when each was asked for.
+    /// Makes pods of one container that sleeps, all at once; returns when each was asked for.
     pub(crate) async fn make(&self, names: &[String], image: &str) -> Result<Vec<Instant>> {
-        let makes = names.iter().map(|name| async move {
+        self.make_of(names, image, json!([{ "name": "main", "command": ["sleep", "3600"] }])).await
+    }
+
+    /// The same, of these containers, without their image.
+    pub(crate) async fn make_of(
+        &self,
+        names: &[String],
+        image: &str,
+        mut containers: Value,
+    ) -> Result<Vec<Instant>> {
+        for container in containers.as_array_mut().into_iter().flatten() {
+            container["image"] = image.into();
+            container["imagePullPolicy"] = "IfNotPresent".into();
+        }
+        let makes = names.iter().map(|name| {
             let object = json!({
                 "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
                 "spec": {
                     "nodeName": NODE, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
-                    "containers": [{
-                        "name": "main", "image": image, "imagePullPolicy": "IfNotPresent",
-                        "command": ["sleep", "3600"],
-                    }],
+                    "containers": containers,
                 },
             });
-            let asked = Instant::now();
-            let body = Bytes::from(object.to_string());
-            self.client.create(&all_pods(), body, &WriteOptions::default()).await?;
-            anyhow::Ok(asked)
+            async move {
+                let asked = Instant::now();
+                let body = Bytes::from(object.to_string());
+                self.client.create(&all_pods(), body, &WriteOptions::default()).await?;
+                anyhow::Ok(asked)
+            }
         });
         try_join_all(makes).await
     }

@@ -1,7 +1,7 @@
 //! Measures what a node does for pods; `cargo xtask bench pods` makes a cluster of one node, builds and runs it.
 //!
 //! ```text
-//! pods --name CLUSTER --xtask PROGRAM [--cases one,many,memory,restart,pull] [--rounds N] [--json]
+//! pods --name CLUSTER --xtask PROGRAM [--cases one,many,memory,probes,restart,pull] [--rounds N] [--json]
 //! ```
 //! Pods come with their node in the spec, so that no scheduler is in between, and are seen as any client sees them: by
 //! a watch. Times begin before the request that makes a pod. The floor is what is below any kubelet, in turns with it:

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result};
 pub(crate) struct Usage {
     pub(crate) processes: usize,
     pub(crate) cpu: Duration,
+    /// Of those that they started and that have ended.
+    pub(crate) ended_cpu: Duration,
     /// MiB; pages that several share are counted by their part for each (proc(5), `smaps_rollup`, `Pss`).
     pub(crate) proportional: f64,
     /// MiB, `VmRSS`.
@@ -19,6 +21,7 @@ impl Usage {
     fn add(&mut self, other: Self) {
         self.processes += other.processes;
         self.cpu += other.cpu;
+        self.ended_cpu += other.ended_cpu;
         self.proportional += other.proportional;
         self.resident += other.resident;
     }
@@ -35,12 +38,14 @@ pub(crate) fn of(pid: i32) -> Result<Usage> {
         line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
     };
     let stat = read("stat")?;
-    // The name before it is in parentheses and may hold anything. Fields 14 and 15, in hundredths of a second.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    let ticks: u64 = fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    // The name before it is in parentheses and may hold anything. Fields 14 to 17, in hundredths of a second.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+    let ticks: Vec<u64> = fields.take(4).filter_map(|ticks| ticks.parse().ok()).collect();
+    let time = |ticks: Option<&[u64]>| Duration::from_millis(ticks.into_iter().flatten().sum::<u64>() * 10);
     Ok(Usage {
         processes: 1,
-        cpu: Duration::from_millis(ticks * 10),
+        cpu: time(ticks.get(..2)),
+        ended_cpu: time(ticks.get(2..4)),
         proportional: mib(&read("smaps_rollup")?, "Pss:"),
         resident: mib(&read("status")?, "VmRSS:"),
     })

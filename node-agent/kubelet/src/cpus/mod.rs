@@ -9,7 +9,6 @@ pub mod set;
 pub mod topology;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::durable;
+use crate::durable::Note;
 use crate::locality::{Hint, Near};
 use crate::manager::Pods;
 use crate::pod::DesiredPod;
@@ -72,12 +71,10 @@ pub struct Cpus {
 }
 
 struct Inner {
-    file: PathBuf,
+    note: Note,
     runtime: Arc<dyn Runtime>,
     pods: Pods,
     ledger: Mutex<Ledger>,
-    /// The ledger's version that is on disk; held while one is written.
-    noted: Mutex<u64>,
     /// What running containers were last told, by id; held while they are told.
     told: tokio::sync::Mutex<HashMap<ContainerId, CpuSet>>,
 }
@@ -100,8 +97,8 @@ impl Cpus {
         for uid in dropped {
             warn!(uid, "a pod's CPUs are not there any more, or are reserved now: it gets others");
         }
-        let (ledger, noted, told) = (Mutex::new(ledger), Mutex::default(), tokio::sync::Mutex::default());
-        Self { inner: Some(Arc::new(Inner { file, runtime, pods, ledger, noted, told })) }
+        let (ledger, note, told) = (Mutex::new(ledger), Note::new(file), tokio::sync::Mutex::default());
+        Self { inner: Some(Arc::new(Inner { note, runtime, pods, ledger, told })) }
     }
 
     /// Gives a pod that is being taken what it asks for.
@@ -162,16 +159,10 @@ impl Inner {
     async fn note(self: &Arc<Self>) -> std::io::Result<()> {
         let inner = self.clone();
         let write = tokio::task::spawn_blocking(move || {
-            let mut noted = inner.noted.lock();
-            let (version, state) = {
+            inner.note.write(|written| {
                 let ledger = inner.ledger.lock();
-                (ledger.version, ledger.state())
-            };
-            if version != *noted {
-                durable::write(&inner.file, &serde_json::to_vec(&state)?)?;
-                *noted = version;
-            }
-            Ok(())
+                (ledger.version != written).then(|| (ledger.version, ledger.state()))
+            })
         });
         write.await.map_err(std::io::Error::other)?
     }

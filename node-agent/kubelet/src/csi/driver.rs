@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use k8s_openapi::api::storage::v1::CSIDriverSpec;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::sockets::connect;
+use crate::sockets::connect_lazily;
 use crate::volumes::VolumeError;
 use proto::node_client::NodeClient;
 use proto::node_service_capability::Type as CapabilityKind;
@@ -27,25 +31,33 @@ pub mod proto {
 /// Upstream's: a driver may have to wait for a device or a server.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Drivers that run on this node, by name. Cheap to clone.
+/// How long what a driver's object says is taken to be so: nodes do not watch these.
+const OBJECT_LASTS: Duration = Duration::from_secs(60);
+
+/// Drivers that run on this node, by name. Cheap to clone. As many as there are plugins.
 #[derive(Clone, Default)]
-pub struct Drivers(Arc<RwLock<BTreeMap<String, PathBuf>>>);
+pub struct Drivers(Arc<RwLock<BTreeMap<String, Arc<Driver>>>>);
 
 impl Drivers {
+    /// A driver that has made itself known, again perhaps: what was known of it goes.
     pub fn insert(&self, name: &str, socket: PathBuf) {
-        self.0.write().insert(name.to_owned(), socket);
+        let driver = Driver {
+            name: name.to_owned(),
+            channel: connect_lazily(socket),
+            capabilities: OnceCell::new(),
+            spec: Mutex::default(),
+        };
+        self.0.write().insert(name.to_owned(), Arc::new(driver));
     }
 
     pub fn remove(&self, name: &str) {
         self.0.write().remove(name);
     }
 
-    pub fn get(&self, name: &str) -> Result<Driver, VolumeError> {
-        let socket = self.0.read().get(name).cloned();
+    pub fn get(&self, name: &str) -> Result<Arc<Driver>, VolumeError> {
         let message = || format!("driver name {name} not found in the list of registered CSI drivers");
-        let socket =
-            socket.ok_or_else(|| VolumeError::Csi { driver: name.to_owned(), message: message() })?;
-        Ok(Driver { name: name.to_owned(), socket })
+        let driver = self.0.read().get(name).cloned();
+        driver.ok_or_else(|| VolumeError::Csi { driver: name.to_owned(), message: message(), code: None })
     }
 }
 
@@ -60,19 +72,46 @@ pub struct Capabilities {
     pub expands: bool,
 }
 
+/// One registration of a driver.
 pub struct Driver {
     name: String,
-    socket: PathBuf,
+    channel: Channel,
+    /// Asked for once: a driver that can do something else registers again.
+    capabilities: OnceCell<Capabilities>,
+    /// What its object says, and when that was read.
+    spec: Mutex<Option<(CSIDriverSpec, Instant)>>,
 }
 
 impl Driver {
+    /// What the driver's object says, as `read` gives it now and then. Where it cannot be read, what it said last.
+    pub async fn spec(
+        &self,
+        read: impl Future<Output = Result<CSIDriverSpec, VolumeError>>,
+    ) -> Result<CSIDriverSpec, VolumeError> {
+        let known = self.spec.lock().clone();
+        if let Some((spec, _)) = known.as_ref().filter(|(_, at)| at.elapsed() < OBJECT_LASTS) {
+            return Ok(spec.clone());
+        }
+        match (read.await, known) {
+            (Ok(spec), _) => {
+                *self.spec.lock() = Some((spec.clone(), Instant::now()));
+                Ok(spec)
+            }
+            (Err(_), Some((spec, _))) => Ok(spec),
+            (Err(error), None) => Err(error),
+        }
+    }
+
     pub async fn info(&self) -> Result<NodeGetInfoResponse, VolumeError> {
-        let mut node = self.node().await?;
-        self.answer(node.node_get_info(NodeGetInfoRequest {})).await
+        self.answer(self.node().node_get_info(NodeGetInfoRequest {})).await
     }
 
     pub async fn capabilities(&self) -> Result<Capabilities, VolumeError> {
-        let mut node = self.node().await?;
+        self.capabilities.get_or_try_init(|| self.ask_for_capabilities()).await.copied()
+    }
+
+    async fn ask_for_capabilities(&self) -> Result<Capabilities, VolumeError> {
+        let mut node = self.node();
         let answer = self.answer(node.node_get_capabilities(NodeGetCapabilitiesRequest {})).await?;
         let has = |wanted: Capability| {
             answer.capabilities.iter().any(|capability| match &capability.r#type {
@@ -88,33 +127,32 @@ impl Driver {
     }
 
     pub async fn stage(&self, request: NodeStageVolumeRequest) -> Result<(), VolumeError> {
-        let mut node = self.node().await?;
+        let mut node = self.node();
         self.answer(node.node_stage_volume(request)).await.map(drop)
     }
 
     pub async fn unstage(&self, request: NodeUnstageVolumeRequest) -> Result<(), VolumeError> {
-        let mut node = self.node().await?;
+        let mut node = self.node();
         self.answer(node.node_unstage_volume(request)).await.map(drop)
     }
 
     pub async fn publish(&self, request: NodePublishVolumeRequest) -> Result<(), VolumeError> {
-        let mut node = self.node().await?;
+        let mut node = self.node();
         self.answer(node.node_publish_volume(request)).await.map(drop)
     }
 
     pub async fn unpublish(&self, request: NodeUnpublishVolumeRequest) -> Result<(), VolumeError> {
-        let mut node = self.node().await?;
+        let mut node = self.node();
         self.answer(node.node_unpublish_volume(request)).await.map(drop)
     }
 
     pub async fn expand(&self, request: NodeExpandVolumeRequest) -> Result<(), VolumeError> {
-        let mut node = self.node().await?;
+        let mut node = self.node();
         self.answer(node.node_expand_volume(request)).await.map(drop)
     }
 
-    async fn node(&self) -> Result<NodeClient<Channel>, VolumeError> {
-        let channel = connect(self.socket.clone()).await.map_err(|error| self.failed(error.to_string()))?;
-        Ok(NodeClient::new(channel))
+    fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
     }
 
     async fn answer<T>(
@@ -126,13 +164,13 @@ impl Driver {
             Ok(Err(status)) => {
                 // Go's words, which users search for.
                 let (code, message) = (status.code(), status.message());
-                Err(self.failed(format!("rpc error: code = {code:?} desc = {message}")))
+                Err(self.failed(format!("rpc error: code = {code:?} desc = {message}"), Some(code)))
             }
-            Err(_) => Err(self.failed(format!("no answer within {TIMEOUT:?}"))),
+            Err(_) => Err(self.failed(format!("no answer within {TIMEOUT:?}"), None)),
         }
     }
 
-    fn failed(&self, message: String) -> VolumeError {
-        VolumeError::Csi { driver: self.name.clone(), message }
+    fn failed(&self, message: String, code: Option<Code>) -> VolumeError {
+        VolumeError::Csi { driver: self.name.clone(), message, code }
     }
 }

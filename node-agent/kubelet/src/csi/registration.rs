@@ -42,6 +42,8 @@ pub(crate) async fn remove_driver(csi: &Csi, driver: &str) {
 
 /// Writes the driver into the node's CSINode object, or takes it out.
 async fn enter(csi: &Csi, driver: &str, info: Option<NodeGetInfoResponse>) -> Result<(), String> {
+    // The object is read, changed and written: one driver at a time.
+    let _alone = csi.entering.lock().await;
     let (client, name) = (csi.client.clone(), &csi.config.node_name);
     let text = |error: hawser_api::Error| error.to_string();
     if let Some(segments) = info.as_ref().and_then(|i| i.accessible_topology.as_ref()).map(|t| &t.segments) {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::durable;
+use crate::durable::Note;
 use crate::locality::{Hint, Near};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
@@ -41,8 +41,7 @@ pub struct Devices {
 struct Inner {
     dir: PathBuf,
     ledger: Mutex<Ledger>,
-    /// The ledger's version that is on disk; held while one is written, so that none follows a newer one.
-    noted: Mutex<u64>,
+    note: Note,
     plugins: Mutex<BTreeMap<String, Plugin>>,
     /// Numbers of devices, for the node's status.
     counts: watch::Sender<Counts>,
@@ -71,15 +70,8 @@ impl Devices {
         };
         let ledger = Mutex::new(Ledger { granted, ..Ledger::default() });
         let (counts, _) = watch::channel(Counts::new());
-        Self {
-            inner: Arc::new(Inner {
-                dir,
-                ledger,
-                noted: Mutex::default(),
-                plugins: Mutex::default(),
-                counts,
-            }),
-        }
+        let note = Note::new(dir.join(CHECKPOINT));
+        Self { inner: Arc::new(Inner { dir, ledger, note, plugins: Mutex::default(), counts }) }
     }
 
     pub fn counts(&self) -> watch::Receiver<Counts> {
@@ -173,17 +165,10 @@ const CHECKPOINT: &str = "kubelet_internal_checkpoint";
 impl Inner {
     /// Writes what is granted now, unless that is on disk. The ledger is free meanwhile. Blocks.
     fn note(&self) -> std::io::Result<()> {
-        let mut noted = self.noted.lock();
-        let (version, content) = {
+        self.note.write(|written| {
             let ledger = self.ledger.lock();
-            if ledger.version == *noted {
-                return Ok(());
-            }
-            (ledger.version, serde_json::to_vec(&ledger.granted)?)
-        };
-        durable::write(&self.dir.join(CHECKPOINT), &content)?;
-        *noted = version;
-        Ok(())
+            (ledger.version != written).then(|| (ledger.version, ledger.granted.clone()))
+        })
     }
 
     /// Takes the devices of a resource as they are now.

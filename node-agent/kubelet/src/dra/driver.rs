@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use crate::sockets::connect;
+use crate::sockets::{connect, within};
 use proto::v1::dra_plugin_client::DraPluginClient;
 use proto::v1::{Claim, Device, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest};
 use proto::v1beta1::dra_plugin_client::DraPluginClient as BetaClient;
@@ -106,7 +106,7 @@ impl Driver {
     pub async fn prepare(&self, claims: &[Claim]) -> Result<HashMap<String, Vec<Device>>, String> {
         let request = NodePrepareResourcesRequest { claims: claims.to_vec() };
         let channel = connect(self.endpoint.clone()).await.map_err(|error| format!("{error}"))?;
-        let answer = within(async {
+        let answer = within(TIMEOUT, async {
             match self.service {
                 Service::V1 => DraPluginClient::new(channel).node_prepare_resources(request).await,
                 Service::V1Beta1 => BetaClient::new(channel).node_prepare_resources(request).await,
@@ -120,7 +120,7 @@ impl Driver {
     pub async fn unprepare(&self, claims: &[Claim]) -> Result<(), String> {
         let request = NodeUnprepareResourcesRequest { claims: claims.to_vec() };
         let channel = connect(self.endpoint.clone()).await.map_err(|error| format!("{error}"))?;
-        let answer = within(async {
+        let answer = within(TIMEOUT, async {
             match self.service {
                 Service::V1 => DraPluginClient::new(channel).node_unprepare_resources(request).await,
                 Service::V1Beta1 => BetaClient::new(channel).node_unprepare_resources(request).await,
@@ -128,16 +128,6 @@ impl Driver {
         });
         let answers = answer.await.map_err(|why| format!("NodeUnprepareResources failed: {why}"))?.claims;
         check("NodeUnprepareResources", claims, answers.iter().map(|(uid, answer)| (uid, &answer.error)))
-    }
-}
-
-async fn within<T>(
-    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(TIMEOUT, answer).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(status.to_string()),
-        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Prepared {
 pub struct DriverState {
     #[serde(rename = "Devices")]
     pub devices: Vec<Device>,
-    /// It has said so.
+    /// It has said so, and was not asked to take it back since.
     #[serde(rename = "Prepared", default)]
     pub is_prepared: bool,
 }
@@ -129,13 +129,18 @@ impl Ledger {
         is_ready.then(|| devices.flat_map(|device| device.cdi_device_ids.iter().cloned()).collect())
     }
 
+    /// Whether the pod has a claim.
+    pub fn holds(&self, pod: &str) -> bool {
+        self.claims.values().any(|claim| claim.pods.contains(pod))
+    }
+
     /// Claims that the pod has.
     pub fn of_pod(&self, pod: &str) -> Vec<Prepared> {
         self.claims.values().filter(|claim| claim.pods.contains(pod)).cloned().collect()
     }
 
     /// The pod does not use the claim any more. Returns the drivers that have to be asked to take it back: none while
-    /// other pods use it, which is the end of it for this pod.
+    /// other pods use it, which is the end of it for this pod. From then on it is not prepared any more.
     pub fn leave(&mut self, pod: &str, claim: &Prepared) -> Vec<String> {
         let key = (claim.namespace.clone(), claim.name.clone());
         let Some(known) = self.claims.get_mut(&key).filter(|known| known.pods.contains(pod)) else {
@@ -147,6 +152,10 @@ impl Ledger {
             return Vec::new();
         }
         let drivers: Vec<String> = known.drivers.keys().cloned().collect();
+        // Whatever comes of the asking: whoever uses the claim next has it prepared anew.
+        for state in known.drivers.values_mut() {
+            self.version += u64::from(std::mem::take(&mut state.is_prepared));
+        }
         if drivers.is_empty() {
             self.claims.remove(&key);
             self.version += 1;
@@ -210,6 +219,24 @@ mod tests {
         assert_eq!(ledger.leave("two", &claim), ["b"], "the other is asked again");
         ledger.unprepared(&claim, "b");
         assert!(ledger.pods().is_empty() && ledger.state().entries.is_empty());
+    }
+
+    #[test]
+    fn claim_that_is_being_taken_back_is_prepared_anew_for_the_next_pod() {
+        let mut ledger = Ledger::default();
+        let one = drivers(&["a"]);
+        ledger.begin("one", CLAIM, &one).expect("new");
+        ledger.prepared("default", "gpu", "a", vec![device("d1", &[], &["v/c=1"])]);
+        let claim = ledger.of_pod("one").remove(0);
+        let before = ledger.version;
+        assert_eq!(ledger.leave("one", &claim), ["a"]);
+        assert!(ledger.version > before, "it is to be noted");
+        // Nobody knows what became of that.
+        assert_eq!(ledger.begin("two", CLAIM, &one), Ok(vec!["a".into()]));
+        assert_eq!(ledger.cdi_devices("two", "default", "gpu", None), None);
+        ledger.prepared("default", "gpu", "a", vec![device("d1", &[], &["v/c=1"])]);
+        assert_eq!(ledger.leave("one", &claim), [""; 0], "two uses it");
+        assert!(!ledger.holds("one") && ledger.holds("two"));
     }
 
     #[test]

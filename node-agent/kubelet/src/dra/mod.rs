@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::durable;
+use crate::durable::Note;
 use crate::pod::{DesiredContainer, DesiredPod};
 use driver::Drivers;
 use driver::proto::v1::Claim;
@@ -42,11 +42,9 @@ pub struct Dra {
 
 struct Inner {
     client: Arc<dyn Client>,
-    file: PathBuf,
+    note: Note,
     drivers: Drivers,
     ledger: Mutex<Ledger>,
-    /// The ledger's version that is on disk; held while one is written.
-    noted: Mutex<u64>,
     /// By namespace and name of a claim: it is prepared and taken back by one at a time.
     locks: KeyedLock,
     slices: Slices,
@@ -66,10 +64,9 @@ impl Dra {
         let slices = Slices::new(config.node_name.clone(), client.clone());
         let inner = Inner {
             client,
-            file,
+            note: Note::new(file),
             drivers: Drivers::default(),
             ledger: Mutex::new(Ledger::new(state)),
-            noted: Mutex::default(),
             locks: KeyedLock::default(),
             slices,
         };
@@ -105,6 +102,11 @@ impl Dra {
         self.inner.ledger.lock().pods()
     }
 
+    /// Whether something may be prepared for the pod.
+    pub fn holds(&self, pod_uid: &str) -> bool {
+        self.inner.ledger.lock().holds(pod_uid)
+    }
+
     /// Has all claims of the pod prepared. Repeating it asks drivers only for what is missing.
     pub async fn prepare(&self, pod: &DesiredPod) -> Result<(), String> {
         let wanted = claims::of_pod(pod).map_err(|why| format!("prepare resource claim: {why}"))?;
@@ -112,9 +114,9 @@ impl Dra {
         let is_ready = |claim: &claims::PodClaim| {
             inner.ledger.lock().cdi_devices(pod.uid(), pod.namespace(), &claim.name, None).is_some()
         };
-        // What is here needs no API, which may be away when an agent starts.
+        // What is here needs no API, which may be away when an agent starts; but an earlier try may not have noted it.
         if wanted.iter().all(is_ready) {
-            return Ok(());
+            return inner.note().await;
         }
         let mut names: Vec<&str> = wanted.iter().map(|claim| claim.name.as_str()).collect();
         names.sort_unstable();
@@ -193,6 +195,7 @@ impl Dra {
                 });
             }
         }
+        inner.note().await?;
         for (name, claims) in batches {
             inner.drivers.get(&name)?.unprepare(&claims).await?;
             fault::point("claims: taken back");
@@ -219,16 +222,10 @@ impl Inner {
     async fn note(self: &Arc<Self>) -> Result<(), String> {
         let inner = self.clone();
         let write = tokio::task::spawn_blocking(move || {
-            let mut noted = inner.noted.lock();
-            let (version, state) = {
+            inner.note.write(|written| {
                 let ledger = inner.ledger.lock();
-                (ledger.version, ledger.state())
-            };
-            if version != *noted {
-                durable::write(&inner.file, &serde_json::to_vec(&state)?)?;
-                *noted = version;
-            }
-            Ok(())
+                (ledger.version != written).then(|| (ledger.version, ledger.state()))
+            })
         });
         let written = write.await.map_err(std::io::Error::other).flatten();
         written.map_err(|error| format!("prepared claims were not noted: {error}"))

@@ -7,7 +7,6 @@
 pub mod ledger;
 pub mod machine;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use hawser_runtime::ContainerConfig;
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::durable;
+use crate::durable::Note;
 use crate::locality::{Hint, Near};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
@@ -40,10 +39,8 @@ pub struct Memory {
 }
 
 struct Inner {
-    file: PathBuf,
+    note: Note,
     ledger: Mutex<Ledger>,
-    /// The ledger's version that is on disk; held while one is written.
-    noted: Mutex<u64>,
 }
 
 impl Memory {
@@ -64,7 +61,7 @@ impl Memory {
         for uid in dropped {
             warn!(uid, "a pod's memory is not there any more, or is reserved now: it is promised none");
         }
-        Self { inner: Some(Arc::new(Inner { file, ledger: Mutex::new(ledger), noted: Mutex::default() })) }
+        Self { inner: Some(Arc::new(Inner { note: Note::new(file), ledger: Mutex::new(ledger) })) }
     }
 
     /// Promises a pod that is being taken what it asks for.
@@ -113,15 +110,9 @@ impl Memory {
 impl Inner {
     /// Writes what is promised now, unless that is on disk. Blocks.
     fn note(&self) -> std::io::Result<()> {
-        let mut noted = self.noted.lock();
-        let (version, state) = {
+        self.note.write(|written| {
             let ledger = self.ledger.lock();
-            (ledger.version, ledger.state())
-        };
-        if version != *noted {
-            durable::write(&self.file, &serde_json::to_vec(&state)?)?;
-            *noted = version;
-        }
-        Ok(())
+            (ledger.version != written).then(|| (ledger.version, ledger.state()))
+        })
     }
 }

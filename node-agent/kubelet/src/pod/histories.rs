@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_runtime::testing::Random;
 use hawser_runtime::{ContainerState, ContainerStatus, container_id};
 use k8s_openapi::api::core::v1::{PodStatus, ResourceRequirements};
 
@@ -16,27 +17,6 @@ use super::restart::restarts;
 use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
 use super::status::status;
 use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec, with_resources};
-
-/// SplitMix64: small, seeded, good enough to choose by.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// The node as it really is, beside the kubelet's view of it.
 struct World {
@@ -59,13 +39,13 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let policy = ["Always", "OnFailure", "Never"][random.below(3)];
+        let policy = ["Always", "OnFailure", "Never"][random.index(3)];
         let mut init = Vec::new();
-        for n in 0..random.below(3) {
+        for n in 0..random.index(3) {
             let name = format!("init-{n}");
             init.push(if random.one_in(3) { sidecar(&name) } else { container(&name) });
         }
-        let main = (0..=random.below(3)).map(|n| container(&format!("main-{n}"))).collect();
+        let main = (0..=random.index(3)).map(|n| container(&format!("main-{n}"))).collect();
         let pod = pod(spec(policy, init, main));
         let clock = at(0);
         let state = PodState::adopt(&pod, Vec::new(), clock.now);
@@ -170,11 +150,11 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.below(10) {
+        match self.random.index(10) {
             0..=4 => self.complete_one(),
             5 => self.exit_one(),
             6 | 7 => {
-                let seconds = self.random.below(60) as u64;
+                let seconds = self.random.index(60) as u64;
                 self.advance(seconds);
             }
             8 if self.random.one_in(8) => self.restart_agent(),
@@ -191,8 +171,8 @@ impl World {
     fn grant(&mut self) {
         let mut object = (*self.pod.object).clone();
         let containers = &mut object.spec.as_mut().expect("a spec").containers;
-        let chosen = self.random.below(containers.len());
-        let cpu = format!("{}m", 100 * (1 + self.random.below(3)));
+        let chosen = self.random.index(containers.len());
+        let cpu = format!("{}m", 100 * (1 + self.random.index(3)));
         containers[chosen].resources = with_resources("", &[("cpu", &cpu)], &[]).resources;
         self.pod = DesiredPod::new(Arc::new(object));
     }
@@ -225,7 +205,7 @@ impl World {
         if running.is_empty() {
             return;
         }
-        let id = running[self.random.below(running.len())].clone();
+        let id = running[self.random.index(running.len())].clone();
         let code = if self.random.one_in(2) { 0 } else { 1 };
         self.end(&id, code);
     }
@@ -246,7 +226,7 @@ impl World {
         if self.under_way.is_empty() {
             return;
         }
-        let index = self.random.below(self.under_way.len());
+        let index = self.random.index(self.under_way.len());
         let action = self.under_way.swap_remove(index);
         let fails = self.failures_allowed && self.random.one_in(4);
         let outcome = self.carry_out(action, fails);
@@ -300,7 +280,7 @@ impl World {
                 FailureKind::CreateContainerError,
                 FailureKind::RunContainerError,
             ];
-            let failure = kinds[self.random.below(kinds.len())];
+            let failure = kinds[self.random.index(kinds.len())];
             let made = (failure == FailureKind::RunContainerError)
                 .then(|| record(&container, attempt, ContainerState::Created, None));
             if let Some(made) = &made {
@@ -373,7 +353,7 @@ impl World {
 #[track_caller]
 fn run_history(seed: u64) {
     let mut world = World::new(seed);
-    let steps = 20 + world.random.below(150);
+    let steps = 20 + world.random.index(150);
     for _ in 0..steps {
         world.step();
     }

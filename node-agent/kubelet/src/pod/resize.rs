@@ -12,8 +12,10 @@ use hawser_runtime::ContainerId;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use super::desired::{DesiredContainer, DesiredPod};
+use super::qos::{QosClass, qos_class};
 use super::state::{Kill, PodState, Progress, RETRY_CONFIG};
 use crate::container::resources::{NodeCapacity, pod_request};
+use crate::quantity::milli_value;
 
 /// What can be changed.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
@@ -71,6 +73,34 @@ pub struct Pending {
 
 pub const DEFERRED: &str = "Deferred";
 pub const INFEASIBLE: &str = "Infeasible";
+
+/// What the node's policies give to Guaranteed pods for as long as they are there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fixed {
+    pub cpu: bool,
+    pub memory: bool,
+}
+
+/// Refuses to change what the pod was given for good.
+pub fn check_fixed(wanted: &DesiredPod, granted: &Amounts, fixed: Fixed) -> Result<(), Pending> {
+    let asked = amounts(&wanted.object);
+    let policies = [
+        ("cpu", fixed.cpu, "CPU Manager policy \"static\""),
+        ("memory", fixed.memory, "Memory Manager policy \"Static\""),
+    ];
+    for (resource, is_fixed, policy) in policies {
+        let request = |of: &ResourceRequirements| {
+            let amount = |list: &Option<BTreeMap<String, _>>| list.as_ref()?.get(resource).map(milli_value);
+            amount(&of.requests).or_else(|| amount(&of.limits))
+        };
+        let changes = asked.iter().any(|(name, of)| granted.get(name).and_then(request) != request(of));
+        if is_fixed && changes && qos_class(wanted.spec()) == QosClass::Guaranteed {
+            let message = format!("Resize is infeasible for Guaranteed Pods alongside {policy}");
+            return Err(Pending { reason: INFEASIBLE, message });
+        }
+    }
+    Ok(())
+}
 
 /// Whether the node can grant what `wanted` asks for, beside `others`.
 pub fn judge(wanted: &DesiredPod, allocatable: NodeCapacity, others: &[DesiredPod]) -> Result<(), Pending> {
@@ -179,6 +209,32 @@ mod tests {
         let infeasible = judge(&asking("3"), NODE, &[]).expect_err("never");
         let told = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
         assert_eq!((infeasible.reason, infeasible.message.as_str()), (INFEASIBLE, told));
+    }
+
+    #[test]
+    fn what_is_fixed_for_a_guaranteed_pod_is_not_changed() {
+        let asking = |cpu, memory, limit| {
+            let amounts = [("cpu", cpu), ("memory", memory)];
+            let limits = [("cpu", cpu), ("memory", limit)];
+            pod(spec("Always", vec![], vec![with_resources("c", &amounts, &limits)]))
+        };
+        let has = amounts(&asking("1", "1Gi", "1Gi").object);
+        let both = Fixed { cpu: true, memory: true };
+        let check = |wanted: &DesiredPod, fixed: Fixed, told: Option<&str>| {
+            let refused = check_fixed(wanted, &has, fixed).err();
+            let told = told.map(|policy| Pending {
+                reason: INFEASIBLE,
+                message: format!("Resize is infeasible for Guaranteed Pods alongside {policy}"),
+            });
+            assert_eq!(refused, told, "{:?} {fixed:?}", wanted.spec().containers[0].resources);
+        };
+        let (cpu, memory) = ("CPU Manager policy \"static\"", "Memory Manager policy \"Static\"");
+        check(&asking("2", "1Gi", "1Gi"), both, Some(cpu));
+        check(&asking("2", "1Gi", "1Gi"), Fixed { cpu: false, ..both }, None);
+        check(&asking("1", "2Gi", "2Gi"), both, Some(memory));
+        check(&asking("1", "2Gi", "2Gi"), Fixed { memory: false, ..both }, None);
+        check(&asking("1000m", "1024Mi", "1Gi"), both, None);
+        check(&asking("2", "1Gi", "3Gi"), both, None);
     }
 
     #[test]

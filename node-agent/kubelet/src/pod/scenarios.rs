@@ -101,6 +101,26 @@ fn failed_init_container_fails_a_pod_that_never_restarts() {
 }
 
 #[test]
+fn pod_has_not_ended_before_its_devices_are_given_back() {
+    let pod = pod(spec("Never", vec![], vec![container("job")]));
+    let mut state = PodState { holds_claims: true, ..prepared() };
+    with(&mut state, "job", 0, ContainerState::Exited, Some(0), at(1));
+    let decision = decide(&pod, &state, at(1));
+    assert_eq!(decision.actions, [Action::Release]);
+    state.terminal = decision.terminal;
+    assert_eq!(phase(&pod, &state), "Running");
+    let deleted = deleted(&pod, at(2), 30);
+    assert_eq!(phase(&deleted, &state), "Running");
+    state.holds_claims = false;
+    assert_eq!((phase(&pod, &state), phase(&deleted, &state)), ("Succeeded", "Succeeded"));
+    // What the API has heard once is never taken back.
+    state.holds_claims = true;
+    let mut object = (*pod.object).clone();
+    object.status = Some(PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() });
+    assert_eq!(phase(&DesiredPod::new(object.into()), &state), "Succeeded");
+}
+
+#[test]
 fn sidecar_starts_before_and_stops_after_the_rest() {
     let pod = pod(spec("Never", vec![sidecar("proxy")], vec![container("job")]));
     let mut state = prepared();

@@ -41,6 +41,8 @@ pub struct PodState {
     pub deletion_seen: Option<Duration>,
     /// The object left the API; what runs is unwanted.
     pub gone_since: Option<Duration>,
+    /// Devices are prepared for it: until its drivers have taken them back nobody else is to be given them.
+    pub holds_claims: bool,
     /// Network and volumes of a finished pod were given back; its containers remain for their logs.
     pub released: bool,
     /// Nothing of the pod is left on the node.

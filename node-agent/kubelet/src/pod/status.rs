@@ -86,13 +86,15 @@ fn pod_ips(pod: &DesiredPod, state: &PodState, node_ips: &[String]) -> Vec<Strin
     known.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.clone()).collect()
 }
 
-/// `status.phase`. Succeeded and Failed are never left.
+/// `status.phase`. Succeeded and Failed are never left. Whoever hears of them gives the pod's devices to others, so that
+/// they wait for the end of its claims on the node.
 pub fn phase(pod: &DesiredPod, state: &PodState) -> &'static str {
-    if let Some(terminal) = state.terminal {
+    let may_end = !state.holds_claims || pod.terminal_phase().is_some();
+    if let Some(terminal) = state.terminal.filter(|_| may_end) {
         return terminal.as_str();
     }
     let stopped = !state.any_running() && state.busy.stopping.is_empty() && !state.busy.is_preparing();
-    if is_stopping(pod, state) && stopped {
+    if is_stopping(pod, state) && stopped && may_end {
         return if state.verdict.is_none() && all_mains_succeeded(pod, state) {
             TerminalPhase::Succeeded.as_str()
         } else {

@@ -1,7 +1,7 @@
 //! One HTTP GET over a connection of its own, as probes make it: certificates are not verified, redirects are
 //! followed on the same host only, bodies are not read.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use ::http::{HeaderName, HeaderValue, Request as HttpRequest, StatusCode, header};
 use bytes::Bytes;
@@ -131,7 +131,13 @@ fn to_http(request: &Request) -> Result<HttpRequest<Empty<Bytes>>, String> {
     Ok(http)
 }
 
+/// Made once: it is the same for every probe.
 fn trusting_config() -> Result<Arc<ClientConfig>, String> {
+    static CONFIG: LazyLock<Result<Arc<ClientConfig>, String>> = LazyLock::new(make_trusting_config);
+    CONFIG.clone()
+}
+
+fn make_trusting_config() -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|e| e.to_string())?;

@@ -1,10 +1,11 @@
 //! Counts of probes' results, in upstream's names. Bounded by the probes of the node's pods: a pod's series go with it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::ProbeTarget;
 
@@ -14,6 +15,15 @@ pub(super) struct ProbeMetrics {
     durations: HistogramVec,
     /// Label values of both families, by pod uid.
     series: Mutex<HashMap<String, Series>>,
+}
+
+/// The series of one probe, each found when there is first something to count.
+#[derive(Default)]
+pub(super) struct Counters {
+    successful: OnceLock<IntCounter>,
+    failed: OnceLock<IntCounter>,
+    unknown: OnceLock<IntCounter>,
+    durations: OnceLock<Histogram>,
 }
 
 #[derive(Default)]
@@ -45,24 +55,39 @@ impl ProbeMetrics {
     }
 
     /// `None`: it could not be told.
-    pub(super) fn count(&self, target: &ProbeTarget, succeeded: Option<bool>, took: Duration) {
-        let result = match succeeded {
-            Some(true) => "successful",
-            Some(false) => "failed",
-            None => "unknown",
+    pub(super) fn count(
+        &self,
+        target: &ProbeTarget,
+        counters: &Counters,
+        succeeded: Option<bool>,
+        took: Duration,
+    ) {
+        let (counter, result) = match succeeded {
+            Some(true) => (&counters.successful, "successful"),
+            Some(false) => (&counters.failed, "failed"),
+            None => (&counters.unknown, "unknown"),
         };
-        let kind = target.kind.as_str();
-        let pod = &target.pod;
-        let of_result = [kind, result, &target.container, &pod.name, &pod.namespace, &pod.uid];
-        let of_duration = [kind, &target.container, &pod.name, &pod.namespace];
-        self.results.with_label_values(&of_result).inc();
+        counter.get_or_init(|| self.result(target, result)).inc();
         if succeeded.is_some() {
-            self.durations.with_label_values(&of_duration).observe(took.as_secs_f64());
+            let durations = counters.durations.get_or_init(|| self.duration(target));
+            durations.observe(took.as_secs_f64());
         }
+    }
+
+    fn result(&self, target: &ProbeTarget, result: &str) -> IntCounter {
+        let pod = &target.pod;
+        let labels = [target.kind.as_str(), result, &target.container, &pod.name, &pod.namespace, &pod.uid];
         let mut series = self.series.lock();
-        let known = series.entry(pod.uid.clone()).or_default();
-        known.results.insert(of_result.map(str::to_owned));
-        known.durations.insert(of_duration.map(str::to_owned));
+        series.entry(pod.uid.clone()).or_default().results.insert(labels.map(str::to_owned));
+        self.results.with_label_values(&labels)
+    }
+
+    fn duration(&self, target: &ProbeTarget) -> Histogram {
+        let pod = &target.pod;
+        let labels = [target.kind.as_str(), &target.container, &pod.name, &pod.namespace];
+        let mut series = self.series.lock();
+        series.entry(pod.uid.clone()).or_default().durations.insert(labels.map(str::to_owned));
+        self.durations.with_label_values(&labels)
     }
 
     pub(super) fn forget(&self, pod_uid: &str) {

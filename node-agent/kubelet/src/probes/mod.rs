@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use metrics::ProbeMetrics;
+use metrics::{Counters, ProbeMetrics};
 pub use tally::Tally;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,8 +76,6 @@ pub struct ProbeTarget {
     /// For ports given by name.
     pub ports: Vec<ContainerPort>,
     pub started_at: Timestamp,
-    /// The verdict before the first result.
-    pub initially: bool,
 }
 
 /// One result.
@@ -88,7 +86,7 @@ pub struct ProbeReport {
     pub container_id: ContainerId,
     /// What went wrong this time.
     pub failure: Option<String>,
-    /// The verdict, when the thresholds let it change (or confirm it) with this result.
+    /// The verdict, when this result makes it one or changes it.
     pub verdict: Option<bool>,
 }
 
@@ -98,6 +96,7 @@ struct Entry {
     id: u64,
     target: ProbeTarget,
     tally: Mutex<Tally>,
+    counters: Counters,
     sink: Sink,
     ended: Arc<AtomicBool>,
 }
@@ -135,13 +134,15 @@ struct Queue {
 }
 
 impl Prober {
-    /// Begins to probe; `sink` hears of every result and must not block.
+    /// Begins to probe; `sink` hears of every failure and every new verdict, and must not block. (Most results are neither,
+    /// and whoever hears of one looks at the whole pod.)
     pub fn add(&self, target: ProbeTarget, sink: Sink) -> ProbeHandle {
         let ended = Arc::new(AtomicBool::new(false));
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let tally = Mutex::new(Tally::new(&target.probe, target.initially));
+        let tally = Mutex::new(Tally::new(&target.probe));
         let due = first_due(&target, Timestamp::now(), Instant::now());
-        let entry = Arc::new(Entry { id, target, tally, sink, ended: ended.clone() });
+        let entry =
+            Arc::new(Entry { id, target, tally, counters: Counters::default(), sink, ended: ended.clone() });
         self.schedule(entry, due);
         ProbeHandle { ended }
     }
@@ -218,17 +219,19 @@ impl Prober {
             return;
         }
         let succeeded = result.as_ref().map(Result::is_ok);
-        self.shared.metrics.count(&entry.target, succeeded, began.elapsed());
+        self.shared.metrics.count(&entry.target, &entry.counters, succeeded, began.elapsed());
         // No result at all (the container is not there to ask): neither success nor failure.
         if let Some(result) = result {
             let verdict = entry.tally.lock().count(result.is_ok());
-            (entry.sink)(ProbeReport {
-                kind: entry.target.kind,
-                container: entry.target.container.clone(),
-                container_id: entry.target.container_id.clone(),
-                failure: result.err(),
-                verdict,
-            });
+            if verdict.is_some() || result.is_err() {
+                (entry.sink)(ProbeReport {
+                    kind: entry.target.kind,
+                    container: entry.target.container.clone(),
+                    container_id: entry.target.container_id.clone(),
+                    failure: result.err(),
+                    verdict,
+                });
+            }
         }
         let next = (due + period(&entry.target.probe)).max(Instant::now());
         self.schedule(entry, next);
@@ -293,7 +296,6 @@ mod tests {
             pod_ip: None,
             ports: vec![],
             started_at: Timestamp::now(),
-            initially: true,
         };
         let began = Instant::now();
         let handle = prober.add(target, Arc::new(move |report| sender.try_send(report).expect("room")));

@@ -9,12 +9,12 @@ pub struct Tally {
     failure_threshold: u32,
     last: Option<bool>,
     run: u32,
-    verdict: bool,
+    /// What was said last.
+    verdict: Option<bool>,
 }
 
 impl Tally {
-    /// `initially` is the verdict until the thresholds say otherwise.
-    pub fn new(probe: &Probe, initially: bool) -> Self {
+    pub fn new(probe: &Probe) -> Self {
         let threshold =
             |n: Option<i32>, default: u32| n.filter(|n| *n > 0).map_or(default, i32::unsigned_abs);
         Self {
@@ -22,11 +22,11 @@ impl Tally {
             failure_threshold: threshold(probe.failure_threshold, 3),
             last: None,
             run: 0,
-            verdict: initially,
+            verdict: None,
         }
     }
 
-    /// Counts one result; the verdict, once enough of the same kind came in a row.
+    /// Counts one result; the verdict, when enough of the same kind have come in a row and it was another before.
     pub fn count(&mut self, success: bool) -> Option<bool> {
         if self.last == Some(success) {
             self.run = self.run.saturating_add(1);
@@ -35,11 +35,11 @@ impl Tally {
             self.run = 1;
         }
         let needed = if success { self.success_threshold } else { self.failure_threshold };
-        if self.run < needed {
+        if self.run < needed || self.verdict == Some(success) {
             return None;
         }
-        self.verdict = success;
-        Some(success)
+        self.verdict = Some(success);
+        self.verdict
     }
 }
 
@@ -50,7 +50,7 @@ mod tests {
     fn verdicts(success: i32, failure: i32, results: &[bool]) -> Vec<Option<bool>> {
         let probe =
             Probe { success_threshold: Some(success), failure_threshold: Some(failure), ..Probe::default() };
-        let mut tally = Tally::new(&probe, true);
+        let mut tally = Tally::new(&probe);
         results.iter().map(|result| tally.count(*result)).collect()
     }
 
@@ -58,9 +58,9 @@ mod tests {
     fn thresholds_count_consecutive_results() {
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(
-            verdicts(1, 3, &[false, false, true, false, false, false, false]),
-            [None, None, yes, None, None, no, no]
+            verdicts(1, 3, &[false, false, true, true, false, false, false, false, true]),
+            [None, None, yes, None, None, None, no, None, yes]
         );
-        assert_eq!(verdicts(2, 1, &[false, true, false, true, true]), [no, None, no, None, yes]);
+        assert_eq!(verdicts(2, 1, &[false, true, false, true, true]), [no, None, None, None, yes]);
     }
 }

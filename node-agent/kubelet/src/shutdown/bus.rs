@@ -10,12 +10,16 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
-use super::message::{Kind, Message, Value, decode, encode, length};
+use super::message::{Kind, MAX_BYTES, Message, Value, decode, encode, length};
 
+/// The bus itself: its name, and its interface.
+pub(super) const BUS: &str = "org.freedesktop.DBus";
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CHUNK: usize = 4096;
-/// Room for the head of ancillary data and eight descriptors; the bus sends one.
-const ANCILLARY_BYTES: usize = 64;
+/// What the kernel passes on at a time: none is cut off.
+const MAX_FDS_AT_A_TIME: usize = 253;
+/// Descriptors whose message has not come to its end yet.
+const MAX_FDS: usize = 512;
 /// Signals that wait while an answer is waited for; more are dropped with an error.
 const MAX_WAITING: usize = 64;
 const MAX_AUTH_LINE: usize = 512;
@@ -30,10 +34,19 @@ impl Drop for Fd {
     }
 }
 
+/// A message, and the descriptors that came with it.
+pub(super) struct Incoming {
+    pub(super) message: Message,
+    pub(super) fds: Vec<Fd>,
+}
+
 pub(super) struct Bus {
     stream: UnixStream,
     serial: u32,
     received: Vec<u8>,
+    /// Bytes of a message too large to be read that are still to come.
+    passed_over: usize,
+    /// Of messages that are received in part, in their order.
     fds: VecDeque<Fd>,
     signals: VecDeque<Message>,
 }
@@ -46,13 +59,17 @@ impl Bus {
         let authenticated = tokio::time::timeout(TIMEOUT, authenticate(&mut stream)).await;
         authenticated.map_err(|_| "the bus does not answer".to_owned())?.map_err(text)?;
         let (fds, signals) = (VecDeque::new(), VecDeque::new());
-        let mut bus = Self { stream, serial: 0, received: Vec::new(), fds, signals };
-        bus.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello", vec![])
-            .await?;
+        let mut bus = Self { stream, serial: 0, received: Vec::new(), passed_over: 0, fds, signals };
+        bus.ask("Hello", vec![]).await?;
         Ok(bus)
     }
 
-    /// Calls a method, and waits for its answer's values. Signals that come meanwhile are kept.
+    /// Calls a method of the bus itself.
+    pub(super) async fn ask(&mut self, member: &str, body: Vec<Value>) -> Result<Incoming, String> {
+        self.call(BUS, "/org/freedesktop/DBus", BUS, member, body).await
+    }
+
+    /// Calls a method, and waits for its answer. Signals that come meanwhile are kept.
     pub(super) async fn call(
         &mut self,
         destination: &str,
@@ -60,7 +77,7 @@ impl Bus {
         interface: &str,
         member: &str,
         body: Vec<Value>,
-    ) -> Result<Vec<Value>, String> {
+    ) -> Result<Incoming, String> {
         self.serial += 1;
         let serial = self.serial;
         let message = Message {
@@ -76,23 +93,23 @@ impl Bus {
             self.stream.write_all(&encode(&message)).await.map_err(|error| error.to_string())?;
             loop {
                 let answer = self.next().await?;
-                if answer.reply_serial == Some(serial) {
+                if answer.message.reply_serial == Some(serial) {
                     return Ok(answer);
                 }
-                self.keep(answer)?;
+                self.keep(answer.message)?;
             }
         };
         let answer = tokio::time::timeout(TIMEOUT, answered).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
         let answer = answer.map_err(|why| format!("{interface}.{member}: {why}"))?;
-        match answer.kind {
-            Kind::Return => Ok(answer.body),
+        match answer.message.kind {
+            Kind::Return => Ok(answer),
             _ => {
-                let why = match answer.body.first() {
+                let why = match answer.message.body.first() {
                     Some(Value::Text(text)) => text.clone(),
                     _ => String::new(),
                 };
-                Err(format!("{interface}.{member}: {} {why}", answer.error))
+                Err(format!("{interface}.{member}: {} {why}", answer.message.error))
             }
         }
     }
@@ -107,40 +124,59 @@ impl Bus {
         Ok(())
     }
 
-    /// The descriptor that came with the last answer.
-    pub(super) fn take_fd(&mut self) -> Option<Fd> {
-        self.fds.pop_back()
-    }
-
     /// Waits for the next signal. Cancel-safe.
     pub(super) async fn signal(&mut self) -> Result<Message, String> {
         loop {
             if let Some(signal) = self.signals.pop_front() {
                 return Ok(signal);
             }
-            let message = self.next().await?;
-            self.keep(message)?;
+            let incoming = self.next().await?;
+            self.keep(incoming.message)?;
         }
     }
 
-    /// Cancel-safe: what was received in part stays.
-    async fn next(&mut self) -> Result<Message, String> {
+    /// The next message; of one that is too large the header alone. Cancel-safe: what was received in part stays.
+    async fn next(&mut self) -> Result<Incoming, String> {
         loop {
-            if let Some(whole) = length(&self.received)?.filter(|whole| *whole <= self.received.len()) {
-                let message = decode(&self.received[..whole])?;
-                self.received.drain(..whole);
-                return Ok(message);
+            if let Some(length) = length(&self.received)? {
+                let wanted = if length.whole > MAX_BYTES { length.header } else { length.whole };
+                if wanted <= self.received.len() {
+                    let message = decode(&self.received[..wanted])?;
+                    self.received.drain(..wanted);
+                    self.passed_over = length.whole - wanted;
+                    self.pass_over();
+                    return self.with_fds(message);
+                }
             }
             self.receive().await.map_err(|error| error.to_string())?;
         }
     }
 
+    /// Descriptors come no later than the first byte of their message, and in the order of the messages.
+    fn with_fds(&mut self, message: Message) -> Result<Incoming, String> {
+        let count = message.fds as usize;
+        if count > self.fds.len() {
+            return Err("a D-Bus message without the descriptors that it names".to_owned());
+        }
+        let fds = self.fds.drain(..count).collect();
+        Ok(Incoming { message, fds })
+    }
+
+    fn pass_over(&mut self) {
+        let here = self.passed_over.min(self.received.len());
+        self.received.drain(..here);
+        self.passed_over -= here;
+    }
+
     async fn receive(&mut self) -> io::Result<()> {
-        let (count, fds) = self.stream.async_io(Interest::READABLE, || receive(&self.stream)).await?;
-        self.fds.extend(fds.1);
-        self.received.extend_from_slice(&fds.0[..count]);
+        let (count, (bytes, fds)) =
+            self.stream.async_io(Interest::READABLE, || receive(&self.stream)).await?;
+        self.fds.extend(fds);
+        self.received.extend_from_slice(&bytes[..count]);
+        self.pass_over();
         match count {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the bus has closed the connection")),
+            _ if self.fds.len() > MAX_FDS => Err(io::Error::other("the bus sends too many descriptors")),
             _ => Ok(()),
         }
     }
@@ -150,10 +186,10 @@ type Received = (usize, (Vec<u8>, Vec<Fd>));
 
 fn receive(stream: &UnixStream) -> io::Result<Received> {
     let mut bytes = vec![0; CHUNK];
-    let mut ancillary = [0u8; ANCILLARY_BYTES];
+    let mut ancillary = nix::cmsg_space!([RawFd; MAX_FDS_AT_A_TIME]);
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut ancillary), flags)?;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut ancillary[..]), flags)?;
     let count = message.bytes;
     let mut fds = Vec::new();
     for part in message.cmsgs()? {

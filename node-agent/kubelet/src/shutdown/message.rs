@@ -1,12 +1,15 @@
 //! D-Bus messages, as much of them as a client of logind needs: headers, and bodies of basic types.
 //!
-//! Follows the D-Bus specification, "Message Protocol". Only little-endian messages are read: a bus passes on what its
-//! clients on the same machine have written.
+//! Follows the D-Bus specification, "Message Protocol". A bus passes on what its clients have written, in either order of
+//! bytes and of any size: what is not waited for is read as far as it takes to pass it over.
 
-/// A message that is larger is none that is waited for.
+/// A message that is larger is none that is waited for: its header alone is read.
 pub const MAX_BYTES: usize = 1 << 20;
+/// The specification's.
+const MAX_MESSAGE_BYTES: usize = 1 << 27;
 const FIXED_HEADER_BYTES: usize = 16;
 const LITTLE_ENDIAN: u8 = b'l';
+const BIG_ENDIAN: u8 = b'B';
 const PROTOCOL_VERSION: u8 = 1;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub enum Kind {
     Return = 2,
     Error = 3,
     Signal = 4,
+    /// Of a later version: to be ignored.
+    Unknown = 0,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub struct Message {
     pub interface: String,
     pub member: String,
     pub destination: String,
+    /// The connection that it is from; the bus sees to that.
+    pub sender: String,
     /// Of an error.
     pub error: String,
     pub body: Vec<Value>,
@@ -68,6 +75,7 @@ mod field {
     pub(super) const ERROR: u8 = 4;
     pub(super) const REPLY_SERIAL: u8 = 5;
     pub(super) const DESTINATION: u8 = 6;
+    pub(super) const SENDER: u8 = 7;
     pub(super) const SIGNATURE: u8 = 8;
     pub(super) const FDS: u8 = 9;
 }
@@ -141,6 +149,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
         (field::MEMBER, "s", &message.member),
         (field::ERROR, "s", &message.error),
         (field::DESTINATION, "s", &message.destination),
+        (field::SENDER, "s", &message.sender),
     ];
     for (number, signature, text) in texts.into_iter().filter(|(.., text)| !text.is_empty()) {
         out.field(number, signature, |out| out.text(text));
@@ -165,6 +174,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    is_big_endian: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -189,14 +199,14 @@ impl<'a> Reader<'a> {
         self.align(4)?;
         let mut bytes = [0; 4];
         bytes.copy_from_slice(self.take(4)?);
-        Ok(u32::from_le_bytes(bytes))
+        Ok(if self.is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
     }
 
     fn u64(&mut self) -> Result<u64, String> {
         self.align(8)?;
         let mut bytes = [0; 8];
         bytes.copy_from_slice(self.take(8)?);
-        Ok(u64::from_le_bytes(bytes))
+        Ok(if self.is_big_endian { u64::from_be_bytes(bytes) } else { u64::from_le_bytes(bytes) })
     }
 
     fn string(&mut self, length: usize) -> Result<String, String> {
@@ -238,40 +248,55 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes of the whole message, from its first 16.
-pub fn length(head: &[u8]) -> Result<Option<usize>, String> {
+/// Bytes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Length {
+    /// With the padding before the body.
+    pub header: usize,
+    pub whole: usize,
+}
+
+/// What a message's first 16 bytes say of its length; `None` of fewer.
+///
+/// # Errors
+/// The end of the message cannot be found, or nobody may send so much.
+pub fn length(head: &[u8]) -> Result<Option<Length>, String> {
     if head.len() < FIXED_HEADER_BYTES {
         return Ok(None);
     }
-    if head[0] != LITTLE_ENDIAN || head[3] != PROTOCOL_VERSION {
-        return Err("a D-Bus message of another machine or version".to_owned());
+    if ![LITTLE_ENDIAN, BIG_ENDIAN].contains(&head[0]) || head[3] != PROTOCOL_VERSION {
+        return Err("a D-Bus message of another version".to_owned());
     }
-    let mut reader = Reader { bytes: head, at: 4 };
+    let mut reader = Reader { bytes: head, at: 4, is_big_endian: head[0] == BIG_ENDIAN };
     let body = reader.u32()? as usize;
     reader.at = 12;
     let fields = reader.u32()? as usize;
-    let whole = fields.saturating_add(FIXED_HEADER_BYTES).checked_next_multiple_of(8);
-    match whole.and_then(|header| header.checked_add(body)).filter(|whole| *whole <= MAX_BYTES) {
-        Some(whole) => Ok(Some(whole)),
-        None => Err(format!("a D-Bus message of more than {MAX_BYTES} bytes")),
+    let header = fields.saturating_add(FIXED_HEADER_BYTES).checked_next_multiple_of(8);
+    let header = header.filter(|header| *header <= MAX_BYTES);
+    let header =
+        header.ok_or_else(|| format!("a D-Bus message with a header of more than {MAX_BYTES} bytes"))?;
+    match header.checked_add(body).filter(|whole| *whole <= MAX_MESSAGE_BYTES) {
+        Some(whole) => Ok(Some(Length { header, whole })),
+        None => Err(format!("a D-Bus message of more than {MAX_MESSAGE_BYTES} bytes")),
     }
 }
 
-/// Reads a whole message. Of a body with types that are not read, what comes before them.
+/// Reads a whole message, or the header of one. Of a body with types that are not read, what comes before them.
 pub fn decode(bytes: &[u8]) -> Result<Message, String> {
-    let whole = length(bytes)?.filter(|whole| *whole == bytes.len());
-    whole.ok_or("a D-Bus message of another length than it says")?;
+    let length = length(bytes)?.filter(|length| [length.header, length.whole].contains(&bytes.len()));
+    length.ok_or("a D-Bus message of another length than it says")?;
     let mut message = Message {
         kind: match bytes[1] {
             1 => Kind::Call,
             2 => Kind::Return,
             3 => Kind::Error,
             4 => Kind::Signal,
-            other => return Err(format!("a D-Bus message of kind {other}")),
+            _ => Kind::Unknown,
         },
         ..Message::default()
     };
-    let mut reader = Reader { bytes, at: 8 };
+    let is_big_endian = bytes[0] == BIG_ENDIAN;
+    let mut reader = Reader { bytes, at: 8, is_big_endian };
     message.serial = reader.u32()?;
     let fields_end = reader.u32()? as usize + FIXED_HEADER_BYTES;
     let mut signature = String::new();
@@ -286,6 +311,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, String> {
             (field::MEMBER, Value::Text(text)) => message.member = text,
             (field::ERROR, Value::Text(text)) => message.error = text,
             (field::DESTINATION, Value::Text(text)) => message.destination = text,
+            (field::SENDER, Value::Text(text)) => message.sender = text,
             (field::SIGNATURE, Value::Text(text)) => signature = text,
             (field::REPLY_SERIAL, Value::U32(serial)) => message.reply_serial = Some(serial),
             (field::FDS, Value::U32(count)) => message.fds = count,
@@ -293,7 +319,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, String> {
         }
     }
     reader.align(8)?;
-    let mut body = Reader { bytes: &bytes[reader.at..], at: 0 };
+    let mut body = Reader { bytes: &bytes[reader.at..], at: 0, is_big_endian };
     for of in signature.chars() {
         match body.value(of) {
             Ok(value) => message.body.push(value),
@@ -315,6 +341,7 @@ mod tests {
             interface: "org.freedesktop.login1.Manager".into(),
             member: "Inhibit".into(),
             destination: "org.freedesktop.login1".into(),
+            sender: ":1.7".into(),
             body: vec![
                 Value::Text("shutdown".into()),
                 Value::Bool(true),
@@ -333,9 +360,12 @@ mod tests {
         let answer = Message { kind: Kind::Return, reply_serial: Some(7), ..Message::default() };
         for message in [call(), answer, Message { kind: Kind::Signal, ..call() }] {
             let bytes = encode(&message);
-            assert_eq!(length(&bytes), Ok(Some(bytes.len())));
-            assert_eq!(length(&bytes[..16]), Ok(Some(bytes.len())));
+            let told = length(&bytes[..16]).expect("a message").expect("its length");
+            assert_eq!(told.whole, bytes.len());
+            assert_eq!(length(&bytes), Ok(Some(told)));
             assert_eq!(length(&bytes[..15]), Ok(None));
+            let header = Message { body: Vec::new(), ..message.clone() };
+            assert_eq!(decode(&bytes[..told.header]), Ok(header));
             assert_eq!(decode(&bytes), Ok(message));
         }
     }
@@ -374,7 +404,20 @@ mod tests {
             }
         }
         let mut other = bytes;
-        other[0] = b'B';
+        other[3] = 2;
         assert!(decode(&other).is_err());
+    }
+
+    #[test]
+    fn other_order_of_bytes_is_read_and_other_kinds_are_known_as_such() {
+        // A signal with serial 9 and `true`.
+        let mut bytes = b"B\x04\x00\x01\x00\x00\x00\x04\x00\x00\x00\x09\x00\x00\x00\x07\
+            \x08\x01g\x00\x01b\x00\x00\x00\x00\x00\x01"
+            .to_vec();
+        let signal =
+            Message { kind: Kind::Signal, serial: 9, body: vec![Value::Bool(true)], ..Message::default() };
+        assert_eq!(decode(&bytes), Ok(signal.clone()));
+        bytes[1] = 9;
+        assert_eq!(decode(&bytes), Ok(Message { kind: Kind::Unknown, ..signal }));
     }
 }

@@ -59,12 +59,10 @@ impl Volumes {
         let published = self.csi.publish(pod, csi, &self.tokens).await?;
         let expands = published.expands && !csi.read_only;
         let growth = claim.and_then(|claim| Some((claim, growth::grown_to(volume, claim)?)));
-        let mut grown = None;
-        if let Some((claim, size)) = growth.filter(|_| expands) {
-            self.csi.expand(csi, &published.path, size).await?;
-            self.note_growth(claim, size).await?;
-            grown = Some(csi.name.clone());
-        }
+        let grown = match growth.filter(|_| expands) {
+            Some((claim, size)) => Some(self.grow(csi, &published.path, claim, size).await),
+            None => None,
+        };
         let mounted = match csi.is_block {
             true => Mounted::device(&published.path, csi.read_only)?,
             false => Mounted::with_access(published.path, read_only),
@@ -114,6 +112,13 @@ impl Volumes {
 
     async fn bound_volume(&self, pod: &DesiredPod, claim: &Claim<'_>) -> Result<Bound, VolumeError> {
         let kept = self.config.pod_dir(pod.uid()).join("claims").join(format!("{}.json", claim.name));
+        let known = || std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        // An agent that starts while the API is away does not wait for it.
+        if !self.objects.pods.is_synced()
+            && let Some(volume) = known()
+        {
+            return Ok(Bound { volume, claim: None });
+        }
         match self.ask_for_volume(pod, claim).await {
             Ok((volume, object)) => {
                 // For a start without the API. Without it, all else is as well as before.
@@ -124,10 +129,6 @@ impl Volumes {
                     tracing::warn!(pod = %pod.key(), claim = claim.name, %error, "volume of a claim was not noted");
                 }
                 Ok(Bound { volume, claim: Some(object) })
-            }
-            Err(error) if !self.objects.pods.is_synced() => {
-                let known = std::fs::read(&kept).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-                known.map(|volume| Bound { volume, claim: None }).ok_or(error)
             }
             Err(error) => Err(error),
         }

@@ -42,6 +42,7 @@ use crate::quantity::value;
 use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
+pub use growth::Grown;
 use payload::{Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
 
@@ -58,8 +59,9 @@ pub enum VolumeError {
     Claim { claim: String, message: String },
     #[error("{export}: mount failed: {message}")]
     Nfs { export: String, message: String },
+    /// `code` is the driver's own, where it has answered.
     #[error("{driver}: {message}")]
-    Csi { driver: String, message: String },
+    Csi { driver: String, message: String, code: Option<tonic::Code> },
     #[error("failed to fetch token: {0}")]
     Token(#[source] hawser_api::Error),
     #[error("{0} is no block device")]
@@ -128,13 +130,18 @@ impl Mounted {
 /// A pod's volumes by name.
 pub type MountedVolumes = BTreeMap<String, Mounted>;
 
+/// A volume that failed is tried again after this long, where the others are there.
+pub(crate) const RETRY: Duration = Duration::from_secs(60);
+
 /// What mounting gave: the volumes, and when their tokens have to be written anew.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct MountOutcome {
     pub volumes: MountedVolumes,
     pub refresh_after: Option<Duration>,
-    /// PersistentVolumes that were made to use what they have grown by.
-    pub grown: Vec<String>,
+    /// What became of PersistentVolumes that have grown.
+    pub grown: Vec<Grown>,
+    /// Volumes that could not be made or brought up to date.
+    pub failed: Vec<MountError>,
 }
 
 impl MountOutcome {
@@ -148,8 +155,7 @@ struct Shown {
     mounted: Mounted,
     /// When it has to be looked at again.
     again_after: Option<Duration>,
-    /// The PersistentVolume that has grown.
-    grown: Option<String>,
+    grown: Option<Grown>,
 }
 
 impl From<Mounted> for Shown {
@@ -181,26 +187,35 @@ impl Volumes {
         Self { config, objects, client, runtime, tokens, capacity, csi }
     }
 
-    /// Makes all volumes of the pod, or brings them up to date. Idempotent.
-    pub async fn mount(
-        &self,
-        pod: &DesiredPod,
-        ips: &[std::net::IpAddr],
-    ) -> Result<MountOutcome, MountError> {
+    /// Makes all volumes of the pod, or brings them up to date. Idempotent. One that fails holds up none of the others.
+    pub async fn mount(&self, pod: &DesiredPod, ips: &[std::net::IpAddr]) -> MountOutcome {
         let mut outcome = MountOutcome::default();
         for volume in pod.spec().volumes.iter().flatten() {
-            let in_volume = |source| MountError { volume: volume.name.clone(), source };
-            let (tokens, renew_at) = self.tokens_for(pod, volume).await.map_err(in_volume)?;
-            if let Some(renew_at) = renew_at {
-                let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
-                outcome.refresh_within(left.max(Duration::from_secs(10)));
+            if let Err(source) = self.mount_into(&mut outcome, pod, ips, volume).await {
+                outcome.failed.push(MountError { volume: volume.name.clone(), source });
+                outcome.refresh_within(RETRY);
             }
-            let shown = self.mount_one(pod, ips, volume, &tokens).await.map_err(in_volume)?;
-            shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
-            outcome.grown.extend(shown.grown);
-            outcome.volumes.insert(volume.name.clone(), shown.mounted);
         }
-        Ok(outcome)
+        outcome
+    }
+
+    async fn mount_into(
+        &self,
+        outcome: &mut MountOutcome,
+        pod: &DesiredPod,
+        ips: &[std::net::IpAddr],
+        volume: &Volume,
+    ) -> Result<(), VolumeError> {
+        let (tokens, renew_at) = self.tokens_for(pod, volume).await?;
+        if let Some(renew_at) = renew_at {
+            let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
+            outcome.refresh_within(left.max(Duration::from_secs(10)));
+        }
+        let shown = self.mount_one(pod, ips, volume, &tokens).await?;
+        shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
+        outcome.grown.extend(shown.grown);
+        outcome.volumes.insert(volume.name.clone(), shown.mounted);
+        Ok(())
     }
 
     async fn tokens_for(
@@ -211,14 +226,13 @@ impl Volumes {
         let mut tokens = Tokens::new();
         let mut first: Option<Timestamp> = None;
         for key in tokens_of(volume) {
-            let (token, renew_at) = match self.tokens.get(pod, &key).await {
-                Ok(token) => (Some(token.token), token.renew_at),
+            let (token, renew_at) = if self.objects.pods.is_synced() {
+                let token = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
+                (Some(token.token), token.renew_at)
+            } else {
                 // The pod starts without the API, to which the token would lead; it comes with the API.
-                Err(_) if !self.objects.pods.is_synced() => {
-                    let dir = volume_dir(&self.config, pod.uid(), volume);
-                    (token_in(&dir, volume, &key), Timestamp::now())
-                }
-                Err(error) => return Err(VolumeError::Token(error)),
+                let dir = volume_dir(&self.config, pod.uid(), volume);
+                (token_in(&dir, volume, &key), Timestamp::now())
             };
             first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
             tokens.insert(key, token);
@@ -388,6 +402,11 @@ impl Volumes {
             remove_tree(&volumes.config.pod_dir(uid))
         })
         .await
+    }
+
+    /// Unstages what an agent that died has left. False where that is to be tried again.
+    pub(crate) async fn unstage_unused(&self) -> bool {
+        self.csi.unstage_unused().await
     }
 
     /// Drivers take back theirs first; then the kubelet its own, where blocking is allowed.

@@ -38,9 +38,10 @@ use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 use crate::probes::Prober;
 use crate::qos_cgroups::QosCgroups;
 use crate::static_pods::StaticPods;
-use crate::volumes::{MountOutcome, MountedVolumes, Volumes};
+use crate::volumes::{Grown, MountOutcome, MountedVolumes, Volumes};
 
-/// How often the runtime is asked for what it does not say.
+/// How long the runtime is asked for what it does not say, and how often.
+const LOOK_PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What all workers of the node share.
@@ -91,21 +92,35 @@ pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
     text
 }
 
-pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Option<MountOutcome>) {
-    match shared.volumes.mount(pod, &[]).await {
-        Ok(mounted) => {
-            for volume in &mounted.grown {
-                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} ");
-                shared.recorder.pod(pod, EventType::Normal, "FileSystemResizeSuccessful", message);
-            }
-            fault::point("pod: volumes mounted");
-            (Outcome::VolumesReady, Some(mounted))
-        }
-        Err(error) => {
-            shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
-            (Outcome::VolumesFailed(error.to_string()), None)
-        }
+/// Makes the pod's volumes, or brings them up to date. Tells of each that fails.
+pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, MountOutcome) {
+    let mounted = shared.volumes.mount(pod, &[]).await;
+    for Grown { volume, failure } in &mounted.grown {
+        let (of_type, reason, message) = match failure {
+            None => (
+                EventType::Normal,
+                "FileSystemResizeSuccessful",
+                format!("MountVolume.NodeExpandVolume succeeded for volume {volume:?} "),
+            ),
+            Some(why) => (
+                EventType::Warning,
+                "VolumeResizeFailed",
+                format!("NodeExpandVolume.NodeExpandVolume failed for volume {volume:?} : {why}"),
+            ),
+        };
+        shared.recorder.pod(pod, of_type, reason, message);
     }
+    for error in &mounted.failed {
+        shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
+    }
+    let outcome = match mounted.failed.first() {
+        Some(error) => Outcome::VolumesFailed(error.to_string()),
+        None => {
+            fault::point("pod: volumes mounted");
+            Outcome::VolumesReady
+        }
+    };
+    (outcome, mounted)
 }
 
 /// What a container is started with.
@@ -148,14 +163,16 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
         Ok(image) => create_and_start(shared, pod, &request, &image, &id).await,
         Err(failure) => Err(failure.into()),
     };
-    let status = status_at_last(shared, &id).await;
+    let (started, status) = match status_at_last(shared, &id).await {
+        Ok(status) => (started, status),
+        // The same instance is asked for again, and found if it is there.
+        Err(message) => (Err(StartError { kind: FailureKind::CreateContainerError, message }), None),
+    };
     let started = match started {
         // Where it runs, it was only the answer that did not come.
-        Err(StartError { kind: FailureKind::RunContainerError, .. })
-            if status.as_ref().is_some_and(|status| status.state == ContainerState::Running) =>
-        {
-            Ok(())
-        }
+        Err(StartError {
+            kind: FailureKind::RunContainerError | FailureKind::CreateContainerError, ..
+        }) if status.as_ref().is_some_and(|status| status.state == ContainerState::Running) => Ok(()),
         started => started,
     };
     match (started, status) {
@@ -188,11 +205,18 @@ pub async fn start(shared: &Shared, pod: &DesiredPod, request: StartRequest) -> 
 }
 
 /// What has become of a container, when the runtime says so: whoever takes silence for an answer starts it once more
-/// beside the one that runs.
-async fn status_at_last(shared: &Shared, id: &str) -> Option<ContainerStatus> {
+/// beside the one that runs. An error where it does not say so for long.
+async fn status_at_last(shared: &Shared, id: &str) -> Result<Option<ContainerStatus>, String> {
+    let deadline = Instant::now() + LOOK_PATIENCE;
     loop {
         match shared.runtime.container_status(id).await {
-            Ok(status) => return status,
+            Ok(status) => return Ok(status),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(format!(
+                    "what has become of the container is not known: {}",
+                    with_source(&error)
+                ));
+            }
             Err(error) => warn!(id, %error, "what has become of a container is not known yet"),
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -242,7 +266,7 @@ async fn create_and_start(
         return Ok(());
     }
     let started = shared.runtime.start_container(id).await;
-    started.map_err(|e| StartError { kind: FailureKind::RunContainerError, message: with_source(&e) })?;
+    started.map_err(|e| StartError { kind: start_failure(&e), message: with_source(&e) })?;
     shared.recorder.container(pod, name, EventType::Normal, "Started", format!("Started container {name}"));
     post_start(shared, pod, request, id).await
 }
@@ -272,6 +296,14 @@ fn create_failure(error: &hawser_runtime::Error) -> FailureKind {
     match error {
         hawser_runtime::Error::Start { .. } => FailureKind::RunContainerError,
         _ => FailureKind::CreateContainerError,
+    }
+}
+
+/// A start of which nothing was said is no failed one: the same instance is asked for again, not another beside it.
+fn start_failure(error: &hawser_runtime::Error) -> FailureKind {
+    match error.is_silence() {
+        true => FailureKind::CreateContainerError,
+        false => FailureKind::RunContainerError,
     }
 }
 

@@ -88,7 +88,8 @@ pub struct Worker {
     actions: HashMap<Id, Action>,
     starts: HashMap<String, CancellationToken>,
     stops: HashMap<String, AbortHandle>,
-    mounted: MountOutcome,
+    /// One that fails when it is brought up to date stays as it was.
+    volumes: MountedVolumes,
     /// When the volumes are brought up to date.
     refresh: Refresh,
     /// Containers that could not be looked at, and when they are again.
@@ -140,7 +141,7 @@ impl Worker {
             actions: HashMap::new(),
             starts: HashMap::new(),
             stops: HashMap::new(),
-            mounted: MountOutcome::default(),
+            volumes: MountedVolumes::default(),
             refresh: Refresh::default(),
             look_again: BTreeSet::new(),
             look_again_at: None,
@@ -229,6 +230,7 @@ impl Worker {
         for action in &decision.actions {
             self.state.begin(&self.pod, action, clock);
         }
+        self.state.holds_claims = self.shared.dra.holds(self.pod.uid());
         self.sync_probes();
         // Before the actions: a deletion waits for what was reported until then.
         self.report();
@@ -252,7 +254,10 @@ impl Worker {
             }
             Action::MountVolumes => {
                 self.refresh.first_write_begins();
-                self.tasks.spawn(async move { actions::mount_volumes(&shared, &pod).await })
+                self.tasks.spawn(async move {
+                    let (outcome, mounted) = actions::mount_volumes(&shared, &pod).await;
+                    (outcome, Some(mounted))
+                })
             }
             Action::Start { container, attempt } => {
                 let Some(desired) = pod.container(&container).cloned() else { return };
@@ -262,7 +267,7 @@ impl Worker {
                     container: desired,
                     attempt,
                     ips: self.state.ips.clone(),
-                    volumes: self.mounted.volumes.clone(),
+                    volumes: self.volumes.clone(),
                     join_pid_of: self.target_of(&pod, &container),
                     cancelled,
                 };
@@ -316,14 +321,12 @@ impl Worker {
         let Some(action) = self.actions.remove(&id) else {
             // A refresh of volumes, which is no action of the machine.
             self.refresh.ended(mounted.as_ref().map(|m| m.refresh_after), Instant::now());
-            if let Some(mounted) = mounted {
-                self.mounted = mounted;
-            }
+            self.volumes.extend(mounted.into_iter().flat_map(|mounted| mounted.volumes));
             return;
         };
         if let Some(mounted) = mounted {
             self.refresh.first_write_ended(mounted.refresh_after, Instant::now());
-            self.mounted = mounted;
+            self.volumes.extend(mounted.volumes);
         }
         let clock = self.shared.clock.now();
         match &action {
@@ -364,7 +367,7 @@ impl Worker {
         let (shared, pod) = (self.shared.clone(), self.pod.clone());
         self.tasks.spawn(async move {
             let (_, mounted) = actions::mount_volumes(&shared, &pod).await;
-            (Outcome::VolumesReady, mounted)
+            (Outcome::VolumesReady, Some(mounted))
         });
     }
 
@@ -425,7 +428,7 @@ impl Worker {
             let previous = track.previous.as_ref().map(|i| i.status.clone());
             (name.clone(), (current, previous))
         });
-        let volumes = self.mounted.volumes.clone();
+        let volumes = self.volumes.clone();
         *self.view.lock() = PodView { pod: object.into(), containers: containers.collect(), volumes };
     }
 }

@@ -209,11 +209,6 @@ impl Worker {
                 pod_ip: self.state.ips.first().copied(),
                 ports: container.spec.ports.clone().unwrap_or_default(),
                 started_at: instance.status.started_at.unwrap_or_else(jiff::Timestamp::now),
-                initially: match kind {
-                    ProbeKind::Liveness => true,
-                    ProbeKind::Readiness => instance.ready,
-                    ProbeKind::Startup => false,
-                },
             };
             let mailbox = self.mailbox.clone();
             let sink = Arc::new(move |report: ProbeReport| mailbox.probe(report));

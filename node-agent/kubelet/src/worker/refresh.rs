@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A write that failed is tried again after this long.
-const RETRY: Duration = Duration::from_secs(60);
+use crate::volumes::RETRY;
 
 #[derive(Debug, Default)]
 pub(super) struct Refresh {
     /// Something has changed since the newest write began.
     wanted: bool,
     running: bool,
-    /// Tokens run out, or a write that failed is repeated.
+    /// Tokens run out, or a volume that failed is tried again.
     due_at: Option<Instant>,
 }
 
@@ -46,7 +45,7 @@ impl Refresh {
         true
     }
 
-    /// The write ended; `written` says how long its tokens last, `None` that it failed.
+    /// The write ended; `written` says when it is due again, `None` that it was cut short.
     pub(super) fn ended(&mut self, written: Option<Option<Duration>>, now: Instant) {
         self.running = false;
         self.due_at = written.unwrap_or(Some(RETRY)).map(|left| now + left);

@@ -10,9 +10,13 @@ use tokio::time::Instant;
 use super::Worker;
 use super::actions::{Shared, with_source};
 use crate::container::resources::{container_resources, pod_resources};
+use crate::cpus::CpuPolicy;
 use crate::events::EventType;
+use crate::memory::MemoryPolicy;
 use crate::pod::decide::is_stopping;
-use crate::pod::resize::{Amounts, DEFERRED, Resized, amounts, needs_restart, unequal, with_amounts};
+use crate::pod::resize::{
+    Amounts, DEFERRED, Fixed, Resized, amounts, check_fixed, needs_restart, unequal, with_amounts,
+};
 use crate::pod::state::Kill;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 
@@ -37,7 +41,14 @@ impl Worker {
             return;
         }
         let desired = DesiredPod::new(self.asked.clone());
-        match self.shared.pods.grant(&desired, self.shared.allocatable) {
+        let config = &self.shared.config;
+        let fixed = Fixed {
+            cpu: config.cpu_policy != CpuPolicy::None,
+            memory: config.memory_policy != MemoryPolicy::None,
+        };
+        let judged = check_fixed(&desired, &self.granted, fixed)
+            .and_then(|()| self.shared.pods.grant(&desired, self.shared.allocatable));
+        match judged {
             Ok(()) => {
                 self.granted = wanted;
                 self.pod = desired;

@@ -149,14 +149,18 @@ impl Agent {
 
     /// A new process of the agent over the same node and API.
     pub(crate) async fn restart(self, node: &TestNode) -> Result<Self> {
-        let runtime = node.connect().await?;
-        self.restart_over(runtime).await
+        self.restart_over(node.connect()).await
     }
 
-    /// The same, with that runtime.
-    pub(crate) async fn restart_over(mut self, runtime: Containerd) -> Result<Self> {
+    /// The same, over a runtime that connects when the old one is gone, as it is the new process's.
+    pub(crate) async fn restart_over(
+        mut self,
+        connecting: impl Future<Output = Result<Containerd>>,
+    ) -> Result<Self> {
         self.shutdown.cancel();
         self.kubelet.stopped().await;
+        drop((self.kubelet, self.runtime));
+        let runtime = connecting.await?;
         let objects = Objects {
             config_maps: self.objects.config_maps.clone(),
             secrets: self.objects.secrets.clone(),

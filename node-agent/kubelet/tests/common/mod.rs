@@ -38,6 +38,10 @@ pub(crate) struct FakeApi {
     nodes: hawser_api::informer::Informer<ApiNode>,
     /// While set, every call fails.
     pub(crate) down: Mutex<bool>,
+    /// While set, calls are never answered.
+    pub(crate) silent: Mutex<bool>,
+    /// How often objects of a resource were read.
+    reads: Mutex<BTreeMap<String, usize>>,
     /// How long a token takes to be made.
     pub(crate) token_delay: Mutex<Duration>,
     version: Mutex<u64>,
@@ -67,6 +71,8 @@ impl FakeApi {
             pods: objects.pods.clone(),
             nodes: objects.nodes.clone(),
             down: Mutex::new(false),
+            silent: Mutex::new(false),
+            reads: Mutex::default(),
             token_delay: Mutex::default(),
             version: Mutex::new(0),
             deletions: Mutex::default(),
@@ -104,7 +110,11 @@ impl FakeApi {
         }
     }
 
-    fn check_up(&self) -> Result<(), Error> {
+    async fn check_up(&self) -> Result<(), Error> {
+        let is_silent = *self.silent.lock();
+        if is_silent {
+            std::future::pending::<()>().await;
+        }
         if *self.down.lock() { Err(Error::unavailable("down")) } else { Ok(()) }
     }
 
@@ -158,6 +168,10 @@ impl FakeApi {
             .collect()
     }
 
+    pub(crate) fn reads(&self, resource: &str) -> usize {
+        self.reads.lock().get(resource).copied().unwrap_or(0)
+    }
+
     pub(crate) fn object(&self, resource: &str, key: &str) -> Option<Value> {
         self.objects.lock().get(&(resource.to_owned(), key.to_owned())).cloned()
     }
@@ -166,13 +180,14 @@ impl FakeApi {
 #[async_trait]
 impl Client for FakeApi {
     async fn get(&self, target: &Target) -> Result<Bytes, Error> {
-        self.check_up()?;
+        *self.reads.lock().entry(target.resource.resource.to_string()).or_default() += 1;
+        self.check_up().await?;
         let found = self.objects.lock().get(&place(target)).map(|v| v.to_string().into());
         found.ok_or_else(|| Error::not_found(&target.resource, target.name.as_deref().unwrap_or("")))
     }
 
     async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {
-        self.check_up()?;
+        self.check_up().await?;
         let wanted: Vec<(String, &str)> = options
             .field_selector
             .split(',')
@@ -193,7 +208,7 @@ impl Client for FakeApi {
     }
 
     async fn create(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
-        self.check_up()?;
+        self.check_up().await?;
         let object: Value = serde_json::from_slice(&object).map_err(Error::internal)?;
         if target.subresource.as_deref() == Some("token") {
             let delay = *self.token_delay.lock();
@@ -215,12 +230,12 @@ impl Client for FakeApi {
     }
 
     async fn update(&self, target: &Target, object: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
-        self.check_up()?;
+        self.check_up().await?;
         Ok(self.store(target, serde_json::from_slice(&object).map_err(Error::internal)?))
     }
 
     async fn patch(&self, target: &Target, patch: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
-        self.check_up()?;
+        self.check_up().await?;
         let (patch_type, patch) = match patch {
             Patch::Merge(patch) => (PatchType::Merge, patch),
             Patch::StrategicMerge(patch) => (PatchType::StrategicMerge, patch),
@@ -248,7 +263,7 @@ impl Client for FakeApi {
     }
 
     async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Bytes, Error> {
-        self.check_up()?;
+        self.check_up().await?;
         let name = target.name.as_deref().unwrap_or("");
         let mut objects = self.objects.lock();
         let known = objects.get(&place(target)).cloned();

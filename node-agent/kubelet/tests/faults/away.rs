@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hawser_runtime::testing::Random;
 use hawser_runtime::{ContainerState, ExecOutput, Runtime};
 use k8s_openapi::api::core::v1::{ExecAction, Probe};
 
-use super::Random;
 use crate::common::{Node, container, is_ready, spec, uid};
 
 #[tokio::test(start_paused = true)]

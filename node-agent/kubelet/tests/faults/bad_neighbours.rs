@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use hawser_kubelet::Objects;
-use hawser_runtime::testing::{ImagePack, TestNode};
+use hawser_runtime::testing::{ImagePack, Random, TestNode};
 use hawser_runtime::{Containerd, RegistryHost};
 
-use super::Random;
 use crate::common::agent::{Agent, LoopbackNetwork, shell, test_node};
 use crate::common::{FakeApi, container, is_ready, pod, spec, uid};
 

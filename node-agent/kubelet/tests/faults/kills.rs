@@ -292,6 +292,19 @@ fn killed_while_it_stops(node: &TestNode, image: &str, point: &str) -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shim_of_a_task_whose_creation_nobody_heard_of_ends_with_its_pod() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let _network = LoopbackNetwork::of(node.cgroup());
+    bind(&node, &image)?;
+    kill_at(&node, "container: task asked for")?;
+    let _log = node.start_unknown_shim(&uid("web"))?;
+    delete(&node)?;
+    let _victim = Victim::start(&node, &[])?;
+    wait_gone(&node)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_that_is_killed_at_some_steps_is_followed_by_one_that_goes_on() -> Result<()> {
     run(|number| number % 4 == 1).await
 }

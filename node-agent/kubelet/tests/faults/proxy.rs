@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
+use hawser_runtime::testing::Random;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Empty, combinators::BoxBody};
 use hyper::body::Incoming;
@@ -19,8 +20,6 @@ use parking_lot::Mutex;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-
-use super::Random;
 
 type Body = BoxBody<Bytes, hyper::Error>;
 

@@ -4,26 +4,29 @@
 //! dies, listing the records finds everything, and removing a record's container removes all of it.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as ContainerRuntime;
 use containerd_client::services::v1::snapshots::{
-    PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
 };
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, KillRequest, StartRequest,
     UpdateTaskRequest, WaitRequest,
 };
-use containerd_client::types::v1::Status as TaskStatus;
+use containerd_client::types::Mount;
+use containerd_client::types::v1::{Process, Status as TaskStatus};
 use jiff::Timestamp;
 use nix::libc::{SIGKILL, SIGTERM};
-use tokio::time::Instant;
 
+use super::ask::Before;
 use super::status::task_status;
 use super::stored::{Stored, signal_number};
-use super::{Inner, blocking, rpc, task_io};
-use crate::paths::{check_name, remove_dir_all};
+use super::task_io::TaskIo;
+use super::{Inner, ask, blocking, rpc, task_io};
+use crate::paths::{check_name, io_error, remove_dir_all, remove_file};
 use crate::spec::{self, devices, labels, seccomp, user};
 use crate::{
     ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, cdi, container_id,
@@ -34,9 +37,8 @@ const SHIM: &str = "io.containerd.runc.v2";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
-/// How long a start is asked for whose answers are lost, and how often.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-const START_RETRY: Duration = Duration::from_millis(200);
+/// Stands in a container's directory while its task is asked for, and until it is known what came of that.
+const TASK_ASKED_FOR: &str = "task-asked-for";
 
 /// How long a killed process may take to be gone; the kernel may first have to write its memory out.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -63,6 +65,8 @@ impl Inner {
         let _alone = self.pod_locks.lock(&config.pod_uid).await;
         match self.create_parts(&id, config).await {
             Ok(()) => Ok(id),
+            // Its parts are there, or come; they are found by its record.
+            Err(error) if error.is_silence() => Err(error),
             Err(error) => {
                 if let Err(also) = self.remove_parts(&id).await {
                     tracing::warn!(error = %also, id, "half-made container could not be removed");
@@ -131,38 +135,109 @@ impl Inner {
             extensions: stored.extensions(),
             ..Default::default()
         };
-        let request = CreateContainerRequest { container: Some(container) };
-        rpc::call("create container", self.rpc.containers().create(request)).await?;
+        self.make_record(container).await?;
         fault::point("container: record made");
-
-        let prepare = PrepareSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
-            key: id.to_owned(),
-            parent: image.resolved.chain_id.clone(),
-            labels: HashMap::new(),
-        };
-        let rootfs = rpc::call("prepare snapshot", self.rpc.snapshots().prepare(prepare)).await?.mounts;
+        let rootfs = self.make_snapshot(id, &image.resolved.chain_id).await?;
         fault::point("container: snapshot made");
 
         let (directory, container, writer) =
             (self.paths.container(id), config.clone(), self.config.log_writer.clone());
         let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
         fault::point("container: streams made");
+        self.make_task(id, rootfs, io, config.tty).await?;
+        fault::point("container: task made");
+        self.hold_output_or_warn(id).await;
+        Ok(())
+    }
+
+    async fn make_record(&self, container: Container) -> Result<()> {
+        let id = container.id.clone();
+        let request = CreateContainerRequest { container: Some(container) };
+        let made = ask::until_known(
+            "create container",
+            Before::Nothing,
+            || async {
+                let mut containers = self.rpc.containers();
+                rpc::call("create container", containers.create(request.clone())).await.map(drop)
+            },
+            |_| async { Ok(self.container(&id).await?.map(drop)) },
+        );
+        made.await
+    }
+
+    async fn make_snapshot(&self, key: &str, parent: &str) -> Result<Vec<Mount>> {
+        let request = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: HashMap::new(),
+        };
+        let made = ask::until_known(
+            "prepare snapshot",
+            Before::Nothing,
+            || async {
+                let mut snapshots = self.rpc.snapshots();
+                Ok(rpc::call("prepare snapshot", snapshots.prepare(request.clone())).await?.mounts)
+            },
+            |_| self.snapshot_mounts(key),
+        );
+        made.await
+    }
+
+    /// `None` when there is no such snapshot.
+    pub(super) async fn snapshot_mounts(&self, key: &str) -> Result<Option<Vec<Mount>>> {
+        let request = MountsRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
+        let found = rpc::find("look up mounts", self.rpc.snapshots().mounts(request)).await?;
+        Ok(found.map(|found| found.mounts))
+    }
+
+    /// The directory says meanwhile that the task may be there or come: what containerd did not end for an agent that was
+    /// killed, or gave up, is nowhere else to be seen ([`Self::end_task_asked_for`]).
+    async fn make_task(&self, id: &str, rootfs: Vec<Mount>, io: TaskIo, terminal: bool) -> Result<()> {
         let request = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
             stdin: io.stdin,
             stdout: io.stdout,
             stderr: io.stderr,
-            terminal: config.tty,
-            options: Some(options),
+            terminal,
+            options: Some(self.runc_options()),
             ..Default::default()
         };
-        let created = rpc::call("create task", self.rpc.tasks().create(request)).await;
-        created.map_err(|error| start_error(id, "create", error))?;
-        fault::point("container: task made");
-        self.hold_output_or_warn(id).await;
-        Ok(())
+        let mark = self.paths.container(id).join(TASK_ASKED_FOR);
+        let before = Before::unanswered_if(mark.exists());
+        fs::write(&mark, "").map_err(io_error("write", &mark))?;
+        fault::point("container: task asked for");
+        let made = ask::until_known(
+            "create task",
+            before,
+            || async { rpc::call("create task", self.rpc.tasks().create(request.clone())).await.map(drop) },
+            |_| async { Ok(self.task(id).await?.map(drop)) },
+        );
+        let made = made.await;
+        if !made.as_ref().is_err_and(Error::is_silence) {
+            remove_file(&mark)?;
+        }
+        made.map_err(|error| start_error(id, "create", error))
+    }
+
+    /// A task whose creation was not answered is made, so that it can be deleted. The creation may have got as far as a shim
+    /// that containerd does not know; asked again, containerd finds it there, and ends it with its last task.
+    async fn end_task_asked_for(&self, id: &str) -> Result<()> {
+        let is_known = self.records.get(id).started_at.is_some();
+        if is_known || !self.paths.container(id).join(TASK_ASKED_FOR).exists() {
+            return Ok(());
+        }
+        let rootfs = self.snapshot_mounts(id).await?.unwrap_or_default();
+        match self.make_task(id, rootfs, TaskIo::default(), false).await {
+            Ok(()) => {
+                self.kill(id, SIGKILL, true).await?;
+                self.wait_for_exit(id, KILL_TIMEOUT).await.map(drop)
+            }
+            Err(error) if error.is_silence() => Err(error),
+            // What cannot be made is not there.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Where the process namespace of a running container is.
@@ -213,13 +288,17 @@ impl Inner {
                 return Err(Error::WrongState { id: id.to_owned(), state, attempted: "start" });
             }
         }
+        let before = Before::unanswered_if(self.records.get(id).started_at.is_some());
         // Before the start: a process that ends at once must find that it was started.
         self.records.started(id, Timestamp::now())?;
         fault::point("container: start noted");
         self.starting.lock().insert(id.to_owned());
-        if let Err(error) = self.start_task(id).await {
+        if let Err(error) = self.start_task(id, before).await {
             self.starting.lock().remove(id);
-            self.records.forget(id)?;
+            // One that may have been started is to be asked for again, and its end to be noticed.
+            if !error.is_silence() {
+                self.records.forget(id)?;
+            }
             return Err(start_error(id, "start", error));
         }
         fault::point("container: task started");
@@ -227,26 +306,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Asks for the start until it is known what came of it: a call whose answer is lost may take effect later, beside the
-    /// instance that whoever took it for failed has made by then.
-    async fn start_task(&self, id: &str) -> Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
-        loop {
-            let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
-            let Err(error) = rpc::call("start task", self.rpc.tasks().start(request)).await else {
-                return Ok(());
-            };
-            let is_unsure = matches!(error, Error::Unavailable { .. } | Error::Timeout { .. });
-            match self.task(id).await.map(|task| task.as_ref().map(task_status)) {
-                Ok(Some(TaskStatus::Running)) => return Ok(()),
-                // It was started, and has ended already.
-                Ok(Some(TaskStatus::Stopped)) if is_unsure => return Ok(()),
-                Ok(None) => return Err(error),
-                Ok(Some(_)) if !is_unsure => return Err(error),
-                _ if Instant::now() >= deadline => return Err(error),
-                _ => tokio::time::sleep(START_RETRY).await,
-            }
-        }
+    async fn start_task(&self, id: &str, before: Before) -> Result<()> {
+        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let started = ask::until_known(
+            "start task",
+            before,
+            || async { rpc::call("start task", self.rpc.tasks().start(request.clone())).await.map(drop) },
+            |unanswered| async move { Ok(self.task(id).await?.filter(|t| was_started(t, unanswered)).map(drop)) },
+        );
+        started.await
     }
 
     pub(super) async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
@@ -321,6 +389,7 @@ impl Inner {
 
     /// Everything of a container that has no running process. The record goes last.
     async fn remove_parts(&self, id: &str) -> Result<()> {
+        self.end_task_asked_for(id).await?;
         if let Some(stored) = self.stored(id).await? {
             self.delete_task_locked(id, &stored).await?;
         }
@@ -334,6 +403,7 @@ impl Inner {
         rpc::remove("delete container", self.rpc.containers().delete(request)).await?;
         fault::point("container: record removed");
         self.known.lock().remove(id);
+        self.exec_specs.lock().remove(id);
         Ok(())
     }
 
@@ -347,6 +417,16 @@ impl Inner {
         let options = RuncOptions { root: self.paths.runc_root().to_string_lossy().into_owned() };
         let value = prost::Message::encode_to_vec(&options);
         prost_types::Any { type_url: "containerd.runc.v1.Options".to_owned(), value }
+    }
+}
+
+/// Whether a start has taken effect. One that failed leaves a process that has ended, as one does that ended at once: where
+/// no answer told of a failure, it was started.
+pub(super) fn was_started(process: &Process, unanswered: bool) -> bool {
+    match task_status(process) {
+        TaskStatus::Running => true,
+        TaskStatus::Stopped => unanswered,
+        _ => false,
     }
 }
 

@@ -13,7 +13,7 @@ use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest,
     WaitRequest,
 };
-use containerd_client::types::v1::Status as TaskStatus;
+use containerd_client::types::v1::{Process, Status as TaskStatus};
 use futures::FutureExt;
 use nix::libc::SIGKILL;
 use serde_json::Value;
@@ -22,10 +22,12 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::ask::Before;
+use super::container::was_started;
 use super::exit::UNOBSERVED_EXIT_CODE;
 use super::fifo::{self, NotifyingWriter};
 use super::status::task_status;
-use super::{Inner, rpc};
+use super::{Inner, ask, rpc};
 use crate::paths::{io_error, remove_file};
 use crate::spec::exec_process;
 use crate::{BoxRead, Error, ExecOutput, ExecRequest, Result, Session, TerminalSize};
@@ -44,14 +46,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Inner {
     pub(super) async fn exec(self: &Arc<Self>, id: &str, request: &ExecRequest) -> Result<Session> {
-        let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
-        let container = self.container(id).await?.ok_or_else(absent)?;
-        // Ours, or none of our business.
-        super::stored::Stored::of(&container).ok_or_else(absent)?;
-        let spec: Value =
-            container.spec.and_then(|spec| serde_json::from_slice(&spec.value).ok()).ok_or_else(|| {
-                Error::Containerd { attempted: "exec", message: "container has no specification".into() }
-            })?;
+        let spec = self.exec_spec(id).await?;
         let process = exec_process(&spec, &request.command, request.tty)?;
         let exec_id = format!(
             "exec-{}-{}",
@@ -78,6 +73,30 @@ impl Inner {
         self.background.spawn(process.run(request, streams, started, ended));
         let (stdin, streams) = is_started.await.unwrap_or_else(|_| Err(shut_down("exec")))?;
         Ok(self.session(id, &exec_id, tty, stdin, streams, exit))
+    }
+
+    /// The specification of a container's own process, which others in it are made after. Kept from the first of them on, as
+    /// probes make many.
+    async fn exec_spec(&self, id: &str) -> Result<Arc<Value>> {
+        if let Some(known) = self.exec_specs.lock().get(id) {
+            return Ok(Arc::clone(known));
+        }
+        let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
+        // Ours, or none of our business.
+        self.stored(id).await?.ok_or_else(absent)?;
+        let container = self.container(id).await?.ok_or_else(absent)?;
+        let spec = container.spec.and_then(|spec| serde_json::from_slice::<Value>(&spec.value).ok());
+        let mut spec = spec.ok_or_else(|| Error::Containerd {
+            attempted: "exec",
+            message: "container has no specification".into(),
+        })?;
+        let process = Arc::new(spec["process"].take());
+        let mut specs = self.exec_specs.lock();
+        // Not of one that has been removed meanwhile.
+        if self.known.lock().contains_key(id) {
+            specs.insert(id.to_owned(), Arc::clone(&process));
+        }
+        Ok(process)
     }
 
     fn session(
@@ -230,9 +249,22 @@ impl ExecProcess {
         request: ExecProcessRequest,
         streams: &ExecStreams,
     ) -> Result<Option<pipe::Sender>> {
-        rpc::call("exec", self.owner.rpc.tasks().exec(request)).await?;
+        let tasks = || self.owner.rpc.tasks();
+        let made = ask::until_known(
+            "exec",
+            Before::Nothing,
+            || async { rpc::call("exec", tasks().exec(request.clone())).await.map(drop) },
+            |_| async { Ok(self.process().await?.map(drop)) },
+        );
+        made.await?;
         let request = StartRequest { container_id: self.id.clone(), exec_id: self.exec_id.clone() };
-        rpc::call("start exec", self.owner.rpc.tasks().start(request)).await?;
+        let started = ask::until_known(
+            "start exec",
+            Before::Nothing,
+            || async { rpc::call("start exec", tasks().start(request.clone())).await.map(drop) },
+            |unanswered| async move { Ok(self.process().await?.filter(|p| was_started(p, unanswered)).map(drop)) },
+        );
+        started.await?;
         // The shim has it open for reading once the process is started.
         streams.stdin.as_deref().map(fifo::open_writer).transpose()
     }
@@ -247,6 +279,11 @@ impl ExecProcess {
         }
     }
 
+    /// What containerd has of it.
+    async fn process(&self) -> Result<Option<Process>> {
+        self.owner.process(&self.id, &self.exec_id).await
+    }
+
     async fn kill(&self) {
         let request = KillRequest {
             container_id: self.id.clone(),
@@ -254,15 +291,28 @@ impl ExecProcess {
             signal: SIGKILL as u32,
             all: false,
         };
-        if let Err(error) = rpc::remove("kill exec", self.owner.rpc.tasks().kill(request)).await {
+        let killed = ask::until_known(
+            "kill exec",
+            Before::Nothing,
+            || async { rpc::remove("kill exec", self.owner.rpc.tasks().kill(request.clone())).await },
+            ask::unseen,
+        );
+        if let Err(error) = killed.await {
             tracing::debug!(%error, id = self.id, exec_id = self.exec_id, "abandoned process could not be killed");
         }
     }
 
     async fn delete(&self) {
         let request = DeleteProcessRequest { container_id: self.id.clone(), exec_id: self.exec_id.clone() };
-        let deleted = rpc::remove("delete exec", self.owner.rpc.tasks().delete_process(request)).await;
-        if let Err(error) = deleted {
+        let deleted = ask::until_known(
+            "delete exec",
+            Before::Nothing,
+            || async {
+                rpc::remove("delete exec", self.owner.rpc.tasks().delete_process(request.clone())).await
+            },
+            ask::unseen,
+        );
+        if let Err(error) = deleted.await {
             tracing::debug!(%error, id = self.id, exec_id = self.exec_id, "ended process could not be deleted");
         }
     }

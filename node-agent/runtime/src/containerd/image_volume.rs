@@ -8,13 +8,14 @@ use std::fs;
 use std::path::Path;
 
 use containerd_client::services::v1::snapshots::{
-    ListSnapshotsRequest, MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+    ListSnapshotsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
 use containerd_client::types::Mount;
 use jiff::Timestamp;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{Inner, blocking, rpc};
+use super::ask::Before;
+use super::{Inner, ask, blocking, rpc};
 use crate::paths::{check_name, io_error};
 use crate::{Error, Result};
 
@@ -44,14 +45,15 @@ impl Inner {
                 (IMAGE_LABEL.to_owned(), image.resolved.id.clone()),
             ]),
         };
-        let mounts = match rpc::call("view snapshot", self.rpc.snapshots().view(request)).await {
-            Ok(made) => made.mounts,
-            Err(Error::AlreadyExists { .. }) => {
-                let request = MountsRequest { snapshotter: self.snapshotter.clone(), key };
-                rpc::call("look up mounts", self.rpc.snapshots().mounts(request)).await?.mounts
-            }
-            Err(error) => return Err(error),
-        };
+        let shown = ask::until_known(
+            "view snapshot",
+            Before::Nothing,
+            || async {
+                Ok(rpc::call("view snapshot", self.rpc.snapshots().view(request.clone())).await?.mounts)
+            },
+            |_| self.snapshot_mounts(&key),
+        );
+        let mounts = shown.await?;
         blocking(move || mount_view(&mounts, &place)).await
     }
 

@@ -1,5 +1,6 @@
 //! The runtime on containerd: connects, and puts the parts together behind [`Runtime`].
 
+mod ask;
 mod attach;
 mod container;
 mod events;
@@ -60,6 +61,8 @@ struct Inner {
     records: Records,
     /// What is stored with each container, so that its exit is reported without asking containerd.
     known: Mutex<HashMap<ContainerId, Arc<Stored>>>,
+    /// What processes that exec makes are made after, of containers in which it has made some.
+    exec_specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     /// Containers whose start is under way and not told yet. A process can end before the call that started
     /// it returns; its start is told first all the same.
     starting: Mutex<HashSet<ContainerId>>,
@@ -93,6 +96,7 @@ impl Containerd {
             sandboxes: Sandboxes::new(paths.clone(), cgroups.clone(), config.log_writer.program.clone()),
             records: Records::load(paths.clone())?,
             known: Mutex::default(),
+            exec_specs: Mutex::default(),
             starting: Mutex::default(),
             pod_locks: KeyedLock::default(),
             outputs: log_writers::Outputs::default(),

@@ -169,7 +169,10 @@ pub(crate) fn error(attempted: &'static str, status: Status) -> Error {
     match status.code() {
         Code::NotFound => Error::NotFound { kind: "containerd object", id: message },
         Code::AlreadyExists => Error::AlreadyExists { message },
-        Code::Unavailable | Code::Cancelled => Error::Unavailable { attempted, message },
+        // The last is a shim's silence, of which containerd tells.
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => {
+            Error::Unavailable { attempted, message }
+        }
         // What tonic reports when the connection breaks under a call.
         Code::Unknown if is_transport(&status) => Error::Unavailable { attempted, message },
         _ => Error::Containerd { attempted, message },

@@ -92,7 +92,12 @@ impl Inner {
     }
 
     pub(super) async fn task(&self, id: &str) -> Result<Option<Process>> {
-        let request = GetRequest { container_id: id.to_owned(), exec_id: String::new() };
+        self.process(id, "").await
+    }
+
+    /// A process that exec made in a container, or with an empty `exec_id` the container's own.
+    pub(super) async fn process(&self, id: &str, exec_id: &str) -> Result<Option<Process>> {
+        let request = GetRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
         let answer = rpc::find("look up task", self.rpc.tasks().get(request)).await?;
         Ok(answer.and_then(|answer| answer.process))
     }

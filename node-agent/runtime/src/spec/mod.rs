@@ -41,7 +41,7 @@ pub(crate) struct SpecInput<'a> {
 }
 
 /// The group that tells the shim which containers it serves together: one shim a pod.
-const SHIM_GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
+pub(crate) const SHIM_GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -108,14 +108,14 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
 
 /// The specification of a further process in a container: its own process's user, environment and
 /// rights, with other arguments.
-pub(crate) fn exec_process(spec: &Value, command: &[String], tty: bool) -> Result<Value> {
+pub(crate) fn exec_process(own: &Value, command: &[String], tty: bool) -> Result<Value> {
     if command.is_empty() {
         return Err(Error::Invalid {
             field: "command",
             message: "you must specify at least 1 command".into(),
         });
     }
-    let mut process = spec["process"].clone();
+    let mut process = own.clone();
     process["args"] = json!(command);
     process["terminal"] = json!(tty);
     if let (true, Some(env)) = (tty, process["env"].as_array_mut()) {

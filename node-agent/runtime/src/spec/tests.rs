@@ -143,12 +143,12 @@ fn privileged_container_sees_everything() {
 #[test]
 fn exec_keeps_user_and_environment() {
     let spec = build_for(&pod(), &container(), false);
-    let process = exec_process(&spec, &["ls".into(), "-l".into()], true).unwrap();
+    let process = exec_process(&spec["process"], &["ls".into(), "-l".into()], true).unwrap();
     assert_eq!(process["args"], json!(["ls", "-l"]));
     assert_eq!(process["terminal"], true);
     assert_eq!(process["user"], spec["process"]["user"]);
     assert!(process["env"].as_array().unwrap().contains(&json!("TERM=xterm")));
-    assert!(exec_process(&spec, &[], false).is_err());
+    assert!(exec_process(&spec["process"], &[], false).is_err());
 }
 
 #[test]

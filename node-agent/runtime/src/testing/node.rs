@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::pack::ImagePack;
 use super::pods::{container, pod_sandbox};
 use crate::cgroup::Cgroups;
+use crate::spec::SHIM_GROUP_ANNOTATION;
 use crate::{
     Config, ContainerConfig, Containerd, LogWriter, PodSandboxConfig, Registries, RegistryHost, Runtime,
 };
@@ -189,6 +190,32 @@ impl TestNode {
             _ => None,
         });
         Ok(running.collect())
+    }
+
+    /// A shim for a pod's containers that containerd does not know: what is left where it is cut short just after it has
+    /// started one. Returns the reader of its log, without which it does not run.
+    pub fn start_unknown_shim(&self, pod_uid: &str) -> Result<fs::File> {
+        let bundle = self.dir.join("bundle");
+        fs::create_dir_all(&bundle)?;
+        let config = format!(r#"{{"annotations": {{"{SHIM_GROUP_ANNOTATION}": "{pod_uid}"}}}}"#);
+        fs::write(bundle.join("config.json"), config)?;
+        let log = bundle.join("log");
+        nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU)?;
+        let log = fs::OpenOptions::new().read(true).write(true).open(log)?;
+        let socket = self.dir.join("containerd.sock");
+        let status = Command::new("containerd-shim-runc-v2")
+            .args(["-namespace", "hawser", "-id", "unknown", "-address"])
+            .arg(&socket)
+            .arg("start")
+            .env("TTRPC_ADDRESS", self.dir.join("containerd.sock.ttrpc"))
+            .current_dir(&bundle)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("run a shim")?;
+        ensure!(status.success(), "the shim: {status}");
+        ensure!(!self.processes().is_empty(), "the shim does not run");
+        Ok(log)
     }
 
     /// What containerd's own client prints.
