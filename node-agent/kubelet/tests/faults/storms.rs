@@ -1,6 +1,7 @@
 //! Pods over a containerd that answers late, wrongly or not at all, by seeded plans, and is killed in the middle.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +17,7 @@ const SCRIPT: &str = "echo up >> /count/starts; trap 'exit 0' TERM; while :; do 
 const PODS: [&str; 3] = ["one", "two", "three"];
 
 /// One after the other on one containerd: what a plan leaves is in the way of the next one.
-async fn run(seeds: impl Iterator<Item = u64>) -> Result<()> {
+async fn run(seeds: impl Iterator<Item = u64> + Send) -> Result<()> {
     let Some(mut node) = test_node()? else { return Ok(()) };
     let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
     let mut harmed = 0;
@@ -137,47 +138,25 @@ fn with_count(mut container: Container) -> Container {
     container
 }
 
-// Several tests, which run at the same time: storms are mostly waiting.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_live_through_three_storms() -> Result<()> {
-    run(0..3).await
+/// Side by side, each lane on a node of its own: storms are mostly waiting.
+async fn run_in_lanes(seeds: Range<u64>, lanes: u64) -> Result<()> {
+    let lanes = (0..lanes).map(|lane| {
+        let seeds = (seeds.start + lane..seeds.end).step_by(lanes as usize);
+        tokio::spawn(run(seeds))
+    });
+    for lane in futures::future::join_all(lanes).await {
+        lane??;
+    }
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_live_through_three_other_storms() -> Result<()> {
-    run(3..6).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pods_live_through_ten_storms() -> Result<()> {
+    run_in_lanes(0..10, 5).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_live_through_two_storms() -> Result<()> {
-    run(6..8).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_live_through_two_other_storms() -> Result<()> {
-    run(8..10).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a quarter of an hour; `cargo xtask test --all` has it"]
-async fn pods_live_through_two_hundred_storms_first_quarter() -> Result<()> {
-    run(10..58).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a quarter of an hour; `cargo xtask test --all` has it"]
-async fn pods_live_through_two_hundred_storms_second_quarter() -> Result<()> {
-    run(58..106).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a quarter of an hour; `cargo xtask test --all` has it"]
-async fn pods_live_through_two_hundred_storms_third_quarter() -> Result<()> {
-    run(106..153).await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a quarter of an hour; `cargo xtask test --all` has it"]
-async fn pods_live_through_two_hundred_storms_last_quarter() -> Result<()> {
-    run(153..200).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "takes ten minutes; `cargo xtask test --all` has it"]
+async fn pods_live_through_two_hundred_storms() -> Result<()> {
+    run_in_lanes(10..200, 6).await
 }

@@ -173,15 +173,10 @@ pub(crate) fn error(attempted: &'static str, status: Status) -> Error {
         Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => {
             Error::Unavailable { attempted, message }
         }
-        // What tonic reports when the connection breaks under a call.
-        Code::Unknown if is_transport(&status) => Error::Unavailable { attempted, message },
+        // Made on this side: the connection broke under the call.
+        _ if std::error::Error::source(&status).is_some() => Error::Unavailable { attempted, message },
         _ => Error::Containerd { attempted, message },
     }
-}
-
-fn is_transport(status: &Status) -> bool {
-    use std::error::Error as _;
-    status.source().is_some_and(|source| source.is::<tonic::transport::Error>())
 }
 
 pub(crate) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<jiff::Timestamp> {
@@ -191,4 +186,18 @@ pub(crate) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<jiff::Ti
         return None;
     }
     jiff::Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_that_breaks_under_a_call_is_no_answer() {
+        let silence = |status| error("start task", status).is_silence();
+        assert!(silence(Status::from_error("the connection broke".into())));
+        assert!(silence(Status::unavailable("going down")));
+        assert!(!silence(Status::unknown("runc create failed")));
+        assert!(!silence(Status::internal("a bug")));
+    }
 }
