@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
-    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `pods`: only these (one,
+    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, rbac, ...); `pods`: only these (one,
     /// many, memory, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity, ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
