@@ -95,6 +95,9 @@ impl Printer {
     /// The level of the object's metadata, which has no owner itself.
     fn metadata(&mut self, place: Place, (old, new): Pair<'_>) -> bool {
         static EMPTY: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+        if members(new).is_none_or(Map::is_empty) {
+            return false;
+        }
         // It is never new as a whole, then.
         self.level(place, (old.or(Some(&EMPTY)), new), |printer, name, place, pair| {
             !UNOWNED_METADATA.contains(&name) && printer.part(place, pair)
