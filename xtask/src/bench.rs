@@ -21,8 +21,9 @@ pub(crate) struct Args {
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
-    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, ...); `pods`: only these (one,
-    /// many, memory, probes, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity, ...)
+    /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, rbac, ...); `pods`: only
+    /// these (one, many, memory, probes, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity,
+    /// ...)
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// `service`, `xdp`, `pods`: turns of each peer

@@ -38,12 +38,14 @@ const DATAPATH: &str = "(package(hawser-ebpf-abi) | package(hawser-proxy) | pack
 const KERNEL: &str = "kernel";
 const FUZZ: &str = "fuzz";
 
+const LINT: &str = "lint";
+
 /// How long new inputs are looked for; the same ones as ever are part of the suite `api`.
 const FUZZ_SECONDS: u32 = 300;
 
 /// In the order in which they run: what fails fast comes first.
 const SUITES: [Suite; 10] = [
-    Suite { name: "lint", run: lint },
+    Suite { name: LINT, run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
     Suite {
@@ -82,7 +84,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let emulate = chosen.iter().any(|suite| suite.name == KERNEL);
     setup::run(setup::Need { emulate, ..setup::Need::EVERYTHING })?;
     ensure_tool("nextest")?;
-    if args.suites.iter().any(|name| name != "lint") || args.suites.is_empty() {
+    // These two build what they need by themselves.
+    if args.suites.iter().any(|name| ![LINT, FUZZ].contains(&name.as_str())) || args.suites.is_empty() {
         // Everything with one set of features, so that no suite builds anew what another one has built.
         say("building all crates, binaries and tests");
         run_command(cargo().args(["build", "--workspace", "--all-targets"]))?;

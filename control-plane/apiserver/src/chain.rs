@@ -137,13 +137,13 @@ fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Rules, authz::Superusers};
+    use crate::auth::{Grounds, Rules, authz::Superusers};
 
     struct Everybody;
 
     impl Authorizer for Everybody {
         fn authorize(&self, _: &User, _: &Attributes) -> Decision {
-            Decision::Allow(String::new())
+            Decision::Allow(Grounds::Unsaid)
         }
 
         fn rules(&self, _: &User, _: &str) -> Rules {

@@ -49,7 +49,8 @@ pub(crate) fn decode(
         Encoding::Json => Format::Json,
         Encoding::Yaml => Format::Yaml,
     };
-    let meta = schema::peek_type_meta(body, format)?;
+    let leading = if format == Format::Json { schema::leading_type_meta(body) } else { None };
+    let meta = leading.map_or_else(|| schema::peek_type_meta(body, format), Ok)?;
     let named = if meta.kind.is_empty() { None } else { type_of(&meta.api_version, &meta.kind) };
     let Some(ty) = named.or_else(|| type_of(expected.0, expected.1)) else {
         return Err(Error::bad_request(format!(

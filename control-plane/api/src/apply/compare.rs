@@ -41,6 +41,16 @@ pub fn compare(ty: &'static Type, old: &Value, new: &Value) -> Comparison {
 
 static NULL: Value = Value::Null;
 
+/// What an object has for a field that is not in it: Go prints some as null although nobody set them.
+pub(super) fn absent(place: Place, side: Option<&Value>, name: &str) -> Option<&'static Value> {
+    match place {
+        Place::Struct(ty) if matches!(side, Some(Value::Object(_))) => {
+            ty.field(name).filter(|field| field.always).map(|_| &NULL)
+        }
+        _ => None,
+    }
+}
+
 /// What happened to the value itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Own {
@@ -97,7 +107,7 @@ fn walk(place: Place, old: Option<&Value>, new: Option<&Value>) -> Found {
 }
 
 /// The members of an object; of null and of nothing there are none.
-fn members(value: Option<&Value>) -> Option<&Map<String, Value>> {
+pub(super) fn members(value: Option<&Value>) -> Option<&Map<String, Value>> {
     static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
     match value {
         None | Some(Value::Null) => Some(&EMPTY),
@@ -106,7 +116,7 @@ fn members(value: Option<&Value>) -> Option<&Map<String, Value>> {
     }
 }
 
-fn items(value: Option<&Value>) -> Option<&[Value]> {
+pub(super) fn items(value: Option<&Value>) -> Option<&[Value]> {
     match value {
         None | Some(Value::Null) => Some(&[]),
         Some(Value::Array(items)) => Some(items),
@@ -120,13 +130,6 @@ fn walk_members(place: Place, old: Option<&Value>, new: Option<&Value>) -> Optio
     if old_members.is_empty() && new_members.is_empty() {
         return None;
     }
-    // What an object has for a field that is not in it.
-    let absent = |side: Option<&Value>, name: &str| match place {
-        Place::Struct(ty) if matches!(side, Some(Value::Object(_))) => {
-            ty.field(name).filter(|field| field.always).map(|_| &NULL)
-        }
-        _ => None,
-    };
     let mut found = Comparison::default();
     let (mut olds, mut news) = (old_members.iter().peekable(), new_members.iter().peekable());
     loop {
@@ -142,15 +145,15 @@ fn walk_members(place: Place, old: Option<&Value>, new: Option<&Value>) -> Optio
             }
             (Some((a, _)), Some((b, _))) if a > b => {
                 let (name, after) = news.next()?;
-                (name, absent(old, name), Some(after))
+                (name, absent(place, old, name), Some(after))
             }
             (None, Some(_)) => {
                 let (name, after) = news.next()?;
-                (name, absent(old, name), Some(after))
+                (name, absent(place, old, name), Some(after))
             }
             (Some(_), _) => {
                 let (name, before) = olds.next()?;
-                (name, Some(before), absent(new, name))
+                (name, Some(before), absent(place, new, name))
             }
         };
         found.push(PathElement::field(name), walk(place.member(name), before, after));
@@ -158,7 +161,7 @@ fn walk_members(place: Place, old: Option<&Value>, new: Option<&Value>) -> Optio
 }
 
 /// Items with what tells them apart, in order; `None` where one cannot be told.
-fn keyed(place: Place, items: &[Value]) -> Option<Vec<(PathElement, &Value)>> {
+pub(super) fn keyed(place: Place, items: &[Value]) -> Option<Vec<(PathElement, &Value)>> {
     let keyed: Option<Vec<_>> = items.iter().map(|item| Some((place.element_of(item)?, item))).collect();
     let mut keyed = keyed?;
     // Stable, so that items of the same key keep their order.
@@ -203,7 +206,7 @@ fn walk_items(place: Place, old: Option<&Value>, new: Option<&Value>) -> Option<
 }
 
 /// Takes the leading items of that key.
-fn take_same<'s, 'v>(
+pub(super) fn take_same<'s, 'v>(
     items: &mut &'s [(PathElement, &'v Value)],
     element: &PathElement,
 ) -> &'s [(PathElement, &'v Value)] {

@@ -88,7 +88,7 @@ pub struct Manager<'a> {
 }
 
 impl Manager<'_> {
-    pub(super) fn entry(&self, operation: Operation, fields: FieldSet) -> Entry {
+    pub(super) fn entry(&self, operation: Operation, fields: impl Into<OwnedFields>) -> Entry {
         Entry {
             manager: self.name.to_owned(),
             operation,

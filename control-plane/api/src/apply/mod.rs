@@ -8,6 +8,7 @@
 mod applied;
 mod compare;
 mod conflict;
+mod created;
 mod fields;
 mod fields_v1;
 mod managed;

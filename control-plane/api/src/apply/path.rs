@@ -55,11 +55,7 @@ impl PathElement {
     /// Appends the text of `FieldsV1`, as a JSON string.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Field(name) if is_plain(name) => {
-                out.extend_from_slice(b"\"f:");
-                out.extend_from_slice(name.as_bytes());
-                out.push(b'"');
-            }
+            Self::Field(name) => write_field(name, out),
             _ => json(&self.to_string_v1(), out),
         }
     }
@@ -83,6 +79,17 @@ impl PathElement {
             Self::Value(value) => format!("v:{value}"),
             Self::Index(index) => format!("i:{index}"),
         }
+    }
+}
+
+/// Appends the text of `FieldsV1` for a field's name or a map's key, as a JSON string.
+pub(super) fn write_field(name: &str, out: &mut Vec<u8>) {
+    if is_plain(name) {
+        out.extend_from_slice(b"\"f:");
+        out.extend_from_slice(name.as_bytes());
+        out.push(b'"');
+    } else {
+        json(&format!("f:{name}"), out);
     }
 }
 

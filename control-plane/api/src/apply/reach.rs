@@ -28,6 +28,15 @@ impl Reach<'_> {
         }
     }
 
+    /// Whether fields of the object itself are reached whole or not at all.
+    pub(super) fn is_of_whole_fields(&self) -> bool {
+        match self {
+            Self::AllBut(patterns) | Self::Only(patterns) => {
+                patterns.iter().all(|pattern| pattern.len() == 1)
+            }
+        }
+    }
+
     /// Leaves in the set what is reached.
     pub(super) fn restrict(&self, set: &mut FieldSet) {
         match self {

@@ -642,6 +642,42 @@ fn stored_owners_answer_as_text_what_they_would_as_sets() {
     }
 }
 
+/// Owners that are printed straight from a new object are those that a comparison with nothing finds.
+#[track_caller]
+fn check_created(object: &Value, name: &str) {
+    let api_version = object["apiVersion"].as_str().expect("a version");
+    let nothing = empty(versions::type_of(object).expect("a type"));
+    let patterns: [&[&[&str]]; 3] = [&[], &[&["status"]], &[&["spec"], &["metadata"]]];
+    for reach in patterns.map(Reach::AllBut) {
+        let by = Write { reach, ..write("one", api_version) };
+        let compared = by.update(&nothing, object, ManagedFields::default());
+        let printed = by.create(object, ManagedFields::default());
+        assert_eq!(printed.to_value(), compared.to_value(), "{name}");
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        printed.write(&mut one);
+        compared.write(&mut other);
+        assert_eq!(one, other, "{name}: the order");
+    }
+}
+
+#[test]
+fn owners_of_new_objects_are_printed_as_they_are_compared() {
+    for seed in 1..=300 {
+        check_created(&canonical(&Random(seed).object()), &format!("seed {seed}"));
+    }
+    let list = |items: Value| {
+        json!({ "kind": "Service", "apiVersion": "v1", "metadata": { "name": "a" },
+                "spec": { "ports": items, "clusterIPs": ["10.0.0.1"] } })
+    };
+    let port = json!({ "port": 80, "protocol": "TCP", "targetPort": 80 });
+    check_created(&canonical(&list(json!([]))), "no items");
+    check_created(&canonical(&list(json!([port, port]))), "two items of one key");
+    let odd = json!({ "kind": "ConfigMap", "apiVersion": "v1", "metadata": {
+        "name": "a", "annotations": { "a\"b\\c": "x", "é": "y" }, "finalizers": ["z/b", "a/b"],
+    }, "data": {} });
+    check_created(&canonical(&odd), "keys with escapes");
+}
+
 #[test]
 fn every_type_compares_with_itself_and_with_nothing() {
     let Some(facts) = schema::testdata::facts() else { return };
@@ -660,6 +696,7 @@ fn every_type_compares_with_itself_and_with_nothing() {
         assert!(added.removed.is_empty(), "{}", ty.name);
         let read: FieldSet = serde_json::from_str(&text(&added.changed)).expect("a set");
         assert_eq!(read, added.changed, "{}", ty.name);
+        check_created(&object, ty.name);
     }
     assert!(count > 150, "{count} objects");
 }

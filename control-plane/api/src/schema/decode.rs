@@ -15,7 +15,10 @@ use super::{
     special::{Misfit, Scalar, canonical_scalar, go_type},
     zero,
 };
-use crate::Error;
+use crate::{
+    Error,
+    scan::{Members, skip_space},
+};
 
 /// Objects within one body. Each grows by the fields Go always prints, so an attacker's `{}` is not free.
 const MAX_OBJECTS: u32 = 100_000;
@@ -82,6 +85,27 @@ pub fn peek_type_meta(body: &[u8], format: Format) -> Result<TypeMeta, Error> {
         Format::Json => serde_json::from_slice(body).map_err(|error| unreadable("", Some(format), &error)),
         Format::Yaml => serde_yaml_ng::from_slice(body).map_err(|error| unreadable("", Some(format), &error)),
     }
+}
+
+/// `apiVersion` and `kind` of a JSON body that begins with them, as most do, so that most are read once; `None` leaves it
+/// to [`peek_type_meta`].
+///
+/// What follows need not be JSON: whoever reads the body finds out.
+pub fn leading_type_meta(body: &[u8]) -> Option<TypeMeta> {
+    let mut members = Members::new(body, skip_space(body, 0))?;
+    let mut meta = TypeMeta::default();
+    for _ in 0..2 {
+        let (key, value) = members.next()?;
+        let text = body[value].strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        let is_plain = text.iter().all(|byte| (b' '..=b'~').contains(byte) && *byte != b'\\');
+        let text = std::str::from_utf8(text).ok().filter(|text| is_plain && !text.is_empty())?;
+        match &body[key] {
+            b"kind" if meta.kind.is_empty() => text.clone_into(&mut meta.kind),
+            b"apiVersion" if meta.api_version.is_empty() => text.clone_into(&mut meta.api_version),
+            _ => return None,
+        }
+    }
+    Some(meta)
 }
 
 /// Reads a body of type `ty`. `kind` and `apiVersion` are added when missing; others than the type's are refused.

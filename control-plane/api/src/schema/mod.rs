@@ -19,7 +19,8 @@ pub(crate) mod testdata;
 mod tests;
 
 pub use decode::{
-    Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, decode_applied, peek_type_meta,
+    Decoded, FieldValidation, Format, TypeMeta, canonicalize, decode, decode_applied, leading_type_meta,
+    peek_type_meta,
 };
 pub use table::{
     Elem, Field, ListType, MapType, PatchStrategy, Shape, Special, Type, TypeId, type_named, type_of,

@@ -50,8 +50,8 @@ pub struct Type {
     pub fields: Vec<Field>,
     /// As JSON sees them: `(holder, index)` of each, inlined ones in place, in the order Go prints them.
     flat: Vec<(TypeId, usize)>,
-    /// Asked for each member of each object.
-    by_json: HashMap<&'static str, (TypeId, usize), foldhash::fast::FixedState>,
+    /// Places in `flat`. Asked for each member of each object.
+    by_json: HashMap<&'static str, usize, foldhash::fast::FixedState>,
     /// Fields that Go prints although nobody set them: structs, and what has no `omitempty`.
     unconditional: Vec<(TypeId, usize)>,
     /// Indexes of `fields` by ascending number, which is the order on the wire.
@@ -224,9 +224,20 @@ impl Type {
         self.flat.iter().map(|(holder, index)| &holder.get().fields[*index])
     }
 
+    /// Where the field of that JSON name stands in [`Type::json_fields`].
+    pub(crate) fn place(&self, json: &str) -> Option<usize> {
+        self.by_json.get(json).copied()
+    }
+
+    /// The field at such a place.
+    pub(crate) fn field_at(&self, place: usize) -> &'static Field {
+        let (holder, index) = self.flat[place];
+        &holder.get().fields[index]
+    }
+
     /// The field of that JSON name; inlined ones too.
     pub fn field(&self, json: &str) -> Option<&'static Field> {
-        self.by_json.get(json).map(|(holder, index)| &holder.get().fields[*index])
+        self.place(json).map(|place| self.field_at(place))
     }
 
     /// The fields that are printed although they were never set.
@@ -464,8 +475,9 @@ fn flatten(types: &mut [Type]) {
     for index in 0..types.len() {
         let mut flat = Vec::new();
         collect(types, index, &mut flat);
+        let by_json = flat.iter().enumerate();
         let by_json =
-            flat.iter().map(|&(holder, at)| (types[usize::from(holder.0)].fields[at].json, (holder, at)));
+            by_json.map(|(place, &(holder, at))| (types[usize::from(holder.0)].fields[at].json, place));
         let by_json = by_json.collect();
         let unconditional = flat.iter().copied().filter(|&(holder, at)| {
             let field = &types[usize::from(holder.0)].fields[at];

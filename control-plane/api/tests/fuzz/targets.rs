@@ -63,10 +63,23 @@ fn text_object(bytes: &[u8], format: Format) {
             let written = json::to_vec(ty, &decoded.object);
             let again = schema::decode(ty, &written, Format::Json, FieldValidation::Strict);
             assert_eq!(again.expect("what was written can be read").object, decoded.object);
+            created(ty, &decoded.object);
         }
     }
     // What is applied may be less than an object.
     drop(schema::decode_applied(ty, bytes, format, FieldValidation::Warn));
+}
+
+/// Whoever creates an object owns what a comparison with nothing finds.
+fn created(ty: &'static Type, object: &Value) {
+    let Some(api_version) = ty.api_version() else { return };
+    let write = Write {
+        by: Manager { name: "one", api_version: &api_version, subresource: "", now: "2026-01-01T00:00:00Z" },
+        reach: Reach::AllBut(&[&["status"]]),
+        convert: &|_, _| None,
+    };
+    let compared = write.update(&hawser_api::apply::empty(ty), object, ManagedFields::default());
+    assert_eq!(write.create(object, ManagedFields::default()).to_value(), compared.to_value());
 }
 
 fn protobuf_object(bytes: &[u8]) {

@@ -185,7 +185,7 @@ impl Plugin for CertificateSubjectRestriction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Rules;
+    use crate::auth::{Grounds, Rules};
 
     struct Signers(&'static [(&'static str, &'static str)]);
 
@@ -193,7 +193,7 @@ mod tests {
         fn authorize(&self, _: &User, attributes: &Attributes) -> Decision {
             let asked = (&*attributes.verb, attributes.name.as_str());
             if attributes.resource == "signers" && self.0.contains(&asked) {
-                return Decision::Allow(String::new());
+                return Decision::Allow(Grounds::Unsaid);
             }
             Decision::NoOpinion(String::new())
         }

@@ -7,7 +7,9 @@
 //! them: all controllers here share the identity `system:kube-controller-manager`, while upstream gives each a service
 //! account and a role, and that role alone would not let them work.
 
-use super::{Attributes, Authorizer, COMPONENTS, Decision, Rules, SYSTEM_MASTERS, User, rbac::PolicyRule};
+use super::{
+    Attributes, Authorizer, COMPONENTS, Decision, Grounds, Rules, SYSTEM_MASTERS, User, rbac::PolicyRule,
+};
 
 /// Allows everything to administrators and components, and has no opinion on others.
 pub struct Superusers;
@@ -18,7 +20,7 @@ fn is_superuser(user: &User) -> bool {
 
 impl Authorizer for Superusers {
     fn authorize(&self, user: &User, _: &Attributes) -> Decision {
-        if is_superuser(user) { Decision::Allow(String::new()) } else { Decision::NoOpinion(String::new()) }
+        if is_superuser(user) { Decision::Allow(Grounds::Unsaid) } else { Decision::NoOpinion(String::new()) }
     }
 
     fn rules(&self, user: &User, _: &str) -> Rules {

@@ -10,7 +10,7 @@ pub mod tokens;
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use rbac::PolicyRule;
+use rbac::{Binding, PolicyRule};
 use serde_json::{Value, json};
 
 pub const SYSTEM_MASTERS: &str = "system:masters";
@@ -116,9 +116,30 @@ impl Attributes {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a request is allowed. Nearly nobody reads it, so it is put into words only where somebody does.
+#[derive(Clone, Debug)]
+pub enum Grounds {
+    /// There is nothing to say.
+    Unsaid,
+    Text(&'static str),
+    /// A binding of a role.
+    Binding(Arc<Binding>),
+}
+
+impl Grounds {
+    /// In words; empty where there is nothing to say. `user` is who asked.
+    pub fn describe(&self, user: &User) -> String {
+        match self {
+            Self::Unsaid => String::new(),
+            Self::Text(text) => (*text).to_owned(),
+            Self::Binding(binding) => binding.describe(user),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub enum Decision {
-    Allow(String),
+    Allow(Grounds),
     Deny(String),
     /// This authorizer has nothing to say; the next one is asked. Nobody saying Allow means no.
     NoOpinion(String),

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use hawser_api::selector::FieldSelector;
 use serde_json::Value;
 
-use super::{Attributes, Authorizer, Decision, Rules, User};
+use super::{Attributes, Authorizer, Decision, Grounds, Rules, User};
 use crate::{
     admission::is_mirror,
     cache::{CachedObject, KindCache, Selection},
@@ -263,7 +263,7 @@ impl Authorizer for NodeAuthorizer {
             return Decision::NoOpinion(String::new());
         }
         if self.decide(node, attributes) {
-            return Decision::Allow("the node's own objects".to_owned());
+            return Decision::Allow(Grounds::Text("the node's own objects"));
         }
         Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
     }

@@ -100,6 +100,8 @@ impl Feed {
     /// Reads the store at one revision, fills the rings from history, and returns the watch that goes on.
     async fn read_all(&mut self) -> Result<WatchStream, Error> {
         let store = self.cache.store.clone();
+        // What is read here does not come again as an event.
+        self.cache.entering.clear();
         let mut fresh: HashMap<String, State> = HashMap::new();
         let mut raw = Vec::new();
         let mut revision = 0;
@@ -239,7 +241,7 @@ impl Feed {
                 changed.push((kind, State::clone(&kind.state.load())));
                 changed.len() - 1
             });
-            apply_one(&mut changed[at].1, event, kind.sink.as_deref());
+            apply_one(&self.cache, &mut changed[at].1, event, kind.sink.as_deref());
         }
         for (kind, state) in changed {
             let next = state.ring.next();
@@ -268,11 +270,12 @@ impl Feed {
     }
 }
 
-fn apply_one(state: &mut State, event: &Event, sink: Option<&dyn ObjectSink>) {
+fn apply_one(cache: &Cache, state: &mut State, event: &Event, sink: Option<&dyn ObjectSink>) {
     let revision = event.kv.mod_revision;
     match event.kind {
         EventKind::Put => {
-            let Some(object) = parse(&event.kv) else { return };
+            let own = cache.entering.take(&event.kv);
+            let Some(object) = own.or_else(|| parse(&event.kv)) else { return };
             let previous = state.put(object.clone());
             if let Some(sink) = sink {
                 sink.put(&object);

@@ -9,6 +9,7 @@
 //! state that is complete up to that progress, and may be newer ([`Snapshot::revision`] says how new).
 
 mod cow_map;
+mod entering;
 mod feed;
 mod object;
 mod parts;
@@ -18,6 +19,7 @@ mod selection;
 mod watcher;
 
 pub use cow_map::CowMap;
+pub use entering::Announced;
 pub use feed::{ObjectSink, RawSink, run};
 pub use object::{CachedObject, Encoded, Malformed};
 pub use selection::{FieldRequirement, Selected, Selection};
@@ -26,11 +28,13 @@ pub use watcher::{Change, ChangeKind, Watcher};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use hawser_api::Error;
 use hawser_store::{Key, Revision, Store, WatchProgress};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use entering::Entering;
 use ring::Ring;
 
 /// Everything lives below this prefix.
@@ -221,6 +225,7 @@ pub struct Cache {
     store: Arc<dyn Store>,
     /// Kinds of keys that are not objects, each with who wants to hear of them.
     sinks: HashMap<String, Arc<dyn RawSink>>,
+    entering: Entering,
 }
 
 impl Cache {
@@ -245,7 +250,14 @@ impl Cache {
                 (kind.path, Arc::new(cache))
             })
             .collect();
-        Self { kinds, progress, synced: watch::Sender::new(false), store, sinks: sinks.into_iter().collect() }
+        Self {
+            kinds,
+            progress,
+            synced: watch::Sender::new(false),
+            store,
+            sinks: sinks.into_iter().collect(),
+            entering: Entering::default(),
+        }
     }
 
     /// The cache of `pods`, `apps/deployments`, ...
@@ -256,6 +268,12 @@ impl Cache {
     /// The kind that a key of the store belongs to.
     fn kind_of(&self, key: &str) -> Option<&Arc<KindCache>> {
         path_of(key, |path| self.kinds.get(path))
+    }
+
+    /// Says that this server is about to write `object`, printed as `json`, so that it is made once for its author and the
+    /// cache.
+    pub fn announce(&self, key: Key, json: Bytes, object: &Value) -> Announced<'_> {
+        self.entering.announce(key, json, object)
     }
 
     /// True once everything that the store held at start is here.

@@ -3,7 +3,7 @@
 //! The JSON is what the store holds with the resource version spliced in, once, when the object enters. Protobuf, other
 //! API versions and selectable fields are made when first asked for, and kept. All readers share one copy.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::OnceLock};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, sync::OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use hawser_api::apply::ManagedFields;
@@ -197,6 +197,14 @@ impl CachedObject {
         Self::from_encoded(key, encoded, revision)
     }
 
+    /// Takes what was printed here for the store, without reading all of it again; `node` is its `spec.nodeName`.
+    pub fn printed(key: Key, json: &Bytes, revision: Revision, node: &str) -> Result<Self, Malformed> {
+        let encoded = Encoded::new(json, revision)?;
+        let piece = |range: Range<usize>| Piece { at: range.start as u32, len: range.len() as u32 };
+        let labels = scan::labels(&encoded.json).map(|(key, value)| (piece(key), piece(value))).collect();
+        Ok(Self::assemble(key, encoded, revision, labels, node.into()))
+    }
+
     fn from_encoded(key: Key, encoded: Encoded, revision: Revision) -> Result<Self, Malformed> {
         let partial: Partial<'_> = serde_json::from_slice(&encoded.json)?;
         let base = encoded.json.as_ptr() as usize;
@@ -212,10 +220,20 @@ impl CachedObject {
             .filter_map(|(key, value)| Some((piece(key)?, piece(value)?)))
             .collect();
         let node = partial.spec.node.as_deref().unwrap_or_default().into();
+        Ok(Self::assemble(key, encoded, revision, labels, node))
+    }
+
+    fn assemble(
+        key: Key,
+        encoded: Encoded,
+        revision: Revision,
+        labels: Box<[(Piece, Piece)]>,
+        node: Box<str>,
+    ) -> Self {
         let mut parts = key.rsplit('/');
         let name_len = parts.next().map_or(0, str::len) as u16;
         let namespace_len = parts.next().map_or(0, str::len) as u16;
-        Ok(Self {
+        Self {
             revision,
             labels,
             node,
@@ -226,7 +244,7 @@ impl CachedObject {
             kept: OnceLock::new(),
             encoded,
             key,
-        })
+        }
     }
 
     /// The same object under a later revision: how deletions show it.
@@ -358,6 +376,24 @@ mod tests {
         assert_eq!((pod.namespace(), pod.name(), pod.node()), ("shop", "web", "n1"));
         assert_eq!(pod.label("tier"), Some("front"));
         assert_eq!(pod.label("missing"), None);
+    }
+
+    #[test]
+    fn what_was_printed_here_is_the_same_as_what_is_read() {
+        let odd = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","namespace":"b","annotations":{"x":"}\""}},"spec":{}}"#;
+        let escaped = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","uid":"u","labels":{"a":"b\"c","d":"e","f":""}},"spec":{"nodeName":"n2"}}"#;
+        for (text, node) in [(POD, "n1"), (odd, ""), (escaped, "n2")] {
+            let (key, json) = (Key::from("/registry/pods/shop/web"), Bytes::from(text));
+            let read = CachedObject::parse(key.clone(), &json, 42).expect("a pod");
+            let printed = CachedObject::printed(key, &json, 42, node).expect("a pod");
+            assert_eq!(printed.json(), read.json());
+            assert!(printed.labels().eq(read.labels()), "{text}");
+            let place = |object: &CachedObject| {
+                (object.namespace().to_owned(), object.name().to_owned(), object.node().to_owned())
+            };
+            assert_eq!(place(&printed), place(&read));
+            assert_eq!(printed.encoded().item(), read.encoded().item());
+        }
     }
 
     #[test]

@@ -56,6 +56,18 @@ pub(super) fn metadata(text: &[u8]) -> Option<Range<usize>> {
     member(text, 0, b"metadata")
 }
 
+/// Keys and values of the labels, without their quotes. What has escapes is left out.
+pub(super) fn labels(text: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+    let labels = metadata(text).and_then(|metadata| member(text, metadata.start, b"labels"));
+    let labels = labels.and_then(|labels| Members::new(text, labels.start));
+    labels.into_iter().flatten().filter_map(move |(key, value)| {
+        let value = value.start + 1..value.end.checked_sub(1)?;
+        let is_plain =
+            |range: &Range<usize>| text.get(range.clone()).is_some_and(|text| !text.contains(&b'\\'));
+        (is_plain(&key) && is_plain(&value)).then_some((key, value))
+    })
+}
+
 /// Where the list of the owners of fields stands.
 pub(super) fn managed_fields(text: &[u8]) -> Option<Range<usize>> {
     member(text, metadata(text)?.start, b"managedFields")

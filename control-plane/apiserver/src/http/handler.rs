@@ -66,13 +66,14 @@ impl tower::Service<Request<Incoming>> for Service {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let (server, mut grpc, peer) = (self.server.clone(), self.grpc.clone(), self.peer.clone());
-        Box::pin(async move {
-            if is_grpc(request.headers()) {
-                return Ok(grpc_call(&server, &mut grpc, peer.as_deref(), request).await);
-            }
-            Ok(answer(&server, peer.as_deref(), request).await)
-        })
+        let (server, peer) = (self.server.clone(), self.peer.clone());
+        if is_grpc(request.headers()) {
+            let mut grpc = self.grpc.clone();
+            return Box::pin(
+                async move { Ok(grpc_call(&server, &mut grpc, peer.as_deref(), request).await) },
+            );
+        }
+        Box::pin(async move { Ok(answer(&server, peer.as_deref(), request).await) })
     }
 }
 
@@ -121,7 +122,8 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
     let output = negotiate::output(request.headers(), wants_pretty(&query));
     let shown = *output.as_ref().unwrap_or(&Output::JSON);
     let method = request.method().clone();
-    let outcome = async {
+    // Apart, since each future that it is moved into would have room for it once more.
+    let outcome = Box::pin(async {
         let user = authenticate(server, peer, request.headers())?;
         match found {
             Route::Resource { verb, target } => {
@@ -142,10 +144,10 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
                 if !matches!(verb, "get" | "head") {
                     return Err(crate::resources::method_not_allowed());
                 }
-                info::answer(server, &path, &query, request.headers()).await
+                Box::pin(info::answer(server, &path, &query, request.headers())).await
             }
         }
-    };
+    });
     // Watches and streams return at once with a body that goes on; the deadline is for getting there.
     let outcome = async { timeout(deadline?, outcome).await.unwrap_or_else(|_| Err(late())) };
     let response = match outcome.await {

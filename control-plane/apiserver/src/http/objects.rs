@@ -55,14 +55,14 @@ pub(super) async fn answer(
     }
     if is_proxy {
         let call = server.enter(&user, verb, target, "")?;
-        return proxy::answer(server, &call, peer, http).await;
+        return Box::pin(proxy::answer(server, &call, peer, http)).await;
     }
     let stream = target.subresource.as_deref().and_then(StreamKind::of);
     if let Some(kind) = stream {
         // GET is how WebSockets begin; to the authorizer a stream is a create, but a log is read.
         let verb = if kind == StreamKind::Log { "get" } else { verb };
         let call = server.enter(&user, verb, target, "")?;
-        return streams::answer(server, &call, kind, &query, http).await;
+        return Box::pin(streams::answer(server, &call, kind, &query, http)).await;
     }
     let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
     let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
@@ -87,6 +87,7 @@ struct Front<'a> {
     include: IncludeObject,
 }
 
+// What is rare, or large, is a future of its own: every request pays for the size of the largest that is not.
 impl Front<'_> {
     async fn answer(mut self, http: http::Request<Incoming>) -> Result<Response<Body>, Error> {
         self.include = IncludeObject::parse(self.query.get("includeObject"))
@@ -98,8 +99,8 @@ impl Front<'_> {
                 let reply = self.server.get(&self.call, self.query.get("resourceVersion")).await?;
                 self.reply(StatusCode::OK, &reply, &self.call.read_warnings(), &parts.headers)
             }
-            "list" => self.list(&parts.headers).await,
-            "watch" => self.watch().await,
+            "list" => Box::pin(self.list(&parts.headers)).await,
+            "watch" => Box::pin(self.watch()).await,
             // What only answers has neither rows nor metadata.
             "create" if self.call.resource.storage().is_none() && self.output.shape != Shape::Plain => {
                 Err(negotiate::not_acceptable())
@@ -113,8 +114,8 @@ impl Front<'_> {
             }
             "update" => {
                 let (object, mut warnings) = self.decode(&parts.headers, body).await?;
-                let written =
-                    self.server.update(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                let options = self.write_options(&parts.headers)?;
+                let written = Box::pin(self.server.update(&self.call, object, &options)).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
@@ -122,17 +123,17 @@ impl Front<'_> {
                 let patch = self.read_patch(&parts.headers, body).await?;
                 let options = self.write_options(&parts.headers)?;
                 let written = match patch {
-                    Patch::Apply(apply) => self.server.apply(&self.call, apply, &options).await?,
-                    Patch::Other(patch) => self.server.patch(&self.call, patch, &options).await?,
+                    Patch::Apply(apply) => Box::pin(self.server.apply(&self.call, apply, &options)).await?,
+                    Patch::Other(patch) => Box::pin(self.server.patch(&self.call, patch, &options)).await?,
                 };
                 self.written(written, &parts.headers)
             }
             "delete" => {
                 let request = self.delete_request(&parts.headers, body).await?;
-                let reply = self.server.delete(&self.call, &request).await?;
+                let reply = Box::pin(self.server.delete(&self.call, &request)).await?;
                 self.reply(StatusCode::OK, &reply, &[], &parts.headers)
             }
-            "deletecollection" => self.delete_collection(&parts.headers, body).await,
+            "deletecollection" => Box::pin(self.delete_collection(&parts.headers, body)).await,
             _ => Err(method_not_allowed()),
         }
     }

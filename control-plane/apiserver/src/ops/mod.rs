@@ -256,11 +256,11 @@ impl ApiServer {
             return Ok(Written { reply: Reply::Value(answer), created: true, warnings: Vec::new() });
         }
         if !call.subresource().is_empty() || call.resource.storage().is_none() {
-            return self.create_subresource(call, object, options).await;
+            return Box::pin(self.create_subresource(call, object, options)).await;
         }
         let create = options.for_create(call)?;
         let work = self.registry().create(&call.pass, &call.resource, call.namespace(), object, &create);
-        let (object, warnings) = warnings::collect(work).await;
+        let (object, warnings) = warnings::collect(Box::pin(work)).await;
         self.created(call, object?, warnings).await
     }
 
@@ -328,7 +328,7 @@ impl ApiServer {
         let create = options.for_create(call)?;
         let (pass, resource) = (&call.pass, &call.resource);
         let work = self.registry().create_applied(pass, resource, call.namespace(), apply, &create);
-        let (object, warnings) = warnings::collect(work).await;
+        let (object, warnings) = warnings::collect(Box::pin(work)).await;
         self.created(call, object?, warnings).await
     }
 
@@ -356,7 +356,7 @@ impl ApiServer {
         };
         let options = options.for_update(call)?;
         let work = self.registry().update(&call.pass, &call.resource, call.place()?, part, change, &options);
-        let (updated, warnings) = warnings::collect(work).await;
+        let (updated, warnings) = warnings::collect(Box::pin(work)).await;
         let mut updated = updated?;
         updated.warnings.extend(warnings);
         self.settle(&call.resource, &updated.object).await?;

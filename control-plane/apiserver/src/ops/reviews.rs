@@ -73,8 +73,10 @@ impl ApiServer {
     fn review_access(&self, user: &User, spec: &Value) -> Value {
         let attributes = access::attributes(spec);
         match self.chain().authorizer().authorize(user, &attributes) {
-            Decision::Allow(reason) if reason.is_empty() => json!({ "allowed": true }),
-            Decision::Allow(reason) => json!({ "allowed": true, "reason": reason }),
+            Decision::Allow(grounds) => match grounds.describe(user) {
+                reason if reason.is_empty() => json!({ "allowed": true }),
+                reason => json!({ "allowed": true, "reason": reason }),
+            },
             Decision::Deny(reason) => json!({ "allowed": false, "denied": true, "reason": reason }),
             Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
             Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),

@@ -176,10 +176,11 @@ impl Registry {
             }
             let json: bytes::Bytes = json.into();
             let write = Write::create(key.clone(), json.clone());
+            let announced = self.cache.announce(key.clone(), json, &object);
             match self.commit(write, &allocations, charge.writes()).await {
                 Ok(revision) => {
                     charge.made(revision);
-                    return CachedObject::parse(key, &json, revision).map(Arc::new).map_err(Error::internal);
+                    return announced.written(revision).map_err(Error::internal);
                 }
                 Err(hawser_store::Error::Conflict { key: taken, .. }) if taken == key => {
                     return Err(Error::already_exists(&resource.gvr, name));

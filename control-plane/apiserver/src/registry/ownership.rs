@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use hawser_api::{
     Error,
-    apply::{Applied, ManagedFields, Manager, Reach, Write, empty},
+    apply::{Applied, ManagedFields, Manager, Reach, Write},
 };
 use serde_json::Value;
 
@@ -46,10 +46,8 @@ impl Registry {
         object: &Value,
         managed: ManagedFields,
     ) -> ManagedFields {
-        let resource = writer.resource;
-        let Some(ty) = codec::type_of(&resource.api_version, resource.row.kind) else { return managed };
-        let object = shown(resource, object);
-        self.write(writer, |write| write.update(&empty(ty), &object, managed))
+        let object = shown(writer.resource, object);
+        self.write(writer, |write| write.create(&object, managed))
     }
 
     /// The owners after a change of any sort but apply. Objects without owners stay so until they are applied.

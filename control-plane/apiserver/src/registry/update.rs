@@ -111,9 +111,9 @@ impl Registry {
         check_pass(pass, resource)?;
         let mut base = match self.base(resource, namespace, name).await {
             Err(error) if error.is_not_found() => {
-                return self
-                    .create_instead(pass, resource, (namespace, name), part, change, options, error)
-                    .await;
+                let create =
+                    self.create_instead(pass, resource, (namespace, name), part, change, options, error);
+                return Box::pin(create).await;
             }
             found => found?,
         };
@@ -292,10 +292,11 @@ impl Registry {
         let allocations =
             self.allocators.allocate(resource, &mut object, Some(old)).map_err(Failure::Other)?;
         let json: bytes::Bytes = resource.stored_json(&object, managed).map_err(Failure::Other)?.into();
+        let announced = self.cache.announce(base.key().clone(), json.clone(), &object);
         match self.put_charged(base, &json, &allocations, demand).await? {
-            Ok(revision) => CachedObject::parse(base.key().clone(), &json, revision)
-                .map(Arc::new)
-                .map_err(|error| Failure::Other(Error::internal(error))),
+            Ok(revision) => {
+                announced.written(revision).map_err(|error| Failure::Other(Error::internal(error)))
+            }
             Err(hawser_store::Error::Conflict { key, .. }) if key != *base.key() => {
                 allocations.lost(resource, &object, &key).map_err(Failure::Other)?;
                 // Tried again from the start, with another address or port.
@@ -345,10 +346,9 @@ impl Registry {
     ) -> Result<Arc<CachedObject>, Failure> {
         let json: bytes::Bytes = resource.stored_json(object, managed).map_err(Failure::Other)?.into();
         let write = Write::put(base.key().clone(), json.clone(), Expect::Revision(base.revision()));
+        let announced = self.cache.announce(base.key().clone(), json, object);
         let written = self.store.write(write).await.map_err(failure)?;
-        CachedObject::parse(base.key().clone(), &json, written.revision)
-            .map(Arc::new)
-            .map_err(|error| Failure::Other(Error::internal(error)))
+        announced.written(written.revision).map_err(|error| Failure::Other(Error::internal(error)))
     }
 
     /// Removes an object that an update left free to go; returns its last state.

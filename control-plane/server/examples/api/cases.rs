@@ -23,6 +23,8 @@ use crate::{
 
 pub(crate) const NAMES: [&str; 9] =
     ["idle", "list", "lists_at_once", "get", "update", "patch", "watch", "create", "many"];
+/// Cases that need no server.
+pub(crate) const IN_PROCESS: [&str; 2] = ["rbac", "owners"];
 
 /// Clients that write and get at a time.
 const CLIENTS: usize = 64;

@@ -4,10 +4,12 @@
 //! api [--store embedded,etcd] [--cases create,list,...] [--seconds N] [--objects N] [--json]
 //! ```
 //! The server is a process of its own: the API server alone, without scheduler and controllers. It has the second
-//! processor, with etcd where that is its store, and the clients have the first. Clients speak TLS to it.
+//! processor, with etcd where that is its store, and the clients have the first. Clients speak TLS to it. The cases `rbac`
+//! and `owners` are of parts of the server, in this process.
 
 mod cases;
 mod client;
+mod in_process;
 mod measure;
 mod pods;
 mod report;
@@ -20,6 +22,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use report::{Format, Report};
 use server::Engine;
+
+/// The server's own, so that its parts take as long here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     match run() {
@@ -36,8 +42,15 @@ fn run() -> Result<()> {
     server::take_processor(server::CLIENTS)?;
     rustls::crypto::ring::default_provider().install_default().ok().context("TLS is set up twice")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    for engine in &options.engines {
-        let report = Report::new(*engine, options.format);
+    let report = Report::new(None, options.format);
+    if options.wants("rbac") {
+        in_process::rbac(&report)?;
+    }
+    if options.wants("owners") {
+        in_process::owners(&report)?;
+    }
+    for engine in options.engines.iter().filter(|_| options.needs_server()) {
+        let report = Report::new(Some(*engine), options.format);
         runtime.block_on(cases::run(&options, *engine, &report))?;
     }
     Ok(())
@@ -80,14 +93,15 @@ impl Options {
                 other => bail!("there is no option {other}"),
             }
         }
+        let known = [&cases::IN_PROCESS[..], &cases::NAMES[..]].concat();
         for case in &options.cases {
-            ensure!(
-                cases::NAMES.contains(&case.as_str()),
-                "there is no case {case}: {}",
-                cases::NAMES.join(", ")
-            );
+            ensure!(known.contains(&case.as_str()), "there is no case {case}: {}", known.join(", "));
         }
         Ok(options)
+    }
+
+    fn needs_server(&self) -> bool {
+        cases::NAMES.iter().any(|case| self.wants(case))
     }
 
     pub(crate) fn wants(&self, case: &str) -> bool {

@@ -28,7 +28,7 @@ pub(crate) fn surroundings() -> Result<[Request<Full<Bytes>>; 2]> {
 }
 
 pub(crate) fn create(name: &str) -> Result<Request<Full<Bytes>>> {
-    write(Method::POST, PATH, JSON, pod(name, 0))
+    write(Method::POST, PATH, JSON, body(name))
 }
 
 /// How pods are put: as one that the server has made, under any name and with another label each time.
@@ -56,10 +56,11 @@ fn bytes(object: &Value) -> Bytes {
     object.to_string().into()
 }
 
-fn pod(name: &str, round: u64) -> Bytes {
+/// A pod as a client sends it.
+pub(crate) fn body(name: &str) -> Bytes {
     // Made once: the clients have one processor, and are to wait for the server rather than the server for them.
     static TEXT: LazyLock<String> = LazyLock::new(|| template().to_string());
-    filled(&TEXT, name, round)
+    filled(&TEXT, name, 0)
 }
 
 fn filled(text: &str, name: &str, round: u64) -> Bytes {

@@ -25,19 +25,19 @@ const RECORDED: [(&str, &str, f64); 9] = [
     ("idle", "resident", 270.0),
 ];
 
-/// Prints what is measured with one store.
+/// Prints what is measured with one store, or with none.
 pub(crate) struct Report {
-    engine: Engine,
+    engine: Option<Engine>,
     format: Format,
 }
 
 impl Report {
-    pub(crate) fn new(engine: Engine, format: Format) -> Self {
+    pub(crate) fn new(engine: Option<Engine>, format: Format) -> Self {
         Self { engine, format }
     }
 
     pub(crate) fn print(&self, case: &str, metric: &str, value: f64, unit: &str) {
-        let store = self.engine.name();
+        let store = self.engine.map_or("none", Engine::name);
         let value = rounded(value);
         let recorded = RECORDED.iter().find(|(name, what, _)| *name == case && *what == metric);
         if self.format == Format::Json {

@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tracing::error;
 
-use super::{GROUP, MissingRole, PolicyRule, Rule, shards::Shards};
+use super::{GROUP, MissingRole, PolicyRule, Rule, grants::Grants, shards::Shards};
 use crate::{
     auth::User,
-    cache::{CachedObject, CowMap, ObjectSink},
+    cache::{CachedObject, ObjectSink},
 };
 
 /// The role that a binding grants.
@@ -26,7 +26,7 @@ pub struct RoleRef {
     /// A ClusterRole; else a Role of the binding's namespace.
     pub cluster: bool,
     /// `name` of a ClusterRole, `namespace/name` of a Role.
-    key: String,
+    pub(super) key: String,
 }
 
 impl RoleRef {
@@ -83,114 +83,34 @@ impl Subject {
 /// A RoleBinding or ClusterRoleBinding.
 #[derive(Debug)]
 pub struct Binding {
-    name: String,
+    pub(super) name: String,
     /// Empty for a ClusterRoleBinding.
-    namespace: String,
+    pub(super) namespace: String,
     pub(super) role: RoleRef,
-    subjects: Vec<Subject>,
+    pub(super) subjects: Vec<Subject>,
 }
 
 impl Binding {
-    /// The words of an answer: `ClusterRoleBinding "x" of ClusterRole "y" to Group "z"`.
-    pub(super) fn describe(&self, text: &mut String, user: &User) {
+    /// The words of an answer: `RBAC: allowed by ClusterRoleBinding "x" of ClusterRole "y" to Group "z"`.
+    pub(in crate::auth) fn describe(&self, user: &User) -> String {
         let slashed = |name: &str, namespace: &str| format!("{name}/{namespace}");
-        if self.namespace.is_empty() {
-            push_quoted(text, "ClusterRoleBinding ", &self.name);
+        let role = if self.role.cluster { "ClusterRole" } else { "Role" };
+        let binding = if self.namespace.is_empty() {
+            format!("ClusterRoleBinding {:?}", self.name)
         } else {
-            push_quoted(text, "RoleBinding ", &slashed(&self.name, &self.namespace));
-        }
-        let role = if self.role.cluster { " of ClusterRole " } else { " of Role " };
-        push_quoted(text, role, self.role.name());
+            format!("RoleBinding {:?}", slashed(&self.name, &self.namespace))
+        };
+        let mut text = format!("RBAC: allowed by {binding} of {role} {:?}", self.role.name());
         match self.subjects.iter().find(|subject| subject.is(user)) {
-            Some(Subject::User(name)) => push_quoted(text, " to User ", name),
-            Some(Subject::Group(name)) => push_quoted(text, " to Group ", name),
+            Some(Subject::User(name)) => text += &format!(" to User {name:?}"),
+            Some(Subject::Group(name)) => text += &format!(" to Group {name:?}"),
             Some(Subject::ServiceAccount { user, name_at }) => {
                 let namespace = &user["system:serviceaccount:".len()..name_at - 1];
-                push_quoted(text, " to ServiceAccount ", &slashed(&user[*name_at..], namespace));
+                text += &format!(" to ServiceAccount {:?}", slashed(&user[*name_at..], namespace));
             }
             None => {}
         }
-    }
-}
-
-/// Appends a word and a name in quotes. This is part of every decision, and the formatter is slow.
-fn push_quoted(text: &mut String, word: &str, name: &str) {
-    text.push_str(word);
-    if name.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
-        text.push('"');
-        text.push_str(name);
-        text.push('"');
-    } else {
-        text.push_str(&format!("{name:?}"));
-    }
-}
-
-/// Bindings by role and name. Of several that grant one role, one is enough for a decision.
-type ByRole = CowMap<CowMap<Arc<Binding>>>;
-
-/// Shows `visit` one binding of each role, until it returns something.
-fn visit_roles<R>(roles: &ByRole, visit: &mut impl FnMut(&Binding) -> Option<R>) -> Option<R> {
-    roles.find_map(&mut |bindings| bindings.find_map(&mut |binding| Some(visit(binding))).flatten())
-}
-
-fn put_binding(roles: &mut ByRole, binding: &Arc<Binding>) {
-    let mut bindings = roles.get(&binding.role.key).cloned().unwrap_or_default();
-    bindings.insert(binding.name.as_str().into(), binding.clone());
-    roles.insert(binding.role.key.as_str().into(), bindings);
-}
-
-fn remove_binding(roles: &mut ByRole, binding: &Binding) {
-    let Some(mut bindings) = roles.get(&binding.role.key).cloned() else { return };
-    bindings.remove(&binding.name);
-    if bindings.is_empty() {
-        roles.remove(&binding.role.key);
-    } else {
-        roles.insert(binding.role.key.as_str().into(), bindings);
-    }
-}
-
-/// The bindings of one subject.
-#[derive(Clone, Default)]
-struct Grants {
-    cluster: ByRole,
-    by_namespace: CowMap<ByRole>,
-}
-
-impl Grants {
-    fn visit<R>(&self, namespace: &str, visit: &mut impl FnMut(&Binding) -> Option<R>) -> Option<R> {
-        if let Some(found) = visit_roles(&self.cluster, visit) {
-            return Some(found);
-        }
-        if namespace.is_empty() {
-            return None;
-        }
-        visit_roles(self.by_namespace.get(namespace)?, visit)
-    }
-
-    fn put(&mut self, binding: &Arc<Binding>) {
-        if binding.namespace.is_empty() {
-            return put_binding(&mut self.cluster, binding);
-        }
-        let mut roles = self.by_namespace.get(&binding.namespace).cloned().unwrap_or_default();
-        put_binding(&mut roles, binding);
-        self.by_namespace.insert(binding.namespace.as_str().into(), roles);
-    }
-
-    fn remove(&mut self, binding: &Binding) {
-        if binding.namespace.is_empty() {
-            return remove_binding(&mut self.cluster, binding);
-        }
-        let Some(mut roles) = self.by_namespace.get(&binding.namespace).cloned() else { return };
-        remove_binding(&mut roles, binding);
-        if roles.is_empty() {
-            self.by_namespace.remove(&binding.namespace);
-        } else {
-            self.by_namespace.insert(binding.namespace.as_str().into(), roles);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.cluster.is_empty() && self.by_namespace.is_empty()
+        text
     }
 }
 
@@ -217,7 +137,7 @@ impl Policy {
         &self,
         user: &User,
         namespace: &str,
-        visit: &mut impl FnMut(&Binding) -> Option<R>,
+        visit: &mut impl FnMut(&Arc<Binding>) -> Option<R>,
     ) -> Option<R> {
         let of_user = self.users.get(&user.name).into_iter();
         let of_groups = user.groups.iter().filter_map(|group| self.groups.get(group));

@@ -1,11 +1,12 @@
 //! RBAC: who may do what, as Roles and their bindings say it (`rbac.authorization.k8s.io/v1`).
 //!
 //! [`rule`] is one rule and what it allows; [`index`] holds the roles and bindings as decisions look for them and follows
-//! the watch cache; [`cover`] compares sets of rules. [`Rbac`] is the authorizer over the index: rules only ever allow,
+//! the watch cache; [`grants`] are one subject's bindings; [`cover`] compares sets of rules. [`Rbac`] is the authorizer over the index: rules only ever allow,
 //! so it never denies, and it answers from memory without waiting. What a cluster has at birth is
 //! [`crate::bootstrap`]'s, and who may grant what is admission's.
 
 pub mod cover;
+mod grants;
 mod index;
 mod rule;
 mod shards;
@@ -17,14 +18,11 @@ pub use rule::{Asked, PolicyRule, Rule, quoted};
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Attributes, Authorizer, Decision, Rules, User};
+use super::{Attributes, Authorizer, Decision, Grounds, Rules, User};
 use crate::cache::KindSpec;
 
 /// The API group of the four kinds.
 pub const GROUP: &str = "rbac.authorization.k8s.io";
-
-/// Room for the reason of most answers.
-const REASON_BYTES: usize = 192;
 
 /// The authorizer. Clones share one index.
 #[derive(Clone, Default)]
@@ -94,15 +92,10 @@ impl Authorizer for Rbac {
                 missing.push(binding.role.missing());
                 return None;
             };
-            rules.iter().any(|rule| rule.allows(&asked)).then(|| {
-                let mut reason = String::with_capacity(REASON_BYTES);
-                reason.push_str("RBAC: allowed by ");
-                binding.describe(&mut reason, user);
-                reason
-            })
+            rules.iter().any(|rule| rule.allows(&asked)).then(|| binding.clone())
         });
         match allowed {
-            Some(reason) => Decision::Allow(reason),
+            Some(binding) => Decision::Allow(Grounds::Binding(binding)),
             None if missing.is_empty() => Decision::NoOpinion(String::new()),
             None => Decision::NoOpinion(format!("RBAC: {}", aggregate(missing))),
         }

@@ -4,18 +4,15 @@
 //! lines a look touches: a hash table's few, where a tree of pointers to keys takes one at each comparison. A change
 //! copies one table of [`SHARDS`], a clone counts as many references.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-};
+use std::{collections::HashMap, hash::BuildHasher, sync::Arc};
 
+use foldhash::quality::RandomState;
 use hawser_store::Key;
 
 /// At 10,000 entries a change copies forty of them; a clone takes about a microsecond.
 const SHARDS: usize = 256;
 
-type Shard<V> = Arc<HashMap<Key, V>>;
+type Shard<V> = Arc<HashMap<Key, V, RandomState>>;
 
 #[derive(Clone)]
 pub(super) struct Shards<V> {
@@ -28,7 +25,7 @@ pub(super) struct Shards<V> {
 impl<V> Default for Shards<V> {
     fn default() -> Self {
         let empty = Shard::default();
-        Self { shards: (0..SHARDS).map(|_| empty.clone()).collect(), hasher: RandomState::new() }
+        Self { shards: (0..SHARDS).map(|_| empty.clone()).collect(), hasher: RandomState::default() }
     }
 }
 

@@ -171,12 +171,11 @@ fn default_downward_items(volume: &mut Value, path: &str) {
 
 /// What is limited and not asked for is asked for up to its limit.
 fn requests_from_limits(container: &mut Value) {
-    let limits = container.map("resources.limits").clone();
+    let asked = container.at("resources.requests");
+    let limits = container.map("resources.limits").iter().filter(|(name, _)| asked.get(name).is_none());
+    let limits: Vec<(String, Value)> = limits.map(|(name, limit)| (name.clone(), limit.clone())).collect();
     for (name, limit) in limits {
-        let requests = container.ensure("resources.requests");
-        if requests.get(&name).is_none() {
-            requests.set(&name, limit);
-        }
+        container.ensure("resources.requests").set(&name, limit);
     }
 }
 
