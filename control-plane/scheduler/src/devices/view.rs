@@ -103,7 +103,7 @@ impl<'a> DeviceView<'a> {
     /// Why the node cannot provide what the pod claims.
     pub(crate) fn refusal(&self, slot: Slot, node: &NodeEntry) -> Option<Refusal> {
         if self.stale.is_some() {
-            return Some(Refusal::Devices("cannot schedule extended resource claim".to_owned()));
+            return Some(Refusal::Devices("cannot schedule extended resource claim".into()));
         }
         if let Outcome::Refused(refusal) = self.outcome(slot, node) {
             return Some(refusal);
@@ -202,7 +202,7 @@ impl<'a> DeviceView<'a> {
         let open = match self.open_on(node) {
             Ok(open) if open.claims.is_empty() => return Outcome::Fits(0),
             Ok(open) => open,
-            Err(why) => return Outcome::Refused(Refusal::Devices(why)),
+            Err(why) => return Outcome::Refused(Refusal::Devices(why.into())),
         };
         let mut kept = self.all.kept.lock();
         let kept = &mut *kept;
