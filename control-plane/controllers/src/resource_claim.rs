@@ -3,7 +3,8 @@
 //! A pod that names a ResourceClaimTemplate gets a claim of its own, which goes with it, and finds its name in
 //! `status.resourceClaimStatuses`; the name follows from the pod's uid, so that no claim is made twice. Pods that have ended
 //! are taken out of `reservedFor`; a claim that is reserved for nobody gives its devices back and loses the finalizer that
-//! kept it. A pod that was put on its node by hand has its allocated claims reserved here, as no scheduler does it.
+//! kept it; one that a scheduler made for extended resources too. A pod that was put on its node by hand has its allocated
+//! claims reserved here, as no scheduler does it.
 
 use std::{fmt, sync::Arc};
 
@@ -68,7 +69,10 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
         if let Some(old) = change.old.filter(|old| change.new.is_none_or(|new| new.uid() != old.uid())) {
             claims(old).into_iter().for_each(|claim| changed.add(claim));
         }
-        let Some(pod) = change.new.filter(|pod| claims_in(pod).next().is_some()) else { return };
+        let Some(pod) = change.new.filter(|pod| claims_in(pod).next().is_some() || extended(pod).is_some())
+        else {
+            return;
+        };
         changed.add(Key::Pod(change.key.clone()));
         if is_done(pod) {
             claims(pod).into_iter().for_each(|claim| changed.add(claim));
@@ -121,13 +125,20 @@ fn noted<'a>(pod: &'a Pod, claim: &str) -> Option<&'a str> {
     noted.resource_claim_name.as_deref()
 }
 
+/// The claim that a scheduler made for what the pod asks for as extended resources (KEP-5004).
+fn extended(pod: &Pod) -> Option<&str> {
+    let claim = pod.status.as_ref()?.extended_resource_claim_status.as_ref()?;
+    Some(claim.resource_claim_name.as_str())
+}
+
 /// All claims that the pod uses, as far as they are known.
 pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
     let name = |claim: &PodResourceClaim| match &claim.resource_claim_name {
         Some(name) => Some(name.clone()),
         None => noted(pod, &claim.name).map(str::to_owned),
     };
-    claims_in(pod).filter_map(move |claim| Some(ObjectKey::new(pod.namespace(), name(claim)?)))
+    let names = claims_in(pod).filter_map(name).chain(extended(pod).map(str::to_owned));
+    names.map(move |name| ObjectKey::new(pod.namespace(), name))
 }
 
 /// The pod will use no devices any more: it has ended, or is deleted before it began.

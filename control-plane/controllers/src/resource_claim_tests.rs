@@ -119,6 +119,24 @@ async fn the_claim_of_a_pod_that_has_ended_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_claim_for_extended_resources_goes_with_the_end_of_its_pod() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    let owner = pod(&api, "a", json!([]));
+    // What a scheduler does.
+    let metadata =
+        json!({ "name": "made", "namespace": "default", "ownerReferences": [controller_reference(&owner)] });
+    api.put::<ResourceClaim>(json!({ "metadata": metadata, "spec": {} }));
+    allocate(&api, "made", &[&owner]);
+    let noted = json!({ "resourceClaimName": "made", "requestMappings": [] });
+    api.patch_status::<Pod>("default", "a", json!({ "status": { "extendedResourceClaimStatus": noted } }));
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(is_allocated(&read(&api, "made").unwrap()));
+    api.patch_status::<Pod>("default", "a", json!({ "status": { "phase": "Succeeded" } }));
+    api.until("it is gone", |api| read(api, "made").is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_claim_that_is_deleted_goes_when_nobody_uses_it() {
     let api = FakeApi::new();
     let _running = Running::start(&api, &[NAME]);

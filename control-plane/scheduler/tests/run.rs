@@ -326,13 +326,12 @@ async fn until_selected(fake: &Fake, node: &str) {
 }
 
 /// What the controllers of volumes do.
-fn bind_volume(fake: &Fake) {
+fn bind_volume(fake: &Fake, node: &str) {
     let mut claim = fake.all("persistentvolumeclaims").remove(0);
-    let affinity = json!({ "required": { "nodeSelectorTerms": [] } });
-    fake.put(
-        "persistentvolumes",
-        json!({ "metadata": { "name": "v" }, "spec": { "nodeAffinity": affinity } }),
-    );
+    let here = json!({ "key": "kubernetes.io/hostname", "operator": "In", "values": [node] });
+    let required = json!({ "nodeSelectorTerms": [{ "matchExpressions": [here] }] });
+    let spec = json!({ "nodeAffinity": { "required": required } });
+    fake.put("persistentvolumes", json!({ "metadata": { "name": "v" }, "spec": spec }));
     claim["spec"]["volumeName"] = "v".into();
     claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = "yes".into();
     fake.put("persistentvolumeclaims", claim);
@@ -358,7 +357,7 @@ async fn a_wait_for_a_volume_outlives_its_scheduler_and_has_an_end() {
         .await;
         // Upstream's time, on the paused clock.
         assert_eq!(begun.elapsed().as_secs(), 600);
-        bind_volume(&fake);
+        bind_volume(&fake, "n1");
         fake.until("pods", |pods| bound(pods) == 1).await;
         assert_eq!(fake.all("pods")[0]["spec"]["nodeName"], "n1");
     })
@@ -394,7 +393,7 @@ async fn a_pod_looks_for_another_node_when_its_volume_cannot_be_made() {
         claim["metadata"]["annotations"] = json!({});
         fake.put("persistentvolumeclaims", claim);
         until_selected(&fake, "n3").await;
-        bind_volume(&fake);
+        bind_volume(&fake, "n3");
         fake.until("pods", |pods| bound(pods) == 1).await;
     })
     .await;

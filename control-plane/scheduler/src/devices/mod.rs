@@ -297,7 +297,11 @@ impl Devices {
     fn drop_promise(&mut self, claim: &ResourceClaim) -> bool {
         let kept: Vec<_> =
             extended::promises(claim).filter_map(|promise| self.promised.remove(&promise)).collect();
-        kept.iter().fold(false, |freed, allocation| self.hold(Some(allocation), -1) || freed)
+        let mut freed = false;
+        for allocation in &kept {
+            freed |= self.hold(Some(allocation), -1);
+        }
+        freed
     }
 
     /// Counts devices as given out, or not any more. True where there were some.

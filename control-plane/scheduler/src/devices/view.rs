@@ -44,11 +44,14 @@ pub(crate) struct DeviceView<'a> {
     /// Extended resources that a class provides, where a node does not, in the order of their names.
     provided: Vec<&'a String>,
     /// What is open on nodes, by which of these they lack.
-    with_provided: RefCell<BTreeMap<Vec<bool>, Result<Arc<Open>, String>>>,
+    with_provided: RefCell<BTreeMap<Vec<bool>, Opened>>,
     /// A claim for extended resources that is left from an attempt before.
     stale: Option<Arc<ResourceClaim>>,
     budget: Cell<Budget>,
 }
+
+/// What is open, or why none of it can be allocated.
+type Opened = Result<Arc<Open>, String>;
 
 /// Claims that are to be allocated, and what they ask for.
 struct Open {
@@ -165,7 +168,7 @@ impl<'a> DeviceView<'a> {
     }
 
     /// What is to be allocated on the node: devices for what it lacks itself, too.
-    fn open_on(&self, node: &NodeEntry) -> Result<Arc<Open>, String> {
+    fn open_on(&self, node: &NodeEntry) -> Opened {
         let lacks: Vec<bool> = self.provided.iter().map(|resource| node.has_from_class(resource)).collect();
         if !lacks.contains(&true) {
             return Ok(self.open.clone());
