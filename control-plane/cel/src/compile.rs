@@ -165,7 +165,7 @@ impl Compiler {
         match name {
             "device" => Ok(Node::Device),
             _ => match TYPES.iter().find(|known| **known == name) {
-                Some(known) => Ok(Node::Literal(Value::Type(*known))),
+                Some(known) => Ok(Node::Literal(Value::Type(known))),
                 None => Err(undeclared(name)),
             },
         }
