@@ -112,54 +112,81 @@ struct Input {
 
 fn write_log(config_path: &Path) -> std::io::Result<()> {
     let config: WriterConfig = serde_json::from_slice(&fs::read(config_path)?)?;
-    let is_fifo = matches!(config.source, Source::Fifos { .. });
-    let mut inputs = open_inputs(&config.source)?;
-    let mut log = LogFile::new(config.log_path, config.max_size_bytes, config.max_files);
-    let mut clients = Clients::listen(config_path.parent().unwrap_or(Path::new("/")));
-    let termination = termination()?;
+    let mut writer = Writer {
+        is_fifo: matches!(config.source, Source::Fifos { .. }),
+        inputs: open_inputs(&config.source)?,
+        log: LogFile::new(config.log_path, config.max_size_bytes, config.max_files),
+        clients: Clients::listen(config_path.parent().unwrap_or(Path::new("/"))),
+        termination: termination()?,
+        asked_to_end: false,
+        chunk: vec![0; READ_BYTES],
+        encoded: Vec::with_capacity(2 * READ_BYTES),
+    };
     if matches!(config.source, Source::Pipes | Source::Terminal) {
         // Fails when there is no such descriptor, which then means that nobody waits for it.
         let _ = nix::unistd::close(5);
     }
+    while writer.turn(config_path)? {}
+    writer.finish();
+    Ok(())
+}
 
-    let mut chunk = vec![0; READ_BYTES];
-    let mut encoded = Vec::with_capacity(2 * READ_BYTES);
-    let mut asked_to_end = false;
-    while inputs.iter().any(|input| !input.ended) {
-        let timeout = match (asked_to_end, is_fifo) {
+struct Writer {
+    is_fifo: bool,
+    inputs: Vec<Input>,
+    log: LogFile,
+    clients: Clients,
+    termination: SignalFd,
+    asked_to_end: bool,
+    chunk: Vec<u8>,
+    encoded: Vec<u8>,
+}
+
+impl Writer {
+    /// Waits for output and passes it on; false when no more will come.
+    fn turn(&mut self, config_path: &Path) -> std::io::Result<bool> {
+        if self.inputs.iter().all(|input| input.ended) {
+            return Ok(false);
+        }
+        let timeout = match (self.asked_to_end, self.is_fifo) {
             (true, _) => PollTimeout::ZERO,
             (false, true) => PollTimeout::from(ORPHAN_CHECK_MS),
             (false, false) => PollTimeout::NONE,
         };
-        let readable = wait(&inputs, &mut clients, &termination, timeout)?;
-        asked_to_end |= matches!(termination.read_signal(), Ok(Some(_)));
-        if readable.is_empty() && (asked_to_end || is_fifo && !config_path.exists()) {
-            break;
+        let readable = wait(&self.inputs, &mut self.clients, &self.termination, timeout)?;
+        // Only a look at the pipes that began after the request to end tells that they are empty: between this look
+        // and the request the container may have written, and ended.
+        if readable.is_empty() && (self.asked_to_end || self.is_fifo && !config_path.exists()) {
+            return Ok(false);
         }
+        self.asked_to_end |= matches!(self.termination.read_signal(), Ok(Some(_)));
         for index in readable {
-            let input = &mut inputs[index];
-            let count = match input.pipe.read(&mut chunk) {
+            let input = &mut self.inputs[index];
+            let count = match input.pipe.read(&mut self.chunk) {
                 Ok(count) => count,
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
                 Err(e) => return Err(e),
             };
-            let now = Timestamp::now();
-            encoded.clear();
+            self.encoded.clear();
             if count == 0 {
                 input.ended = true;
             } else {
-                input.encoder.feed(&chunk[..count], now, &mut encoded);
-                clients.send(input.stream, &chunk[..count]);
+                input.encoder.feed(&self.chunk[..count], Timestamp::now(), &mut self.encoded);
+                self.clients.send(input.stream, &self.chunk[..count]);
             }
-            log.append(&encoded);
+            self.log.append(&self.encoded);
+        }
+        Ok(true)
+    }
+
+    /// Writes what was said last without an end of line.
+    fn finish(&mut self) {
+        for input in &mut self.inputs {
+            self.encoded.clear();
+            input.encoder.finish(Timestamp::now(), &mut self.encoded);
+            self.log.append(&self.encoded);
         }
     }
-    for input in &mut inputs {
-        encoded.clear();
-        input.encoder.finish(Timestamp::now(), &mut encoded);
-        log.append(&encoded);
-    }
-    Ok(())
 }
 
 /// Readable when this process is asked to end. A shim does so as soon as it has closed its ends of the pipes, when what
@@ -196,10 +223,10 @@ fn wait(
             open.iter().map(|i| PollFd::new(inputs[*i].pipe.as_fd(), PollFlags::POLLIN)).collect();
         fds.push(PollFd::new(termination.as_fd(), PollFlags::POLLIN));
         clients.add_poll_fds(&mut fds);
-        match poll(&mut fds, timeout) {
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => return Ok(Vec::new()),
-            Err(e) => return Err(e.into()),
+        while let Err(error) = poll(&mut fds, timeout) {
+            if error != nix::errno::Errno::EINTR {
+                return Err(error.into());
+            }
         }
         let any = |fd: &PollFd| fd.any().unwrap_or(true);
         let readable = open.iter().zip(&fds).filter(|(_, fd)| any(fd)).map(|(i, _)| *i).collect();
@@ -208,4 +235,42 @@ fn wait(
     };
     clients.serve(&ready);
     Ok(readable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    /// The container writes its last words and ends just after the writer has looked at the pipe.
+    #[test]
+    fn what_comes_between_the_last_look_and_the_request_to_end_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let log_path = directory.path().join("0.log");
+        let (output, mut container) = std::io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(output));
+        let termination = termination().unwrap();
+        let encoder = LineEncoder::new(Stream::Stdout);
+        let mut writer = Writer {
+            is_fifo: false,
+            inputs: vec![Input { stream: Stream::Stdout, pipe, encoder, ended: false }],
+            log: LogFile::new(log_path.clone(), 1 << 20, 1),
+            clients: Clients::default(),
+            termination,
+            asked_to_end: false,
+            chunk: vec![0; READ_BYTES],
+            encoded: Vec::new(),
+        };
+        raise(Signal::SIGTERM).unwrap();
+        assert!(writer.turn(directory.path()).unwrap(), "looks again");
+        container.write_all(b"last words").unwrap();
+        // Another process holds the pipe open, so that it never ends.
+        while writer.turn(directory.path()).unwrap() {}
+        writer.finish();
+        let log = fs::read_to_string(log_path).unwrap();
+        assert!(log.ends_with(" stdout P last words\n"), "{log:?}");
+    }
 }
