@@ -244,6 +244,14 @@ impl Error {
         Self::new(Reason::Timeout, message)
     }
 
+    /// The store has not come so far yet, or never will, where it was restored from a backup. client-go looks for the
+    /// cause, and lists anew where it finds it.
+    pub fn too_large_resource_version(asked: u64, current: u64) -> Self {
+        let message = format!("Too large resource version: {asked}, current: {current}");
+        let cause = json!({ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" });
+        Self::with_details(Reason::Timeout, message, json!({ "causes": [cause], "retryAfterSeconds": 1 }))
+    }
+
     pub fn not_found(resource: &GroupVersionResource, name: &str) -> Self {
         Self::about(Reason::NotFound, resource, name, format!("{} {name:?} not found", resource.qualified()))
     }
@@ -276,6 +284,17 @@ impl Error {
         let subject = if name.is_empty() { String::new() } else { format!(" {name:?}") };
         let message = format!("{}{subject} is forbidden: {why}", resource.qualified());
         Self::about(Reason::Forbidden, resource, name, message)
+    }
+
+    /// Says one more reason, in the words that controllers look for.
+    pub fn caused_by(mut self, reason: &str, message: &str, field: &str) -> Self {
+        let cause = json!({ "reason": reason, "message": message, "field": field });
+        let details = self.0.details.get_or_insert_with(|| json!({}));
+        match details["causes"].as_array_mut() {
+            Some(causes) => causes.push(cause),
+            None => details["causes"] = json!([cause]),
+        }
+        self
     }
 
     /// The history does not reach back that far; the client lists again.

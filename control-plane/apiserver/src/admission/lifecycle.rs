@@ -55,10 +55,16 @@ impl Plugin for NamespaceLifecycle {
             return Err(Error::not_found(&NAMESPACES, request.namespace));
         };
         if namespace.kept()["metadata"]["deletionTimestamp"].is_string() {
-            return Err(request.forbidden(&format!(
-                "unable to create new content in namespace {} because it is being terminated",
-                request.namespace
-            )));
+            let name = request.namespace;
+            let why =
+                format!("unable to create new content in namespace {name} because it is being terminated");
+            let cause = format!("namespace {name} is being terminated");
+            // Controllers look for the cause, and stop trying.
+            return Err(request.forbidden(&why).caused_by(
+                "NamespaceTerminating",
+                &cause,
+                "metadata.namespace",
+            ));
         }
         Ok(())
     }

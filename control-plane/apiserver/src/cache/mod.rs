@@ -313,10 +313,9 @@ impl Cache {
                 let _ = progress.wait_for(|seen| *seen >= revision).await;
             }
         };
-        tokio::time::timeout(FRESHNESS_DEADLINE, reached).await.map_err(|_| {
-            let seen = self.progress();
-            Error::timeout(format!("Too large resource version: {revision}, current: {seen}"))
-        })
+        tokio::time::timeout(FRESHNESS_DEADLINE, reached)
+            .await
+            .map_err(|_| Error::too_large_resource_version(revision, self.progress()))
     }
 
     /// Makes the watch move where the store does not announce progress by itself.

@@ -121,9 +121,7 @@ pub fn store_error(error: hawser_store::Error) -> Error {
         Store::Compacted { requested, compacted } => {
             Error::expired(format!("too old resource version: {requested} ({compacted})"))
         }
-        Store::FutureRevision { requested, current } => {
-            Error::timeout(format!("Too large resource version: {requested}, current: {current}"))
-        }
+        Store::FutureRevision { requested, current } => Error::too_large_resource_version(requested, current),
         Store::TooLarge { size, limit, .. } => Error::new(
             Reason::RequestEntityTooLarge,
             format!("Request is too large: the object takes {size} bytes, more than {limit}"),
