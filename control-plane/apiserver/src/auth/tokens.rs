@@ -195,9 +195,15 @@ impl Tokens {
     }
 }
 
-/// Whether the object that a claim names is there, under the same uid.
+/// For how long an object that is being deleted still vouches for its tokens, in seconds (as upstream).
+const VOUCHING_SECONDS: i64 = 60;
+
+/// Whether the object that a claim names is there, under the same uid, and not kept by finalizers alone.
 fn exists(cache: &KindCache, namespace: &str, claim: &Value) -> Option<()> {
     let object = cache.get(namespace, claim["name"].as_str()?)?;
-    let value = object.value();
-    (value["metadata"]["uid"] == claim["uid"]).then_some(())
+    let object = object.value();
+    let metadata = &object["metadata"];
+    let deleted = metadata["deletionTimestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    let is_over = deleted.is_some_and(|at| at.as_second() + VOUCHING_SECONDS < unix_now());
+    (metadata["uid"] == claim["uid"] && !is_over).then_some(())
 }

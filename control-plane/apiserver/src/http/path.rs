@@ -95,7 +95,8 @@ pub(super) fn route(method: &http::Method, path: &str, query: &Query) -> Route {
         [_, part @ ..] if !part.is_empty() => Some(part.join("/").into()),
         _ => None,
     };
-    let asks_to_watch = subresource.is_none() && query.is_on("watch");
+    // Upstream asks it of collections alone.
+    let asks_to_watch = name.is_none() && query.is_on("watch");
     let verb = verb(method, name.is_some(), watch || asks_to_watch);
     let resource = GroupVersionResource {
         group: group.to_owned().into(),

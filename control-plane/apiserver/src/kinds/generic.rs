@@ -157,6 +157,27 @@ pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
     errors
 }
 
+/// Whether a replacement must say which version it replaces (upstream: no `AllowUnconditionalUpdate`).
+pub fn needs_version(kind: &Kind) -> bool {
+    match kind.group {
+        "admissionregistration.k8s.io"
+        | "apiextensions.k8s.io"
+        | "apiregistration.k8s.io"
+        | "coordination.k8s.io"
+        | "node.k8s.io"
+        | "policy" => true,
+        "storage.k8s.io" => {
+            matches!(kind.plural, "csidrivers" | "csinodes" | "csistoragecapacities" | "volumeattachments")
+        }
+        _ => false,
+    }
+}
+
+/// Whether dependents outlive a deletion that does not say what becomes of them, as in the first versions of the API.
+pub fn orphans_by_default(kind: &Kind) -> bool {
+    matches!((kind.group, kind.plural), ("", "replicationcontrollers") | ("batch", "jobs"))
+}
+
 /// Seconds that the object has left when its deletion is asked for; 0 means it goes at once.
 pub fn deletion_grace_seconds(kind: &Kind, object: &Value, requested: Option<i64>) -> i64 {
     hooks_of(kind).deletion_grace.map_or(0, |grace| grace(object, requested))

@@ -45,9 +45,18 @@ enum Leave {
 
 impl ApiServer {
     /// Deletes a pod unless a disruption budget forbids it now.
-    pub(super) async fn evict(&self, call: &Call, eviction: &Value) -> Result<Written, Error> {
+    pub(super) async fn evict(
+        &self,
+        call: &Call,
+        eviction: &Value,
+        options: &WriteOptions,
+    ) -> Result<Written, Error> {
         let (namespace, name) = call.place()?;
-        let asked = request(eviction);
+        if eviction["metadata"]["name"] != name {
+            return Err(Error::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let mut asked = request(eviction);
+        asked.dry_run |= options.dry_run;
         for _ in 0..ATTEMPTS {
             let pod = self.registry().get(&call.pass, &call.resource, (namespace, name), "").await?;
             let leave = self.charge_budget(namespace, &pod, asked.dry_run).await?;

@@ -130,7 +130,8 @@ impl WriteOptions {
 
     fn for_update(&self, call: &Call) -> Result<UpdateOptions, Error> {
         let field_manager = self.manager(call.pass.user(), "UpdateOptions")?;
-        Ok(UpdateOptions { dry_run: self.dry_run, field_manager, uid: self.uid.clone() })
+        let (dry_run, uid) = (self.dry_run, self.uid.clone());
+        Ok(UpdateOptions { dry_run, field_manager, uid, ..UpdateOptions::default() })
     }
 
     /// Who owns what is written: as the request says, or the program that asks.
@@ -186,7 +187,10 @@ impl ApiServer {
         // What is not served is 404 only for those who may ask: so the chain comes first.
         let pass = self.chain().enter(user, attributes_of(verb, &target, field_selector))?;
         let resource = self.registry().resources().of(&target.resource)?.clone();
-        if resource.row.namespaced && target.name.is_some() && target.namespace.is_none() {
+        // A namespace in the path of what is in none would let its RoleBindings decide about the whole cluster.
+        if !resource.row.namespaced && target.namespace.is_some()
+            || resource.row.namespaced && target.name.is_some() && target.namespace.is_none()
+        {
             return Err(Error::new(
                 hawser_api::error::Reason::NotFound,
                 "the server could not find the requested resource",
@@ -241,6 +245,10 @@ impl ApiServer {
             Some(send) => send,
             None => matches!(asked, None | Some(0)),
         };
+        if let (true, Some(asked)) = (existing, asked) {
+            // What exists is not shown as of before what the client has seen.
+            self.registry().cache().wait_for(asked).await?;
+        }
         let start = match (existing, asked) {
             (true, _) => WatchStart::Existing,
             (false, Some(revision)) if revision > 0 => WatchStart::After(revision),
@@ -354,7 +362,12 @@ impl ApiServer {
             "resize" => Part::Resize,
             _ => return Err(method_not_allowed()),
         };
-        let options = options.for_update(call)?;
+        let mut options = options.for_update(call)?;
+        let hooks = kinds::hooks(call.resource.stored.group, call.resource.stored.plural);
+        if hooks.create_on_update && part == Part::Main {
+            let create = attributes_of("create", &call.target, "");
+            options.create_refused = self.chain().authorize(call.pass.user(), &create).err();
+        }
         let work = self.registry().update(&call.pass, &call.resource, call.place()?, part, change, &options);
         let (updated, warnings) = warnings::collect(Box::pin(work)).await;
         let mut updated = updated?;
@@ -430,13 +443,16 @@ fn attributes_of(verb: &'static str, target: &Target, field_selector: &str) -> A
         let selector = FieldSelector::parse(field_selector).unwrap_or_default();
         name = selector.exact("metadata.name").unwrap_or_default().to_owned();
     }
+    // A namespace itself is ruled by the RoleBindings in it, as upstream has it.
+    let is_namespace = target.resource.group.is_empty() && target.resource.resource == "namespaces";
+    let namespace = target.namespace.as_ref().or(target.name.as_ref().filter(|_| is_namespace));
     Attributes {
         verb: verb.into(),
         resource: target.resource.resource.to_string(),
         group: target.resource.group.to_string(),
         version: target.resource.version.to_string(),
         subresource: target.subresource.as_deref().unwrap_or_default().to_owned(),
-        namespace: target.namespace.clone().unwrap_or_default(),
+        namespace: namespace.cloned().unwrap_or_default(),
         name,
         field_selector: field_selector.to_owned(),
         path: String::new(),
@@ -456,7 +472,8 @@ fn narrowed(call: &Call, request: &ListRequest) -> ListRequest {
 /// 405 for what the table of kinds does not list.
 fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Error> {
     let served = match target.subresource.as_deref() {
-        None | Some("") => resource.row.has_verb(verb),
+        // A name in the path would be authorized, and that in the body created.
+        None | Some("") => resource.row.has_verb(verb) && (verb != "create" || target.name.is_none()),
         Some(subresource) => {
             let found = resource.row.subresource(subresource).ok_or_else(|| {
                 Error::new(

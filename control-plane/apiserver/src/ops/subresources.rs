@@ -28,7 +28,7 @@ impl ApiServer {
         match (row.group, row.plural, call.subresource()) {
             ("", "pods", "binding") => self.bind_by_object(call, &object, options).await,
             ("", "bindings", "") => self.bind_through_collection(call, &object, options).await,
-            ("", "pods", "eviction") => self.evict(call, &object).await,
+            ("", "pods", "eviction") => self.evict(call, &object, options).await,
             ("", "serviceaccounts", "token") => self.issue_token(call, object).await,
             _ => Err(method_not_allowed()),
         }

@@ -177,7 +177,10 @@ fn without_version(mut object: Value) -> Result<Value, Error> {
 /// Decides from the object and the request alone.
 fn step(resource: &Resource, old: &Value, request: &DeleteRequest) -> Step {
     let mut object = old.clone();
-    set_propagation_finalizers(&mut object, request.propagation);
+    let says_itself = || metadata::finalizers(old).any(|finalizer| [ORPHAN, FOREGROUND].contains(&finalizer));
+    let by_default =
+        || (kinds::orphans_by_default(resource.stored) && !says_itself()).then_some(Propagation::Orphan);
+    set_propagation_finalizers(&mut object, request.propagation.or_else(by_default));
     let held =
         kinds::is_held_back(resource.stored, &object) || metadata::finalizers(&object).next().is_some();
     let grace = kinds::deletion_grace_seconds(resource.stored, old, request.grace_period_seconds)

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use hawser_api::{Error, apply::ManagedFields};
+use hawser_api::{Error, FieldError, apply::ManagedFields};
 use hawser_store::{Expect, Revision, Write};
 use serde_json::{Value, json};
 
@@ -86,6 +86,8 @@ pub struct UpdateOptions {
     pub field_manager: String,
     /// Refused with Conflict where the object has another uid.
     pub uid: Option<String>,
+    /// Why this user may not create the object, where a replacement would.
+    pub create_refused: Option<Error>,
 }
 
 /// What an update came to.
@@ -188,6 +190,9 @@ impl Registry {
                 let version = metadata::text(&object, "resourceVersion").to_owned();
                 if !version.is_empty() && version != "0" || !metadata::text(&object, "uid").is_empty() {
                     return Err(missing);
+                }
+                if let Some(refusal) = &options.create_refused {
+                    return Err(refusal.clone());
                 }
                 metadata::of(&mut object)?.remove("resourceVersion");
                 let create =
@@ -500,8 +505,14 @@ fn bound(
     if let Some(taken) = old["spec"]["nodeName"].as_str().filter(|taken| !taken.is_empty()) {
         return refuse(format!("pod {name} is already assigned to node {taken:?}"));
     }
+    if old["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+        return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
+    }
     let mut pod = old.clone();
     pod["spec"]["nodeName"] = json!(node);
+    if let Some(status) = pod["status"].as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     if let Some(annotations) = annotations.as_object().filter(|annotations| !annotations.is_empty()) {
         for (key, value) in annotations {
             pod["metadata"]["annotations"][key] = value.clone();
@@ -546,6 +557,14 @@ fn check_version(
         Change::Apply(apply) => !metadata::text(&apply.config, "resourceVersion").is_empty(),
         Change::Bind { .. } => false,
     };
+    if !explicit
+        && matches!(change, Change::Replace(object) if object["kind"] != "Scale")
+        && kinds::needs_version(resource.stored)
+    {
+        let why = "must be specified for an update";
+        let error = FieldError::invalid("metadata.resourceVersion", version, why);
+        return Err(Error::invalid(resource.row.group, resource.row.kind, base.name(), &[error]));
+    }
     if !explicit {
         return Ok(false);
     }
