@@ -2,11 +2,17 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
 use hawser_api::{
     Client, Error, GroupVersionResource,
     client::{ListOptions, WriteOptions},
     resource::Target,
+};
+use hawser_apiserver::{
+    auth::{SYSTEM_MASTERS, User},
+    ops::StreamKind,
 };
 use serde_json::{Value, json};
 
@@ -149,5 +155,22 @@ async fn a_job_that_is_deleted_without_a_policy_leaves_its_pods() {
     admin.delete(&JOBS, Some("shop"), "j", None).await.expect("deleted");
     let going = admin.get(&JOBS, Some("shop"), "j").await.expect("kept for the garbage collector");
     assert_eq!(going["metadata"]["finalizers"], json!(["orphan"]), "{going}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_of_a_pod_without_a_node_is_empty() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    running.admin().create(&PODS, Some("shop"), pod("a")).await.expect("a pod");
+    let ask = async |subresource, verb, kind| {
+        let user = Arc::new(User::named("admin", &[SYSTEM_MASTERS]));
+        let target = Target::object(PODS, Some("shop"), "a").with_subresource(subresource);
+        let call = running.server.enter(&user, verb, target, "").expect("admitted");
+        running.server.connect(&call, kind, &[]).await.map(|endpoint| endpoint.is_some())
+    };
+    assert_eq!(code(ask("exec", "create", StreamKind::Exec).await), Some(400));
+    assert!(!ask("log", "get", StreamKind::Log).await.expect("nothing to read"));
     running.stop().await;
 }

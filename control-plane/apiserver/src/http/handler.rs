@@ -27,6 +27,7 @@ use super::{
     negotiate::{self, Output},
     objects,
     path::{PROXY, Query, Route, route},
+    socket_token,
 };
 use crate::{
     ApiServer,
@@ -109,7 +110,11 @@ async fn grpc_call(
     }
 }
 
-async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    server: &Arc<ApiServer>,
+    peer: Option<&Peer>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     let began = Instant::now();
     let query = Query::parse(request.uri().query());
     let path = request.uri().path().to_owned();
@@ -124,6 +129,7 @@ async fn answer(server: &Arc<ApiServer>, peer: Option<&Peer>, request: Request<I
     let method = request.method().clone();
     // Apart, since each future that it is moved into would have room for it once more.
     let outcome = Box::pin(async {
+        socket_token::take(request.headers_mut())?;
         let user = authenticate(server, peer, request.headers())?;
         match found {
             Route::Resource { verb, target } => {

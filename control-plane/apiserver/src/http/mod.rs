@@ -12,6 +12,7 @@ mod negotiate;
 mod objects;
 mod path;
 mod proxy;
+mod socket_token;
 mod streams;
 mod watch;
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 
 use super::{
-    body::Body,
+    body::{self, Body},
     kubelet::{self, Sender},
     path::Query,
 };
@@ -39,7 +39,11 @@ pub(super) async fn answer(
     query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Error> {
-    let endpoint = server.connect(call, kind, query.pairs()).await?;
+    let Some(endpoint) = server.connect(call, kind, query.pairs()).await? else {
+        let mut nothing = Response::new(body::full(""));
+        *nothing.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(nothing);
+    };
     let upgrades = upgrades(kind, request.headers());
     if kind == StreamKind::Log && !upgrades {
         return log(server, &endpoint).await;

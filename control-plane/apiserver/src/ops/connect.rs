@@ -53,7 +53,8 @@ pub struct KubeletEndpoint {
 pub(super) type Parameters = [(String, String)];
 
 impl ApiServer {
-    /// Finds the kubelet of a pod and translates the request for it.
+    /// Finds the kubelet of a pod and translates the request for it; `None` for the log of a pod that has no node yet,
+    /// which is an empty one.
     ///
     /// Whoever may only read may not open a stream that does more, though WebSockets begin with a GET (upstream since
     /// v1.35, kubernetes/kubernetes#133515).
@@ -62,7 +63,7 @@ impl ApiServer {
         call: &Call,
         kind: StreamKind,
         parameters: &Parameters,
-    ) -> Result<KubeletEndpoint, Error> {
+    ) -> Result<Option<KubeletEndpoint>, Error> {
         if kind != StreamKind::Log {
             let create = Attributes { verb: "create".into(), ..call.pass.attributes().clone() };
             self.chain().authorize(call.pass.user(), &create)?;
@@ -82,12 +83,12 @@ impl ApiServer {
             old: Some(&pod),
         };
         self.registry().admit_connect(&request).await?;
-        let node = pod["spec"]["nodeName"]
-            .as_str()
-            .filter(|node| !node.is_empty())
-            .ok_or_else(|| Error::bad_request(format!("pod {name} does not have a host assigned")))?;
         let path_and_query = kubelet_path(&pod, (namespace, name), kind, parameters)?;
-        Ok(KubeletEndpoint { kubelet: self.kubelet(node)?, path_and_query })
+        match pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
+            Some(node) => Ok(Some(KubeletEndpoint { kubelet: self.kubelet(node)?, path_and_query })),
+            None if kind == StreamKind::Log => Ok(None),
+            None => Err(Error::bad_request(format!("pod {name} does not have a host assigned"))),
+        }
     }
 
     /// Where a node's kubelet listens: its internal address, and the port that it registered.
