@@ -108,23 +108,6 @@ pub(crate) static SIGNING_REQUEST: Hooks = Hooks {
     ..PLAIN
 };
 
-/// The subresource `approval`: nothing but the conditions changes.
-pub fn prepare_approval(new: &mut Value, old: &Value) {
-    let conditions = new.at("status.conditions").clone();
-    let metadata = new.at("metadata").clone();
-    let mut kept = old.clone();
-    let status = kept.ensure("status");
-    if conditions.is_null() {
-        status.drop_field("conditions");
-    } else {
-        status.set("conditions", conditions);
-    }
-    for field in ["labels", "annotations", "managedFields", "resourceVersion"] {
-        kept.ensure("metadata").copy_field(field, &metadata);
-    }
-    *new = kept;
-}
-
 /// Rules about a change through `approval`.
 pub fn validate_approval(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = meta::validate(kind, SIGNING_REQUEST.name, new);

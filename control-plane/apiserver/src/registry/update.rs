@@ -41,7 +41,7 @@ pub enum Part {
     Scale,
     /// `spec.finalizers` of a namespace.
     Finalize,
-    /// The conditions of a CertificateSigningRequest.
+    /// The conditions of a CertificateSigningRequest, and its metadata.
     Approval,
     /// The containers for debugging of a pod.
     EphemeralContainers,

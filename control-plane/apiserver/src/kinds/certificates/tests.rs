@@ -134,14 +134,20 @@ fn a_spec_stands_whatever_an_update_says() {
 }
 
 #[test]
-fn approval_writes_conditions_and_nothing_else() {
-    let old = request();
+fn approval_writes_conditions_and_the_authors_metadata() {
+    let old = with(request(), "/metadata/uid", json!("1"));
     let mut new = decided(&["Approved"]);
     new["spec"]["signerName"] = json!("example.com/other");
     new["status"]["certificate"] = json!("AQ==");
-    prepare_approval(&mut new, &old);
+    new["metadata"]["labels"] = json!({ "team": "web" });
+    new["metadata"]["finalizers"] = json!(["example.com/keep"]);
+    new["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "v1", "kind": "Node", "name": "n", "uid": "2" }]);
+    let sent = new["metadata"].clone();
+    kinds::prepare_approval(&mut new, &old);
     assert_eq!(new["spec"], old["spec"]);
     assert_eq!(new["status"], decided(&["Approved"])["status"]);
+    assert_eq!(new["metadata"], with(sent, "/uid", json!("1")));
     assert_eq!(texts(validate_approval(kind(), &new, &old)), [""; 0]);
 }
 
