@@ -237,6 +237,7 @@ impl Registry {
                 kinds::prepare_update(stored, &mut object, &old);
             }
             Part::Status => {
+                kinds::default(stored, &mut object);
                 kinds::prepare_status(stored, &mut object, &old);
                 metadata::of(&mut object)?.remove("resourceVersion");
             }
@@ -244,7 +245,10 @@ impl Registry {
                 kinds::default(stored, &mut object);
                 kinds::prepare_finalize(&mut object, &old);
             }
-            Part::Approval => kinds::prepare_approval(&mut object, &old),
+            Part::Approval => {
+                kinds::default(stored, &mut object);
+                kinds::prepare_approval(&mut object, &old);
+            }
             Part::Binding => {}
         }
         let managed = applied.unwrap_or_else(|| {
