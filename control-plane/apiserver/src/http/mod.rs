@@ -12,6 +12,7 @@ mod negotiate;
 mod objects;
 mod path;
 mod proxy;
+mod statusz;
 mod streams;
 mod watch;
 
