@@ -124,7 +124,10 @@ mod tests {
     fn request(name: &str, username: &str, node: &str, conditions: Value) -> Value {
         json!({
             "metadata": { "name": name },
-            "spec": { "request": ByteString(node.into()), "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "username": username },
+            "spec": {
+                "request": ByteString(node.into()), "username": username,
+                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+            },
             "status": { "conditions": conditions },
         })
     }
