@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address_range;
+mod any_certificate;
 pub mod apply;
 pub mod client;
 #[cfg(debug_assertions)]
@@ -33,6 +34,7 @@ pub mod usage;
 pub mod validation;
 
 pub use address_range::AddressRange;
+pub use any_certificate::AnyCertificate;
 pub use client::Client;
 pub use error::{Error, FieldError};
 pub use resource::GroupVersionResource;

@@ -90,6 +90,7 @@ pub struct ApiServer {
     advertise: (IpAddr, u16),
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     build: Build,
+    started: Timestamp,
     /// Cancelled when the server is to end: streams end then.
     shutdown: CancellationToken,
 }
@@ -127,6 +128,7 @@ impl ApiServer {
             advertise: (config.advertise_address, config.secure_port),
             kubelet_tls: config.kubelet_tls,
             build: config.build,
+            started: Timestamp::now(),
             shutdown: shutdown.clone(),
         });
         tasks.spawn(cache::run(cache.clone(), shutdown.clone()));
@@ -183,6 +185,10 @@ impl ApiServer {
 
     pub(crate) fn build(&self) -> &Build {
         &self.build
+    }
+
+    pub(crate) fn started(&self) -> Timestamp {
+        self.started
     }
 
     pub fn shutdown(&self) -> &CancellationToken {

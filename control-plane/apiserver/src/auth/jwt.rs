@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 /// Bound of what is looked at: a token longer than a header line of 16 kB is not one of ours.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 
+/// The name of the curve P-521 (`secp521r1`, RFC 5480) in DER.
+const P521: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23];
+
 /// An ECDSA P-256 key pair.
 pub struct SigningKey {
     pair: EcdsaKeyPair,
@@ -27,6 +30,10 @@ pub struct SigningKey {
 pub enum KeyError {
     #[error("service account key is not an ECDSA P-256 key in PKCS #8: {0}")]
     Rejected(ring::error::KeyRejected),
+    #[error(
+        "service account key is on the curve P-521 (ES512), which ring, which signs, lacks: P-256 is needed"
+    )]
+    P521,
     #[error("service account key is not PEM")]
     Pem,
 }
@@ -47,8 +54,11 @@ impl SigningKey {
 
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
         let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random)
-            .map_err(KeyError::Rejected)?;
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random).map_err(|error| {
+                let names_p521 = der.windows(P521.len()).any(|part| part == P521);
+                if names_p521 { KeyError::P521 } else { KeyError::Rejected(error) }
+            })?;
         let id = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, pair.public_key().as_ref()));
         Ok(Self { pair, id, random })
     }
@@ -120,6 +130,17 @@ mod tests {
         assert_eq!(ours.verify(&format!("{header}.{other}.{signature}")), None);
         let none = URL_SAFE_NO_PAD.encode(json!({ "alg": "none" }).to_string());
         assert_eq!(ours.verify(&format!("{none}.{other}.")), None);
+    }
+
+    #[test]
+    fn a_key_on_another_curve_is_refused_by_its_name() {
+        // PKCS #8 up to the key itself: version 0, `id-ecPublicKey` on the curve.
+        let mut der = vec![0x30, 0x17, 2, 1, 0, 0x30, 0x10, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+        der.extend(P521);
+        der.extend([4, 0]);
+        let refused = SigningKey::from_pkcs8(&der).err().expect("refused");
+        assert!(matches!(refused, KeyError::P521), "{refused}");
+        assert!(matches!(SigningKey::from_pkcs8(b"0"), Err(KeyError::Rejected(_))));
     }
 
     #[test]

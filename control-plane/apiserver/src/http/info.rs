@@ -1,4 +1,4 @@
-//! What is not about a resource: versions, discovery, OpenAPI, health, metrics, token keys.
+//! What is not about a resource: versions, discovery, OpenAPI, health, metrics, state, token keys.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use hawser_api::{Error, error::Reason};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{body::Body, handler::respond, path::Query};
+use super::{body::Body, handler::respond, path::Query, statusz};
 use crate::{ApiServer, discovery, openapi, version};
 
 const JSON: &str = "application/json";
@@ -32,6 +32,7 @@ pub(super) async fn answer(
             Ok(health(server, parts[0], rest.first().copied(), query).await)
         }
         ["metrics"] => Ok(respond(StatusCode::OK, "text/plain; version=0.0.4", server.all_metrics())),
+        ["statusz"] => statusz::answer(server.started(), &paths(), headers),
         ["openid", "v1", "jwks"] => {
             let keys = server.authenticator().tokens().jwks();
             Ok(respond(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
@@ -66,6 +67,7 @@ fn paths() -> Vec<String> {
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",
+        "/statusz",
         "/version",
     ];
     paths.extend(others.map(str::to_owned));

@@ -13,6 +13,7 @@ mod objects;
 mod path;
 mod proxy;
 mod socket_token;
+mod statusz;
 mod streams;
 mod watch;
 

@@ -50,12 +50,18 @@ impl Output {
 }
 
 /// A media range of an `Accept` header.
-struct Media<'a> {
-    name: &'a str,
+pub(super) struct Media<'a> {
+    pub name: &'a str,
     parameters: Vec<(&'a str, &'a str)>,
 }
 
-fn media(text: &str) -> Media<'_> {
+impl<'a> Media<'a> {
+    pub(super) fn parameter(&self, name: &str) -> Option<&'a str> {
+        self.parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+}
+
+pub(super) fn media(text: &str) -> Media<'_> {
     let mut parts = text.split(';').map(str::trim);
     let name = parts.next().unwrap_or_default();
     let parameters =
@@ -99,14 +105,13 @@ fn choose(range: &Media<'_>) -> Option<Output> {
         PROTOBUF => Encoding::Protobuf,
         _ => return None,
     };
-    let find = |key: &str| range.parameters.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
-    if find("q") == Some("0") {
+    if range.parameter("q") == Some("0") {
         return None;
     }
-    let shape = match find("as") {
+    let shape = match range.parameter("as") {
         None => Shape::Plain,
         Some(kind) => {
-            let version = match (find("g"), find("v")) {
+            let version = match (range.parameter("g"), range.parameter("v")) {
                 (Some("meta.k8s.io"), Some("v1")) => "v1",
                 (Some("meta.k8s.io"), Some("v1beta1")) => "v1beta1",
                 _ => return None,

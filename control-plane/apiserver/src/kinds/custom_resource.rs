@@ -33,14 +33,13 @@ pub(crate) static DEFINITION: Hooks = Hooks {
         if let Some(service) = conversion.part_mut("webhook.clientConfig.service") {
             service.set_default("port", 443);
         }
+        if definition.list("status.storedVersions").is_empty() {
+            let stored = stored_versions(definition);
+            definition.ensure("status").set("storedVersions", stored);
+        }
     },
     prepare_create: |definition| {
-        let stored: Vec<Value> = definition
-            .list("spec.versions")
-            .iter()
-            .filter(|version| version.flag("storage"))
-            .map(|version| version.at("name").clone())
-            .collect();
+        let stored = stored_versions(definition);
         definition.set("status", json!({ "storedVersions": stored }));
     },
     validate_create: validate,
@@ -59,6 +58,12 @@ pub(crate) static DEFINITION: Hooks = Hooks {
     warning: Some("the CustomResourceDefinition is stored, but its resources are not served here yet"),
     ..PLAIN
 };
+
+/// The versions that objects are stored in by what the definition says now.
+fn stored_versions(definition: &Value) -> Vec<Value> {
+    let versions = definition.list("spec.versions").iter().filter(|version| version.flag("storage"));
+    versions.map(|version| version.at("name").clone()).collect()
+}
 
 fn validate(definition: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();

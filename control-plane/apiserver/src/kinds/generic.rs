@@ -90,6 +90,17 @@ pub fn prepare_finalize(new: &mut Value, old: &Value) {
     }
 }
 
+/// What the `approval` subresource of CertificateSigningRequests does not reach.
+const KEPT_WITH_APPROVAL: &[Pattern<'static>] = &[&["spec"], &["status", "certificate"]];
+
+/// The fields that a write of `approval` reaches.
+pub const REACH_OF_APPROVAL: Reach<'static> = Reach::AllBut(KEPT_WITH_APPROVAL);
+
+/// The `approval` subresource: the conditions, and metadata as its author has them.
+pub fn prepare_approval(new: &mut Value, old: &Value) {
+    keep(new, old, KEPT_WITH_APPROVAL);
+}
+
 /// Makes the fields what they were, and the server's metadata.
 fn keep(new: &mut Value, old: &Value, kept: &[Pattern<'_>]) {
     // Which object is meant: a name or uid that is not its own is the client's mistake, and validation tells.

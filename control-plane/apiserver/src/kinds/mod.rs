@@ -46,12 +46,12 @@ mod usage;
 mod value;
 mod volume_attributes;
 
-pub use certificates::{prepare_approval, validate_approval};
+pub use certificates::validate_approval;
 pub(crate) use generic::validate_change;
 pub use generic::{
-    REACH_OF_FINALIZE, default, deletion_grace_seconds, is_held_back, needs_version, on_deletion,
-    orphans_by_default, prepare_create, prepare_finalize, prepare_status, prepare_update, reach_of_status,
-    scale_of, scaled, validate_create, validate_status, validate_update,
+    REACH_OF_APPROVAL, REACH_OF_FINALIZE, default, deletion_grace_seconds, is_held_back, needs_version,
+    on_deletion, orphans_by_default, prepare_approval, prepare_create, prepare_finalize, prepare_status,
+    prepare_update, reach_of_status, scale_of, scaled, validate_create, validate_status, validate_update,
 };
 pub use names::NameRule;
 pub(crate) use pod::{

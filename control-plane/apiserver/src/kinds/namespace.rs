@@ -10,6 +10,7 @@ pub(crate) static NAMESPACE: Hooks = Hooks {
         if !name.is_empty() {
             namespace.ensure("metadata.labels").set("kubernetes.io/metadata.name", name);
         }
+        namespace.ensure("status").set_default("phase", "Active");
     },
     prepare_create: |namespace| {
         namespace.set("status", json!({ "phase": "Active" }));

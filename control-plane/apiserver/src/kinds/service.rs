@@ -68,12 +68,17 @@ fn default(service: &mut Value) {
     if outside && kind != "ExternalName" {
         spec.set_default("externalTrafficPolicy", "Cluster");
     }
-    if kind == "LoadBalancer" {
-        spec.set_default("allocateLoadBalancerNodePorts", true);
-    }
     if kind != "ExternalName" {
         spec.set_default("internalTrafficPolicy", "Cluster");
         cluster_addresses(spec);
+    }
+    if kind == "LoadBalancer" {
+        spec.set_default("allocateLoadBalancerNodePorts", true);
+        for ingress in service.list_mut("status.loadBalancer.ingress") {
+            if !ingress.text("ip").is_empty() {
+                ingress.set_default("ipMode", "VIP");
+            }
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) static VOLUME: Hooks = Hooks {
         {
             path.set("type", "");
         }
+        volume.ensure("status").set_default("phase", "Pending");
     },
     prepare_create: |volume| volume.set("status", json!({ "phase": "Pending" })),
     validate_create: validate_volume,
@@ -110,7 +111,10 @@ pub(crate) static VOLUME: Hooks = Hooks {
 };
 
 pub(crate) static CLAIM: Hooks = Hooks {
-    default: |claim| claim.ensure("spec").set_default("volumeMode", "Filesystem"),
+    default: |claim| {
+        claim.ensure("spec").set_default("volumeMode", "Filesystem");
+        claim.ensure("status").set_default("phase", "Pending");
+    },
     prepare_create: |claim| claim.set("status", json!({ "phase": "Pending" })),
     validate_create: validate_claim,
     validate_update: update_claim,

@@ -446,6 +446,82 @@ fn status_and_spec_are_written_apart() {
     assert_eq!(created("nodes", node)["status"]["allocatable"], json!({ "cpu": "2" }));
 }
 
+#[test]
+fn defaults_of_statuses() {
+    let tolerations = json!([{ "key": "a", "value": "b" }]);
+    let devices = |operator: &Value| {
+        let mut results = json!([{ "device": "gpu-0", "tolerations": tolerations }]);
+        if operator.is_string() {
+            results[0]["tolerations"][0]["operator"] = operator.clone();
+        }
+        json!({ "allocation": { "devices": { "results": results } } })
+    };
+    let ingress = |ingress: Value| json!({ "loadBalancer": { "ingress": ingress } });
+    let balanced = with(service(), "/spec/type", json!("LoadBalancer"));
+    let versions = json!([{ "name": "v1" }, { "name": "v2", "storage": true }]);
+    let definition = json!({ "metadata": { "name": "a.b" }, "spec": { "versions": versions } });
+    let empty = || json!({ "metadata": { "name": "a" } });
+    let rows = [
+        ("namespaces", empty(), json!({}), json!({ "phase": "Active" })),
+        ("persistentvolumes", empty(), json!({ "phase": "" }), json!({ "phase": "Pending" })),
+        ("persistentvolumeclaims", empty(), json!({ "phase": "Bound" }), json!({ "phase": "Bound" })),
+        (
+            "nodes",
+            empty(),
+            json!({ "capacity": { "cpu": "2" } }),
+            json!({ "capacity": { "cpu": "2" }, "allocatable": { "cpu": "2" } }),
+        ),
+        (
+            "services",
+            balanced,
+            ingress(
+                json!([{ "ip": "10.0.0.1" }, { "hostname": "a" }, { "ip": "10.0.0.2", "ipMode": "Proxy" }]),
+            ),
+            ingress(json!([
+                { "ip": "10.0.0.1", "ipMode": "VIP" }, { "hostname": "a" }, { "ip": "10.0.0.2", "ipMode": "Proxy" },
+            ])),
+        ),
+        (
+            "services",
+            service(),
+            ingress(json!([{ "ip": "10.0.0.1" }])),
+            ingress(json!([{ "ip": "10.0.0.1" }])),
+        ),
+        (
+            "apiextensions.k8s.io/customresourcedefinitions",
+            definition,
+            json!({}),
+            json!({ "storedVersions": ["v2"] }),
+        ),
+        ("resource.k8s.io/resourceclaims", empty(), devices(&Value::Null), devices(&json!("Equal"))),
+        ("resource.k8s.io/resourceclaims", empty(), devices(&json!("Exists")), devices(&json!("Exists"))),
+        ("pods", pod(), json!({}), json!({})),
+        (
+            "pods",
+            pod(),
+            json!({ "podIP": "10.0.0.1" }),
+            json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }] }),
+        ),
+        (
+            "pods",
+            pod(),
+            json!({ "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] }),
+            json!({ "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] }),
+        ),
+        (
+            "pods",
+            pod(),
+            json!({ "podIP": "10.0.0.2", "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }] }),
+            json!({ "podIP": "10.0.0.2", "podIPs": [{ "ip": "10.0.0.2" }] }),
+        ),
+    ];
+    for (name, object, sent, expected) in rows {
+        let mut object = with(object, "/status", sent);
+        default(kind(name), &mut object);
+        assert_eq!(object["status"], expected, "{name}");
+    }
+}
+
 /// Upstream's reset fields, by what becomes of the metadata that a status's author sends.
 #[test]
 fn a_status_brings_the_metadata_that_its_write_reaches() {

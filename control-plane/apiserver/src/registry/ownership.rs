@@ -98,7 +98,7 @@ impl Registry {
         let reach = match part {
             Part::Status => kinds::reach_of_status(resource.stored),
             Part::Finalize => kinds::REACH_OF_FINALIZE,
-            Part::Approval => Reach::AllBut(&[&["spec"], &["status", "certificate"]]),
+            Part::Approval => kinds::REACH_OF_APPROVAL,
             Part::EphemeralContainers => Reach::Only(&[&["spec", "ephemeralContainers"]]),
             Part::Resize => kinds::REACH_OF_RESIZE,
             _ if resource.stored.has_status() => Reach::AllBut(&[&["status"]]),

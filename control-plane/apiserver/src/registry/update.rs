@@ -41,7 +41,7 @@ pub enum Part {
     Scale,
     /// `spec.finalizers` of a namespace.
     Finalize,
-    /// The conditions of a CertificateSigningRequest.
+    /// The conditions of a CertificateSigningRequest, and its metadata.
     Approval,
     /// The containers for debugging of a pod.
     EphemeralContainers,
@@ -242,6 +242,7 @@ impl Registry {
                 kinds::prepare_update(stored, &mut object, &old);
             }
             Part::Status => {
+                kinds::default(stored, &mut object);
                 kinds::prepare_status(stored, &mut object, &old);
                 metadata::of(&mut object)?.remove("resourceVersion");
             }
@@ -249,7 +250,10 @@ impl Registry {
                 kinds::default(stored, &mut object);
                 kinds::prepare_finalize(&mut object, &old);
             }
-            Part::Approval => kinds::prepare_approval(&mut object, &old),
+            Part::Approval => {
+                kinds::default(stored, &mut object);
+                kinds::prepare_approval(&mut object, &old);
+            }
             Part::Binding => {}
         }
         let managed = applied.unwrap_or_else(|| {

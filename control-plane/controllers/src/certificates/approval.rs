@@ -117,32 +117,17 @@ mod tests {
     use super::*;
     use crate::{
         Config,
+        certificates::fake_signer::FakeSigner,
         testing::{FakeApi, Running},
     };
-
-    /// Takes what a request holds for the name of its node.
-    #[derive(Debug)]
-    struct FakeSigner;
-
-    impl Signer for FakeSigner {
-        fn serves(&self, _: &str) -> bool {
-            true
-        }
-
-        fn node_client(&self, request: &CertificateSigningRequestSpec) -> Option<String> {
-            let name = String::from_utf8(request.request.0.clone()).expect("text");
-            Some(name).filter(|name| name.starts_with("system:node:"))
-        }
-
-        fn sign(&self, _: &CertificateSigningRequestSpec) -> Result<String, String> {
-            Err("it is not asked to".to_owned())
-        }
-    }
 
     fn request(name: &str, username: &str, node: &str, conditions: Value) -> Value {
         json!({
             "metadata": { "name": name },
-            "spec": { "request": ByteString(node.into()), "signerName": "s", "username": username },
+            "spec": {
+                "request": ByteString(node.into()), "username": username,
+                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+            },
             "status": { "conditions": conditions },
         })
     }

@@ -5,6 +5,8 @@
 //! the condition `Failed`, for good.
 
 mod approval;
+#[cfg(test)]
+mod fake_signer;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -160,29 +162,11 @@ fn time_left(request: &CertificateSigningRequest, now: Timestamp) -> Duration {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::*;
+    use super::{fake_signer::FakeSigner, *};
     use crate::{
         Config,
         testing::{FakeApi, Running},
     };
-
-    #[derive(Debug)]
-    struct FakeSigner;
-
-    impl Signer for FakeSigner {
-        fn serves(&self, signer_name: &str) -> bool {
-            signer_name.starts_with("kubernetes.io/")
-        }
-
-        fn node_client(&self, _: &CertificateSigningRequestSpec) -> Option<String> {
-            None
-        }
-
-        fn sign(&self, request: &CertificateSigningRequestSpec) -> Result<String, String> {
-            let usages = request.usages.iter().flatten().cloned().collect::<Vec<_>>();
-            if usages == ["client auth"] { Ok("PEM".to_owned()) } else { Err(format!("not {usages:?}")) }
-        }
-    }
 
     fn request(name: &str, signer: &str, usage: &str, conditions: &[&str]) -> Value {
         let conditions: Vec<Value> = conditions

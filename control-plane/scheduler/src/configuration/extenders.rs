@@ -4,6 +4,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use hawser_api::AnyCertificate;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::{CryptoProvider, ring},
@@ -11,7 +12,6 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::trusting::TrustsAll;
 use crate::{
     extender::{Address, Extender, Http, MOST_EXTENDERS, Settings},
     profile::Profile,
@@ -142,7 +142,8 @@ fn tls(file: &TlsFile, enabled: bool) -> anyhow::Result<Arc<ClientConfig>> {
     let builder = match authority {
         // As upstream: with enableHTTPS and no authority, any certificate will do.
         None if file.insecure || enabled => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustsAll(provider)))
+            let anyone = Arc::new(AnyCertificate::new(&provider));
+            builder.dangerous().with_custom_certificate_verifier(anyone)
         }
         None => {
             bail!("caFile: is missing, and so is insecure: the extender's certificate could not be checked")

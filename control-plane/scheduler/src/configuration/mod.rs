@@ -6,7 +6,6 @@
 mod args;
 mod extenders;
 mod plugins;
-mod trusting;
 
 use std::{sync::Arc, time::Duration};
 

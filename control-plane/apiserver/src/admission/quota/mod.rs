@@ -6,7 +6,8 @@
 //! of one server to one namespace take turns, so that they do not fail on each other. What is given back (deletions,
 //! pods that end) is the controller's to count.
 //!
-//! Runs after all plugins, as upstream's does. A namespace without a quota costs one look at an index.
+//! Runs after all plugins, as upstream's does. A namespace without a quota costs one look at an index. That a quota must be
+//! there (upstream's `limitedResources`) takes a configuration file; the default one asks for none.
 
 mod plan;
 

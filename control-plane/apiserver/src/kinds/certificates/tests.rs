@@ -125,6 +125,32 @@ fn a_request_with_a_changed_byte_is_refused() {
     }
 }
 
+/// `openssl ecparam -name secp521r1`, `openssl req -subj "/O=team/CN=ann" -sha512`.
+const P521_REQUEST: &str = "-----BEGIN CERTIFICATE REQUEST-----
+MIIBYDCBwgIBADAdMQ0wCwYDVQQKDAR0ZWFtMQwwCgYDVQQDDANhbm4wgZswEAYH
+KoZIzj0CAQYFK4EEACMDgYYABAC/YccriFQrxe8itUYBths5FB2rHlQ4DeM8D5Ed
+ujWfXQeiKv9ls5Y0dhpOGl+KgACshlYkCgXAizN+Ujjjfye41gCRd8oYujN5OgbY
+wnEV+d5EMLnXXNjH9UwcRxVpNr2EzN+tw7st604xlXunyNU+/d7STVag1KOYYX7c
+SgBo9ihdEaAAMAoGCCqGSM49BAMEA4GMADCBiAJCAaERSAdcdE4cAshlVEl7Dyju
+ELM68v7yyUEEc1teTIoIIrkGPiAaUT6vVQJTmC6HSf0ButeniO7+xwPmKFtLdv9z
+AkIBG6gLYy1diy9uCh5GVveJQaxQ7PWtNaiKy5BUQkO90v0v7ZLKfiaxVSeF7rcb
+M5VeyTA5b4HGUrcdjkwlwWeqxso=
+-----END CERTIFICATE REQUEST-----
+";
+
+#[test]
+fn a_key_that_the_library_does_not_know_is_told() {
+    assert_eq!(
+        check_request(&STANDARD.encode(P521_REQUEST)).unwrap_err(),
+        "x509: keys on the curve P-521 are not supported: ring, which checks signatures, lacks it"
+    );
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let pem = params("team").serialize_request(&key).unwrap().pem().unwrap();
+        assert_eq!(check_request(&STANDARD.encode(pem)), Ok(()), "{algorithm:?}");
+    }
+}
+
 #[test]
 fn a_spec_stands_whatever_an_update_says() {
     let old = created(NAME, request());
@@ -134,14 +160,20 @@ fn a_spec_stands_whatever_an_update_says() {
 }
 
 #[test]
-fn approval_writes_conditions_and_nothing_else() {
-    let old = request();
+fn approval_writes_conditions_and_the_authors_metadata() {
+    let old = with(request(), "/metadata/uid", json!("1"));
     let mut new = decided(&["Approved"]);
     new["spec"]["signerName"] = json!("example.com/other");
     new["status"]["certificate"] = json!("AQ==");
-    prepare_approval(&mut new, &old);
+    new["metadata"]["labels"] = json!({ "team": "web" });
+    new["metadata"]["finalizers"] = json!(["example.com/keep"]);
+    new["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "v1", "kind": "Node", "name": "n", "uid": "2" }]);
+    let sent = new["metadata"].clone();
+    kinds::prepare_approval(&mut new, &old);
     assert_eq!(new["spec"], old["spec"]);
     assert_eq!(new["status"], decided(&["Approved"])["status"]);
+    assert_eq!(new["metadata"], with(sent, "/uid", json!("1")));
     assert_eq!(texts(validate_approval(kind(), &new, &old)), [""; 0]);
 }
 

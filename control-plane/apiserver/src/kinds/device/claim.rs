@@ -33,7 +33,12 @@ fn default_count(request: &mut Value) {
     if request.text("allocationMode") == "ExactCount" && request.int("count").unwrap_or_default() == 0 {
         request.set("count", 1);
     }
-    for toleration in request.list_mut("tolerations") {
+    default_tolerations(request);
+}
+
+/// Of a request, or of the device that it was given.
+pub(super) fn default_tolerations(of: &mut Value) {
+    for toleration in of.list_mut("tolerations") {
         toleration.set_default("operator", "Equal");
     }
 }

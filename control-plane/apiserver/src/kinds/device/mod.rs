@@ -73,6 +73,9 @@ pub(crate) static RESOURCE_CLAIM: Hooks = Hooks {
         if let Some(spec) = object.part_mut("spec") {
             claim::default(spec);
         }
+        for result in object.list_mut("status.allocation.devices.results") {
+            claim::default_tolerations(result);
+        }
     },
     validate_new: |object| claim::compile_all(&SPEC, object.at("spec")),
     validate_create: |object| claim::validate(&SPEC, object.at("spec")),

@@ -23,6 +23,23 @@ pub(crate) fn default_pod(pod: &mut Value) {
     if spec.has("resources") {
         requests_from_limits(spec);
     }
+    if let Some(status) = pod.part_mut("status") {
+        addresses(status);
+    }
+}
+
+/// `podIP` is the first of `podIPs`; where they differ it is the one that counts.
+fn addresses(status: &mut Value) {
+    let first = status.list("podIPs").first().map_or("", |address| address.text("ip")).to_owned();
+    match status.text("podIP") {
+        "" if first.is_empty() => {}
+        "" => status.set("podIP", first),
+        one if one != first => {
+            let all = json!([{ "ip": one }]);
+            status.set("podIPs", all);
+        }
+        _ => {}
+    }
 }
 
 /// Defaults of the template in a workload. A pod's own defaults are added when it is made of it.

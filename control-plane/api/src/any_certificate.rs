@@ -1,19 +1,24 @@
-//! TLS with an extender whose certificate nobody checks, because the configuration says so (`insecure`).
-
-use std::sync::Arc;
+//! TLS to servers whose certificates nobody can vouch for, or that nobody is to check.
 
 use rustls::{
     DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
 /// Takes any certificate for right; that the other end has its key is checked all the same.
 #[derive(Debug)]
-pub(super) struct TrustsAll(pub(super) Arc<CryptoProvider>);
+pub struct AnyCertificate(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for TrustsAll {
+impl AnyCertificate {
+    /// Keys are checked by the provider that the connection has.
+    pub fn new(provider: &CryptoProvider) -> Self {
+        Self(provider.signature_verification_algorithms)
+    }
+}
+
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -31,7 +36,7 @@ impl ServerCertVerifier for TrustsAll {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -40,10 +45,10 @@ impl ServerCertVerifier for TrustsAll {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }
