@@ -23,7 +23,8 @@ use tracing::{info, warn};
 
 use crate::admission::{Node, admit};
 use crate::container::resources::NodeCapacity;
-use crate::locality::{Near, plan};
+use crate::devices::ledger::Wishes;
+use crate::locality::{Near, Policy, choose};
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
@@ -208,12 +209,12 @@ impl Manager {
         for pod in wanted {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let found = found.remove(&uid).unwrap_or_default();
-            self.start_worker(pod, found, &shutdown);
+            self.start_worker(pod, found, &shutdown).await;
         }
         self.unclaimed = found.into_keys().collect();
         let mut relist = tokio::time::interval(RELIST);
         loop {
-            self.take_changes(&shutdown);
+            self.take_changes(&shutdown).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.changes.arrived.notified() => {}
@@ -228,7 +229,7 @@ impl Manager {
                     Some(event) => self.route(event),
                     None => break,
                 },
-                Some(found) = self.listing.join_next() => self.take_list(found, &shutdown),
+                Some(found) = self.listing.join_next() => self.take_list(found, &shutdown).await,
                 Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended),
                 Some(done) = self.cleanup.join_next() => {
                     // A driver that has yet to come, a runtime that did not answer.
@@ -275,9 +276,9 @@ impl Manager {
         other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
     }
 
-    fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
+    async fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found);
+        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found).await;
         let (mut worker, handle) = Worker::new(self.shared.clone(), pod, found);
         if let Some(verdict) = refusal {
             worker.refuse(verdict);
@@ -289,7 +290,7 @@ impl Manager {
     }
 
     /// Why a pod that has just come is not taken. What was taken once is not judged again.
-    fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
+    async fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
         let status = pod.object.status.as_ref();
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
@@ -323,19 +324,27 @@ impl Manager {
             has_apparmor: self.shared.has_apparmor,
             pods: &others,
         };
-        admit(&node, pod).and_then(|()| self.grant(pod)).err()
+        match admit(&node, pod) {
+            Ok(()) => self.grant(pod).await.err(),
+            Err(verdict) => Some(verdict),
+        }
     }
 
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
-    fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+    async fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
         let Shared { devices, cpus, memory, config, .. } = &*self.shared;
-        let near = plan(config.topology_policy, pod, |index, near| {
-            let mut hints = devices.hints(pod, index, near);
-            hints.extend(cpus.hints(pod, index, near));
-            hints.extend(memory.hints(pod, index, near));
-            hints
-        })?;
-        devices.grant(pod, &near)?;
+        let (mut near, mut wishes) = (Near::new(), Wishes::new());
+        for (index, container) in pod.containers.iter().enumerate() {
+            if config.topology_policy != Policy::None {
+                let mut hints = devices.hints(pod, index, &near, &wishes);
+                hints.extend(cpus.hints(pod, index, &near));
+                hints.extend(memory.hints(pod, index, &near));
+                let nodes = choose(config.topology_policy, &hints)?;
+                near.extend(nodes.map(|nodes| (container.name().to_owned(), nodes)));
+            }
+            devices.ask(pod, index, &near, &mut wishes).await;
+        }
+        devices.grant(pod, &near, &wishes)?;
         cpus.grant(pod, &near)?;
         memory.grant(pod, &near)
     }
@@ -348,7 +357,11 @@ impl Manager {
         }
     }
 
-    fn take_list(&mut self, found: Result<BTreeMap<String, Found>, JoinError>, shutdown: &CancellationToken) {
+    async fn take_list(
+        &mut self,
+        found: Result<BTreeMap<String, Found>, JoinError>,
+        shutdown: &CancellationToken,
+    ) {
         let mut found = match found {
             Ok(found) => found,
             Err(error) => {
@@ -370,7 +383,7 @@ impl Manager {
         for pod in self.wanted() {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             if takeovers.contains(&uid) && !shutdown.is_cancelled() {
-                self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown);
+                self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown).await;
             }
         }
     }
@@ -401,7 +414,7 @@ impl Manager {
         }
     }
 
-    fn take_changes(&mut self, shutdown: &CancellationToken) {
+    async fn take_changes(&mut self, shutdown: &CancellationToken) {
         let pods = std::mem::take(&mut *self.changes.pods.lock());
         for (uid, pod) in pods {
             match pod {
@@ -423,7 +436,7 @@ impl Manager {
                 Some(pod) if self.has_to_wait(&pod) => {
                     self.waiting.insert(uid, pod);
                 }
-                Some(pod) => self.start_worker(pod, Found::default(), shutdown),
+                Some(pod) => self.start_worker(pod, Found::default(), shutdown).await,
             }
         }
         for uid in std::mem::take(&mut *self.changes.mirrors.lock()) {
