@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_api::Api;
 use hawser_api::informer::{Change, Informer};
 use hawser_api::resource::ObjectKey;
 use hawser_api::typed::Kind;
 use hawser_runtime::RuntimeEvent;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -21,10 +22,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admission::{Node, admit};
+use crate::admission::{Node, admit, is_of_object};
 use crate::container::resources::NodeCapacity;
 use crate::devices::ledger::Wishes;
 use crate::locality::{Near, Policy, choose};
+use crate::node::new_node;
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
@@ -37,6 +39,8 @@ use crate::worker::{Found, PodView, Worker, WorkerHandle};
 /// Events can be lost only where the runtime says so; this is the belt beside those braces.
 const RELIST: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
+/// How long the API has to show its node before a pod is refused: the node takes no other pod meanwhile.
+const READ_NODE: Duration = Duration::from_secs(5);
 /// After a clean-up that left something.
 const CLEAN_UP_AGAIN: Duration = Duration::from_secs(10);
 
@@ -317,17 +321,36 @@ impl Manager {
         if *self.shared.shutting_down.borrow() {
             return Some(shutdown::refusal());
         }
-        let node = Node {
-            config: &self.shared.config,
-            allocatable: self.shared.allocatable,
-            pressure: *self.shared.pressure.borrow(),
-            has_apparmor: self.shared.has_apparmor,
-            pods: &others,
+        let admit_on = |object: &ApiNode| {
+            let node = Node {
+                config: &self.shared.config,
+                object,
+                allocatable: self.shared.allocatable,
+                pressure: *self.shared.pressure.borrow(),
+                has_apparmor: self.shared.has_apparmor,
+                pods: &others,
+            };
+            admit(&node, pod)
         };
-        match admit(&node, pod) {
+        let name = &self.shared.config.node_name;
+        let seen = self.shared.objects.nodes.get(&ObjectKey::new("", name));
+        let mut admitted = admit_on(&seen.unwrap_or_else(|| Arc::new(new_node(&self.shared.config))));
+        if admitted.as_ref().is_err_and(is_of_object)
+            && let Some(newest) = self.read_node().await
+        {
+            admitted = admit_on(&newest);
+        }
+        match admitted {
             Ok(()) => self.grant(pod).await.err(),
             Err(verdict) => Some(verdict),
         }
+    }
+
+    /// The node as the API has it now, if it answers in time.
+    async fn read_node(&self) -> Option<ApiNode> {
+        let api: Api<ApiNode> = Api::all(self.shared.client.clone());
+        let read = tokio::time::timeout(READ_NODE, api.get(&self.shared.config.node_name)).await;
+        read.ok().and_then(Result::ok)
     }
 
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
