@@ -308,6 +308,15 @@ fn can_mount() -> bool {
     root
 }
 
+/// A node with the driver on it, where mounting is allowed.
+fn start() -> Option<(Node, Driver)> {
+    can_mount().then(|| {
+        let node = Node::start();
+        let driver = Driver::start(node.dir.path());
+        (node, driver)
+    })
+}
+
 /// Where it is noted that the volume is staged; upstream's place.
 fn staging_note(node: &Node) -> PathBuf {
     // SHA-256 of the handle.
@@ -328,11 +337,7 @@ async fn gone(node: &Node, pod: &str) {
 
 #[tokio::test]
 async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let entered = node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
     let expected = json!([{
         "name": DRIVER, "nodeID": "id-of-n1", "topologyKeys": ["topology.test/zone"], "allocatable": { "count": 7 },
@@ -378,11 +383,7 @@ async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
 
 #[tokio::test]
 async fn block_volume_is_a_device_of_the_container() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
     volume["spec"]["volumeMode"] = "Block".into();
@@ -448,11 +449,7 @@ async fn volume_of_a_pods_own_waits_for_its_driver() {
 
 #[tokio::test]
 async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
     put_volume(&node);
     put::<CSIDriver>(
@@ -494,11 +491,7 @@ async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
 
 #[tokio::test]
 async fn what_is_on_a_volume_grows_after_the_volume() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     grow(&node, "2Gi", "1Gi");
     node.bind("web", claimed());
@@ -532,11 +525,7 @@ fn grow(node: &Node, capacity: &str, known: &str) {
 
 #[tokio::test]
 async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     grow(&node, "2Gi", "1Gi");
     *driver.refuses_to_grow.lock() = Some(Code::Unavailable);
@@ -581,11 +570,7 @@ async fn started_again(node: &Node, pod: &str) {
 
 #[tokio::test]
 async fn nobody_is_asked_about_what_is_shown() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     for pod in ["one", "two"] {
         node.bind(pod, claimed());
@@ -606,11 +591,7 @@ async fn nobody_is_asked_about_what_is_shown() {
 
 #[tokio::test]
 async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let requests = json!([{ "audience": "vault", "expirationSeconds": 600 }]);
     let spec = json!({ "attachRequired": false, "requiresRepublish": true, "tokenRequests": requests });
     put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
@@ -636,11 +617,7 @@ async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
 
 #[tokio::test]
 async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("one", claimed());
     node.wait_running("one").await;
@@ -667,11 +644,7 @@ async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
 
 #[tokio::test]
 async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("web", claimed());
     node.wait_running("web").await;
@@ -689,11 +662,7 @@ async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() 
 
 #[tokio::test]
 async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("web", claimed());
     node.wait_running("web").await;
@@ -714,11 +683,7 @@ async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
 
 #[tokio::test]
 async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let spec = json!({ "attachRequired": false, "requiresRepublish": true });
     put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
     let settings = |color: &str| ConfigMap {
