@@ -37,6 +37,12 @@ async fn bound_pod_runs_and_is_reported() {
         all.iter().all(|wanted| events.contains(wanted)).then_some(())
     })
     .await;
+    node.wait("the object to be there once", || {
+        let cached = node.objects.pods.get(&ObjectKey::new("default", "web"))?;
+        let view = node.kubelet.pods.find("default", "web")?;
+        Arc::ptr_eq(&cached, &view.pod).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
