@@ -331,10 +331,6 @@ fn data_of(node: &Node, pod: &str) -> PathBuf {
     mounts.into_iter().find(|m| m.container_path == Path::new("/data")).expect("mounted").host_path
 }
 
-async fn gone(node: &Node, pod: &str) {
-    node.wait("the pod to go", || node.api.pod(pod).is_none().then_some(())).await;
-}
-
 #[tokio::test]
 async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
     let Some((node, driver)) = start() else { return };
@@ -358,13 +354,13 @@ async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
         assert_eq!(hello, "from the driver");
     }
     node.delete("one", 0);
-    gone(&node, "one").await;
+    node.wait_gone("one").await;
     assert!(!driver.calls.lock().iter().any(|call| call.starts_with("unstage")), "the other one uses it");
     // Whoever deletes it is another process, which has but what is on disk.
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("two", 0);
-    gone(&node, "two").await;
+    node.wait_gone("two").await;
     let calls = driver.calls.lock().clone();
     let expected = [
         "stage vol-1 blue",
@@ -404,7 +400,7 @@ async fn block_volume_is_a_device_of_the_container() {
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     let calls = driver.calls.lock().clone();
     assert_eq!(calls.iter().filter(|call| call.starts_with("publish")).count(), 1, "{calls:?}");
     assert!(calls.ends_with(&["unpublish vol-1".into(), "unstage vol-1".into()]), "{calls:?}");
@@ -440,7 +436,7 @@ async fn volume_of_a_pods_own_waits_for_its_driver() {
     node.wait_running("web").await;
     assert!(data_of(&node, "web").join("hello").exists());
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     let calls = driver.calls.lock().clone();
     assert_eq!(calls.len(), 2, "{calls:?}");
     assert!(calls[0].starts_with("publish csi-") && calls[0].contains(" read-only true "), "{calls:?}");
@@ -485,7 +481,7 @@ async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
     put::<k8s_openapi::api::core::v1::Node>(&node, None, object);
     node.wait_running("web").await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
 }
 
@@ -506,7 +502,7 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     })
     .await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }
 
 /// Between two sizes that the API tells of.
@@ -554,7 +550,7 @@ async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
     assert_eq!(expansions(), 2, "it would say the same");
     for pod in ["one", "two", "three"] {
         node.delete(pod, 0);
-        gone(&node, pod).await;
+        node.wait_gone(pod).await;
     }
 }
 
@@ -612,7 +608,7 @@ async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
     let node = node.restart().await;
     node.wait("the driver to be asked again", || told(before)).await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }
 
 #[tokio::test]
@@ -638,7 +634,7 @@ async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
     assert_eq!(*driver.calls.lock(), expected);
     assert!(staging_note(&node).exists());
     node.delete("two", 0);
-    gone(&node, "two").await;
+    node.wait_gone("two").await;
     assert!(!staging_note(&node).exists());
 }
 
@@ -655,7 +651,7 @@ async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() 
     let node = node.stop().await;
     *driver.unstaging.lock() = Unstaging::Quick;
     let node = node.restart().await;
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     assert_eq!(count(), 2);
     assert!(!staging_note(&node).exists());
 }
@@ -668,7 +664,7 @@ async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
     node.wait_running("web").await;
     let note = std::fs::read(staging_note(&node)).expect("noted");
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     // As whoever dies before the note is removed leaves it: what was in the directory is gone already.
     let node = node.stop().await;
     std::fs::create_dir_all(staging_note(&node).parent().expect("a directory")).expect("made");
@@ -718,5 +714,5 @@ async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
     node.wait("another one", || node.runtime.find(&uid("web"), "web").filter(|c| c.id != first.id)).await;
     assert!(data_of(&node, "web").join("hello").exists());
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }

@@ -169,7 +169,7 @@ async fn devices_are_offered_granted_and_given_back() {
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("one", 0);
-    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    node.wait_gone("one").await;
     let note = node.dir.path().join("device-plugins/kubelet_internal_checkpoint");
     let noted = || std::fs::read_to_string(&note).expect("a note");
     node.wait("the note of it to go", || (!noted().contains(&uid("one"))).then_some(())).await;

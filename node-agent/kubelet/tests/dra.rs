@@ -274,7 +274,7 @@ async fn registered(node: &Node, running: &Running) {
 
 async fn gone(node: &Node, pod: &str) {
     node.delete(pod, 0);
-    node.wait("the pod to go", || node.api.pod(pod).is_none().then_some(())).await;
+    node.wait_gone(pod).await;
 }
 
 async fn shared_by_two_pods(version: &str) {

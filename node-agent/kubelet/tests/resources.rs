@@ -247,7 +247,7 @@ async fn memory_comes_from_nodes_of_ones_own() {
     let node = node.restart_set(with_memory).await;
     node.wait("the workers", || (node.kubelet.pods.len() == 4).then_some(())).await;
     node.delete("one", 0);
-    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    node.wait_gone("one").await;
     node.bind("four", sized("four", "6Mi"));
     node.wait_running("four").await;
     assert_eq!(mems(&node, "four").as_deref(), Some("0"));
