@@ -4,13 +4,17 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1;
+
 use crate::config::Config;
 use crate::container::resources::{NodeCapacity, pod_request};
 use crate::container::security::apparmor_profile;
 use crate::eviction::Pressure;
 use crate::interfaces::HostPort;
+use crate::node::fit::{is_selected, may_stay};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
+use crate::static_pods::is_static;
 
 /// Kernel parameters that a pod may set, because they are its namespaces' own and harm nobody else.
 const SAFE_SYSCTLS: [&str; 12] = [
@@ -31,6 +35,8 @@ const SAFE_SYSCTLS: [&str; 12] = [
 /// What the node has and holds when a pod comes.
 pub struct Node<'a> {
     pub config: &'a Config,
+    /// As the API shows it.
+    pub object: &'a v1::Node,
     pub allocatable: NodeCapacity,
     pub pressure: Pressure,
     /// The kernel has AppArmor, and it is on.
@@ -45,9 +51,54 @@ pub fn admit(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
         return Err(verdict);
     }
     sysctls(node.config, pod)?;
-    apparmor(node, pod)?;
+    os(pod)?;
+    room(node, pod)?;
+    affinity(node, pod)?;
     ports(node, pod)?;
-    room(node, pod)
+    taints(node, pod)?;
+    apparmor(node, pod)
+}
+
+const AFFINITY: &str = "NodeAffinity";
+const TAINTS: &str = "TaintToleration";
+
+/// The node's labels or taints are why: there may be newer ones than those that were seen.
+pub fn is_of_object(verdict: &Verdict) -> bool {
+    [AFFINITY, TAINTS].contains(&verdict.reason.as_str())
+}
+
+fn failed(predicate: &str, why: &str) -> Result<(), Verdict> {
+    Err(Verdict::refusal(predicate, &format!("Predicate {predicate} failed: {why}")))
+}
+
+/// The pod is for another system, by its field or by its own label, at which upstream looks too.
+fn os(pod: &DesiredPod) -> Result<(), Verdict> {
+    const OS: &str = "kubernetes.io/os";
+    let label = pod.object.metadata.labels.as_ref().and_then(|labels| labels.get(OS));
+    if label.is_some_and(|label| label != "linux") {
+        let message = format!("Failed to admit pod as the `{OS}` label doesn't match node label");
+        return Err(Verdict::refusal("PodOSSelectorNodeLabelDoesNotMatch", &message));
+    }
+    if pod.spec().os.as_ref().is_some_and(|os| os.name != "linux") {
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return Err(Verdict::refusal("PodOSNotSupported", message));
+    }
+    Ok(())
+}
+
+fn affinity(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    match is_selected(pod.spec(), node.object) {
+        true => Ok(()),
+        false => failed(AFFINITY, "node(s) didn't match Pod's node affinity/selector"),
+    }
+}
+
+/// Static pods stay whatever taints the node has.
+fn taints(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    match is_static(&pod.object) || may_stay(pod.spec(), node.object) {
+        true => Ok(()),
+        false => failed(TAINTS, "node(s) had taints that the pod didn't tolerate"),
+    }
 }
 
 /// Whoever was bound by somebody else than the scheduler may want ports that others have.
@@ -59,8 +110,7 @@ fn ports(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     if wanted.is_empty() || !node.pods.iter().any(taken) {
         return Ok(());
     }
-    let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
-    Err(Verdict::refusal("NodePorts", message))
+    failed("NodePorts", "node(s) didn't have free ports for the requested pod ports")
 }
 
 fn sysctls(config: &Config, pod: &DesiredPod) -> Result<(), Verdict> {
@@ -131,21 +181,31 @@ fn named(pod: &DesiredPod) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::testing::{container, pod, spec, with_resources};
+    use crate::pod::testing::{container, pod, pod_object, spec, with_resources};
     use k8s_openapi::api::core::v1::{
         AppArmorProfile, ContainerPort, PodSecurityContext, Sysctl, Toleration,
     };
+    use serde_json::json;
 
     fn asking(cpu: &str) -> DesiredPod {
         pod(spec("Always", vec![], vec![with_resources("c", &[("cpu", cpu)], &[])]))
     }
 
     fn refusal(pressure: Pressure, others: &[DesiredPod], wanted: &DesiredPod) -> Option<(String, String)> {
+        refusal_on(&v1::Node::default(), pressure, others, wanted)
+    }
+
+    fn refusal_on(
+        object: &v1::Node,
+        pressure: Pressure,
+        others: &[DesiredPod],
+        wanted: &DesiredPod,
+    ) -> Option<(String, String)> {
         let mut config = Config::new("n", [127, 0, 0, 1].into(), "/tmp/none");
         config.max_pods = 3;
         config.allowed_unsafe_sysctls = vec!["kernel.msg*".into()];
         let allocatable = NodeCapacity { cpu_millis: 2000, memory_bytes: 1 << 30, ephemeral_bytes: 1 << 30 };
-        let node = Node { config: &config, allocatable, pressure, has_apparmor: false, pods: others };
+        let node = Node { config: &config, object, allocatable, pressure, has_apparmor: false, pods: others };
         admit(&node, wanted).err().map(|verdict| (verdict.reason, verdict.message))
     }
 
@@ -237,5 +297,44 @@ mod tests {
         let told = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
         assert_eq!(with("net/core/somaxconn", false).as_deref(), Some(told));
         assert!(with("net.ipv4.tcp_syncookies", true).is_some_and(|m| m.contains("host net enabled")));
+    }
+
+    #[test]
+    fn labels_and_taints_of_the_node_refuse_pods() {
+        let taint = json!({ "key": "broken", "effect": "NoExecute" });
+        let object =
+            json!({ "metadata": { "name": "n", "labels": { "zone": "a" } }, "spec": { "taints": [taint] } });
+        let node: v1::Node = serde_json::from_value(object).expect("a node");
+        let on_node = |pod: &DesiredPod| refusal_on(&node, Pressure::default(), &[], pod);
+        let mut spec = spec("Always", vec![], vec![container("c")]);
+        spec.priority = Some(2_000_000_000);
+        let told = "Pod was rejected: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+        assert_eq!(on_node(&pod(spec.clone())), Some(("TaintToleration".into(), told.into())));
+        let mut of_file = pod_object(spec.clone());
+        let source = ("kubernetes.io/config.source".to_owned(), "file".to_owned());
+        of_file.metadata.annotations = Some([source].into());
+        assert_eq!(on_node(&DesiredPod::new(of_file.clone().into())), None);
+        spec.node_selector = Some([("zone".to_owned(), "b".to_owned())].into());
+        of_file.spec = Some(spec.clone());
+        let told = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        for pod in [pod(spec), DesiredPod::new(of_file.into())] {
+            assert_eq!(on_node(&pod), Some(("NodeAffinity".into(), told.into())));
+        }
+    }
+
+    #[test]
+    fn pods_of_other_systems_are_refused() {
+        let reason = |pod: &DesiredPod| refusal(Pressure::default(), &[], pod).map(|(reason, _)| reason);
+        let with = |name: &str| {
+            let mut spec = spec("Always", vec![], vec![container("c")]);
+            spec.os = Some(v1::PodOS { name: name.into() });
+            pod(spec)
+        };
+        assert_eq!(reason(&with("linux")), None);
+        assert_eq!(reason(&with("windows")).as_deref(), Some("PodOSNotSupported"));
+        let mut labelled = pod_object(spec("Always", vec![], vec![container("c")]));
+        labelled.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+        let reason = reason(&DesiredPod::new(labelled.into()));
+        assert_eq!(reason.as_deref(), Some("PodOSSelectorNodeLabelDoesNotMatch"));
     }
 }

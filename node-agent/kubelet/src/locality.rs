@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 
 pub type Nodes = BTreeSet<u32>;
@@ -94,28 +93,6 @@ fn both(one: &Hint, other: &Hint) -> Hint {
         nodes: one.nodes.intersection(&other.nodes).copied().collect(),
         is_preferred: one.is_preferred && other.is_preferred && one.nodes == other.nodes,
     }
-}
-
-/// The nodes that each of a pod's containers is to be given from, by name. `hints_of` says, of the container of that
-/// number, what it asks for could come from, when those before it have been given theirs so.
-///
-/// # Errors
-/// The pod is refused.
-pub fn plan(
-    policy: Policy,
-    pod: &DesiredPod,
-    hints_of: impl Fn(usize, &Near) -> Vec<Vec<Hint>>,
-) -> Result<Near, Verdict> {
-    let mut near = Near::new();
-    if policy == Policy::None {
-        return Ok(near);
-    }
-    for (index, container) in pod.containers.iter().enumerate() {
-        if let Some(nodes) = choose(policy, &hints_of(index, &near))? {
-            near.insert(container.name().to_owned(), nodes);
-        }
-    }
-    Ok(near)
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hawser_api::Api;
 use hawser_api::informer::{Change, Informer};
 use hawser_api::resource::ObjectKey;
 use hawser_api::typed::Kind;
 use hawser_runtime::RuntimeEvent;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, PodSpec};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -21,9 +22,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admission::{Node, admit};
+use crate::admission::{Node, admit, is_of_object};
 use crate::container::resources::NodeCapacity;
-use crate::locality::{Near, plan};
+use crate::devices::ledger::Wishes;
+use crate::locality::{Near, Policy, choose};
+use crate::node::new_node;
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
@@ -36,6 +39,8 @@ use crate::worker::{Found, PodView, Worker, WorkerHandle};
 /// Events can be lost only where the runtime says so; this is the belt beside those braces.
 const RELIST: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
+/// How long the API has to show its node before a pod is refused: the node takes no other pod meanwhile.
+const READ_NODE: Duration = Duration::from_secs(5);
 /// After a clean-up that left something.
 const CLEAN_UP_AGAIN: Duration = Duration::from_secs(10);
 
@@ -208,12 +213,12 @@ impl Manager {
         for pod in wanted {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let found = found.remove(&uid).unwrap_or_default();
-            self.start_worker(pod, found, &shutdown);
+            self.start_worker(pod, found, &shutdown).await;
         }
         self.unclaimed = found.into_keys().collect();
         let mut relist = tokio::time::interval(RELIST);
         loop {
-            self.take_changes(&shutdown);
+            self.take_changes(&shutdown).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.changes.arrived.notified() => {}
@@ -228,7 +233,7 @@ impl Manager {
                     Some(event) => self.route(event),
                     None => break,
                 },
-                Some(found) = self.listing.join_next() => self.take_list(found, &shutdown),
+                Some(found) = self.listing.join_next() => self.take_list(found, &shutdown).await,
                 Some(ended) = self.workers.join_next_with_id() => self.worker_ended(ended),
                 Some(done) = self.cleanup.join_next() => {
                     // A driver that has yet to come, a runtime that did not answer.
@@ -275,9 +280,9 @@ impl Manager {
         other.is_some_and(|other| other.pod.metadata.uid != meta.uid)
     }
 
-    fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
+    async fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found);
+        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found).await;
         let (mut worker, handle) = Worker::new(self.shared.clone(), pod, found);
         if let Some(verdict) = refusal {
             worker.refuse(verdict);
@@ -289,7 +294,7 @@ impl Manager {
     }
 
     /// Why a pod that has just come is not taken. What was taken once is not judged again.
-    fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
+    async fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
         let status = pod.object.status.as_ref();
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
@@ -316,26 +321,53 @@ impl Manager {
         if *self.shared.shutting_down.borrow() {
             return Some(shutdown::refusal());
         }
-        let node = Node {
-            config: &self.shared.config,
-            allocatable: self.shared.allocatable,
-            pressure: *self.shared.pressure.borrow(),
-            has_apparmor: self.shared.has_apparmor,
-            pods: &others,
+        let admit_on = |object: &ApiNode| {
+            let node = Node {
+                config: &self.shared.config,
+                object,
+                allocatable: self.shared.allocatable,
+                pressure: *self.shared.pressure.borrow(),
+                has_apparmor: self.shared.has_apparmor,
+                pods: &others,
+            };
+            admit(&node, pod)
         };
-        admit(&node, pod).and_then(|()| self.grant(pod)).err()
+        let name = &self.shared.config.node_name;
+        let seen = self.shared.objects.nodes.get(&ObjectKey::new("", name));
+        let mut admitted = admit_on(&seen.unwrap_or_else(|| Arc::new(new_node(&self.shared.config))));
+        if admitted.as_ref().is_err_and(is_of_object)
+            && let Some(newest) = self.read_node().await
+        {
+            admitted = admit_on(&newest);
+        }
+        match admitted {
+            Ok(()) => self.grant(pod).await.err(),
+            Err(verdict) => Some(verdict),
+        }
+    }
+
+    /// The node as the API has it now, if it answers in time.
+    async fn read_node(&self) -> Option<ApiNode> {
+        let api: Api<ApiNode> = Api::all(self.shared.client.clone());
+        let read = tokio::time::timeout(READ_NODE, api.get(&self.shared.config.node_name)).await;
+        read.ok().and_then(Result::ok)
     }
 
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
-    fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+    async fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
         let Shared { devices, cpus, memory, config, .. } = &*self.shared;
-        let near = plan(config.topology_policy, pod, |index, near| {
-            let mut hints = devices.hints(pod, index, near);
-            hints.extend(cpus.hints(pod, index, near));
-            hints.extend(memory.hints(pod, index, near));
-            hints
-        })?;
-        devices.grant(pod, &near)?;
+        let (mut near, mut wishes) = (Near::new(), Wishes::new());
+        for (index, container) in pod.containers.iter().enumerate() {
+            if config.topology_policy != Policy::None {
+                let mut hints = devices.hints(pod, index, &near, &wishes);
+                hints.extend(cpus.hints(pod, index, &near));
+                hints.extend(memory.hints(pod, index, &near));
+                let nodes = choose(config.topology_policy, &hints)?;
+                near.extend(nodes.map(|nodes| (container.name().to_owned(), nodes)));
+            }
+            devices.ask(pod, index, &near, &mut wishes).await;
+        }
+        devices.grant(pod, &near, &wishes)?;
         cpus.grant(pod, &near)?;
         memory.grant(pod, &near)
     }
@@ -348,7 +380,11 @@ impl Manager {
         }
     }
 
-    fn take_list(&mut self, found: Result<BTreeMap<String, Found>, JoinError>, shutdown: &CancellationToken) {
+    async fn take_list(
+        &mut self,
+        found: Result<BTreeMap<String, Found>, JoinError>,
+        shutdown: &CancellationToken,
+    ) {
         let mut found = match found {
             Ok(found) => found,
             Err(error) => {
@@ -370,7 +406,7 @@ impl Manager {
         for pod in self.wanted() {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             if takeovers.contains(&uid) && !shutdown.is_cancelled() {
-                self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown);
+                self.start_worker(pod, found.remove(&uid).unwrap_or_default(), shutdown).await;
             }
         }
     }
@@ -401,7 +437,7 @@ impl Manager {
         }
     }
 
-    fn take_changes(&mut self, shutdown: &CancellationToken) {
+    async fn take_changes(&mut self, shutdown: &CancellationToken) {
         let pods = std::mem::take(&mut *self.changes.pods.lock());
         for (uid, pod) in pods {
             match pod {
@@ -423,7 +459,7 @@ impl Manager {
                 Some(pod) if self.has_to_wait(&pod) => {
                     self.waiting.insert(uid, pod);
                 }
-                Some(pod) => self.start_worker(pod, Found::default(), shutdown),
+                Some(pod) => self.start_worker(pod, Found::default(), shutdown).await,
             }
         }
         for uid in std::mem::take(&mut *self.changes.mirrors.lock()) {

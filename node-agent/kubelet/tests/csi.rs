@@ -308,6 +308,15 @@ fn can_mount() -> bool {
     root
 }
 
+/// A node with the driver on it, where mounting is allowed.
+fn start() -> Option<(Node, Driver)> {
+    can_mount().then(|| {
+        let node = Node::start();
+        let driver = Driver::start(node.dir.path());
+        (node, driver)
+    })
+}
+
 /// Where it is noted that the volume is staged; upstream's place.
 fn staging_note(node: &Node) -> PathBuf {
     // SHA-256 of the handle.
@@ -322,17 +331,9 @@ fn data_of(node: &Node, pod: &str) -> PathBuf {
     mounts.into_iter().find(|m| m.container_path == Path::new("/data")).expect("mounted").host_path
 }
 
-async fn gone(node: &Node, pod: &str) {
-    node.wait("the pod to go", || node.api.pod(pod).is_none().then_some(())).await;
-}
-
 #[tokio::test]
 async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let entered = node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
     let expected = json!([{
         "name": DRIVER, "nodeID": "id-of-n1", "topologyKeys": ["topology.test/zone"], "allocatable": { "count": 7 },
@@ -353,13 +354,13 @@ async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
         assert_eq!(hello, "from the driver");
     }
     node.delete("one", 0);
-    gone(&node, "one").await;
+    node.wait_gone("one").await;
     assert!(!driver.calls.lock().iter().any(|call| call.starts_with("unstage")), "the other one uses it");
     // Whoever deletes it is another process, which has but what is on disk.
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("two", 0);
-    gone(&node, "two").await;
+    node.wait_gone("two").await;
     let calls = driver.calls.lock().clone();
     let expected = [
         "stage vol-1 blue",
@@ -378,11 +379,7 @@ async fn driver_is_registered_and_its_volume_shared_by_two_pods() {
 
 #[tokio::test]
 async fn block_volume_is_a_device_of_the_container() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     let mut volume = node.api.object("persistentvolumes", "pv-1").expect("put");
     volume["spec"]["volumeMode"] = "Block".into();
@@ -403,7 +400,7 @@ async fn block_volume_is_a_device_of_the_container() {
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     let calls = driver.calls.lock().clone();
     assert_eq!(calls.iter().filter(|call| call.starts_with("publish")).count(), 1, "{calls:?}");
     assert!(calls.ends_with(&["unpublish vol-1".into(), "unstage vol-1".into()]), "{calls:?}");
@@ -439,7 +436,7 @@ async fn volume_of_a_pods_own_waits_for_its_driver() {
     node.wait_running("web").await;
     assert!(data_of(&node, "web").join("hello").exists());
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     let calls = driver.calls.lock().clone();
     assert_eq!(calls.len(), 2, "{calls:?}");
     assert!(calls[0].starts_with("publish csi-") && calls[0].contains(" read-only true "), "{calls:?}");
@@ -448,11 +445,7 @@ async fn volume_of_a_pods_own_waits_for_its_driver() {
 
 #[tokio::test]
 async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     node.wait("the CSINode object", || node.api.object("csinodes", "n1")).await;
     put_volume(&node);
     put::<CSIDriver>(
@@ -488,17 +481,13 @@ async fn volume_is_mounted_after_it_is_listed_as_in_use_and_as_attached() {
     put::<k8s_openapi::api::core::v1::Node>(&node, None, object);
     node.wait_running("web").await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     node.wait("the volume to be free", || in_use().filter(Value::is_null)).await;
 }
 
 #[tokio::test]
 async fn what_is_on_a_volume_grows_after_the_volume() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     grow(&node, "2Gi", "1Gi");
     node.bind("web", claimed());
@@ -513,7 +502,7 @@ async fn what_is_on_a_volume_grows_after_the_volume() {
     })
     .await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }
 
 /// Between two sizes that the API tells of.
@@ -532,11 +521,7 @@ fn grow(node: &Node, capacity: &str, known: &str) {
 
 #[tokio::test]
 async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     grow(&node, "2Gi", "1Gi");
     *driver.refuses_to_grow.lock() = Some(Code::Unavailable);
@@ -565,7 +550,7 @@ async fn pod_has_a_volume_that_does_not_grow_as_it_was() {
     assert_eq!(expansions(), 2, "it would say the same");
     for pod in ["one", "two", "three"] {
         node.delete(pod, 0);
-        gone(&node, pod).await;
+        node.wait_gone(pod).await;
     }
 }
 
@@ -581,11 +566,7 @@ async fn started_again(node: &Node, pod: &str) {
 
 #[tokio::test]
 async fn nobody_is_asked_about_what_is_shown() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     for pod in ["one", "two"] {
         node.bind(pod, claimed());
@@ -606,11 +587,7 @@ async fn nobody_is_asked_about_what_is_shown() {
 
 #[tokio::test]
 async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let requests = json!([{ "audience": "vault", "expirationSeconds": 600 }]);
     let spec = json!({ "attachRequired": false, "requiresRepublish": true, "tokenRequests": requests });
     put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
@@ -631,16 +608,12 @@ async fn driver_that_wants_it_gets_tokens_and_is_asked_again() {
     let node = node.restart().await;
     node.wait("the driver to be asked again", || told(before)).await;
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }
 
 #[tokio::test]
 async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("one", claimed());
     node.wait_running("one").await;
@@ -661,17 +634,13 @@ async fn volume_is_not_staged_for_a_pod_while_it_is_unstaged_after_another() {
     assert_eq!(*driver.calls.lock(), expected);
     assert!(staging_note(&node).exists());
     node.delete("two", 0);
-    gone(&node, "two").await;
+    node.wait_gone("two").await;
     assert!(!staging_note(&node).exists());
 }
 
 #[tokio::test]
 async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("web", claimed());
     node.wait_running("web").await;
@@ -682,24 +651,20 @@ async fn volume_that_an_agent_that_died_was_unstaging_is_unstaged_by_the_next() 
     let node = node.stop().await;
     *driver.unstaging.lock() = Unstaging::Quick;
     let node = node.restart().await;
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     assert_eq!(count(), 2);
     assert!(!staging_note(&node).exists());
 }
 
 #[tokio::test]
 async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     put_volume(&node);
     node.bind("web", claimed());
     node.wait_running("web").await;
     let note = std::fs::read(staging_note(&node)).expect("noted");
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
     // As whoever dies before the note is removed leaves it: what was in the directory is gone already.
     let node = node.stop().await;
     std::fs::create_dir_all(staging_note(&node).parent().expect("a directory")).expect("made");
@@ -714,11 +679,7 @@ async fn volume_that_is_staged_for_no_pod_is_unstaged_at_the_start() {
 
 #[tokio::test]
 async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
-    if !can_mount() {
-        return;
-    }
-    let node = Node::start();
-    let driver = Driver::start(node.dir.path());
+    let Some((node, driver)) = start() else { return };
     let spec = json!({ "attachRequired": false, "requiresRepublish": true });
     put::<CSIDriver>(&node, None, json!({ "metadata": { "name": DRIVER }, "spec": spec }));
     let settings = |color: &str| ConfigMap {
@@ -753,5 +714,5 @@ async fn volume_that_is_not_shown_anew_holds_up_none_of_the_others() {
     node.wait("another one", || node.runtime.find(&uid("web"), "web").filter(|c| c.id != first.id)).await;
     assert!(data_of(&node, "web").join("hello").exists());
     node.delete("web", 0);
-    gone(&node, "web").await;
+    node.wait_gone("web").await;
 }

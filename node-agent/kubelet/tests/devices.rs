@@ -12,8 +12,10 @@ use hawser_kubelet::devices::plugins::proto::device_plugin_server::{DevicePlugin
 use hawser_kubelet::devices::plugins::proto::registration_client::RegistrationClient;
 use hawser_kubelet::devices::plugins::proto::*;
 use hawser_kubelet::sockets::{connect, serve};
+use hawser_runtime::ContainerConfig;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -26,17 +28,24 @@ const RESOURCE: &str = "test/gpu";
 struct Plugin {
     /// Id and health of each device.
     devices: Arc<watch::Sender<Vec<(&'static str, &'static str)>>>,
+    /// What it answers when it is asked which it prefers, and what it was asked.
+    preferred: Arc<Mutex<Option<Vec<&'static str>>>>,
+    asked: Arc<Mutex<Vec<ContainerPreferredAllocationRequest>>>,
 }
 
 impl Plugin {
     /// Listens beside the kubelet's socket, and registers there.
     async fn start(root: &Path) -> Self {
+        Self::start_with(root, DevicePluginOptions::default()).await
+    }
+
+    async fn start_with(root: &Path, options: DevicePluginOptions) -> Self {
         let dir = root.join("device-plugins");
         while !dir.join("kubelet.sock").exists() {
             tokio::task::yield_now().await;
         }
         let (devices, _) = watch::channel(vec![("a", "Healthy"), ("b", "Healthy"), ("c", "Unhealthy")]);
-        let plugin = Self { devices: Arc::new(devices) };
+        let plugin = Self { devices: Arc::new(devices), preferred: Arc::default(), asked: Arc::default() };
         let listener = UnixListener::bind(dir.join("gpu.sock")).expect("bound");
         tokio::spawn(serve(listener, DevicePluginServer::new(plugin.clone())));
         let channel = connect(dir.join("kubelet.sock")).await.expect("it listens");
@@ -44,7 +53,7 @@ impl Plugin {
             version: version.into(),
             endpoint: "gpu.sock".into(),
             resource_name: RESOURCE.into(),
-            options: None,
+            options: Some(options),
         };
         let mut registration = RegistrationClient::new(channel);
         assert!(registration.register(request("v1alpha")).await.is_err(), "another version");
@@ -74,6 +83,18 @@ impl DevicePlugin for Plugin {
             Ok(ListAndWatchResponse { devices: devices.collect() })
         });
         Ok(Response::new(Box::pin(lists)))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        self.asked.lock().extend(request.into_inner().container_requests);
+        let preferred = self.preferred.lock().clone();
+        let ids = preferred.ok_or_else(|| Status::internal("cannot tell"))?;
+        let device_ids = ids.into_iter().map(str::to_owned).collect();
+        let container_responses = vec![ContainerPreferredAllocationResponse { device_ids }];
+        Ok(Response::new(PreferredAllocationResponse { container_responses }))
     }
 
     async fn allocate(
@@ -110,6 +131,11 @@ fn asking(count: &str) -> Container {
     Container { resources: Some(resources), ..container("web") }
 }
 
+fn config_of(node: &Node, pod: &str) -> ContainerConfig {
+    let container = node.runtime.find(&uid(pod), "web").expect("runs");
+    node.runtime.config_of(&container.id).expect("made")
+}
+
 async fn offered(node: &Node, capacity: &str, allocatable: &str) {
     let shown = |object: &Value, list: &str| object["status"][list][RESOURCE].clone();
     node.wait("what the node offers", || {
@@ -127,8 +153,7 @@ async fn devices_are_offered_granted_and_given_back() {
     offered(&node, "3", "2").await;
     node.bind("one", spec("Always", vec![asking("2")]));
     node.wait_running("one").await;
-    let config =
-        node.runtime.config_of(&node.runtime.find(&uid("one"), "web").expect("runs").id).expect("made");
+    let config = config_of(&node, "one");
     assert!(config.env.contains(&("GPUS".into(), "a,b".into())), "{:?}", config.env);
     assert_eq!(config.devices[0].container_path, Path::new("/dev/gpu"));
     assert_eq!(config.cdi_devices, ["gpu.test/gpu=0"]);
@@ -144,7 +169,7 @@ async fn devices_are_offered_granted_and_given_back() {
     let node = node.restart().await;
     node.wait("the worker", || (!node.kubelet.pods.is_empty()).then_some(())).await;
     node.delete("one", 0);
-    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    node.wait_gone("one").await;
     let note = node.dir.path().join("device-plugins/kubelet_internal_checkpoint");
     let noted = || std::fs::read_to_string(&note).expect("a note");
     node.wait("the note of it to go", || (!noted().contains(&uid("one"))).then_some(())).await;
@@ -181,4 +206,32 @@ async fn device_that_fails_is_offered_no_more() {
     offered(&node, "3", "2").await;
     plugin.devices.send_replace(vec![("a", "Healthy"), ("b", "Unhealthy"), ("c", "Unhealthy")]);
     offered(&node, "3", "1").await;
+}
+
+#[tokio::test]
+async fn plugin_is_asked_which_devices_it_prefers() {
+    let node = Node::start();
+    let options = DevicePluginOptions { get_preferred_allocation_available: true, ..Default::default() };
+    let plugin = Plugin::start_with(node.dir.path(), options).await;
+    plugin.devices.send_replace(["a", "b", "c", "d", "e"].map(|id| (id, "Healthy")).to_vec());
+    offered(&node, "5", "5").await;
+    // Of what is not there nothing comes, and what lacks is made up for.
+    *plugin.preferred.lock() = Some(vec!["d", "d", "of another node"]);
+    node.bind("one", spec("Always", vec![asking("2")]));
+    node.wait_running("one").await;
+    let given = |pod: &str| config_of(&node, pod).env.into_iter().find(|(name, _)| name == "GPUS");
+    assert_eq!(given("one"), Some(("GPUS".into(), "d,a".into())));
+    let asked = plugin.asked.lock().clone();
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].available_device_ids, ["a", "b", "c", "d", "e"]);
+    assert!(asked[0].must_include_device_ids.is_empty());
+    assert_eq!(asked[0].allocation_size, 2);
+    // Who does not say it is not asked again, and its devices are given all the same.
+    *plugin.preferred.lock() = None;
+    for (pod, gpu) in [("two", "b"), ("three", "c")] {
+        node.bind(pod, spec("Always", vec![asking("1")]));
+        node.wait_running(pod).await;
+        assert_eq!(given(pod), Some(("GPUS".into(), gpu.into())));
+    }
+    assert_eq!(plugin.asked.lock().len(), 2);
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
+use common::agent::{Agent, shell, test_node};
 use common::{FakeApi, Node, container, pod, spec, uid};
 use hawser_api::GroupVersionResource;
 use hawser_api::resource::Target;
@@ -21,7 +23,8 @@ use hawser_kubelet::plugins::proto::{
 };
 use hawser_kubelet::pod::DesiredPod;
 use hawser_kubelet::sockets::serve;
-use k8s_openapi::api::core::v1::{PodResourceClaim, PodSpec, ResourceRequirements};
+use hawser_runtime::testing::ImagePack;
+use k8s_openapi::api::core::v1::{Container, PodResourceClaim, PodSpec, ResourceRequirements};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -49,6 +52,8 @@ struct Driver {
     obstacle: Arc<Mutex<Option<PathBuf>>>,
     /// Prepares, and never answers.
     hangs: Arc<Mutex<bool>>,
+    /// Where it says what a container needs for its devices, as a driver of the world does.
+    cdi_dir: Arc<Mutex<Option<PathBuf>>>,
 }
 
 /// A driver that runs; gone, with its sockets, when it is dropped.
@@ -107,6 +112,9 @@ impl Driver {
             std::future::pending::<()>().await;
         }
         let error = self.fails.lock().clone().unwrap_or_default();
+        for claim in &claims {
+            self.describe(&claim.name);
+        }
         let device = |claim: &Claim, number: &str, request: &str| Device {
             request_names: vec![request.into()],
             pool_name: "pool".into(),
@@ -120,6 +128,24 @@ impl Driver {
         Ok(Response::new(NodePrepareResourcesResponse { claims: prepared.collect::<HashMap<_, _>>() }))
     }
 
+    fn cdi_file(&self, claim: &str) -> Option<PathBuf> {
+        self.cdi_dir.lock().as_ref().map(|dir| dir.join(format!("{DRIVER}-{claim}.json")))
+    }
+
+    /// Each device of the claim is a variable and a device.
+    fn describe(&self, claim: &str) {
+        let Some(file) = self.cdi_file(claim) else { return };
+        let device = |number: u32| {
+            let node = json!({ "path": format!("/dev/gpu{number}"), "hostPath": "/dev/null" });
+            let edits = json!({ "env": [format!("GPU{number}={claim}-{number}")], "deviceNodes": [node] });
+            json!({ "name": format!("{claim}-{number}"), "containerEdits": edits })
+        };
+        let kind = format!("{DRIVER}/gpu");
+        let spec = json!({ "cdiVersion": "0.6.0", "kind": kind, "devices": [device(0), device(1)] });
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("made");
+        std::fs::write(file, spec.to_string()).expect("written");
+    }
+
     async fn do_unprepare(
         &self,
         claims: Vec<Claim>,
@@ -129,6 +155,9 @@ impl Driver {
         }
         if *self.keeps.lock() {
             return Err(Status::unavailable("busy"));
+        }
+        for file in claims.iter().filter_map(|claim| self.cdi_file(&claim.name)) {
+            std::fs::remove_file(file).expect("there");
         }
         let done = claims.into_iter().map(|claim| (claim.uid, NodeUnprepareResourceResponse::default()));
         Ok(Response::new(NodeUnprepareResourcesResponse { claims: done.collect::<HashMap<_, _>>() }))
@@ -213,14 +242,17 @@ fn put_claim(api: &FakeApi, name: &str, reserved_for: &[&str]) {
 
 /// A pod whose one container uses all of the claim, and whose other uses one request.
 fn using(claim: &str) -> PodSpec {
+    with_claim(claim, ["all", "part", "none"].map(container))
+}
+
+fn with_claim(claim: &str, [mut all, mut part, none]: [Container; 3]) -> PodSpec {
     let uses = |value: Value| {
         let claims = serde_json::from_value(value).expect("claims");
         Some(ResourceRequirements { claims: Some(claims), ..ResourceRequirements::default() })
     };
-    let (mut all, mut part) = (container("all"), container("part"));
     all.resources = uses(json!([{ "name": "gpu" }]));
     part.resources = uses(json!([{ "name": "gpu", "request": "two" }]));
-    let mut spec = spec("Always", vec![all, part, container("none")]);
+    let mut spec = spec("Always", vec![all, part, none]);
     let claim = PodResourceClaim {
         name: "gpu".into(),
         resource_claim_name: Some(claim.into()),
@@ -242,7 +274,7 @@ async fn registered(node: &Node, running: &Running) {
 
 async fn gone(node: &Node, pod: &str) {
     node.delete(pod, 0);
-    node.wait("the pod to go", || node.api.pod(pod).is_none().then_some(())).await;
+    node.wait_gone(pod).await;
 }
 
 async fn shared_by_two_pods(version: &str) {
@@ -405,6 +437,53 @@ async fn what_an_agent_that_died_has_left_is_taken_back() {
     .await;
     let note = || std::fs::read_to_string(node.dir.path().join("dra_manager_state")).expect("a note");
     node.wait("the note of it to go", || (note() == r#"{"entries":[]}"#).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_are_in_a_real_container_and_given_back_by_another_agent() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start(&node).await?;
+    let running = Driver::start(&agent.config.root_dir, "v1.DRAPlugin");
+    let driver = running.driver.clone();
+    *driver.cdi_dir.lock() = Some(node.dir().join("cdi"));
+    let times_told = |times: usize| (driver.told.lock().as_slice() == vec!["true "; times]).then_some(());
+    agent.wait("the registration", || times_told(1)).await?;
+    put_claim(&agent.api, "gpus", &["web"]);
+    let script = "for gpu in 0 1; do test -c /dev/gpu$gpu && echo device $gpu; done; echo \"($GPU0,$GPU1)\"; \
+                  trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let spec = with_claim("gpus", ["all", "part", "none"].map(|name| shell(name, &image, script)));
+    agent.api.put_pod(&pod("web", spec));
+    let logs = agent.config.pod_log_dir("default", "web", &uid("web"));
+    let said = |log: &str| {
+        let text = std::fs::read_to_string(logs.join(log)).unwrap_or_default();
+        let lines =
+            text.lines().filter_map(|line| line.split_once(" stdout F ")).map(|(_, said)| said.to_owned());
+        let lines: Vec<String> = lines.collect();
+        lines.last().is_some_and(|last| last.starts_with('(')).then_some(lines)
+    };
+    let all = ["device 0", "device 1", "(gpus-0,gpus-1)"];
+    ensure!(agent.wait("the first container", || said("all/0.log")).await? == all);
+    ensure!(agent.wait("the second", || said("part/0.log")).await? == ["device 1", "(,gpus-1)"]);
+    ensure!(agent.wait("the third", || said("none/0.log")).await? == ["(,)"]);
+
+    // The next agent knows what is prepared, for a container that it has to start as well.
+    let agent = agent.restart(&node).await?;
+    agent.wait("the next registration", || times_told(2)).await?;
+    let containers = agent.runtime.list_containers().await?;
+    ensure!(
+        containers.len() == 3 && containers.iter().all(|container| container.pid.is_some()),
+        "{containers:?}"
+    );
+    let first = containers.iter().find(|container| container.name == "all").expect("it runs");
+    agent.runtime.stop_container(&first.id, Duration::ZERO).await?;
+    ensure!(agent.wait("the container to run again", || said("all/1.log")).await? == all);
+    ensure!(*driver.calls.lock() == ["prepare gpus"], "{:?}", driver.calls.lock());
+    agent.delete(0);
+    agent.expect_gone(&node).await?;
+    ensure!(*driver.calls.lock() == ["prepare gpus", "unprepare gpus"], "{:?}", driver.calls.lock());
+    ensure!(driver.cdi_file("gpus").is_some_and(|file| !file.exists()));
+    Ok(())
 }
 
 fn put_slice(api: &FakeApi, name: &str, node: &str, driver: &str) {

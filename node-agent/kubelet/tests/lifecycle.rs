@@ -37,6 +37,12 @@ async fn bound_pod_runs_and_is_reported() {
         all.iter().all(|wanted| events.contains(wanted)).then_some(())
     })
     .await;
+    node.wait("the object to be there once", || {
+        let cached = node.objects.pods.get(&ObjectKey::new("default", "web"))?;
+        let view = node.kubelet.pods.find("default", "web")?;
+        Arc::ptr_eq(&cached, &view.pod).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,7 +86,7 @@ async fn deleted_pod_leaves_nothing() {
     let pod_dir = node.dir.path().join("pods").join(uid("web"));
     assert!(pod_dir.join("etc-hosts").exists());
     node.delete("web", 30);
-    node.wait("the pod to go", || node.api.pod("web").is_none().then_some(())).await;
+    node.wait_gone("web").await;
     node.wait("the worker to end", || node.kubelet.pods.is_empty().then_some(())).await;
     assert_eq!(*node.api.deletions.lock(), ["web"]);
     assert!(node.network.pods.lock().is_empty());
@@ -501,7 +507,7 @@ async fn image_volume_is_pulled_and_shown_before_its_container() {
     })
     .await;
     node.delete("web", 0);
-    node.wait("the pod to go", || node.api.pod("web").is_none().then_some(())).await;
+    node.wait_gone("web").await;
     let taken_back = format!("unmount_image({}-data)", uid("web"));
     assert!(node.runtime.calls().contains(&taken_back), "{:?}", node.runtime.calls());
 }
@@ -549,7 +555,7 @@ async fn process_that_ignores_its_stop_signal_is_killed_after_the_grace() {
     node.wait_ready("web").await;
     let began = tokio::time::Instant::now();
     node.delete("web", 20);
-    node.wait("the pod to go", || node.api.pod("web").is_none().then_some(())).await;
+    node.wait_gone("web").await;
     let took = began.elapsed().as_secs();
     assert!((18..=22).contains(&took), "{took} s");
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Node, container, spec, uid};
-use hawser_api::resource::ObjectKey;
+use hawser_api::GroupVersionResource;
+use hawser_api::resource::{ObjectKey, Target};
 use hawser_kubelet::Config;
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::topology::{Place, Topology};
@@ -15,8 +16,8 @@ use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus,
-    ResourceRequirements,
+    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, EphemeralContainer, Node as ApiNode,
+    PodSpec, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -246,7 +247,7 @@ async fn memory_comes_from_nodes_of_ones_own() {
     let node = node.restart_set(with_memory).await;
     node.wait("the workers", || (node.kubelet.pods.len() == 4).then_some(())).await;
     node.delete("one", 0);
-    node.wait("the pod to go", || node.api.pod("one").is_none().then_some(())).await;
+    node.wait_gone("one").await;
     node.bind("four", sized("four", "6Mi"));
     node.wait_running("four").await;
     assert_eq!(mems(&node, "four").as_deref(), Some("0"));
@@ -430,4 +431,25 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
     ] {
         assert!(own.contains(line), "{line} in {own}");
     }
+}
+
+#[tokio::test]
+async fn pod_that_the_node_does_not_suit_is_refused_by_the_newest_labels() {
+    let node = Node::start();
+    let target = Target::object(GroupVersionResource::of::<ApiNode>(), None, "n1");
+    let old = node.wait("the node", || node.api.object("nodes", "n1")).await;
+    let asking = |zone: &str| {
+        let selector = Some([("zone".to_owned(), zone.to_owned())].into());
+        PodSpec { node_selector: selector, ..spec("Always", vec![container("web")]) }
+    };
+    let mut new = old.clone();
+    new["metadata"]["labels"]["zone"] = "a".into();
+    node.api.store(&target, new);
+    // The kubelet's cache is behind.
+    node.objects.nodes.put(serde_json::from_value(old).expect("a node"));
+    node.bind("right", asking("a"));
+    node.wait_running("right").await;
+    node.bind("wrong", asking("b"));
+    let status = node.wait_status("wrong", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
 }

@@ -5,7 +5,7 @@ mod common;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ const LOGIND: &str = ":1.2";
 struct FakeBus(Arc<State>);
 
 struct State {
+    _dir: tempfile::TempDir,
     places: Places,
     /// `PreparingForShutdown`
     goes_down: Mutex<bool>,
@@ -37,10 +38,13 @@ struct State {
 }
 
 impl FakeBus {
-    fn start(dir: &Path) -> Self {
-        let places = Places { bus: dir.join("bus.sock"), logind_conf: dir.join("logind.conf.d") };
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        let places = Places { bus: at("bus.sock"), logind_conf: at("logind.conf.d") };
         let listener = UnixListener::bind(&places.bus).expect("bound");
         let bus = Self(Arc::new(State {
+            _dir: dir,
             places,
             goes_down: Mutex::default(),
             delay_us: Mutex::new(1_000_000),
@@ -207,15 +211,30 @@ fn node_ready(node: &Node) -> Option<(String, String, String)> {
     Some((text("status"), text("reason"), text("message")))
 }
 
-#[tokio::test]
-async fn pods_end_in_the_order_of_their_priorities_before_the_machine_does() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let bus = FakeBus::start(dir.path());
+/// Six seconds for all pods, of which three are for critical ones: more than logind would wait for by itself.
+fn start() -> (Node, FakeBus) {
+    start_with(1, 6)
+}
+
+/// Twenty minutes, and logind would wait for an hour.
+fn start_patient() -> (Node, FakeBus) {
+    start_with(3600, 1200)
+}
+
+fn start_with(delay_seconds: u64, grace_seconds: u64) -> (Node, FakeBus) {
+    let bus = FakeBus::start();
+    *bus.0.delay_us.lock() = delay_seconds * 1_000_000;
     let node = Node::start_set(|config| {
-        config.shutdown_graces =
-            Graces::of_total(Duration::from_secs(6), Duration::from_secs(3)).expect("fits");
+        let [total, critical] = [grace_seconds, grace_seconds / 2].map(Duration::from_secs);
+        config.shutdown_graces = Graces::of_total(total, critical).expect("fits");
         config.logind = bus.0.places.clone();
     });
+    (node, bus)
+}
+
+#[tokio::test]
+async fn pods_end_in_the_order_of_their_priorities_before_the_machine_does() {
+    let (node, bus) = start();
     // It takes all of its grace, which is over before its group's time is.
     node.runtime.ignore_stop_signal("plain");
     node.bind("plain", PodSpec { termination_grace_period_seconds: Some(1), ..with_priority("plain", 0) });
@@ -264,14 +283,7 @@ async fn pods_end_in_the_order_of_their_priorities_before_the_machine_does() {
 
 #[tokio::test]
 async fn shutdown_that_is_called_off_ends_no_more_pods() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let bus = FakeBus::start(dir.path());
-    *bus.0.delay_us.lock() = 3_600_000_000;
-    let node = Node::start_set(|config| {
-        config.shutdown_graces =
-            Graces::of_total(Duration::from_secs(1200), Duration::from_secs(600)).expect("fits");
-        config.logind = bus.0.places.clone();
-    });
+    let (node, bus) = start_patient();
     node.runtime.ignore_stop_signal("plain");
     node.bind("plain", with_priority("plain", 0));
     node.bind("critical", with_priority("critical", 2_000_000_000));
@@ -291,13 +303,7 @@ async fn shutdown_that_is_called_off_ends_no_more_pods() {
 
 #[tokio::test]
 async fn messages_of_others_change_nothing() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let bus = FakeBus::start(dir.path());
-    let node = Node::start_set(|config| {
-        config.shutdown_graces =
-            Graces::of_total(Duration::from_secs(6), Duration::from_secs(3)).expect("fits");
-        config.logind = bus.0.places.clone();
-    });
+    let (node, bus) = start();
     node.bind("plain", with_priority("plain", 0));
     node.wait_ready("plain").await;
     node.wait("the inhibitor", || (bus.held() == [true]).then_some(())).await;
@@ -328,14 +334,7 @@ async fn messages_of_others_change_nothing() {
 
 #[tokio::test]
 async fn shutdown_goes_on_when_it_is_told_again_or_the_bus_is_lost() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let bus = FakeBus::start(dir.path());
-    *bus.0.delay_us.lock() = 3_600_000_000;
-    let node = Node::start_set(|config| {
-        config.shutdown_graces =
-            Graces::of_total(Duration::from_secs(1200), Duration::from_secs(600)).expect("fits");
-        config.logind = bus.0.places.clone();
-    });
+    let (node, bus) = start_patient();
     // It takes all the time that it gets.
     node.runtime.ignore_stop_signal("plain");
     node.bind("plain", PodSpec { termination_grace_period_seconds: Some(3), ..with_priority("plain", 0) });

@@ -12,6 +12,7 @@
 mod cdi;
 mod cgroup;
 mod containerd;
+pub mod durable;
 mod error;
 pub mod fault;
 mod ids;

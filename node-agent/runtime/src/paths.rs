@@ -55,20 +55,19 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Extension of files that were not written to their end; what is left of it belongs to nobody.
-pub(crate) const TEMPORARY: &str = "tmp";
-
-/// Writes a small file so that readers see the old content or the new one, never a part.
+/// Writes a small file so that readers see the old content or the new one, never a part. It does not wait for the disk,
+/// and a loss of power may leave an empty file: for what is below `run_dir`, which is made anew when the machine starts.
+/// What has to be there then is written by [`crate::durable::write`].
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     // A name for each write: two writers of one file must not rename each other's.
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{number}.{TEMPORARY}"));
+    let temporary = path.with_extension(format!("{number}.tmp"));
     let written = std::fs::write(&temporary, bytes)
         .map_err(io_error("write", &temporary))
         .and_then(|()| std::fs::rename(&temporary, path).map_err(io_error("replace", path)));
     if written.is_err() {
-        // On a full disk there may be a part of it; what cannot be removed now stays for the next start.
+        // On a full disk there may be a part of it; what cannot be removed now goes with its directory.
         let _ = std::fs::remove_file(&temporary);
     }
     written

@@ -2,12 +2,13 @@
 //!
 //! A plugin registers at the kubelet's socket below `device-plugins`; its devices are followed for as long as it answers
 //! ([`plugins`]). Devices are granted when a pod is taken ([`ledger`]), noted on disk before its containers use them, and
-//! given back when it has ended. What a container needs to use them, the plugin says before each start.
+//! given back when it has ended. A plugin that wants to is asked which ones a container had best have ([`Devices::ask`]).
+//! What a container needs to use them, the plugin says before each start.
 
 pub mod ledger;
 pub mod plugins;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +24,17 @@ use crate::locality::{Hint, Near};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 use crate::sockets::connect;
-use ledger::{Device, Granted, Ledger};
+use ledger::{Choice, Device, Granted, Ledger, Wishes};
 use plugins::proto::device_plugin_client::DevicePluginClient;
 use plugins::proto::{
-    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, PreStartContainerRequest, PreferredAllocationRequest,
 };
 
 /// How long a plugin may take over one answer; upstream gives it 30 s before a start.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to say what it prefers: the node takes no other pod meanwhile.
+const PREFERENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -47,11 +51,14 @@ struct Inner {
     counts: watch::Sender<Counts>,
 }
 
-/// A plugin's socket, and whether it wants to hear before a start.
+/// A plugin's socket, and what it wants to be asked.
 #[derive(Clone)]
 struct Plugin {
     socket: PathBuf,
+    /// Before each start.
     pre_start: bool,
+    /// Before a grant. Withdrawn when it gives no answer, until it registers again, so that it holds others up once.
+    preference: bool,
 }
 
 /// All devices of a resource, and the healthy ones.
@@ -79,13 +86,35 @@ impl Devices {
     }
 
     /// Grants a pod that is being taken what it asks for. It is on disk before a container has any of it.
-    pub fn grant(&self, pod: &DesiredPod, near: &Near) -> Result<(), Verdict> {
-        self.inner.ledger.lock().grant(pod, near)
+    pub fn grant(&self, pod: &DesiredPod, near: &Near, wishes: &Wishes) -> Result<(), Verdict> {
+        self.inner.ledger.lock().grant(pod, near, wishes)
+    }
+
+    /// Asks the plugins that want it which devices the pod's container of that number had best have, where there is a
+    /// choice, and adds that to `wishes`. Those before it have been asked for, and nothing else is granted meanwhile.
+    pub async fn ask(&self, pod: &DesiredPod, index: usize, near: &Near, wishes: &mut Wishes) {
+        loop {
+            let asked = self.inner.with_preference();
+            let choice = self.inner.ledger.lock().choice(pod, index, near, wishes, &asked);
+            let Some(choice) = choice else { return };
+            let key = (choice.container.clone(), choice.resource.clone());
+            let Some(plugin) = self.inner.plugins.lock().get(&choice.resource).cloned() else { return };
+            let answer = tokio::time::timeout(PREFERENCE_TIMEOUT, preferred(&plugin, choice)).await;
+            let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {PREFERENCE_TIMEOUT:?}")));
+            let wish = answer.unwrap_or_else(|why| {
+                warn!(pod = %pod.key(), resource = key.1, why, "device plugin does not say what it prefers");
+                if let Some(plugin) = self.inner.plugins.lock().get_mut(&key.1) {
+                    plugin.preference = false;
+                }
+                Vec::new()
+            });
+            wishes.insert(key, wish);
+        }
     }
 
     /// Where the devices of a container of the pod could come from: hints for each resource whose devices have a place.
-    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Vec<Vec<Hint>> {
-        self.inner.ledger.lock().hints(pod, index, near)
+    pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near, wishes: &Wishes) -> Vec<Vec<Hint>> {
+        self.inner.ledger.lock().hints(pod, index, near, wishes)
     }
 
     /// Gives back what a pod had that has ended. Repeating it is harmless.
@@ -118,14 +147,27 @@ impl Devices {
         for (resource, ids) in grant {
             let plugin = self.inner.plugins.lock().get(&resource).cloned();
             let plugin = plugin.ok_or_else(|| format!("no device plugin serves {resource}"))?;
-            let answer = ask(&plugin, ids).await;
+            let answer = allocate(&plugin, ids).await;
             add(config, answer.map_err(|error| format!("device plugin of {resource}: {error}"))?);
         }
         Ok(())
     }
 }
 
-async fn ask(plugin: &Plugin, ids: Vec<String>) -> Result<ContainerAllocateResponse, String> {
+async fn preferred(plugin: &Plugin, choice: Choice) -> Result<Vec<String>, String> {
+    let channel = connect(plugin.socket.clone()).await.map_err(|error| error.to_string())?;
+    let request = ContainerPreferredAllocationRequest {
+        available_device_ids: choice.available,
+        must_include_device_ids: choice.must_include,
+        allocation_size: i32::try_from(choice.wanted).map_err(|error| error.to_string())?,
+    };
+    let request = PreferredAllocationRequest { container_requests: vec![request] };
+    let answer = DevicePluginClient::new(channel).get_preferred_allocation(request).await;
+    let mut answers = answer.map_err(|status| status.to_string())?.into_inner().container_responses;
+    Ok(answers.pop().map(|answer| answer.device_ids).unwrap_or_default())
+}
+
+async fn allocate(plugin: &Plugin, ids: Vec<String>) -> Result<ContainerAllocateResponse, String> {
     let channel = connect(plugin.socket.clone()).await.map_err(|error| error.to_string())?;
     let mut client = DevicePluginClient::new(channel);
     let container_requests = vec![ContainerAllocateRequest { devices_ids: ids.clone() }];
@@ -169,6 +211,12 @@ impl Inner {
             let ledger = self.ledger.lock();
             (ledger.version != written).then(|| (ledger.version, ledger.granted.clone()))
         })
+    }
+
+    /// Resources whose plugins want to be asked which devices to give.
+    fn with_preference(&self) -> BTreeSet<String> {
+        let plugins = self.plugins.lock();
+        plugins.iter().filter(|(_, plugin)| plugin.preference).map(|(resource, _)| resource.clone()).collect()
     }
 
     /// Takes the devices of a resource as they are now.
@@ -217,7 +265,7 @@ mod tests {
                 let devices = &devices;
                 scope.spawn(move || {
                     for pod in half {
-                        devices.grant(pod, &Near::new()).expect("there are enough");
+                        devices.grant(pod, &Near::new(), &Wishes::new()).expect("there are enough");
                         devices.inner.note().expect("noted");
                     }
                 });

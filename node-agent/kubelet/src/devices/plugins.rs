@@ -83,9 +83,11 @@ impl Registration for Registrar {
         if !is_name(&request.endpoint) || request.endpoint.starts_with('.') {
             return Err(Status::invalid_argument(format!("{:?} is no name of a socket", request.endpoint)));
         }
+        let options = request.options.unwrap_or_default();
         let plugin = Plugin {
             socket: self.inner.dir.join(&request.endpoint),
-            pre_start: request.options.is_some_and(|options| options.pre_start_required),
+            pre_start: options.pre_start_required,
+            preference: options.get_preferred_allocation_available,
         };
         let mut watches = self.watches.lock();
         if watches.len() >= MAX_RESOURCES && !watches.contains_key(&resource) {

@@ -3,6 +3,7 @@
 //! The Node object is made once and its labels kept; the status is written when it changes, when the API shows another
 //! one, and every five minutes, the lease every ten seconds. A failed write is tried again at the next turn.
 
+pub mod fit;
 mod lease;
 pub mod machine;
 pub mod status;
@@ -100,7 +101,7 @@ impl NodeKeeper {
     /// Creates the node, or brings the labels of an existing one up to date.
     async fn register(&self) -> Result<Node, hawser_api::Error> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let fresh = self.new_node().await;
+        let fresh = Node { status: Some(self.current(None).await), ..new_node(&self.config) };
         match api.create(&fresh).await {
             Err(error) if error.is_already_exists() => {}
             created => {
@@ -117,30 +118,6 @@ impl NodeKeeper {
             return Ok(known);
         }
         api.merge_patch(&self.config.node_name, &json!({ "metadata": { "labels": wanted } })).await
-    }
-
-    async fn new_node(&self) -> Node {
-        let mut labels = self.config.labels.clone();
-        let arch = machine::architecture();
-        for (key, value) in [
-            ("kubernetes.io/hostname", self.config.hostname.as_str()),
-            ("kubernetes.io/os", "linux"),
-            ("kubernetes.io/arch", arch),
-            ("beta.kubernetes.io/os", "linux"),
-            ("beta.kubernetes.io/arch", arch),
-        ] {
-            labels.insert(key.into(), value.into());
-        }
-        let taints: Vec<Taint> = self.config.taints.iter().filter_map(|t| parse_taint(t)).collect();
-        Node {
-            metadata: ObjectMeta {
-                name: Some(self.config.node_name.clone()),
-                labels: Some(labels),
-                ..ObjectMeta::default()
-            },
-            spec: Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() }),
-            status: Some(self.current(None).await),
-        }
     }
 
     async fn keep_status(&self, node: Node) {
@@ -221,6 +198,31 @@ impl NodeKeeper {
             volumes_in_use: self.csi.in_use(),
         };
         status::node_status(&self.config, &self.machine, &observed, previous)
+    }
+}
+
+/// The node as it is registered, without a status.
+pub(crate) fn new_node(config: &Config) -> Node {
+    let mut labels = config.labels.clone();
+    let arch = machine::architecture();
+    for (key, value) in [
+        ("kubernetes.io/hostname", config.hostname.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", arch),
+    ] {
+        labels.insert(key.into(), value.into());
+    }
+    let taints: Vec<Taint> = config.taints.iter().filter_map(|t| parse_taint(t)).collect();
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() }),
+        status: None,
     }
 }
 

@@ -421,15 +421,24 @@ impl Worker {
     }
 
     fn update_view(&self, status: &PodStatus) {
-        let mut object = (*self.pod.object).clone();
-        object.status = Some(status.clone());
+        let mut view = self.view.lock();
+        let own = &self.pod.object;
+        // An object is large, and this is done at every step: it is copied only where none is there that shows the same,
+        // which is the API's own once it has the status.
+        let is_shown = |pod: &Pod| {
+            pod.status.as_ref() == Some(status) && pod.spec == own.spec && pod.metadata == own.metadata
+        };
+        let object = match [own, &view.pod].into_iter().find(|pod| is_shown(pod)) {
+            Some(pod) => pod.clone(),
+            None => Arc::new(Pod { status: Some(status.clone()), ..(**own).clone() }),
+        };
         let containers = self.state.containers.iter().map(|(name, track)| {
             let current = track.current.as_ref().map(|i| i.status.clone());
             let previous = track.previous.as_ref().map(|i| i.status.clone());
             (name.clone(), (current, previous))
         });
         let volumes = self.volumes.clone();
-        *self.view.lock() = PodView { pod: object.into(), containers: containers.collect(), volumes };
+        *view = PodView { pod: object, containers: containers.collect(), volumes };
     }
 }
 

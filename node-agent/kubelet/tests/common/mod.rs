@@ -527,6 +527,11 @@ impl Node {
         self.wait_status(name, "running", |s| s.phase.as_deref() == Some("Running")).await
     }
 
+    /// Waits until the API has no such pod any more.
+    pub(crate) async fn wait_gone(&self, name: &str) {
+        self.wait("the pod to go", || self.api.pod(name).is_none().then_some(())).await;
+    }
+
     pub(crate) async fn wait_ready(&self, name: &str) -> PodStatus {
         self.wait_status(name, "ready", is_ready).await
     }

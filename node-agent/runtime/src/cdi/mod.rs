@@ -191,33 +191,27 @@ fn read(path: &Path) -> Result<Spec, String> {
 mod tests {
     use super::*;
 
-    struct Dirs(PathBuf);
+    struct Dirs(tempfile::TempDir);
 
     impl Dirs {
-        fn new(name: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("hawser-cdi-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&dir);
-            fs::create_dir_all(dir.join("etc")).unwrap();
-            fs::create_dir_all(dir.join("run")).unwrap();
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["etc", "run"] {
+                fs::create_dir(dir.path().join(name)).unwrap();
+            }
             Self(dir)
         }
 
         fn write(&self, path: &str, text: &str) {
-            fs::write(self.0.join(path), text).unwrap();
+            fs::write(self.0.path().join(path), text).unwrap();
         }
 
         fn env_of(&self, names: &[&str]) -> std::result::Result<Vec<String>, String> {
             // The third is not there.
-            let dirs = ["etc", "run", "none"].map(|dir| self.0.join(dir));
+            let dirs = ["etc", "run", "none"].map(|dir| self.0.path().join(dir));
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let edits = edits_of(&dirs, &names).map_err(|error| error.to_string())?;
             Ok(edits.into_iter().flat_map(|edits| edits.env).collect())
-        }
-    }
-
-    impl Drop for Dirs {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -229,7 +223,7 @@ mod tests {
 
     #[test]
     fn devices_are_found_in_json_and_yaml() {
-        let dirs = Dirs::new("found");
+        let dirs = Dirs::new();
         dirs.write("etc/one.json", &json("test.com/gpu", "a", "ONE=1"));
         dirs.write(
             "run/two.yaml",
@@ -243,7 +237,7 @@ mod tests {
 
     #[test]
     fn later_directory_wins_and_doubt_is_an_error() {
-        let dirs = Dirs::new("conflicts");
+        let dirs = Dirs::new();
         dirs.write("etc/one.json", &json("test.com/gpu", "a", "FROM=etc"));
         dirs.write("run/one.json", &json("test.com/gpu", "a", "FROM=run"));
         assert_eq!(dirs.env_of(&["test.com/gpu=a"]).unwrap(), ["FROM=run"]);
@@ -254,7 +248,7 @@ mod tests {
 
     #[test]
     fn file_that_makes_no_sense_hides_only_its_own_devices() {
-        let dirs = Dirs::new("bad");
+        let dirs = Dirs::new();
         dirs.write("etc/bad.json", "{");
         dirs.write("etc/kind.json", &json("gpu", "a", "X=1"));
         dirs.write("etc/version.json", &json("test.com/gpu", "v", "X=1").replace("0.6.0", "9.0.0"));

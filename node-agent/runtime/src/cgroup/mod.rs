@@ -298,13 +298,13 @@ tmpfs /tmp tmpfs rw 0 0
 
     #[test]
     fn level_of_version_2_gets_no_limit_below_what_it_needs() {
-        let root = std::env::temp_dir().join(format!("hawser-cgroup-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&root);
+        let own = tempfile::tempdir().unwrap();
+        let root = own.path().to_owned();
         let level = root.join("node/kubepods");
         fs::create_dir_all(&level).unwrap();
         fs::write(level.join("memory.current"), "1000").unwrap();
         fs::write(level.join("memory.stat"), "inactive_file 400\n").unwrap();
-        let groups = Cgroups { hierarchies: vec![Hierarchy { root: root.clone(), controllers: Vec::new() }] };
+        let groups = Cgroups { hierarchies: vec![Hierarchy { root, controllers: Vec::new() }] };
         let bounds = |bytes| Resources {
             cpu_shares: Some(2048),
             memory_limit_bytes: Some(bytes),
@@ -320,7 +320,6 @@ tmpfs /tmp tmpfs rw 0 0
         assert_eq!((text("memory.max"), text("cpu.weight")), ("700".into(), "79".into()));
         assert_eq!((text("pids.max"), text("burstable/memory.max")), ("500".into(), "100".into()));
         assert!(groups.exists("/node/kubepods") && !groups.exists("/node/other"));
-        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

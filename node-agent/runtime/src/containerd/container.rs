@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as ContainerRuntime;
@@ -53,7 +54,7 @@ struct RuncOptions {
 }
 
 impl Inner {
-    pub(super) async fn create_container(&self, config: &ContainerConfig) -> Result<ContainerId> {
+    pub(super) async fn create_container(self: &Arc<Self>, config: &ContainerConfig) -> Result<ContainerId> {
         check_name("name", &config.name)?;
         let id = container_id(&config.pod_uid, &config.name, config.attempt);
         if let Some(status) = self.status(&id).await? {
@@ -273,7 +274,7 @@ impl Inner {
         Ok(usage.map(|usage| DiskUsage { bytes: count(usage.size), inodes: count(usage.inodes) }))
     }
 
-    pub(super) async fn start_container(&self, id: &str) -> Result<()> {
+    pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
         let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
         let pod_uid = self.stored(id).await?.ok_or_else(absent)?.pod_uid.clone();
         // A process may end before containerd has answered the start. Its task is then to be deleted after the
@@ -290,7 +291,7 @@ impl Inner {
         }
         let before = Before::unanswered_if(self.records.get(id).started_at.is_some());
         // Before the start: a process that ends at once must find that it was started.
-        self.records.started(id, Timestamp::now())?;
+        self.change_record(id, |owner, id| owner.records.started(id, Timestamp::now())).await?;
         fault::point("container: start noted");
         self.starting.lock().insert(id.to_owned());
         if let Err(error) = self.start_task(id, before).await {
@@ -317,7 +318,7 @@ impl Inner {
         started.await
     }
 
-    pub(super) async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
+    pub(super) async fn stop_container(self: &Arc<Self>, id: &str, timeout: Duration) -> Result<()> {
         let Some(found) = self.find(id).await? else { return Ok(()) };
         let signal = match found.task.as_ref().map(task_status) {
             None | Some(TaskStatus::Stopped) => return self.settle(&found).await,
@@ -335,7 +336,7 @@ impl Inner {
     }
 
     /// SIGKILL to every process; returns when the container has ended.
-    async fn kill_all(&self, id: &str) -> Result<()> {
+    async fn kill_all(self: &Arc<Self>, id: &str) -> Result<()> {
         self.kill(id, SIGKILL, true).await?;
         if !self.wait_for_exit(id, KILL_TIMEOUT).await? {
             let what = format!("the end of killed container {id}");
@@ -369,7 +370,7 @@ impl Inner {
         }
     }
 
-    pub(super) async fn remove_container(&self, id: &str) -> Result<()> {
+    pub(super) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<()> {
         check_name("id", id)?;
         let Some(container) = self.container(id).await? else {
             // What is kept outside of containerd may be left over from a removal that was cut short.

@@ -58,7 +58,7 @@ impl Inner {
     }
 
     /// Records the container's exit, if it has ended and that is not recorded yet.
-    pub(super) async fn settle(&self, found: &Found) -> Result<()> {
+    pub(super) async fn settle(self: &Arc<Self>, found: &Found) -> Result<()> {
         let record = self.records.get(&found.id);
         if record.exit.is_some() {
             return Ok(());
@@ -66,7 +66,7 @@ impl Inner {
         match &found.task {
             Some(task) if task_status(task) == TaskStatus::Stopped => {
                 let finished_at = rpc::timestamp(task.exited_at).unwrap_or_else(Timestamp::now);
-                self.record_exit(&found.id, &found.stored, task.exit_status as i32, finished_at)
+                self.record_exit(&found.id, &found.stored, task.exit_status as i32, finished_at).await
             }
             Some(_) => Ok(()),
             None if record.started_at.is_none() => Ok(()),
@@ -79,13 +79,13 @@ impl Inner {
                     oom_killed: false,
                     unobserved: true,
                 };
-                self.tell(&found.id, &found.stored, exit)
+                self.tell(&found.id, &found.stored, exit).await
             }
         }
     }
 
-    pub(super) fn record_exit(
-        &self,
+    pub(super) async fn record_exit(
+        self: &Arc<Self>,
         id: &str,
         stored: &Arc<Stored>,
         exit_code: i32,
@@ -94,18 +94,37 @@ impl Inner {
         // The cgroup is there until the task is deleted, and knows better than an event that may come
         // late.
         let oom_killed = exit_code != 0 && self.cgroups.oom_killed(&stored.cgroup);
-        self.tell(id, stored, ContainerExit { exit_code, finished_at, oom_killed, unobserved: false })
+        self.tell(id, stored, ContainerExit { exit_code, finished_at, oom_killed, unobserved: false }).await
     }
 
-    fn tell(&self, id: &str, stored: &Arc<Stored>, exit: ContainerExit) -> Result<()> {
-        if self.records.exited(id, &exit)? {
-            fault::point("container: exit noted");
-            self.tell_started(id, &stored.pod_uid);
-            let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid: stored.pod_uid.clone(), exit };
-            // Fails when nobody listens.
-            let _ = self.events.send(event);
-        }
-        Ok(())
+    async fn tell(self: &Arc<Self>, id: &str, stored: &Stored, exit: ContainerExit) -> Result<()> {
+        let pod_uid = stored.pod_uid.clone();
+        self.change_record(id, move |owner, id| {
+            if owner.records.exited(id, &exit)? {
+                fault::point("container: exit noted");
+                owner.tell_started(id, &pod_uid);
+                let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid, exit };
+                // Fails when nobody listens.
+                let _ = owner.events.send(event);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs to its end even where the caller stops waiting: nobody would hear of an exit that is noted and not told.
+    pub(super) async fn change_record(
+        self: &Arc<Self>,
+        id: &str,
+        change: impl FnOnce(&Self, &str) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let alone = self.records.changing.lock(id).await;
+        let (owner, id) = (Arc::clone(self), id.to_owned());
+        blocking(move || {
+            let _alone = alone;
+            change(&owner, &id)
+        })
+        .await
     }
 
     /// Tells that a container was started, if nobody has yet.

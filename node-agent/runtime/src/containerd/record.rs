@@ -1,5 +1,6 @@
 //! What must be known of a container after its process, its shim or this machine is gone: that it was
-//! started, and how it ended. One small file a container, kept in memory too.
+//! started, and how it ended. One small file a container, kept in memory too. It is on disk when a call returns: nothing
+//! else tells what ran before a loss of power, and it would be started once more.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,7 +9,9 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::paths::{Paths, TEMPORARY, io_error, remove_file, write_atomically};
+use crate::durable::{self, UNFINISHED};
+use crate::keyed_lock::KeyedLock;
+use crate::paths::{Paths, io_error, remove_file};
 use crate::{ContainerExit, Result};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -17,14 +20,16 @@ pub(super) struct ExitRecord {
     pub(super) exit: Option<ContainerExit>,
 }
 
+/// Calls block. Changes of one container's record must not overlap.
 pub(super) struct Records {
     paths: Paths,
     known: Mutex<HashMap<String, ExitRecord>>,
+    /// By id, for who changes a record: held to the end of the change, whoever stops waiting for it.
+    pub(super) changing: KeyedLock,
 }
 
 impl Records {
-    /// Reads what an earlier agent wrote. A file that does not parse (the disk was full, the machine lost
-    /// power) is as good as none.
+    /// Reads what an earlier agent wrote. A file that does not parse is as good as none.
     pub(super) fn load(paths: Paths) -> Result<Self> {
         let directory = paths.records();
         fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
@@ -32,7 +37,7 @@ impl Records {
         for entry in fs::read_dir(&directory).map_err(io_error("list", &directory))? {
             let path = entry.map_err(io_error("list", &directory))?.path();
             let extension = path.extension().and_then(|e| e.to_str());
-            if extension == Some(TEMPORARY) {
+            if extension == Some(UNFINISHED) {
                 // Of an agent that was killed while it wrote.
                 remove_file(&path)?;
             }
@@ -42,7 +47,7 @@ impl Records {
             let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
             known.insert(id.to_owned(), record.unwrap_or_default());
         }
-        Ok(Self { paths, known: Mutex::new(known) })
+        Ok(Self { paths, known: Mutex::new(known), changing: KeyedLock::default() })
     }
 
     pub(super) fn get(&self, id: &str) -> ExitRecord {
@@ -76,7 +81,8 @@ impl Records {
 
     fn put(&self, id: &str, record: ExitRecord) -> Result<()> {
         let text = serde_json::to_vec(&record).expect("a record is plain data");
-        write_atomically(&self.paths.record(id), &text)?;
+        let path = self.paths.record(id);
+        durable::write(&path, &text).map_err(io_error("write", &path))?;
         self.known.lock().insert(id.to_owned(), record);
         Ok(())
     }

@@ -23,13 +23,13 @@ pub(super) struct Found {
 }
 
 impl Inner {
-    pub(super) async fn status(&self, id: &str) -> Result<Option<ContainerStatus>> {
+    pub(super) async fn status(self: &Arc<Self>, id: &str) -> Result<Option<ContainerStatus>> {
         let Some(found) = self.find(id).await? else { return Ok(None) };
         self.settle(&found).await?;
         Ok(Some(to_status(&found, self.records.get(id))))
     }
 
-    pub(super) async fn list_statuses(&self) -> Result<Vec<ContainerStatus>> {
+    pub(super) async fn list_statuses(self: &Arc<Self>) -> Result<Vec<ContainerStatus>> {
         let mut statuses = Vec::new();
         for found in self.find_all().await? {
             self.settle(&found).await?;

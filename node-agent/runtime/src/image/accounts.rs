@@ -66,8 +66,8 @@ mod tests {
 
     #[test]
     fn uppermost_layer_wins_and_links_stay_inside() {
-        let dir = std::env::temp_dir().join(format!("hawser-accounts-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
+        let own = tempfile::tempdir().unwrap();
+        let dir = own.path();
         for layer in ["upper", "lower"] {
             fs::create_dir_all(dir.join(layer).join("etc")).unwrap();
         }
@@ -82,6 +82,5 @@ mod tests {
         fs::remove_file(dir.join("upper/etc/passwd")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.join("upper/etc/passwd")).unwrap();
         assert_eq!(read(&[mount]).passwd, "old");
-        fs::remove_dir_all(dir).unwrap();
     }
 }

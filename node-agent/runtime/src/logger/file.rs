@@ -143,17 +143,10 @@ pub(crate) fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    fn temp_dir(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("hawser-logfile-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        dir
-    }
-
     #[test]
     fn rotation_keeps_the_newest_files_and_whole_lines() {
-        let dir = temp_dir("rotate");
-        let path = dir.join("0.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
         let mut log = LogFile::new(path.clone(), 100, 3);
         for i in 0..40 {
             log.append(format!("line number {i:02} of this log\n").as_bytes());
@@ -164,13 +157,12 @@ mod tests {
         let numbers: Vec<u32> = all.lines().map(|l| l[12..14].parse().unwrap()).collect();
         let first = numbers[0];
         assert!(numbers.len() >= 7 && numbers.iter().copied().eq(first..40), "{numbers:?}");
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn lines_that_cannot_be_written_are_counted_in_the_log() {
-        let dir = temp_dir("lost");
-        let path = dir.join("sub/0.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/0.log");
         let mut log = LogFile::new(path.clone(), 1000, 3);
         log.append(b"one\ntwo\n");
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -178,16 +170,14 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("stderr F [hawser: 2 log lines lost: No such file"), "{text}");
         assert!(text.ends_with("three\n"), "{text}");
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn appends_to_what_an_earlier_writer_left() {
-        let dir = temp_dir("append");
-        let path = dir.join("0.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
         LogFile::new(path.clone(), 1000, 3).append(b"one\n");
         LogFile::new(path.clone(), 1000, 3).append(b"two\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
-        fs::remove_dir_all(dir).unwrap();
     }
 }

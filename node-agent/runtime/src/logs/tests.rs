@@ -3,16 +3,14 @@ use std::fs;
 use super::*;
 
 struct Log {
-    dir: PathBuf,
+    dir: tempfile::TempDir,
     path: PathBuf,
 }
 
 impl Log {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("hawser-logs-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Self { path: dir.join("0.log"), dir }
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { path: dir.path().join("0.log"), dir }
     }
 
     /// Line n is written at second n of a minute.
@@ -23,7 +21,7 @@ impl Log {
                 format!("2024-01-01T00:00:{second:02}.000000000Z {stream} {tag} {text}\n")
             })
             .collect();
-        let path = self.dir.join(file);
+        let path = self.dir.path().join(file);
         let old = fs::read_to_string(&path).unwrap_or_default();
         fs::write(path, old + &text).unwrap();
     }
@@ -31,12 +29,6 @@ impl Log {
     async fn read(&self, options: LogOptions) -> String {
         let reader = LogReader::open(self.path.clone(), options, already_ended()).await.unwrap();
         read_all(reader).await
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -48,8 +40,8 @@ async fn read_all(mut reader: LogReader) -> String {
     out
 }
 
-fn three_files(name: &str) -> Log {
-    let log = Log::new(name);
+fn three_files() -> Log {
+    let log = Log::new();
     log.write("0.log.20240101-000000.000000001", &[(1, "stdout", "F", "one"), (2, "stderr", "F", "two")]);
     log.write("0.log.20240101-000000.000000002", &[(3, "stdout", "P", "thr"), (4, "stdout", "F", "ee")]);
     log.write("0.log", &[(5, "stdout", "F", "four"), (6, "stdout", "F", "five six")]);
@@ -58,13 +50,13 @@ fn three_files(name: &str) -> Log {
 
 #[tokio::test]
 async fn rotated_files_read_as_one_log() {
-    let log = three_files("all");
+    let log = three_files();
     assert_eq!(log.read(LogOptions::default()).await, "one\ntwo\nthree\nfour\nfive six\n");
 }
 
 #[tokio::test]
 async fn options_choose_lines() {
-    let log = three_files("options");
+    let log = three_files();
     let check = async |what: &str, options: LogOptions, expected: &str| {
         assert_eq!(log.read(options).await, expected, "{what}");
     };
@@ -85,13 +77,13 @@ async fn options_choose_lines() {
 
 #[tokio::test]
 async fn absent_log_is_empty() {
-    let log = Log::new("absent");
+    let log = Log::new();
     assert_eq!(log.read(LogOptions::default()).await, "");
 }
 
 #[tokio::test(start_paused = true)]
 async fn following_sees_rotation_and_ends_with_the_container() {
-    let log = Log::new("follow");
+    let log = Log::new();
     log.write("0.log", &[(1, "stdout", "F", "one")]);
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let options = LogOptions { follow: true, ..Default::default() };
@@ -99,7 +91,7 @@ async fn following_sees_rotation_and_ends_with_the_container() {
     assert_eq!(reader.next_chunk().await.unwrap().unwrap(), "one\n");
 
     log.write("0.log", &[(2, "stdout", "F", "two")]);
-    fs::rename(&log.path, log.dir.join("0.log.20240101-000000.000000001")).unwrap();
+    fs::rename(&log.path, log.dir.path().join("0.log.20240101-000000.000000001")).unwrap();
     log.write("0.log", &[(3, "stdout", "F", "three")]);
     assert_eq!(reader.next_chunk().await.unwrap().unwrap(), "two\n");
     assert_eq!(reader.next_chunk().await.unwrap().unwrap(), "three\n");
