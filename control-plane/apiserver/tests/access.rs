@@ -478,3 +478,30 @@ async fn grace_beyond_counting_is_cut() {
     }
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_bootstrap_token_speaks_for_who_joins() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    let admin = running.admin();
+    let who = |token: &str| {
+        let user = running.server.authenticator().authenticate(None, Some(&format!("Bearer {token}")));
+        user.map(|user| user.name.clone()).map_err(|error| error.code())
+    };
+    assert_eq!(who("abcdef.0123456789abcdef"), Err(401), "nobody made it");
+    let secret = json!({
+        "metadata": { "name": "bootstrap-token-abcdef" },
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+        },
+    });
+    admin.create(&SECRETS, Some("kube-system"), secret).await.expect("a secret");
+    admin.list(&SECRETS, None, "").await;
+    assert_eq!(who("abcdef.0123456789abcdef"), Ok("system:bootstrap:abcdef".to_owned()));
+    assert_eq!(who("abcdef.0123456789abcdee"), Err(401), "another secret");
+    admin.delete(&SECRETS, Some("kube-system"), "bootstrap-token-abcdef", None).await.expect("gone");
+    admin.list(&SECRETS, None, "").await;
+    assert_eq!(who("abcdef.0123456789abcdef"), Err(401), "it was taken back");
+    running.stop().await;
+}

@@ -2,6 +2,7 @@
 
 pub mod authn;
 pub mod authz;
+mod bootstrap;
 pub mod impersonation;
 pub mod jwt;
 pub mod node;
