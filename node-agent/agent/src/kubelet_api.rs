@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::Context;
+use hawser_api::Client;
 use hawser_kubelet::{
     Pods, Telemetry,
-    server::{AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config},
+    server::{Backend, Delegated, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config},
     worker::PodView,
 };
 use hawser_runtime::{ContainerState, ContainerStatus, Runtime};
@@ -20,7 +21,7 @@ use crate::{
     pod_network::AgentNetwork,
 };
 
-/// Who may use it: the API server, which asks for its own clients after it has authorized them.
+/// Who may do everything: the API server, which asks for its own clients after it has authorized them.
 const API_SERVERS: &str = "system:masters";
 
 /// Binds the server to the node's address.
@@ -30,6 +31,7 @@ const API_SERVERS: &str = "system:masters";
 pub(crate) async fn bind(
     options: &Options,
     runtime: Arc<dyn Runtime>,
+    client: Arc<dyn Client>,
     source: Source,
 ) -> anyhow::Result<Server> {
     let tls = tls_config(
@@ -41,7 +43,7 @@ pub(crate) async fn bind(
         node_name: options.node_name.clone(),
         runtime,
         pods: Arc::new(source),
-        authorizer: Arc::new(AllowGroups(vec![API_SERVERS.into()])),
+        authorizer: Arc::new(Delegated::new(client, options.node_name.clone(), API_SERVERS.into())),
     };
     let address = SocketAddr::new(options.node_ip, options.port);
     Server::bind(address, tls, backend)

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context;
 use async_trait::async_trait;
 use hawser_api::{
+    Client,
     grpc::{NodeSession, Remote, RemoteOptions},
     informer::Informer,
     resource::{ObjectKey, Target},
@@ -99,10 +100,11 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     })?;
     names::feed(&dns, &caches.objects.services);
     let containerd: Arc<dyn Runtime> = Arc::new(containerd);
+    let client: Arc<dyn Client> = Arc::new(remote);
     let parts = Parts {
         runtime: containerd.clone(),
         network: pod_network.clone(),
-        client: Arc::new(remote),
+        client: client.clone(),
         status: Arc::new(StreamWriter(session.clone())),
         objects: caches.objects.clone(),
         endpoints: Arc::new(service_path.clone()),
@@ -118,7 +120,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         log_folder,
         telemetry: kubelet.telemetry(),
     };
-    let server = kubelet_api::bind(&options, containerd, source).await?;
+    let server = kubelet_api::bind(&options, containerd, client, source).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
     let mut following = tokio::spawn(caches.clone().follow(events));

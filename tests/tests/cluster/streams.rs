@@ -107,3 +107,31 @@ fn proxies_reach_pods_services_and_kubelets_of_every_node() {
     let closed = raw(&format!("{base}/pods/web-0:81/proxy/")).expect_err("nothing listens there");
     assert!(format!("{closed:#}").contains("connection refused"), "{closed:#}");
 }
+
+/// Prometheus and its like: a service account's token, and the right to `nodes/metrics`.
+#[test]
+fn a_node_is_scraped_with_a_token() {
+    let Some(ns) = Namespace::of_shared_cluster("scrape") else { return };
+    let node = ns.cluster.nodes().expect("nodes").remove(0);
+    let address = ns.cluster.node_address(&node).expect("an address");
+    let asked = |token: &str, path: &str| {
+        let (header, url) =
+            (format!("Authorization: Bearer {token}"), format!("https://{address}:10250{path}"));
+        let words = ["curl", "-sk", "-m", "10", "-H", &header, "-o", "/dev/null", "-w", "%{http_code}", &url];
+        ns.cluster.on_node(&node, &words).expect("the kubelet answers")
+    };
+    ns.kubectl("create serviceaccount scraper").expect("created");
+    let token = ns.kubectl("create token scraper").expect("a token");
+    assert_eq!(asked(&token, "/metrics"), "403", "nobody allowed it");
+    assert_eq!(asked("abc", "/metrics"), "401", "no token");
+    let (role, account) = (format!("scrape-{}", ns.name), format!("--serviceaccount={}:other", ns.name));
+    ns.kubectl(&format!("create clusterrole {role} --verb=get --resource=nodes/metrics")).expect("created");
+    ns.kubectl(&format!("create clusterrolebinding {role} --clusterrole={role} {account}")).expect("created");
+    // Another one's, since a refusal holds for half a minute.
+    ns.kubectl("create serviceaccount other").expect("created");
+    let token = ns.kubectl("create token other").expect("a token");
+    assert_eq!(asked(&token, "/metrics"), "200");
+    assert_eq!(asked(&token, "/metrics/cadvisor"), "200");
+    assert_eq!(asked(&token, "/logs/"), "403", "what it was not allowed");
+    ns.kubectl(&format!("delete clusterrole,clusterrolebinding {role}")).expect("deleted");
+}

@@ -1,4 +1,4 @@
-//! Who calls, by client certificate; and what they may.
+//! Who calls, by client certificate or token; and what they may.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
-/// The subject of a verified client certificate: common name and organisations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The subject of a verified client certificate (common name and organisations), or whom a token speaks for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct User {
     pub name: String,
     pub groups: Vec<String>,
@@ -28,6 +28,11 @@ pub struct Attributes {
 /// Decides about verified users.
 #[async_trait]
 pub trait Authorizer: Send + Sync + 'static {
+    /// Whom a bearer token speaks for; `None` for one that is not good. `Err` where that cannot be told now.
+    async fn user_of_token(&self, _token: &str) -> Result<Option<User>, String> {
+        Ok(None)
+    }
+
     /// `Err` with the reason for a refusal.
     async fn authorize(&self, user: &User, attributes: &Attributes) -> Result<(), String>;
 }

@@ -2,11 +2,12 @@
 //!
 //! Its client is the API server, which passes its own clients' streams through byte for byte; so WebSocket
 //! and SPDY end here. It knows pods through [`PodSource`] and containers through the runtime, and nothing of
-//! how they are kept running. Who calls is told by a client certificate; what they may, by [`Authorizer`].
+//! how they are kept running. Who calls is told by a client certificate or a token; what they may, by [`Authorizer`].
 
 mod auth;
 mod body;
 mod configz;
+mod delegated;
 mod files;
 mod logs;
 mod netns;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::Telemetry;
 
 pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
+pub use delegated::Delegated;
 
 /// Connections at a time. Each costs a task and a TLS session; the API server opens one a stream.
 const MAX_CONNECTIONS: usize = 1024;

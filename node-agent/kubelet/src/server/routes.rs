@@ -72,6 +72,10 @@ async fn respond(
     user: Option<User>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
+    let user = match (user, bearer_token(request.headers())) {
+        (None, Some(token)) => backend.authorizer.user_of_token(token).await.map_err(Refusal::internal)?,
+        (user, _) => user,
+    };
     let user = user.ok_or(Refusal { status: StatusCode::UNAUTHORIZED, message: "Unauthorized".into() })?;
     let route = Route::parse(request.uri().path()).ok_or_else(|| Refusal::not_found("404 page not found"))?;
     let attributes = Attributes {
@@ -112,6 +116,12 @@ async fn respond(
             streams::connect(backend, tasks, (&namespace, &pod), &query, request).await
         }
     }
+}
+
+/// Of `Authorization: Bearer <token>`.
+fn bearer_token(headers: &http::HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 fn telemetry(backend: &Backend) -> Result<Telemetry, Refusal> {
