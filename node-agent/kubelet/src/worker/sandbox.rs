@@ -14,6 +14,7 @@ use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
 use crate::node::status::RUNC;
 use crate::pod::{DesiredPod, Outcome};
 use crate::qos_cgroups::pod_group;
+use crate::static_pods::{CONFIG_FILE, file_of};
 
 /// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
 pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
@@ -64,7 +65,7 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
         labels: Default::default(),
-        annotations: Default::default(),
+        annotations: file_of(&pod.object).map(|file| (CONFIG_FILE.to_owned(), file.to_owned())).into_iter().collect(),
     };
     shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
