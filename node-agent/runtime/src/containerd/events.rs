@@ -106,7 +106,7 @@ async fn handle(inner: &Arc<Inner>, envelope: Envelope) -> Result<()> {
             }
             let Some(stored) = inner.stored(&exit.container_id).await? else { return Ok(()) };
             let finished_at = rpc::timestamp(exit.exited_at).unwrap_or_else(Timestamp::now);
-            inner.record_exit(&exit.container_id, &stored, exit.exit_status as i32, finished_at)?;
+            inner.record_exit(&exit.container_id, &stored, exit.exit_status as i32, finished_at);
             inner.delete_task_later(exit.container_id, stored);
         }
         Some("TaskOOM") => {

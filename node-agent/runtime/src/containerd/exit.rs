@@ -2,7 +2,7 @@
 //!
 //! An exit is learned from an event, from a list, or by whoever waits for it; all come through
 //! [`Inner::record_exit`], which tells only the first time. The task is deleted after its exit is on
-//! disk, never before: until then the shim remembers it for us.
+//! disk, never before: until then the shim remembers it for us. A disk that is full holds up only that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -66,7 +66,8 @@ impl Inner {
         match &found.task {
             Some(task) if task_status(task) == TaskStatus::Stopped => {
                 let finished_at = rpc::timestamp(task.exited_at).unwrap_or_else(Timestamp::now);
-                self.record_exit(&found.id, &found.stored, task.exit_status as i32, finished_at)
+                self.record_exit(&found.id, &found.stored, task.exit_status as i32, finished_at);
+                Ok(())
             }
             Some(_) => Ok(()),
             None if record.started_at.is_none() => Ok(()),
@@ -79,33 +80,27 @@ impl Inner {
                     oom_killed: false,
                     unobserved: true,
                 };
-                self.tell(&found.id, &found.stored, exit)
+                self.tell(&found.id, &found.stored, exit);
+                Ok(())
             }
         }
     }
 
-    pub(super) fn record_exit(
-        &self,
-        id: &str,
-        stored: &Arc<Stored>,
-        exit_code: i32,
-        finished_at: Timestamp,
-    ) -> Result<()> {
+    pub(super) fn record_exit(&self, id: &str, stored: &Arc<Stored>, exit_code: i32, finished_at: Timestamp) {
         // The cgroup is there until the task is deleted, and knows better than an event that may come
         // late.
         let oom_killed = exit_code != 0 && self.cgroups.oom_killed(&stored.cgroup);
-        self.tell(id, stored, ContainerExit { exit_code, finished_at, oom_killed, unobserved: false })
+        self.tell(id, stored, ContainerExit { exit_code, finished_at, oom_killed, unobserved: false });
     }
 
-    fn tell(&self, id: &str, stored: &Arc<Stored>, exit: ContainerExit) -> Result<()> {
-        if self.records.exited(id, &exit)? {
+    fn tell(&self, id: &str, stored: &Arc<Stored>, exit: ContainerExit) {
+        if self.records.exited(id, &exit) {
             fault::point("container: exit noted");
             self.tell_started(id, &stored.pod_uid);
             let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid: stored.pod_uid.clone(), exit };
             // Fails when nobody listens.
             let _ = self.events.send(event);
         }
-        Ok(())
     }
 
     /// Tells that a container was started, if nobody has yet.
@@ -119,14 +114,15 @@ impl Inner {
         }
     }
 
-    /// Deletes the task of a container whose exit is recorded. Frees its mounts, pipes and cgroups; the
+    /// Deletes the task of a container whose exit is recorded, once that is on disk. Frees its mounts, pipes and cgroups; the
     /// shim ends with the last task of its pod.
     pub(super) async fn delete_task(&self, id: &str, stored: &Stored) -> Result<()> {
         let _alone = self.pod_locks.lock(&stored.pod_uid).await;
+        self.records.write_again(id)?;
         self.delete_task_locked(id, stored).await
     }
 
-    /// For callers that hold the pod's lock.
+    /// For callers that hold the pod's lock, and need no record of the exit any more.
     pub(super) async fn delete_task_locked(&self, id: &str, stored: &Stored) -> Result<()> {
         self.outputs.let_go(id);
         let request = DeleteTaskRequest { container_id: id.to_owned() };
