@@ -360,6 +360,45 @@ async fn resize_restarts_a_container_that_asks_for_it() {
         events.contains("Killing: Container web resize requires restart").then_some(())
     })
     .await;
+    // The pod's cgroup goes along when nothing has more any longer.
+    let less = asking("web", &[("cpu", "100m")], &[("memory", "32Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = less.clone());
+    node.wait_status("web", "another restart", |s| web(s).restart_count == 2 && web(s).resources == less).await;
+    wait_group_memory(&node, 32 << 20).await;
+}
+
+/// Waits until the pod's cgroup has that limit.
+async fn wait_group_memory(node: &Node, bytes: i64) {
+    node.wait("the limit of the pod's cgroup", || {
+        let group = node.runtime.sandbox_of(&uid("web"))?.resources;
+        (group.memory_limit_bytes == Some(bytes)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_is_granted_more_while_nothing_runs_has_it_as_a_whole() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]));
+    node.wait_running("web").await;
+    for restarts in 0..2 {
+        let running = node
+            .wait("an instance", || {
+                node.runtime
+                    .find(&uid("web"), "web")
+                    .filter(|c| c.attempt == restarts && c.state == ContainerState::Running)
+            })
+            .await;
+        node.runtime.exit(&running.id, 137);
+    }
+    let waits = |s: &PodStatus| web(s).state.is_some_and(|state| state.waiting.is_some());
+    node.wait_status("web", "a back-off", |s| waits(s) && web(s).restart_count == 1).await;
+    let asked = asking("web", &[("cpu", "100m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    wait_group_memory(&node, 128 << 20).await;
+    let status = node.wait_status("web", "a restart", |s| web(s).restart_count == 2).await;
+    assert_eq!(web(&status).resources, asked);
+    assert_eq!(node.runtime.sandbox_of(&uid("web")).expect("there").resources.memory_limit_bytes, Some(128 << 20));
 }
 
 #[tokio::test(start_paused = true)]

@@ -376,7 +376,7 @@ fn lost_sandbox_runs_init_containers_again() {
     let mut state = prepared();
     with(&mut state, "a", 0, ContainerState::Exited, Some(0), at(1));
     with(&mut state, "web", 0, ContainerState::Exited, Some(137), at(1));
-    state.finish(Outcome::SandboxReady { ips: vec![], recreated: true }, at(2));
+    state.finish(Outcome::SandboxReady { ips: vec![], recreated: true, group: Default::default() }, at(2));
     assert_eq!(starts(&decide(&pod, &state, at(2))), [("a", 1)]);
     with(&mut state, "a", 1, ContainerState::Exited, Some(0), at(3));
     assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 1)]);

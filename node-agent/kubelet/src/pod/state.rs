@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hawser_runtime::{ContainerId, ContainerState, ContainerStatus};
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Resources};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
@@ -56,6 +56,8 @@ pub struct PodState {
     pub resize_pending: Option<Pending>,
     /// Changing what containers have failed.
     pub resize_failure: Option<ResizeFailure>,
+    /// Limits that the pod's cgroup has; `None` before there is one.
+    pub group: Option<Resources>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,6 +376,8 @@ pub enum Outcome {
     SandboxReady {
         ips: Vec<IpAddr>,
         recreated: bool,
+        /// Limits of the pod's cgroup.
+        group: Resources,
     },
     SandboxFailed(String),
     VolumesReady,
@@ -470,8 +474,9 @@ impl PodState {
     pub fn finish(&mut self, outcome: Outcome, clock: Clock) {
         let now = clock.now;
         match outcome {
-            Outcome::SandboxReady { ips, recreated } => {
+            Outcome::SandboxReady { ips, recreated, group } => {
                 self.busy.sandbox = false;
+                self.group = Some(group);
                 self.sandbox = Step::Done;
                 self.ips = ips;
                 if recreated {

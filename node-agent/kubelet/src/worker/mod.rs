@@ -294,8 +294,8 @@ impl Worker {
                 })
             }
             Action::Resize => {
-                let running = self.to_resize();
-                self.tasks.spawn(async move { (resize::resize(&shared, &pod, running).await, None) })
+                let (running, group) = (self.to_resize(), self.state.group.clone());
+                self.tasks.spawn(async move { (resize::resize(&shared, &pod, running, group).await, None) })
             }
             Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
             Action::TearDown => {

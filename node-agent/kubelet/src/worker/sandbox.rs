@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hawser_api::Api;
-use hawser_runtime::{PodSandboxConfig, fault};
+use hawser_runtime::{PodSandboxConfig, Resources, fault};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::actions::{Shared, with_source};
@@ -24,7 +24,7 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
         return Outcome::SandboxFailed(message);
     }
     match try_prepare_sandbox(shared, pod).await {
-        Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
+        Ok((ips, group)) => Outcome::SandboxReady { ips, recreated: lost, group },
         Err(message) => {
             let text = format!("Failed to create pod sandbox: {message}");
             shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
@@ -33,7 +33,8 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
     }
 }
 
-async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
+/// The pod's addresses, and the limits of its cgroup.
+async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<IpAddr>, Resources), String> {
     check_runtime_class(shared, pod).await?;
     check_user_namespace(pod)?;
     let config = &shared.config;
@@ -69,7 +70,7 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
     };
     shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
-    Ok(ips)
+    Ok((ips, sandbox.resources))
 }
 
 /// The containers join namespaces that belong to the node's users, so they cannot have users of their own. A pod that
