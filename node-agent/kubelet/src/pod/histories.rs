@@ -72,7 +72,7 @@ impl World {
         self.state.terminal = self.state.terminal.or(decision.terminal);
         for action in decision.actions {
             self.check_action(&action);
-            self.state.begin(&self.pod, &action, self.clock);
+            self.state.begin(&action, self.clock);
             self.under_way.push(action);
         }
         let again = decide(&self.pod, &self.state, self.clock);

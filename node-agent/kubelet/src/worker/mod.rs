@@ -228,7 +228,7 @@ impl Worker {
             self.tell_terminating();
         }
         for action in &decision.actions {
-            self.state.begin(&self.pod, action, clock);
+            self.state.begin(action, clock);
         }
         self.state.holds_claims = self.shared.dra.holds(self.pod.uid());
         self.sync_probes();
