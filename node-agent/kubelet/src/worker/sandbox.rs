@@ -35,7 +35,7 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
 
 /// The pod's addresses, and the limits of its cgroup.
 async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<IpAddr>, Resources), String> {
-    check_runtime_class(shared, pod).await?;
+    let runtime_handler = runtime_handler(shared, pod).await?;
     check_user_namespace(pod)?;
     let config = &shared.config;
     let hostname = files::hostname(pod, config);
@@ -65,6 +65,7 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<I
         cgroup_parent: pod_group(&config.cgroup_root, spec, pod.uid()),
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        runtime_handler,
         labels: Default::default(),
         annotations: file_of(&pod.object).map(|file| (CONFIG_FILE.to_owned(), file.to_owned())).into_iter().collect(),
     };
@@ -85,15 +86,21 @@ fn check_user_namespace(pod: &DesiredPod) -> Result<(), String> {
     }
 }
 
-/// The handler that the pod's RuntimeClass names has to be here.
-async fn check_runtime_class(shared: &Shared, pod: &DesiredPod) -> Result<(), String> {
+/// The handler that the pod's RuntimeClass names, which has to be here. A pod that is there keeps the one that it was made
+/// with: it does not need the API, nor its class any longer.
+async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, String> {
     let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
-        return Ok(());
+        return Ok(String::new());
     };
+    let sandboxes = shared.runtime.list_pod_sandboxes().await.map_err(|error| with_source(&error))?;
+    let known = sandboxes.into_iter().map(|sandbox| sandbox.config).find(|known| known.pod_uid == pod.uid());
+    if let Some(known) = known.filter(|known| !known.runtime_handler.is_empty()) {
+        return Ok(known.runtime_handler);
+    }
     let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
     let class = classes.get(name).await.map_err(|error| error.to_string())?;
     match class.handler.as_str() {
-        "" | RUNC => Ok(()),
+        "" | RUNC => Ok(RUNC.to_owned()),
         other => Err(format!("failed to get sandbox runtime: no runtime for {other:?} is configured")),
     }
 }
