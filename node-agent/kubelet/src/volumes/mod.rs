@@ -6,6 +6,7 @@
 
 pub mod atomic_writer;
 mod claim;
+mod empty_dir;
 pub(crate) mod growth;
 mod host_path;
 pub mod mounts;
@@ -18,7 +19,7 @@ pub mod token;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use hawser_api::client::Client;
 use hawser_runtime::{DeviceMapping, Image, Mount, MountPropagation, Runtime};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
 use crate::config::Config;
 use crate::container::ConfigError;
@@ -38,7 +39,6 @@ use crate::csi::Csi;
 use crate::csi::volume::CsiVolume;
 use crate::interfaces::Objects;
 use crate::pod::{DesiredContainer, DesiredPod};
-use crate::quantity::value;
 use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
@@ -72,6 +72,8 @@ pub enum VolumeError {
     NoToken,
     #[error(transparent)]
     Field(ConfigError),
+    #[error("emptyDir: {0}")]
+    Medium(String),
     #[error("{0} is not supported on this node")]
     Unsupported(&'static str),
     #[error("failed to set up {path}: {source}")]
@@ -264,13 +266,13 @@ impl Volumes {
         if let Some(files) = payload(volume, &fields, &self.objects, tokens)? {
             if is_secret(volume) {
                 // Secrets never reach a disk.
-                mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
+                mounts::mount_new(&dir, "tmpfs", None).map_err(io(&dir))?;
             }
             atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
             return Ok(Mounted::read_only(dir).into());
         }
         if let Some(source) = &volume.empty_dir {
-            empty_dir(&dir, source, group).map_err(io(&dir))?;
+            empty_dir::prepare(&dir, source, pod.spec(), group)?;
             return Ok(Mounted::writable(dir).into());
         }
         if volume.image.is_some() {
@@ -474,27 +476,6 @@ fn is_recursive(mount: &VolumeMount) -> bool {
 
 fn is_secret(volume: &Volume) -> bool {
     volume.secret.is_some() || volume.projected.is_some()
-}
-
-fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
-    let is_new = !dir.exists();
-    match source.medium.as_deref() {
-        Some("Memory") => {
-            let is_mounted = dir.exists() && mounts::is_mount_point(dir)?;
-            mounts::mount_tmpfs(dir, source.size_limit.as_ref().map(value))?;
-            if is_mounted {
-                return Ok(());
-            }
-        }
-        _ if !is_new => return Ok(()),
-        _ => fs::create_dir_all(dir)?,
-    }
-    // Any user may write; a group that owns it passes itself on to new files.
-    let mode = if group.is_some() { 0o2777 } else { 0o777 };
-    if group.is_some() {
-        chown(dir, None, group)?;
-    }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
 }
 
 fn host_path_of(
