@@ -16,7 +16,8 @@ pub mod payload;
 mod sub_path;
 pub mod token;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -493,15 +494,26 @@ fn host_path_of(
     let plain = mount.sub_path.clone().filter(|p| !p.is_empty());
     let expression = mount.sub_path_expr.as_ref().filter(|p| !p.is_empty());
     let sub_path = match expression {
-        Some(expression) => {
-            let lookup = |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, value)| value.clone());
-            Some(expand(expression, lookup))
-        }
+        Some(expression) => Some(expand_fully(expression, env).map_err(failed)?),
         None => plain,
     };
     let Some(sub_path) = sub_path else { return Ok(volume.path.clone()) };
     sub_path::bind(&volume.path, &sub_path, place).map_err(|error| failed(error.to_string()))?;
     Ok(place.to_owned())
+}
+
+/// A path with a variable that has no value would be a part of the volume that nobody meant.
+fn expand_fully(expression: &str, env: &[(String, String)]) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = expand(expression, |name| {
+        let value = env.iter().find(|(k, value)| k == name && !value.is_empty()).map(|(_, value)| value.clone());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
 /// Unmounts what is mounted below `dir`, then removes it. Never deletes through a mount.
@@ -513,5 +525,18 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_a_path_have_values() {
+        let env = [("A", "1"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let expand = |text: &str| expand_fully(text, &env);
+        assert_eq!(expand("x/$(A)/$$(B)"), Ok("x/1/$(B)".to_owned()));
+        assert_eq!(expand("$(B)/$(EMPTY)/$(A)"), Err("missing value for B, EMPTY".to_owned()));
     }
 }
