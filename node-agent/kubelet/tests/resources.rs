@@ -15,7 +15,7 @@ use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, EphemeralContainer, PodStatus,
+    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EphemeralContainer, PodSpec, PodStatus, ResourceFieldSelector, Volume,
     ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -469,4 +469,33 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
     ] {
         assert!(own.contains(line), "{line} in {own}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_show_what_a_container_may_use_follow_a_resize() {
+    let node = Node::start();
+    let file = DownwardAPIVolumeFile {
+        path: "memory".into(),
+        resource_field_ref: Some(ResourceFieldSelector {
+            container_name: Some("web".into()),
+            resource: "limits.memory".into(),
+            ..ResourceFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let source = DownwardAPIVolumeSource { items: Some(vec![file]), ..DownwardAPIVolumeSource::default() };
+    let volume = Volume { name: "amounts".into(), downward_api: Some(source), ..Volume::default() };
+    let web = spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]);
+    node.bind("web", PodSpec { volumes: Some(vec![volume]), ..web });
+    node.wait_running("web").await;
+    let path = node.dir.path().join("pods").join(uid("web"));
+    let path = path.join("volumes/kubernetes.io~downward-api/amounts/memory");
+    assert_eq!(std::fs::read_to_string(&path).expect("there"), (64 << 20).to_string());
+    let asked = asking("web", &[("cpu", "100m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    node.wait("the file", || {
+        let shown = std::fs::read_to_string(&path).ok()?;
+        (shown == (128 << 20).to_string()).then_some(())
+    })
+    .await;
 }

@@ -53,6 +53,8 @@ impl Worker {
                 self.pod = desired;
                 self.state.resize_pending = None;
                 self.state.resize_failure = None;
+                // Files may show the amounts.
+                self.refresh.want();
             }
             Err(pending) => {
                 let event = if pending.reason == DEFERRED { "ResizeDeferred" } else { "ResizeInfeasible" };
