@@ -78,7 +78,7 @@ pub struct Shared {
 }
 
 /// How often a stop that failed is repeated.
-const RETRY_STOP: Duration = Duration::from_secs(1);
+pub(super) const RETRY_STOP: Duration = Duration::from_secs(1);
 
 /// An error with what caused it, in one line.
 pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
