@@ -15,8 +15,9 @@ use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EphemeralContainer, PodSpec, PodStatus, ResourceFieldSelector, Volume,
-    ResourceRequirements,
+    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, DownwardAPIVolumeFile,
+    DownwardAPIVolumeSource, EphemeralContainer, PodSpec, PodStatus, ResourceFieldSelector,
+    ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -363,7 +364,8 @@ async fn resize_restarts_a_container_that_asks_for_it() {
     // The pod's cgroup goes along when nothing has more any longer.
     let less = asking("web", &[("cpu", "100m")], &[("memory", "32Mi")]).resources;
     node.change("web", |spec| spec.containers[0].resources = less.clone());
-    node.wait_status("web", "another restart", |s| web(s).restart_count == 2 && web(s).resources == less).await;
+    node.wait_status("web", "another restart", |s| web(s).restart_count == 2 && web(s).resources == less)
+        .await;
     wait_group_memory(&node, 32 << 20).await;
 }
 
@@ -398,7 +400,10 @@ async fn pod_that_is_granted_more_while_nothing_runs_has_it_as_a_whole() {
     wait_group_memory(&node, 128 << 20).await;
     let status = node.wait_status("web", "a restart", |s| web(s).restart_count == 2).await;
     assert_eq!(web(&status).resources, asked);
-    assert_eq!(node.runtime.sandbox_of(&uid("web")).expect("there").resources.memory_limit_bytes, Some(128 << 20));
+    assert_eq!(
+        node.runtime.sandbox_of(&uid("web")).expect("there").resources.memory_limit_bytes,
+        Some(128 << 20)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,7 +84,9 @@ fn page_bytes(medium: &str, spec: &PodSpec) -> Result<i64, String> {
         (Some(size), _) if asked.contains(&bytes(size)) => Ok(bytes(size)),
         (Some(_), _) => Err(format!("medium {medium:?}: no container asks for pages of this size")),
         (None, 1) if medium == "HugePages" => Ok(asked.into_iter().sum()),
-        (None, 0) if medium == "HugePages" => Err(format!("medium {medium:?}: no container asks for huge pages")),
+        (None, 0) if medium == "HugePages" => {
+            Err(format!("medium {medium:?}: no container asks for huge pages"))
+        }
         (None, _) if medium == "HugePages" => {
             Err(format!("medium {medium:?}: containers ask for pages of several sizes"))
         }

@@ -506,7 +506,8 @@ fn host_path_of(
 fn expand_fully(expression: &str, env: &[(String, String)]) -> Result<String, String> {
     let missing = RefCell::new(BTreeSet::new());
     let path = expand(expression, |name| {
-        let value = env.iter().find(|(k, value)| k == name && !value.is_empty()).map(|(_, value)| value.clone());
+        let value =
+            env.iter().find(|(k, value)| k == name && !value.is_empty()).map(|(_, value)| value.clone());
         if value.is_none() {
             missing.borrow_mut().insert(name.to_owned());
         }

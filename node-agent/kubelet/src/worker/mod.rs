@@ -470,7 +470,7 @@ fn interrupted(action: &Action) -> Option<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::Step;
+    use crate::pod::state::Step;
     use crate::pod::testing::{at, container, pod, spec};
 
     #[test]

@@ -13,9 +13,7 @@ use crate::cpus::CpuPolicy;
 use crate::events::EventType;
 use crate::memory::MemoryPolicy;
 use crate::pod::decide::is_stopping;
-use crate::pod::resize::{
-    DEFERRED, Fixed, Resized, amounts, check_fixed, needs_restart, unequal,
-};
+use crate::pod::resize::{DEFERRED, Fixed, Resized, amounts, check_fixed, needs_restart, unequal};
 use crate::pod::state::Kill;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 

@@ -67,7 +67,10 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<I
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
         runtime_handler,
         labels: Default::default(),
-        annotations: file_of(&pod.object).map(|file| (CONFIG_FILE.to_owned(), file.to_owned())).into_iter().collect(),
+        annotations: file_of(&pod.object)
+            .map(|file| (CONFIG_FILE.to_owned(), file.to_owned()))
+            .into_iter()
+            .collect(),
     };
     shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;

@@ -114,8 +114,7 @@ async fn following_sees_rotation_and_ends_with_the_container() {
 async fn lines_between_the_last_look_and_the_rotation_are_kept() {
     let log = Log::new("between");
     log.write("0.log", &[(1, "stdout", "F", "one")]);
-    let mut reader =
-        LogReader::open(log.path.clone(), LogOptions::default(), already_ended()).await.unwrap();
+    let mut reader = LogReader::open(log.path.clone(), LogOptions::default(), already_ended()).await.unwrap();
     assert_eq!(reader.next_chunk().await.unwrap().unwrap(), "one\n");
     assert!(!reader.fill().await.unwrap(), "at the end of the file");
 
