@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use hawser_runtime::{ContainerState, ContainerStatus};
+use hawser_runtime::{ContainerState, ContainerStatus, PodSandbox};
 use tracing::{info, warn};
 
 use crate::manager::Pods;
+use crate::static_pods::CONFIG_FILE;
 use crate::worker::actions::Shared;
 
 /// Grace of containers whose pod is not known any more.
@@ -25,7 +26,8 @@ pub(crate) struct Orphans {
 }
 
 impl Orphans {
-    /// Stops and removes what belongs to pods that neither the API nor a worker knows. What cannot be removed now holds up
+    /// Stops and removes what belongs to pods that neither the API nor a worker knows. Static pods whose file could
+    /// not be read yet are spared. What cannot be removed now holds up
     /// nothing else; false where there is some of that, which is to be tried again.
     pub(crate) async fn remove_all(&self) -> Result<bool, String> {
         let text = |e: hawser_runtime::Error| e.to_string();
@@ -35,7 +37,9 @@ impl Orphans {
         let dirs = self.shared.volumes.list().map_err(|e| e.to_string())?;
         let logs = log_dirs(&self.shared.config.log_dir).map_err(|e| e.to_string())?;
         let mut uids: BTreeSet<String> = containers.iter().map(|c| c.pod_uid.clone()).collect();
-        uids.extend(sandboxes.into_iter().map(|s| s.config.pod_uid));
+        let spared: BTreeSet<&str> =
+            sandboxes.iter().filter(|s| self.may_come(s)).map(|s| s.config.pod_uid.as_str()).collect();
+        uids.extend(sandboxes.iter().map(|s| s.config.pod_uid.clone()));
         uids.extend(networks);
         uids.extend(dirs);
         uids.extend(logs.keys().cloned());
@@ -43,7 +47,9 @@ impl Orphans {
         let wanted = [self.shared.objects.pods.all(), self.shared.statics.all()].concat();
         let wanted: BTreeSet<&str> = wanted.iter().filter_map(|p| p.metadata.uid.as_deref()).collect();
         let workers = self.pods.uids();
-        let is_orphan = |uid: &String| !wanted.contains(uid.as_str()) && !workers.contains(uid);
+        let is_orphan = |uid: &String| {
+            !wanted.contains(uid.as_str()) && !workers.contains(uid) && !spared.contains(uid.as_str())
+        };
         self.shared.devices.release_all(|uid| !is_orphan(&uid.to_owned()));
         self.shared.cpus.release_all(|uid| !is_orphan(&uid.to_owned()));
         self.shared.memory.release_all(|uid| !is_orphan(&uid.to_owned()));
@@ -62,7 +68,13 @@ impl Orphans {
             .buffer_unordered(REMOVALS)
             .fold(true, |all, removed| async move { all && removed })
             .await;
-        Ok(self.shared.volumes.unstage_unused().await && removed)
+        Ok(self.shared.volumes.unstage_unused().await && removed && spared.is_empty())
+    }
+
+    /// A static pod's, whose file was not read yet.
+    fn may_come(&self, sandbox: &PodSandbox) -> bool {
+        let file = sandbox.config.annotations.get(CONFIG_FILE);
+        file.is_some_and(|file| self.shared.statics.is_unread(Path::new(file)))
     }
 
     async fn remove(

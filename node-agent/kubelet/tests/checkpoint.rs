@@ -5,12 +5,16 @@ mod common;
 use std::time::Duration;
 
 use common::{Node, container, is_ready, spec, uid};
+use hawser_api::GroupVersionResource;
+use hawser_api::resource::Target;
 use hawser_runtime::ContainerState;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, PodSpec, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
     VolumeMount, VolumeProjection,
 };
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::json;
 
 /// A pod with a ConfigMap's volume and a token.
 fn web() -> PodSpec {
@@ -153,4 +157,18 @@ async fn secrets_are_noted_only_where_that_is_wanted() {
         })
         .await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_of_a_runtime_class_is_looked_after_without_the_api() {
+    let node = Node::start();
+    let class = Target::object(GroupVersionResource::of::<RuntimeClass>(), None, "plain");
+    node.api.store(&class, json!({ "metadata": { "name": "plain" }, "handler": "runc" }));
+    let of_class = |spec: PodSpec| PodSpec { runtime_class_name: Some("plain".into()), ..spec };
+    node.bind("web", of_class(spec("Always", vec![container("web")])));
+    node.wait_ready("web").await;
+    let node = node.restart_offline().await;
+    let before = running(&node).expect("runs on");
+    node.runtime.exit(&before.id, 1);
+    node.wait("the restart", || running(&node).filter(|found| found.id != before.id)).await;
 }

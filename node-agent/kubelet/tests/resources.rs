@@ -16,8 +16,9 @@ use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, EphemeralContainer, Node as ApiNode,
-    PodSpec, PodStatus, ResourceRequirements,
+    Container, ContainerPort, ContainerResizePolicy, ContainerStatus, DownwardAPIVolumeFile,
+    DownwardAPIVolumeSource, EphemeralContainer, Node as ApiNode, PodSpec, PodStatus, ResourceFieldSelector,
+    ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -361,6 +362,49 @@ async fn resize_restarts_a_container_that_asks_for_it() {
         events.contains("Killing: Container web resize requires restart").then_some(())
     })
     .await;
+    // The pod's cgroup goes along when nothing has more any longer.
+    let less = asking("web", &[("cpu", "100m")], &[("memory", "32Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = less.clone());
+    node.wait_status("web", "another restart", |s| web(s).restart_count == 2 && web(s).resources == less)
+        .await;
+    wait_group_memory(&node, 32 << 20).await;
+}
+
+/// Waits until the pod's cgroup has that limit.
+async fn wait_group_memory(node: &Node, bytes: i64) {
+    node.wait("the limit of the pod's cgroup", || {
+        let group = node.runtime.sandbox_of(&uid("web"))?.resources;
+        (group.memory_limit_bytes == Some(bytes)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_is_granted_more_while_nothing_runs_has_it_as_a_whole() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]));
+    node.wait_running("web").await;
+    for restarts in 0..2 {
+        let running = node
+            .wait("an instance", || {
+                node.runtime
+                    .find(&uid("web"), "web")
+                    .filter(|c| c.attempt == restarts && c.state == ContainerState::Running)
+            })
+            .await;
+        node.runtime.exit(&running.id, 137);
+    }
+    let waits = |s: &PodStatus| web(s).state.is_some_and(|state| state.waiting.is_some());
+    node.wait_status("web", "a back-off", |s| waits(s) && web(s).restart_count == 1).await;
+    let asked = asking("web", &[("cpu", "100m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    wait_group_memory(&node, 128 << 20).await;
+    let status = node.wait_status("web", "a restart", |s| web(s).restart_count == 2).await;
+    assert_eq!(web(&status).resources, asked);
+    assert_eq!(
+        node.runtime.sandbox_of(&uid("web")).expect("there").resources.memory_limit_bytes,
+        Some(128 << 20)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -452,4 +496,33 @@ async fn pod_that_the_node_does_not_suit_is_refused_by_the_newest_labels() {
     node.bind("wrong", asking("b"));
     let status = node.wait_status("wrong", "the end", |s| s.phase.as_deref() == Some("Failed")).await;
     assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_show_what_a_container_may_use_follow_a_resize() {
+    let node = Node::start();
+    let file = DownwardAPIVolumeFile {
+        path: "memory".into(),
+        resource_field_ref: Some(ResourceFieldSelector {
+            container_name: Some("web".into()),
+            resource: "limits.memory".into(),
+            ..ResourceFieldSelector::default()
+        }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let source = DownwardAPIVolumeSource { items: Some(vec![file]), ..DownwardAPIVolumeSource::default() };
+    let volume = Volume { name: "amounts".into(), downward_api: Some(source), ..Volume::default() };
+    let web = spec("Always", vec![asking("web", &[("cpu", "100m")], &[("memory", "64Mi")])]);
+    node.bind("web", PodSpec { volumes: Some(vec![volume]), ..web });
+    node.wait_running("web").await;
+    let path = node.dir.path().join("pods").join(uid("web"));
+    let path = path.join("volumes/kubernetes.io~downward-api/amounts/memory");
+    assert_eq!(std::fs::read_to_string(&path).expect("there"), (64 << 20).to_string());
+    let asked = asking("web", &[("cpu", "100m")], &[("memory", "128Mi")]).resources;
+    node.change("web", |spec| spec.containers[0].resources = asked.clone());
+    node.wait("the file", || {
+        let shown = std::fs::read_to_string(&path).ok()?;
+        (shown == (128 << 20).to_string()).then_some(())
+    })
+    .await;
 }

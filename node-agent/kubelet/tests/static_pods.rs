@@ -167,3 +167,42 @@ async fn bad_file_is_an_event_of_the_node() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn static_pod_whose_file_cannot_be_read_when_an_agent_starts_runs_on() {
+    let node = Node::start_set(set);
+    put(&node, IMAGES[0]);
+    let uid = running(&node, IMAGES[0]).await;
+    mirrored(&node, &uid).await;
+    node.runtime.clear_calls();
+    std::fs::write(path(&node), "kind: [").expect("written");
+    let node = node.restart_set(set).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(node.kubelet.pods.is_empty(), "nobody knows it");
+    // Nor where the directory itself is away.
+    let dir = node.dir.path().join("manifests");
+    let moved = dir.with_extension("moved");
+    std::fs::write(path(&node), manifest(IMAGES[0])).expect("written");
+    std::fs::rename(&dir, &moved).expect("moved");
+    let place = dir.clone();
+    let node = node.restart_set(move |config| config.static_pod_path = Some(place)).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let container = node.runtime.find(&uid, "web").expect("there");
+    assert_eq!((container.attempt, container.state), (0, ContainerState::Running));
+    std::fs::rename(&moved, &dir).expect("moved back");
+    assert_eq!(running(&node, IMAGES[0]).await, uid);
+    assert!(!node.runtime.calls().iter().any(|call| call.starts_with("stop_container")), "it is adopted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn static_pod_whose_file_went_while_no_agent_ran_goes_when_that_is_known() {
+    let node = Node::start_set(set);
+    put(&node, IMAGES[0]);
+    let uid = running(&node, IMAGES[0]).await;
+    std::fs::write(path(&node), "kind: [").expect("written");
+    let node = node.restart_set(set).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(node.runtime.find(&uid, "web").is_some());
+    std::fs::remove_file(path(&node)).expect("removed");
+    node.wait("its end", || node.runtime.find(&uid, "web").is_none().then_some(())).await;
+}

@@ -147,6 +147,9 @@ pub struct PodSandboxConfig {
     /// Limits of the pod's cgroup as a whole.
     pub resources: Resources,
     pub sysctls: BTreeMap<String, String>,
+    /// What runs the pod, as its RuntimeClass names it; empty where none was asked for.
+    #[serde(default)]
+    pub runtime_handler: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
 }

@@ -36,10 +36,15 @@ impl PodState {
         if state.any_running() {
             state.ips = known.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
         }
-        for reported in
-            [&known.init_container_statuses, &known.container_statuses].into_iter().flatten().flatten()
-        {
+        let lists =
+            [&known.init_container_statuses, &known.container_statuses, &known.ephemeral_container_statuses];
+        for reported in lists.into_iter().flatten().flatten() {
             state.adopt_readiness(reported);
+            // Restarts that only the API remembers count on (records on the node were lost).
+            if reported.container_id.is_some() {
+                let track = state.containers.entry(reported.name.clone()).or_default();
+                track.attempt_floor = reported.restart_count.max(0).unsigned_abs() + 1;
+            }
         }
         state
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hawser_runtime::ContainerId;
 
 use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
-use super::resize::unequal;
+use super::resize::{group_is_unequal, unequal};
 use super::restart::restarts;
 use super::state::{Clock, ContainerTrack, FailureKind, PodState, Progress, TerminalPhase, Verdict};
 
@@ -46,7 +46,7 @@ pub enum Action {
     TearDown,
     /// Tell the API that the pod is gone.
     Delete,
-    /// Give running containers what they were granted since they were made.
+    /// Give running containers, and the pod's cgroup, what they were granted since they were made.
     Resize,
 }
 
@@ -265,7 +265,8 @@ fn kill_unhealthy(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
 }
 
 fn resize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) {
-    if state.busy.resizing || unequal(pod, state).next().is_none() {
+    let is_due = unequal(pod, state).next().is_some() || group_is_unequal(pod, state);
+    if state.busy.resizing || !is_due {
         return;
     }
     match state.resize_failure.as_ref().map(|failure| failure.retry_at).filter(|at| *at > clock.now) {

@@ -17,6 +17,7 @@ use super::restart::restarts;
 use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
 use super::status::status;
 use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec, with_resources};
+use crate::container::resources::pod_resources;
 
 /// The node as it really is, beside the kubelet's view of it.
 struct World {
@@ -71,7 +72,7 @@ impl World {
         self.state.terminal = self.state.terminal.or(decision.terminal);
         for action in decision.actions {
             self.check_action(&action);
-            self.state.begin(&self.pod, &action, self.clock);
+            self.state.begin(&action, self.clock);
             self.under_way.push(action);
         }
         let again = decide(&self.pod, &self.state, self.clock);
@@ -180,7 +181,8 @@ impl World {
     /// Gives running containers what they were granted.
     fn resize(&mut self) -> Resized {
         let unequal: Vec<DesiredContainer> = unequal(&self.pod, &self.state).cloned().collect();
-        let mut resized = Resized::default();
+        let group = Some(pod_resources(self.pod.spec(), None));
+        let mut resized = Resized { group, ..Resized::default() };
         for container in unequal {
             let instance = self.state.track(container.name()).and_then(|t| t.current.as_ref()).expect("runs");
             let granted = container.spec.resources.clone().unwrap_or_default();
@@ -237,7 +239,8 @@ impl World {
         match action {
             Action::PrepareSandbox if fails => Outcome::SandboxFailed("no address".into()),
             Action::PrepareSandbox => {
-                Outcome::SandboxReady { ips: vec![IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7))], recreated: false }
+                let ips = vec![IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7))];
+                Outcome::SandboxReady { ips, recreated: false, group: pod_resources(self.pod.spec(), None) }
             }
             Action::MountVolumes if fails => Outcome::VolumesFailed("no such secret".into()),
             Action::MountVolumes => Outcome::VolumesReady,

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_runtime::ContainerId;
+use hawser_runtime::{ContainerId, Resources};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use super::desired::{DesiredContainer, DesiredPod};
 use super::qos::{QosClass, qos_class};
-use super::state::{Kill, PodState, Progress, RETRY_CONFIG};
-use crate::container::resources::{NodeCapacity, pod_request};
+use super::state::{Instance, Kill, PodState, RETRY_CONFIG};
+use crate::container::resources::{NodeCapacity, pod_request, pod_resources};
 use crate::quantity::milli_value;
 
 /// What can be changed.
@@ -129,18 +129,37 @@ pub fn unequal<'a>(pod: &'a DesiredPod, state: &'a PodState) -> impl Iterator<It
         let name = container.name();
         let instance = state.track(name).and_then(|track| track.current.as_ref());
         instance.is_some_and(|instance| {
-            let granted = container.spec.resources.clone().unwrap_or_default();
-            instance.progress() == Progress::Running
+            instance.is_running()
                 && instance.kill.is_none()
                 && !state.busy.starting.contains(name)
-                && *instance.resources.as_ref().unwrap_or(&ResourceRequirements::default()) != granted
+                && !has_granted(instance, container)
         })
     })
 }
 
+/// True when the pod's cgroup has other limits than follow from what was granted, and nothing that runs has more than that:
+/// while a container runs with what it had, a change of its own brings the group along, or its end does.
+pub fn group_is_unequal(pod: &DesiredPod, state: &PodState) -> bool {
+    let Some(group) = &state.group else { return false };
+    let settled = pod.containers.iter().all(|container| {
+        let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
+        let running = instance.filter(|instance| instance.is_running());
+        running.is_none_or(|instance| has_granted(instance, container))
+    });
+    settled && *group != pod_resources(pod.spec(), group.pids_limit)
+}
+
+fn has_granted(instance: &Instance, container: &DesiredContainer) -> bool {
+    *instance.resources.as_ref().unwrap_or(&ResourceRequirements::default()) == granted(container)
+}
+
+fn granted(container: &DesiredContainer) -> ResourceRequirements {
+    container.spec.resources.clone().unwrap_or_default()
+}
+
 /// True when a change from `has` to what the container was granted asks for a restart of it.
 pub fn needs_restart(container: &DesiredContainer, has: &ResourceRequirements) -> bool {
-    let granted = container.spec.resources.clone().unwrap_or_default();
+    let granted = granted(container);
     let of =
         |list: &Option<BTreeMap<String, _>>, name: &str| list.as_ref().and_then(|l| l.get(name)).cloned();
     let changed = |name: &&str| {
@@ -166,6 +185,8 @@ pub struct Resized {
     pub done: Vec<(ContainerId, ResourceRequirements)>,
     /// Those that have to start anew for it, by id, each with its grace.
     pub restart: Vec<(ContainerId, Kill)>,
+    /// Limits that the pod's cgroup has now, where they were changed.
+    pub group: Option<Resources>,
     pub failure: Option<String>,
 }
 
@@ -174,6 +195,7 @@ impl PodState {
         self.busy.resizing = false;
         self.resize_failure =
             resized.failure.map(|message| ResizeFailure { message, retry_at: now + RETRY_CONFIG });
+        self.group = resized.group.or(self.group.take());
         for (id, resources) in resized.done {
             if let Some((_, instance)) = self.instance_mut(&id) {
                 instance.resources = Some(resources);

@@ -157,7 +157,7 @@ fn crashing_container_restarts_at_once_and_then_backs_off() {
     with(&mut state, "web", 0, ContainerState::Exited, Some(1), at(1));
     let decision = decide(&pod, &state, at(1));
     assert_eq!(starts(&decision), [("web", 1)]);
-    state.begin(&pod, &decision.actions[0], at(1));
+    state.begin(&decision.actions[0], at(1));
     let status = record("web", 1, ContainerState::Running, None);
     state.finish(Outcome::Started { container: "web".into(), status, resources: Default::default() }, at(1));
     with(&mut state, "web", 1, ContainerState::Exited, Some(1), at(2));
@@ -198,7 +198,7 @@ fn failed_pull_is_shown_then_backs_off() {
     let mut state = prepared();
     let fail = |state: &mut PodState, clock: Clock| {
         let action = Action::Start { container: "web".into(), attempt: 0 };
-        state.begin(&pod, &action, clock);
+        state.begin(&action, clock);
         let outcome = Outcome::StartFailed {
             container: "web".into(),
             failure: FailureKind::ErrImagePull,
@@ -227,7 +227,7 @@ fn failed_pull_is_shown_then_backs_off() {
 fn command_that_cannot_start_counts_as_an_end_with_128() {
     let pod = pod(spec("Never", vec![], vec![container("web")]));
     let mut state = prepared();
-    state.begin(&pod, &Action::Start { container: "web".into(), attempt: 0 }, at(1));
+    state.begin(&Action::Start { container: "web".into(), attempt: 0 }, at(1));
     let outcome = Outcome::StartFailed {
         container: "web".into(),
         failure: FailureKind::RunContainerError,
@@ -250,7 +250,7 @@ fn deleted_pod_stops_is_torn_down_and_then_forgotten() {
     state.deletion_seen = Some(at(10).now);
     let decision = decide(&pod, &state, at(12));
     assert_eq!(stops(&decision), [("web", 28)], "what is left of the grace");
-    state.begin(&pod, &decision.actions[0], at(12));
+    state.begin(&decision.actions[0], at(12));
     assert_eq!(decide(&pod, &state, at(20)).actions, []);
     let status = Some(record("web", 0, ContainerState::Exited, Some(143)));
     state.finish(Outcome::Stopped { container: "web".into(), status }, at(21));
@@ -294,7 +294,7 @@ fn wall_clock_that_jumps_moves_no_grace_and_no_back_off() {
         state.deletion_seen = Some(at(10).now);
         let decision = decide(&gone, &state, jumped(12, jump));
         assert_eq!(stops(&decision), [("web", 28)], "{jump} hours");
-        state.begin(&gone, &decision.actions[0], jumped(12, jump));
+        state.begin(&decision.actions[0], jumped(12, jump));
         for later in [at(13), jumped(20, -jump), jumped(39, jump)] {
             assert_eq!(decide(&gone, &state, later).actions, [], "{jump} hours: it stops already");
         }
@@ -316,7 +316,7 @@ fn second_stricter_delete_shortens_the_stop() {
     with(&mut state, "web", 0, ContainerState::Running, None, at(1));
     let first = deleted(&running, at(10), 30);
     let decision = decide(&first, &state, at(10));
-    state.begin(&first, &decision.actions[0], at(10));
+    state.begin(&decision.actions[0], at(10));
     assert_eq!(stops(&decide(&deleted(&running, at(11), 0), &state, at(11))), [("web", 2)]);
 }
 
@@ -329,7 +329,7 @@ fn unhealthy_container_is_stopped_and_made_again() {
     state.containers.get_mut("web").and_then(|t| t.current.as_mut()).expect("runs").kill = Some(kill);
     let decision = decide(&pod, &state, at(2));
     assert_eq!(stops(&decision), [("web", 5)]);
-    state.begin(&pod, &decision.actions[0], at(2));
+    state.begin(&decision.actions[0], at(2));
     let status = Some(record("web", 0, ContainerState::Exited, Some(143)));
     state.finish(Outcome::Stopped { container: "web".into(), status }, at(3));
     assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 1)]);
@@ -362,7 +362,7 @@ fn post_start_hook_holds_back_the_next_container() {
     let mut state = prepared();
     let decision = decide(&pod, &state, at(0));
     assert_eq!(starts(&decision), [("first", 0)]);
-    state.begin(&pod, &decision.actions[0], at(0));
+    state.begin(&decision.actions[0], at(0));
     assert_eq!(starts(&decide(&pod, &state, at(1))), []);
     let status = record("first", 0, ContainerState::Running, None);
     state
@@ -376,7 +376,7 @@ fn lost_sandbox_runs_init_containers_again() {
     let mut state = prepared();
     with(&mut state, "a", 0, ContainerState::Exited, Some(0), at(1));
     with(&mut state, "web", 0, ContainerState::Exited, Some(137), at(1));
-    state.finish(Outcome::SandboxReady { ips: vec![], recreated: true }, at(2));
+    state.finish(Outcome::SandboxReady { ips: vec![], recreated: true, group: Default::default() }, at(2));
     assert_eq!(starts(&decide(&pod, &state, at(2))), [("a", 1)]);
     with(&mut state, "a", 1, ContainerState::Exited, Some(0), at(3));
     assert_eq!(starts(&decide(&pod, &state, at(3))), [("web", 1)]);
@@ -406,4 +406,24 @@ fn exit_that_overtakes_its_start_is_not_forgotten() {
     state.finish(Outcome::Started { container: "web".into(), status, resources: Default::default() }, at(1));
     let current = state.containers["web"].current.as_ref().expect("an instance");
     assert_eq!(current.progress(), Progress::Exited(3));
+}
+
+#[test]
+fn restarts_count_on_where_the_node_has_lost_its_records() {
+    let before = pod(spec("Always", vec![], vec![container("web")]));
+    let mut state = prepared();
+    with(&mut state, "web", 4, ContainerState::Running, None, at(1));
+    let mut object = (*before.object).clone();
+    object.status = Some(status_of(&before, &state, at(2)));
+    let after = DesiredPod::new(object.into());
+    let adopt = |found| PodState {
+        sandbox: Step::Done,
+        volumes: Step::Done,
+        ..PodState::adopt(&after, found, at(3).now)
+    };
+    assert_eq!(starts(&decide(&after, &adopt(vec![]), at(3))), [("web", 5)]);
+    let older = vec![record("web", 3, ContainerState::Exited, Some(1))];
+    assert_eq!(starts(&decide(&after, &adopt(older), at(13))), [("web", 5)]);
+    let found = vec![record("web", 4, ContainerState::Exited, Some(1))];
+    assert_eq!(starts(&decide(&after, &adopt(found), at(13))), [("web", 5)]);
 }

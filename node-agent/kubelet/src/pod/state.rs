@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hawser_runtime::{ContainerId, ContainerState, ContainerStatus};
+use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Resources};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::back_off::BackOff;
 use super::decide::Action;
-use super::desired::DesiredPod;
 use super::resize::{Pending, ResizeFailure, Resized};
 
 /// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
@@ -56,6 +55,8 @@ pub struct PodState {
     pub resize_pending: Option<Pending>,
     /// Changing what containers have failed.
     pub resize_failure: Option<ResizeFailure>,
+    /// Limits that the pod's cgroup has; `None` before there is one.
+    pub group: Option<Resources>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +313,7 @@ impl ContainerTrack {
     pub fn next_attempt(&self) -> u32 {
         match &self.current {
             Some(instance) if instance.progress() == Progress::Created => instance.status.attempt,
-            Some(instance) => instance.status.attempt + 1,
+            Some(instance) => self.attempt_floor.max(instance.status.attempt + 1),
             None => self.attempt_floor,
         }
     }
@@ -374,6 +375,8 @@ pub enum Outcome {
     SandboxReady {
         ips: Vec<IpAddr>,
         recreated: bool,
+        /// Limits of the pod's cgroup.
+        group: Resources,
     },
     SandboxFailed(String),
     VolumesReady,
@@ -432,11 +435,11 @@ impl PodState {
         })
     }
 
-    pub fn begin(&mut self, pod: &DesiredPod, action: &Action, clock: Clock) {
+    pub fn begin(&mut self, action: &Action, clock: Clock) {
         match action {
             Action::PrepareSandbox => self.busy.sandbox = true,
             Action::MountVolumes => self.busy.volumes = true,
-            Action::Start { container, .. } => self.begin_start(pod, container, clock),
+            Action::Start { container, .. } => self.begin_start(container, clock),
             Action::Stop { container, grace, .. } => {
                 self.busy.stopping.insert(container.clone(), clock.now + *grace);
             }
@@ -448,13 +451,9 @@ impl PodState {
         }
     }
 
-    fn begin_start(&mut self, pod: &DesiredPod, container: &str, clock: Clock) {
+    fn begin_start(&mut self, container: &str, clock: Clock) {
         self.busy.starting.insert(container.to_owned());
-        let known = pod.object.status.as_ref();
-        let track = self.containers.entry(container.to_owned()).or_insert_with(|| ContainerTrack {
-            attempt_floor: known.map_or(0, |_| attempt_floor(pod, container)),
-            ..ContainerTrack::default()
-        });
+        let track = self.containers.entry(container.to_owned()).or_default();
         // The failure stays, so that the status keeps showing it while the next try is under way.
         if let Some(failure) = &track.failure
             && failure.kind == FailureKind::ErrImagePull
@@ -470,8 +469,9 @@ impl PodState {
     pub fn finish(&mut self, outcome: Outcome, clock: Clock) {
         let now = clock.now;
         match outcome {
-            Outcome::SandboxReady { ips, recreated } => {
+            Outcome::SandboxReady { ips, recreated, group } => {
                 self.busy.sandbox = false;
+                self.group = Some(group);
                 self.sandbox = Step::Done;
                 self.ips = ips;
                 if recreated {
@@ -600,17 +600,5 @@ impl PodState {
         if let Step::Failed { retry_at, .. } = &mut self.volumes {
             *retry_at = now;
         }
-    }
-}
-
-/// Restarts that only the API remembers count on (records on the node were lost).
-fn attempt_floor(pod: &DesiredPod, container: &str) -> u32 {
-    let Some(status) = &pod.object.status else { return 0 };
-    let lists =
-        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
-    let found = lists.into_iter().flatten().flatten().find(|c| c.name == container);
-    match found {
-        Some(c) if c.container_id.is_some() => c.restart_count.max(0).unsigned_abs() + 1,
-        _ => 0,
     }
 }

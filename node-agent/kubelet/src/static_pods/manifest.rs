@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Toleration,
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest, Sha256};
 
-use super::{CONFIG_HASH, CONFIG_SOURCE};
+use super::{CONFIG_FILE, CONFIG_HASH, CONFIG_SOURCE};
 
 /// Upstream's length of a uid: an MD5 sum's.
 const UID_DIGITS: usize = 32;
@@ -34,7 +34,7 @@ pub(super) fn parse(content: &[u8], file: &Path, node_name: &str) -> Result<Pod,
     let mut pod = Pod { metadata, spec: pod.spec, status: None };
     validate(&pod)?;
     let uid = uid(&pod, file, node_name);
-    apply_defaults(&mut pod, uid, node_name);
+    apply_defaults(&mut pod, uid, file, node_name);
     Ok(pod)
 }
 
@@ -47,7 +47,7 @@ fn uid(pod: &Pod, file: &Path, node_name: &str) -> String {
     digits[..UID_DIGITS].to_owned()
 }
 
-fn apply_defaults(pod: &mut Pod, uid: String, node_name: &str) {
+fn apply_defaults(pod: &mut Pod, uid: String, file: &Path, node_name: &str) {
     let meta = &mut pod.metadata;
     let name = meta.name.take().unwrap_or_default();
     meta.name = Some(format!("{name}-{}", node_name.to_lowercase()));
@@ -55,6 +55,7 @@ fn apply_defaults(pod: &mut Pod, uid: String, node_name: &str) {
     let annotations = meta.annotations.get_or_insert_default();
     annotations.insert(CONFIG_HASH.to_owned(), uid.clone());
     annotations.insert(CONFIG_SOURCE.to_owned(), "file".to_owned());
+    annotations.insert(CONFIG_FILE.to_owned(), file.display().to_string());
     meta.uid = Some(uid);
     let spec = pod.spec.get_or_insert_default();
     spec.node_name = Some(node_name.to_owned());

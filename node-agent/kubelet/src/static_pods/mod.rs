@@ -7,7 +7,8 @@ pub(crate) mod manifest;
 pub mod mirror;
 pub mod source;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -19,6 +20,8 @@ pub(crate) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 pub(crate) const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub(crate) const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 pub(crate) const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+/// The file that the pod comes from.
+pub(crate) const CONFIG_FILE: &str = "hawser.io/config.file";
 
 /// True for what only shows a static pod in the API.
 pub fn is_mirror(pod: &Pod) -> bool {
@@ -35,6 +38,11 @@ pub fn is_static(pod: &Pod) -> bool {
     is_mirror(pod) || annotation(pod, CONFIG_SOURCE).is_some_and(|source| source != "api")
 }
 
+/// The file that a static pod comes from.
+pub(crate) fn file_of(pod: &Pod) -> Option<&str> {
+    annotation(pod, CONFIG_FILE).filter(|_| is_static(pod))
+}
+
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
@@ -49,15 +57,26 @@ pub struct StaticPods {
 
 struct Shared {
     pods: RwLock<BTreeMap<String, Arc<Pod>>>,
+    unread: RwLock<Unread>,
     handlers: RwLock<Vec<Handler>>,
     /// Counts what may change what mirrors there should be.
     changes: watch::Sender<u64>,
 }
 
+/// Files that were not read yet: what an earlier agent made of them is not taken for gone.
+#[derive(Debug)]
+pub(crate) enum Unread {
+    /// They could not even be listed.
+    All,
+    These(BTreeSet<PathBuf>),
+}
+
 impl Default for StaticPods {
     fn default() -> Self {
         let (changes, _) = watch::channel(0);
-        Self { shared: Arc::new(Shared { pods: RwLock::default(), handlers: RwLock::default(), changes }) }
+        let unread = RwLock::new(Unread::These(BTreeSet::new()));
+        let (pods, handlers) = Default::default();
+        Self { shared: Arc::new(Shared { pods, unread, handlers, changes }) }
     }
 }
 
@@ -92,6 +111,18 @@ impl StaticPods {
         }
         drop(handlers);
         self.touch();
+    }
+
+    pub(crate) fn set_unread(&self, unread: Unread) {
+        *self.shared.unread.write() = unread;
+    }
+
+    /// True while it is not known what the file says, or whether it is still there.
+    pub(crate) fn is_unread(&self, file: &Path) -> bool {
+        match &*self.shared.unread.read() {
+            Unread::All => true,
+            Unread::These(files) => files.contains(file),
+        }
     }
 
     /// Something has changed that mirrors depend on: a pod's worker has ended, a mirror is another one.

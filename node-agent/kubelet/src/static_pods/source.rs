@@ -1,7 +1,8 @@
 //! The files that static pods come from: one, or a directory of them, looked at once a second.
 //!
 //! A file that cannot be read or says no pod is told once, and the others go on; the pod that it said before runs on,
-//! as long as the file is there. Names that begin with a dot are none of ours.
+//! as long as the file is there. Where an earlier agent made that pod, it is not known here: what is left of it is spared
+//! until the file can be read, or is gone. Names that begin with a dot are none of ours.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::manifest::parse;
-use super::{CONFIG_SEEN, StaticPods};
+use super::{CONFIG_SEEN, StaticPods, Unread};
 use crate::events::{EventType, Recorder, node_reference};
 
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub struct Source {
     pods: StaticPods,
     recorder: Recorder,
     files: BTreeMap<PathBuf, Known>,
+    /// The path could be read, once at least.
+    was_listed: bool,
     /// What was last said of the path as a whole.
     complaint: Option<String>,
 }
@@ -56,7 +59,7 @@ struct Stamp {
 
 impl Source {
     pub fn new(path: PathBuf, node_name: String, pods: StaticPods, recorder: Recorder) -> Self {
-        Self { path, node_name, pods, recorder, files: BTreeMap::new(), complaint: None }
+        Self { path, node_name, pods, recorder, files: BTreeMap::new(), was_listed: false, complaint: None }
     }
 
     /// Looks again and again until the token is cancelled.
@@ -87,6 +90,9 @@ impl Source {
             Ok(paths) => paths,
             Err(error) => {
                 // What was there is not taken for gone.
+                if !self.was_listed {
+                    self.pods.set_unread(Unread::All);
+                }
                 return self.complain(format!("{} cannot be read: {error}", self.path.display()));
             }
         };
@@ -97,13 +103,17 @@ impl Source {
             }
             false => self.complaint = None,
         }
-        let paths = &paths[..paths.len().min(MAX_FILES)];
+        self.was_listed = true;
+        let (paths, beyond) = paths.split_at(paths.len().min(MAX_FILES));
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
             self.look_at(path);
         }
         let chosen = self.chosen();
         self.pods.set(chosen);
+        // After the pods: what is read by now is among them.
+        let unknown = self.files.iter().filter(|(_, known)| known.pod.is_none()).map(|(path, _)| path);
+        self.pods.set_unread(Unread::These(unknown.chain(beyond).cloned().collect()));
     }
 
     fn look_at(&mut self, path: &Path) {

@@ -1,15 +1,19 @@
 //! Space on file systems, and what pods' directories and containers' layers take of it.
 //!
-//! Measuring walks every directory, so it is done seldom and one pod after the other, where blocking is allowed.
+//! Measuring walks every directory, so it is done seldom and one pod after the other, where blocking is allowed. A file
+//! system that does not answer holds up its own pod alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hawser_runtime::{DiskUsage, Runtime};
 use nix::sys::statvfs::statvfs;
+use tokio::task::JoinHandle;
+use tracing::warn;
 
 use super::Collector;
 use crate::config::Config;
@@ -92,6 +96,12 @@ pub fn sum(parts: impl Iterator<Item = DiskUsage>) -> DiskUsage {
     })
 }
 
+/// A pod that takes longer to measure (much is in it, or a file system does not answer) holds up no other: what was measured
+/// before stands until it is done.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Measurements that are under way beyond that, each of which may hold a thread for as long as a file system is silent.
+const MAX_LATE: usize = 64;
+
 /// Measures all pods, again and again, for `collector`.
 pub async fn keep_measuring(
     config: Arc<Config>,
@@ -101,14 +111,55 @@ pub async fn keep_measuring(
 ) {
     let mut tick = tokio::time::interval(config.volume_stats_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut measuring = Measuring::default();
     loop {
         tick.tick().await;
+        let mut known = collector.disk();
         let mut measured = BTreeMap::new();
         for view in pods.all() {
             let uid = view.pod.metadata.uid.clone().unwrap_or_default();
-            measured.insert(uid, measure(&config, &*runtime, &view).await);
+            let (config, runtime) = (config.clone(), runtime.clone());
+            let done = measuring.measure(&uid, async move { measure(&config, &*runtime, &view).await }).await;
+            if let Some(of_pod) = done.or_else(|| known.remove(&uid)) {
+                measured.insert(uid, of_pod);
+            }
         }
         collector.set_disk(measured);
+    }
+}
+
+/// What is under way.
+#[derive(Default)]
+struct Measuring {
+    /// By uid: what was not done in time.
+    late: BTreeMap<String, JoinHandle<Measured>>,
+}
+
+impl Measuring {
+    /// What `work` says of a pod, or an earlier one that is done by now; `None` where that takes too long. One at a time
+    /// for each pod.
+    async fn measure(
+        &mut self,
+        uid: &str,
+        work: impl Future<Output = Measured> + Send + 'static,
+    ) -> Option<Measured> {
+        // Of pods that are gone.
+        self.late.retain(|known, task| known == uid || !task.is_finished());
+        let (mut task, patience) = match self.late.remove(uid) {
+            Some(task) => (task, Duration::ZERO),
+            None if self.late.len() >= MAX_LATE => return None,
+            None => (tokio::spawn(work), PATIENCE),
+        };
+        match tokio::time::timeout(patience, &mut task).await {
+            Ok(done) => done.ok(),
+            Err(_) => {
+                if !patience.is_zero() {
+                    warn!(uid, "what a pod takes of the disk is not measured yet: a file system is slow");
+                }
+                self.late.insert(uid.to_owned(), task);
+                None
+            }
+        }
     }
 }
 
@@ -204,5 +255,28 @@ mod tests {
         let after = below(dir.path());
         assert_eq!((after.inodes, after.bytes), (5, before.bytes));
         assert_eq!(below(&dir.path().join("none")), DiskUsage::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pod_whose_file_system_is_silent_holds_up_no_other() {
+        let mut measuring = Measuring::default();
+        let of = |bytes| {
+            let usage = DiskUsage { bytes, inodes: 1 };
+            let disk = ContainerDisk { layer: usage, ..ContainerDisk::default() };
+            Measured { containers: [("c".to_owned(), disk)].into(), ..Measured::default() }
+        };
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let silent = async move { answered.await.unwrap_or_default() };
+        assert_eq!(measuring.measure("hung", silent).await, None);
+        assert_eq!(measuring.measure("well", std::future::ready(of(1))).await, Some(of(1)));
+        assert_eq!(measuring.measure("hung", std::future::ready(of(2))).await, None, "not twice at once");
+        answer.send(of(3)).expect("waited for");
+        tokio::task::yield_now().await;
+        assert_eq!(measuring.measure("hung", std::future::ready(of(4))).await, Some(of(3)));
+        assert_eq!(measuring.measure("hung", std::future::ready(of(4))).await, Some(of(4)));
+        for n in 0..MAX_LATE {
+            measuring.measure(&n.to_string(), std::future::pending()).await;
+        }
+        assert_eq!(measuring.measure("well", std::future::ready(of(1))).await, None, "bounded");
     }
 }

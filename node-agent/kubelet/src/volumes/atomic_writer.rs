@@ -23,6 +23,14 @@ pub struct PayloadFile {
     pub uid: Option<u32>,
 }
 
+impl PayloadFile {
+    /// A group that owns the files can read them.
+    fn mode_for(&self, group: Option<u32>) -> u32 {
+        let readable = if group.is_some() { (self.mode & 0o400) >> 3 } else { 0 };
+        (self.mode | readable) & 0o777
+    }
+}
+
 /// Files by relative path; paths have no `..` and do not begin with it.
 pub type Payload = BTreeMap<PathBuf, PayloadFile>;
 
@@ -32,7 +40,7 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bo
         check_path(path)?;
     }
     fs::create_dir_all(dir)?;
-    if is_current(dir, payload)? {
+    if is_current(dir, payload, group)? {
         return Ok(false);
     }
     let now = Timestamp::now();
@@ -62,7 +70,7 @@ fn check_path(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn is_current(dir: &Path, payload: &Payload) -> io::Result<bool> {
+fn is_current(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bool> {
     let data = dir.join(DATA);
     if !data.exists() {
         return Ok(false);
@@ -77,7 +85,7 @@ fn is_current(dir: &Path, payload: &Payload) -> io::Result<bool> {
         if !found.contains(path) || fs::read(&full)? != file.content {
             return Ok(false);
         }
-        if fs::metadata(&full)?.permissions().mode() & 0o777 != file.mode & 0o777 {
+        if fs::metadata(&full)?.permissions().mode() & 0o777 != file.mode_for(group) {
             return Ok(false);
         }
     }
@@ -107,9 +115,7 @@ fn write_file(root: &Path, path: &Path, file: &PayloadFile, group: Option<u32>) 
     if file.uid.is_some() || group.is_some() {
         chown(&full, file.uid, group)?;
     }
-    // A group that owns the files can read them.
-    let mode = if group.is_some() { file.mode | (file.mode & 0o400) >> 3 } else { file.mode };
-    fs::set_permissions(&full, fs::Permissions::from_mode(mode & 0o777))
+    fs::set_permissions(&full, fs::Permissions::from_mode(file.mode_for(group)))
 }
 
 fn top_level(payload: &Payload) -> BTreeSet<PathBuf> {
@@ -156,6 +162,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
@@ -196,6 +204,12 @@ mod tests {
         let link = fs::read_link(dir.path().join(DATA)).expect("link");
         assert!(!write(dir.path(), &files, None).expect("checked"));
         assert_eq!(fs::read_link(dir.path().join(DATA)).expect("link"), link);
+
+        let files = Payload::from([("t".into(), PayloadFile { content: vec![1], mode: 0o600, uid: None })]);
+        let group = fs::metadata(dir.path()).expect("there").gid();
+        assert!(write(dir.path(), &files, Some(group)).expect("written"));
+        assert_eq!(fs::metadata(dir.path().join("t")).expect("there").mode() & 0o777, 0o640);
+        assert!(!write(dir.path(), &files, Some(group)).expect("checked"), "nor for a pod's own group");
     }
 
     #[test]

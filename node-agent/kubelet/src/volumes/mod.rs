@@ -6,6 +6,7 @@
 
 pub mod atomic_writer;
 mod claim;
+mod empty_dir;
 pub(crate) mod growth;
 mod host_path;
 pub mod mounts;
@@ -15,10 +16,11 @@ pub mod payload;
 mod sub_path;
 pub mod token;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use hawser_api::client::Client;
 use hawser_runtime::{DeviceMapping, Image, Mount, MountPropagation, Runtime};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
 use crate::config::Config;
 use crate::container::ConfigError;
@@ -38,7 +40,6 @@ use crate::csi::Csi;
 use crate::csi::volume::CsiVolume;
 use crate::interfaces::Objects;
 use crate::pod::{DesiredContainer, DesiredPod};
-use crate::quantity::value;
 use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
@@ -72,6 +73,8 @@ pub enum VolumeError {
     NoToken,
     #[error(transparent)]
     Field(ConfigError),
+    #[error("emptyDir: {0}")]
+    Medium(String),
     #[error("{0} is not supported on this node")]
     Unsupported(&'static str),
     #[error("failed to set up {path}: {source}")]
@@ -264,13 +267,13 @@ impl Volumes {
         if let Some(files) = payload(volume, &fields, &self.objects, tokens)? {
             if is_secret(volume) {
                 // Secrets never reach a disk.
-                mounts::mount_tmpfs(&dir, None).map_err(io(&dir))?;
+                mounts::mount_new(&dir, "tmpfs", None).map_err(io(&dir))?;
             }
             atomic_writer::write(&dir, &files, group).map_err(io(&dir))?;
             return Ok(Mounted::read_only(dir).into());
         }
         if let Some(source) = &volume.empty_dir {
-            empty_dir(&dir, source, group).map_err(io(&dir))?;
+            empty_dir::prepare(&dir, source, pod.spec(), group)?;
             return Ok(Mounted::writable(dir).into());
         }
         if volume.image.is_some() {
@@ -476,27 +479,6 @@ fn is_secret(volume: &Volume) -> bool {
     volume.secret.is_some() || volume.projected.is_some()
 }
 
-fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
-    let is_new = !dir.exists();
-    match source.medium.as_deref() {
-        Some("Memory") => {
-            let is_mounted = dir.exists() && mounts::is_mount_point(dir)?;
-            mounts::mount_tmpfs(dir, source.size_limit.as_ref().map(value))?;
-            if is_mounted {
-                return Ok(());
-            }
-        }
-        _ if !is_new => return Ok(()),
-        _ => fs::create_dir_all(dir)?,
-    }
-    // Any user may write; a group that owns it passes itself on to new files.
-    let mode = if group.is_some() { 0o2777 } else { 0o777 };
-    if group.is_some() {
-        chown(dir, None, group)?;
-    }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
-}
-
 fn host_path_of(
     container: &DesiredContainer,
     mount: &VolumeMount,
@@ -512,15 +494,27 @@ fn host_path_of(
     let plain = mount.sub_path.clone().filter(|p| !p.is_empty());
     let expression = mount.sub_path_expr.as_ref().filter(|p| !p.is_empty());
     let sub_path = match expression {
-        Some(expression) => {
-            let lookup = |name: &str| env.iter().find(|(k, _)| k == name).map(|(_, value)| value.clone());
-            Some(expand(expression, lookup))
-        }
+        Some(expression) => Some(expand_fully(expression, env).map_err(failed)?),
         None => plain,
     };
     let Some(sub_path) = sub_path else { return Ok(volume.path.clone()) };
     sub_path::bind(&volume.path, &sub_path, place).map_err(|error| failed(error.to_string()))?;
     Ok(place.to_owned())
+}
+
+/// A path with a variable that has no value would be a part of the volume that nobody meant.
+fn expand_fully(expression: &str, env: &[(String, String)]) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = expand(expression, |name| {
+        let value =
+            env.iter().find(|(k, value)| k == name && !value.is_empty()).map(|(_, value)| value.clone());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
 /// Unmounts what is mounted below `dir`, then removes it. Never deletes through a mount.
@@ -532,5 +526,18 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_a_path_have_values() {
+        let env = [("A", "1"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let expand = |text: &str| expand_fully(text, &env);
+        assert_eq!(expand("x/$(A)/$$(B)"), Ok("x/1/$(B)".to_owned()));
+        assert_eq!(expand("$(B)/$(EMPTY)/$(A)"), Err("missing value for B, EMPTY".to_owned()));
     }
 }

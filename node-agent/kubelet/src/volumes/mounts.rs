@@ -46,15 +46,14 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(mount_points(&table).any(|point| point == path))
 }
 
-/// A tmpfs at `path`, unless something is mounted there already.
-pub fn mount_tmpfs(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+/// A new file system of the kernel's own at `path`; false when something is mounted there already.
+pub fn mount_new(path: &Path, kind: &str, options: Option<&str>) -> io::Result<bool> {
     fs::create_dir_all(path)?;
     if is_mount_point(path)? {
-        return Ok(());
+        return Ok(false);
     }
-    let options = size_bytes.filter(|n| *n > 0).map(|n| format!("size={n}"));
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    Ok(mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref())?)
+    mount(Some(kind), path, Some(kind), MsFlags::MS_NODEV | MsFlags::MS_NOSUID, options)?;
+    Ok(true)
 }
 
 /// Binds `source` onto `target`, which must be of the same kind.

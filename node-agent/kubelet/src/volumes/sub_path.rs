@@ -7,14 +7,15 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
 use super::mounts;
 
-/// Binds `sub_path` of the volume at `root` to `target`; missing directories are made.
+/// Binds `sub_path` of the volume at `root` to `target`; missing directories are made, with the root's mode.
 pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
     let sub_path = Path::new(sub_path);
     let plain = sub_path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
@@ -34,8 +35,12 @@ pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()>
         }
         fs::File::create(target)?;
     }
-    let source = format!("/proc/self/fd/{}", found.as_raw_fd());
-    mounts::bind(Path::new(&source), target)
+    mounts::bind(&path_of(&found), target)
+}
+
+/// Leads to what is open, whatever its name is by now.
+fn path_of(open: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()))
 }
 
 fn open_beneath(root: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
@@ -46,12 +51,20 @@ fn open_beneath(root: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         Err(nix::Error::ENOENT) => {}
         found => return Ok(found?),
     }
+    // Whoever may write to the volume may write to its part.
+    let mode = fstat(&dir)?.st_mode & 0o7777;
     for component in sub_path.components().filter(|c| matches!(c, Component::Normal(_))) {
-        match mkdirat(&dir, component.as_os_str(), Mode::from_bits_truncate(0o750)) {
-            Ok(()) | Err(nix::Error::EEXIST) => {}
+        let is_new = match mkdirat(&dir, component.as_os_str(), Mode::from_bits_truncate(0o750)) {
+            Ok(()) => true,
+            Err(nix::Error::EEXIST) => false,
             Err(error) => return Err(error.into()),
+        };
+        let no_link = if is_new { OFlag::O_NOFOLLOW } else { OFlag::empty() };
+        dir = openat2(&dir, component.as_os_str(), how(OFlag::O_PATH | OFlag::O_DIRECTORY | no_link))?;
+        if is_new {
+            // Not by `mkdirat`, which leaves out what the umask says.
+            fs::set_permissions(path_of(&dir), fs::Permissions::from_mode(mode))?;
         }
-        dir = openat2(&dir, component.as_os_str(), how(OFlag::O_PATH | OFlag::O_DIRECTORY))?;
     }
     Ok(dir)
 }
@@ -74,5 +87,18 @@ mod tests {
         assert!(bind(&root, "../outside", &dir.path().join("t")).is_err());
         assert!(open_beneath(&root, Path::new("a/b")).is_ok(), "missing directories are made");
         assert!(root.join("a/b").is_dir());
+    }
+
+    #[test]
+    fn missing_directories_have_the_mode_of_the_volume() {
+        let dir = tempfile::tempdir().expect("directory");
+        let root = dir.path().join("volume");
+        fs::create_dir_all(root.join("known")).expect("made");
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        set(&root.join("known"), 0o700).expect("set");
+        set(&root, 0o2777).expect("set");
+        open_beneath(&root, Path::new("known/a/b")).expect("made");
+        let mode = |path: &str| fs::metadata(root.join(path)).expect("there").permissions().mode() & 0o7777;
+        assert_eq!([mode("known"), mode("known/a"), mode("known/a/b")], [0o700, 0o2777, 0o2777]);
     }
 }

@@ -78,7 +78,7 @@ pub struct Shared {
 }
 
 /// How often a stop that failed is repeated.
-const RETRY_STOP: Duration = Duration::from_secs(1);
+pub(super) const RETRY_STOP: Duration = Duration::from_secs(1);
 
 /// An error with what caused it, in one line.
 pub(crate) fn with_source(error: &dyn std::error::Error) -> String {
@@ -329,6 +329,7 @@ fn never_made(pod: &DesiredPod, container: &DesiredContainer, attempt: u32) -> C
     }
 }
 
+/// Under another name until any user of the container may write it: what is found is whole.
 fn make_termination_file(path: &Path) -> Result<(), ConfigError> {
     use std::os::unix::fs::PermissionsExt;
     let failed = |source| ConfigError::Io { path: path.to_owned(), source };
@@ -338,9 +339,10 @@ fn make_termination_file(path: &Path) -> Result<(), ConfigError> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
-    std::fs::File::create(path).map_err(failed)?;
-    // Any user of the container may write it.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)
+    let fresh = path.with_extension("new");
+    std::fs::File::create(&fresh).map_err(failed)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+    std::fs::rename(fresh, path).map_err(failed)
 }
 
 async fn post_start(
@@ -510,5 +512,26 @@ pub async fn delete(shared: &Shared, pod: &DesiredPod, reported: impl Future<Out
             debug!(pod = %pod.key(), %error, "deletion was not confirmed, trying again");
             Outcome::CleanupFailed
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn termination_file_that_an_agent_left_half_made_is_made_again() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("web/0");
+        std::fs::create_dir_all(dir.path().join("web")).expect("made");
+        // It was killed before it had set the mode.
+        std::fs::write(path.with_extension("new"), "").expect("made");
+        make_termination_file(&path).expect("made");
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o666);
+        std::fs::write(&path, "said").expect("written");
+        make_termination_file(&path).expect("found");
+        assert_eq!(std::fs::read_to_string(&path).expect("there"), "said");
     }
 }

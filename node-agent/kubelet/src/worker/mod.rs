@@ -29,7 +29,7 @@ use crate::events::EventType;
 use crate::interfaces::LocalPod;
 use crate::pod::decide::is_stopping;
 use crate::pod::resize::{Amounts, Resized, adopted, with_amounts};
-use crate::pod::state::{TerminalPhase, Verdict};
+use crate::pod::state::{FailureKind, TerminalPhase, Verdict};
 use crate::pod::status::status;
 use crate::pod::{Action, DesiredPod, Outcome, PodState, decide};
 use crate::probes::{ProbeHandle, ProbeKind};
@@ -228,7 +228,7 @@ impl Worker {
             self.tell_terminating();
         }
         for action in &decision.actions {
-            self.state.begin(&self.pod, action, clock);
+            self.state.begin(action, clock);
         }
         self.state.holds_claims = self.shared.dra.holds(self.pod.uid());
         self.sync_probes();
@@ -294,8 +294,8 @@ impl Worker {
                 })
             }
             Action::Resize => {
-                let running = self.to_resize();
-                self.tasks.spawn(async move { (resize::resize(&shared, &pod, running).await, None) })
+                let (running, group) = (self.to_resize(), self.state.group.clone());
+                self.tasks.spawn(async move { (resize::resize(&shared, &pod, running, group).await, None) })
             }
             Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
             Action::TearDown => {
@@ -342,11 +342,25 @@ impl Worker {
             }
             _ => {}
         }
-        let outcome = outcome.unwrap_or_else(|| interrupted(action));
+        let Some(outcome) = outcome.or_else(|| interrupted(&action)) else {
+            return self.stop_again_later(action);
+        };
         if matches!(outcome, Outcome::SandboxReady { .. }) {
             self.sandbox_lost = false;
         }
         self.state.finish(outcome, clock);
+    }
+
+    /// A stop that did not end by itself counts as under way until it is time for another.
+    fn stop_again_later(&mut self, action: Action) {
+        let Action::Stop { container, .. } = &action else { return };
+        let again = Outcome::Stopped { container: container.clone(), status: None };
+        let handle = self.tasks.spawn(async move {
+            tokio::time::sleep(actions::RETRY_STOP).await;
+            (again, None)
+        });
+        self.stops.insert(container.clone(), handle.clone());
+        self.actions.insert(handle.id(), action);
     }
 
     /// The newest instance of the container whose processes this one asks to see.
@@ -442,16 +456,41 @@ impl Worker {
     }
 }
 
-/// What an action that did not end by itself counts as.
-fn interrupted(action: Action) -> Outcome {
+/// What an action that did not end by itself counts as: each of these is tried again after a while. `None` for a stop, of
+/// which there is nothing to say.
+fn interrupted(action: &Action) -> Option<Outcome> {
     let message = "interrupted".to_owned();
-    match action {
+    Some(match action.clone() {
         Action::PrepareSandbox => Outcome::SandboxFailed(message),
         Action::MountVolumes => Outcome::VolumesFailed(message),
-        Action::Start { container, .. } => Outcome::StartCancelled { container, status: None },
-        Action::Stop { container, .. } => Outcome::Stopped { container, status: None },
+        Action::Start { container, .. } => Outcome::StartFailed {
+            container,
+            failure: FailureKind::CreateContainerError,
+            message,
+            status: None,
+        },
+        Action::Stop { .. } => return None,
         Action::Remove { id, .. } => Outcome::RemoveFailed { id },
         Action::Resize => Outcome::Resized(Resized { failure: Some(message), ..Resized::default() }),
         Action::Release | Action::TearDown | Action::Delete => Outcome::CleanupFailed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::state::Step;
+    use crate::pod::testing::{at, container, pod, spec};
+
+    #[test]
+    fn start_that_panics_is_not_issued_again_at_once() {
+        let pod = pod(spec("Always", vec![], vec![container("web")]));
+        let mut state = PodState { sandbox: Step::Done, volumes: Step::Done, ..PodState::default() };
+        let action = decide(&pod, &state, at(1)).actions.remove(0);
+        state.begin(&action, at(1));
+        state.finish(interrupted(&action).expect("said"), at(1));
+        let next = decide(&pod, &state, at(1));
+        assert_eq!((next.actions, next.wake_at), (vec![], Some(at(11).now)));
+        assert_eq!(decide(&pod, &state, at(11)).actions, [action]);
     }
 }

@@ -132,6 +132,8 @@ impl Worker {
     pub(super) async fn read_exits(&mut self) {
         let config = self.shared.config.clone();
         let uid = self.pod.uid().to_owned();
+        let spec = self.pod.spec();
+        let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
         for (name, track) in &mut self.state.containers {
             let policy = self.pod.container(name).and_then(|c| c.spec.termination_message_policy.as_deref());
             let from_log = policy == Some("FallbackToLogsOnError");
@@ -140,7 +142,7 @@ impl Worker {
                     let file = termination_file(&config, &uid, name, instance.status.attempt);
                     let log_complete =
                         from_log.then(|| self.shared.runtime.log_complete(&instance.status.id));
-                    let message = termination::message(instance, &file, log_complete);
+                    let message = termination::message(instance, &file, log_complete, containers);
                     instance.termination_message = Some(message.await.unwrap_or_default());
                 }
             }

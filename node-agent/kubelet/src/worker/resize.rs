@@ -1,6 +1,5 @@
 //! Changing what a running pod may use: what the node grants, and carrying it out.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerId, Resources, Runtime};
@@ -14,9 +13,7 @@ use crate::cpus::CpuPolicy;
 use crate::events::EventType;
 use crate::memory::MemoryPolicy;
 use crate::pod::decide::is_stopping;
-use crate::pod::resize::{
-    Amounts, DEFERRED, Fixed, Resized, amounts, check_fixed, needs_restart, unequal, with_amounts,
-};
+use crate::pod::resize::{DEFERRED, Fixed, Resized, amounts, check_fixed, needs_restart, unequal};
 use crate::pod::state::Kill;
 use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 
@@ -54,6 +51,8 @@ impl Worker {
                 self.pod = desired;
                 self.state.resize_pending = None;
                 self.state.resize_failure = None;
+                // Files may show the amounts.
+                self.refresh.want();
             }
             Err(pending) => {
                 let event = if pending.reason == DEFERRED { "ResizeDeferred" } else { "ResizeInfeasible" };
@@ -86,15 +85,20 @@ impl Worker {
     }
 }
 
-/// Gives the containers what they were granted, or says which of them have to start anew for it.
-pub(super) async fn resize(shared: &Shared, pod: &DesiredPod, running: Vec<Running>) -> Outcome {
-    let mut resized = Resized::default();
-    let before = before(pod, &running);
+/// Gives the containers what they were granted, or says which of them have to start anew for it. `group`: limits that the
+/// pod's cgroup has.
+pub(super) async fn resize(
+    shared: &Shared,
+    pod: &DesiredPod,
+    running: Vec<Running>,
+    group: Option<Resources>,
+) -> Outcome {
+    let mut resized = Resized { group, ..Resized::default() };
     let is_change = running.iter().any(|r| r.has.is_some());
     let (restart, change): (Vec<Running>, Vec<Running>) =
         running.into_iter().partition(|r| r.has.as_ref().is_some_and(|has| needs_restart(&r.container, has)));
     let is_complete = restart.is_empty();
-    if let Err(message) = try_resize(shared, pod, &before, change, is_complete, &mut resized).await {
+    if let Err(message) = try_resize(shared, pod, change, is_complete, &mut resized).await {
         shared.recorder.pod(pod, EventType::Warning, "ResizeError", message.clone());
         resized.failure = Some(message);
     } else if is_complete && is_change {
@@ -111,30 +115,24 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer) -> Kill {
     }
 }
 
-/// The pod with what its containers have now.
-fn before(pod: &DesiredPod, running: &[Running]) -> DesiredPod {
-    let mut has: Amounts = amounts(&pod.object);
-    for running in running {
-        has.extend(running.has.clone().map(|known| (running.container.name().to_owned(), known)));
-    }
-    DesiredPod::new(with_amounts(Arc::clone(&pod.object), &has))
-}
-
 /// The pod's cgroup holds its containers' at every moment: it grows before them and shrinks after them.
 async fn try_resize(
     shared: &Shared,
     pod: &DesiredPod,
-    before: &DesiredPod,
     change: Vec<Running>,
     is_complete: bool,
     resized: &mut Resized,
 ) -> Result<(), String> {
     let pids = shared.config.pod_pids_limit;
-    let (old, new) = (pod_resources(before.spec(), pids), pod_resources(pod.spec(), pids));
-    let update = async |limits: &Resources| {
-        shared.runtime.update_pod_sandbox(pod.uid(), limits).await.map_err(|error| with_source(&error))
+    let new = pod_resources(pod.spec(), pids);
+    let update = async |limits: Resources, resized: &mut Resized| -> Result<(), String> {
+        let updated = shared.runtime.update_pod_sandbox(pod.uid(), &limits).await;
+        updated.map_err(|error| with_source(&error))?;
+        resized.group = Some(limits);
+        Ok(())
     };
-    update(&widest(&old, &new)).await?;
+    let wide = resized.group.as_ref().map_or_else(|| new.clone(), |group| widest(group, &new));
+    update(wide, resized).await?;
     for running in change {
         let spec = &running.container.spec;
         let limits = container_resources(pod.spec(), spec, shared.capacity.memory_bytes);
@@ -144,7 +142,7 @@ async fn try_resize(
         resized.done.push((running.id, spec.resources.clone().unwrap_or_default()));
     }
     // What has to start anew still runs with what it had.
-    if is_complete { update(&new).await } else { Ok(()) }
+    if is_complete { update(new, resized).await } else { Ok(()) }
 }
 
 /// Less memory than is used would end processes.
@@ -159,16 +157,16 @@ async fn check_shrink(runtime: &dyn Runtime, id: &str, limits: &Resources) -> Re
     }
 }
 
-/// Limits that both keep within; what only one of them limits is left as it is.
-fn widest(a: &Resources, b: &Resources) -> Resources {
-    fn most<T: Ord + Copy>(a: Option<T>, b: Option<T>) -> Option<T> {
-        a.zip(b).map(|(a, b)| a.max(b))
+/// Limits that both keep within. What the group has no limit of keeps none; what only the group has is left as it is.
+fn widest(group: &Resources, new: &Resources) -> Resources {
+    fn most<T: Ord + Copy>(group: Option<T>, new: Option<T>) -> Option<T> {
+        group.map(|has| new.map_or(has, |new| has.max(new)))
     }
     Resources {
-        cpu_shares: most(a.cpu_shares, b.cpu_shares),
-        cpu_quota_us: most(a.cpu_quota_us, b.cpu_quota_us),
-        cpu_period_us: most(a.cpu_period_us, b.cpu_period_us),
-        memory_limit_bytes: most(a.memory_limit_bytes, b.memory_limit_bytes),
-        ..Resources::default()
+        cpu_shares: most(group.cpu_shares, new.cpu_shares),
+        cpu_quota_us: most(group.cpu_quota_us, new.cpu_quota_us),
+        cpu_period_us: most(group.cpu_period_us, new.cpu_period_us),
+        memory_limit_bytes: most(group.memory_limit_bytes, new.memory_limit_bytes),
+        ..group.clone()
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hawser_api::Api;
-use hawser_runtime::{PodSandboxConfig, fault};
+use hawser_runtime::{PodSandboxConfig, Resources, fault};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::actions::{Shared, with_source};
@@ -14,6 +14,7 @@ use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
 use crate::node::status::RUNC;
 use crate::pod::{DesiredPod, Outcome};
 use crate::qos_cgroups::pod_group;
+use crate::static_pods::{CONFIG_FILE, file_of};
 
 /// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
 pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
@@ -23,7 +24,7 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
         return Outcome::SandboxFailed(message);
     }
     match try_prepare_sandbox(shared, pod).await {
-        Ok(ips) => Outcome::SandboxReady { ips, recreated: lost },
+        Ok((ips, group)) => Outcome::SandboxReady { ips, recreated: lost, group },
         Err(message) => {
             let text = format!("Failed to create pod sandbox: {message}");
             shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
@@ -32,8 +33,9 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
     }
 }
 
-async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<IpAddr>, String> {
-    check_runtime_class(shared, pod).await?;
+/// The pod's addresses, and the limits of its cgroup.
+async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<IpAddr>, Resources), String> {
+    let runtime_handler = runtime_handler(shared, pod).await?;
     check_user_namespace(pod)?;
     let config = &shared.config;
     let hostname = files::hostname(pod, config);
@@ -63,12 +65,16 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<Vec<Ip
         cgroup_parent: pod_group(&config.cgroup_root, spec, pod.uid()),
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        runtime_handler,
         labels: Default::default(),
-        annotations: Default::default(),
+        annotations: file_of(&pod.object)
+            .map(|file| (CONFIG_FILE.to_owned(), file.to_owned()))
+            .into_iter()
+            .collect(),
     };
     shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
-    Ok(ips)
+    Ok((ips, sandbox.resources))
 }
 
 /// The containers join namespaces that belong to the node's users, so they cannot have users of their own. A pod that
@@ -83,15 +89,21 @@ fn check_user_namespace(pod: &DesiredPod) -> Result<(), String> {
     }
 }
 
-/// The handler that the pod's RuntimeClass names has to be here.
-async fn check_runtime_class(shared: &Shared, pod: &DesiredPod) -> Result<(), String> {
+/// The handler that the pod's RuntimeClass names, which has to be here. A pod that is there keeps the one that it was made
+/// with: it does not need the API, nor its class any longer.
+async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, String> {
     let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
-        return Ok(());
+        return Ok(String::new());
     };
+    let sandboxes = shared.runtime.list_pod_sandboxes().await.map_err(|error| with_source(&error))?;
+    let known = sandboxes.into_iter().map(|sandbox| sandbox.config).find(|known| known.pod_uid == pod.uid());
+    if let Some(known) = known.filter(|known| !known.runtime_handler.is_empty()) {
+        return Ok(known.runtime_handler);
+    }
     let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
     let class = classes.get(name).await.map_err(|error| error.to_string())?;
     match class.handler.as_str() {
-        "" | RUNC => Ok(()),
+        "" | RUNC => Ok(RUNC.to_owned()),
         other => Err(format!("failed to get sandbox runtime: no runtime for {other:?} is configured")),
     }
 }

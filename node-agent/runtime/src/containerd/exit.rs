@@ -2,7 +2,7 @@
 //!
 //! An exit is learned from an event, from a list, or by whoever waits for it; all come through
 //! [`Inner::record_exit`], which tells only the first time. The task is deleted after its exit is on
-//! disk, never before: until then the shim remembers it for us.
+//! disk, never before: until then the shim remembers it for us. A disk that is full holds up only that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Inner {
     async fn tell(self: &Arc<Self>, id: &str, stored: &Stored, exit: ContainerExit) -> Result<()> {
         let pod_uid = stored.pod_uid.clone();
         self.change_record(id, move |owner, id| {
-            if owner.records.exited(id, &exit)? {
+            if owner.records.exited(id, &exit) {
                 fault::point("container: exit noted");
                 owner.tell_started(id, &pod_uid);
                 let event = RuntimeEvent::Exited { id: id.to_owned(), pod_uid, exit };
@@ -138,14 +138,17 @@ impl Inner {
         }
     }
 
-    /// Deletes the task of a container whose exit is recorded. Frees its mounts, pipes and cgroups; the
-    /// shim ends with the last task of its pod.
-    pub(super) async fn delete_task(&self, id: &str, stored: &Stored) -> Result<()> {
+    /// Deletes the task of a container whose exit is recorded, once that is on disk. Frees its mounts, pipes and cgroups;
+    /// the shim ends with the last task of its pod.
+    pub(super) async fn delete_task(self: &Arc<Self>, id: &str, stored: &Stored) -> Result<()> {
         let _alone = self.pod_locks.lock(&stored.pod_uid).await;
+        if !self.records.is_written(id) {
+            self.change_record(id, |owner, id| owner.records.write_again(id)).await?;
+        }
         self.delete_task_locked(id, stored).await
     }
 
-    /// For callers that hold the pod's lock.
+    /// For callers that hold the pod's lock, and need no record of the exit any more.
     pub(super) async fn delete_task_locked(&self, id: &str, stored: &Stored) -> Result<()> {
         self.outputs.let_go(id);
         let request = DeleteTaskRequest { container_id: id.to_owned() };

@@ -1,8 +1,11 @@
 //! What must be known of a container after its process, its shim or this machine is gone: that it was
 //! started, and how it ended. One small file a container, kept in memory too. It is on disk when a call returns: nothing
 //! else tells what ran before a loss of power, and it would be started once more.
+//!
+//! An exit that cannot be written (the disk is full) has happened all the same: it is known in memory, and written later,
+//! before containerd is let forget it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use jiff::Timestamp;
@@ -26,6 +29,8 @@ pub(super) struct Records {
     known: Mutex<HashMap<String, ExitRecord>>,
     /// By id, for who changes a record: held to the end of the change, whoever stops waiting for it.
     pub(super) changing: KeyedLock,
+    /// Ids of those that are not on disk as they are known; a part of `known`.
+    unwritten: Mutex<HashSet<String>>,
 }
 
 impl Records {
@@ -47,7 +52,8 @@ impl Records {
             let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
             known.insert(id.to_owned(), record.unwrap_or_default());
         }
-        Ok(Self { paths, known: Mutex::new(known), changing: KeyedLock::default() })
+        let changing = KeyedLock::default();
+        Ok(Self { paths, known: Mutex::new(known), changing, unwritten: Mutex::default() })
     }
 
     pub(super) fn get(&self, id: &str) -> ExitRecord {
@@ -55,22 +61,45 @@ impl Records {
     }
 
     pub(super) fn started(&self, id: &str, at: Timestamp) -> Result<()> {
-        self.put(id, ExitRecord { started_at: Some(at), exit: None })
+        let record = ExitRecord { started_at: Some(at), exit: None };
+        self.write(id, &record)?;
+        self.known.lock().insert(id.to_owned(), record);
+        Ok(())
     }
 
-    /// True when this is news.
-    pub(super) fn exited(&self, id: &str, exit: &ContainerExit) -> Result<bool> {
-        let record = self.get(id);
+    /// True when this is news. Written here, or by [`Self::write_again`].
+    pub(super) fn exited(&self, id: &str, exit: &ContainerExit) -> bool {
+        let mut known = self.known.lock();
+        let record = known.entry(id.to_owned()).or_default();
         if record.exit.is_some() {
-            return Ok(false);
+            return false;
         }
-        self.put(id, ExitRecord { exit: Some(exit.clone()), ..record })?;
-        Ok(true)
+        record.exit = Some(exit.clone());
+        drop(known);
+        self.unwritten.lock().insert(id.to_owned());
+        if let Err(error) = self.write_again(id) {
+            tracing::warn!(%error, id, "an exit was not written, trying again");
+        }
+        true
+    }
+
+    pub(super) fn is_written(&self, id: &str) -> bool {
+        !self.unwritten.lock().contains(id)
+    }
+
+    /// Writes what could not be written before. Nothing to write is success.
+    pub(super) fn write_again(&self, id: &str) -> Result<()> {
+        if !self.is_written(id) {
+            self.write(id, &self.get(id))?;
+            self.unwritten.lock().remove(id);
+        }
+        Ok(())
     }
 
     pub(super) fn forget(&self, id: &str) -> Result<()> {
         remove_file(&self.paths.record(id))?;
         self.known.lock().remove(id);
+        self.unwritten.lock().remove(id);
         Ok(())
     }
 
@@ -79,11 +108,58 @@ impl Records {
         self.known.lock().keys().cloned().collect()
     }
 
-    fn put(&self, id: &str, record: ExitRecord) -> Result<()> {
-        let text = serde_json::to_vec(&record).expect("a record is plain data");
+    fn write(&self, id: &str, record: &ExitRecord) -> Result<()> {
+        let text = serde_json::to_vec(record).expect("a record is plain data");
         let path = self.paths.record(id);
-        durable::write(&path, &text).map_err(io_error("write", &path))?;
-        self.known.lock().insert(id.to_owned(), record);
-        Ok(())
+        durable::write(&path, &text).map_err(io_error("write", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Config, LogWriter, Registries};
+
+    fn load(dir: &Path) -> Records {
+        let log_writer =
+            LogWriter { program: dir.into(), mode: String::new(), max_size_bytes: 1, max_files: 1 };
+        let config = Config {
+            socket: dir.into(),
+            namespace: "test".into(),
+            state_dir: dir.into(),
+            run_dir: dir.into(),
+            snapshotter: None,
+            log_writer,
+            registries: Registries::default(),
+            cdi_dirs: Vec::new(),
+            relist_interval: Duration::ZERO,
+        };
+        Records::load(Paths::new(&config)).unwrap()
+    }
+
+    #[test]
+    fn exit_that_cannot_be_written_is_known_and_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let exit = ContainerExit {
+            exit_code: 3,
+            finished_at: Timestamp::UNIX_EPOCH,
+            oom_killed: false,
+            unobserved: false,
+        };
+        let records = load(dir.path());
+        records.started("one", Timestamp::UNIX_EPOCH).unwrap();
+        let place = dir.path().join("containers");
+        fs::rename(&place, dir.path().join("away")).unwrap();
+        assert!(records.exited("one", &exit));
+        assert!(!records.exited("one", &exit), "told once");
+        assert_eq!(records.get("one").exit, Some(exit.clone()));
+        assert!(records.write_again("one").is_err(), "containerd is not to forget it yet");
+        fs::rename(dir.path().join("away"), &place).unwrap();
+        records.write_again("one").unwrap();
+        records.write_again("another").unwrap();
+        assert_eq!(load(dir.path()).get("one").exit, Some(exit));
     }
 }

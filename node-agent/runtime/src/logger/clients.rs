@@ -7,8 +7,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{ATTACH_SOCKET, Stream};
 
@@ -106,6 +107,28 @@ impl Clients {
         self.connected.retain(|client| !client.closed);
     }
 
+    /// Hands on what clients are behind with, as far as they take it within `patience`, and ends their connections. Nobody
+    /// is served any more.
+    pub(super) fn finish(&mut self, patience: Duration) {
+        self.listener = None;
+        let deadline = Instant::now() + patience;
+        loop {
+            self.connected.retain(|client| !client.closed && !client.pending.is_empty());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.connected.is_empty() || left.is_zero() {
+                return self.connected.clear();
+            }
+            let ready: Vec<bool> = {
+                let mut fds = Vec::new();
+                self.add_poll_fds(&mut fds);
+                // An error is looked into by the write.
+                let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+                fds.iter().map(|fd| fd.any().unwrap_or(true)).collect()
+            };
+            self.serve(&ready);
+        }
+    }
+
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
         while let Ok((connection, _)) = listener.accept() {
@@ -138,5 +161,39 @@ impl Client {
                 Err(_) => self.closed = true,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_that_is_behind_gets_the_end() {
+        let (connection, mut reader) = UnixStream::pair().unwrap();
+        connection.set_nonblocking(true).unwrap();
+        let mut clients = Clients::default();
+        clients.connected.push(Client { connection, pending: Vec::new(), closed: false });
+        // More than a socket holds.
+        let words = vec![7; MAX_PENDING_BYTES - FRAME_HEADER];
+        clients.send(Stream::Stdout, &words);
+        assert!(!clients.connected[0].pending.is_empty());
+        let reading = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all)
+        });
+        clients.finish(Duration::from_secs(60));
+        assert_eq!(reading.join().unwrap().unwrap().len(), MAX_PENDING_BYTES);
+    }
+
+    #[test]
+    fn client_that_takes_nothing_is_not_waited_for_for_ever() {
+        let (connection, reader) = UnixStream::pair().unwrap();
+        connection.set_nonblocking(true).unwrap();
+        let mut clients = Clients::default();
+        clients.connected.push(Client { connection, pending: vec![0; MAX_PENDING_BYTES], closed: false });
+        clients.finish(Duration::from_millis(1));
+        assert!(clients.connected.is_empty());
+        drop(reader);
     }
 }

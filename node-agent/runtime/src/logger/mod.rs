@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -38,6 +39,9 @@ const READ_BYTES: usize = 64 << 10;
 
 /// How often a writer that reads FIFOs looks whether its container still exists.
 const ORPHAN_CHECK_MS: u16 = 10_000;
+
+/// How long clients that are behind are waited for at the end. The log is whole by then; deleting the task waits for it.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a writer is told, as JSON in the file that its command line names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,13 +183,14 @@ impl Writer {
         Ok(true)
     }
 
-    /// Writes what was said last without an end of line.
+    /// Writes what was said last without an end of line, and then waits a little for clients that are behind.
     fn finish(&mut self) {
         for input in &mut self.inputs {
             self.encoded.clear();
             input.encoder.finish(Timestamp::now(), &mut self.encoded);
             self.log.append(&self.encoded);
         }
+        self.clients.finish(CLIENT_PATIENCE);
     }
 }
 

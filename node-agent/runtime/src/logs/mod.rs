@@ -98,14 +98,12 @@ impl LogReader {
             if self.remaining_bytes == 0 {
                 return Ok(None);
             }
-            if self.fill().await? {
-                let chunk = self.take_lines();
-                if !chunk.is_empty() {
-                    return Ok(Some(chunk));
-                }
-                continue;
+            // Before anything else is read: what comes next may be of another file.
+            let chunk = self.take_lines();
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
             }
-            if self.advance().await? {
+            if self.fill().await? || self.advance().await? {
                 continue;
             }
             if !self.options.follow || !self.wait_for_more().await {
