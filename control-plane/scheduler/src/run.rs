@@ -252,7 +252,7 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         }),
         follow_kind(shell, followers, |core, change: &Change<'_, DeviceClass>, now| match change.new {
             Some(class) => core.device_class_changed(class, now),
-            None => core.device_class_removed(&change.key.name),
+            None => core.device_class_removed(&change.key.name, now),
         }),
         follow_kind(shell, followers, |core, change: &Change<'_, ResourceSlice>, now| match change.new {
             Some(slice) => core.slice_changed(slice, now),

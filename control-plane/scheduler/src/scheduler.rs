@@ -6,7 +6,7 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -448,7 +448,8 @@ impl Scheduler {
     /// Room appeared on a node.
     fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled: false, cause }, now);
+        let gained = &BTreeSet::new();
+        self.wake(&Event::Node { slot, before: &before, relabelled: false, gained, cause }, now);
     }
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {

@@ -85,6 +85,14 @@ pub(crate) enum Concerned {
     All,
 }
 
+/// How the extended resources that classes provide changed.
+#[derive(Debug, Default)]
+pub(crate) struct Provision {
+    pub(crate) changed: bool,
+    /// Those that another class provides than before, or that none did.
+    pub(crate) gained: BTreeSet<String>,
+}
+
 /// Claims that have to be written before a pod can be bound.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Grants(pub(crate) Vec<Grant>);
@@ -203,33 +211,35 @@ impl Devices {
         }
     }
 
-    /// True where other extended resources are provided by it.
-    pub(crate) fn put_class(&mut self, class: &DeviceClass) -> bool {
+    /// What is provided otherwise by it; `None` where the class is the same.
+    pub(crate) fn put_class(&mut self, class: &DeviceClass) -> Option<Provision> {
         let name = class.metadata.name.clone().unwrap_or_default();
         let age = |class: &DeviceClass| class.metadata.creation_timestamp.clone();
         let is_same = |known: &Arc<DeviceClass>| known.spec == class.spec && age(known) == age(class);
         if self.classes.get(&name).is_some_and(is_same) {
-            return false;
+            return None;
         }
         self.classes.insert(name, Arc::new(class.clone()));
         self.changed_for_all();
-        self.update_providers()
+        Some(self.update_providers())
     }
 
-    /// True where other extended resources are provided without it.
-    pub(crate) fn remove_class(&mut self, name: &str) -> bool {
+    /// What is provided otherwise without it.
+    pub(crate) fn remove_class(&mut self, name: &str) -> Provision {
         self.classes.remove(name);
         self.changed_for_all();
         self.update_providers()
     }
 
-    fn update_providers(&mut self) -> bool {
+    fn update_providers(&mut self) -> Provision {
         let now = extended::providers(self.classes.values());
+        let gained = now.iter().filter(|(resource, class)| self.providers.get(*resource) != Some(*class));
+        let gained: BTreeSet<String> = gained.map(|(resource, _)| resource.clone()).collect();
         let changed = now != *self.providers;
         if changed {
             self.providers = Arc::new(now);
         }
-        changed
+        Provision { changed, gained }
     }
 
     /// Takes over a slice.

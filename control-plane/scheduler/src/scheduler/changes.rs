@@ -1,6 +1,6 @@
 //! What happens in the cluster, as the shell tells it: taken over into the snapshot, and whoever it helps is woken.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 
 use super::Scheduler;
 use crate::{
-    devices::Concerned,
+    devices::{Concerned, Provision},
     group::Known,
     hints::Event,
     intern::Same,
@@ -34,16 +34,18 @@ impl Scheduler {
         };
         let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
         let cause = if slot.is_some() { Cause::NodeUpdate } else { Cause::NodeAdd };
+        let had = slot.map(|slot| self.snapshot.nodes[slot].own_extended());
         let slot = self.snapshot.put_node(node);
+        let gained = &(&self.snapshot.nodes[slot].own_extended() - &had.unwrap_or_default());
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled, cause }, now);
+        self.wake(&Event::Node { slot, before: &before, relabelled, gained, cause }, now);
     }
 
     pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
-            let cause = Cause::NodeDelete;
-            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, cause }, now);
+            let (gained, cause) = (&BTreeSet::new(), Cause::NodeDelete);
+            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, gained, cause }, now);
         }
     }
 
@@ -109,15 +111,22 @@ impl Scheduler {
     }
 
     pub(crate) fn device_class_changed(&mut self, class: &DeviceClass, now: Duration) {
-        let provides = self.snapshot.put_device_class(class);
-        self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
-        if provides {
-            self.wake(&Event::ExtendedResourcesChanged, now);
+        if let Some(provision) = self.snapshot.put_device_class(class) {
+            self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
+            self.provided(&provision, Cause::DeviceClassUpdate, now);
         }
     }
 
-    pub(crate) fn device_class_removed(&mut self, name: &str) {
-        self.snapshot.remove_device_class(name);
+    /// Helps nobody, as upstream, but where another class provides what this one did.
+    pub(crate) fn device_class_removed(&mut self, name: &str, now: Duration) {
+        let provision = self.snapshot.remove_device_class(name);
+        self.provided(&provision, Cause::DeviceClassDelete, now);
+    }
+
+    fn provided(&mut self, provision: &Provision, cause: Cause, now: Duration) {
+        if !provision.gained.is_empty() {
+            self.wake(&Event::ExtendedResourcesGained { gained: &provision.gained, cause }, now);
+        }
     }
 
     pub(crate) fn slice_changed(&mut self, slice: &ResourceSlice, now: Duration) {
