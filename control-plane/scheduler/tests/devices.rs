@@ -153,6 +153,27 @@ async fn a_device_whose_claim_is_still_being_written_is_nobody_elses() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_promise_stands_for_as_long_as_nobody_knows_what_came_of_its_write() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n0", 4));
+    put_devices(&fake, 1, 1);
+    put_guarded_claim(&fake, "c");
+    put_claim(&fake, "d");
+    fake.fail_next_claims(&[Fault::LoseBefore; 100]);
+    fake.put("pods", claiming("p", "c"));
+    scenario(fake, |fake| async move {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        fake.put("pods", claiming("q", "d"));
+        fake.until("pods", |pods| is_bound(pods, "p")).await;
+        assert!(!allocated(&fake.all("resourceclaims"), "d"));
+        let failed =
+            |event: &Value| event["reason"] == "FailedScheduling" && event["involvedObject"]["name"] == "p";
+        assert!(!fake.all("events").iter().any(failed), "{:?}", fake.all("events"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn pods_that_wait_for_anothers_claim_hold_up_nobody() {
     let fake = Arc::new(Fake::default());
     fake.put("nodes", node("n0", 100));
