@@ -34,7 +34,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    devices::compile_selectors,
+    devices::{compile_claim, compile_class},
     events::{self, Recorder},
     evict,
     extender::{self, Extender, Objects, Question},
@@ -200,6 +200,8 @@ fn seed() -> u64 {
 /// Follows all kinds that decisions depend on. The returned future waits for their first lists.
 fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
     let at = Arc::downgrade(shell);
+    // Selectors are compiled before the core is held.
+    let programs = shell.core.lock().devices().programs();
     let synced = [
         follow_with(shell, followers, &shell.nodes, move |core, change: &Change<'_, Node>, now| {
             match (change.old, change.new) {
@@ -250,10 +252,19 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
         }),
-        follow_kind(shell, followers, |core, change: &Change<'_, DeviceClass>, now| match change.new {
-            Some(class) => core.device_class_changed(class, now),
-            None => core.device_class_removed(&change.key.name, now),
-        }),
+        {
+            let informer = Informer::new();
+            let programs = programs.clone();
+            informer.on_change(move |change: &Change<'_, DeviceClass>| {
+                change.new.inspect(|class| compile_class(class, &programs));
+            });
+            follow_with(shell, followers, &informer, |core, change: &Change<'_, DeviceClass>, now| {
+                match change.new {
+                    Some(class) => core.device_class_changed(class, now),
+                    None => core.device_class_removed(&change.key.name, now),
+                }
+            })
+        },
         follow_kind(shell, followers, |core, change: &Change<'_, ResourceSlice>, now| match change.new {
             Some(slice) => core.slice_changed(slice, now),
             None => core.slice_removed(&change.key.name, now),
@@ -261,10 +272,8 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         {
             let at = Arc::downgrade(shell);
             let informer = Informer::new();
-            let programs = shell.core.lock().devices().programs();
-            // Before the core is held.
             informer.on_change(move |change: &Change<'_, ResourceClaim>| {
-                change.new.inspect(|claim| compile_selectors(claim, &programs));
+                change.new.inspect(|claim| compile_claim(claim, &programs));
             });
             follow_with(shell, followers, &informer, move |core, change: &Change<'_, ResourceClaim>, now| {
                 match change.new {

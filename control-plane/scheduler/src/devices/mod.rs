@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 
 pub(crate) use extended::{Providers, Unmade, is_made};
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
-pub(crate) use request::compile_selectors;
+pub(crate) use request::{compile_claim, compile_class};
 pub(crate) use view::DeviceView;
 
 use crate::{
