@@ -30,6 +30,7 @@ use hawser_cel::Programs;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
+pub(crate) use allocate::Budget;
 pub(crate) use extended::{Providers, Unmade, is_made};
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
 pub(crate) use request::{compile_claim, compile_class};
