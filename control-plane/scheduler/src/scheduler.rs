@@ -70,6 +70,8 @@ pub(crate) struct Scheduler {
 struct Assumed {
     waiting: Waiting,
     promises: Promises,
+    /// It is being deleted, or over: where its binding fails, nothing is left to place.
+    unwanted: bool,
 }
 
 /// What to write after one round.
@@ -223,12 +225,14 @@ impl Scheduler {
     /// The pod is not on the node it was promised: the room is free again, and the pod waits.
     pub(crate) fn bind_failed(&mut self, uid: &str, now: Duration) {
         // Deleted or shown as bound meanwhile: there is nothing to undo.
-        let Some(Assumed { waiting, promises }) = self.assumed.remove(uid) else {
+        let Some(Assumed { waiting, promises, unwanted }) = self.assumed.remove(uid) else {
             return;
         };
         self.take_back(&promises, now);
         self.free(uid, now);
-        self.queue.give_back_failed(waiting, now);
+        if !unwanted {
+            self.queue.give_back_failed(waiting, now);
+        }
     }
 
     /// The pod is not there any more: nothing is left to place.
@@ -325,7 +329,7 @@ impl Scheduler {
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
         }
-        self.assumed.insert(pod.uid.clone(), Assumed { waiting, promises });
+        self.assumed.insert(pod.uid.clone(), Assumed { waiting, promises, unwanted: false });
         self.wake(&Event::PodPlaced(&pod), now);
     }
 

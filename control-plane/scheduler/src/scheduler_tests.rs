@@ -104,6 +104,30 @@ fn failed_binding_gives_the_room_back() {
 }
 
 #[test]
+fn what_changes_of_a_pod_while_it_is_bound_counts_when_that_fails() {
+    let assumed = || {
+        let mut scheduler = scheduler();
+        scheduler.node_changed(&node("n1", json!({})), START);
+        scheduler.pod_changed(&cpu("a", "3"), START);
+        assert_eq!(scheduler.schedule(10, START).bindings.len(), 1);
+        scheduler
+    };
+    let mut smaller = assumed();
+    smaller.pod_changed(&cpu("a", "1"), START);
+    smaller.bind_failed("a", START);
+    assert_eq!(nodes_of(&smaller.schedule(10, smaller.next_wakeup().unwrap())), [("a", "n1")]);
+    assert_eq!(used_cpu(&smaller), 1000);
+    // One that goes is not tried again, however long its finalizers keep it.
+    let mut going = assumed();
+    let mut terminating = cpu("a", "3");
+    terminating.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    going.pod_changed(&terminating, START);
+    assert_eq!(used_cpu(&going), 3000);
+    going.bind_failed("a", START);
+    assert_eq!((used_cpu(&going), waiting(&going)), (0, [0, 0, 0]));
+}
+
+#[test]
 fn waiting_pods_wake_when_room_appears() {
     let late = Duration::from_secs(60);
     type Case = (&'static str, fn(&mut Scheduler, Duration));

@@ -58,10 +58,16 @@ impl Scheduler {
             self.bound(&info, node, pod::is_over(pod), now);
         } else if !ours || info.is_going() || pod::is_over(pod) {
             self.forget(&info.uid, now);
+            if let Some(assumed) = self.assumed.get_mut(&info.uid) {
+                assumed.unwanted = true;
+            }
         } else if pod::is_gated(pod) {
             self.forget(&info.uid, now);
             self.queue.add_gated(info, now);
-        } else if !self.assumed.contains_key(&info.uid) {
+        } else if let Some(assumed) = self.assumed.get_mut(&info.uid) {
+            // What it is tried as where its binding fails.
+            assumed.waiting.pod = info;
+        } else {
             // Seen for the first time: a scheduler before this one may have cleared a node for it.
             if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
                 self.snapshot.nominate(&info, node);
