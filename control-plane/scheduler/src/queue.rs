@@ -23,6 +23,8 @@ use crate::{
 };
 
 type Uid = Arc<str>;
+/// Pods of one sort are helped by the same.
+type Sort = (Wishes, Option<ObjectKey>);
 type Timers = BinaryHeap<Reverse<(Duration, u64, Uid)>>;
 
 pub(crate) struct Queue {
@@ -35,7 +37,7 @@ pub(crate) struct Queue {
     timers: Timers,
     /// Those that back off although something helped them.
     helped: Timers,
-    unschedulable: HashMap<Wishes, Group>,
+    unschedulable: HashMap<Sort, Group>,
     /// Pods of each pod group, but for those that are gated.
     pod_groups: HashMap<ObjectKey, BTreeSet<Uid>>,
     counts: [usize; 4],
@@ -58,7 +60,7 @@ pub(crate) struct Waiting {
     helped: bool,
 }
 
-/// Unschedulable pods that are placed by the same rules.
+/// Unschedulable pods of one sort.
 struct Group {
     one: Arc<PodInfo>,
     refused_by: PluginSet,
@@ -299,7 +301,7 @@ impl Queue {
 
     fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, cause: Option<Cause>, now: Duration) {
         let pod = waiting.pod.clone();
-        let group = self.unschedulable.entry(pod.wishes()).or_insert_with(|| Group {
+        let group = self.unschedulable.entry(sort(&pod)).or_insert_with(|| Group {
             one: pod.clone(),
             refused_by,
             uids: HashSet::new(),
@@ -355,12 +357,12 @@ impl Queue {
         }
         let mut refused_by = PluginSet::default();
         if place == Place::Unschedulable {
-            let wishes = waiting.pod.wishes();
-            if let Some(group) = self.unschedulable.get_mut(&wishes) {
+            let sort = sort(&waiting.pod);
+            if let Some(group) = self.unschedulable.get_mut(&sort) {
                 refused_by = group.refused_by;
                 group.uids.remove(uid);
                 if group.uids.is_empty() {
-                    self.unschedulable.remove(&wishes);
+                    self.unschedulable.remove(&sort);
                 }
             }
         }
@@ -374,6 +376,11 @@ impl Queue {
         let doublings = (waiting.attempts - 1).min(16);
         waiting.failed_at + (self.backoff_first * 2_u32.pow(doublings)).min(self.backoff_last)
     }
+}
+
+/// What is placed by the same rules, and by the same pod group.
+fn sort(pod: &PodInfo) -> Sort {
+    (pod.wishes(), pod.group.as_ref().map(|group| group.key.clone()))
 }
 
 /// A pod that left its place.

@@ -209,6 +209,21 @@ fn a_pod_group_object_says_how_many_pods_are_needed() {
 }
 
 #[test]
+fn pods_that_are_alike_wait_each_for_its_own_group() {
+    let mut scheduler = cluster(1);
+    for (name, group) in [("a", "g"), ("b", "h")] {
+        let fields = json!({ "schedulingGroup": { "podGroupName": group } });
+        scheduler.pod_changed(&alone(name, 1, fields), START);
+    }
+    assert_eq!(scheduler.schedule(10, START).rejected.len(), 2);
+    for (group, name) in [("h", "b"), ("g", "a")] {
+        let basic = json!({ "schedulingPolicy": { "basic": {} } });
+        scheduler.pod_group_changed(&object(group, basic), at(20));
+        assert_eq!(placed(&scheduler.schedule(10, at(20))), [name]);
+    }
+}
+
+#[test]
 fn a_basic_group_is_placed_pod_by_pod() {
     let mut scheduler = cluster(1);
     scheduler.pod_group_changed(&object("g", json!({ "schedulingPolicy": { "basic": {} } })), START);
