@@ -2,8 +2,8 @@
 //!
 //! Watch handlers apply each change to the core under its lock, so there is no queue of changes that could
 //! overflow; the loop takes the lock for one batch at a time and never across a wait. Bindings of several batches
-//! are written while the next ones are decided. A binding whose outcome is unknown keeps its room until the pod
-//! was read: it is undone only when the API says that the pod has no node.
+//! are written while the next ones are decided. A binding whose outcome is unknown keeps its room, and is sent again until
+//! the API says what came of it: the first may still be on its way, but a pod is bound once.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -47,7 +47,7 @@ use crate::{
     scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
 };
 
-/// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
+/// Between two looks at a pod whose binding has no known outcome, and between two such bindings; doubled up to the last.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_LAST: Duration = Duration::from_secs(5);
 
@@ -439,7 +439,9 @@ async fn bind_outside(shell: Arc<Shell>, decision: Decision) {
             let message = format!("binding rejected: {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
-            find_out(&shell, binding, attempt).await;
+            // It may have done its part all the same, and is not to do it twice.
+            let found = read(&shell, binding).await;
+            settle(&shell, binding, attempt, found.as_ref());
         }
     }
 }
@@ -509,12 +511,8 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
 async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
     let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
         batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
-    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&bindings)).await {
-        Ok(results) => results,
-        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
-    };
+    let results = send(&shell, &bindings).await;
     drop(permit);
-    debug_assert_eq!(results.len(), bindings.len());
     let mut unknown = Vec::new();
     for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {
@@ -533,9 +531,54 @@ async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePer
             },
         }
     }
-    for (binding, attempt) in unknown {
-        find_out(&shell, &binding, &attempt).await;
+    let mut delay = LOOK_FIRST;
+    while !unknown.is_empty() {
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LOOK_LAST);
+        unknown = send_again(&shell, unknown).await;
     }
+}
+
+/// One result for each binding.
+async fn send(shell: &Shell, bindings: &[Binding]) -> Vec<Result<(), Error>> {
+    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(bindings)).await {
+        Ok(results) => results,
+        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
+    };
+    debug_assert_eq!(results.len(), bindings.len());
+    results
+}
+
+/// Sends bindings that may be on their way already. Returns those of which it is not known yet what came of them: only an
+/// answer after which the earlier ones cannot come any more decides.
+async fn send_again(shell: &Shell, unknown: Vec<(Binding, Attempt)>) -> Vec<(Binding, Attempt)> {
+    let bindings: Vec<Binding> = unknown.iter().map(|(binding, _)| binding.clone()).collect();
+    let results = send(shell, &bindings).await;
+    let mut left = Vec::new();
+    for ((binding, attempt), result) in unknown.into_iter().zip(results) {
+        match result {
+            Ok(()) => bound(shell, &binding, &attempt),
+            Err(error) if error.is_not_found() => settle(shell, &binding, &attempt, None),
+            Err(error) if error.is_conflict() => {
+                let found = read(shell, &binding).await;
+                if found.as_ref().is_none_or(cannot_be_bound) {
+                    settle(shell, &binding, &attempt, found.as_ref());
+                } else {
+                    // Somebody else wrote the pod at the same time.
+                    left.push((binding, attempt));
+                }
+            }
+            Err(error) => {
+                debug!(pod = %binding.pod, %error, "the outcome of a binding is still unknown");
+                left.push((binding, attempt));
+            }
+        }
+    }
+    left
+}
+
+fn cannot_be_bound(pod: &Pod) -> bool {
+    pod::node_of(pod).is_some() || pod.metadata.deletion_timestamp.is_some() || pod::is_over(pod)
 }
 
 fn bound(shell: &Shell, binding: &Binding, attempt: &Attempt) {
@@ -569,30 +612,30 @@ fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// Reads the pod until the API tells whether it has a node.
-async fn find_out(shell: &Shell, binding: &Binding, attempt: &Attempt) {
+/// Reads the pod until the API tells what it is; `None` where it is gone.
+async fn read(shell: &Shell, binding: &Binding) -> Option<Pod> {
     let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
     let mut delay = LOOK_FIRST;
     loop {
         match pods.find(&binding.pod).await {
-            Ok(Some(found)) if found.metadata.uid.as_deref() == Some(&binding.uid) => {
-                if pod::node_of(&found) == Some(&binding.node) {
-                    bound(shell, binding, attempt);
-                } else {
-                    shell.metrics.tried(Attempted::Error, attempt, shell.now());
-                    shell.tell(|core, now| core.bind_failed(&binding.uid, now));
-                }
-                return;
-            }
-            Ok(_) => {
-                shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now));
-                return;
-            }
+            Ok(found) => return found.filter(|found| found.metadata.uid.as_deref() == Some(&binding.uid)),
             Err(error) => {
                 debug!(pod = %binding.pod, %error, ?delay, "cannot read a pod whose binding is unknown")
             }
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_LAST);
+    }
+}
+
+/// Takes over what was found of a pod whose binding had no known outcome.
+fn settle(shell: &Shell, binding: &Binding, attempt: &Attempt, found: Option<&Pod>) {
+    match found {
+        Some(found) if pod::node_of(found) == Some(&binding.node) => bound(shell, binding, attempt),
+        Some(_) => {
+            shell.metrics.tried(Attempted::Error, attempt, shell.now());
+            shell.tell(|core, now| core.bind_failed(&binding.uid, now));
+        }
+        None => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
     }
 }

@@ -83,6 +83,21 @@ async fn write_failures_are_undone_and_nothing_is_bound_twice() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_binding_that_comes_late_takes_no_room_of_another_pod() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 1));
+    fake.put("pods", pod("a", 1));
+    fake.put("pods", pod("b", 1));
+    fake.fail_next(&[Fault::Late]);
+    scenario(fake, |fake| async move {
+        let at = fake.clone();
+        let has_come = || at.late_writes.load(std::sync::atomic::Ordering::Relaxed) == 1;
+        fake.until("pods", |pods| has_come() && bound(pods) == 1).await;
+    })
+    .await;
+}
+
 fn ranked(name: &str, cpu: u32, priority: u64) -> Value {
     let mut pod = pod(name, cpu);
     pod["spec"]["priority"] = priority.into();
@@ -120,6 +135,7 @@ async fn capacity_holds_under_a_storm_of_pods_faults_and_losses() {
                 0 => Fault::Refuse,
                 1 => Fault::LoseBefore,
                 2 => Fault::LoseAfter,
+                3 => Fault::Late,
                 _ => Fault::None,
             })
             .collect();
