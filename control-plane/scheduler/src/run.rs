@@ -150,7 +150,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     // Ends the loop and the writers: with the process, or when a cache stands still.
     let stop = shutdown.child_token();
     writers.spawn(event_writer.run(stop.clone()));
-    writers.spawn(reports.clone().run(client.clone(), shell.recorder.clone(), stop.clone()));
+    writers.spawn(reports.clone().run(client.clone(), shell.pods.clone(), shell.recorder.clone(), stop.clone()));
 
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -372,6 +372,9 @@ async fn schedule(
         };
         let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly, .. } = plan;
         let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
+        rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        let provided = provisionings.iter().map(|provisioning| &provisioning.decision);
+        decided.iter().chain(provided).for_each(|decision| reports.take_back(&decision.pod.uid));
         let (outside, decided): (Vec<Decision>, Vec<Decision>) =
             decided.into_iter().partition(|decision| decision.binder.is_some());
         for decision in outside {
@@ -380,7 +383,6 @@ async fn schedule(
         if let Some(question) = question {
             bindings.spawn(ask(shell.clone(), question));
         }
-        rejected.into_iter().for_each(|rejected| reports.add(rejected));
         for provisioning in provisionings {
             bindings.spawn(prepare(shell.clone(), provisioning, slots.clone()));
         }

@@ -8,7 +8,7 @@ use fake::{
     Connection, Fake, Fault,
     scenario::{bound, condition, node, pod, random, scenario, seeds, until_told},
 };
-use hawser_api::election::Election;
+use hawser_api::{client::Binding, election::Election};
 use hawser_scheduler::{Config, run};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,20 @@ async fn a_pod_that_fits_nowhere_says_why_and_is_tried_again() {
         fake.until("events", |events| events.iter().any(|event| event["reason"] == "FailedScheduling")).await;
         fake.put("nodes", node("n2", 8));
         fake.until("pods", |pods| pods[0]["spec"]["nodeName"] == "n2").await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_somebody_else_binds_is_not_told_that_it_waits() {
+    let fake = Arc::new(Fake::default());
+    fake.put("nodes", node("n1", 1));
+    let [namespace, name, uid, node] = ["a", "big", "uid-big", "elsewhere"].map(str::to_owned);
+    fake.overtake(Binding { namespace, pod: name, uid, node });
+    fake.put("pods", pod("big", 4));
+    scenario(fake, |fake| async move {
+        fake.until("pods", |pods| bound(pods) == 1).await;
+        assert_eq!(*condition(&fake.all("pods")[0]), Value::Null);
     })
     .await;
 }

@@ -72,6 +72,8 @@ struct State {
     refused_writes: usize,
     /// For the writes of claims to come, as for bindings.
     claim_faults: Vec<Fault>,
+    /// What somebody else binds just before the next patch of a pod.
+    overtaking: Option<Binding>,
     /// The claim whose next write takes two minutes, and its answer is lost.
     slow_claim: Option<String>,
     /// Reads of claims that fail, from the next on.
@@ -127,6 +129,11 @@ impl Fake {
         let result = self.state.lock().bind(binding);
         self.changed.notify_waiters();
         result
+    }
+
+    /// Binds for somebody else, just before the next patch of a pod.
+    pub(crate) fn overtake(&self, binding: Binding) {
+        self.state.lock().overtaking = Some(binding);
     }
 
     fn bind_late(self: &Arc<Self>, binding: &Binding) {
@@ -545,6 +552,11 @@ impl Client for Connection {
         // Others may act while it is on its way.
         tokio::task::yield_now().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
+        let overtaking =
+            self.fake.state.lock().overtaking.take_if(|_| target.resource.resource == "pods");
+        if let Some(binding) = overtaking {
+            self.fake.bind_now(&binding)?;
+        }
         let slow = {
             let slow_claim = &mut self.fake.state.lock().slow_claim;
             slow_claim.take_if(|claim| target.resource.resource == "resourceclaims" && *claim == key(target))
