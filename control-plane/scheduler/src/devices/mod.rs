@@ -286,8 +286,9 @@ impl Devices {
         }
     }
 
-    /// The pod does not go there: what was promised to it, and not written, is free again.
-    pub(crate) fn take_back(&mut self, grants: &Grants) {
+    /// The pod does not go there: what was promised to it, and not written, is free again. True where that is something.
+    pub(crate) fn take_back(&mut self, grants: &Grants) -> bool {
+        let mut freed = false;
         for grant in &grants.0 {
             let Some(allocation) = &grant.allocation else { continue };
             let is_it = |promised: &Arc<AllocationResult>| Arc::ptr_eq(promised, allocation);
@@ -295,8 +296,10 @@ impl Devices {
                 self.promised.remove(grant.promise());
                 self.version += 1;
                 self.hold(Some(allocation), -1);
+                freed = true;
             }
         }
+        freed
     }
 
     /// What is given of a claim, or promised.

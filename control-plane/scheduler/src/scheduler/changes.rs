@@ -240,10 +240,8 @@ impl Scheduler {
 
     fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
         self.forget(&pod.uid, now);
-        if let Some(assumed) = self.assumed.remove(&pod.uid)
-            && self.writing.contains_key(&pod.uid)
-        {
-            // Bound by somebody else while its claims are written: what is not written by then is free.
+        if let Some(assumed) = self.assumed.remove(&pod.uid) {
+            // Bound by somebody else while its volumes and claims are written: what is not written by then is free.
             self.abandon(&pod.uid, assumed.promises, now);
         }
         if over {
