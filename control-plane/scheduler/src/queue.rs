@@ -4,7 +4,7 @@
 //! unschedulable, with those that are placed by the same rules, until something happens that helps them. It is then
 //! tried again when its back-off is over (1 s, doubled to 10 s), or as soon as nothing else waits. Whoever is forgotten by all
 //! events comes back after five minutes. A pod is in one place at a time: heaps may hold stale tickets, which are
-//! skipped. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
+//! skipped, and thrown out when they are more than the others. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -21,6 +21,9 @@ use crate::{
     pod::{PodInfo, Wishes},
     profile::PluginSet,
 };
+
+/// Tickets that a heap may hold however few pods wait.
+const TICKETS_KEPT: usize = 64;
 
 type Uid = Arc<str>;
 /// Pods of one sort are helped by the same.
@@ -342,6 +345,23 @@ impl Queue {
             self.incoming[place as usize][cause as usize] += 1;
         }
         self.entries.insert(uid, Entry { waiting, place, ticket });
+        self.tidy();
+    }
+
+    /// Throws out stale tickets, once there have been as many as pods: it costs each of them a fixed amount.
+    fn tidy(&mut self) {
+        let Self { entries, active, timers, helped, .. } = self;
+        let is_current =
+            |uid: &str, ticket: u64| entries.get(uid).is_some_and(|entry| entry.ticket == ticket);
+        let most = 2 * entries.len() + TICKETS_KEPT;
+        if active.len() > most {
+            active.retain(|ranked| is_current(&ranked.uid, ranked.ticket));
+        }
+        for timers in [timers, helped] {
+            if timers.len() > most {
+                timers.retain(|Reverse((_, ticket, uid))| is_current(uid, *ticket));
+            }
+        }
     }
 
     fn take(&mut self, uid: &str) -> Option<Taken> {
@@ -497,6 +517,22 @@ mod tests {
         assert_eq!(queue.next_wakeup(), Some(Duration::from_secs(300)));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn pods_that_change_often_leave_no_heap_of_tickets() {
+        let mut queue = queue();
+        queue.add(info("resting", 0), START);
+        let waiting = queue.pop(START).unwrap();
+        queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
+        for _ in 0..1000 {
+            queue.add(info("active", 0), START);
+            queue.add(info("resting", 0), START);
+        }
+        assert!(queue.active.len().max(queue.timers.len()) < 100);
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("active"));
+        assert_eq!(pop(&mut queue, 299), None);
+        assert_eq!(pop(&mut queue, 300).as_deref(), Some("resting"));
     }
 
     #[test]
