@@ -150,7 +150,12 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     // Ends the loop and the writers: with the process, or when a cache stands still.
     let stop = shutdown.child_token();
     writers.spawn(event_writer.run(stop.clone()));
-    writers.spawn(reports.clone().run(client.clone(), shell.pods.clone(), shell.recorder.clone(), stop.clone()));
+    writers.spawn(reports.clone().run(
+        client.clone(),
+        shell.pods.clone(),
+        shell.recorder.clone(),
+        stop.clone(),
+    ));
 
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -370,8 +375,10 @@ async fn schedule(
             shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly, .. } = plan;
-        let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
+        let Plan {
+            bindings: decided, provisionings, rejected, preemptions, question, partly, limited, ..
+        } = plan;
+        let idle = !limited && decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
         rejected.into_iter().for_each(|rejected| reports.add(rejected));
         let provided = provisionings.iter().map(|provisioning| &provisioning.decision);
         decided.iter().chain(provided).for_each(|decision| reports.take_back(&decision.pod.uid));

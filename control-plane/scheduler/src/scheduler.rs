@@ -88,6 +88,8 @@ pub(crate) struct Plan {
     pub(crate) question: Option<Question>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
+    /// The limit ended the round: more pods may be ready to be tried.
+    pub(crate) limited: bool,
 }
 
 /// A pod's node.
@@ -193,7 +195,7 @@ impl Scheduler {
         self.go_on(&mut plan, now);
         for _ in 0..limit {
             let Some(waiting) = self.queue.pop(now) else {
-                break;
+                return plan;
             };
             if let Some(came) = self.clearing.get_mut(&waiting.pod.uid) {
                 *came = true;
@@ -205,7 +207,7 @@ impl Scheduler {
                 if self.asked.is_some() {
                     // Its turn comes when the one before it has been answered.
                     self.queue.give_back_untried(waiting, now);
-                    break;
+                    return plan;
                 }
                 self.ask(waiting, &mut plan, now);
                 continue;
@@ -219,6 +221,7 @@ impl Scheduler {
                 None => self.reject(waiting, &mut plan, now),
             }
         }
+        plan.limited = true;
         plan
     }
 

@@ -160,6 +160,28 @@ fn waiting_pods_wake_when_room_appears() {
 }
 
 #[test]
+fn a_round_that_its_limit_ends_says_so() {
+    let ranked = |name: &str, priority: i32| {
+        let mut pod = cpu(name, "4");
+        pod.spec.as_mut().unwrap().priority = Some(priority);
+        pod
+    };
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    scheduler.pod_changed(&bound_to(ranked("low", 0), "n1"), START);
+    scheduler.pod_changed(&ranked("high", 10), START);
+    assert_eq!(scheduler.schedule(10, START).preemptions.len(), 1);
+    // What room there is helps it, but its own is being cleared: it takes a turn, and nothing comes of it.
+    scheduler.node_changed(&node("n2", json!({})), START);
+    let later = scheduler.next_wakeup().unwrap();
+    scheduler.pod_changed(&ranked("other", 5), later);
+    let plan = scheduler.schedule(1, later);
+    assert_eq!((plan.bindings.len(), plan.rejected.len(), plan.limited), (0, 0, true));
+    let plan = scheduler.schedule(2, later);
+    assert_eq!((nodes_of(&plan), plan.limited), (vec![("other", "n2")], false));
+}
+
+#[test]
 fn pods_that_are_not_ours_to_place_are_left_alone() {
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({})), START);

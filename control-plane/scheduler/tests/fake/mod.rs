@@ -352,7 +352,8 @@ impl State {
         }
         if let Some(node) = pod["spec"]["nodeName"].as_str() {
             if node != binding.node {
-                self.broken.push(format!("{} was bound to {node} and again to {}", binding.pod, binding.node));
+                self.broken
+                    .push(format!("{} was bound to {node} and again to {}", binding.pod, binding.node));
             }
             return Err(Error::new(Reason::Conflict, "already bound"));
         }
@@ -552,8 +553,7 @@ impl Client for Connection {
         // Others may act while it is on its way.
         tokio::task::yield_now().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
-        let overtaking =
-            self.fake.state.lock().overtaking.take_if(|_| target.resource.resource == "pods");
+        let overtaking = self.fake.state.lock().overtaking.take_if(|_| target.resource.resource == "pods");
         if let Some(binding) = overtaking {
             self.fake.bind_now(&binding)?;
         }
