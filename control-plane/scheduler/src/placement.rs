@@ -16,7 +16,7 @@ use crate::{
     profile::{Plugin, PluginSet},
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed},
-    snapshot::{NodeEntry, Slot, Snapshot},
+    snapshot::{NodeEntry, Slot, Snapshot, Versions},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -28,7 +28,7 @@ pub(crate) struct Placement {
     /// What the last choice left of what its pod's devices may cost: why there is no node is found out with no more.
     left: Option<(Arc<str>, Budget)>,
     /// What was said of pods, and of which state of the cluster.
-    said_at: (u64, u64, u64),
+    said_at: Versions,
     said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
 }
 
@@ -142,7 +142,7 @@ impl Placement {
 
     /// Why no node can run the pod; worked out once for all such pods.
     pub(crate) fn diagnose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Arc<Diagnosis> {
-        let now = (snapshot.version(), snapshot.volumes.version(), snapshot.devices.version());
+        let now = snapshot.versions();
         if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
             self.said.clear();
             self.said_at = now;

@@ -220,6 +220,31 @@ fn wishes_that_are_not_considered_are_told() {
 }
 
 #[test]
+fn what_is_said_of_a_pod_heeds_labels_of_namespaces() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let mut other = bound_to(cpu("other", "1"), "n1");
+    other.metadata.namespace = Some("b".to_owned());
+    scheduler.pod_changed(&other, START);
+    let term = |label: &str| {
+        let required = json!([{
+            "namespaceSelector": { "matchLabels": { (label): "yes" } }, "labelSelector": {},
+            "topologyKey": "kubernetes.io/hostname",
+        }]);
+        json!({ "requiredDuringSchedulingIgnoredDuringExecution": required })
+    };
+    let affinity = json!({ "podAffinity": term("near"), "podAntiAffinity": term("far") });
+    scheduler.pod_changed(&pod("a", json!({ "containers": [], "affinity": affinity })), START);
+    let said = |scheduler: &mut Scheduler| scheduler.schedule(1, START).rejected.remove(0).message;
+    let first = said(&mut scheduler);
+    assert!(first.contains("1 node(s) didn't match pod affinity rules"), "{first}");
+    let labels = json!({ "metadata": { "name": "b", "labels": { "near": "yes", "far": "yes" } } });
+    scheduler.namespace_changed(&serde_json::from_value(labels).unwrap(), START);
+    let then = said(&mut scheduler);
+    assert!(then.contains("1 node(s) didn't match pod anti-affinity rules"), "{then}");
+}
+
+#[test]
 fn replicas_spread_over_zones_and_hosts() {
     let mut scheduler = scheduler();
     for (name, zone) in [("n1", "a"), ("n2", "a"), ("n3", "b"), ("n4", "b")] {

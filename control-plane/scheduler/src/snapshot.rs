@@ -29,6 +29,9 @@ use crate::{
 /// A node's place.
 pub(crate) type Slot = usize;
 
+/// How many changes were made so far of all that places depend on: nodes and their pods, volumes, devices, namespaces.
+pub(crate) type Versions = [u64; 4];
+
 /// Changes remembered for evaluations made before them; older ones cost a whole evaluation, nothing else.
 const CHANGES_KEPT: usize = 16_384;
 
@@ -147,9 +150,14 @@ impl Snapshot {
         self.pods.get(uid).map(|placed| (placed.slot, &placed.pod))
     }
 
-    /// How many changes were made so far.
+    /// How many changes of nodes and their pods were made so far.
     pub(crate) fn version(&self) -> u64 {
         self.changed
+    }
+
+    /// What is said of pods holds while these are the same.
+    pub(crate) fn versions(&self) -> Versions {
+        [self.version(), self.volumes.version(), self.devices.version(), self.topology.version()]
     }
 
     /// The slots changed since `version`, some more than once; `None` where the log does not reach back.
