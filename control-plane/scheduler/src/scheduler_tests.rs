@@ -193,11 +193,33 @@ fn pods_that_are_not_ours_to_place_are_left_alone() {
     assert_eq!(nodes_of(&scheduler.schedule(10, START)), [("gated", "n1")]);
 }
 
-#[test]
-fn wishes_that_are_not_considered_are_told() {
+/// With an extender that has a say about all pods.
+fn extended() -> Scheduler {
     let file = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, \
         extenders: [{urlPrefix: 'http://127.0.0.1:9', filterVerb: filter}]}";
-    let mut scheduler = Scheduler::new(&Config::default().with_file(file).unwrap(), 7);
+    Scheduler::new(&Config::default().with_file(file).unwrap(), 7)
+}
+
+#[test]
+fn what_happens_while_an_extender_is_asked_is_not_lost() {
+    for happens in [false, true] {
+        let mut scheduler = extended();
+        scheduler.node_changed(&node("n1", json!({})), START);
+        scheduler.pod_changed(&cpu("a", "1"), START);
+        assert!(scheduler.schedule(1, START).question.is_some());
+        if happens {
+            scheduler.node_changed(&node("n2", json!({})), START);
+        }
+        scheduler.answered("a", Answer::Nodes(Nodes { scores: [].into(), refused: Vec::new() }));
+        let plan = scheduler.schedule(1, START);
+        assert_eq!(plan.rejected.len(), 1);
+        assert_eq!(plan.question.is_some(), happens);
+    }
+}
+
+#[test]
+fn wishes_that_are_not_considered_are_told() {
+    let mut scheduler = extended();
     scheduler.node_changed(&node("n1", json!({})), START);
     let mut grouped = pod("apart", json!({ "containers": [] }));
     let label =
