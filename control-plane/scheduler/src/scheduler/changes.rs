@@ -20,7 +20,7 @@ use crate::{
     metrics::Cause,
     pod::{self, PodInfo},
     profile::Profile,
-    snapshot::NodeEntry,
+    snapshot::{NodeEntry, Slot},
 };
 
 impl Scheduler {
@@ -250,6 +250,16 @@ impl Scheduler {
             return;
         }
         let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
+        let is_same = |(slot, known): &(Slot, Arc<PodInfo>)| {
+            self.snapshot.nodes[*slot].name == node
+                && known.wishes() == pod.wishes()
+                && known.going == pod.going
+        };
+        if known.as_ref().is_some_and(is_same) {
+            // A kubelet tells of its pods all the time, which helps nobody that waits.
+            self.snapshot.put_pod(pod, node);
+            return;
+        }
         let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
         let slot = self.snapshot.put_pod(pod, node);
         match known {
@@ -260,7 +270,7 @@ impl Scheduler {
                     self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);
                     self.wake(&Event::PodGone(&known), now);
-                } else if known.going != pod.going {
+                } else {
                     // It does not count for spread any more.
                     self.wake(&Event::PodGone(pod), now);
                 }
