@@ -371,7 +371,7 @@ impl Scheduler {
             &pod,
             about_pods,
             &mut self.snapshot,
-            &self.budgets,
+            &self.budgets.without([]),
             &mut self.victims,
             &mut self.tie,
         );
