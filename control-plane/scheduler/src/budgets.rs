@@ -26,6 +26,30 @@ struct Budget {
     disrupted: HashSet<String>,
 }
 
+/// Evictions by the namespace and name of the budgets that they count for.
+type Taken<'a> = HashMap<(&'a str, &'a str), i32>;
+
+/// Budgets, of which a part is taken.
+pub(crate) struct Left<'a> {
+    pub(crate) budgets: &'a Budgets,
+    taken: Taken<'a>,
+}
+
+impl Left<'_> {
+    pub(crate) fn is_all(&self) -> bool {
+        self.taken.is_empty()
+    }
+
+    /// Parts pods in those whose eviction would break a budget, were all before them evicted too, and the others.
+    pub(crate) fn part<'b>(
+        &self,
+        pods: &[&'b Arc<PodInfo>],
+    ) -> (Vec<&'b Arc<PodInfo>>, Vec<&'b Arc<PodInfo>>) {
+        let mut taken = self.taken.clone();
+        pods.iter().partition(|pod| self.budgets.take(pod, &mut taken))
+    }
+}
+
 impl Budgets {
     /// How many changes were made so far.
     pub(crate) fn version(&self) -> u64 {
@@ -55,21 +79,24 @@ impl Budgets {
         }
     }
 
-    /// Parts pods in those whose eviction would break a budget, were all before them evicted too, and the others.
-    pub(crate) fn part<'a>(
-        &self,
-        pods: &[&'a Arc<PodInfo>],
-    ) -> (Vec<&'a Arc<PodInfo>>, Vec<&'a Arc<PodInfo>>) {
-        let mut taken: HashMap<(&str, &str), i32> = HashMap::new();
-        pods.iter().partition(|pod| {
-            let mut breaks = false;
-            for (name, budget) in self.about(pod) {
-                let taken = taken.entry((pod.key.namespace.as_str(), name)).or_default();
-                *taken += 1;
-                breaks |= *taken > budget.allowed;
-            }
-            breaks
-        })
+    /// What is left of the budgets when the pods are evicted.
+    pub(crate) fn without<'a>(&'a self, gone: impl IntoIterator<Item = &'a Arc<PodInfo>>) -> Left<'a> {
+        let mut left = Left { budgets: self, taken: HashMap::new() };
+        gone.into_iter().for_each(|pod| {
+            self.take(pod, &mut left.taken);
+        });
+        left
+    }
+
+    /// True where the eviction breaks a budget.
+    fn take<'a>(&'a self, pod: &'a PodInfo, taken: &mut Taken<'a>) -> bool {
+        let mut breaks = false;
+        for (name, budget) in self.about(pod) {
+            let taken = taken.entry((pod.key.namespace.as_str(), name)).or_default();
+            *taken += 1;
+            breaks |= *taken > budget.allowed;
+        }
+        breaks
     }
 
     fn about<'a>(&'a self, pod: &'a PodInfo) -> impl Iterator<Item = (&'a str, &'a Budget)> {

@@ -3,6 +3,8 @@
 //! Asked per plugin that refused it. What happens to one node is answered by trying that node; what happens to a pod may
 //! help through its whole topology domain, so its labels and terms are held against those of the pod that waits.
 
+use std::collections::BTreeSet;
+
 use hawser_api::resource::ObjectKey;
 
 use crate::{
@@ -24,6 +26,8 @@ pub(crate) enum Event<'a> {
         before: &'a dyn Fn(&PodInfo) -> bool,
         /// Its labels, taints or existence changed, and its topology domains with them.
         relabelled: bool,
+        /// Extended resources that it did not have itself before.
+        gained: &'a BTreeSet<String>,
         cause: Cause,
     },
     PodPlaced(&'a PodInfo),
@@ -38,14 +42,20 @@ pub(crate) enum Event<'a> {
     DeviceClaimChanged(&'a ObjectKey),
     /// Devices became free, or there are others, or other classes of them.
     DevicesChanged(Cause),
-    /// A device class provides some that none did before.
-    ExtendedResourcesChanged,
+    /// Device classes provide these that did not before: a class came, was changed, or went and left them to another.
+    ExtendedResourcesGained {
+        gained: &'a BTreeSet<String>,
+        cause: Cause,
+    },
 }
 
 impl Event<'_> {
     pub(crate) fn cause(&self) -> Cause {
         match self {
-            Self::Node { cause, .. } | Self::StorageChanged(cause) | Self::DevicesChanged(cause) => *cause,
+            Self::Node { cause, .. }
+            | Self::StorageChanged(cause)
+            | Self::DevicesChanged(cause)
+            | Self::ExtendedResourcesGained { cause, .. } => *cause,
             Self::PodPlaced(_) => Cause::AssignedPodAdd,
             Self::PodGone(_) => Cause::AssignedPodDelete,
             Self::NamespaceChanged => Cause::NamespaceUpdate,
@@ -53,7 +63,6 @@ impl Event<'_> {
             Self::LimitsChanged => Cause::CsiNodeUpdate,
             Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
             Self::DeviceClaimChanged(_) => Cause::ResourceClaimUpdate,
-            Self::ExtendedResourcesChanged => Cause::DeviceClassUpdate,
         }
     }
 
@@ -70,7 +79,7 @@ impl Event<'_> {
             return true;
         }
         match self {
-            Self::Node { slot, before, relabelled, .. } => {
+            Self::Node { slot, before, relabelled, gained, .. } => {
                 let by_labels = PluginSet::of(&[
                     Plugin::PodTopologySpread,
                     Plugin::InterPodAffinity,
@@ -80,6 +89,8 @@ impl Event<'_> {
                     Plugin::DynamicResources,
                 ]);
                 (*relabelled && refused_by.meets(by_labels))
+                    // What a class did not have for the pod may be the node's own by now.
+                    || (refused_by.contains(Plugin::DynamicResources) && asks_for_any(pod, gained))
                     || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
             }
             Self::PodPlaced(other) => {
@@ -113,9 +124,9 @@ impl Event<'_> {
                 refused_by.contains(Plugin::DynamicResources) && pod.claims.names(key)
             }
             Self::DevicesChanged(_) => refused_by.contains(Plugin::DynamicResources),
-            Self::ExtendedResourcesChanged => {
-                refused_by.contains(Plugin::NodeResourcesFit)
-                    && pod.claims.extended_resources().next().is_some()
+            Self::ExtendedResourcesGained { gained, .. } => {
+                refused_by.meets(PluginSet::of(&[Plugin::NodeResourcesFit, Plugin::DynamicResources]))
+                    && asks_for_any(pod, gained)
             }
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
@@ -125,6 +136,11 @@ impl Event<'_> {
 /// Whether the node could run the pod, as far as it can tell by itself.
 pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
     node.exists && filters::refusal(&pod.needs, node).is_none()
+}
+
+/// Whether the pod asks for one of the extended resources.
+fn asks_for_any(pod: &PodInfo, resources: &BTreeSet<String>) -> bool {
+    pod.claims.extended_resources().any(|resource| resources.contains(resource))
 }
 
 fn storage() -> PluginSet {

@@ -53,11 +53,12 @@ pub(crate) enum Cause {
     ResourceClaimDelete,
     ResourceSliceUpdate,
     DeviceClassUpdate,
+    DeviceClassDelete,
 }
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -82,6 +83,7 @@ impl Cause {
         Self::ResourceClaimDelete,
         Self::ResourceSliceUpdate,
         Self::DeviceClassUpdate,
+        Self::DeviceClassDelete,
     ];
 
     fn name(self) -> &'static str {
@@ -110,6 +112,7 @@ impl Cause {
             Self::ResourceClaimDelete => "ResourceClaimDelete",
             Self::ResourceSliceUpdate => "ResourceSliceUpdate",
             Self::DeviceClassUpdate => "DeviceClassUpdate",
+            Self::DeviceClassDelete => "DeviceClassDelete",
         }
     }
 }

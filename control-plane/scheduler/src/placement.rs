@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    devices::DeviceView,
+    devices::{Budget, DeviceView},
     evaluation::{Evaluation, Evaluations},
     extender::Refused,
     filters,
@@ -16,7 +16,7 @@ use crate::{
     profile::{Plugin, PluginSet},
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed},
-    snapshot::{NodeEntry, Slot, Snapshot},
+    snapshot::{NodeEntry, Slot, Snapshot, Versions},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -25,8 +25,10 @@ const MOST_DIAGNOSES: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Placement {
     evaluations: Evaluations,
+    /// What the last choice left of what its pod's devices may cost: why there is no node is found out with no more.
+    left: Option<(Arc<str>, Budget)>,
     /// What was said of pods, and of which state of the cluster.
-    said_at: (u64, u64, u64),
+    said_at: Versions,
     said: HashMap<(Wishes, i32), Arc<Diagnosis>>,
 }
 
@@ -73,15 +75,9 @@ impl Placement {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        if let Some(slot) = kept_for(&outlook) {
-            return Some(slot);
-        }
-        if only_resources_differ(&outlook, evaluation) {
-            return evaluation.best_by_resources(tie, |slot| is_open(&outlook, slot));
-        }
-        let candidates = candidates(&outlook, evaluation);
-        let totals = totals(&outlook, evaluation, &candidates);
-        best(&candidates, &totals, tie)
+        let chosen = chosen(&outlook, evaluation, tie);
+        self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
+        chosen
     }
 
     /// The same among the nodes of which `more` says what is added to their scores.
@@ -146,7 +142,7 @@ impl Placement {
 
     /// Why no node can run the pod; worked out once for all such pods.
     pub(crate) fn diagnose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot) -> Arc<Diagnosis> {
-        let now = (snapshot.version(), snapshot.volumes.version(), snapshot.devices.version());
+        let now = snapshot.versions();
         if self.said_at != now || self.said.len() >= MOST_DIAGNOSES {
             self.said.clear();
             self.said_at = now;
@@ -157,10 +153,16 @@ impl Placement {
         }
         let counters = snapshot.counters_of(&pod.terms);
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let left = self.left.take().filter(|(uid, _)| *uid == pod.uid);
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
             _ if nodes == 0 => Diagnosis::no_nodes(),
-            Ok(outlook) => diagnosis(&outlook, evaluation, &HashMap::new()),
+            Ok(outlook) => {
+                if let (Some(devices), Some((_, left))) = (&outlook.devices, left) {
+                    devices.go_on_with(left);
+                }
+                diagnosis(&outlook, evaluation, &HashMap::new())
+            }
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
                 plugins: PluginSet::of(&[trouble.plugin]),
@@ -171,6 +173,18 @@ impl Placement {
         self.said.insert(key, said.clone());
         said
     }
+}
+
+fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Tie) -> Option<Slot> {
+    if let Some(slot) = kept_for(outlook) {
+        return Some(slot);
+    }
+    if only_resources_differ(outlook, evaluation) {
+        return evaluation.best_by_resources(tie, |slot| is_open(outlook, slot));
+    }
+    let candidates = candidates(outlook, evaluation);
+    let totals = totals(outlook, evaluation, &candidates);
+    best(&candidates, &totals, tie)
 }
 
 /// Nodes that can run the pod beside all that there is.

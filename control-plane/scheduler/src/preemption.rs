@@ -6,7 +6,7 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use crate::{
-    budgets::Budgets,
+    budgets::Left,
     outlook::{Outlook, WhatIf},
     placement::Tie,
     pod::{Going, PodInfo},
@@ -35,7 +35,7 @@ pub(crate) fn find(
     pod: &PodInfo,
     about_pods: &[Slot],
     snapshot: &mut Snapshot,
-    budgets: &Budgets,
+    budgets: &Left<'_>,
     known: &mut KnownVictims,
     tie: &mut Tie,
 ) -> Result<Vec<Victims>, String> {
@@ -47,9 +47,10 @@ pub(crate) fn find(
         return Err(tally.message(nodes));
     };
     let search = Search { outlook: &outlook, budgets };
-    // What depends on the pod itself, or on other nodes, is worked out each time.
-    let by_node_alone = !outlook.minds_nominated() && snapshot.nominations.node_of(&pod.uid).is_none();
-    let mut known = by_node_alone.then(|| known.of(pod, snapshot, budgets));
+    // What depends on the pod itself, on other nodes, or on who goes before it, is worked out each time.
+    let by_node_alone =
+        budgets.is_all() && !outlook.minds_nominated() && snapshot.nominations.node_of(&pod.uid).is_none();
+    let mut known = by_node_alone.then(|| known.of(pod, snapshot, budgets.budgets));
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
     let enough = (count * limits.percentage / 100).max(limits.absolute).min(count);
@@ -109,7 +110,7 @@ fn started(pod: &PodInfo) -> i128 {
 
 struct Search<'a> {
     outlook: &'a Outlook<'a>,
-    budgets: &'a Budgets,
+    budgets: &'a Left<'a>,
 }
 
 impl<'a> Search<'a> {

@@ -4,7 +4,7 @@
 //! unschedulable, with those that are placed by the same rules, until something happens that helps them. It is then
 //! tried again when its back-off is over (1 s, doubled to 10 s), or as soon as nothing else waits. Whoever is forgotten by all
 //! events comes back after five minutes. A pod is in one place at a time: heaps may hold stale tickets, which are
-//! skipped. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
+//! skipped, and thrown out when they are more than the others. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -22,7 +22,12 @@ use crate::{
     profile::PluginSet,
 };
 
+/// Tickets that a heap may hold however few pods wait.
+const TICKETS_KEPT: usize = 64;
+
 type Uid = Arc<str>;
+/// Pods of one sort are helped by the same.
+type Sort = (Wishes, Option<ObjectKey>);
 type Timers = BinaryHeap<Reverse<(Duration, u64, Uid)>>;
 
 pub(crate) struct Queue {
@@ -35,7 +40,7 @@ pub(crate) struct Queue {
     timers: Timers,
     /// Those that back off although something helped them.
     helped: Timers,
-    unschedulable: HashMap<Wishes, Group>,
+    unschedulable: HashMap<Sort, Group>,
     /// Pods of each pod group, but for those that are gated.
     pod_groups: HashMap<ObjectKey, BTreeSet<Uid>>,
     counts: [usize; 4],
@@ -58,7 +63,7 @@ pub(crate) struct Waiting {
     helped: bool,
 }
 
-/// Unschedulable pods that are placed by the same rules.
+/// Unschedulable pods of one sort.
 struct Group {
     one: Arc<PodInfo>,
     refused_by: PluginSet,
@@ -299,7 +304,7 @@ impl Queue {
 
     fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, cause: Option<Cause>, now: Duration) {
         let pod = waiting.pod.clone();
-        let group = self.unschedulable.entry(pod.wishes()).or_insert_with(|| Group {
+        let group = self.unschedulable.entry(sort(&pod)).or_insert_with(|| Group {
             one: pod.clone(),
             refused_by,
             uids: HashSet::new(),
@@ -340,6 +345,23 @@ impl Queue {
             self.incoming[place as usize][cause as usize] += 1;
         }
         self.entries.insert(uid, Entry { waiting, place, ticket });
+        self.tidy();
+    }
+
+    /// Throws out stale tickets, once there have been as many as pods: it costs each of them a fixed amount.
+    fn tidy(&mut self) {
+        let Self { entries, active, timers, helped, .. } = self;
+        let is_current =
+            |uid: &str, ticket: u64| entries.get(uid).is_some_and(|entry| entry.ticket == ticket);
+        let most = 2 * entries.len() + TICKETS_KEPT;
+        if active.len() > most {
+            active.retain(|ranked| is_current(&ranked.uid, ranked.ticket));
+        }
+        for timers in [timers, helped] {
+            if timers.len() > most {
+                timers.retain(|Reverse((_, ticket, uid))| is_current(uid, *ticket));
+            }
+        }
     }
 
     fn take(&mut self, uid: &str) -> Option<Taken> {
@@ -355,12 +377,12 @@ impl Queue {
         }
         let mut refused_by = PluginSet::default();
         if place == Place::Unschedulable {
-            let wishes = waiting.pod.wishes();
-            if let Some(group) = self.unschedulable.get_mut(&wishes) {
+            let sort = sort(&waiting.pod);
+            if let Some(group) = self.unschedulable.get_mut(&sort) {
                 refused_by = group.refused_by;
                 group.uids.remove(uid);
                 if group.uids.is_empty() {
-                    self.unschedulable.remove(&wishes);
+                    self.unschedulable.remove(&sort);
                 }
             }
         }
@@ -374,6 +396,11 @@ impl Queue {
         let doublings = (waiting.attempts - 1).min(16);
         waiting.failed_at + (self.backoff_first * 2_u32.pow(doublings)).min(self.backoff_last)
     }
+}
+
+/// What is placed by the same rules, and by the same pod group.
+fn sort(pod: &PodInfo) -> Sort {
+    (pod.wishes(), pod.group.as_ref().map(|group| group.key.clone()))
 }
 
 /// A pod that left its place.
@@ -490,6 +517,22 @@ mod tests {
         assert_eq!(queue.next_wakeup(), Some(Duration::from_secs(300)));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn pods_that_change_often_leave_no_heap_of_tickets() {
+        let mut queue = queue();
+        queue.add(info("resting", 0), START);
+        let waiting = queue.pop(START).unwrap();
+        queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
+        for _ in 0..1000 {
+            queue.add(info("active", 0), START);
+            queue.add(info("resting", 0), START);
+        }
+        assert!(queue.active.len().max(queue.timers.len()) < 100);
+        assert_eq!(pop(&mut queue, 0).as_deref(), Some("active"));
+        assert_eq!(pop(&mut queue, 299), None);
+        assert_eq!(pop(&mut queue, 300).as_deref(), Some("resting"));
     }
 
     #[test]

@@ -36,10 +36,10 @@ enum Next {
     Write(Arc<ResourceClaim>),
 }
 
-/// Attempts to write a claim that others write at the same time.
+/// Attempts to write a claim that others write at the same time. Those of which the outcome is not known do not count.
 const ATTEMPTS: usize = 50;
 const TOO_LATE: &str = "context deadline exceeded";
-/// Between two looks at a claim whose write has no known outcome; doubled up to the last.
+/// Between two looks at a claim whose write has no known outcome, and between two such writes; doubled up to the last.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_LAST: Duration = Duration::from_secs(5);
 
@@ -171,15 +171,19 @@ impl Claims<'_> {
         self.api(claim).delete(name(claim), &options).await
     }
 
+    /// An allocation that may be written yet is written again until it is known what came of it, or the claim is gone: one
+    /// for each claim that there is, at most.
     async fn reserve_one(&self, grant: &Grant, pod: &PodInfo, deadline: Instant) -> Result<(), String> {
         let key = &grant.claim;
-        let mut may_come = false;
-        for _ in 0..ATTEMPTS {
+        let (mut may_come, mut known, mut delay) = (false, 0, LOOK_FIRST);
+        while known < ATTEMPTS {
             let next = until(self.changed, || self.next(grant, pod).transpose());
             let claim = match timeout_at(deadline, next).await.map_err(|_| TOO_LATE)?? {
                 Next::Nothing => return Ok(()),
                 // A write whose answer was lost may come after the look: it is written again, so that only one of them can.
-                Next::Write(_) if !may_come && Instant::now() >= deadline => return Err(TOO_LATE.to_owned()),
+                Next::Write(_) if !(may_come && grant.allocation.is_some()) && Instant::now() >= deadline => {
+                    return Err(TOO_LATE.to_owned());
+                }
                 Next::Write(claim) => claim,
             };
             let permit = self.permit().await;
@@ -193,10 +197,15 @@ impl Claims<'_> {
                 Err(error) if error.reason() == Reason::Conflict => false,
                 Err(error) => may_come || is_unknown(error),
             };
+            known += usize::from(!may_come);
             match written {
                 Ok(()) => (),
                 Err(error) if error.is_not_found() => return Err(format!("claim {key} is gone")),
-                Err(error) if error.reason() == Reason::Conflict || may_come => {
+                Err(error) if error.reason() == Reason::Conflict => self.read(&claim).await,
+                Err(error) if may_come => {
+                    debug!(claim = %key, %error, ?delay, "the outcome of a claim's write is unknown");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(LOOK_LAST);
                     self.read(&claim).await;
                 }
                 Err(error) => {

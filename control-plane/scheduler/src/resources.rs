@@ -100,8 +100,8 @@ pub(crate) fn is_extended(name: &str) -> bool {
 /// What a pod needs on its node: containers together, or its largest init step, and its overhead.
 ///
 /// The rules are those of `k8s.io/component-helpers/resource`: sidecars count with the containers and with every
-/// init step after them; requests of the pod as a whole stand above those of its containers. Of a container that is
-/// being resized the larger of what is asked and what it has counts.
+/// init step after them; requests of the pod as a whole stand above those of its containers. Of a container, or a pod as a
+/// whole, that is being resized the larger of what is asked and what it has counts.
 pub(crate) fn requests(pod: &Pod, spec: &PodSpec) -> Requests {
     Requests::from_amounts(total(pod, spec, false))
 }
@@ -137,9 +137,7 @@ fn total(pod: &Pod, spec: &PodSpec, fill: bool) -> Amounts {
         raise(&mut largest_step, &step);
     }
     raise(&mut total, &largest_step);
-    for (name, amount) in asked(spec.resources.as_ref()) {
-        total.insert(name, amount);
-    }
+    total.extend(pod_requests(pod, spec));
     add(&mut total, &amounts(spec.overhead.as_ref()));
     total.retain(|_, amount| *amount > 0);
     total.values_mut().for_each(|amount| *amount = (*amount).min(MAX_AMOUNT));
@@ -156,12 +154,28 @@ fn container_requests(pod: &Pod, container: &Container) -> Amounts {
     let Some(status) = container_status(pod, &container.name) else {
         return wanted;
     };
-    let mut amount = if resize_is_infeasible(pod) { Amounts::new() } else { wanted.clone() };
     let has = [asked(status.resources.as_ref()), amounts(status.allocated_resources.as_ref())];
+    resized(pod, wanted, &has)
+}
+
+/// The same of the pod as a whole, where it asks as such.
+fn pod_requests(pod: &Pod, spec: &PodSpec) -> Amounts {
+    let wanted = asked(spec.resources.as_ref());
+    let Some(status) = &pod.status else {
+        return wanted;
+    };
+    let mut has = [asked(status.resources.as_ref()), amounts(status.allocated_resources.as_ref())];
+    // The rest is what its containers have together.
+    has.iter_mut().for_each(|has| has.retain(|name, _| wanted.contains_key(name)));
+    resized(pod, wanted, &has)
+}
+
+fn resized(pod: &Pod, wanted: Amounts, has: &[Amounts]) -> Amounts {
     // A status that says nothing of resources is older than resizing.
     if has.iter().all(Amounts::is_empty) {
         return wanted;
     }
+    let mut amount = if resize_is_infeasible(pod) { Amounts::new() } else { wanted };
     has.iter().for_each(|has| raise(&mut amount, has));
     amount
 }
@@ -253,6 +267,25 @@ mod tests {
             .unwrap();
             requests(&pod, pod.spec.as_ref().unwrap()).get(CPU)
         };
+        check_resize(cpu_of);
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_as_a_whole_counts_with_the_larger_amount() {
+        check_resize(|asked, has, conditions| {
+            let pod: Pod = serde_json::from_value(json!({
+                "spec": { "containers": [{ "name": "c" }], "resources": { "requests": { "cpu": asked } } },
+                "status": { "conditions": conditions, "allocatedResources": { "cpu": has, "memory": "9" } },
+            }))
+            .unwrap();
+            let requests = requests(&pod, pod.spec.as_ref().unwrap());
+            assert_eq!(requests.get(MEMORY), 0);
+            requests.get(CPU)
+        });
+    }
+
+    #[track_caller]
+    fn check_resize(cpu_of: impl Fn(&str, &str, serde_json::Value) -> i64) {
         let infeasible = json!([{ "type": "PodResizePending", "status": "True", "reason": "Infeasible" }]);
         assert_eq!(cpu_of("1", "2", json!([])), 2000);
         assert_eq!(cpu_of("3", "2", json!([])), 3000);

@@ -2,8 +2,8 @@
 //!
 //! Watch handlers apply each change to the core under its lock, so there is no queue of changes that could
 //! overflow; the loop takes the lock for one batch at a time and never across a wait. Bindings of several batches
-//! are written while the next ones are decided. A binding whose outcome is unknown keeps its room until the pod
-//! was read: it is undone only when the API says that the pod has no node.
+//! are written while the next ones are decided. A binding whose outcome is unknown keeps its room, and is sent again until
+//! the API says what came of it: the first may still be on its way, but a pod is bound once.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
-    devices::compile_selectors,
+    devices::{compile_claim, compile_class},
     events::{self, Recorder},
     evict,
     extender::{self, Extender, Objects, Question},
@@ -47,7 +47,7 @@ use crate::{
     scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
 };
 
-/// Between two looks at a pod whose binding has no known outcome; doubled up to the last.
+/// Between two looks at a pod whose binding has no known outcome, and between two such bindings; doubled up to the last.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_LAST: Duration = Duration::from_secs(5);
 
@@ -150,7 +150,12 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
     // Ends the loop and the writers: with the process, or when a cache stands still.
     let stop = shutdown.child_token();
     writers.spawn(event_writer.run(stop.clone()));
-    writers.spawn(reports.clone().run(client.clone(), shell.recorder.clone(), stop.clone()));
+    writers.spawn(reports.clone().run(
+        client.clone(),
+        shell.pods.clone(),
+        shell.recorder.clone(),
+        stop.clone(),
+    ));
 
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -200,6 +205,8 @@ fn seed() -> u64 {
 /// Follows all kinds that decisions depend on. The returned future waits for their first lists.
 fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output = ()> + use<> {
     let at = Arc::downgrade(shell);
+    // Selectors are compiled before the core is held.
+    let programs = shell.core.lock().devices().programs();
     let synced = [
         follow_with(shell, followers, &shell.nodes, move |core, change: &Change<'_, Node>, now| {
             match (change.old, change.new) {
@@ -250,10 +257,19 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(class) => core.class_changed(class, now),
             None => core.class_removed(&change.key.name),
         }),
-        follow_kind(shell, followers, |core, change: &Change<'_, DeviceClass>, now| match change.new {
-            Some(class) => core.device_class_changed(class, now),
-            None => core.device_class_removed(&change.key.name),
-        }),
+        {
+            let informer = Informer::new();
+            let programs = programs.clone();
+            informer.on_change(move |change: &Change<'_, DeviceClass>| {
+                change.new.inspect(|class| compile_class(class, &programs));
+            });
+            follow_with(shell, followers, &informer, |core, change: &Change<'_, DeviceClass>, now| {
+                match change.new {
+                    Some(class) => core.device_class_changed(class, now),
+                    None => core.device_class_removed(&change.key.name, now),
+                }
+            })
+        },
         follow_kind(shell, followers, |core, change: &Change<'_, ResourceSlice>, now| match change.new {
             Some(slice) => core.slice_changed(slice, now),
             None => core.slice_removed(&change.key.name, now),
@@ -261,10 +277,8 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         {
             let at = Arc::downgrade(shell);
             let informer = Informer::new();
-            let programs = shell.core.lock().devices().programs();
-            // Before the core is held.
             informer.on_change(move |change: &Change<'_, ResourceClaim>| {
-                change.new.inspect(|claim| compile_selectors(claim, &programs));
+                change.new.inspect(|claim| compile_claim(claim, &programs));
             });
             follow_with(shell, followers, &informer, move |core, change: &Change<'_, ResourceClaim>, now| {
                 match change.new {
@@ -361,8 +375,13 @@ async fn schedule(
             shell.metrics.decided(&plan, shell.now() - start);
             (plan, core.next_wakeup())
         };
-        let Plan { bindings: decided, provisionings, rejected, preemptions, question, partly, .. } = plan;
-        let idle = decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
+        let Plan {
+            bindings: decided, provisionings, rejected, preemptions, question, partly, limited, ..
+        } = plan;
+        let idle = !limited && decided.is_empty() && provisionings.is_empty() && rejected.is_empty();
+        rejected.into_iter().for_each(|rejected| reports.add(rejected));
+        let provided = provisionings.iter().map(|provisioning| &provisioning.decision);
+        decided.iter().chain(provided).for_each(|decision| reports.take_back(&decision.pod.uid));
         let (outside, decided): (Vec<Decision>, Vec<Decision>) =
             decided.into_iter().partition(|decision| decision.binder.is_some());
         for decision in outside {
@@ -371,7 +390,6 @@ async fn schedule(
         if let Some(question) = question {
             bindings.spawn(ask(shell.clone(), question));
         }
-        rejected.into_iter().for_each(|rejected| reports.add(rejected));
         for provisioning in provisionings {
             bindings.spawn(prepare(shell.clone(), provisioning, slots.clone()));
         }
@@ -430,7 +448,9 @@ async fn bind_outside(shell: Arc<Shell>, decision: Decision) {
             let message = format!("binding rejected: {error}");
             let (namespace, pod) = (&binding.namespace, &binding.pod);
             shell.recorder.record(namespace, pod, &binding.uid, events::FAILED_SCHEDULING, message);
-            find_out(&shell, binding, attempt).await;
+            // It may have done its part all the same, and is not to do it twice.
+            let found = read(&shell, binding).await;
+            settle(&shell, binding, attempt, found.as_ref());
         }
     }
 }
@@ -500,12 +520,8 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
 async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
     let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
         batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
-    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(&bindings)).await {
-        Ok(results) => results,
-        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
-    };
+    let results = send(&shell, &bindings).await;
     drop(permit);
-    debug_assert_eq!(results.len(), bindings.len());
     let mut unknown = Vec::new();
     for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {
@@ -524,9 +540,54 @@ async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePer
             },
         }
     }
-    for (binding, attempt) in unknown {
-        find_out(&shell, &binding, &attempt).await;
+    let mut delay = LOOK_FIRST;
+    while !unknown.is_empty() {
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LOOK_LAST);
+        unknown = send_again(&shell, unknown).await;
     }
+}
+
+/// One result for each binding.
+async fn send(shell: &Shell, bindings: &[Binding]) -> Vec<Result<(), Error>> {
+    let results = match tokio::time::timeout(BIND_DEADLINE, shell.client.bind(bindings)).await {
+        Ok(results) => results,
+        Err(_) => bindings.iter().map(|_| Err(Error::timeout("the API server did not answer"))).collect(),
+    };
+    debug_assert_eq!(results.len(), bindings.len());
+    results
+}
+
+/// Sends bindings that may be on their way already. Returns those of which it is not known yet what came of them: only an
+/// answer after which the earlier ones cannot come any more decides.
+async fn send_again(shell: &Shell, unknown: Vec<(Binding, Attempt)>) -> Vec<(Binding, Attempt)> {
+    let bindings: Vec<Binding> = unknown.iter().map(|(binding, _)| binding.clone()).collect();
+    let results = send(shell, &bindings).await;
+    let mut left = Vec::new();
+    for ((binding, attempt), result) in unknown.into_iter().zip(results) {
+        match result {
+            Ok(()) => bound(shell, &binding, &attempt),
+            Err(error) if error.is_not_found() => settle(shell, &binding, &attempt, None),
+            Err(error) if error.is_conflict() => {
+                let found = read(shell, &binding).await;
+                if found.as_ref().is_none_or(cannot_be_bound) {
+                    settle(shell, &binding, &attempt, found.as_ref());
+                } else {
+                    // Somebody else wrote the pod at the same time.
+                    left.push((binding, attempt));
+                }
+            }
+            Err(error) => {
+                debug!(pod = %binding.pod, %error, "the outcome of a binding is still unknown");
+                left.push((binding, attempt));
+            }
+        }
+    }
+    left
+}
+
+fn cannot_be_bound(pod: &Pod) -> bool {
+    pod::node_of(pod).is_some() || pod.metadata.deletion_timestamp.is_some() || pod::is_over(pod)
 }
 
 fn bound(shell: &Shell, binding: &Binding, attempt: &Attempt) {
@@ -560,30 +621,30 @@ fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// Reads the pod until the API tells whether it has a node.
-async fn find_out(shell: &Shell, binding: &Binding, attempt: &Attempt) {
+/// Reads the pod until the API tells what it is; `None` where it is gone.
+async fn read(shell: &Shell, binding: &Binding) -> Option<Pod> {
     let pods = Api::<Pod>::namespaced(shell.client.clone(), &binding.namespace);
     let mut delay = LOOK_FIRST;
     loop {
         match pods.find(&binding.pod).await {
-            Ok(Some(found)) if found.metadata.uid.as_deref() == Some(&binding.uid) => {
-                if pod::node_of(&found) == Some(&binding.node) {
-                    bound(shell, binding, attempt);
-                } else {
-                    shell.metrics.tried(Attempted::Error, attempt, shell.now());
-                    shell.tell(|core, now| core.bind_failed(&binding.uid, now));
-                }
-                return;
-            }
-            Ok(_) => {
-                shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now));
-                return;
-            }
+            Ok(found) => return found.filter(|found| found.metadata.uid.as_deref() == Some(&binding.uid)),
             Err(error) => {
                 debug!(pod = %binding.pod, %error, ?delay, "cannot read a pod whose binding is unknown")
             }
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(LOOK_LAST);
+    }
+}
+
+/// Takes over what was found of a pod whose binding had no known outcome.
+fn settle(shell: &Shell, binding: &Binding, attempt: &Attempt, found: Option<&Pod>) {
+    match found {
+        Some(found) if pod::node_of(found) == Some(&binding.node) => bound(shell, binding, attempt),
+        Some(_) => {
+            shell.metrics.tried(Attempted::Error, attempt, shell.now());
+            shell.tell(|core, now| core.bind_failed(&binding.uid, now));
+        }
+        None => shell.tell(|core, now| core.bind_refused_for_good(&binding.uid, now)),
     }
 }

@@ -6,7 +6,7 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -70,6 +70,8 @@ pub(crate) struct Scheduler {
 struct Assumed {
     waiting: Waiting,
     promises: Promises,
+    /// It is being deleted, or over: where its binding fails, nothing is left to place.
+    unwanted: bool,
 }
 
 /// What to write after one round.
@@ -86,6 +88,8 @@ pub(crate) struct Plan {
     pub(crate) question: Option<Question>,
     /// Placed pods with wishes that were not considered: their users are told.
     pub(crate) partly: Vec<Arc<PodInfo>>,
+    /// The limit ended the round: more pods may be ready to be tried.
+    pub(crate) limited: bool,
 }
 
 /// A pod's node.
@@ -191,7 +195,7 @@ impl Scheduler {
         self.go_on(&mut plan, now);
         for _ in 0..limit {
             let Some(waiting) = self.queue.pop(now) else {
-                break;
+                return plan;
             };
             if let Some(came) = self.clearing.get_mut(&waiting.pod.uid) {
                 *came = true;
@@ -203,7 +207,7 @@ impl Scheduler {
                 if self.asked.is_some() {
                     // Its turn comes when the one before it has been answered.
                     self.queue.give_back_untried(waiting, now);
-                    break;
+                    return plan;
                 }
                 self.ask(waiting, &mut plan, now);
                 continue;
@@ -217,18 +221,21 @@ impl Scheduler {
                 None => self.reject(waiting, &mut plan, now),
             }
         }
+        plan.limited = true;
         plan
     }
 
     /// The pod is not on the node it was promised: the room is free again, and the pod waits.
     pub(crate) fn bind_failed(&mut self, uid: &str, now: Duration) {
         // Deleted or shown as bound meanwhile: there is nothing to undo.
-        let Some(Assumed { waiting, promises }) = self.assumed.remove(uid) else {
+        let Some(Assumed { waiting, promises, unwanted }) = self.assumed.remove(uid) else {
             return;
         };
         self.take_back(&promises, now);
         self.free(uid, now);
-        self.queue.give_back_failed(waiting, now);
+        if !unwanted {
+            self.queue.give_back_failed(waiting, now);
+        }
     }
 
     /// The pod is not there any more: nothing is left to place.
@@ -325,7 +332,7 @@ impl Scheduler {
         if !pod.not_considered.is_empty() {
             plan.partly.push(pod.clone());
         }
-        self.assumed.insert(pod.uid.clone(), Assumed { waiting, promises });
+        self.assumed.insert(pod.uid.clone(), Assumed { waiting, promises, unwanted: false });
         self.wake(&Event::PodPlaced(&pod), now);
     }
 
@@ -364,7 +371,7 @@ impl Scheduler {
             &pod,
             about_pods,
             &mut self.snapshot,
-            &self.budgets,
+            &self.budgets.without([]),
             &mut self.victims,
             &mut self.tie,
         );
@@ -448,7 +455,8 @@ impl Scheduler {
     /// Room appeared on a node.
     fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled: false, cause }, now);
+        let gained = &BTreeSet::new();
+        self.wake(&Event::Node { slot, before: &before, relabelled: false, gained, cause }, now);
     }
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {

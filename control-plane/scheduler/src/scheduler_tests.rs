@@ -104,6 +104,30 @@ fn failed_binding_gives_the_room_back() {
 }
 
 #[test]
+fn what_changes_of_a_pod_while_it_is_bound_counts_when_that_fails() {
+    let assumed = || {
+        let mut scheduler = scheduler();
+        scheduler.node_changed(&node("n1", json!({})), START);
+        scheduler.pod_changed(&cpu("a", "3"), START);
+        assert_eq!(scheduler.schedule(10, START).bindings.len(), 1);
+        scheduler
+    };
+    let mut smaller = assumed();
+    smaller.pod_changed(&cpu("a", "1"), START);
+    smaller.bind_failed("a", START);
+    assert_eq!(nodes_of(&smaller.schedule(10, smaller.next_wakeup().unwrap())), [("a", "n1")]);
+    assert_eq!(used_cpu(&smaller), 1000);
+    // One that goes is not tried again, however long its finalizers keep it.
+    let mut going = assumed();
+    let mut terminating = cpu("a", "3");
+    terminating.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    going.pod_changed(&terminating, START);
+    assert_eq!(used_cpu(&going), 3000);
+    going.bind_failed("a", START);
+    assert_eq!((used_cpu(&going), waiting(&going)), (0, [0, 0, 0]));
+}
+
+#[test]
 fn waiting_pods_wake_when_room_appears() {
     let late = Duration::from_secs(60);
     type Case = (&'static str, fn(&mut Scheduler, Duration));
@@ -136,6 +160,28 @@ fn waiting_pods_wake_when_room_appears() {
 }
 
 #[test]
+fn a_round_that_its_limit_ends_says_so() {
+    let ranked = |name: &str, priority: i32| {
+        let mut pod = cpu(name, "4");
+        pod.spec.as_mut().unwrap().priority = Some(priority);
+        pod
+    };
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    scheduler.pod_changed(&bound_to(ranked("low", 0), "n1"), START);
+    scheduler.pod_changed(&ranked("high", 10), START);
+    assert_eq!(scheduler.schedule(10, START).preemptions.len(), 1);
+    // What room there is helps it, but its own is being cleared: it takes a turn, and nothing comes of it.
+    scheduler.node_changed(&node("n2", json!({})), START);
+    let later = scheduler.next_wakeup().unwrap();
+    scheduler.pod_changed(&ranked("other", 5), later);
+    let plan = scheduler.schedule(1, later);
+    assert_eq!((plan.bindings.len(), plan.rejected.len(), plan.limited), (0, 0, true));
+    let plan = scheduler.schedule(2, later);
+    assert_eq!((nodes_of(&plan), plan.limited), (vec![("other", "n2")], false));
+}
+
+#[test]
 fn pods_that_are_not_ours_to_place_are_left_alone() {
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({})), START);
@@ -147,11 +193,33 @@ fn pods_that_are_not_ours_to_place_are_left_alone() {
     assert_eq!(nodes_of(&scheduler.schedule(10, START)), [("gated", "n1")]);
 }
 
-#[test]
-fn wishes_that_are_not_considered_are_told() {
+/// With an extender that has a say about all pods.
+fn extended() -> Scheduler {
     let file = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, \
         extenders: [{urlPrefix: 'http://127.0.0.1:9', filterVerb: filter}]}";
-    let mut scheduler = Scheduler::new(&Config::default().with_file(file).unwrap(), 7);
+    Scheduler::new(&Config::default().with_file(file).unwrap(), 7)
+}
+
+#[test]
+fn what_happens_while_an_extender_is_asked_is_not_lost() {
+    for happens in [false, true] {
+        let mut scheduler = extended();
+        scheduler.node_changed(&node("n1", json!({})), START);
+        scheduler.pod_changed(&cpu("a", "1"), START);
+        assert!(scheduler.schedule(1, START).question.is_some());
+        if happens {
+            scheduler.node_changed(&node("n2", json!({})), START);
+        }
+        scheduler.answered("a", Answer::Nodes(Nodes { scores: [].into(), refused: Vec::new() }));
+        let plan = scheduler.schedule(1, START);
+        assert_eq!(plan.rejected.len(), 1);
+        assert_eq!(plan.question.is_some(), happens);
+    }
+}
+
+#[test]
+fn wishes_that_are_not_considered_are_told() {
+    let mut scheduler = extended();
     scheduler.node_changed(&node("n1", json!({})), START);
     let mut grouped = pod("apart", json!({ "containers": [] }));
     let label =
@@ -171,6 +239,31 @@ fn wishes_that_are_not_considered_are_told() {
         };
         assert_eq!(told, expected);
     }
+}
+
+#[test]
+fn what_is_said_of_a_pod_heeds_labels_of_namespaces() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let mut other = bound_to(cpu("other", "1"), "n1");
+    other.metadata.namespace = Some("b".to_owned());
+    scheduler.pod_changed(&other, START);
+    let term = |label: &str| {
+        let required = json!([{
+            "namespaceSelector": { "matchLabels": { (label): "yes" } }, "labelSelector": {},
+            "topologyKey": "kubernetes.io/hostname",
+        }]);
+        json!({ "requiredDuringSchedulingIgnoredDuringExecution": required })
+    };
+    let affinity = json!({ "podAffinity": term("near"), "podAntiAffinity": term("far") });
+    scheduler.pod_changed(&pod("a", json!({ "containers": [], "affinity": affinity })), START);
+    let said = |scheduler: &mut Scheduler| scheduler.schedule(1, START).rejected.remove(0).message;
+    let first = said(&mut scheduler);
+    assert!(first.contains("1 node(s) didn't match pod affinity rules"), "{first}");
+    let labels = json!({ "metadata": { "name": "b", "labels": { "near": "yes", "far": "yes" } } });
+    scheduler.namespace_changed(&serde_json::from_value(labels).unwrap(), START);
+    let then = said(&mut scheduler);
+    assert!(then.contains("1 node(s) didn't match pod anti-affinity rules"), "{then}");
 }
 
 #[test]

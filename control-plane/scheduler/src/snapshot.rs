@@ -5,7 +5,7 @@
 //! up to date by what changed. The log is bounded: an evaluation older than it starts anew.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    devices::{Devices, Providers},
+    devices::{Devices, Providers, Provision},
     images::Images,
     nomination::Nominations,
     pod::{HostPort, Labels, Needs, PodInfo},
@@ -28,6 +28,9 @@ use crate::{
 
 /// A node's place.
 pub(crate) type Slot = usize;
+
+/// How many changes were made so far of all that places depend on: nodes and their pods, volumes, devices, namespaces.
+pub(crate) type Versions = [u64; 4];
 
 /// Changes remembered for evaluations made before them; older ones cost a whole evaluation, nothing else.
 const CHANGES_KEPT: usize = 16_384;
@@ -81,6 +84,12 @@ impl NodeEntry {
     /// Where the pod is among the node's. Looked for from the end: what is new changes most.
     fn place_of(&self, pod: &Arc<PodInfo>) -> Option<usize> {
         self.pods.iter().rposition(|other| Arc::ptr_eq(other, pod))
+    }
+
+    /// Extended resources that the node has itself.
+    pub(crate) fn own_extended(&self) -> BTreeSet<String> {
+        let own = self.allocatable.extended.iter().filter(|(_, amount)| **amount > 0);
+        own.map(|(resource, _)| resource.clone()).collect()
     }
 
     /// Whether an extended resource comes from a device class here: the node does not have it itself.
@@ -141,9 +150,14 @@ impl Snapshot {
         self.pods.get(uid).map(|placed| (placed.slot, &placed.pod))
     }
 
-    /// How many changes were made so far.
+    /// How many changes of nodes and their pods were made so far.
     pub(crate) fn version(&self) -> u64 {
         self.changed
+    }
+
+    /// What is said of pods holds while these are the same.
+    pub(crate) fn versions(&self) -> Versions {
+        [self.version(), self.volumes.version(), self.devices.version(), self.topology.version()]
     }
 
     /// The slots changed since `version`, some more than once; `None` where the log does not reach back.
@@ -183,24 +197,25 @@ impl Snapshot {
         slot
     }
 
-    /// Takes over a class. True where nodes have other extended resources by it.
-    pub(crate) fn put_device_class(&mut self, class: &DeviceClass) -> bool {
-        let changed = self.devices.put_class(class);
-        self.providers_changed(changed)
+    /// Takes over a class, unless it is the same.
+    pub(crate) fn put_device_class(&mut self, class: &DeviceClass) -> Option<Provision> {
+        let provision = self.devices.put_class(class)?;
+        self.providers_changed(&provision);
+        Some(provision)
     }
 
-    pub(crate) fn remove_device_class(&mut self, name: &str) {
-        let changed = self.devices.remove_class(name);
-        self.providers_changed(changed);
+    pub(crate) fn remove_device_class(&mut self, name: &str) -> Provision {
+        let provision = self.devices.remove_class(name);
+        self.providers_changed(&provision);
+        provision
     }
 
-    fn providers_changed(&mut self, changed: bool) -> bool {
-        if changed {
+    fn providers_changed(&mut self, provision: &Provision) {
+        if provision.changed {
             let providers = self.devices.providers();
             self.nodes.iter_mut().for_each(|node| node.providers = providers.clone());
             (0..self.nodes.len()).for_each(|slot| self.log(slot));
         }
-        changed
     }
 
     /// The node is gone; pods still on it are counted until they go too.

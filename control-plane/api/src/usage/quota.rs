@@ -16,6 +16,8 @@ use crate::quantity::{Format, Quantity};
 
 /// Between a storage class and what is counted of it: `gold.storageclass.storage.k8s.io/requests.storage`.
 const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
+/// Before the name of a device class, where it stands for an extended resource.
+const OF_DEVICE_CLASS: &str = "deviceclass.resource.kubernetes.io/";
 const CLAIMS: &str = "persistentvolumeclaims";
 const STORAGE: &str = "requests.storage";
 
@@ -237,9 +239,10 @@ fn compute(requests: &Amounts, limits: &Amounts) -> Amounts {
     usage
 }
 
-/// A resource of somebody else's domain: `example.com/gpu`.
+/// A resource of somebody else's domain, `example.com/gpu`, or the name by which every device class can be asked for (KEP-5004).
 fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+    name.starts_with(OF_DEVICE_CLASS)
+        || name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 fn claim_usage(claim: &Value, usage: &mut Amounts) {

@@ -34,6 +34,14 @@ fn objects_count_under_their_names() {
         pod(json!({ "example.com/gpu": "2", "hugepages-2Mi": "4Mi", "kubernetes.io/x": "1" }), json!({})),
         "count/pods=1,hugepages-2Mi=4Mi,pods=1,requests.example.com/gpu=2,requests.hugepages-2Mi=4Mi",
     );
+    let of_class = "deviceclass.resource.kubernetes.io/gpu";
+    uses(
+        "devices of a class, by its name",
+        PODS,
+        pod(json!({ of_class: "2" }), json!({ of_class: "2" })),
+        &format!("count/pods=1,pods=1,requests.{of_class}=2"),
+    );
+    assert!(PODS.counts_as(&format!("requests.{of_class}")) && !PODS.counts_as(of_class));
     let mut ended = pod(json!({ "cpu": "1" }), json!({}));
     ended["status"]["phase"] = json!("Failed");
     uses("an ended pod", PODS, ended, "count/pods=1");

@@ -69,7 +69,7 @@ pub(super) struct Search<'a> {
 
 /// What one decision may still cost, on all nodes together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     /// Of searches.
     pub(super) steps: u64,
     /// Of selectors, in units of [`hawser_cel`].

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::Config,
+    queue::Place,
     scheduler::{Plan, Scheduler},
     testing::{info, node, pod},
 };
@@ -146,13 +147,57 @@ fn a_node_without_the_resource_provides_it_by_a_class() {
     let reasons = "0/2 nodes are available: 1 Insufficient example.com/gpu, 1 cannot allocate all claims.";
     assert!(message.starts_with(reasons), "{message}");
     // Without its class the resource is nobody's.
-    scheduler.device_class_removed("gpu");
+    scheduler.device_class_removed("gpu", NOW);
     let plan = schedule(&mut scheduler, "four", "1", 60);
     assert!(
         plan.rejected[0].message.contains("2 Insufficient example.com/gpu"),
         "{}",
         plan.rejected[0].message
     );
+}
+
+/// How many of three pods the event wakes: there is one node without extended resources, and no device.
+#[track_caller]
+fn woken(classes: &[Arc<DeviceClass>], event: impl FnOnce(&mut Scheduler)) -> usize {
+    let mut scheduler = Scheduler::new(&Config::default(), 7);
+    scheduler.node_changed(&node("n1", json!({})), NOW);
+    for class in classes {
+        scheduler.device_class_changed(class, NOW);
+    }
+    for name in ["p", "q"] {
+        schedule(&mut scheduler, name, "1", 0);
+    }
+    // It asks for something else.
+    let other = json!({ "containers": [container("c", json!({ "example.com/nic": "1" }))] });
+    scheduler.pod_changed(&pod("other", other), NOW);
+    scheduler.schedule(1, NOW);
+    assert_eq!(scheduler.waiting(Place::Unschedulable), 3);
+    event(&mut scheduler);
+    3 - scheduler.waiting(Place::Unschedulable)
+}
+
+#[test]
+fn pods_are_woken_by_what_classes_come_to_provide() {
+    let (old, young) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    let (gpu, nothing) = (class("gpu", json!(GPU), old), class("gpu", Value::Null, old));
+    let changed =
+        |class: Arc<DeviceClass>| move |core: &mut Scheduler| core.device_class_changed(&class, NOW);
+    let removed = |core: &mut Scheduler| core.device_class_removed("gpu", NOW);
+    assert_eq!(woken(&[], changed(gpu.clone())), 2);
+    assert_eq!(woken(&[nothing.clone()], changed(gpu.clone())), 2);
+    // Without its class the resource is nobody's, and the same class again is no news.
+    assert_eq!(woken(&[gpu.clone()], removed), 0);
+    assert_eq!(woken(&[gpu.clone()], changed(gpu.clone())), 0);
+    // Those that its devices were too few for are tried again when it changes at all.
+    assert_eq!(woken(&[gpu.clone()], changed(nothing.clone())), 2);
+    assert_eq!(woken(&[nothing], changed(class("nic", json!("example.com/nic"), old))), 1);
+    // Where an older class has the name too, the resource is that one's now.
+    let shadowing = [class("older", json!(GPU), old), class("gpu", json!(GPU), young)];
+    assert_eq!(woken(&shadowing, removed), 2);
+    // What a class has no devices for may be the node's own by now.
+    let with =
+        json!({ "status": { "allocatable": { "cpu": "4", "memory": "8Gi", "pods": "110", GPU: "1" } } });
+    assert_eq!(woken(&[gpu], |core| core.node_changed(&node("n1", with), NOW)), 2);
 }
 
 #[test]

@@ -30,9 +30,10 @@ use hawser_cel::Programs;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
+pub(crate) use allocate::Budget;
 pub(crate) use extended::{Providers, Unmade, is_made};
 pub(crate) use objects::{PodClaims, binding_state, is_reserved_for};
-pub(crate) use request::compile_selectors;
+pub(crate) use request::{compile_claim, compile_class};
 pub(crate) use view::DeviceView;
 
 use crate::{
@@ -83,6 +84,14 @@ pub(crate) enum Concerned {
     Nobody,
     Node(String),
     All,
+}
+
+/// How the extended resources that classes provide changed.
+#[derive(Debug, Default)]
+pub(crate) struct Provision {
+    pub(crate) changed: bool,
+    /// Those that another class provides than before, or that none did.
+    pub(crate) gained: BTreeSet<String>,
 }
 
 /// Claims that have to be written before a pod can be bound.
@@ -203,33 +212,35 @@ impl Devices {
         }
     }
 
-    /// True where other extended resources are provided by it.
-    pub(crate) fn put_class(&mut self, class: &DeviceClass) -> bool {
+    /// What is provided otherwise by it; `None` where the class is the same.
+    pub(crate) fn put_class(&mut self, class: &DeviceClass) -> Option<Provision> {
         let name = class.metadata.name.clone().unwrap_or_default();
         let age = |class: &DeviceClass| class.metadata.creation_timestamp.clone();
         let is_same = |known: &Arc<DeviceClass>| known.spec == class.spec && age(known) == age(class);
         if self.classes.get(&name).is_some_and(is_same) {
-            return false;
+            return None;
         }
         self.classes.insert(name, Arc::new(class.clone()));
         self.changed_for_all();
-        self.update_providers()
+        Some(self.update_providers())
     }
 
-    /// True where other extended resources are provided without it.
-    pub(crate) fn remove_class(&mut self, name: &str) -> bool {
+    /// What is provided otherwise without it.
+    pub(crate) fn remove_class(&mut self, name: &str) -> Provision {
         self.classes.remove(name);
         self.changed_for_all();
         self.update_providers()
     }
 
-    fn update_providers(&mut self) -> bool {
+    fn update_providers(&mut self) -> Provision {
         let now = extended::providers(self.classes.values());
+        let gained = now.iter().filter(|(resource, class)| self.providers.get(*resource) != Some(*class));
+        let gained: BTreeSet<String> = gained.map(|(resource, _)| resource.clone()).collect();
         let changed = now != *self.providers;
         if changed {
             self.providers = Arc::new(now);
         }
-        changed
+        Provision { changed, gained }
     }
 
     /// Takes over a slice.
@@ -275,8 +286,9 @@ impl Devices {
         }
     }
 
-    /// The pod does not go there: what was promised to it, and not written, is free again.
-    pub(crate) fn take_back(&mut self, grants: &Grants) {
+    /// The pod does not go there: what was promised to it, and not written, is free again. True where that is something.
+    pub(crate) fn take_back(&mut self, grants: &Grants) -> bool {
+        let mut freed = false;
         for grant in &grants.0 {
             let Some(allocation) = &grant.allocation else { continue };
             let is_it = |promised: &Arc<AllocationResult>| Arc::ptr_eq(promised, allocation);
@@ -284,8 +296,10 @@ impl Devices {
                 self.promised.remove(grant.promise());
                 self.version += 1;
                 self.hold(Some(allocation), -1);
+                freed = true;
             }
         }
+        freed
     }
 
     /// What is given of a claim, or promised.

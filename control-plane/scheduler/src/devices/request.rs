@@ -66,18 +66,27 @@ struct Fields<'a> {
     capacity: &'a Option<CapacityRequirements>,
 }
 
-/// Has the claim's selectors compiled while nobody waits for it. A claim that has its devices needs none.
-pub(crate) fn compile_selectors(claim: &ResourceClaim, programs: &Programs) {
+/// Has the class's selectors compiled while nobody waits for it.
+pub(crate) fn compile_class(class: &DeviceClass, programs: &Programs) {
+    compile(class.spec.selectors.iter().flatten(), programs);
+}
+
+/// The same of a claim. One that has its devices needs none.
+pub(crate) fn compile_claim(claim: &ResourceClaim, programs: &Programs) {
     if claim.status.as_ref().is_some_and(|status| status.allocation.is_some()) {
         return;
     }
-    let mut room = PatternRoom::default();
     let requests = claim.spec.devices.iter().flat_map(|devices| devices.requests.iter().flatten());
     let lists = requests.flat_map(|request| {
         let exactly = request.exactly.iter().map(|exactly| &exactly.selectors);
         exactly.chain(request.first_available.iter().flatten().map(|one| &one.selectors))
     });
-    for cel in lists.flat_map(|list| list.iter().flatten()).filter_map(|selector| selector.cel.as_ref()) {
+    compile(lists.flat_map(|list| list.iter().flatten()), programs);
+}
+
+fn compile<'a>(selectors: impl Iterator<Item = &'a DeviceSelector>, programs: &Programs) {
+    let mut room = PatternRoom::default();
+    for cel in selectors.filter_map(|selector| selector.cel.as_ref()) {
         // What comes after a mistake is of no use to anybody.
         if !programs.get(&cel.expression).is_ok_and(|program| room.take(&program).is_ok()) {
             return;

@@ -550,8 +550,8 @@ fn nodes_share_what_a_decision_may_cost_and_the_next_one_goes_on_from_there() {
     let plan = schedule(&mut scheduler, "p", &["c"]);
     let message = "0/12 nodes are available: 12 timed out trying to allocate devices. ";
     assert!(plan.rejected[0].message.starts_with(message), "{}", plan.rejected[0].message);
-    let first = known(&scheduler);
-    assert!((5..12).contains(&first), "{first}");
+    // Why there is no node was found out with what looking for one left: nothing.
+    assert_eq!(known(&scheduler), 5);
     // That a search takes too many steps stays so, and is not found out again.
     for attempt in 1..3 {
         scheduler.pod_removed("p", NOW);

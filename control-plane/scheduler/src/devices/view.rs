@@ -103,6 +103,16 @@ impl<'a> DeviceView<'a> {
         Ok(Self { pod, all, allocated, open, provided, with_provided, stale, budget })
     }
 
+    /// What the decision may still cost.
+    pub(crate) fn left(&self) -> Budget {
+        self.budget.get()
+    }
+
+    /// Goes on with what another look at the pod left.
+    pub(crate) fn go_on_with(&self, left: Budget) {
+        self.budget.set(left);
+    }
+
     /// Why the node cannot provide what the pod claims.
     pub(crate) fn refusal(&self, slot: Slot, node: &NodeEntry) -> Option<Refusal> {
         if self.stale.is_some() {

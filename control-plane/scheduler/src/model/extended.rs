@@ -206,7 +206,7 @@ fn extended_resources_are_those_of_the_slow_twin() {
                 3 => {
                     let name = *random.one_of(&["a", "aa", "b", "bb"]);
                     if random.chance(3) {
-                        scheduler.device_class_removed(name);
+                        scheduler.device_class_removed(name, now);
                         twin.classes.remove(name);
                         continue;
                     }

@@ -1,6 +1,6 @@
 //! What happens in the cluster, as the shell tells it: taken over into the snapshot, and whoever it helps is woken.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
@@ -13,14 +13,14 @@ use k8s_openapi::api::{
 
 use super::Scheduler;
 use crate::{
-    devices::Concerned,
+    devices::{Concerned, Provision},
     group::Known,
     hints::Event,
     intern::Same,
     metrics::Cause,
     pod::{self, PodInfo},
     profile::Profile,
-    snapshot::NodeEntry,
+    snapshot::{NodeEntry, Slot},
 };
 
 impl Scheduler {
@@ -34,16 +34,18 @@ impl Scheduler {
         };
         let relabelled = slot.is_none_or(|slot| !same(&self.snapshot.nodes[slot]));
         let cause = if slot.is_some() { Cause::NodeUpdate } else { Cause::NodeAdd };
+        let had = slot.map(|slot| self.snapshot.nodes[slot].own_extended());
         let slot = self.snapshot.put_node(node);
+        let gained = &(&self.snapshot.nodes[slot].own_extended() - &had.unwrap_or_default());
         let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
-        self.wake(&Event::Node { slot, before: &before, relabelled, cause }, now);
+        self.wake(&Event::Node { slot, before: &before, relabelled, gained, cause }, now);
     }
 
     pub(crate) fn node_removed(&mut self, name: &str, now: Duration) {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
-            let cause = Cause::NodeDelete;
-            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, cause }, now);
+            let (gained, cause) = (&BTreeSet::new(), Cause::NodeDelete);
+            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, gained, cause }, now);
         }
     }
 
@@ -56,10 +58,16 @@ impl Scheduler {
             self.bound(&info, node, pod::is_over(pod), now);
         } else if !ours || info.is_going() || pod::is_over(pod) {
             self.forget(&info.uid, now);
+            if let Some(assumed) = self.assumed.get_mut(&info.uid) {
+                assumed.unwanted = true;
+            }
         } else if pod::is_gated(pod) {
             self.forget(&info.uid, now);
             self.queue.add_gated(info, now);
-        } else if !self.assumed.contains_key(&info.uid) {
+        } else if let Some(assumed) = self.assumed.get_mut(&info.uid) {
+            // What it is tried as where its binding fails.
+            assumed.waiting.pod = info;
+        } else {
             // Seen for the first time: a scheduler before this one may have cleared a node for it.
             if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
                 self.snapshot.nominate(&info, node);
@@ -109,15 +117,22 @@ impl Scheduler {
     }
 
     pub(crate) fn device_class_changed(&mut self, class: &DeviceClass, now: Duration) {
-        let provides = self.snapshot.put_device_class(class);
-        self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
-        if provides {
-            self.wake(&Event::ExtendedResourcesChanged, now);
+        if let Some(provision) = self.snapshot.put_device_class(class) {
+            self.wake(&Event::DevicesChanged(Cause::DeviceClassUpdate), now);
+            self.provided(&provision, Cause::DeviceClassUpdate, now);
         }
     }
 
-    pub(crate) fn device_class_removed(&mut self, name: &str) {
-        self.snapshot.remove_device_class(name);
+    /// Helps nobody, as upstream, but where another class provides what this one did.
+    pub(crate) fn device_class_removed(&mut self, name: &str, now: Duration) {
+        let provision = self.snapshot.remove_device_class(name);
+        self.provided(&provision, Cause::DeviceClassDelete, now);
+    }
+
+    fn provided(&mut self, provision: &Provision, cause: Cause, now: Duration) {
+        if !provision.gained.is_empty() {
+            self.wake(&Event::ExtendedResourcesGained { gained: &provision.gained, cause }, now);
+        }
     }
 
     pub(crate) fn slice_changed(&mut self, slice: &ResourceSlice, now: Duration) {
@@ -225,10 +240,8 @@ impl Scheduler {
 
     fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
         self.forget(&pod.uid, now);
-        if let Some(assumed) = self.assumed.remove(&pod.uid)
-            && self.writing.contains_key(&pod.uid)
-        {
-            // Bound by somebody else while its claims are written: what is not written by then is free.
+        if let Some(assumed) = self.assumed.remove(&pod.uid) {
+            // Bound by somebody else while its volumes and claims are written: what is not written by then is free.
             self.abandon(&pod.uid, assumed.promises, now);
         }
         if over {
@@ -237,6 +250,16 @@ impl Scheduler {
             return;
         }
         let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
+        let is_same = |(slot, known): &(Slot, Arc<PodInfo>)| {
+            self.snapshot.nodes[*slot].name == node
+                && known.wishes() == pod.wishes()
+                && known.going == pod.going
+        };
+        if known.as_ref().is_some_and(is_same) {
+            // A kubelet tells of its pods all the time, which helps nobody that waits.
+            self.snapshot.put_pod(pod, node);
+            return;
+        }
         let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
         let slot = self.snapshot.put_pod(pod, node);
         match known {
@@ -247,7 +270,7 @@ impl Scheduler {
                     self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);
                     self.wake(&Event::PodGone(&known), now);
-                } else if known.going != pod.going {
+                } else {
                     // It does not count for spread any more.
                     self.wake(&Event::PodGone(pod), now);
                 }

@@ -180,7 +180,7 @@ impl Scheduler {
             info,
             about_pods,
             &mut self.snapshot,
-            &self.budgets,
+            &self.budgets.without([]),
             &mut self.victims,
             &mut self.tie,
         );

@@ -12,7 +12,7 @@ use crate::{
     pod::PodInfo,
     preemption,
     queue::Waiting,
-    snapshot::NodeEntry,
+    snapshot::{NodeEntry, Versions},
     victims::Victims,
 };
 
@@ -24,8 +24,9 @@ pub(super) struct Asked {
 }
 
 enum Subject {
-    /// The pod is in no other place.
-    Nodes(Box<Waiting>),
+    /// The pod is in no other place, and what happens meanwhile cannot wake it: it is seen by what the cluster was.
+    /// `None` where the pod itself is another by now.
+    Nodes(Box<Waiting>, Option<Versions>),
     /// The pod is unschedulable, and kept from being tried.
     Victims(Box<Rejected>),
 }
@@ -56,7 +57,10 @@ impl Scheduler {
         };
         asked.pod = pod.clone();
         match &mut asked.about {
-            Subject::Nodes(waiting) => {
+            Subject::Nodes(waiting, asked_at) => {
+                if waiting.pod.wishes() != pod.wishes() {
+                    *asked_at = None;
+                }
                 waiting.pod = pod.clone();
                 true
             }
@@ -74,7 +78,8 @@ impl Scheduler {
         }
         let nodes = slots.into_iter().map(|slot| self.snapshot.nodes[slot].name.clone()).collect();
         plan.question = Some(Question { pod: pod.clone(), about: About::Nodes(nodes) });
-        self.asked = Some(Asked { pod, about: Subject::Nodes(Box::new(waiting)), answer: None });
+        let about = Subject::Nodes(Box::new(waiting), Some(self.snapshot.versions()));
+        self.asked = Some(Asked { pod, about, answer: None });
     }
 
     /// Asks whose victims it may be.
@@ -96,10 +101,10 @@ impl Scheduler {
             return;
         };
         match (asked.about, asked.answer) {
-            (Subject::Nodes(waiting), Some(Answer::Nodes(nodes))) => {
-                self.place_among(*waiting, &nodes, plan, now)
+            (Subject::Nodes(waiting, asked_at), Some(Answer::Nodes(nodes))) => {
+                self.place_among(*waiting, &nodes, asked_at, plan, now)
             }
-            (Subject::Nodes(waiting), answer) => {
+            (Subject::Nodes(waiting, _), answer) => {
                 let rejected = Rejected {
                     pod: waiting.pod.clone(),
                     message: failure(answer),
@@ -120,7 +125,15 @@ impl Scheduler {
         }
     }
 
-    fn place_among(&mut self, waiting: Waiting, nodes: &Nodes, plan: &mut Plan, now: Duration) {
+    fn place_among(
+        &mut self,
+        waiting: Waiting,
+        nodes: &Nodes,
+        asked_at: Option<Versions>,
+        plan: &mut Plan,
+        now: Duration,
+    ) {
+        let has_changed = asked_at != Some(self.snapshot.versions());
         let pod = waiting.pod.clone();
         let more = |node: &NodeEntry| nodes.scores.get(&node.name).copied();
         match self.placement.choose_among(&pod, &mut self.snapshot, &mut self.tie, &more) {
@@ -128,6 +141,10 @@ impl Scheduler {
             None if nodes.scores.is_empty() => {
                 let diagnosis = self.placement.diagnose_refused(&pod, &mut self.snapshot, &nodes.refused);
                 self.reject_for(waiting, &diagnosis, plan, now);
+                // As if it happened now: any event helps whom an extender refused.
+                if has_changed {
+                    self.queue.activate_one(&pod.uid, now);
+                }
             }
             // What they left is gone meanwhile: they are asked again about what there is now.
             None => self.queue.give_back_untried(waiting, now),

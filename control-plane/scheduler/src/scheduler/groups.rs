@@ -363,7 +363,7 @@ impl Scheduler {
             pod,
             &about_pods,
             &mut self.snapshot,
-            &self.budgets,
+            &self.budgets.without(trial.gone.iter().map(|(victim, _)| victim)),
             &mut self.victims,
             &mut self.tie,
         );

@@ -183,6 +183,30 @@ fn pods_are_preempted_for_a_whole_group_or_not_at_all() {
     }
 }
 
+#[test]
+fn the_victims_of_a_group_are_counted_together_for_budgets() {
+    let mut scheduler = cluster(3);
+    for (node, name, priority) in [("n0", "web0", 1), ("n1", "web1", 1), ("n2", "other", 2)] {
+        let mut pod = bound(alone(name, 4, json!({ "priority": priority })), node);
+        pod.metadata.labels = Some([("app".to_owned(), name[..3].to_owned())].into());
+        scheduler.pod_changed(&pod, START);
+    }
+    let budget = json!({
+        "metadata": { "name": "web", "namespace": "a" },
+        "spec": { "selector": { "matchLabels": { "app": "web" } } },
+        "status": { "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2 },
+    });
+    scheduler.budget_changed(&serde_json::from_value(budget).unwrap());
+    for name in ["a", "b"] {
+        scheduler.pod_changed(&member(name, "g", 2, 4, json!({ "priority": 10 })), START);
+    }
+    let plan = scheduler.schedule(10, START);
+    let victims = plan.preemptions.iter().flat_map(|preemption| &preemption.victims);
+    let mut apps: Vec<&str> = victims.map(|victim| &victim.key.name[..3]).collect();
+    apps.sort_unstable();
+    assert_eq!(apps, ["oth", "web"]);
+}
+
 fn object(name: &str, spec: Value) -> k8s_openapi::api::scheduling::v1alpha2::PodGroup {
     serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "a" }, "spec": spec })).unwrap()
 }
@@ -206,6 +230,21 @@ fn a_pod_group_object_says_how_many_pods_are_needed() {
     assert_eq!(messages(&plan)["a"], "pod group \"g\" has 2 of the 3 pods that it needs.");
     scheduler.pod_changed(&named("c", 2), at(20));
     assert_eq!(placed(&scheduler.schedule(1, at(20))), ["a", "b", "c"]);
+}
+
+#[test]
+fn pods_that_are_alike_wait_each_for_its_own_group() {
+    let mut scheduler = cluster(1);
+    for (name, group) in [("a", "g"), ("b", "h")] {
+        let fields = json!({ "schedulingGroup": { "podGroupName": group } });
+        scheduler.pod_changed(&alone(name, 1, fields), START);
+    }
+    assert_eq!(scheduler.schedule(10, START).rejected.len(), 2);
+    for (group, name) in [("h", "b"), ("g", "a")] {
+        let basic = json!({ "schedulingPolicy": { "basic": {} } });
+        scheduler.pod_group_changed(&object(group, basic), at(20));
+        assert_eq!(placed(&scheduler.schedule(10, at(20))), [name]);
+    }
 }
 
 #[test]

@@ -74,21 +74,19 @@ impl Scheduler {
             .unwrap_or_else(|| Grants::unfounded(pod))
     }
 
-    /// The promises of a trial are none.
-    pub(super) fn unpromise(&mut self, promises: &Promises) {
-        if !promises.volumes.wait_for.is_empty() {
-            self.snapshot.volumes.take_back(&promises.volumes);
-        }
-        self.snapshot.devices.take_back(&promises.devices);
+    /// The promises of a trial are none. Whether volumes became free by it, and devices.
+    pub(super) fn unpromise(&mut self, promises: &Promises) -> (bool, bool) {
+        let volumes = self.snapshot.volumes.take_back(&promises.volumes);
+        (volumes, self.snapshot.devices.take_back(&promises.devices))
     }
 
     /// The pod does not go where it was promised something.
     pub(super) fn take_back(&mut self, promises: &Promises, now: Duration) {
-        self.unpromise(promises);
-        if !promises.volumes.wait_for.is_empty() {
+        let (volumes, devices) = self.unpromise(promises);
+        if volumes {
             self.wake(&Event::StorageChanged(Cause::PersistentVolumeUpdate), now);
         }
-        if promises.devices.0.iter().any(|grant| grant.allocation.is_some()) {
+        if devices {
             self.wake(&Event::DevicesChanged(Cause::ResourceClaimUpdate), now);
         }
     }

@@ -29,9 +29,15 @@ pub(crate) struct Topology {
     pub(crate) namespaces: Namespaces,
     counters: Counters,
     standing: Standing,
+    /// Counts changes of namespaces; others are changes of nodes.
+    version: u64,
 }
 
 impl Topology {
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
     pub(crate) fn counter(&self, id: CounterId) -> &Counter {
         self.counters.get(id)
     }
@@ -77,6 +83,7 @@ impl Topology {
     pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
         let changed = self.namespaces.put(name, labels);
         if changed {
+            self.version += 1;
             self.counters.namespaces_changed(&mut self.domains);
         }
         changed

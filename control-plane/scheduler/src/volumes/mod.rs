@@ -156,17 +156,19 @@ impl Volumes {
         self.version += 1;
     }
 
-    /// The pod does not go there: what was promised for it is free again.
-    pub(crate) fn take_back(&mut self, provisions: &Provisions) {
+    /// The pod does not go there: what was promised for it, and is not written, is free again. True where that is something.
+    pub(crate) fn take_back(&mut self, provisions: &Provisions) -> bool {
+        let mut freed = false;
         for (volume, claim) in &provisions.volumes {
             if self.promised.get(volume) == Some(claim) {
-                self.promised.remove(volume);
+                freed |= self.promised.remove(volume).is_some();
             }
         }
         for claim in &provisions.provisioned {
-            self.selected.remove(claim);
+            freed |= self.selected.remove(claim).is_some();
         }
-        self.version += 1;
+        self.version += u64::from(freed);
+        freed
     }
 
     /// Whether the claims are bound, or why they never will be on the node, in upstream's words.

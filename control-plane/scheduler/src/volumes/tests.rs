@@ -158,6 +158,22 @@ fn the_smallest_volume_is_promised_once() {
 }
 
 #[test]
+fn a_volume_of_a_pod_that_somebody_else_binds_is_free_again() {
+    let mut scheduler = scheduler();
+    scheduler.volume_changed(&typed(volume("v", "local", "9Gi", "n1")), NOW);
+    for name in ["c1", "c2"] {
+        scheduler.claim_changed(&typed(claim(name, "local", None)), NOW);
+    }
+    assert_eq!(schedule(&mut scheduler, "p1", &["c1"]).provisionings.len(), 1);
+    assert_eq!(schedule(&mut scheduler, "p2", &["c2"]).provisionings.len(), 0);
+    let mut taken = user("p1", &["c1"]);
+    taken.spec.as_mut().unwrap().node_name = Some("n2".to_owned());
+    scheduler.pod_changed(&taken, NOW);
+    let plan = scheduler.schedule(1, Duration::from_secs(20));
+    assert_eq!(plan.provisionings[0].decision.binding.pod, "p2");
+}
+
+#[test]
 fn new_volumes_are_made_where_the_class_allows() {
     let mut scheduler = scheduler();
     let only_b =

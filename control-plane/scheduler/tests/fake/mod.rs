@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod scenario;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -36,6 +38,8 @@ pub(crate) enum Fault {
     LoseBefore,
     /// The answer is lost after the write.
     LoseAfter,
+    /// No answer; the write comes a minute later, whatever became of its caller.
+    Late,
     /// The client dies before the write, or after it: nothing of it is heard any more.
     DieBefore,
     DieAfter,
@@ -46,6 +50,8 @@ pub(crate) struct Fake {
     state: Mutex<State>,
     changed: Notify,
     pub(crate) bind_calls: AtomicUsize,
+    /// Writes of bindings that have come late.
+    pub(crate) late_writes: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -66,6 +72,8 @@ struct State {
     refused_writes: usize,
     /// For the writes of claims to come, as for bindings.
     claim_faults: Vec<Fault>,
+    /// What somebody else binds just before the next patch of a pod.
+    overtaking: Option<Binding>,
     /// The claim whose next write takes two minutes, and its answer is lost.
     slow_claim: Option<String>,
     /// Reads of claims that fail, from the next on.
@@ -121,6 +129,22 @@ impl Fake {
         let result = self.state.lock().bind(binding);
         self.changed.notify_waiters();
         result
+    }
+
+    /// Binds for somebody else, just before the next patch of a pod.
+    pub(crate) fn overtake(&self, binding: Binding) {
+        self.state.lock().overtaking = Some(binding);
+    }
+
+    fn bind_late(self: &Arc<Self>, binding: &Binding) {
+        let (fake, binding) = (self.clone(), binding.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+            // Whoever sent it hears nothing.
+            let _ = fake.bind_now(&binding);
+            fake.late_writes.fetch_add(1, Ordering::Relaxed);
+            fake.changed.notify_waiters();
+        });
     }
 
     pub(crate) fn fail_next(&self, faults: &[Fault]) {
@@ -302,14 +326,23 @@ impl State {
         Err(Error::unavailable("told to refuse"))
     }
 
-    fn bind(&mut self, binding: &Binding) -> Result<(), Error> {
+    fn bind_or_fail(&mut self, binding: &Binding) -> Result<(), Error> {
         let fault = self.faults.pop().unwrap_or(Fault::None);
         match fault {
             Fault::Refuse => return Err(Error::new(Reason::Conflict, "told to refuse")),
             Fault::LoseBefore => return Err(Error::unavailable("told to lose the answer")),
             Fault::DieBefore => return Err(died()),
-            Fault::None | Fault::LoseAfter | Fault::DieAfter => (),
+            Fault::None | Fault::LoseAfter | Fault::Late | Fault::DieAfter => (),
         }
+        self.bind(binding)?;
+        match fault {
+            Fault::LoseAfter => Err(Error::timeout("told to lose the answer")),
+            Fault::DieAfter => Err(died()),
+            _ => Ok(()),
+        }
+    }
+
+    fn bind(&mut self, binding: &Binding) -> Result<(), Error> {
         let key = ("pods".to_owned(), format!("{}/{}", binding.namespace, binding.pod));
         let Some(mut pod) = self.objects.get(&key).cloned() else {
             return Err(Error::new(Reason::NotFound, "no such pod"));
@@ -318,7 +351,10 @@ impl State {
             return Err(Error::new(Reason::Conflict, "another pod"));
         }
         if let Some(node) = pod["spec"]["nodeName"].as_str() {
-            self.broken.push(format!("{} was bound to {node} and again to {}", binding.pod, binding.node));
+            if node != binding.node {
+                self.broken
+                    .push(format!("{} was bound to {node} and again to {}", binding.pod, binding.node));
+            }
             return Err(Error::new(Reason::Conflict, "already bound"));
         }
         let cpu = |pod: &Value| {
@@ -342,11 +378,7 @@ impl State {
         self.check_claims(&pod);
         pod["spec"]["nodeName"] = binding.node.clone().into();
         self.put("pods", pod);
-        match fault {
-            Fault::LoseAfter => Err(Error::timeout("told to lose the answer")),
-            Fault::DieAfter => Err(died()),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -521,6 +553,10 @@ impl Client for Connection {
         // Others may act while it is on its way.
         tokio::task::yield_now().await;
         let patch: Value = serde_json::from_slice(&patch).unwrap();
+        let overtaking = self.fake.state.lock().overtaking.take_if(|_| target.resource.resource == "pods");
+        if let Some(binding) = overtaking {
+            self.fake.bind_now(&binding)?;
+        }
         let slow = {
             let slow_claim = &mut self.fake.state.lock().slow_claim;
             slow_claim.take_if(|claim| target.resource.resource == "resourceclaims" && *claim == key(target))
@@ -549,7 +585,12 @@ impl Client for Connection {
         self.fake.bind_calls.fetch_add(1, Ordering::Relaxed);
         let mut results = Vec::new();
         for binding in bindings {
-            let result = self.fake.state.lock().bind(binding);
+            let is_late = self.fake.state.lock().faults.pop_if(|fault| *fault == Fault::Late).is_some();
+            if is_late {
+                self.fake.bind_late(binding);
+                return std::future::pending().await;
+            }
+            let result = self.fake.state.lock().bind_or_fail(binding);
             // The rest of the batch was never sent.
             if result.as_ref().is_err_and(|error| error.reason() == Reason::Unknown) {
                 self.dead.cancel();
