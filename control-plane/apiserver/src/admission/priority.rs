@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use hawser_api::Error;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Plugin, Request};
+use super::{Operation, Plugin, Request};
 use crate::{
     cache::{Cache, CachedObject, KindCache, Selection},
     resources::Resources,
@@ -87,5 +87,50 @@ impl Plugin for Priority {
         request.object["spec"]["priority"] = json!(value);
         request.object["spec"]["preemptionPolicy"] = json!(policy);
         Ok(())
+    }
+
+    /// One class at most is for pods that name none.
+    async fn validate(&self, request: &Request<'_>) -> Result<(), Error> {
+        let writes = matches!(request.operation, Operation::Create | Operation::Update);
+        if !writes
+            || !request.is("scheduling.k8s.io", "priorityclasses")
+            || request.object["globalDefault"] != true
+        {
+            return Ok(());
+        }
+        match self.default_class() {
+            Some(class) => one_default(request.operation, request.object, class.kept())
+                .map_err(|why| request.forbidden(&why)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Refuses a class for pods that name none where `other` is one, unless that is the class itself, as it was.
+fn one_default(operation: Operation, class: &Value, other: &Value) -> Result<(), String> {
+    let name = &other["metadata"]["name"];
+    if operation == Operation::Update && *name == class["metadata"]["name"] {
+        return Ok(());
+    }
+    let name = name.as_str().unwrap_or_default();
+    Err(format!("PriorityClass {name} is already marked as default. Only one default can exist"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_class_is_the_default() {
+        let class = |name: &str| json!({ "metadata": { "name": name }, "globalDefault": true });
+        let taken = "PriorityClass low is already marked as default. Only one default can exist";
+        for (operation, name, refused) in [
+            (Operation::Create, "high", true),
+            (Operation::Update, "high", true),
+            (Operation::Update, "low", false),
+        ] {
+            let expected = if refused { Err(taken.to_owned()) } else { Ok(()) };
+            assert_eq!(one_default(operation, &class(name), &class("low")), expected, "{operation:?} {name}");
+        }
     }
 }

@@ -164,6 +164,34 @@ fn cidr(text: &str) -> Result<(IpAddr, u32), String> {
     Ok((address, length))
 }
 
+/// Address and prefix length of a network as older fields take it: leading zeros and bits beyond the prefix pass.
+pub(crate) fn loose_cidr(text: &str) -> Option<(IpAddr, u32)> {
+    let (base, prefix) = text.split_once('/')?;
+    let address: IpAddr = if base.contains(':') {
+        base.parse().ok()?
+    } else {
+        let plain = |part: &str| match part.trim_start_matches('0') {
+            "" if !part.is_empty() => "0".to_owned(),
+            digits => digits.to_owned(),
+        };
+        base.split('.').map(plain).collect::<Vec<_>>().join(".").parse().ok()?
+    };
+    let width = if address.is_ipv4() { 32 } else { 128 };
+    let digits = prefix.bytes().all(|byte| byte.is_ascii_digit()).then_some(prefix)?;
+    let length = digits.parse::<u32>().ok().filter(|length| *length <= width)?;
+    Some((address, length))
+}
+
+/// Whether the address is one of the network's.
+pub(crate) fn contains((base, length): (IpAddr, u32), address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
+        IpAddr::V6(address) => u128::from(address),
+    };
+    let differing = bits(base) ^ bits(address);
+    base.is_ipv4() == address.is_ipv4() && differing.checked_shr(128 - length).unwrap_or(0) == 0
+}
+
 fn is_dual(one: &str, two: &str) -> bool {
     let family = |text: &str| {
         let (address, _) = text.split_once('/')?;
@@ -231,6 +259,35 @@ mod tests {
         );
         let cells = (IP_ADDRESS.cells)(&address("10.0.0.1"), jiff::Timestamp::UNIX_EPOCH);
         assert_eq!(cells[1], "services/default/kubernetes");
+    }
+
+    #[test]
+    fn older_fields_take_networks_loosely() {
+        for (text, good) in [
+            ("10.0.0.0/8", true),
+            ("010.000.00.1/08", true),
+            ("2001:db8::1/64", true),
+            ("0.0.0.0/0", true),
+            ("10.0.0.0", false),
+            ("10.0.0/8", false),
+            ("10..0.0/8", false),
+            ("10.0.0.0/33", false),
+            ("10.0.0.0/+8", false),
+            ("10.0.0.0/", false),
+        ] {
+            assert_eq!(loose_cidr(text).is_some(), good, "{text}");
+        }
+        for (network, address, inside) in [
+            ("10.0.0.0/8", "10.9.8.7", true),
+            ("10.0.0.0/8", "11.0.0.0", false),
+            ("0.0.0.0/0", "1.2.3.4", true),
+            ("::/0", "1.2.3.4", false),
+            ("2001:db8::/64", "2001:db8::9", true),
+            ("10.0.0.1/32", "10.0.0.1", true),
+        ] {
+            let network_bits = loose_cidr(network).unwrap();
+            assert_eq!(contains(network_bits, address.parse().unwrap()), inside, "{network} {address}");
+        }
     }
 
     #[test]

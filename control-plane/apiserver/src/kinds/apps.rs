@@ -80,7 +80,9 @@ pub(crate) static STATEFUL_SET: Hooks = Hooks {
     validate_create: |object| {
         let mut errors = Vec::new();
         workload(&mut errors, object, "statefulset");
-        not_negative(&mut errors, object.at("spec"), &["replicas", "minReadySeconds"]);
+        let spec = object.at("spec");
+        not_negative(&mut errors, spec, &["replicas", "minReadySeconds", "ordinals.start"]);
+        stateful_set_policies(&mut errors, spec);
         errors
     },
     validate_update: update_stateful_set,
@@ -115,7 +117,9 @@ pub(crate) static DAEMON_SET: Hooks = Hooks {
     validate_create: |object| {
         let mut errors = Vec::new();
         workload(&mut errors, object, "daemonset");
-        not_negative(&mut errors, object.at("spec"), &["minReadySeconds"]);
+        let spec = object.at("spec");
+        not_negative(&mut errors, spec, &["minReadySeconds", "revisionHistoryLimit"]);
+        daemon_set_strategy(&mut errors, &SPEC.field("updateStrategy"), spec.at("updateStrategy"));
         errors
     },
     validate_update: immutable_selector,
@@ -276,7 +280,10 @@ fn workload(errors: &mut Vec<FieldError>, object: &Value, what: &str) {
         let detail = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid(path.field("metadata.labels"), shown, detail));
     }
-    validate_template(errors, &path, spec.at("template"));
+    match with_claims(spec) {
+        Some(template) => validate_template(errors, &path, &template),
+        None => validate_template(errors, &path, spec.at("template")),
+    }
     let policy = spec.text("template.spec.restartPolicy");
     if policy != "Always" {
         errors.push(FieldError::not_supported(path.field("spec.restartPolicy"), policy, &["Always"]));
@@ -289,6 +296,88 @@ fn workload(errors: &mut Vec<FieldError>, object: &Value, what: &str) {
         };
         let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
         errors.push(FieldError::forbidden(path.field("spec.activeDeadlineSeconds"), detail));
+    }
+}
+
+/// A stateful set's template with the volumes that its claims become, which its containers mount; `None` where it has no
+/// claims.
+fn with_claims(spec: &Value) -> Option<Value> {
+    let claims = spec.list("volumeClaimTemplates");
+    if claims.is_empty() {
+        return None;
+    }
+    let mut template = spec.at("template").clone();
+    let names = claims.iter().map(|claim| claim.text("metadata.name"));
+    let mut volumes = template.list("spec.volumes").to_vec();
+    // A claim stands above a volume of its name.
+    volumes.retain(|volume| !names.clone().any(|name| volume.text("name") == name));
+    volumes.extend(names.map(|name| json!({ "name": name, "persistentVolumeClaim": { "claimName": name } })));
+    template.ensure("spec").set("volumes", volumes);
+    Some(template)
+}
+
+fn stateful_set_policies(errors: &mut Vec<FieldError>, spec: &Value) {
+    let policy = spec.text("podManagementPolicy");
+    if !matches!(policy, "OrderedReady" | "Parallel") {
+        let detail = "must be 'OrderedReady' or 'Parallel'";
+        errors.push(FieldError::invalid(SPEC.field("podManagementPolicy"), policy, detail));
+    }
+    let path = SPEC.field("updateStrategy");
+    let (strategy, rolling_path) = (spec.at("updateStrategy"), path.field("rollingUpdate"));
+    let rolling = strategy.at("rollingUpdate");
+    match strategy.text("type") {
+        "OnDelete" if !rolling.is_null() => {
+            let detail = "only allowed for updateStrategy 'RollingUpdate'";
+            errors.push(FieldError::invalid(rolling_path, rolling.clone(), detail));
+        }
+        "OnDelete" => (),
+        "RollingUpdate" => {
+            if let Some(partition) = rolling.int("partition").filter(|partition| *partition < 0) {
+                let detail = "must be greater than or equal to 0";
+                errors.push(FieldError::invalid(rolling_path.field("partition"), partition, detail));
+            }
+            let (path, most) = (rolling_path.field("maxUnavailable"), rolling.at("maxUnavailable"));
+            int_or_percent(errors, &path, most);
+            if is_zero(most) {
+                errors.push(FieldError::invalid(path, most.clone(), "cannot be 0"));
+            }
+            up_to_all(errors, &path, most);
+        }
+        _ => {
+            let detail = "must be 'RollingUpdate' or 'OnDelete'";
+            errors.push(FieldError::invalid(path, strategy.clone(), detail));
+        }
+    }
+    let path = SPEC.field("persistentVolumeClaimRetentionPolicy");
+    for field in ["whenDeleted", "whenScaled"] {
+        let policy = spec.at("persistentVolumeClaimRetentionPolicy").text(field);
+        if !matches!(policy, "Delete" | "Retain") {
+            errors.push(FieldError::not_supported(path.field(field), policy, &["Retain", "Delete"]));
+        }
+    }
+}
+
+fn daemon_set_strategy(errors: &mut Vec<FieldError>, path: &Path<'_>, strategy: &Value) {
+    match strategy.text("type") {
+        "OnDelete" => (),
+        "RollingUpdate" => {
+            let (path, rolling) = (path.field("rollingUpdate"), strategy.at("rollingUpdate"));
+            let surges = rolling.has("maxSurge") && !is_zero(rolling.at("maxSurge"));
+            let spares = rolling.has("maxUnavailable") && !is_zero(rolling.at("maxUnavailable"));
+            for field in ["maxUnavailable", "maxSurge"] {
+                int_or_percent(errors, &path.field(field), rolling.at(field));
+                up_to_all(errors, &path.field(field), rolling.at(field));
+            }
+            if spares && surges {
+                let detail = "may not be set when maxUnavailable is non-zero";
+                let most = rolling.at("maxSurge").clone();
+                errors.push(FieldError::invalid(path.field("maxSurge"), most, detail));
+            } else if !spares && !surges {
+                let detail = "cannot be 0 when maxSurge is 0";
+                errors.push(FieldError::required(path.field("maxUnavailable"), detail));
+            }
+        }
+        _ => errors.push(FieldError::not_supported(path, strategy.clone(), &["RollingUpdate", "OnDelete"])),
     }
 }
 
@@ -338,23 +427,30 @@ fn validate_deployment(object: &Value) -> Vec<FieldError> {
 }
 
 fn rolling_update(errors: &mut Vec<FieldError>, path: &Path<'_>, rolling: &Value) {
-    let is_zero = |value: &Value| value == 0 || value == "0%";
     for field in ["maxUnavailable", "maxSurge"] {
         int_or_percent(errors, &path.field(field), rolling.at(field));
     }
-    let percent = |value: &Value| value.as_str().and_then(|text| text.strip_suffix('%')?.parse::<i64>().ok());
-    if percent(rolling.at("maxUnavailable")).is_some_and(|percent| percent > 100) {
-        let value = rolling.at("maxUnavailable").clone();
-        errors.push(FieldError::invalid(
-            path.field("maxUnavailable"),
-            value,
-            "must not be greater than 100%",
-        ));
-    }
+    up_to_all(errors, &path.field("maxUnavailable"), rolling.at("maxUnavailable"));
     if is_zero(rolling.at("maxUnavailable")) && is_zero(rolling.at("maxSurge")) {
         let value = rolling.at("maxUnavailable").clone();
         let detail = "may not be 0 when `maxSurge` is 0";
         errors.push(FieldError::invalid(path.field("maxUnavailable"), value, detail));
+    }
+}
+
+/// Whether a number or percentage is there, and is none.
+fn is_zero(value: &Value) -> bool {
+    value == 0 || percent(value) == Some(0)
+}
+
+fn percent(value: &Value) -> Option<i64> {
+    value.as_str()?.strip_suffix('%')?.parse().ok()
+}
+
+/// No percentage beyond all.
+fn up_to_all(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Value) {
+    if percent(value).is_some_and(|percent| percent > 100) {
+        errors.push(FieldError::invalid(path, value.clone(), "must not be greater than 100%"));
     }
 }
 
@@ -406,3 +502,6 @@ fn update_stateful_set(new: &Value, old: &Value) -> Vec<FieldError> {
                   'minReadySeconds' are forbidden";
     vec![FieldError::forbidden(SPEC, detail)]
 }
+
+#[cfg(test)]
+mod tests;

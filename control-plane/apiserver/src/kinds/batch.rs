@@ -8,7 +8,7 @@ use super::{
     AGE, Hooks, NAME, PLAIN,
     apps::{age, count},
     human, job_policies,
-    pod::{container_cells, default_template, or_none, validate_template},
+    pod::{container_cells, default_template, keep_node_affinity, or_none, validate_template},
     selector, text,
     value::{Fields, Path},
     wide,
@@ -27,11 +27,9 @@ pub(crate) static JOB: Hooks = Hooks {
     },
     validate_update: |new, old| {
         let mut errors = Vec::new();
-        let suspended = old.flag("spec.suspend");
         for field in [
             "completions",
             "selector",
-            "template",
             "completionMode",
             "podFailurePolicy",
             "backoffLimitPerIndex",
@@ -42,11 +40,12 @@ pub(crate) static JOB: Hooks = Hooks {
             let elastic = field == "completions" && new.text("spec.completionMode") == "Indexed";
             if changed && elastic {
                 job_policies::resized(&mut errors, new.at("spec"));
-            } else if changed && !(suspended && field == "template") {
+            } else if changed {
                 let value = new.at("spec").at(field).clone();
                 errors.push(FieldError::invalid(SPEC.field(field), value, "field is immutable"));
             }
         }
+        update_template(&mut errors, new, old);
         errors
     },
     columns: &[
@@ -101,6 +100,43 @@ fn own_pods(job: &mut Value) {
     }
 }
 
+/// The template stands. Of a job at rest it may change where pods may run, and what they take (KEP-2926, KEP-5440).
+fn update_template(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
+    let before = old.at("spec.template");
+    let mut allowed = new.at("spec.template").clone();
+    if is_at_rest(old) {
+        for field in ["annotations", "labels"] {
+            allowed.ensure("metadata").copy_field(field, before.at("metadata"));
+        }
+        let (spec, before) = (allowed.ensure("spec"), before.at("spec"));
+        for field in ["nodeSelector", "schedulingGates", "tolerations"] {
+            spec.copy_field(field, before);
+        }
+        keep_node_affinity(spec, before);
+        for list in ["containers", "initContainers"] {
+            for (container, known) in spec.list_mut(list).iter_mut().zip(before.list(list)) {
+                container.copy_field("resources", known);
+            }
+        }
+    }
+    if &allowed != before {
+        let template = new.at("spec.template").clone();
+        errors.push(FieldError::invalid(SPEC.field("template"), template, "field is immutable"));
+    }
+}
+
+/// Suspended, without a pod, and either never started or said to be suspended by its controller.
+fn is_at_rest(job: &Value) -> bool {
+    job.flag("spec.suspend")
+        && count(job, "status.active") == 0
+        && (!job.has("status.startTime") || has_condition(job, "Suspended"))
+}
+
+fn has_condition(job: &Value, kind: &str) -> bool {
+    let mut conditions = job.list("status.conditions").iter();
+    conditions.any(|condition| condition.text("type") == kind && condition.text("status") == "True")
+}
+
 pub(super) fn validate_job(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
     let template = path.field("template");
     validate_template(errors, &template, spec.at("template"));
@@ -119,11 +155,7 @@ pub(super) fn validate_job(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: 
 
 fn job_cells(job: &Value, now: Timestamp) -> Vec<Value> {
     let (names, images) = container_cells(job.at("spec.template.spec"));
-    let has = |kind: &str| {
-        job.list("status.conditions")
-            .iter()
-            .any(|condition| condition.text("type") == kind && condition.text("status") == "True")
-    };
+    let has = |kind: &str| has_condition(job, kind);
     let status = match () {
         () if has("Complete") => "Complete",
         () if has("Failed") => "Failed",
@@ -153,3 +185,6 @@ fn job_cells(job: &Value, now: Timestamp) -> Vec<Value> {
         or_none(selector::to_text(job.at("spec.selector"))).into(),
     ]
 }
+
+#[cfg(test)]
+mod tests;

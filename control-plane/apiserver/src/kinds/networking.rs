@@ -1,18 +1,15 @@
 //! Ingresses, their classes, and NetworkPolicies: stored for those who act on them.
 
+mod rules;
+
 use hawser_api::FieldError;
 use serde_json::{Value, json};
 
-use super::{
-    AGE, Hooks, NAME, PLAIN,
-    apps::age,
-    pod::or_none,
-    selector, text,
-    value::{Fields, Path},
-};
+use super::{AGE, Hooks, NAME, PLAIN, apps::age, pod::or_none, selector, text, value::Fields};
 
 pub(crate) static INGRESS: Hooks = Hooks {
-    validate_create: validate_ingress,
+    validate_create: rules::ingress,
+    validate_new: rules::new_ingress,
     columns: &[NAME, text("Class"), text("Hosts"), text("Address"), text("Ports"), AGE],
     cells: |ingress, now| {
         let mut hosts: Vec<&str> = Vec::new();
@@ -96,21 +93,7 @@ pub(crate) static NETWORK_POLICY: Hooks = Hooks {
             spec.set("policyTypes", types);
         }
     },
-    validate_create: |policy| {
-        let mut errors = Vec::new();
-        let spec = Path::Root("spec");
-        selector::validate(&mut errors, &spec.field("podSelector"), policy.at("spec.podSelector"));
-        for kind in policy.list("spec.policyTypes").iter().filter_map(Value::as_str) {
-            if !matches!(kind, "Ingress" | "Egress") {
-                errors.push(FieldError::not_supported(
-                    spec.field("policyTypes"),
-                    kind,
-                    &["Egress", "Ingress"],
-                ));
-            }
-        }
-        errors
-    },
+    validate_create: rules::network_policy,
     columns: &[NAME, text("Pod-Selector"), AGE],
     cells: |policy, now| {
         let chosen = or_none(selector::to_text(policy.at("spec.podSelector")));
@@ -119,36 +102,5 @@ pub(crate) static NETWORK_POLICY: Hooks = Hooks {
     ..PLAIN
 };
 
-fn validate_ingress(ingress: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let spec = Path::Root("spec");
-    if ingress.list("spec.rules").is_empty() && !ingress.has("spec.defaultBackend") {
-        let detail = "either `defaultBackend` or `rules` must be specified";
-        errors.push(FieldError::invalid(spec, ingress.at("spec").clone(), detail));
-    }
-    let list = spec.field("rules");
-    for (index, rule) in ingress.list("spec.rules").iter().enumerate() {
-        let path = list.index(index);
-        let paths = path.field("http.paths");
-        for (at, part) in rule.list("http.paths").iter().enumerate() {
-            let path = paths.index(at);
-            let kind = part.text("pathType");
-            match kind {
-                "" => errors.push(FieldError::required(path.field("pathType"), "pathType must be specified")),
-                "Exact" | "Prefix" | "ImplementationSpecific" => (),
-                other => {
-                    let known = ["Exact", "ImplementationSpecific", "Prefix"];
-                    errors.push(FieldError::not_supported(path.field("pathType"), other, &known));
-                }
-            }
-            if matches!(kind, "Exact" | "Prefix") && !part.text("path").starts_with('/') {
-                errors.push(FieldError::invalid(
-                    path.field("path"),
-                    part.text("path"),
-                    "must be an absolute path",
-                ));
-            }
-        }
-    }
-    errors
-}
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,18 @@
 //! Volumes, claims, and the kinds of `storage.k8s.io`.
 
+mod csi;
+mod volume;
+
 use hawser_api::FieldError;
 use serde_json::{Value, json};
 
 use super::{
     AGE, Column, Hooks, NAME, PLAIN,
     apps::age,
-    column, quantity, text,
+    column,
+    meta::invalid_all,
+    names::{dns_label, dns_subdomain},
+    quantity, text,
     value::{Fields, Path},
     wide,
 };
@@ -38,36 +44,8 @@ pub(crate) static VOLUME: Hooks = Hooks {
         volume.ensure("status").set_default("phase", "Pending");
     },
     prepare_create: |volume| volume.set("status", json!({ "phase": "Pending" })),
-    validate_create: validate_volume,
-    validate_update: |new, old| {
-        let source = |volume: &Value| {
-            let mut spec = volume.at("spec").clone();
-            for field in [
-                "accessModes",
-                "capacity",
-                "claimRef",
-                "mountOptions",
-                "nodeAffinity",
-                "persistentVolumeReclaimPolicy",
-                "storageClassName",
-                "volumeAttributesClassName",
-                "volumeMode",
-            ] {
-                spec.drop_field(field);
-            }
-            spec
-        };
-        let mut errors = Vec::new();
-        if source(new) != source(old) {
-            let detail = "spec.persistentvolumesource is immutable after creation";
-            errors.push(FieldError::forbidden("spec.persistentvolumesource", detail));
-        }
-        if new.at("spec.volumeMode") != old.at("spec.volumeMode") {
-            let mode = new.at("spec.volumeMode").clone();
-            errors.push(FieldError::invalid("volumeMode", mode, "field is immutable"));
-        }
-        errors
-    },
+    validate_create: volume::validate,
+    validate_update: volume::update,
     columns: &[
         NAME,
         text("Capacity"),
@@ -115,7 +93,11 @@ pub(crate) static CLAIM: Hooks = Hooks {
         claim.ensure("spec").set_default("volumeMode", "Filesystem");
         claim.ensure("status").set_default("phase", "Pending");
     },
-    prepare_create: |claim| claim.set("status", json!({ "phase": "Pending" })),
+    prepare_create: |claim| {
+        claim.set("status", json!({ "phase": "Pending" }));
+        keep_known_source(claim.ensure("spec"), &Value::Null);
+    },
+    prepare_update: |claim, old| keep_known_source(claim.ensure("spec"), old.at("spec")),
     validate_create: validate_claim,
     validate_update: update_claim,
     columns: &[
@@ -221,6 +203,8 @@ pub(crate) static CSI_DRIVER: Hooks = Hooks {
             spec.set("volumeLifecycleModes", json!(["Persistent"]));
         }
     },
+    validate_create: csi::driver,
+    validate_update: csi::update_driver,
     columns: &[
         NAME,
         flag("AttachRequired"),
@@ -253,6 +237,8 @@ pub(crate) static CSI_DRIVER: Hooks = Hooks {
 };
 
 pub(crate) static CSI_NODE: Hooks = Hooks {
+    validate_create: csi::node,
+    validate_update: csi::update_node,
     columns: &[NAME, column("Drivers", "integer"), AGE],
     cells: |node, now| {
         vec![node.at("metadata.name").clone(), node.list("spec.drivers").len().into(), age(node, now)]
@@ -261,6 +247,8 @@ pub(crate) static CSI_NODE: Hooks = Hooks {
 };
 
 pub(crate) static CSI_CAPACITY: Hooks = Hooks {
+    validate_create: csi::capacity,
+    validate_update: csi::update_capacity,
     columns: &[NAME, text("StorageClassName"), text("Capacity")],
     cells: |capacity, _| {
         vec![
@@ -333,51 +321,11 @@ fn modes(errors: &mut Vec<FieldError>, spec: &Value) {
             errors.push(FieldError::not_supported(path, mode, &known));
         }
     }
-}
-
-fn validate_volume(volume: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let spec = volume.at("spec");
-    modes(&mut errors, spec);
-    if spec.map("capacity").is_empty() {
-        errors.push(FieldError::required(SPEC.field("capacity"), ""));
-    } else if !quantity::is_positive(spec.at("capacity.storage")) {
-        let value = spec.at("capacity.storage").clone();
-        errors.push(FieldError::invalid(
-            SPEC.field("capacity").key("storage"),
-            value,
-            "must be greater than zero",
-        ));
+    let (alone, others): (Vec<&Value>, Vec<&Value>) =
+        all.iter().partition(|mode| *mode == "ReadWriteOncePod");
+    if !alone.is_empty() && others.iter().any(|mode| ACCESS_MODES.iter().any(|(long, _)| *mode == long)) {
+        errors.push(FieldError::forbidden(path, "may not use ReadWriteOncePod with other access modes"));
     }
-    let policy = spec.text("persistentVolumeReclaimPolicy");
-    if !matches!(policy, "Delete" | "Recycle" | "Retain") {
-        let known = ["Delete", "Recycle", "Retain"];
-        errors.push(FieldError::not_supported(SPEC.field("persistentVolumeReclaimPolicy"), policy, &known));
-    }
-    let plain = [
-        "accessModes",
-        "capacity",
-        "claimRef",
-        "mountOptions",
-        "nodeAffinity",
-        "persistentVolumeReclaimPolicy",
-        "storageClassName",
-        "volumeAttributesClassName",
-        "volumeMode",
-    ];
-    let sources = spec.as_object().into_iter().flatten().filter(|(name, _)| !plain.contains(&name.as_str()));
-    for (index, (name, _)) in sources.clone().enumerate() {
-        if index > 0 {
-            errors.push(FieldError::forbidden(SPEC.field(name), "may not specify more than 1 volume type"));
-        }
-    }
-    if sources.count() == 0 {
-        errors.push(FieldError::required(SPEC, "must specify a volume type"));
-    }
-    if spec.has("local") && !spec.has("nodeAffinity") {
-        errors.push(FieldError::required("metadata.annotations", "Local volume requires node affinity"));
-    }
-    errors
 }
 
 fn validate_claim(claim: &Value) -> Vec<FieldError> {
@@ -401,7 +349,69 @@ fn validate_claim(claim: &Value) -> Vec<FieldError> {
     if !matches!(mode, "" | "Block" | "Filesystem") {
         errors.push(FieldError::not_supported(SPEC.field("volumeMode"), mode, &["Block", "Filesystem"]));
     }
+    data_sources(&mut errors, spec);
     errors
+}
+
+/// What a claim is filled from has two fields: each follows the other (KEP-1495). The older one holds claims and snapshots
+/// only; what else it says does not count.
+fn keep_known_source(spec: &mut Value, before: &Value) {
+    let known = match (spec.text("dataSource.apiGroup"), spec.text("dataSource.kind")) {
+        ("", kind) => kind == "PersistentVolumeClaim",
+        (group, kind) => group == "snapshot.storage.k8s.io" && kind == "VolumeSnapshot",
+    };
+    if !known && !before.has("dataSource") {
+        spec.drop_field("dataSource");
+    }
+    if !spec.text("dataSourceRef.namespace").is_empty() {
+        return;
+    }
+    for (from, to) in [("dataSource", "dataSourceRef"), ("dataSourceRef", "dataSource")] {
+        if spec.has(from) && !spec.has(to) {
+            let mut source = spec.at(from).clone();
+            source.drop_field("namespace");
+            spec.set(to, source);
+        }
+    }
+}
+
+fn data_sources(errors: &mut Vec<FieldError>, spec: &Value) {
+    for field in ["dataSource", "dataSourceRef"] {
+        let (path, source) = (SPEC.field(field), spec.at(field));
+        if source.is_null() {
+            continue;
+        }
+        for field in ["name", "kind"] {
+            if source.text(field).is_empty() {
+                errors.push(FieldError::required(path.field(field), ""));
+            }
+        }
+        let (group, kind) = (source.text("apiGroup"), source.text("kind"));
+        if !group.is_empty() {
+            invalid_all(errors, &path.field("apiGroup"), group, dns_subdomain(group));
+        } else if kind != "PersistentVolumeClaim" {
+            let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            errors.push(FieldError::invalid(path, kind, detail));
+        }
+    }
+    let (source, reference) = (spec.at("dataSource"), spec.at("dataSourceRef"));
+    let namespace = reference.text("namespace");
+    if !namespace.is_empty() {
+        let path = SPEC.field("dataSourceRef");
+        invalid_all(errors, &path.field("namespace"), namespace, dns_label(namespace));
+    }
+    if source.is_null() || reference.is_null() {
+        return;
+    }
+    let same = ["apiGroup", "kind", "name"].iter().all(|field| source.at(field) == reference.at(field));
+    let detail = if !namespace.is_empty() {
+        "may not be specified when dataSourceRef.namespace is specified"
+    } else if !same {
+        "must match dataSourceRef"
+    } else {
+        return;
+    };
+    errors.push(FieldError::invalid(SPEC, "spec.dataSource", detail));
 }
 
 /// A claim's spec stands, but that it may be bound, and grow once it is.
@@ -420,10 +430,12 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     let (size, earlier) = (spec.at("resources.requests.storage"), before.at("resources.requests.storage"));
     if old.text("status.phase") == "Bound" {
         allowed.ensure("resources").copy_field("requests", before.at("resources"));
-        if quantity::parse(size) < quantity::parse(earlier) {
-            let detail = "field can not be less than status.capacity";
-            errors.push(FieldError::forbidden(SPEC.field("resources.requests.storage"), detail));
-        }
+    }
+    // Who asked for more than there is may ask for less again, but for more than there is already (KEP-1790).
+    let (size, capacity) = (quantity::parse(size), quantity::parse(old.at("status.capacity.storage")));
+    if size < quantity::parse(earlier) && size <= capacity {
+        let detail = "field can not be less than status.capacity";
+        errors.push(FieldError::forbidden(SPEC.field("resources.requests.storage"), detail));
     }
     if &allowed != before {
         let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound \
@@ -436,3 +448,6 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     errors
 }
+
+#[cfg(test)]
+mod tests;

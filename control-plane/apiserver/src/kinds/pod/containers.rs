@@ -2,10 +2,14 @@
 
 use std::collections::HashSet;
 
-use hawser_api::{FieldError, error::FieldErrorKind};
+use hawser_api::FieldError;
 use serde_json::Value;
 
-use super::spec::{name, one_of};
+use super::{
+    mounts,
+    spec::{name, one_of},
+    volumes::Volumes,
+};
 use crate::kinds::{
     meta::invalid_all,
     names::{config_key, env_name, port_name, port_number, qualified_name},
@@ -13,12 +17,12 @@ use crate::kinds::{
     value::{Fields, Path},
 };
 
-/// `volumes` are the names that mounts can use.
+/// `volumes` are those that mounts and devices can use.
 pub(super) fn validate_all(
     errors: &mut Vec<FieldError>,
     path: &Path<'_>,
     spec: &Value,
-    volumes: &HashSet<&str>,
+    volumes: &Volumes<'_>,
 ) {
     let containers = spec.list("containers");
     if containers.is_empty() {
@@ -47,7 +51,7 @@ pub(super) fn validate(
     errors: &mut Vec<FieldError>,
     path: &Path<'_>,
     container: &Value,
-    volumes: &HashSet<&str>,
+    volumes: &Volumes<'_>,
 ) {
     name(errors, &path.field("name"), container.text("name"));
     let image = container.text("image");
@@ -77,7 +81,7 @@ pub(super) fn validate(
     );
     ports(errors, &path.field("ports"), container.list("ports"));
     env(errors, path, container);
-    mounts(errors, &path.field("volumeMounts"), container.list("volumeMounts"), volumes);
+    mounts::validate(errors, path, container, volumes);
     resources(errors, &path.field("resources"), container.at("resources"));
     security(errors, &path.field("securityContext"), container.at("securityContext"));
 }
@@ -316,40 +320,6 @@ fn env_source(errors: &mut Vec<FieldError>, path: &Path<'_>, variable: &Value) {
         errors.push(FieldError::invalid(path, "", "may not be specified when `value` is not empty"));
     } else if found > 1 {
         errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time"));
-    }
-}
-
-fn mounts(errors: &mut Vec<FieldError>, path: &Path<'_>, mounts: &[Value], volumes: &HashSet<&str>) {
-    let mut places = HashSet::new();
-    for (index, mount) in mounts.iter().enumerate() {
-        let path = path.index(index);
-        let name = mount.text("name");
-        if name.is_empty() {
-            errors.push(FieldError::required(path.field("name"), ""));
-        } else if !volumes.contains(name) {
-            errors.push(FieldError::new(FieldErrorKind::NotFound, path.field("name"), Some(name.into()), ""));
-        }
-        let place = mount.text("mountPath");
-        if place.is_empty() {
-            errors.push(FieldError::required(path.field("mountPath"), ""));
-        }
-        if !places.insert(place) {
-            errors.push(FieldError::invalid(path.field("mountPath"), place, "must be unique"));
-        }
-        for field in ["subPath", "subPathExpr"] {
-            let sub = mount.text(field);
-            if sub.starts_with('/') {
-                errors.push(FieldError::invalid(path.field(field), sub, "must be a relative path"));
-            }
-            if sub.split('/').any(|part| part == "..") {
-                errors.push(FieldError::invalid(path.field(field), sub, "must not contain '..'"));
-            }
-        }
-        if mount.has("subPath") && mount.has("subPathExpr") {
-            let expression = mount.text("subPathExpr");
-            let detail = "subPathExpr and subPath are mutually exclusive";
-            errors.push(FieldError::invalid(path.field("subPathExpr"), expression, detail));
-        }
     }
 }
 

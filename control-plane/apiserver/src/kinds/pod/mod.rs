@@ -2,6 +2,7 @@
 
 mod containers;
 mod defaults;
+mod mounts;
 mod print;
 mod scheduling;
 mod spec;
@@ -10,10 +11,13 @@ mod update;
 mod volumes;
 
 pub(crate) use defaults::default_template;
+pub(crate) use scheduling::node_term;
 pub(crate) use spec::validate_template;
 pub(crate) use subresources::{
     REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,
 };
+pub(crate) use update::keep_node_affinity;
+pub(crate) use volumes::details as volume_source;
 
 use hawser_api::usage::qos_class;
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ use hawser_api::{
 };
 use serde_json::{Value, json};
 
-use super::containers;
+use super::{containers, volumes::Volumes};
 use crate::kinds::value::{Fields, Path};
 
 const SPEC: Path<'static> = Path::Root("spec");
@@ -90,7 +90,7 @@ pub(super) fn validate_containers(
     errors: &mut Vec<FieldError>,
     path: &Path<'_>,
     spec: &Value,
-    volumes: &HashSet<&str>,
+    volumes: &Volumes<'_>,
 ) {
     let names = |list: &str| -> HashSet<&str> {
         spec.list(list).iter().map(|container| container.text("name")).collect()

@@ -2,6 +2,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{POD, spec};
+use crate::kinds::tests::refused;
 
 fn row(spec: Value, status: Value, deleted: bool) -> Vec<String> {
     let mut pod = json!({
@@ -143,4 +144,151 @@ fn sysctls_are_named_as_the_kernels() {
     }
     assert_eq!(named(&["a.b", "a/b"]), ["spec.securityContext.sysctls[1].name: Duplicate value: \"a/b\""]);
     assert_eq!(named(&[""]), ["spec.securityContext.sysctls[0].name: Required value"]);
+}
+
+fn mounting(container: Value) -> Value {
+    let mut container = container;
+    container["name"] = "c".into();
+    container["image"] = "i:1".into();
+    json!({
+        "kind": "Pod", "apiVersion": "v1", "metadata": { "name": "web", "namespace": "a" },
+        "spec": {
+            "containers": [container],
+            "volumes": [
+                { "name": "claim", "persistentVolumeClaim": { "claimName": "c" } },
+                { "name": "own", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } },
+                { "name": "empty", "emptyDir": {} },
+            ],
+        },
+    })
+}
+
+#[test]
+fn mounts_and_devices_keep_apart() {
+    let mount = |more: Value| {
+        let mut mount = json!({ "name": "empty", "mountPath": "/m" });
+        mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "volumeMounts": [mount] })
+    };
+    let device = |name: &str, path: &str| json!({ "volumeDevices": [{ "name": name, "devicePath": path }] });
+    let privileged = |mut container: Value| {
+        container["securityContext"] = json!({ "privileged": true });
+        container
+    };
+    let rows: Vec<(Value, &[&str])> = vec![
+        (mount(json!({ "mountPropagation": "HostToContainer" })), &[]),
+        (privileged(mount(json!({ "mountPropagation": "Bidirectional" }))), &[]),
+        (
+            mount(json!({ "mountPropagation": "Bidirectional" })),
+            &[
+                "volumeMounts[0].mountPropagation: Forbidden: Bidirectional mount propagation is available only to privileged \
+                 containers",
+            ],
+        ),
+        (
+            mount(json!({ "mountPropagation": "Both" })),
+            &[
+                "volumeMounts[0].mountPropagation: Unsupported value: \"Both\": supported values: \"Bidirectional\", \
+                 \"HostToContainer\", \"None\"",
+            ],
+        ),
+        (mount(json!({ "recursiveReadOnly": "Enabled", "readOnly": true })), &[]),
+        (
+            mount(json!({ "recursiveReadOnly": "IfPossible" })),
+            &["volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is true"],
+        ),
+        (device("claim", "/dev/a"), &[]),
+        (device("own", "/dev/a"), &[]),
+        (
+            device("empty", "/dev/a"),
+            &[
+                "volumeDevices[0].name: Invalid value: \"empty\": can only use volume source type of PersistentVolumeClaim or \
+                 Ephemeral for block mode",
+            ],
+        ),
+        (device("none", "/dev/a"), &["volumeDevices[0].name: Not found: \"none\""]),
+        (device("claim", ""), &["volumeDevices[0].devicePath: Required value"]),
+        (
+            device("claim", "/dev/../a"),
+            &["volumeDevices[0].devicePath: Invalid value: \"/dev/../a\": can not contain backsteps ('..')"],
+        ),
+        (
+            json!({ "volumeDevices": [
+                { "name": "claim", "devicePath": "/dev/a" }, { "name": "claim", "devicePath": "/dev/a" },
+            ] }),
+            &[
+                "volumeDevices[1].name: Invalid value: \"claim\": must be unique",
+                "volumeDevices[1].devicePath: Invalid value: \"/dev/a\": must be unique",
+            ],
+        ),
+        (
+            json!({
+                "volumeMounts": [{ "name": "claim", "mountPath": "/dev/a" }],
+                "volumeDevices": [{ "name": "claim", "devicePath": "/dev/a" }],
+            }),
+            &[
+                "volumeMounts[0].name: Invalid value: \"claim\": must not already exist in volumeDevices",
+                "volumeMounts[0].mountPath: Invalid value: \"/dev/a\": must not already exist as a path in volumeDevices",
+                "volumeDevices[0].name: Invalid value: \"claim\": must not already exist in volumeMounts",
+                "volumeDevices[0].devicePath: Invalid value: \"/dev/a\": must not already exist as a path in volumeMounts",
+            ],
+        ),
+    ];
+    for (container, expected) in rows {
+        let expected: Vec<String> =
+            expected.iter().map(|error| format!("spec.containers[0].{error}")).collect();
+        let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+        refused("pods", mounting(container), &expected);
+    }
+}
+
+#[test]
+fn a_gated_pod_is_steered_to_fewer_nodes_only() {
+    const TERMS: &str =
+        "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+    let pod = |affinity: Value| {
+        let mut pod = mounting(json!({}));
+        pod["spec"]["schedulingGates"] = json!([{ "name": "example.com/wait" }]);
+        pod["spec"]["nodeSelector"] = json!({ "disk": "ssd" });
+        if !affinity.is_null() {
+            pod["spec"]["affinity"] = affinity;
+        }
+        pod
+    };
+    let term = |keys: &[&str]| {
+        let terms: Vec<Value> = keys.iter().map(|key| json!({ "key": key, "operator": "Exists" })).collect();
+        json!({ "matchExpressions": terms })
+    };
+    let required = |terms: &[Value]| {
+        json!({ "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms },
+        } })
+    };
+    let beside = json!({ "podAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [] } });
+    let additions = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+    let only = "only additions are allowed (no mutations or deletions)";
+    let rows: Vec<(Value, Value, Option<(String, &str)>)> = vec![
+        (Value::Null, required(&[term(&["a"])]), None),
+        (required(&[term(&["a"])]), required(&[term(&["a", "b"])]), None),
+        (required(&[term(&["a"])]), Value::Null, Some((TERMS.to_owned(), additions))),
+        (
+            required(&[term(&["a"])]),
+            required(&[term(&["a"]), term(&["b"])]),
+            Some((TERMS.to_owned(), additions)),
+        ),
+        (required(&[term(&["a", "b"])]), required(&[term(&["a"])]), Some((format!("{TERMS}[0]"), only))),
+        (required(&[term(&["a"])]), required(&[term(&["b"])]), Some((format!("{TERMS}[0]"), only))),
+        (Value::Null, beside, Some(("spec".to_owned(), "spec.affinity"))),
+    ];
+    for (old, new, expected) in rows {
+        let errors = super::update::validate(&pod(new.clone()), &pod(old));
+        match (errors.as_slice(), expected) {
+            ([], None) => (),
+            ([error], Some((field, detail))) => {
+                assert_eq!(error.field, field, "{new}");
+                assert!(error.detail.ends_with(detail), "{error}");
+            }
+            (errors, expected) => panic!("{new}: {errors:?}, not {expected:?}"),
+        }
+    }
 }

@@ -6,6 +6,8 @@ use serde_json::Value;
 use crate::kinds::value::{Fields, Path};
 
 const SPEC: Path<'static> = Path::Root("spec");
+const NODE_TERMS: &str =
+    "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
 
 const CHANGEABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
     `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
@@ -43,7 +45,7 @@ pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
     if !before.list("schedulingGates").is_empty() {
         gated(&mut errors, spec, before);
         allowed.copy_field("nodeSelector", before);
-        allowed.copy_field("affinity", before);
+        keep_node_affinity(&mut allowed, before);
     }
     let changed = differences(&allowed, before);
     if !changed.is_empty() {
@@ -141,6 +143,37 @@ fn gated(errors: &mut Vec<FieldError>, spec: &Value, before: &Value) {
         let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         let value = spec.at("nodeSelector").clone();
         errors.push(FieldError::invalid(SPEC.field("nodeSelector"), value, detail));
+    }
+    let (terms, known) = (spec.list(NODE_TERMS), before.list(NODE_TERMS));
+    let path = SPEC.field(NODE_TERMS);
+    if !known.is_empty() && terms.len() != known.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.push(FieldError::invalid(path, terms.to_vec(), detail));
+        return;
+    }
+    for (index, (term, known)) in terms.iter().zip(known).enumerate() {
+        if !only_adds(term, known) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            errors.push(FieldError::invalid(path.index(index), term.clone(), detail));
+        }
+    }
+}
+
+/// Whether a term begins with all that was in it. One without requirements selects nothing, and stays so.
+fn only_adds(term: &Value, known: &Value) -> bool {
+    let fields = ["matchExpressions", "matchFields"];
+    if fields.iter().all(|field| known.list(field).is_empty()) {
+        return fields.iter().all(|field| term.list(field).is_empty());
+    }
+    fields.iter().all(|field| term.list(field).starts_with(known.list(field)))
+}
+
+/// Makes the affinity what it was where the pods' part of it did not change.
+pub(crate) fn keep_node_affinity(spec: &mut Value, before: &Value) {
+    let of_pods =
+        |spec: &Value| ["podAffinity", "podAntiAffinity"].map(|part| spec.at("affinity").at(part).clone());
+    if of_pods(spec) == of_pods(before) {
+        spec.copy_field("affinity", before);
     }
 }
 

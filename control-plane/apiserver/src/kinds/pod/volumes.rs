@@ -1,6 +1,6 @@
 //! Validation of volumes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use hawser_api::FieldError;
 use serde_json::Value;
@@ -12,18 +12,21 @@ use crate::kinds::{
     value::{Fields, Path},
 };
 
-/// Returns the names that mounts can use.
+/// Volumes by name.
+pub(super) type Volumes<'a> = HashMap<&'a str, &'a Value>;
+
+/// Returns the volumes that containers can use.
 pub(super) fn validate<'a>(
     errors: &mut Vec<FieldError>,
     path: &Path<'_>,
     volumes: &'a [Value],
-) -> HashSet<&'a str> {
-    let mut names = HashSet::new();
+) -> Volumes<'a> {
+    let mut names = Volumes::new();
     for (index, volume) in volumes.iter().enumerate() {
         let path = path.index(index);
         let own = volume.text("name");
         name(errors, &path.field("name"), own);
-        if !names.insert(own) {
+        if names.insert(own, volume).is_some() {
             errors.push(FieldError::duplicate(path.field("name"), own));
         }
         source(errors, &path, volume);
@@ -53,7 +56,8 @@ fn source(errors: &mut Vec<FieldError>, path: &Path<'_>, volume: &Value) {
     }
 }
 
-fn details(errors: &mut Vec<FieldError>, path: &Path<'_>, field: &str, source: &Value) {
+/// Rules of one source, which is in the field of that name.
+pub(crate) fn details(errors: &mut Vec<FieldError>, path: &Path<'_>, field: &str, source: &Value) {
     match field {
         "hostPath" => {
             required(errors, path, source, "path");
@@ -84,6 +88,14 @@ fn details(errors: &mut Vec<FieldError>, path: &Path<'_>, field: &str, source: &
         "nfs" => {
             required(errors, path, source, "server");
             required(errors, path, source, "path");
+            if !source.text("path").starts_with('/') {
+                let place = source.text("path");
+                errors.push(FieldError::invalid(path.field("path"), place, "must be an absolute path"));
+            }
+        }
+        "local" => {
+            required(errors, path, source, "path");
+            backsteps(errors, &path.field("path"), source.text("path"));
         }
         "csi" => required(errors, path, source, "driver"),
         "projected" => {
