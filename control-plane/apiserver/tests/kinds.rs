@@ -7,7 +7,7 @@ use common::*;
 use hawser_api::{GroupVersionResource, resource::Target, schema::FieldValidation};
 use hawser_apiserver::{
     auth::{SYSTEM_MASTERS, User},
-    ops::{Apply, WriteOptions},
+    ops::{Apply, Reply, WriteOptions},
 };
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::{Value, json};
@@ -104,8 +104,7 @@ async fn what_is_not_acted_on_is_said() {
     let webhooks = json!({ "metadata": { "name": "check" }, "webhooks": [] });
     let target = Target::collection(WEBHOOKS, None);
     let call = running.server.enter(&admin, "create", target, "").expect("allowed");
-    let written =
-        running.server.create(&call, webhooks.clone(), &WriteOptions::default()).await.expect("stored");
+    let written = running.server.create(&call, webhooks, &WriteOptions::default()).await.expect("stored");
     assert!(
         written.warnings.iter().any(|warning| warning.contains("NOT enforced")),
         "{:?}",
@@ -113,7 +112,9 @@ async fn what_is_not_acted_on_is_said() {
     );
     let call =
         running.server.enter(&admin, "update", Target::object(WEBHOOKS, None, "check"), "").expect("allowed");
-    let written = running.server.update(&call, webhooks, &WriteOptions::default()).await.expect("stored");
+    let Reply::Object(stored) = written.reply else { panic!("not an object") };
+    let written =
+        running.server.update(&call, stored.value(), &WriteOptions::default()).await.expect("stored");
     assert_eq!(written.warnings.len(), 1);
     // Applied as well, whether it is there or not, and beside what is wrong with the configuration.
     for (name, warnings) in [("check", 1), ("applied", 1), ("twice", 2)] {

@@ -3,7 +3,7 @@
 mod rules;
 
 use hawser_api::FieldError;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{AGE, Hooks, NAME, PLAIN, apps::age, pod::or_none, selector, text, value::Fields};
 

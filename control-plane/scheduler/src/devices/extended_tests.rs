@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, slice, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -184,12 +184,12 @@ fn pods_are_woken_by_what_classes_come_to_provide() {
         |class: Arc<DeviceClass>| move |core: &mut Scheduler| core.device_class_changed(&class, NOW);
     let removed = |core: &mut Scheduler| core.device_class_removed("gpu", NOW);
     assert_eq!(woken(&[], changed(gpu.clone())), 2);
-    assert_eq!(woken(&[nothing.clone()], changed(gpu.clone())), 2);
+    assert_eq!(woken(slice::from_ref(&nothing), changed(gpu.clone())), 2);
     // Without its class the resource is nobody's, and the same class again is no news.
-    assert_eq!(woken(&[gpu.clone()], removed), 0);
-    assert_eq!(woken(&[gpu.clone()], changed(gpu.clone())), 0);
+    assert_eq!(woken(slice::from_ref(&gpu), removed), 0);
+    assert_eq!(woken(slice::from_ref(&gpu), changed(gpu.clone())), 0);
     // Those that its devices were too few for are tried again when it changes at all.
-    assert_eq!(woken(&[gpu.clone()], changed(nothing.clone())), 2);
+    assert_eq!(woken(slice::from_ref(&gpu), changed(nothing.clone())), 2);
     assert_eq!(woken(&[nothing], changed(class("nic", json!("example.com/nic"), old))), 1);
     // Where an older class has the name too, the resource is that one's now.
     let shadowing = [class("older", json!(GPU), old), class("gpu", json!(GPU), young)];

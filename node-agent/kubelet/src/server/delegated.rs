@@ -176,31 +176,31 @@ mod tests {
         }
 
         async fn get(&self, _: &Target) -> Result<Bytes, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn list(&self, _: &Target, _: &ListOptions) -> Result<List, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn watch(&self, _: &Target, _: &WatchOptions) -> Result<WatchStream, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn update(&self, _: &Target, _: Bytes, _: &WriteOptions) -> Result<Bytes, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn patch(&self, _: &Target, _: Patch, _: &WriteOptions) -> Result<Bytes, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn delete(&self, _: &Target, _: &DeleteOptions) -> Result<Bytes, Error> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
 
         async fn bind(&self, _: &[Binding]) -> Vec<Result<(), Error>> {
-            unimplemented!()
+            unreachable!("only reviews are sent")
         }
     }
 

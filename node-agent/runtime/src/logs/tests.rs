@@ -104,14 +104,14 @@ async fn following_sees_rotation_and_ends_with_the_container() {
 /// The container writes, and its log is rotated, just after the reader has looked at the file's end.
 #[tokio::test]
 async fn lines_between_the_last_look_and_the_rotation_are_kept() {
-    let log = Log::new("between");
+    let log = Log::new();
     log.write("0.log", &[(1, "stdout", "F", "one")]);
     let mut reader = LogReader::open(log.path.clone(), LogOptions::default(), already_ended()).await.unwrap();
     assert_eq!(reader.next_chunk().await.unwrap().unwrap(), "one\n");
     assert!(!reader.fill().await.unwrap(), "at the end of the file");
 
     log.write("0.log", &[(2, "stdout", "F", "two")]);
-    fs::rename(&log.path, log.dir.join("0.log.20240101-000000.000000001")).unwrap();
+    fs::rename(&log.path, log.dir.path().join("0.log.20240101-000000.000000001")).unwrap();
     log.write("0.log", &[(3, "stdout", "F", "three")]);
     assert!(reader.advance().await.unwrap());
     assert_eq!(read_all(reader).await, "two\nthree\n");

@@ -352,7 +352,8 @@ mod tests {
             ],
         });
         let mut errors = Vec::new();
-        validate_containers(&mut errors, &SPEC, &spec, &HashSet::from(["v"]));
+        let volume = json!({ "name": "v", "emptyDir": {} });
+        validate_containers(&mut errors, &SPEC, &spec, &std::collections::HashMap::from([("v", &volume)]));
         let path = "spec.ephemeralContainers[0]";
         let detail = "Forbidden: cannot be set for an Ephemeral Container";
         assert_eq!(

@@ -267,7 +267,8 @@ fn a_gated_pod_is_steered_to_fewer_nodes_only() {
     let beside = json!({ "podAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [] } });
     let additions = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
     let only = "only additions are allowed (no mutations or deletions)";
-    let rows: Vec<(Value, Value, Option<(String, &str)>)> = vec![
+    type Row = (Value, Value, Option<(String, &'static str)>);
+    let rows: Vec<Row> = vec![
         (Value::Null, required(&[term(&["a"])]), None),
         (required(&[term(&["a"])]), required(&[term(&["a", "b"])]), None),
         (required(&[term(&["a"])]), Value::Null, Some((TERMS.to_owned(), additions))),

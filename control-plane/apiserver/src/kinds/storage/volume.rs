@@ -9,7 +9,7 @@ use crate::kinds::{
     names::dns_subdomain,
     pod::{node_term, volume_source},
     quantity,
-    value::{Fields, Path},
+    value::Fields,
 };
 
 /// The fields of a spec that are no source.
