@@ -4,7 +4,8 @@
 //! unschedulable, with those that are placed by the same rules, until something happens that helps them. It is then
 //! tried again when its back-off is over (1 s, doubled to 10 s), or as soon as nothing else waits. Whoever is forgotten by all
 //! events comes back after five minutes. A pod is in one place at a time: heaps may hold stale tickets, which are
-//! skipped, and thrown out when they are more than the others. Bounded by the number of pods in the cluster. Knows no clock: times are spans since the scheduler's start.
+//! skipped, and thrown out when they are more than the others. Bounded by the number of pods in the cluster. Knows no
+//! clock: times are spans since the scheduler's start.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -522,12 +523,13 @@ mod tests {
     #[test]
     fn pods_that_change_often_leave_no_heap_of_tickets() {
         let mut queue = queue();
-        queue.add(info("resting", 0), START);
+        let resting = info("resting", 0);
+        queue.add(resting.clone(), START);
         let waiting = queue.pop(START).unwrap();
         queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
         for _ in 0..1000 {
             queue.add(info("active", 0), START);
-            queue.add(info("resting", 0), START);
+            queue.add(resting.clone(), START);
         }
         assert!(queue.active.len().max(queue.timers.len()) < 100);
         assert_eq!(pop(&mut queue, 0).as_deref(), Some("active"));
