@@ -52,7 +52,7 @@ where
 }
 
 /// Takes in the rest of a body and forgets it, within a bound; the request's deadline ends it too.
-async fn drain<B>(mut body: B)
+pub(super) async fn drain<B>(mut body: B)
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {

@@ -8,7 +8,7 @@ use hawser_api::{
     Error, FieldError, client::Propagation, error::Reason, patch::PatchType, resource::Target,
     schema::FieldValidation,
 };
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 use serde_json::Value;
 
@@ -64,9 +64,18 @@ pub(super) async fn answer(
         let call = server.enter(&user, verb, target, "")?;
         return Box::pin(streams::answer(server, &call, kind, &query, http)).await;
     }
-    let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
-    let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
-    front.answer(http).await
+    let (parts, mut body) = http.into_parts();
+    let outcome = async {
+        let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
+        let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
+        front.answer(&parts, &mut body).await
+    };
+    let outcome = outcome.await;
+    if outcome.is_err() {
+        // A connection whose request was not read to its end is closed, under a client that sends its next one on it.
+        body::drain(&mut body).await;
+    }
+    outcome
 }
 
 /// The content type of an applied configuration.
@@ -89,10 +98,9 @@ struct Front<'a> {
 
 // What is rare, or large, is a future of its own: every request pays for the size of the largest that is not.
 impl Front<'_> {
-    async fn answer(mut self, http: http::Request<Incoming>) -> Result<Response<Body>, Error> {
+    async fn answer(mut self, parts: &Parts, body: &mut Incoming) -> Result<Response<Body>, Error> {
         self.include = IncludeObject::parse(self.query.get("includeObject"))
             .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
-        let (parts, body) = http.into_parts();
         let verb = self.call.pass.attributes().verb.clone();
         match &*verb {
             "get" => {
@@ -196,7 +204,7 @@ impl Front<'_> {
         Ok(response)
     }
 
-    async fn decode(&self, headers: &HeaderMap, body: Incoming) -> Result<(Value, Vec<String>), Error> {
+    async fn decode(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(Value, Vec<String>), Error> {
         let encoding = negotiate::input(headers)?;
         let bytes = body::read(body).await?;
         let (api_version, kind) = expected_type(&self.call.resource, &self.call.target);
@@ -211,7 +219,7 @@ impl Front<'_> {
         })
     }
 
-    async fn read_patch(&self, headers: &HeaderMap, body: Incoming) -> Result<Patch, Error> {
+    async fn read_patch(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Patch, Error> {
         let media = negotiate::content_type(headers).split(';').next().unwrap_or_default().trim();
         let force = self.query.is_on("force");
         if media.eq_ignore_ascii_case(APPLY) {
@@ -249,7 +257,7 @@ impl Front<'_> {
     }
 
     /// Options of a deletion come in the body or in the query; the body wins.
-    async fn delete_request(&self, headers: &HeaderMap, body: Incoming) -> Result<DeleteRequest, Error> {
+    async fn delete_request(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<DeleteRequest, Error> {
         let bytes = body::read(body).await?;
         let options = if bytes.is_empty() {
             Value::Null
@@ -290,7 +298,11 @@ impl Front<'_> {
         })
     }
 
-    async fn delete_collection(self, headers: &HeaderMap, body: Incoming) -> Result<Response<Body>, Error> {
+    async fn delete_collection(
+        self,
+        headers: &HeaderMap,
+        body: &mut Incoming,
+    ) -> Result<Response<Body>, Error> {
         let request = self.delete_request(headers, body).await?;
         let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
         let resource = &self.call.resource;
