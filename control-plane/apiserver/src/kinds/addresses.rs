@@ -164,18 +164,30 @@ fn cidr(text: &str) -> Result<(IpAddr, u32), String> {
     Ok((address, length))
 }
 
+/// An address as older fields take it: leading zeros pass.
+pub(crate) fn loose_address(text: &str) -> Option<IpAddr> {
+    if text.contains(':') {
+        return text.parse().ok();
+    }
+    let plain = |part: &str| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0".to_owned(),
+        digits => digits.to_owned(),
+    };
+    text.split('.').map(plain).collect::<Vec<_>>().join(".").parse().ok()
+}
+
+/// Refuses what is no address, as older fields take it.
+pub(crate) fn address(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &str) {
+    if loose_address(text).is_none() {
+        let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+        errors.push(FieldError::invalid(path, text, detail));
+    }
+}
+
 /// Address and prefix length of a network as older fields take it: leading zeros and bits beyond the prefix pass.
 pub(crate) fn loose_cidr(text: &str) -> Option<(IpAddr, u32)> {
     let (base, prefix) = text.split_once('/')?;
-    let address: IpAddr = if base.contains(':') {
-        base.parse().ok()?
-    } else {
-        let plain = |part: &str| match part.trim_start_matches('0') {
-            "" if !part.is_empty() => "0".to_owned(),
-            digits => digits.to_owned(),
-        };
-        base.split('.').map(plain).collect::<Vec<_>>().join(".").parse().ok()?
-    };
+    let address = loose_address(base)?;
     let width = if address.is_ipv4() { 32 } else { 128 };
     let digits = prefix.bytes().all(|byte| byte.is_ascii_digit()).then_some(prefix)?;
     let length = digits.parse::<u32>().ok().filter(|length| *length <= width)?;

@@ -198,7 +198,13 @@ fn validate(request: &Value) -> Vec<FieldError> {
             errors.push(FieldError::duplicate(path.index(index), *usage));
         }
     }
-    signer(&mut errors, &SPEC.field("signerName"), spec.text("signerName"));
+    let signer = spec.text("signerName");
+    if signer == LEGACY_SIGNER {
+        let detail = "the legacy signerName is not allowed via this API version";
+        errors.push(FieldError::invalid(SPEC.field("signerName"), signer, detail));
+    } else {
+        signer_name(&mut errors, &SPEC.field("signerName"), signer);
+    }
     if let Some(seconds) = spec.int("expirationSeconds").filter(|seconds| *seconds < SHORTEST_SECONDS) {
         let detail = "may not specify a duration less than 600 seconds (10 minutes)";
         errors.push(FieldError::invalid(SPEC.field("expirationSeconds"), seconds, detail));
@@ -207,12 +213,8 @@ fn validate(request: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn signer(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
-    if name == LEGACY_SIGNER {
-        let detail = "the legacy signerName is not allowed via this API version";
-        errors.push(FieldError::invalid(path, name, detail));
-        return;
-    }
+/// A domain and one step of a path: `example.com/signer`.
+pub(crate) fn signer_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
     if name.is_empty() {
         errors.push(FieldError::required(path, "signerName must be provided"));
         return;

@@ -38,6 +38,7 @@ mod quantity;
 mod rbac;
 mod registration;
 mod replication_controller;
+mod resource_names;
 mod rules;
 mod selector;
 mod service;

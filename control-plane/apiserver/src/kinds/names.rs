@@ -83,6 +83,41 @@ pub(crate) fn config_key(key: &str) -> Vec<String> {
     wrong
 }
 
+/// A subdomain whose labels may have underscores, as search paths of resolvers do.
+pub(crate) fn search_path(name: &str) -> Vec<String> {
+    let mut wrong: Vec<String> = too_long(name, 253).into_iter().collect();
+    let is_edge = |byte: Option<&u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_')
+    };
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        is_edge(bytes.first())
+            && is_edge(bytes.last())
+            && bytes.iter().all(|byte| is_edge(Some(byte)) || *byte == b'-')
+    };
+    if !name.split('.').all(is_label) {
+        wrong.push(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
+             start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+             '[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?(\\.[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?)*')"
+                .to_owned(),
+        );
+    }
+    wrong
+}
+
+/// Names of headers in HTTP.
+pub(crate) fn header_name(name: &str) -> Vec<String> {
+    if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Vec::new();
+    }
+    vec![
+        "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for \
+         validation is '[-A-Za-z0-9]+')"
+            .to_owned(),
+    ]
+}
+
 /// Names of environment variables.
 pub(crate) fn env_name(name: &str) -> Vec<String> {
     if name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=') {

@@ -3,6 +3,8 @@
 mod csi;
 mod volume;
 
+pub(super) use csi::driver_name;
+
 use hawser_api::FieldError;
 use serde_json::{Value, json};
 
@@ -12,7 +14,7 @@ use super::{
     column,
     meta::invalid_all,
     names::{dns_label, dns_subdomain},
-    quantity, text,
+    quantity, selector, text,
     value::{Fields, Path},
     wide,
 };
@@ -309,8 +311,8 @@ fn class(object: &Value, annotation: &str) -> String {
     }
 }
 
-fn modes(errors: &mut Vec<FieldError>, spec: &Value) {
-    let path = SPEC.field("accessModes");
+fn modes(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
+    let path = path.field("accessModes");
     let all = spec.list("accessModes");
     if all.is_empty() {
         errors.push(FieldError::required(path, "at least 1 access mode is required"));
@@ -330,27 +332,35 @@ fn modes(errors: &mut Vec<FieldError>, spec: &Value) {
 
 fn validate_claim(claim: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let spec = claim.at("spec");
-    modes(&mut errors, spec);
-    let path = SPEC.field("resources");
+    claim_spec(&mut errors, &SPEC, claim.at("spec"));
+    errors
+}
+
+/// What a claim asks for, in an object of its own or in a pod.
+pub(super) fn claim_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
+    modes(errors, path, spec);
+    selector::validate(errors, &path.field("selector"), spec.at("selector"));
+    // Upstream's path, which leaves the requests out.
+    let storage = path.field("resources");
+    let storage = storage.key("storage");
     match spec.at("resources.requests.storage") {
-        Value::Null => errors.push(FieldError::required(path.key("storage"), "")),
+        Value::Null => errors.push(FieldError::required(storage, "")),
         amount if !quantity::is_positive(amount) => {
-            let path = path.field("requests");
-            errors.push(FieldError::invalid(
-                path.key("storage"),
-                amount.clone(),
-                "must be greater than zero",
-            ));
+            errors.push(FieldError::invalid(storage, amount.clone(), "must be greater than zero"));
         }
         _ => (),
     }
-    let mode = spec.text("volumeMode");
-    if !matches!(mode, "" | "Block" | "Filesystem") {
-        errors.push(FieldError::not_supported(SPEC.field("volumeMode"), mode, &["Block", "Filesystem"]));
+    for field in ["storageClassName", "volumeAttributesClassName"] {
+        let name = spec.text(field);
+        if !name.is_empty() {
+            invalid_all(errors, &path.field(field), name, dns_subdomain(name));
+        }
     }
-    data_sources(&mut errors, spec);
-    errors
+    let mode = spec.text("volumeMode");
+    if spec.has("volumeMode") && !matches!(mode, "Block" | "Filesystem") {
+        errors.push(FieldError::not_supported(path.field("volumeMode"), mode, &["Block", "Filesystem"]));
+    }
+    data_sources(errors, path, spec);
 }
 
 /// What a claim is filled from has two fields: each follows the other (KEP-1495). The older one holds claims and snapshots
@@ -375,9 +385,9 @@ fn keep_known_source(spec: &mut Value, before: &Value) {
     }
 }
 
-fn data_sources(errors: &mut Vec<FieldError>, spec: &Value) {
+fn data_sources(errors: &mut Vec<FieldError>, of: &Path<'_>, spec: &Value) {
     for field in ["dataSource", "dataSourceRef"] {
-        let (path, source) = (SPEC.field(field), spec.at(field));
+        let (path, source) = (of.field(field), spec.at(field));
         if source.is_null() {
             continue;
         }
@@ -397,7 +407,7 @@ fn data_sources(errors: &mut Vec<FieldError>, spec: &Value) {
     let (source, reference) = (spec.at("dataSource"), spec.at("dataSourceRef"));
     let namespace = reference.text("namespace");
     if !namespace.is_empty() {
-        let path = SPEC.field("dataSourceRef");
+        let path = of.field("dataSourceRef");
         invalid_all(errors, &path.field("namespace"), namespace, dns_label(namespace));
     }
     if source.is_null() || reference.is_null() {
@@ -411,7 +421,7 @@ fn data_sources(errors: &mut Vec<FieldError>, spec: &Value) {
     } else {
         return;
     };
-    errors.push(FieldError::invalid(SPEC, "spec.dataSource", detail));
+    errors.push(FieldError::invalid(of, of.field("dataSource").to_string(), detail));
 }
 
 /// A claim's spec stands, but that it may be bound, and grow once it is.
@@ -426,10 +436,14 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     if class_was_open {
         allowed.copy_field("storageClassName", before);
     }
-    allowed.copy_field("volumeAttributesClassName", before);
+    let is_bound = old.text("status.phase") == "Bound";
+    let class = "volumeAttributesClassName";
+    if is_bound && spec.has(class) {
+        allowed.copy_field(class, before);
+    }
     let (size, earlier) = (spec.at("resources.requests.storage"), before.at("resources.requests.storage"));
-    if old.text("status.phase") == "Bound" {
-        allowed.ensure("resources").copy_field("requests", before.at("resources"));
+    if let Some(requests) = allowed.part_mut("resources.requests").filter(|_| is_bound) {
+        requests.copy_field("storage", before.at("resources.requests"));
     }
     // Who asked for more than there is may ask for less again, but for more than there is already (KEP-1790).
     let (size, capacity) = (quantity::parse(size), quantity::parse(old.at("status.capacity.storage")));
@@ -444,7 +458,16 @@ fn update_claim(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     if spec.at("volumeMode") != before.at("volumeMode") {
         let mode = spec.at("volumeMode").clone();
-        errors.push(FieldError::invalid(SPEC.field("volumeMode"), mode, "field is immutable"));
+        errors.push(FieldError::invalid("volumeMode", mode, "field is immutable"));
+    }
+    let unset = match spec.at(class).as_str() {
+        None => "nil",
+        Some("") => "an empty string",
+        Some(_) => return errors,
+    };
+    if before.has(class) && before.at(class) != spec.at(class) {
+        let detail = format!("update from non-nil value to {unset} is forbidden");
+        errors.push(FieldError::forbidden(SPEC.field(class), detail));
     }
     errors
 }

@@ -1,4 +1,4 @@
-//! Validation of containers.
+//! Validation of containers: regular ones, those that run before them, and what all have alike.
 
 use std::collections::HashSet;
 
@@ -6,175 +6,161 @@ use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
-    mounts,
+    env, handlers, mounts, resources, security,
     spec::{name, one_of},
     volumes::Volumes,
 };
 use crate::kinds::{
     meta::invalid_all,
-    names::{config_key, env_name, port_name, port_number, qualified_name},
-    quantity,
+    names::{port_name, port_number},
+    rules,
     value::{Fields, Path},
 };
 
-/// `volumes` are those that mounts and devices can use.
-pub(super) fn validate_all(
-    errors: &mut Vec<FieldError>,
-    path: &Path<'_>,
-    spec: &Value,
-    volumes: &Volumes<'_>,
-) {
-    let containers = spec.list("containers");
+const RESTART_POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
+/// Rules of a container's restarts, and exit codes of one.
+const MAX_RULES: usize = 20;
+const MAX_EXIT_CODES: usize = 255;
+
+/// What the rules of a container ask of the pod around it.
+pub(super) struct Around<'a> {
+    pub(super) spec: &'a Value,
+    /// Those without a mistake of their own: what mounts and devices can use.
+    pub(super) volumes: Volumes<'a>,
+}
+
+/// `path` is the spec's.
+pub(super) fn validate_all(errors: &mut Vec<FieldError>, path: &Path<'_>, around: &Around<'_>) {
+    let list = path.field("containers");
+    let containers = around.spec.list("containers");
     if containers.is_empty() {
-        errors.push(FieldError::required(path.field("containers"), ""));
+        errors.push(FieldError::required(list, ""));
     }
     let mut names = HashSet::new();
     let mut host_ports = HashSet::new();
-    for (list, is_init) in [("containers", false), ("initContainers", true)] {
-        let list_path = path.field(list);
-        for (index, container) in spec.list(list).iter().enumerate() {
-            let path = list_path.index(index);
-            validate(errors, &path, container, volumes);
-            if !names.insert(container.text("name")) {
-                errors.push(FieldError::duplicate(path.field("name"), container.text("name")));
-            }
-            if is_init {
-                init_container(errors, &path, container);
-            } else {
-                conflicting_ports(errors, &path, container, &mut host_ports);
-            }
+    for (index, container) in containers.iter().enumerate() {
+        let path = list.index(index);
+        common(errors, &path, container, around);
+        if !names.insert(container.text("name")) {
+            errors.push(FieldError::duplicate(path.field("name"), container.text("name")));
         }
+        handlers::validate(errors, &path, container, around.spec);
+        restarts(errors, &path, container);
+        conflicting_ports(errors, &path, container, &mut host_ports);
+    }
+    let list = path.field("initContainers");
+    for (index, container) in around.spec.list("initContainers").iter().enumerate() {
+        let path = list.index(index);
+        common(errors, &path, container, around);
+        let name = container.text("name");
+        if !name.is_empty() && !names.insert(name) {
+            errors.push(FieldError::duplicate(path.field("name"), name));
+        }
+        // They run one after the other, so that their ports are apart from each other's.
+        conflicting_ports(errors, &path, container, &mut HashSet::new());
+        init_container(errors, &path, container, around.spec);
     }
 }
 
-pub(super) fn validate(
-    errors: &mut Vec<FieldError>,
-    path: &Path<'_>,
-    container: &Value,
-    volumes: &Volumes<'_>,
-) {
+/// What all containers have, ephemeral ones too.
+pub(super) fn common(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value, around: &Around<'_>) {
     name(errors, &path.field("name"), container.text("name"));
-    let image = container.text("image");
-    if image.is_empty() {
+    if container.text("image").is_empty() {
         errors.push(FieldError::required(path.field("image"), ""));
-    } else if image.trim() != image {
-        let detail = "must not have leading or trailing whitespace";
-        errors.push(FieldError::invalid(path.field("image"), image, detail));
-    }
-    lifecycle(errors, &path.field("lifecycle"), container.at("lifecycle"));
-    for (field, is_liveness) in [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)] {
-        if container.has(field) {
-            probe(errors, &path.field(field), container.at(field), is_liveness);
-        }
     }
     one_of(
         errors,
         &path.field("terminationMessagePolicy"),
         container.at("terminationMessagePolicy"),
-        &["FallbackToLogsOnError", "File"],
-    );
-    one_of(
-        errors,
-        &path.field("imagePullPolicy"),
-        container.at("imagePullPolicy"),
-        &["Always", "IfNotPresent", "Never"],
+        &["File", "FallbackToLogsOnError"],
     );
     ports(errors, &path.field("ports"), container.list("ports"));
-    env(errors, path, container);
-    mounts::validate(errors, path, container, volumes);
-    resources(errors, &path.field("resources"), container.at("resources"));
-    security(errors, &path.field("securityContext"), container.at("securityContext"));
+    env::validate(errors, path, container);
+    mounts::validate(errors, path, container, &around.volumes);
+    pull_policy(errors, &path.field("imagePullPolicy"), container.at("imagePullPolicy"));
+    resources::of_container(errors, &path.field("resources"), container.at("resources"), around.spec);
+    resize_policy(errors, &path.field("resizePolicy"), container, around.spec);
+    let context = container.at("securityContext");
+    security::of_container(errors, &path.field("securityContext"), context, around.spec);
 }
 
-fn init_container(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
-    match container.text("restartPolicy") {
-        "" | "Always" | "Never" | "OnFailure" => (),
-        other => errors.push(FieldError::not_supported(path.field("restartPolicy"), other, &["Always"])),
+pub(super) fn pull_policy(errors: &mut Vec<FieldError>, path: &Path<'_>, policy: &Value) {
+    one_of(errors, path, policy, &["Always", "IfNotPresent", "Never"]);
+}
+
+/// An image has no blanks around it, where a pod is meant and no template.
+pub(super) fn image_of_pod(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
+    let image = container.text("image");
+    if image.trim() != image {
+        let detail = "must not have leading or trailing whitespace";
+        errors.push(FieldError::invalid(path.field("image"), image, detail));
     }
+}
+
+fn init_container(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value, spec: &Value) {
     if container.text("restartPolicy") == "Always" {
+        if !container.list("restartPolicyRules").is_empty() {
+            let detail = "restartPolicyRules are not allowed for init containers with restart policy Always";
+            errors.push(FieldError::forbidden(path.field("restartPolicyRules"), detail));
+        }
+        handlers::validate(errors, path, container, spec);
         return;
     }
+    restarts(errors, path, container);
     for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
         if container.has(field) {
             let detail = "may not be set for init containers without restartPolicy=Always";
             errors.push(FieldError::forbidden(path.field(field), detail));
         }
     }
+    let list = path.field("resizePolicy");
+    for (index, policy) in container.list("resizePolicy").iter().enumerate() {
+        if policy.text("restartPolicy") == "RestartContainer" {
+            let path = list.index(index);
+            let detail = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+            errors.push(FieldError::invalid(path.field("restartPolicy"), "RestartContainer", detail));
+        }
+    }
 }
 
-fn handlers(errors: &mut Vec<FieldError>, path: &Path<'_>, handler: &Value, known: &[&str]) {
-    let mut found = 0;
-    for field in known {
-        if !handler.has(field) {
+/// Restarts of a container of its own, by what it exits with (KEP-5307).
+fn restarts(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
+    let (of_policy, list) = (path.field("restartPolicy"), path.field("restartPolicyRules"));
+    let all = container.list("restartPolicyRules");
+    if container.has("restartPolicy") {
+        rules::one_of(errors, &of_policy, container.text("restartPolicy"), &RESTART_POLICIES);
+    } else if !all.is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.push(FieldError::required(of_policy, detail));
+    }
+    rules::at_most(errors, &list, all.len(), MAX_RULES);
+    for (index, rule) in all.iter().enumerate() {
+        let path = list.index(index);
+        rules::one_of(errors, &path.field("action"), rule.text("action"), &["Restart"]);
+        let (codes_path, codes) = (path.field("exitCodes"), rule.at("exitCodes"));
+        if codes.is_null() {
+            errors.push(FieldError::required(codes_path, "must be specified"));
             continue;
         }
-        found += 1;
-        let path = path.field(field);
-        if found > 1 {
-            errors.push(FieldError::forbidden(path, "may not specify more than 1 handler type"));
-            continue;
-        }
-        let part = handler.at(field);
-        match *field {
-            "exec" if part.list("command").is_empty() => {
-                errors.push(FieldError::required(path.field("command"), ""));
-            }
-            "httpGet" => {
-                if part.text("path").is_empty() {
-                    errors.push(FieldError::required(path.field("path"), ""));
-                }
-                port(errors, &path.field("port"), part.at("port"));
-                if !matches!(part.text("scheme"), "HTTP" | "HTTPS") {
-                    let scheme = part.text("scheme");
-                    errors.push(FieldError::not_supported(path.field("scheme"), scheme, &["HTTP", "HTTPS"]));
-                }
-            }
-            "tcpSocket" | "grpc" => port(errors, &path.field("port"), part.at("port")),
-            _ => (),
-        }
-    }
-    if found == 0 {
-        errors.push(FieldError::required(path, "must specify a handler type"));
+        rules::one_of(errors, &codes_path.field("operator"), codes.text("operator"), &["In", "NotIn"]);
+        rules::at_most(errors, &codes_path.field("values"), codes.list("values").len(), MAX_EXIT_CODES);
     }
 }
 
-fn lifecycle(errors: &mut Vec<FieldError>, path: &Path<'_>, lifecycle: &Value) {
-    for field in ["postStart", "preStop"] {
-        if lifecycle.has(field) {
-            let known = ["exec", "httpGet", "tcpSocket", "sleep"];
-            handlers(errors, &path.field(field), lifecycle.at(field), &known);
+/// What a change of resources does to the container (KEP-1287). The path is the list's for all, as upstream has it.
+fn resize_policy(errors: &mut Vec<FieldError>, list: &Path<'_>, container: &Value, spec: &Value) {
+    let mut names = HashSet::new();
+    for (index, policy) in container.list("resizePolicy").iter().enumerate() {
+        let name = policy.text("resourceName");
+        if !names.insert(name) {
+            errors.push(FieldError::duplicate(list.index(index), name));
         }
-    }
-}
-
-fn probe(errors: &mut Vec<FieldError>, path: &Path<'_>, probe: &Value, is_liveness: bool) {
-    handlers(errors, path, probe, &["exec", "httpGet", "tcpSocket", "grpc"]);
-    for field in
-        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
-    {
-        if let Some(number) = probe.int(field).filter(|number| *number < 0) {
-            errors.push(FieldError::invalid(path.field(field), number, "must be greater than or equal to 0"));
-        }
-    }
-    if let Some(seconds) = probe.int("terminationGracePeriodSeconds").filter(|seconds| *seconds <= 0) {
-        let path = path.field("terminationGracePeriodSeconds");
-        errors.push(FieldError::invalid(path, seconds, "must be greater than 0"));
-    }
-    if is_liveness && probe.int("successThreshold").is_some_and(|number| number != 1) {
-        let path = path.field("successThreshold");
-        errors.push(FieldError::invalid(path, probe.at("successThreshold").clone(), "must be 1"));
-    }
-}
-
-/// A number, or the name of a port of the container.
-pub(crate) fn port(errors: &mut Vec<FieldError>, path: &Path<'_>, port: &Value) {
-    match port {
-        Value::String(name) => invalid_all(errors, path, name, port_name(name)),
-        other => {
-            let number = other.as_i64().unwrap_or_default();
-            if let Some(detail) = port_number(number) {
-                errors.push(FieldError::invalid(path, number, detail));
-            }
+        one_of(errors, list, policy.at("resourceName"), &["cpu", "memory"]);
+        let restart = policy.text("restartPolicy");
+        one_of(errors, list, policy.at("restartPolicy"), &["NotRequired", "RestartContainer"]);
+        if spec.text("restartPolicy") == "Never" && restart != "NotRequired" {
+            let detail = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            errors.push(FieldError::invalid(list, restart, detail));
         }
     }
 }
@@ -228,163 +214,5 @@ fn conflicting_ports<'a>(
                 format!("{protocol}/{}/{number}", port.text("hostIP")),
             ));
         }
-    }
-}
-
-fn env(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
-    let list = path.field("env");
-    for (index, variable) in container.list("env").iter().enumerate() {
-        let path = list.index(index);
-        match variable.text("name") {
-            "" => errors.push(FieldError::required(path.field("name"), "")),
-            name => invalid_all(errors, &path.field("name"), name, env_name(name)),
-        }
-        if variable.has("valueFrom") {
-            env_source(errors, &path.field("valueFrom"), variable);
-        }
-    }
-    let list = path.field("envFrom");
-    for (index, source) in container.list("envFrom").iter().enumerate() {
-        let path = list.index(index);
-        let prefix = source.text("prefix");
-        invalid_all(errors, &path.field("prefix"), prefix, env_name(prefix));
-        let kinds: Vec<&str> =
-            ["configMapRef", "secretRef"].into_iter().filter(|kind| source.has(kind)).collect();
-        match kinds.as_slice() {
-            [] => errors.push(FieldError::invalid(
-                path,
-                "",
-                "must specify one of: `configMapRef` or `secretRef`",
-            )),
-            [kind] if source.at(kind).text("name").is_empty() => {
-                errors.push(FieldError::required(path.field(kind).field("name"), ""));
-            }
-            [_] => (),
-            _ => errors.push(FieldError::invalid(
-                path,
-                "",
-                "may not have more than one field specified at a time",
-            )),
-        }
-    }
-}
-
-const FIELD_PATHS: [&str; 10] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.hostIP",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-fn env_source(errors: &mut Vec<FieldError>, path: &Path<'_>, variable: &Value) {
-    let source = variable.at("valueFrom");
-    let mut found = 0;
-    for field in ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"] {
-        if !source.has(field) {
-            continue;
-        }
-        found += 1;
-        let part = source.at(field);
-        let path = path.field(field);
-        match field {
-            "fieldRef" => {
-                let name = part.text("fieldPath");
-                let subscript =
-                    name.starts_with("metadata.annotations['") || name.starts_with("metadata.labels['");
-                if name.is_empty() {
-                    errors.push(FieldError::required(path.field("fieldPath"), ""));
-                } else if !subscript && !FIELD_PATHS.contains(&name) {
-                    errors.push(FieldError::not_supported(path.field("fieldPath"), name, &FIELD_PATHS));
-                }
-            }
-            "resourceFieldRef" if part.text("resource").is_empty() => {
-                errors.push(FieldError::required(path.field("resource"), ""));
-            }
-            "configMapKeyRef" | "secretKeyRef" => match part.text("key") {
-                "" => errors.push(FieldError::required(path.field("key"), "")),
-                key => invalid_all(errors, &path.field("key"), key, config_key(key)),
-            },
-            _ => (),
-        }
-    }
-    if found == 0 {
-        let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
-        errors.push(FieldError::invalid(path, "", detail));
-    } else if !variable.text("value").is_empty() {
-        errors.push(FieldError::invalid(path, "", "may not be specified when `value` is not empty"));
-    } else if found > 1 {
-        errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time"));
-    }
-}
-
-/// Requests within limits, and no negative amount.
-pub(crate) fn resources(errors: &mut Vec<FieldError>, path: &Path<'_>, resources: &Value) {
-    let (limits_path, requests_path) = (path.field("limits"), path.field("requests"));
-    for (name, amount) in resources.map("limits") {
-        resource_name(errors, &limits_path, name);
-        quantity::not_negative(errors, &limits_path.key(name), amount);
-    }
-    for (name, amount) in resources.map("requests") {
-        resource_name(errors, &requests_path, name);
-        let path = requests_path.key(name);
-        quantity::not_negative(errors, &path, amount);
-        let Some(limit) = resources.at("limits").get(name) else {
-            // Extended resources cannot be overcommitted.
-            if is_extended(name) {
-                errors.push(FieldError::required(
-                    limits_path.key(name),
-                    "Limit must be set for non overcommitable resources",
-                ));
-            }
-            continue;
-        };
-        let (request, most) = (quantity::parse(amount), quantity::parse(limit));
-        let text = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
-        if is_extended(name) && request != most {
-            let detail = format!("must be equal to {name} limit of {text}");
-            errors.push(FieldError::invalid(requests_path, amount.clone(), detail));
-        } else if request > most {
-            let detail = format!("must be less than or equal to {name} limit of {text}");
-            errors.push(FieldError::invalid(requests_path, amount.clone(), detail));
-        }
-    }
-}
-
-fn is_extended(name: &str) -> bool {
-    (name.contains('/') && !name.split('/').next().unwrap_or_default().ends_with("kubernetes.io"))
-        || name.starts_with("hugepages-")
-}
-
-fn resource_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
-    let known =
-        matches!(name, "cpu" | "memory" | "ephemeral-storage" | "storage") || name.starts_with("hugepages-");
-    let wrong = qualified_name(name);
-    if !wrong.is_empty() {
-        invalid_all(errors, &path.key(name), name, wrong);
-    } else if !known && !name.contains('/') {
-        let detail = "must be a standard resource type or fully qualified";
-        errors.push(FieldError::invalid(path.key(name), name, detail));
-        errors.push(FieldError::invalid(path.key(name), name, "must be a standard resource for containers"));
-    }
-}
-
-fn security(errors: &mut Vec<FieldError>, path: &Path<'_>, context: &Value) {
-    for field in ["runAsUser", "runAsGroup"] {
-        if let Some(id) = context.int(field)
-            && !(0..=i64::from(i32::MAX)).contains(&id)
-        {
-            let detail = "must be between 0 and 2147483647, inclusive";
-            errors.push(FieldError::invalid(path.field(field), id, detail));
-        }
-    }
-    if context.at("allowPrivilegeEscalation") == &Value::Bool(false) && context.flag("privileged") {
-        let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        errors.push(FieldError::invalid(path, context.clone(), detail));
     }
 }

@@ -1,17 +1,23 @@
 //! Pods, and the pod templates inside other kinds.
 
+mod annotations;
 mod containers;
 mod defaults;
+mod env;
+mod handlers;
 mod mounts;
+mod older_volumes;
 mod print;
+mod resources;
 mod scheduling;
+mod security;
 mod spec;
 mod subresources;
 mod update;
 mod volumes;
 
 pub(crate) use defaults::default_template;
-pub(crate) use scheduling::node_term;
+pub(crate) use scheduling::{Values, node_term};
 pub(crate) use spec::validate_template;
 pub(crate) use subresources::{
     REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,
@@ -22,7 +28,11 @@ pub(crate) use volumes::details as volume_source;
 use hawser_api::usage::qos_class;
 use serde_json::{Value, json};
 
-use super::{AGE, Hooks, NAME, PLAIN, text, value::Fields, wide};
+use super::{
+    AGE, Hooks, NAME, PLAIN, text,
+    value::{self, Fields},
+    wide,
+};
 
 pub(crate) static POD: Hooks = Hooks {
     default: defaults::default_pod,
@@ -63,6 +73,11 @@ pub(crate) static POD_TEMPLATE: Hooks = Hooks {
             default_template(template);
         }
     },
+    validate_create: |object| {
+        let mut errors = Vec::new();
+        validate_template(&mut errors, &value::Path::Root("template"), object.at("template"));
+        errors
+    },
     columns: &[NAME, text("Containers"), text("Images"), text("Pod Labels")],
     cells: |object, _| {
         let (names, images) = container_cells(object.at("template.spec"));
@@ -89,6 +104,16 @@ pub(crate) fn or_none(text: String) -> String {
     if text.is_empty() { "<none>".to_owned() } else { text }
 }
 
+/// Calls `visit` with each container and its path, in upstream's order: those that run first come first.
+fn each_container(spec: &Value, path: &value::Path<'_>, mut visit: impl FnMut(&value::Path<'_>, &Value)) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let path = path.field(list);
+        for (index, container) in spec.list(list).iter().enumerate() {
+            visit(&path.index(index), container);
+        }
+    }
+}
+
 fn prepare_create(pod: &mut Value) {
     let mut status = json!({ "phase": "Pending", "qosClass": qos_class(pod.at("spec")) });
     if !pod.list("spec.schedulingGates").is_empty() {
@@ -113,5 +138,7 @@ fn deletion_grace(pod: &Value, requested: Option<i64>) -> i64 {
     }
 }
 
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use hawser_api::{FieldError, error::FieldErrorKind};
+use hawser_api::FieldError;
 use serde_json::Value;
 
-use super::volumes::Volumes;
+use super::volumes::{Volumes, descends};
 use crate::kinds::value::{Fields, Path};
 
 const PROPAGATION: [&str; 3] = ["Bidirectional", "HostToContainer", "None"];
@@ -26,8 +26,9 @@ pub(super) fn validate(
         let (name, place) = (mount.text("name"), mount.text("mountPath"));
         if name.is_empty() {
             errors.push(FieldError::required(path.field("name"), ""));
-        } else if !volumes.contains_key(name) {
-            errors.push(FieldError::new(FieldErrorKind::NotFound, path.field("name"), Some(name.into()), ""));
+        }
+        if !volumes.contains_key(name) {
+            errors.push(FieldError::not_found(path.field("name"), name));
         }
         if place.is_empty() {
             errors.push(FieldError::required(path.field("mountPath"), ""));
@@ -43,23 +44,18 @@ pub(super) fn validate(
             let detail = "must not already exist as a path in volumeDevices";
             errors.push(FieldError::invalid(path.field("mountPath"), place, detail));
         }
-        sub_paths(errors, &path, mount);
-        propagation(errors, &path, mount, container.flag("securityContext.privileged"));
+        // The paths of these are the list's, as upstream has them.
+        sub_paths(errors, &list, &path, mount);
+        propagation(errors, &list, mount, container.flag("securityContext.privileged"));
     }
     block_devices(errors, &path.field("volumeDevices"), container, volumes);
 }
 
-fn sub_paths(errors: &mut Vec<FieldError>, path: &Path<'_>, mount: &Value) {
+fn sub_paths(errors: &mut Vec<FieldError>, list: &Path<'_>, path: &Path<'_>, mount: &Value) {
     for field in ["subPath", "subPathExpr"] {
-        let sub = mount.text(field);
-        if sub.starts_with('/') {
-            errors.push(FieldError::invalid(path.field(field), sub, "must be a relative path"));
-        }
-        if has_backstep(sub) {
-            errors.push(FieldError::invalid(path.field(field), sub, "must not contain '..'"));
-        }
+        descends(errors, &list.field(field), mount.text(field));
     }
-    if mount.has("subPath") && mount.has("subPathExpr") {
+    if !mount.text("subPath").is_empty() && !mount.text("subPathExpr").is_empty() {
         let expression = mount.text("subPathExpr");
         let detail = "subPathExpr and subPath are mutually exclusive";
         errors.push(FieldError::invalid(path.field("subPathExpr"), expression, detail));
@@ -108,7 +104,7 @@ fn block_devices(errors: &mut Vec<FieldError>, list: &Path<'_>, container: &Valu
             errors.push(FieldError::invalid(name_path, name, "must be unique"));
         }
         match volumes.get(name) {
-            None => errors.push(FieldError::new(FieldErrorKind::NotFound, name_path, Some(name.into()), "")),
+            None => errors.push(FieldError::not_found(name_path, name)),
             Some(volume) if volume.has("persistentVolumeClaim") || volume.has("ephemeral") => (),
             Some(_) => {
                 let detail =
@@ -118,10 +114,10 @@ fn block_devices(errors: &mut Vec<FieldError>, list: &Path<'_>, container: &Valu
         }
         if place.is_empty() {
             errors.push(FieldError::required(place_path, ""));
+        } else if place.split('/').any(|part| part == "..") {
+            errors.push(FieldError::invalid(place_path, place, "can not contain backsteps ('..')"));
         } else if !places.insert(place) {
             errors.push(FieldError::invalid(place_path, place, "must be unique"));
-        } else if has_backstep(place) {
-            errors.push(FieldError::invalid(place_path, place, "can not contain backsteps ('..')"));
         }
         if is_mounted("name", name) {
             errors.push(FieldError::invalid(name_path, name, "must not already exist in volumeMounts"));
@@ -131,8 +127,4 @@ fn block_devices(errors: &mut Vec<FieldError>, list: &Path<'_>, container: &Valu
             errors.push(FieldError::invalid(place_path, place, detail));
         }
     }
-}
-
-fn has_backstep(path: &str) -> bool {
-    path.split('/').any(|part| part == "..")
 }

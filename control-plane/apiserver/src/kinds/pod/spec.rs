@@ -5,74 +5,140 @@ use std::collections::HashSet;
 use hawser_api::FieldError;
 use serde_json::Value;
 
-use super::{containers, scheduling, subresources, volumes};
+use super::{
+    annotations,
+    containers::{self, Around},
+    each_container, env, resources, scheduling, security, subresources, volumes,
+};
 use crate::kinds::{
-    meta::{annotations, invalid_all, labels},
-    names::{NameRule, dns_label, dns_subdomain, qualified_name},
+    addresses::address,
+    meta::{self, invalid_all, labels},
+    names::{NameRule, dns_label, dns_subdomain, qualified_name, search_path},
+    rules::words,
     value::{Fields, Path},
 };
 
-/// The longest name of a sysctl, and how it is written (as the kernel's, with slashes or dots).
-const MAX_SYSCTL: usize = 253;
-const SYSCTL: &str = "^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+/// The most name servers, search paths, and characters of these that resolvers take.
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_CHARACTERS: usize = 2048;
 
 pub(crate) fn validate_pod(pod: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    validate_spec(&mut errors, &Path::Root("spec"), pod.at("spec"));
+    let (path, spec, meta) = (Path::Root("spec"), pod.at("spec"), pod.at("metadata"));
+    let of = Path::Root("metadata");
+    annotations::validate(&mut errors, &of.field("annotations"), meta.at("annotations"), spec);
+    validate_spec(&mut errors, &path, spec, Some(meta));
+    if spec.text("serviceAccountName").is_empty() {
+        tokens_of_nobody(&mut errors, &path.field("volumes"), spec);
+    }
+    for list in ["containers", "initContainers"] {
+        let path = path.field(list);
+        for (index, container) in spec.list(list).iter().enumerate() {
+            containers::image_of_pod(&mut errors, &path.index(index), container);
+        }
+    }
     errors
 }
 
-/// Rules of the template in a workload.
-pub(crate) fn validate_template(errors: &mut Vec<FieldError>, path: &Path<'_>, template: &Value) {
-    let meta = path.field("metadata");
-    labels(errors, &meta.field("labels"), template.at("metadata.labels"));
-    annotations(errors, &meta.field("annotations"), template.at("metadata.annotations"));
-    let spec_path = path.field("spec");
-    let spec = template.at("spec");
-    validate_spec(errors, &spec_path, spec);
-    if !spec.list("ephemeralContainers").is_empty() {
-        errors.push(FieldError::forbidden(
-            spec_path.field("ephemeralContainers"),
-            "ephemeral containers not allowed in pod template",
-        ));
+fn tokens_of_nobody(errors: &mut Vec<FieldError>, list: &Path<'_>, spec: &Value) {
+    for (index, volume) in spec.list("volumes").iter().enumerate() {
+        let path = list.index(index);
+        let sources = path.field("projected.sources");
+        for (index, source) in volume.list("projected.sources").iter().enumerate() {
+            if source.has("serviceAccountToken") {
+                let path = sources.index(index);
+                let detail = "must not be specified when serviceAccountName is not set";
+                errors.push(FieldError::forbidden(path.field("serviceAccountToken"), detail));
+            }
+        }
     }
 }
 
-fn validate_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    let volumes = volumes::validate(errors, &path.field("volumes"), spec.list("volumes"));
-    containers::validate_all(errors, path, spec, &volumes);
-    subresources::validate_containers(errors, path, spec, &volumes);
-    policies(errors, path, spec);
-    names(errors, path, spec);
-    numbers(errors, path, spec);
-    labels(errors, &path.field("nodeSelector"), spec.at("nodeSelector"));
-    host(errors, path, spec);
-    dns(errors, path, spec);
-    scheduling::validate(errors, path, spec);
-    sysctls(errors, path, spec);
+/// Rules of the template in a workload. The paths of its labels and annotations are upstream's.
+pub(crate) fn validate_template(errors: &mut Vec<FieldError>, path: &Path<'_>, template: &Value) {
+    let (of, notes) = (path.field("spec"), template.at("metadata.annotations"));
+    let spec = template.at("spec");
+    labels(errors, &path.field("labels"), template.at("metadata.labels"));
+    meta::annotations(errors, &path.field("annotations"), notes);
+    annotations::validate(errors, &path.field("annotations"), notes, spec);
+    validate_spec(errors, &of, spec, None);
+    annotations::agree(errors, &of, notes, spec);
+    if !spec.list("ephemeralContainers").is_empty() {
+        let detail = "ephemeral containers not allowed in pod template";
+        errors.push(FieldError::forbidden(of.field("ephemeralContainers"), detail));
+    }
 }
 
-/// Parts of small letters, digits, `-` and `_`, parted by dots or slashes.
-fn sysctls(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    let is_edge = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
-    let is_part = |part: &str| {
-        part.starts_with(is_edge)
-            && part.ends_with(is_edge)
-            && part.chars().all(|letter| is_edge(letter) || matches!(letter, '-' | '_'))
-    };
-    let context = path.field("securityContext");
-    let list = context.field("sysctls");
-    let mut names = HashSet::new();
-    for (index, sysctl) in spec.list("securityContext.sysctls").iter().enumerate() {
+/// `pod` is the metadata of the pod whose spec it is; none of a template.
+fn validate_spec(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value, pod: Option<&Value>) {
+    let volumes = volumes::validate(errors, &path.field("volumes"), spec.list("volumes"), pod);
+    let around = Around { spec, volumes };
+    resource_claims(errors, &path.field("resourceClaims"), spec.list("resourceClaims"));
+    containers::validate_all(errors, path, &around);
+    subresources::validate_containers(errors, path, &around);
+    resources::of_pod(errors, path, spec);
+    host_ports(errors, path, spec, pod);
+    policies(errors, path, spec);
+    labels(errors, &path.field("nodeSelector"), spec.at("nodeSelector"));
+    security::of_pod(errors, path, spec);
+    dns(errors, path, spec);
+    scheduling::validate(errors, path, spec, pod);
+    gates(errors, path, spec);
+    security::host_process(errors, path, spec);
+    security::users(errors, path, spec);
+    security::hostname(errors, path, spec);
+    names(errors, path, spec);
+    aliases(errors, &path.field("hostAliases"), spec.list("hostAliases"));
+    if let Some(seconds) = spec.int("activeDeadlineSeconds")
+        && !(1..=i64::from(i32::MAX)).contains(&seconds)
+    {
+        let detail = "must be between 1 and 2147483647, inclusive";
+        errors.push(FieldError::invalid(path.field("activeDeadlineSeconds"), seconds, detail));
+    }
+    if spec.has("overhead") {
+        resources::overhead(errors, &path.field("overhead"), spec.at("overhead"));
+    }
+    security::os(errors, path, spec);
+    if spec.has("schedulingGroup") {
+        let path = path.field("schedulingGroup.podGroupName");
+        match spec.at("schedulingGroup.podGroupName").as_str() {
+            None => {
+                let detail = "must specify one of: `podGroupName`";
+                errors.push(FieldError::invalid(path, Value::Null, detail));
+            }
+            Some(name) => invalid_all(errors, &path, name, dns_subdomain(name)),
+        }
+    }
+    each_container(spec, path, |path, container| {
+        env::file_volumes(errors, path, container, spec.list("volumes"));
+    });
+}
+
+/// Claims for devices, each of which is there or is made for the pod.
+fn resource_claims(errors: &mut Vec<FieldError>, list: &Path<'_>, claims: &[Value]) {
+    let mut taken = HashSet::new();
+    for (index, claim) in claims.iter().enumerate() {
         let path = list.index(index);
-        let name = sysctl.text("name");
-        if name.is_empty() {
-            errors.push(FieldError::required(path.field("name"), ""));
-        } else if name.len() > MAX_SYSCTL || !name.split(['.', '/']).all(is_part) {
-            let detail = format!("must have at most {MAX_SYSCTL} characters and match regex {SYSCTL}");
-            errors.push(FieldError::invalid(path.field("name"), name, detail));
-        } else if !names.insert(name.replace('/', ".")) {
-            errors.push(FieldError::duplicate(path.field("name"), name));
+        match claim.text("name") {
+            "" => errors.push(FieldError::required(path.field("name"), "")),
+            name if !taken.insert(name) => errors.push(FieldError::duplicate(path.field("name"), name)),
+            name => invalid_all(errors, &path.field("name"), name, dns_label(name)),
+        }
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"];
+        let detail = match sources.map(|field| claim.has(field)) {
+            [true, true] => {
+                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"
+            }
+            [false, false] => "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            _ => "",
+        };
+        if !detail.is_empty() {
+            errors.push(FieldError::invalid(path, claim.clone(), detail));
+        }
+        for field in sources.into_iter().filter(|field| claim.has(field)) {
+            let name = claim.text(field);
+            invalid_all(errors, &path.field(field), name, dns_subdomain(name));
         }
     }
 }
@@ -83,11 +149,11 @@ fn policies(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
         errors,
         &path.field("dnsPolicy"),
         spec.at("dnsPolicy"),
-        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
     );
     if spec.has("preemptionPolicy") {
         let path = path.field("preemptionPolicy");
-        one_of(errors, &path, spec.at("preemptionPolicy"), &["Never", "PreemptLowerPriority"]);
+        one_of(errors, &path, spec.at("preemptionPolicy"), &["PreemptLowerPriority", "Never"]);
     }
 }
 
@@ -111,104 +177,98 @@ fn names(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
             invalid_all(errors, &path.field(field), name, rule.check(name));
         }
     }
-    let gates = path.field("readinessGates");
+}
+
+fn gates(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
+    let list = path.field("readinessGates");
     for (index, gate) in spec.list("readinessGates").iter().enumerate() {
         let name = gate.text("conditionType");
-        invalid_all(errors, &gates.index(index).field("conditionType"), name, qualified_name(name));
+        invalid_all(errors, &list.index(index).field("conditionType"), name, qualified_name(name));
     }
-    let gates = path.field("schedulingGates");
-    let all = spec.list("schedulingGates");
-    for (index, gate) in all.iter().enumerate() {
-        let path = gates.index(index);
-        let name = gate.text("name");
-        invalid_all(errors, &path.field("name"), name, qualified_name(name));
-        if all[..index].iter().any(|earlier| earlier.text("name") == name) {
+    let list = path.field("schedulingGates");
+    let mut taken = HashSet::new();
+    for (index, gate) in spec.list("schedulingGates").iter().enumerate() {
+        let (path, name) = (list.index(index), gate.text("name"));
+        invalid_all(errors, &path, name, qualified_name(name));
+        if !taken.insert(name) {
             errors.push(FieldError::duplicate(path, name));
         }
     }
 }
 
-fn numbers(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    if let Some(seconds) = spec.int("activeDeadlineSeconds")
-        && !(1..=i64::from(i32::MAX)).contains(&seconds)
-    {
-        let detail = "must be between 1 and 2147483647, inclusive";
-        errors.push(FieldError::invalid(path.field("activeDeadlineSeconds"), seconds, detail));
+/// In the host's network a port is the host's. A template may leave that open: its pods get it.
+fn host_ports(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value, pod: Option<&Value>) {
+    if !spec.flag("hostNetwork") {
+        return;
     }
-    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
-        if let Some(id) = spec.at("securityContext").int(field)
-            && !(0..=i64::from(i32::MAX)).contains(&id)
-        {
-            let detail = "must be between 0 and 2147483647, inclusive";
-            errors.push(FieldError::invalid(path.field("securityContext").field(field), id, detail));
+    let list = path.field("containers");
+    for (index, container) in spec.list("containers").iter().enumerate() {
+        let path = list.index(index);
+        let ports = path.field("ports");
+        for (at, port) in container.list("ports").iter().enumerate() {
+            let own = port.int("containerPort").unwrap_or_default();
+            let hosts = port.int("hostPort").unwrap_or_default();
+            if (pod.is_some() || hosts != 0) && own != hosts {
+                let detail = "must match `containerPort` when `hostNetwork` is true";
+                errors.push(FieldError::invalid(ports.index(at).field("hostPort"), hosts, detail));
+            }
         }
     }
 }
 
-fn host(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    if spec.flag("hostNetwork") {
-        let containers = path.field("containers");
-        for (index, container) in spec.list("containers").iter().enumerate() {
-            let ports = containers.index(index);
-            for (at, port) in container.list("ports").iter().enumerate() {
-                let (own, hosts) = (port.int("containerPort"), port.int("hostPort").unwrap_or_default());
-                if hosts != 0 && own != Some(hosts) {
-                    let detail = "must match `hostPort` when `hostNetwork` is true";
-                    let path = ports.field("ports");
-                    errors.push(FieldError::invalid(path.index(at).field("containerPort"), own, detail));
-                }
-            }
-        }
-    }
-    if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
-        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.push(FieldError::invalid(path.field("shareProcessNamespace"), true, detail));
-    }
-    let aliases = path.field("hostAliases");
-    for (index, alias) in spec.list("hostAliases").iter().enumerate() {
-        let path = aliases.index(index);
-        let ip = alias.text("ip");
-        if ip.parse::<std::net::IpAddr>().is_err() {
-            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.push(FieldError::invalid(path.field("ip"), ip, detail));
-        }
+fn aliases(errors: &mut Vec<FieldError>, list: &Path<'_>, aliases: &[Value]) {
+    for (index, alias) in aliases.iter().enumerate() {
+        let path = list.index(index);
+        address(errors, &path.field("ip"), alias.text("ip"));
         for (at, name) in alias.list("hostnames").iter().filter_map(Value::as_str).enumerate() {
             invalid_all(errors, &path.field("hostnames").index(at), name, dns_subdomain(name));
-        }
-    }
-    let secrets = path.field("imagePullSecrets");
-    for (index, secret) in spec.list("imagePullSecrets").iter().enumerate() {
-        if secret.text("name").is_empty() {
-            errors.push(FieldError::required(secrets.index(index).field("name"), ""));
         }
     }
 }
 
 fn dns(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {
-    let config_path = path.field("dnsConfig");
+    let path = path.field("dnsConfig");
     let config = spec.at("dnsConfig");
-    let servers = config.list("nameservers");
-    if spec.text("dnsPolicy") == "None" && servers.is_empty() {
-        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-        errors.push(FieldError::required(config_path.field("nameservers"), detail));
-    }
-    if servers.len() > 3 {
-        let detail = "must not have more than 3 nameservers";
-        errors.push(FieldError::invalid(config_path.field("nameservers"), servers.to_vec(), detail));
-    }
-    for (index, server) in servers.iter().filter_map(Value::as_str).enumerate() {
-        if server.parse::<std::net::IpAddr>().is_err() {
-            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-            errors.push(FieldError::invalid(config_path.field("nameservers").index(index), server, detail));
+    let (servers, servers_path) = (words(config, "nameservers"), path.field("nameservers"));
+    if spec.text("dnsPolicy") == "None" {
+        if config.is_null() {
+            let detail = "must provide `dnsConfig` when `dnsPolicy` is None";
+            errors.push(FieldError::required(path, detail));
+            return;
+        }
+        if servers.is_empty() {
+            let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            errors.push(FieldError::required(servers_path, detail));
+            return;
         }
     }
-    if config.list("searches").len() > 32 {
-        let detail = "must not have more than 32 search paths";
-        errors.push(FieldError::invalid(
-            config_path.field("searches"),
-            config.at("searches").clone(),
-            detail,
-        ));
+    if servers.len() > MAX_SERVERS {
+        let detail = format!("must not have more than {MAX_SERVERS} nameservers");
+        errors.push(FieldError::invalid(servers_path, servers.clone(), detail));
+    }
+    for (index, server) in servers.iter().enumerate() {
+        address(errors, &servers_path.index(index), server);
+    }
+    let (searches, list) = (words(config, "searches"), path.field("searches"));
+    if searches.len() > MAX_SEARCHES {
+        let detail = format!("must not have more than {MAX_SEARCHES} search paths");
+        errors.push(FieldError::invalid(list, searches.clone(), detail));
+    }
+    if searches.join(" ").len() > MAX_SEARCH_CHARACTERS {
+        let detail = format!(
+            "must not have more than {MAX_SEARCH_CHARACTERS} characters (including spaces) in the search list"
+        );
+        errors.push(FieldError::invalid(list, searches.clone(), detail));
+    }
+    for (index, search) in searches.iter().enumerate().filter(|(_, search)| **search != ".") {
+        let search = search.strip_suffix('.').unwrap_or(search);
+        invalid_all(errors, &list.index(index), search, search_path(search));
+    }
+    let list = path.field("options");
+    for (index, option) in config.list("options").iter().enumerate() {
+        if option.text("name").is_empty() {
+            errors.push(FieldError::required(list.index(index), "must not be empty"));
+        }
     }
 }
 

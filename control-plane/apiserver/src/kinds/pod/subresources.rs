@@ -6,16 +6,17 @@ use std::collections::HashSet;
 use hawser_api::{
     FieldError,
     apply::{ANY, Reach},
-    error::FieldErrorKind,
     usage::qos_class,
 };
 use serde_json::{Value, json};
 
-use super::{containers, volumes::Volumes};
+use super::{
+    annotations::{self, MIRROR},
+    containers::{self, Around},
+};
 use crate::kinds::value::{Fields, Path};
 
 const SPEC: Path<'static> = Path::Root("spec");
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What an ephemeral container has none of: it is not served, not probed, not restarted, and not counted.
 const NOT_EPHEMERAL: [&str; 9] = [
@@ -77,39 +78,42 @@ fn same_names(new: &[Value], old: &[Value]) -> bool {
     new.len() == old.len() && new.iter().zip(old).all(|(new, old)| new.text("name") == old.text("name"))
 }
 
-/// Ephemeral containers come when the pod is there.
+/// What a pod cannot have from the beginning: ephemeral containers, a node before its gates are open.
 pub(super) fn validate_new(pod: &Value) -> Vec<FieldError> {
-    if pod.list("spec.ephemeralContainers").is_empty() {
-        return Vec::new();
+    let mut errors = Vec::new();
+    let spec = pod.at("spec");
+    if !spec.list("ephemeralContainers").is_empty() {
+        errors.push(FieldError::forbidden(SPEC.field("ephemeralContainers"), "cannot be set on create"));
     }
-    vec![FieldError::forbidden(SPEC.field("ephemeralContainers"), "cannot be set on create")]
+    if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
+        let detail = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(SPEC.field("nodeName"), detail));
+    }
+    annotations::agree(&mut errors, &SPEC, pod.at("metadata.annotations"), spec);
+    errors
 }
 
 /// Rules for the ephemeral containers of a pod.
-pub(super) fn validate_containers(
-    errors: &mut Vec<FieldError>,
-    path: &Path<'_>,
-    spec: &Value,
-    volumes: &Volumes<'_>,
-) {
+pub(super) fn validate_containers(errors: &mut Vec<FieldError>, path: &Path<'_>, around: &Around<'_>) {
+    let spec = around.spec;
     let names = |list: &str| -> HashSet<&str> {
         spec.list(list).iter().map(|container| container.text("name")).collect()
     };
-    let regular = names("containers");
-    let mut taken: HashSet<&str> = names("initContainers");
-    taken.extend(&regular);
+    let mut others = names("containers");
+    others.extend(names("initContainers"));
+    let mut taken = others.clone();
     let list_path = path.field("ephemeralContainers");
     for (index, container) in spec.list("ephemeralContainers").iter().enumerate() {
         let path = list_path.index(index);
-        containers::validate(errors, &path, container, volumes);
+        containers::common(errors, &path, container, around);
+        containers::image_of_pod(errors, &path, container);
         let name = container.text("name");
         if !taken.insert(name) {
             errors.push(FieldError::duplicate(path.field("name"), name));
         }
         let target = container.text("targetContainerName");
-        if !target.is_empty() && !regular.contains(target) {
-            let path = path.field("targetContainerName");
-            errors.push(FieldError::new(FieldErrorKind::NotFound, path, Some(target.into()), ""));
+        if !target.is_empty() && !others.contains(target) {
+            errors.push(FieldError::not_found(path.field("targetContainerName"), target));
         }
         for field in NOT_EPHEMERAL {
             let value = container.at(field);
@@ -353,7 +357,8 @@ mod tests {
         });
         let mut errors = Vec::new();
         let volume = json!({ "name": "v", "emptyDir": {} });
-        validate_containers(&mut errors, &SPEC, &spec, &std::collections::HashMap::from([("v", &volume)]));
+        let volumes = std::collections::HashMap::from([("v", &volume)]);
+        validate_containers(&mut errors, &SPEC, &Around { spec: &spec, volumes });
         let path = "spec.ephemeralContainers[0]";
         let detail = "Forbidden: cannot be set for an Ephemeral Container";
         assert_eq!(

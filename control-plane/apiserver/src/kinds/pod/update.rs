@@ -1,9 +1,17 @@
 //! What may change in a pod.
 
+use std::collections::HashSet;
+
 use hawser_api::FieldError;
 use serde_json::Value;
 
-use crate::kinds::value::{Fields, Path};
+use super::annotations;
+use crate::kinds::{
+    addresses::{address, loose_address},
+    meta::invalid_all,
+    names::{NameRule, qualified_name},
+    value::{Fields, Path},
+};
 
 const SPEC: Path<'static> = Path::Root("spec");
 const NODE_TERMS: &str =
@@ -16,6 +24,7 @@ const CHANGEABLE: &str = "pod updates may not change fields other than `spec.con
 pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let (spec, before) = (new.at("spec"), old.at("spec"));
+    annotations::update(&mut errors, new.at("metadata.annotations"), old.at("metadata.annotations"));
     for list in ["containers", "initContainers"] {
         if spec.list(list).len() != before.list(list).len() {
             let detail = "pod updates may not add or remove containers";
@@ -58,34 +67,112 @@ pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
 pub(super) fn validate_status(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let nominated = new.text("status.nominatedNodeName");
-    for detail in crate::kinds::NameRule::Subdomain.check(nominated) {
-        if !nominated.is_empty() {
-            errors.push(FieldError::invalid("status.nominatedNodeName", nominated, detail));
-        }
+    if !nominated.is_empty() && nominated != old.text("status.nominatedNodeName") {
+        let wrong = NameRule::Subdomain.check(nominated);
+        invalid_all(&mut errors, &Path::Root("status.nominatedNodeName"), nominated, wrong);
     }
     if new.text("spec.nodeName") != old.text("spec.nodeName") {
         errors.push(FieldError::forbidden("status.nodeName", "may not be changed directly"));
     }
-    if new.text("spec.restartPolicy") != "OnFailure" {
-        for list in ["containerStatuses", "initContainerStatuses"] {
-            restarted(&mut errors, new, old, list);
-        }
+    let class = new.at("status.qosClass");
+    if !class.is_null() && class != old.at("status.qosClass") {
+        errors.push(FieldError::invalid("status.qosClass", class.clone(), "field is immutable"));
+    }
+    conditions(&mut errors, new);
+    for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        restarted(&mut errors, new, old, list);
+    }
+    claims(&mut errors, new);
+    for (list, first) in [("podIPs", "podIP"), ("hostIPs", "hostIP")] {
+        families(&mut errors, new.at("status"), list, first);
     }
     errors
 }
 
-fn restarted(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
-    if new.text("spec.restartPolicy") == "Always" {
-        return;
+/// Conditions of others than the node's agent have names like labels.
+fn conditions(errors: &mut Vec<FieldError>, pod: &Value) {
+    let list = Path::Root("status.conditions");
+    for (index, condition) in pod.list("status.conditions").iter().enumerate() {
+        let (path, kind) = (list.index(index), condition.text("type"));
+        if let Some(generation) = condition.int("observedGeneration").filter(|number| *number < 0) {
+            let detail = "must be a non-negative integer";
+            errors.push(FieldError::invalid(path.field("observedGeneration"), generation, detail));
+        }
+        if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
+            invalid_all(errors, &path.field("Type"), kind, qualified_name(kind));
+        }
     }
+}
+
+/// Claims that were made for the pod are those that it asks for.
+fn claims(errors: &mut Vec<FieldError>, pod: &Value) {
+    let list = Path::Root("status.resourceClaimStatuses");
+    let mut taken = HashSet::new();
+    for (index, status) in pod.list("status.resourceClaimStatuses").iter().enumerate() {
+        let (path, name) = (list.index(index), status.text("name"));
+        if !pod.list("spec.resourceClaims").iter().any(|claim| claim.text("name") == name) {
+            let detail = "must match the name of an entry in `spec.resourceClaims`";
+            errors.push(FieldError::invalid(path.field("name"), name, detail));
+        }
+        if !taken.insert(name) {
+            errors.push(FieldError::duplicate(path.field("name"), name));
+        }
+        if let Some(claim) = status.at("resourceClaimName").as_str() {
+            invalid_all(errors, &path.field("resourceClaimName"), claim, NameRule::Subdomain.check(claim));
+        }
+    }
+}
+
+/// Addresses, of which the first has a field of its own: at most one of each family.
+fn families(errors: &mut Vec<FieldError>, status: &Value, list: &str, first: &str) {
+    let path = Path::Root("status");
+    let path = path.field(list);
+    let all: Vec<&str> = status.list(list).iter().map(|address| address.text("ip")).collect();
+    for (index, text) in all.iter().enumerate() {
+        address(errors, &path.index(index), text);
+    }
+    let of = |is_v4: bool| {
+        let is = |text: &&str| loose_address(text).is_some_and(|address| address.is_ipv4() == is_v4);
+        all.iter().copied().filter(is).count()
+    };
+    if of(true) > 1 || of(false) > 1 {
+        let detail = "may specify no more than one IP for each IP family";
+        errors.push(FieldError::invalid(path, status.at(list).clone(), detail));
+    }
+    if let Some(text) = all.first().filter(|text| **text != status.text(first)) {
+        let detail = format!("must be equal to `{first}`");
+        errors.push(FieldError::invalid(path.index(0).field("ip"), *text, detail));
+    }
+}
+
+/// Whether a container that ended may be started again, by its own policy and its rules, or its pod's. That it succeeded
+/// does not count: in a pod that is set up anew it runs again.
+fn may_restart(pod: &Value, list: &str, status: &Value) -> bool {
+    let containers = match list {
+        "containerStatuses" => pod.list("spec.containers"),
+        "initContainerStatuses" => pod.list("spec.initContainers"),
+        _ => return false,
+    };
+    let own = containers.iter().find(|container| container.text("name") == status.text("name"));
+    let code = status.at("state.terminated.exitCode");
+    let is_ruled = own.is_some_and(|container| {
+        container.list("restartPolicyRules").iter().any(|rule| {
+            let is_listed = rule.list("exitCodes.values").contains(code);
+            is_listed == (rule.text("exitCodes.operator") == "In")
+        })
+    });
+    let policy = match own.map(|container| container.text("restartPolicy")) {
+        None | Some("") => pod.text("spec.restartPolicy"),
+        Some(own) => own,
+    };
+    is_ruled || policy != "Never"
+}
+
+fn restarted(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
     let path = Path::Root("status");
     let (path, statuses) = (path.field(list), old.at("status").list(list));
     for (index, before) in statuses.iter().enumerate() {
-        let sidecar = old
-            .list("spec.initContainers")
-            .iter()
-            .any(|container| container.text("name") == before.text("name") && container.has("restartPolicy"));
-        if sidecar || !before.has("state.terminated") {
+        if !before.has("state.terminated") || may_restart(old, list, before) {
             continue;
         }
         let now =
@@ -130,7 +217,7 @@ fn gates(errors: &mut Vec<FieldError>, spec: &Value, before: &Value) {
         if !known.contains(gate) {
             let detail = "only deletion is allowed, but found new scheduling gate ";
             let detail = format!("{detail}'{}'", gate.text("name"));
-            errors.push(FieldError::forbidden(path.index(index), detail));
+            errors.push(FieldError::forbidden(path.index(index).field("name"), detail));
         }
     }
 }

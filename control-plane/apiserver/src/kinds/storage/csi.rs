@@ -140,10 +140,9 @@ pub(super) fn update_capacity(new: &Value, old: &Value) -> Vec<FieldError> {
 }
 
 /// The name of a driver, which may have capitals.
-pub(super) fn driver_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
+pub(crate) fn driver_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
-        return;
     }
     if name.len() > MAX_NAME {
         let detail = format!("may not be more than {MAX_NAME} bytes");

@@ -44,9 +44,8 @@ fn bad_volumes_are_told_where() {
             ],
         ),
         (
-            of("csi", json!({ "nodePublishSecretRef": { "name": "n" } })),
+            of("csi", json!({ "driver": "example.com", "nodePublishSecretRef": { "name": "n" } })),
             &[
-                "spec.csi.driver: Required value",
                 "spec.csi.volumeHandle: Required value",
                 "spec.csi.nodePublishSecretRef.namespace: Required value",
             ],

@@ -7,7 +7,7 @@ use super::{SPEC, csi, modes};
 use crate::kinds::{
     meta::invalid_all,
     names::dns_subdomain,
-    pod::{node_term, volume_source},
+    pod::{Values, node_term, volume_source},
     quantity,
     value::Fields,
 };
@@ -37,7 +37,7 @@ const RENAMED: [(&str, &str); 5] = [
 pub(super) fn validate(volume: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let spec = volume.at("spec");
-    modes(&mut errors, spec);
+    modes(&mut errors, &SPEC, spec);
     capacity(&mut errors, spec);
     let policy = spec.text("persistentVolumeReclaimPolicy");
     let known = ["Delete", "Recycle", "Retain"];
@@ -107,7 +107,7 @@ fn node_affinity(errors: &mut Vec<FieldError>, spec: &Value) {
         errors.push(FieldError::required(list, "must have at least one node selector term"));
     }
     for (index, term) in terms.iter().enumerate() {
-        node_term(errors, &list.index(index), term);
+        node_term(errors, &list.index(index), term, Values::Labels);
     }
 }
 
