@@ -184,6 +184,38 @@ pub(crate) fn address(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &str)
     }
 }
 
+/// Refuses addresses that mean no host in particular, this one, or a link's own. What is no address is refused too.
+pub(crate) fn not_special(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &str) {
+    let Some(address) = loose_address(text) else {
+        errors.push(FieldError::invalid(path, text, "must be a valid IP address"));
+        return;
+    };
+    let (is_of_link, is_to_link) = match address.to_canonical() {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] & 0xff0f == 0xff02),
+    };
+    let wrong = match () {
+        () if address.is_unspecified() => format!("may not be unspecified ({text})"),
+        () if address.to_canonical().is_loopback() => {
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned()
+        }
+        () if is_of_link => "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned(),
+        () if is_to_link => {
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_owned()
+        }
+        () => return,
+    };
+    errors.push(FieldError::invalid(path, text, wrong));
+}
+
+/// Refuses what is no network, as older fields take it.
+pub(crate) fn network(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &str) {
+    if loose_cidr(text).is_none() {
+        let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+        errors.push(FieldError::invalid(path, text, detail));
+    }
+}
+
 /// Address and prefix length of a network as older fields take it: leading zeros and bits beyond the prefix pass.
 pub(crate) fn loose_cidr(text: &str) -> Option<(IpAddr, u32)> {
     let (base, prefix) = text.split_once('/')?;

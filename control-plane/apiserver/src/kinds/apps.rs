@@ -448,7 +448,7 @@ fn percent(value: &Value) -> Option<i64> {
 }
 
 /// No percentage beyond all.
-fn up_to_all(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Value) {
+pub(crate) fn up_to_all(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Value) {
     if percent(value).is_some_and(|percent| percent > 100) {
         errors.push(FieldError::invalid(path, value.clone(), "must not be greater than 100%"));
     }

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::{
     AGE, Hooks, NAME, PLAIN,
     apps::age,
-    autoscaling_rules, autoscaling_v1, text,
+    autoscaling_rules, autoscaling_v1,
+    rules::not_negative,
+    text,
     value::{Fields, Path},
 };
 
@@ -32,7 +34,8 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
         let (least, most) =
             (spec.int("minReplicas").unwrap_or_default(), spec.int("maxReplicas").unwrap_or_default());
         if least < 1 {
-            errors.push(FieldError::invalid("spec.minReplicas", least, "must be greater than or equal to 1"));
+            let detail = "must be greater than or equal to 1";
+            errors.push(FieldError::invalid("spec.minReplicas", least, detail));
         }
         if most < 1 {
             errors.push(FieldError::invalid("spec.maxReplicas", most, "must be greater than 0"));
@@ -41,12 +44,17 @@ pub(crate) static AUTOSCALER: Hooks = Hooks {
             let detail = "must be greater than or equal to `minReplicas`";
             errors.push(FieldError::invalid("spec.maxReplicas", most, detail));
         }
-        for field in ["kind", "name"] {
-            if spec.at("scaleTargetRef").text(field).is_empty() {
-                errors.push(FieldError::required(format!("spec.scaleTargetRef.{field}"), ""));
-            }
-        }
+        let path = Path::Root("spec");
+        autoscaling_rules::reference(&mut errors, &path.field("scaleTargetRef"), spec.at("scaleTargetRef"));
         autoscaling_rules::validate(&mut errors, &Path::Root("spec"), spec);
+        errors
+    },
+    validate_status: |new, _| {
+        let mut errors = Vec::new();
+        let path = Path::Root("status");
+        for field in ["currentReplicas", "desiredReplicas"] {
+            not_negative(&mut errors, &path.field(field), new.at("status").at(field));
+        }
         errors
     },
     columns: &[

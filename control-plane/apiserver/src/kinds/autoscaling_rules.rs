@@ -3,7 +3,12 @@
 use hawser_api::{FieldError, quantity::Quantity};
 use serde_json::{Value, json};
 
-use super::value::{Fields, Path};
+use super::{
+    meta::invalid_all,
+    names::NameRule,
+    rules::required,
+    value::{Fields, Path},
+};
 
 /// `spec.behavior.*.stabilizationWindowSeconds`.
 const LONGEST_WINDOW: i64 = 3600;
@@ -45,6 +50,15 @@ pub(super) fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Val
         if rules.is_object() {
             validate_rules(errors, &behavior.field(direction), rules);
         }
+    }
+}
+
+/// What is scaled, or measured, by kind and name.
+pub(super) fn reference(errors: &mut Vec<FieldError>, path: &Path<'_>, reference: &Value) {
+    for field in ["kind", "name"] {
+        let (path, name) = (path.field(field), reference.text(field));
+        required(errors, &path, name);
+        invalid_all(errors, &path, name, NameRule::PathSegment.check(name));
     }
 }
 
@@ -90,7 +104,14 @@ fn validate_source(errors: &mut Vec<FieldError>, path: &Path<'_>, field: &str, s
             require("name", "must specify a resource name");
             require("container", "must specify a container");
         }
-        _ => require("metric.name", "must specify a metric name"),
+        _ => {
+            require("metric.name", "must specify a metric name");
+            let (path, name) = (path.field("metric.name"), source.text("metric.name"));
+            invalid_all(errors, &path, name, NameRule::PathSegment.check(name));
+        }
+    }
+    if field == "object" {
+        reference(errors, &path.field("describedObject"), source.at("describedObject"));
     }
     let (target, target_path) = (source.at("target"), path.field("target"));
     validate_target(errors, &target_path, target);

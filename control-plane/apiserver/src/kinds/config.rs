@@ -28,8 +28,8 @@ pub(crate) static CONFIG_MAP: Hooks = Hooks {
                 bytes += value
                     .as_str()
                     .map_or(0, |text| if field == "data" { text.len() } else { decoded_len(text) });
-                if field == "binaryData" && object.map("data").contains_key(key) {
-                    let detail = "duplicate of key present in data";
+                if field == "data" && object.map("binaryData").contains_key(key) {
+                    let detail = "duplicate of key present in binaryData";
                     errors.push(FieldError::invalid(path.key(key), key.as_str(), detail));
                 }
             }
@@ -83,7 +83,16 @@ pub(crate) static SERVICE_ACCOUNT: Hooks = Hooks {
 };
 
 fn decoded_len(base64: &str) -> usize {
-    base64.len() / 4 * 3
+    let padding = base64.len() - base64.trim_end_matches('=').len();
+    (base64.len() / 4 * 3).saturating_sub(padding)
+}
+
+/// What a registry's credentials are in.
+fn json_object(errors: &mut Vec<FieldError>, path: &Path<'_>, base64: &Value) {
+    let bytes = STANDARD.decode(base64.as_str().unwrap_or_default()).unwrap_or_default();
+    if let Err(why) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
+        errors.push(FieldError::invalid(path, "<secret contents redacted>", why.to_string()));
+    }
 }
 
 fn too_long(errors: &mut Vec<FieldError>, field: &str, bytes: usize) {
@@ -119,25 +128,35 @@ fn validate_secret(object: &Value) -> Vec<FieldError> {
     }
     too_long(&mut errors, "data", bytes);
     let has = |key: &str| object.map("data").contains_key(key);
-    let mut require = |key: &str| {
+    let require = |errors: &mut Vec<FieldError>, key: &str| {
         if !has(key) {
             errors.push(FieldError::required(data.key(key), ""));
         }
     };
     match object.text("type") {
-        "kubernetes.io/dockercfg" => require(".dockercfg"),
-        "kubernetes.io/dockerconfigjson" => require(".dockerconfigjson"),
-        "kubernetes.io/ssh-auth" => require("ssh-privatekey"),
+        kind @ ("kubernetes.io/dockercfg" | "kubernetes.io/dockerconfigjson") => {
+            let key = kind.replace("kubernetes.io/", ".");
+            match object.map("data").get(&key) {
+                None => require(&mut errors, &key),
+                Some(value) => json_object(&mut errors, &data.key(&key), value),
+            }
+        }
+        "kubernetes.io/ssh-auth" if object.at("data").get("ssh-privatekey").is_none_or(|key| key == "") => {
+            errors.push(FieldError::required(data.key("ssh-privatekey"), ""));
+        }
         "kubernetes.io/tls" => {
-            require("tls.crt");
-            require("tls.key");
+            require(&mut errors, "tls.crt");
+            require(&mut errors, "tls.key");
         }
         "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
-            require("username");
-            require("password");
+            require(&mut errors, "username");
+            require(&mut errors, "password");
         }
         "kubernetes.io/service-account-token"
-            if object.at("metadata.annotations").get("kubernetes.io/service-account.name").is_none() =>
+            if object
+                .at("metadata.annotations")
+                .get("kubernetes.io/service-account.name")
+                .is_none_or(|name| name == "") =>
         {
             let path = "metadata.annotations[kubernetes.io/service-account.name]";
             errors.push(FieldError::required(path, ""));

@@ -1,20 +1,32 @@
 //! Endpoints and EndpointSlices.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
     AGE, Hooks, NAME, PLAIN,
+    addresses::{address, loose_address, not_special},
     apps::age,
-    names::port_number,
+    meta::{invalid_all, labels},
+    names::{dns_label, dns_subdomain, label_value, port_number, qualified_name},
+    rules::{at_most, immutable, one_of},
     text,
     value::{Fields, Path},
 };
 
 /// How many a cell shows.
 const SHOWN: usize = 3;
+
+/// The most of each in one slice, and in one of its endpoints.
+const MAX_ENDPOINTS: usize = 1000;
+const MAX_PORTS: usize = 100;
+const MAX_ADDRESSES: usize = 100;
+const MAX_TOPOLOGY: usize = 16;
+const MAX_HINTS: usize = 8;
+
+const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
 pub(crate) static ENDPOINTS: Hooks = Hooks {
     default: |object| {
@@ -35,16 +47,16 @@ pub(crate) static ENDPOINTS: Hooks = Hooks {
             }
             for list in ["addresses", "notReadyAddresses"] {
                 let path = subset_path.field(list);
-                for (at, address) in subset.list(list).iter().enumerate() {
-                    valid_ip(&mut errors, &path.index(at).field("ip"), address.text("ip"));
+                for (at, endpoint) in subset.list(list).iter().enumerate() {
+                    subset_address(&mut errors, &path.index(at), endpoint);
                 }
             }
-            let path = subset_path.field("ports");
-            for (at, port) in subset.list("ports").iter().enumerate() {
-                let number = port.int("port").unwrap_or_default();
-                if let Some(detail) = port_number(number) {
-                    errors.push(FieldError::invalid(path.index(at).field("port"), number, detail));
+            let (path, ports) = (subset_path.field("ports"), subset.list("ports"));
+            for (at, port) in ports.iter().enumerate() {
+                if port.text("name").is_empty() && ports.len() > 1 {
+                    errors.push(FieldError::required(path.index(at).field("name"), ""));
                 }
+                endpoint_port(&mut errors, &path.index(at), port);
             }
         }
         errors
@@ -80,10 +92,9 @@ pub(crate) static ENDPOINT_SLICE: Hooks = Hooks {
     },
     validate_create: validate_slice,
     validate_update: |new, old| {
-        if new.at("addressType") == old.at("addressType") {
-            return Vec::new();
-        }
-        vec![FieldError::invalid("addressType", new.at("addressType").clone(), "field is immutable")]
+        let mut errors = Vec::new();
+        immutable(&mut errors, &Path::Root("addressType"), new.at("addressType"), old.at("addressType"));
+        errors
     },
     columns: &[NAME, text("AddressType"), text("Ports"), text("Endpoints"), AGE],
     cells: |object, now| {
@@ -121,14 +132,34 @@ fn some(all: &[String], none: &str) -> String {
     }
 }
 
-fn valid_ip(errors: &mut Vec<FieldError>, path: &Path<'_>, ip: &str) {
-    let wrong = match ip.parse::<IpAddr>() {
-        Err(_) => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        Ok(ip) if ip.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
-        Ok(ip) if ip.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        Ok(_) => return,
-    };
-    errors.push(FieldError::invalid(path, ip, wrong));
+fn subset_address(errors: &mut Vec<FieldError>, path: &Path<'_>, endpoint: &Value) {
+    let (ip, of_ip) = (endpoint.text("ip"), path.field("ip"));
+    address(errors, &of_ip, ip);
+    let name = endpoint.text("hostname");
+    if !name.is_empty() {
+        invalid_all(errors, &path.field("hostname"), name, dns_label(name));
+    }
+    if let Some(node) = endpoint.at("nodeName").as_str() {
+        invalid_all(errors, &path.field("nodeName"), node, dns_subdomain(node));
+    }
+    not_special(errors, &of_ip, ip);
+}
+
+/// What ports of both kinds have alike.
+fn endpoint_port(errors: &mut Vec<FieldError>, path: &Path<'_>, port: &Value) {
+    let name = port.text("name");
+    if !name.is_empty() {
+        invalid_all(errors, &path.field("name"), name, dns_label(name));
+    }
+    if let Some(number) = port.int("port")
+        && let Some(detail) = port_number(number)
+    {
+        errors.push(FieldError::invalid(path.field("port"), number, detail));
+    }
+    one_of(errors, &path.field("protocol"), port.text("protocol"), &PROTOCOLS);
+    if let Some(protocol) = port.at("appProtocol").as_str() {
+        invalid_all(errors, &path.field("appProtocol"), protocol, qualified_name(protocol));
+    }
 }
 
 fn validate_slice(object: &Value) -> Vec<FieldError> {
@@ -136,47 +167,92 @@ fn validate_slice(object: &Value) -> Vec<FieldError> {
     let kind = object.text("addressType");
     match kind {
         "" => errors.push(FieldError::required("addressType", "")),
-        "IPv4" | "IPv6" | "FQDN" => (),
-        other => errors.push(FieldError::not_supported("addressType", other, &["FQDN", "IPv4", "IPv6"])),
+        kind => one_of(&mut errors, &Path::Root("addressType"), kind, &["FQDN", "IPv4", "IPv6"]),
     }
-    let endpoints = Path::Root("endpoints");
-    for (index, endpoint) in object.list("endpoints").iter().enumerate() {
-        let list = endpoints.index(index);
-        let list = list.field("addresses");
-        let addresses = endpoint.list("addresses");
-        if addresses.is_empty() {
-            errors.push(FieldError::required(list, "must contain at least 1 address"));
+    let (list, endpoints) = (Path::Root("endpoints"), object.list("endpoints"));
+    at_most(&mut errors, &list, endpoints.len(), MAX_ENDPOINTS);
+    if endpoints.len() <= MAX_ENDPOINTS {
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            slice_endpoint(&mut errors, &list.index(index), endpoint, kind);
         }
-        for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
-            let path = list.index(at);
-            match (kind, address.parse::<IpAddr>()) {
-                ("IPv4", Ok(IpAddr::V6(_)) | Err(_)) => {
-                    errors.push(FieldError::invalid(path, address, "must be a valid IPv4 address"));
-                }
-                ("IPv6", Ok(IpAddr::V4(_)) | Err(_)) => {
-                    errors.push(FieldError::invalid(path, address, "must be a valid IPv6 address"));
-                }
-                ("IPv4" | "IPv6", Ok(_)) => valid_ip(&mut errors, &path, address),
-                _ => (),
+    }
+    let (list, ports) = (Path::Root("ports"), object.list("ports"));
+    at_most(&mut errors, &list, ports.len(), MAX_PORTS);
+    if ports.len() <= MAX_PORTS {
+        let mut names = HashSet::new();
+        for (index, port) in ports.iter().enumerate() {
+            let path = list.index(index);
+            if !names.insert(port.text("name")) {
+                errors.push(FieldError::duplicate(path.field("name"), port.text("name")));
             }
-        }
-    }
-    let ports = Path::Root("ports");
-    for (index, port) in object.list("ports").iter().enumerate() {
-        let path = ports.index(index);
-        let name = port.text("name");
-        if object.list("ports")[..index].iter().any(|other| other.text("name") == name) {
-            errors.push(FieldError::duplicate(path.field("name"), name));
-        }
-        if let Some(number) = port.int("port")
-            && let Some(detail) = port_number(number)
-        {
-            errors.push(FieldError::invalid(path.field("port"), number, detail));
-        }
-        let protocol = port.text("protocol");
-        if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
-            errors.push(FieldError::not_supported(path.field("protocol"), protocol, &["SCTP", "TCP", "UDP"]));
+            endpoint_port(&mut errors, &path, port);
         }
     }
     errors
+}
+
+/// `kind` is the type of all addresses of the slice.
+fn slice_endpoint(errors: &mut Vec<FieldError>, path: &Path<'_>, endpoint: &Value, kind: &str) {
+    let (list, addresses) = (path.field("addresses"), endpoint.list("addresses"));
+    if addresses.is_empty() {
+        errors.push(FieldError::required(list, "must contain at least 1 address"));
+    }
+    at_most(errors, &list, addresses.len(), MAX_ADDRESSES);
+    for (at, text) in addresses.iter().filter_map(Value::as_str).enumerate() {
+        let path = list.index(at);
+        match (kind, loose_address(text)) {
+            ("IPv4", Some(IpAddr::V4(_))) | ("IPv6", Some(IpAddr::V6(_))) => not_special(errors, &path, text),
+            ("IPv4" | "IPv6", _) => {
+                errors.push(FieldError::invalid(path, text, format!("must be a valid {kind} address")));
+            }
+            ("FQDN", _) => full_name(errors, &path, text),
+            _ => (),
+        }
+    }
+    let topology = endpoint.at("deprecatedTopology");
+    let of = path.field("deprecatedTopology");
+    at_most(errors, &of, endpoint.map("deprecatedTopology").len(), MAX_TOPOLOGY);
+    labels(errors, &of, topology);
+    if let Some(name) = endpoint.at("hostname").as_str() {
+        invalid_all(errors, &path.field("hostname"), name, dns_label(name));
+    }
+    if let Some(node) = endpoint.at("nodeName").as_str() {
+        invalid_all(errors, &path.field("nodeName"), node, dns_subdomain(node));
+    }
+    for (field, rule) in [("forZones", label_value as fn(&str) -> Vec<String>), ("forNodes", dns_subdomain)] {
+        let (list, hints) = (path.field("hints"), endpoint.at("hints").list(field));
+        let list = list.field(field);
+        at_most(errors, &list, hints.len(), MAX_HINTS);
+        if hints.len() > MAX_HINTS {
+            continue;
+        }
+        let mut names = HashSet::new();
+        for (at, hint) in hints.iter().enumerate() {
+            let (path, name) = (list.index(at), hint.text("name"));
+            if !names.insert(name) {
+                errors.push(FieldError::duplicate(path.field("name"), name));
+            }
+            invalid_all(errors, &path.field("name"), name, rule(name));
+        }
+    }
+}
+
+/// A name with a domain; it may end with a dot.
+fn full_name(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
+    if name.is_empty() {
+        errors.push(FieldError::required(path, ""));
+        return;
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let wrong = dns_subdomain(name);
+    if !wrong.is_empty() {
+        errors.push(FieldError::invalid(path, name, wrong.join(",")));
+    } else if !name.contains('.') {
+        let detail = "should be a domain with at least two segments separated by dots";
+        errors.push(FieldError::invalid(path, name, detail));
+    } else {
+        for label in name.split('.') {
+            invalid_all(errors, path, label, dns_label(label));
+        }
+    }
 }

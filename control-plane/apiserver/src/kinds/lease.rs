@@ -14,8 +14,10 @@ pub(crate) static LEASE: Hooks = Hooks {
             let detail = "must be greater than or equal to 0";
             errors.push(FieldError::invalid("spec.leaseTransitions", count, detail));
         }
-        if lease.has("spec.holderIdentity") && lease.text("spec.holderIdentity").is_empty() {
-            errors.push(FieldError::invalid("spec.holderIdentity", "", "must not be empty"));
+        let (preferred, strategy) = (lease.text("spec.preferredHolder"), lease.text("spec.strategy"));
+        if !preferred.is_empty() && strategy.is_empty() {
+            let detail = "may only be specified if `strategy` is defined";
+            errors.push(FieldError::forbidden("spec.preferredHolder", detail));
         }
         errors
     },

@@ -11,6 +11,20 @@ use super::{
 /// Keys and values of all annotations together.
 const ANNOTATIONS_BYTES: usize = 256 * 1024;
 
+/// Groups whose objects have no finalizers but upstream's own and such with a domain.
+const KNOWS_FINALIZERS: [&str; 10] = [
+    "",
+    "apps",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "discovery.k8s.io",
+    "networking.k8s.io",
+    "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+];
+
 const META: Path<'static> = Path::Root("metadata");
 
 /// Rules for any object, new or changed.
@@ -41,7 +55,21 @@ pub(crate) fn validate(kind: &Kind, rule: NameRule, object: &Value) -> Vec<Field
     annotations(&mut errors, &META.field("annotations"), meta.at("annotations"));
     owners(&mut errors, meta);
     finalizers(&mut errors, meta);
+    if KNOWS_FINALIZERS.contains(&kind.group) {
+        let path = META.field("finalizers");
+        for (index, name) in meta.list("finalizers").iter().filter_map(Value::as_str).enumerate() {
+            standard_finalizer(&mut errors, &path.index(index), name);
+        }
+    }
     errors
+}
+
+/// Refuses a name without a domain that is none of upstream's own.
+pub(crate) fn standard_finalizer(errors: &mut Vec<FieldError>, path: &Path<'_>, name: &str) {
+    if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+        let detail = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.push(FieldError::invalid(path, name, detail));
+    }
 }
 
 /// Rules about a change.

@@ -1,8 +1,17 @@
 //! Namespaces: they end in two steps, and their contents hold them back.
 
+use hawser_api::FieldError;
 use serde_json::{Value, json};
 
-use super::{AGE, Hooks, NAME, NameRule, PLAIN, apps::age, text, value::Fields};
+use super::{
+    AGE, Hooks, NAME, NameRule, PLAIN,
+    apps::age,
+    meta::{invalid_all, standard_finalizer},
+    names::qualified_name,
+    rules::words,
+    text,
+    value::{Fields, Path},
+};
 
 pub(crate) static NAMESPACE: Hooks = Hooks {
     default: |namespace| {
@@ -25,6 +34,27 @@ pub(crate) static NAMESPACE: Hooks = Hooks {
     prepare_update: |new, old| {
         // Only the finalize subresource takes finalizers away.
         new.ensure("spec").copy_field("finalizers", old.at("spec"));
+    },
+    validate_create: |namespace| {
+        let (mut errors, path) = (Vec::new(), Path::Root("spec.finalizers"));
+        for name in words(namespace, "spec.finalizers") {
+            invalid_all(&mut errors, &path, name, qualified_name(name));
+            standard_finalizer(&mut errors, &path, name);
+        }
+        errors
+    },
+    validate_status: |new, _| {
+        let (phase, when) = if new.has("metadata.deletionTimestamp") {
+            ("Terminating", "not empty")
+        } else {
+            ("Active", "empty")
+        };
+        let own = new.text("status.phase");
+        if own == phase {
+            return Vec::new();
+        }
+        let detail = format!("may only be '{phase}' if `deletionTimestamp` is {when}");
+        vec![FieldError::invalid("status.Phase", own, detail)]
     },
     on_deletion: |namespace| namespace.ensure("status").set("phase", "Terminating"),
     is_held_back: |namespace: &Value| !namespace.list("spec.finalizers").is_empty(),

@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 
 use super::{
     AGE, Hooks, NAME, PLAIN,
+    addresses::{loose_cidr, network},
     apps::age,
     meta::invalid_all,
     names::{label_value, qualified_name},
+    resource_names,
+    rules::words,
     text,
     value::{Fields, Path},
     wide,
@@ -46,6 +49,12 @@ pub(crate) static NODE: Hooks = Hooks {
             let detail = "node updates may not change providerID except from \"\" to valid";
             errors.push(FieldError::forbidden(SPEC.field("providerID"), detail));
         }
+        addresses(&mut errors, new);
+        errors
+    },
+    validate_status: |new, _| {
+        let mut errors = amounts(new);
+        addresses(&mut errors, new);
         errors
     },
     columns: &[
@@ -68,13 +77,17 @@ pub(crate) static NODE: Hooks = Hooks {
 
 fn validate(node: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let list = SPEC.field("taints");
+    // Upstream's path.
+    let list = Path::Root("metadata.taints");
     let taints = node.list("spec.taints");
     for (index, taint) in taints.iter().enumerate() {
         let path = list.index(index);
         let key = taint.text("key");
         invalid_all(&mut errors, &path.field("key"), key, qualified_name(key));
-        invalid_all(&mut errors, &path.field("value"), taint.text("value"), label_value(taint.text("value")));
+        let wrong = label_value(taint.text("value"));
+        if !wrong.is_empty() {
+            errors.push(FieldError::invalid(path.field("value"), taint.text("value"), wrong.join(";")));
+        }
         let effect = taint.text("effect");
         let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         if effect.is_empty() {
@@ -84,26 +97,48 @@ fn validate(node: &Value) -> Vec<FieldError> {
         }
         let same = |other: &Value| other.text("key") == key && other.text("effect") == effect;
         if taints[..index].iter().any(same) {
-            errors.push(FieldError::duplicate(path, taint.clone()));
+            let mut error = FieldError::duplicate(path, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(error);
         }
     }
-    let list = SPEC.field("podCIDRs");
-    for (index, block) in node.list("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
-        if !is_cidr(block) {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(FieldError::invalid(list.index(index), block, detail));
+    errors.extend(amounts(node));
+    let (list, blocks) = (SPEC.field("podCIDRs"), words(node, "spec.podCIDRs"));
+    for (index, block) in blocks.iter().enumerate() {
+        network(&mut errors, &list.index(index), block);
+    }
+    if blocks.len() > 1 {
+        let of = |is_v4: bool| {
+            let is = |block: &&&str| loose_cidr(block).is_some_and(|(base, _)| base.is_ipv4() == is_v4);
+            blocks.iter().filter(is).count()
+        };
+        if of(true) != 1 || of(false) != 1 {
+            let detail = "may specify no more than one CIDR for each IP family";
+            errors.push(FieldError::invalid(list, blocks, detail));
         }
     }
     errors
 }
 
-pub(crate) fn is_cidr(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else {
-        return false;
-    };
-    match (address.parse::<std::net::IpAddr>(), bits.parse::<u8>()) {
-        (Ok(address), Ok(bits)) => bits <= if address.is_ipv4() { 32 } else { 128 },
-        _ => false,
+/// Amounts that a node says it has.
+fn amounts(node: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let status = Path::Root("status");
+    for field in ["capacity", "allocatable"] {
+        let path = status.field(field);
+        for (name, amount) in node.at("status").map(field) {
+            resource_names::amount(&mut errors, &path.field(name), name, amount);
+        }
+    }
+    errors
+}
+
+fn addresses(errors: &mut Vec<FieldError>, node: &Value) {
+    let (list, all) = (Path::Root("status.addresses"), node.list("status.addresses"));
+    for (index, address) in all.iter().enumerate() {
+        if all[..index].contains(address) {
+            errors.push(FieldError::duplicate(list.index(index), address.clone()));
+        }
     }
 }
 

@@ -1,14 +1,20 @@
 //! Limits, quotas, priorities, disruption budgets, runtime classes.
 
+mod limits;
+mod quota;
+
 use hawser_api::FieldError;
 use serde_json::Value;
 
 use super::{
     AGE, Column, Hooks, NAME, PLAIN,
-    apps::{age, int_or_percent},
+    apps::{age, int_or_percent, up_to_all},
     column,
+    meta::{invalid_all, labels},
     names::dns_label,
-    quantity, selector, text,
+    pod::{overhead, toleration},
+    rules::{immutable, not_negative, one_of},
+    selector, text,
     value::{Fields, Path},
 };
 
@@ -31,35 +37,15 @@ pub(crate) static LIMIT_RANGE: Hooks = Hooks {
             }
         }
     },
-    validate_create: |object| {
-        let mut errors = Vec::new();
-        let list = Path::Root("spec.limits");
-        for (index, limit) in object.list("spec.limits").iter().enumerate() {
-            let path = list.index(index);
-            for (name, low) in limit.map("min") {
-                let high = limit.at("max").get(name);
-                if high.is_some_and(|high| quantity::parse(low) > quantity::parse(high)) {
-                    let (low, high) =
-                        (low.as_str().unwrap_or_default(), limit.at("max").text(name).to_owned());
-                    let detail = format!("min value {low} is greater than max value {high}");
-                    errors.push(FieldError::invalid(path.field("min").key(name), low, detail));
-                }
-            }
-        }
-        errors
-    },
+    validate_create: limits::validate,
+    create_on_update: true,
     ..PLAIN
 };
 
 pub(crate) static RESOURCE_QUOTA: Hooks = Hooks {
-    validate_create: |object| {
-        let mut errors = Vec::new();
-        let path = Path::Root("spec.hard");
-        for (name, amount) in object.map("spec.hard") {
-            quantity::not_negative(&mut errors, &path.key(name), amount);
-        }
-        errors
-    },
+    validate_create: quota::validate,
+    validate_update: quota::update,
+    validate_status: quota::status,
     columns: &[NAME, text("Request"), text("Limit"), AGE],
     cells: |object, now| {
         let line = |limits: bool| {
@@ -98,13 +84,8 @@ pub(crate) static PRIORITY_CLASS: Hooks = Hooks {
             errors.push(FieldError::forbidden("value", detail));
         }
         let policy = object.text("preemptionPolicy");
-        if !matches!(policy, "PreemptLowerPriority" | "Never") {
-            errors.push(FieldError::not_supported(
-                "preemptionPolicy",
-                policy,
-                &["Never", "PreemptLowerPriority"],
-            ));
-        }
+        let known = ["PreemptLowerPriority", "Never"];
+        one_of(&mut errors, &Path::Root("preemptionPolicy"), policy, &known);
         errors
     },
     validate_update: |new, old| {
@@ -112,10 +93,8 @@ pub(crate) static PRIORITY_CLASS: Hooks = Hooks {
         if new.int("value") != old.int("value") {
             errors.push(FieldError::forbidden("value", "may not be changed in an update."));
         }
-        if new.at("preemptionPolicy") != old.at("preemptionPolicy") {
-            let policy = new.at("preemptionPolicy").clone();
-            errors.push(FieldError::invalid("preemptionPolicy", policy, "field is immutable"));
-        }
+        let (policy, before) = (new.at("preemptionPolicy"), old.at("preemptionPolicy"));
+        immutable(&mut errors, &Path::Root("preemptionPolicy"), policy, before);
         errors
     },
     columns: &[
@@ -147,8 +126,22 @@ pub(crate) static DISRUPTION_BUDGET: Hooks = Hooks {
         }
         for field in ["minAvailable", "maxUnavailable"] {
             int_or_percent(&mut errors, &spec.field(field), object.at("spec").at(field));
+            up_to_all(&mut errors, &spec.field(field), object.at("spec").at(field));
         }
         selector::validate(&mut errors, &spec.field("selector"), object.at("spec.selector"));
+        if object.has("spec.unhealthyPodEvictionPolicy") {
+            let path = spec.field("unhealthyPodEvictionPolicy");
+            let known = ["AlwaysAllow", "IfHealthyBudget"];
+            one_of(&mut errors, &path, object.text("spec.unhealthyPodEvictionPolicy"), &known);
+        }
+        errors
+    },
+    validate_status: |new, _| {
+        let mut errors = Vec::new();
+        let path = Path::Root("status");
+        for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            not_negative(&mut errors, &path.field(field), new.at("status").at(field));
+        }
         errors
     },
     columns: &[
@@ -177,15 +170,23 @@ pub(crate) static DISRUPTION_BUDGET: Hooks = Hooks {
 
 pub(crate) static RUNTIME_CLASS: Hooks = Hooks {
     validate_create: |object| {
-        let handler = object.text("handler");
-        let wrong = dns_label(handler).into_iter();
-        wrong.map(|detail| FieldError::invalid("handler", handler, detail)).collect()
+        let (mut errors, handler) = (Vec::new(), object.text("handler"));
+        invalid_all(&mut errors, &Path::Root("handler"), handler, dns_label(handler));
+        if object.has("overhead") {
+            overhead(&mut errors, &Path::Root("overhead"), object.at("overhead.podFixed"));
+        }
+        let path = Path::Root("scheduling");
+        labels(&mut errors, &path.field("nodeSelector"), object.at("scheduling.nodeSelector"));
+        let list = path.field("tolerations");
+        for (index, one) in object.list("scheduling.tolerations").iter().enumerate() {
+            toleration(&mut errors, &list.index(index), one);
+        }
+        errors
     },
     validate_update: |new, old| {
-        if new.at("handler") == old.at("handler") {
-            return Vec::new();
-        }
-        vec![FieldError::invalid("handler", new.at("handler").clone(), "field is immutable")]
+        let mut errors = Vec::new();
+        immutable(&mut errors, &Path::Root("handler"), new.at("handler"), old.at("handler"));
+        errors
     },
     columns: &[NAME, text("Handler"), AGE],
     cells: |object, now| {
@@ -193,3 +194,6 @@ pub(crate) static RUNTIME_CLASS: Hooks = Hooks {
     },
     ..PLAIN
 };
+
+#[cfg(test)]
+mod tests;

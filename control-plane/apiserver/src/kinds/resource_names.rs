@@ -49,7 +49,7 @@ fn is_container_resource(name: &str) -> bool {
     COMPUTE.contains(&name) || is_huge(name)
 }
 
-fn is_quota_resource(name: &str) -> bool {
+pub(crate) fn is_quota_resource(name: &str) -> bool {
     let plain = name.strip_prefix("requests.").or_else(|| name.strip_prefix("limits.")).unwrap_or(name);
     let counts = COMPUTE.contains(&plain) || COUNTED.contains(&name);
     counts || is_huge(name) || name.starts_with("requests.hugepages-")

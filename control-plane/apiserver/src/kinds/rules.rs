@@ -29,6 +29,13 @@ pub(crate) fn one_of(errors: &mut Vec<FieldError>, path: &Path<'_>, word: &str, 
     }
 }
 
+/// Refuses numbers below nothing.
+pub(crate) fn not_negative(errors: &mut Vec<FieldError>, path: &Path<'_>, number: &Value) {
+    if let Some(number) = number.as_i64().filter(|number| *number < 0) {
+        errors.push(FieldError::invalid(path, number, "must be greater than or equal to 0"));
+    }
+}
+
 /// Refuses lists with more than `limit` items.
 pub(crate) fn at_most(errors: &mut Vec<FieldError>, path: &Path<'_>, count: usize, limit: usize) {
     if count > limit {

@@ -1,16 +1,14 @@
 //! Services. Addresses and node ports are allocated by the registry; here is what holds without it.
 
-use std::{collections::HashSet, net::IpAddr};
+mod rules;
 
-use hawser_api::FieldError;
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    AGE, Hooks, NAME, NameRule, PLAIN, human,
-    meta::{invalid_all, labels},
-    names::{dns_label, dns_subdomain, port_name, port_number},
-    selector, text,
+    AGE, Hooks, NAME, NameRule, PLAIN, human, selector, text,
     value::{Fields, Path},
     wide,
 };
@@ -22,8 +20,9 @@ const AFFINITY_SECONDS: i64 = 10_800;
 pub(crate) static SERVICE: Hooks = Hooks {
     default,
     prepare_update,
-    validate_create,
-    validate_update,
+    validate_create: rules::validate,
+    validate_update: rules::update,
+    validate_status: rules::status,
     columns: &[
         NAME,
         text("Type"),
@@ -92,8 +91,9 @@ fn cluster_addresses(spec: &mut Value) {
         spec.set("clusterIP", first);
     }
     if spec.list("ipFamilies").is_empty() {
-        let families: Vec<&str> =
+        let mut families: Vec<&str> =
             spec.list("clusterIPs").iter().filter_map(Value::as_str).filter_map(family).collect();
+        families.dedup();
         // Without an address only the allocator can tell: it knows the cluster's ranges. The policy is its matter too.
         if families.is_empty() {
             spec.drop_field("ipFamilies");
@@ -180,230 +180,6 @@ fn drop_unchanged(spec: &mut Value, before: &Value, field: &str) {
 
 fn needs_health_port(spec: &Value) -> bool {
     spec.text("type") == "LoadBalancer" && spec.text("externalTrafficPolicy") == "Local"
-}
-
-fn validate_create(service: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let spec = service.at("spec");
-    let kind = spec.text("type");
-    let headless = spec.text("clusterIP") == "None";
-    if spec.list("ports").is_empty() && !headless && kind != "ExternalName" {
-        errors.push(FieldError::required(SPEC.field("ports"), ""));
-    }
-    match kind {
-        "LoadBalancer" if headless => {
-            let detail = "may not be set to 'None' for LoadBalancer services";
-            errors.push(FieldError::invalid(SPEC.field("clusterIPs").index(0), "None", detail));
-        }
-        "NodePort" if headless => {
-            let detail = "may not be set to 'None' for NodePort services";
-            errors.push(FieldError::invalid(SPEC.field("clusterIPs").index(0), "None", detail));
-        }
-        "ExternalName" => external_name(&mut errors, spec),
-        "ClusterIP" | "LoadBalancer" | "NodePort" => (),
-        other => {
-            let known = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-            errors.push(FieldError::not_supported(SPEC.field("type"), other, &known));
-        }
-    }
-    ports(&mut errors, spec);
-    labels(&mut errors, &SPEC.field("selector"), spec.at("selector"));
-    affinity(&mut errors, spec);
-    addresses(&mut errors, spec);
-    policies(&mut errors, spec);
-    errors
-}
-
-fn external_name(errors: &mut Vec<FieldError>, spec: &Value) {
-    if !spec.list("clusterIPs").is_empty() {
-        let detail = "may not be set when `type` is 'ExternalName'";
-        errors.push(FieldError::forbidden(SPEC.field("clusterIPs"), detail));
-    }
-    let name = spec.text("externalName");
-    if name.is_empty() {
-        errors.push(FieldError::required(SPEC.field("externalName"), ""));
-    } else {
-        invalid_all(errors, &SPEC.field("externalName"), name, dns_subdomain(name.trim_end_matches('.')));
-    }
-}
-
-fn ports(errors: &mut Vec<FieldError>, spec: &Value) {
-    let list = SPEC.field("ports");
-    let ports = spec.list("ports");
-    let kind = spec.text("type");
-    let mut names = HashSet::new();
-    for (index, port) in ports.iter().enumerate() {
-        let path = list.index(index);
-        let name = port.text("name");
-        if name.is_empty() {
-            if ports.len() > 1 {
-                errors.push(FieldError::required(path.field("name"), ""));
-            }
-        } else {
-            invalid_all(errors, &path.field("name"), name, dns_label(name));
-            if !names.insert(name) {
-                errors.push(FieldError::duplicate(path.field("name"), name));
-            }
-        }
-        let number = port.int("port").unwrap_or_default();
-        if let Some(detail) = port_number(number) {
-            errors.push(FieldError::invalid(path.field("port"), number, detail));
-        }
-        let protocol = port.text("protocol");
-        if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
-            errors.push(FieldError::not_supported(path.field("protocol"), protocol, &["SCTP", "TCP", "UDP"]));
-        }
-        target_port(errors, &path.field("targetPort"), port.at("targetPort"));
-        let node_port = port.int("nodePort").unwrap_or_default();
-        if node_port != 0 && !matches!(kind, "NodePort" | "LoadBalancer") {
-            let detail = format!("may not be used when `type` is '{kind}'");
-            errors.push(FieldError::forbidden(path.field("nodePort"), detail));
-        }
-        let earlier = &ports[..index];
-        if earlier.iter().any(|other| other.text("protocol") == protocol && other.int("port") == Some(number))
-        {
-            errors.push(FieldError::duplicate(path, json!({ "protocol": protocol, "port": number })));
-        }
-        let same_node_port =
-            |other: &Value| other.text("protocol") == protocol && other.int("nodePort") == Some(node_port);
-        if node_port != 0 && earlier.iter().any(same_node_port) {
-            errors.push(FieldError::duplicate(path.field("nodePort"), node_port));
-        }
-    }
-}
-
-fn target_port(errors: &mut Vec<FieldError>, path: &Path<'_>, port: &Value) {
-    match port {
-        Value::String(name) => invalid_all(errors, path, name, port_name(name)),
-        other => {
-            let number = other.as_i64().unwrap_or_default();
-            if let Some(detail) = port_number(number) {
-                errors.push(FieldError::invalid(path, number, detail));
-            }
-        }
-    }
-}
-
-fn affinity(errors: &mut Vec<FieldError>, spec: &Value) {
-    match spec.text("sessionAffinity") {
-        "None" => (),
-        "ClientIP" => {
-            let seconds = spec.int("sessionAffinityConfig.clientIP.timeoutSeconds").unwrap_or_default();
-            if !(1..=86_400).contains(&seconds) {
-                let path = SPEC.field("sessionAffinityConfig.clientIP.timeoutSeconds");
-                errors.push(FieldError::invalid(path, seconds, "must be between 1 and 86400, inclusive"));
-            }
-        }
-        "" => errors.push(FieldError::required(SPEC.field("sessionAffinity"), "")),
-        other => {
-            errors.push(FieldError::not_supported(
-                SPEC.field("sessionAffinity"),
-                other,
-                &["ClientIP", "None"],
-            ));
-        }
-    }
-}
-
-const NO_ADDRESS: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-
-fn addresses(errors: &mut Vec<FieldError>, spec: &Value) {
-    let list = SPEC.field("clusterIPs");
-    let all = spec.list("clusterIPs");
-    for (index, address) in all.iter().filter_map(Value::as_str).enumerate() {
-        let path = list.index(index);
-        if address == "None" {
-            if all.len() > 1 {
-                let detail = "'None' must be the first and only value";
-                errors.push(FieldError::invalid(path, address, detail));
-            }
-        } else if address.parse::<IpAddr>().is_err() {
-            errors.push(FieldError::invalid(path, address, NO_ADDRESS));
-        }
-    }
-    let primary = spec.text("clusterIP");
-    if !primary.is_empty() && all.first().is_some_and(|first| first != primary) {
-        let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid(list, spec.at("clusterIPs").clone(), detail));
-    }
-    let list = SPEC.field("externalIPs");
-    for (index, address) in spec.list("externalIPs").iter().filter_map(Value::as_str).enumerate() {
-        match address.parse::<IpAddr>() {
-            Err(_) => errors.push(FieldError::invalid(list.index(index), address, NO_ADDRESS)),
-            Ok(ip) if ip.is_unspecified() => {
-                let detail = format!("may not be unspecified ({ip})");
-                errors.push(FieldError::invalid(list.index(index), address, detail));
-            }
-            Ok(ip) if ip.is_loopback() => {
-                let detail = "may not be in the loopback range (127.0.0.0/8, ::1/128)";
-                errors.push(FieldError::invalid(list.index(index), address, detail));
-            }
-            Ok(_) => (),
-        }
-    }
-}
-
-fn policies(errors: &mut Vec<FieldError>, spec: &Value) {
-    for field in ["externalTrafficPolicy", "internalTrafficPolicy"] {
-        let policy = spec.text(field);
-        if !matches!(policy, "" | "Cluster" | "Local") {
-            errors.push(FieldError::not_supported(SPEC.field(field), policy, &["Cluster", "Local"]));
-        }
-    }
-    let outside =
-        matches!(spec.text("type"), "NodePort" | "LoadBalancer") || !spec.list("externalIPs").is_empty();
-    if spec.has("externalTrafficPolicy") && !outside {
-        let policy = spec.at("externalTrafficPolicy").clone();
-        let detail = "may only be set for externally-accessible services";
-        errors.push(FieldError::invalid(SPEC.field("externalTrafficPolicy"), policy, detail));
-    }
-    if spec.int("healthCheckNodePort").unwrap_or_default() != 0 && !needs_health_port(spec) {
-        let port = spec.at("healthCheckNodePort").clone();
-        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
-        errors.push(FieldError::invalid(SPEC.field("healthCheckNodePort"), port, detail));
-    }
-    for (field, known) in [
-        ("ipFamilyPolicy", &["SingleStack", "PreferDualStack", "RequireDualStack"][..]),
-        ("trafficDistribution", &["PreferClose", "PreferSameZone", "PreferSameNode"][..]),
-    ] {
-        let value = spec.text(field);
-        if !value.is_empty() && !known.contains(&value) {
-            errors.push(FieldError::not_supported(SPEC.field(field), value, known));
-        }
-    }
-    let families = SPEC.field("ipFamilies");
-    for (index, family) in spec.list("ipFamilies").iter().filter_map(Value::as_str).enumerate() {
-        if !matches!(family, "IPv4" | "IPv6") {
-            errors.push(FieldError::not_supported(families.index(index), family, &["IPv4", "IPv6"]));
-        }
-    }
-}
-
-fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (spec, before) = (new.at("spec"), old.at("spec"));
-    let mut errors = Vec::new();
-    if spec.text("type") == "ExternalName" || before.text("type") == "ExternalName" {
-        return errors;
-    }
-    let (primary, earlier) = (spec.text("clusterIP"), before.text("clusterIP"));
-    if !earlier.is_empty() && primary != earlier {
-        let path = SPEC.field("clusterIPs");
-        errors.push(FieldError::invalid(
-            path.index(0),
-            spec.at("clusterIPs").clone(),
-            "may not change once set",
-        ));
-    }
-    let first = |spec: &Value| spec.list("ipFamilies").first().cloned();
-    if first(before).is_some() && first(spec) != first(before) {
-        let path = SPEC.field("ipFamilies");
-        errors.push(FieldError::invalid(
-            path.index(0),
-            spec.at("ipFamilies").clone(),
-            "may not change once set",
-        ));
-    }
-    errors
 }
 
 fn cells(service: &Value, now: Timestamp) -> Vec<Value> {

@@ -1,20 +1,23 @@
 //! Volumes, claims, and the kinds of `storage.k8s.io`.
 
+mod attachment;
 mod csi;
 mod volume;
 
 pub(super) use csi::driver_name;
 
-use hawser_api::FieldError;
-use serde_json::{Value, json};
+use hawser_api::{FieldError, error::FieldErrorKind};
+use serde_json::{Map, Value, json};
 
 use super::{
     AGE, Column, Hooks, NAME, PLAIN,
     apps::age,
     column,
     meta::invalid_all,
-    names::{dns_label, dns_subdomain},
-    quantity, selector, text,
+    names::{dns_label, dns_subdomain, qualified_name},
+    quantity,
+    rules::{immutable, required, words},
+    selector, text,
     value::{Fields, Path},
     wide,
 };
@@ -141,9 +144,14 @@ pub(crate) static STORAGE_CLASS: Hooks = Hooks {
     },
     validate_create: |class| {
         let mut errors = Vec::new();
-        if class.text("provisioner").is_empty() {
-            errors.push(FieldError::required("provisioner", ""));
+        let provisioner = class.text("provisioner");
+        required(&mut errors, &Path::Root("provisioner"), provisioner);
+        if !provisioner.is_empty() {
+            let wrong = qualified_name(&provisioner.to_lowercase());
+            invalid_all(&mut errors, &Path::Root("provisioner"), provisioner, wrong);
         }
+        parameters(&mut errors, class.map("parameters"));
+        topologies(&mut errors, class);
         for (field, known) in [
             ("reclaimPolicy", ["Delete", "Retain"]),
             ("volumeBindingMode", ["Immediate", "WaitForFirstConsumer"]),
@@ -263,21 +271,13 @@ pub(crate) static CSI_CAPACITY: Hooks = Hooks {
 };
 
 pub(crate) static ATTACHMENT: Hooks = Hooks {
-    validate_create: |attachment| {
+    validate_create: attachment::validate,
+    validate_update: |new, old| {
         let mut errors = Vec::new();
-        for field in ["attacher", "nodeName"] {
-            if attachment.at("spec").text(field).is_empty() {
-                errors.push(FieldError::required(SPEC.field(field), ""));
-            }
-        }
+        immutable(&mut errors, &SPEC, new.at("spec"), old.at("spec"));
         errors
     },
-    validate_update: |new, old| {
-        if new.at("spec") == old.at("spec") {
-            return Vec::new();
-        }
-        vec![FieldError::invalid("spec", new.at("spec").clone(), "field is immutable")]
-    },
+    validate_status: |new, _| attachment::status(new),
     columns: &[NAME, text("Attacher"), text("PV"), text("Node"), flag("Attached"), AGE],
     cells: |attachment, now| {
         vec![
@@ -291,6 +291,57 @@ pub(crate) static ATTACHMENT: Hooks = Hooks {
     },
     ..PLAIN
 };
+
+/// The most parameters of a provisioner, and bytes of all of them.
+const MAX_PARAMETERS: usize = 512;
+const MAX_PARAMETERS_BYTES: usize = 256 * 1024;
+
+fn parameters(errors: &mut Vec<FieldError>, parameters: &Map<String, Value>) {
+    let path = Path::Root("parameters");
+    if parameters.len() > MAX_PARAMETERS {
+        let detail = format!("may not be more than {MAX_PARAMETERS} bytes");
+        errors.push(FieldError::new(FieldErrorKind::TooLong, path, None, detail));
+        return;
+    }
+    if parameters.contains_key("") {
+        errors.push(FieldError::invalid(path, "", "field can not be empty."));
+    }
+    let bytes = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+    if parameters.iter().map(bytes).sum::<usize>() > MAX_PARAMETERS_BYTES {
+        let detail = format!("may not be more than {MAX_PARAMETERS_BYTES} bytes");
+        errors.push(FieldError::new(FieldErrorKind::TooLong, path, None, detail));
+    }
+}
+
+/// Where volumes of a class may be: terms of labels and values, each said once.
+fn topologies(errors: &mut Vec<FieldError>, class: &Value) {
+    let list = Path::Root("allowedTopologies");
+    let terms = class.list("allowedTopologies");
+    for (index, term) in terms.iter().enumerate() {
+        let path = list.index(index);
+        let expressions = term.list("matchLabelExpressions");
+        let of = path.field("matchLabelExpressions");
+        for (at, expression) in expressions.iter().enumerate() {
+            let (path, key) = (of.index(at), expression.text("key"));
+            let (of_values, values) = (path.field("values"), words(expression, "values"));
+            if values.is_empty() {
+                errors.push(FieldError::required(of_values, ""));
+            }
+            for (at, value) in values.iter().enumerate() {
+                if values[..at].contains(value) {
+                    errors.push(FieldError::duplicate(of_values.index(at), *value));
+                }
+            }
+            invalid_all(errors, &path.field("key"), key, qualified_name(key));
+            if expressions[..at].iter().any(|other| other.text("key") == key) {
+                errors.push(FieldError::duplicate(path.field("key"), key));
+            }
+        }
+        if terms[..index].contains(term) {
+            errors.push(FieldError::duplicate(of, ""));
+        }
+    }
+}
 
 fn unset(text: &str) -> String {
     if text.is_empty() { "<unset>".to_owned() } else { text.to_owned() }

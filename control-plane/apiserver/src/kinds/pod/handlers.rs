@@ -179,7 +179,7 @@ fn http_get(errors: &mut Vec<FieldError>, path: &Path<'_>, get: &Value) {
 }
 
 /// A number, or the name of a port of the container.
-fn port(errors: &mut Vec<FieldError>, path: &Path<'_>, port: &Value) {
+pub(crate) fn port(errors: &mut Vec<FieldError>, path: &Path<'_>, port: &Value) {
     match port {
         Value::String(name) => invalid_all(errors, path, name, port_name(name)),
         other => {

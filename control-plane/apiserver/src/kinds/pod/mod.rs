@@ -17,7 +17,9 @@ mod update;
 mod volumes;
 
 pub(crate) use defaults::default_template;
-pub(crate) use scheduling::{Values, node_term};
+pub(crate) use handlers::port;
+pub(crate) use resources::overhead;
+pub(crate) use scheduling::{Values, node_term, toleration};
 pub(crate) use spec::validate_template;
 pub(crate) use subresources::{
     REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,

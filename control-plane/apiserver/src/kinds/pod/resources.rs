@@ -26,7 +26,7 @@ pub(super) fn of_container(errors: &mut Vec<FieldError>, path: &Path<'_>, resour
 }
 
 /// What running a pod costs beside its containers.
-pub(super) fn overhead(errors: &mut Vec<FieldError>, path: &Path<'_>, overhead: &Value) {
+pub(crate) fn overhead(errors: &mut Vec<FieldError>, path: &Path<'_>, overhead: &Value) {
     amounts(errors, path, &json!({ "limits": overhead }), resource_names::of_container);
 }
 

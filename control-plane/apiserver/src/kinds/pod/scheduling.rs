@@ -196,7 +196,8 @@ fn label_keys(errors: &mut Vec<FieldError>, path: &Path<'_>, term: &Value, pod: 
     }
 }
 
-fn toleration(errors: &mut Vec<FieldError>, path: &Path<'_>, toleration: &Value) {
+/// One toleration, of a pod or of a runtime class.
+pub(crate) fn toleration(errors: &mut Vec<FieldError>, path: &Path<'_>, toleration: &Value) {
     let (key, operator) = (toleration.text("key"), toleration.text("operator"));
     if !key.is_empty() {
         invalid_all(errors, &path.field("key"), key, qualified_name(key));

@@ -60,6 +60,17 @@ pub(super) fn validate(volume: &Value) -> Vec<FieldError> {
     if !matches!(mode, "" | "Block" | "Filesystem") {
         errors.push(FieldError::not_supported(SPEC.field("volumeMode"), mode, &["Block", "Filesystem"]));
     }
+    if spec.text("persistentVolumeReclaimPolicy") == "Recycle"
+        && spec.has("hostPath")
+        && spec.text("hostPath.path").trim_matches('/').is_empty()
+    {
+        let path = SPEC.field("persistentVolumeReclaimPolicy");
+        errors.push(FieldError::forbidden(path, "may not be 'recycle' for a hostPath mount of '/'"));
+    }
+    let class = spec.text("storageClassName");
+    if !class.is_empty() {
+        invalid_all(&mut errors, &SPEC.field("storageClassName"), class, dns_subdomain(class));
+    }
     if let Some(class) = spec.at("volumeAttributesClassName").as_str() {
         let path = SPEC.field("volumeAttributesClassName");
         if class.is_empty() {
