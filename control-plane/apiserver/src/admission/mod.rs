@@ -7,6 +7,7 @@
 mod certificates;
 mod claim_resize;
 mod default_class;
+mod events;
 mod lifecycle;
 mod limit_ranger;
 mod node_restriction;
@@ -136,6 +137,7 @@ impl Admission {
     ) -> Self {
         let plugins: Vec<Arc<dyn Plugin>> = vec![
             Arc::new(lifecycle::NamespaceLifecycle::new(cache, resources)),
+            Arc::new(events::NewerEvents),
             Arc::new(limit_ranger::LimitRanger::new(resources)),
             Arc::new(service_account::ServiceAccount::new(cache, resources)),
             Arc::new(node_restriction::NodeRestriction::new(cache, resources)),

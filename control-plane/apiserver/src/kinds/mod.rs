@@ -48,6 +48,7 @@ mod value;
 mod volume_attributes;
 
 pub use certificates::validate_approval;
+pub(crate) use event::newer as validate_newer_event;
 pub(crate) use generic::validate_change;
 pub use generic::{
     REACH_OF_APPROVAL, REACH_OF_FINALIZE, default, deletion_grace_seconds, is_held_back, needs_version,
