@@ -78,8 +78,8 @@ pub fn dns_1123_label(value: &str) -> Vec<String> {
         errors.push(too_long(MAX_LABEL));
     }
     if !is_dns_label(value) {
-        // A value that would do with dots is answered as a label all the same.
-        errors.push(DNS_1123_LABEL.to_owned());
+        let has_dots = value.split('.').all(is_dns_label);
+        errors.push(if has_dots { "must not contain dots" } else { DNS_1123_LABEL }.to_owned());
     }
     errors
 }

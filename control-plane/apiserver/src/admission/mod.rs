@@ -7,6 +7,7 @@
 mod certificates;
 mod claim_resize;
 mod default_class;
+mod deprecations;
 mod events;
 mod lifecycle;
 mod limit_ranger;
@@ -157,6 +158,7 @@ impl Admission {
             Arc::new(pod_topology::PodTopology::new(resources)),
             Arc::new(socket_translation::SocketTranslation::new(resources)),
             Arc::new(rbac_escalation::RbacEscalation::new(cache, rbac, authorizer)),
+            Arc::new(deprecations::Deprecations),
         ];
         Self { plugins, quotas: quota::Quotas::new(cache, resources) }
     }

@@ -46,6 +46,7 @@ mod storage;
 mod usage;
 mod value;
 mod volume_attributes;
+mod warnings;
 
 pub use certificates::validate_approval;
 pub(crate) use event::newer as validate_newer_event;
@@ -60,6 +61,7 @@ pub(crate) use pod::{
     REACH_OF_RESIZE, prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize,
 };
 pub(crate) use usage::USAGE;
+pub(crate) use warnings::of as warnings;
 
 use hawser_api::FieldError;
 use jiff::Timestamp;

@@ -107,7 +107,11 @@ pub(crate) fn or_none(text: String) -> String {
 }
 
 /// Calls `visit` with each container and its path, in upstream's order: those that run first come first.
-fn each_container(spec: &Value, path: &value::Path<'_>, mut visit: impl FnMut(&value::Path<'_>, &Value)) {
+pub(crate) fn each_container(
+    spec: &Value,
+    path: &value::Path<'_>,
+    mut visit: impl FnMut(&value::Path<'_>, &Value),
+) {
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         let path = path.field(list);
         for (index, container) in spec.list(list).iter().enumerate() {
