@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     AGE, Column, Hooks, NAME, PLAIN, ScalePaths, column, human,
     pod::{container_cells, default_template, or_none, validate_template},
-    selector, text,
+    rules, selector, text,
     value::{Fields, Path},
     wide,
 };
@@ -156,6 +156,14 @@ pub(crate) static DAEMON_SET: Hooks = Hooks {
 };
 
 pub(crate) static CONTROLLER_REVISION: Hooks = Hooks {
+    validate_create: |object| {
+        let mut errors = Vec::new();
+        if object.at("data").is_null() {
+            errors.push(FieldError::required("data", "data is mandatory"));
+        }
+        rules::not_negative(&mut errors, &Path::Root("revision"), object.at("revision"));
+        errors
+    },
     validate_update: |new, old| {
         let mut errors = Vec::new();
         if new.at("data") != old.at("data") {

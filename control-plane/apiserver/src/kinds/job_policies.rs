@@ -8,7 +8,8 @@ use hawser_api::{FieldError, error::FieldErrorKind};
 use serde_json::Value;
 
 use super::{
-    names::{dns_label, dns_subdomain, qualified_name},
+    names::{dns_label, qualified_name},
+    rules::{no_longer, prefixed_path},
     value::{Fields, Path},
 };
 
@@ -120,25 +121,10 @@ fn not_negative(errors: &mut Vec<FieldError>, path: &Path<'_>, object: &Value, f
     }
 }
 
-/// A domain, a slash, and a path.
 fn managed_by(errors: &mut Vec<FieldError>, path: &Path<'_>, manager: &Value) {
     let Some(manager) = manager.as_str() else { return };
-    match manager.split_once('/') {
-        _ if manager.is_empty() => errors.push(FieldError::required(path, "")),
-        Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => {
-            for wrong in dns_subdomain(domain) {
-                errors.push(FieldError::invalid(path, domain, wrong));
-            }
-        }
-        _ => {
-            let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
-            errors.push(FieldError::invalid(path, manager, detail));
-        }
-    }
-    if manager.len() > LONGEST_MANAGER {
-        let detail = format!("may not be more than {LONGEST_MANAGER} bytes");
-        errors.push(FieldError::new(FieldErrorKind::TooLong, path, None, detail));
-    }
+    prefixed_path(errors, path, manager);
+    no_longer(errors, path, manager, LONGEST_MANAGER);
 }
 
 fn indexed(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Value) {

@@ -247,4 +247,6 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
 }
 
 #[cfg(test)]
+mod oracle_tests;
+#[cfg(test)]
 mod tests;

@@ -45,6 +45,7 @@ pub(crate) static INGRESS_CLASS: Hooks = Hooks {
             parameters.set_default("scope", "Cluster");
         }
     },
+    validate_create: rules::ingress_class,
     validate_update: |new, old| {
         if new.at("spec.controller") == old.at("spec.controller") {
             return Vec::new();

@@ -4,6 +4,7 @@ use hawser_api::{FieldError, error::FieldErrorKind};
 use serde_json::Value;
 
 use super::{
+    meta::invalid_all,
     names::{dns_subdomain, port_number},
     value::{Fields, Path},
 };
@@ -49,6 +50,25 @@ pub(crate) fn no_longer(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &st
     if text.len() > limit {
         let detail = format!("may not be more than {limit} bytes");
         errors.push(FieldError::new(FieldErrorKind::TooLong, path, None, detail));
+    }
+}
+
+/// A domain, a slash, and a path, by which controllers are named.
+pub(crate) fn prefixed_path(errors: &mut Vec<FieldError>, path: &Path<'_>, text: &str) {
+    const ALLOWED: &str = "/-._~%!$&'()*+,;=:";
+    match text.split_once('/') {
+        _ if text.is_empty() => errors.push(FieldError::required(path, "")),
+        Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => {
+            invalid_all(errors, path, domain, dns_subdomain(domain));
+            if !rest.chars().all(|char| char.is_ascii_alphanumeric() || ALLOWED.contains(char)) {
+                let detail = r"Invalid path (regex used for validation is '[A-Za-z0-9/\-._~%!$&'()*+,;=:]+')";
+                errors.push(FieldError::invalid(path, rest, detail));
+            }
+        }
+        _ => {
+            let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+            errors.push(FieldError::invalid(path, text, detail));
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use crate::kinds::{
     addresses::{contains, loose_cidr},
     meta::invalid_all,
     names::{NameRule, dns_label, dns_subdomain, port_name, port_number},
+    rules::{no_longer, prefixed_path},
     selector,
     value::{Fields, Path},
 };
 
 const SPEC: Path<'static> = Path::Root("spec");
+const LONGEST_CONTROLLER: usize = 250;
 const NO_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which \
                         must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric \
@@ -180,6 +182,36 @@ pub(super) fn ingress(ingress: &Value) -> Vec<FieldError> {
 }
 
 /// A new one names its class once: in the older annotation or in the field, or the same in both.
+pub(super) fn ingress_class(class: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let (path, controller) = (SPEC.field("controller"), class.text("spec.controller"));
+    no_longer(&mut errors, &path, controller, LONGEST_CONTROLLER);
+    prefixed_path(&mut errors, &path, controller);
+    let (path, parameters) = (SPEC.field("parameters"), class.at("spec.parameters"));
+    if parameters.is_null() {
+        return errors;
+    }
+    reference(&mut errors, &path, parameters);
+    match (parameters.text("scope"), parameters.get("namespace").and_then(Value::as_str)) {
+        ("Namespace", None) => {
+            let detail = "`parameters.scope` is set to 'Namespace'";
+            errors.push(FieldError::required(path.field("namespace"), detail));
+        }
+        ("Namespace", Some(namespace)) => {
+            invalid_all(&mut errors, &path.field("namespace"), namespace, dns_label(namespace));
+        }
+        ("Cluster", None) => {}
+        ("Cluster", Some(_)) => {
+            let detail = "`parameters.scope` is set to 'Cluster'";
+            errors.push(FieldError::forbidden(path.field("namespace"), detail));
+        }
+        (scope, _) => {
+            errors.push(FieldError::not_supported(path.field("scope"), scope, &["Cluster", "Namespace"]));
+        }
+    }
+    errors
+}
+
 pub(super) fn new_ingress(ingress: &Value) -> Vec<FieldError> {
     const ANNOTATION: &str = "kubernetes.io/ingress.class";
     let class = ingress.at("spec.ingressClassName");
@@ -272,7 +304,7 @@ fn reference(errors: &mut Vec<FieldError>, path: &Path<'_>, reference: &Value) {
     }
     for field in ["kind", "name"] {
         match reference.text(field) {
-            "" => errors.push(FieldError::required(path.field(field), "")),
+            "" => errors.push(FieldError::required(path.field(field), format!("{field} is required"))),
             name => invalid_all(errors, &path.field(field), name, NameRule::PathSegment.check(name)),
         }
     }

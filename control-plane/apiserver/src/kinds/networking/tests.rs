@@ -131,7 +131,7 @@ fn bad_ingresses_are_told_where() {
         (
             at("backend"),
             json!({ "resource": { "kind": "Bucket" } }),
-            &["rules[0].http.paths[0].backend.resource.name: Required value"],
+            &["rules[0].http.paths[0].backend.resource.name: Required value: name is required"],
         ),
         ("/spec/rules/0/http/paths".into(), json!([]), &["rules[0].http.paths: Required value"]),
         (
