@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use hawser_api::node_fit::{is_selected, tolerates};
 use k8s_openapi::api::core::v1;
 
 use crate::config::Config;
@@ -11,7 +12,6 @@ use crate::container::resources::{NodeCapacity, pod_request};
 use crate::container::security::apparmor_profile;
 use crate::eviction::Pressure;
 use crate::interfaces::HostPort;
-use crate::node::fit::{is_selected, may_stay};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
 use crate::static_pods::is_static;
@@ -93,9 +93,13 @@ fn affinity(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     }
 }
 
-/// Static pods stay whatever taints the node has.
+/// A taint that evicts would have the pod go at once; those that only keep pods from being scheduled are the scheduler's
+/// matter. Static pods stay whatever taints the node has.
 fn taints(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
-    match is_static(&pod.object) || may_stay(pod.spec(), node.object) {
+    let taints = node.object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut evicting = taints.filter(|taint| taint.effect == "NoExecute");
+    let tolerated = |taint: &v1::Taint| pod.spec().tolerations.iter().flatten().any(|t| tolerates(t, taint));
+    match is_static(&pod.object) || evicting.all(tolerated) {
         true => Ok(()),
         false => failed(TAINTS, "node(s) had taints that the pod didn't tolerate"),
     }

@@ -3,7 +3,6 @@
 //! The Node object is made once and its labels kept; the status is written when it changes, when the API shows another
 //! one, and every five minutes, the lease every ten seconds. A failed write is tried again at the next turn.
 
-pub mod fit;
 mod lease;
 pub mod machine;
 pub mod status;

@@ -5,11 +5,11 @@ use std::sync::{Arc, LazyLock};
 
 use ::http::{HeaderName, HeaderValue, Request as HttpRequest, StatusCode, header};
 use bytes::Bytes;
+use hawser_api::AnyCertificate;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -137,52 +137,14 @@ fn trusting_config() -> Result<Arc<ClientConfig>, String> {
     CONFIG.clone()
 }
 
+/// Probes ask whether something answers, not who: certificates of pods are rarely for their address.
 fn make_trusting_config() -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|e| e.to_string())?;
     let config = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAnyone(provider.signature_verification_algorithms)))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
         .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-/// Probes ask whether something answers, not who: certificates of pods are rarely for their address.
-#[derive(Debug)]
-struct TrustAnyone(rustls::crypto::WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for TrustAnyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }
