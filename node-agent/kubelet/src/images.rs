@@ -15,12 +15,14 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::events::{EventType, Recorder};
 use crate::image_gc::LastUse;
 use crate::pod::back_off::go_duration;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod};
+use crate::rate::Limiter;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicy {
@@ -61,6 +63,8 @@ pub struct Images {
     recorder: Recorder,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
+    /// How often pulls begin.
+    rate: Limiter,
     credentials: Credentials,
     last_use: LastUse,
     /// One pull of an image at a time; entries go with their last user.
@@ -72,12 +76,12 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         secrets: Informer<Secret>,
         recorder: Recorder,
-        max_parallel_pulls: usize,
-        credentials: Credentials,
+        config: &Config,
         last_use: LastUse,
     ) -> Self {
-        let slots = Semaphore::new(max_parallel_pulls.max(1));
-        Self { runtime, secrets, recorder, slots, credentials, last_use, by_image: Mutex::default() }
+        let slots = Semaphore::new(config.max_parallel_pulls.max(1));
+        let (rate, credentials) = (Limiter::new(config.registry_rate), config.credentials.clone());
+        Self { runtime, secrets, recorder, slots, rate, credentials, last_use, by_image: Mutex::default() }
     }
 
     /// The container's image, pulled where the policy asks for it. Cancel-safe.
@@ -151,6 +155,7 @@ impl Images {
             kind: FailureKind::ErrImagePull,
             message: "the agent is stopping".into(),
         })?;
+        self.rate.turn().await;
         let began = Instant::now();
         self.recorder.container(
             pod,

@@ -91,8 +91,7 @@ impl Kubelet {
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
-            config.max_parallel_pulls,
-            config.credentials.clone(),
+            &config,
             last_use.clone(),
         );
         let devices = Devices::load(&config);
@@ -208,7 +207,13 @@ impl Kubelet {
             tasks.spawn(files.run(shutdown.clone()));
         }
         tasks.spawn(keeper.run(shutdown.clone()));
-        tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
+        tasks.spawn(write_events(
+            event_queue,
+            client,
+            config.node_name.clone(),
+            config.event_rate,
+            shutdown.clone(),
+        ));
         tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
         tasks.spawn(ending.run(shutdown.clone()));

@@ -34,6 +34,7 @@ pub mod pod;
 pub mod probes;
 pub mod qos_cgroups;
 pub mod quantity;
+pub mod rate;
 pub mod server;
 pub mod shutdown;
 pub mod sockets;

@@ -197,6 +197,8 @@ pub struct ContainerConfig {
     pub cdi_devices: Vec<String>,
     pub security: Security,
     pub resources: Resources,
+    /// When one of its processes is out of memory, the kernel ends all of them (cgroup v2).
+    pub oom_group: bool,
     /// The shim writes stdout and stderr there in CRI log format; parent directories are made.
     pub log_path: PathBuf,
     pub tty: bool,

@@ -76,7 +76,7 @@ pub fn build(
             .collect()
     };
     mounts.extend(managed_mounts(context, container, attempt, &mounts));
-    let security = security::security(pod, container, image, &config.root_dir)?;
+    let security = security::security(pod, container, image, config)?;
     Ok(ContainerConfig {
         pod_uid: pod.uid().to_owned(),
         name: spec.name.clone(),
@@ -88,6 +88,7 @@ pub fn build(
         mounts,
         security,
         resources: resources::container_resources(pod.spec(), spec, context.node_memory_bytes),
+        oom_group: !config.single_process_oom_kill,
         cdi_devices: Vec::new(),
         devices: Vec::new(),
         join_pid_of: None,

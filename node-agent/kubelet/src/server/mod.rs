@@ -12,6 +12,7 @@ mod files;
 mod logs;
 mod netns;
 mod routes;
+mod settings;
 pub mod spdy;
 mod streams;
 mod summary;
@@ -39,6 +40,7 @@ use crate::Telemetry;
 
 pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
 pub use delegated::Delegated;
+pub use settings::{Reviews, ServerSettings, TlsLimits};
 
 /// Connections at a time. Each costs a task and a TLS session; the API server opens one a stream.
 const MAX_CONNECTIONS: usize = 1024;

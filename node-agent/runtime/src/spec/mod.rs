@@ -199,6 +199,9 @@ fn resources(input: &SpecInput<'_>) -> Value {
         rules.extend(input.devices.iter().map(devices::Device::rule));
     }
     resources["devices"] = Value::Array(rules);
+    if input.unified_cgroup && container.oom_group {
+        resources["unified"] = json!({ "memory.oom.group": "1" });
+    }
     resources
 }
 
