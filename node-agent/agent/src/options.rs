@@ -63,6 +63,10 @@ pub(crate) struct Options {
     /// containerd's socket
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub(crate) container_runtime_endpoint: PathBuf,
+    /// How registries are reached: directories named after them with a hosts.toml, as containerd has them (mirrors,
+    /// authorities, clients' certificates, headers). Read at every pull
+    #[arg(long, default_value = "/etc/containerd/certs.d")]
+    pub(crate) registry_config_dir: PathBuf,
     /// Registries, as <host>[:<port>], that are reached over plain HTTP
     #[arg(long, value_delimiter = ',')]
     pub(crate) insecure_registry: Vec<String>,

@@ -26,7 +26,7 @@ use hawser_kubelet::{
     node::Machine,
 };
 use hawser_network::{Mode, Network, Uplink};
-use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
+use hawser_runtime::{Containerd, LogWriter, Registries, Runtime};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
@@ -191,7 +191,6 @@ async fn connect_containerd(config: hawser_runtime::Config) -> anyhow::Result<Co
 }
 
 fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config> {
-    let plain = |host: &String| (host.clone(), RegistryHost { plain_http: true, ..RegistryHost::default() });
     Ok(hawser_runtime::Config {
         socket: options.container_runtime_endpoint.clone(),
         namespace: "hawser".into(),
@@ -204,7 +203,11 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
             max_size_bytes: options.container_log_max_size,
             max_files: options.container_log_max_files,
         },
-        registries: Registries { hosts: options.insecure_registry.iter().map(plain).collect() },
+        registries: Registries {
+            config_dir: Some(options.registry_config_dir.clone()),
+            plain_http: options.insecure_registry.iter().cloned().collect(),
+            ..Registries::default()
+        },
         cdi_dirs: options.cdi_spec_dirs.clone(),
         relist_interval: Duration::from_secs(60),
     })

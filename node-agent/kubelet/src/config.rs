@@ -11,6 +11,7 @@ use crate::credentials::Credentials;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
+use crate::images::access::Verification;
 use crate::locality;
 use crate::memory::MemoryPolicy;
 use crate::rate::Rate;
@@ -73,6 +74,8 @@ pub struct Config {
     pub single_process_oom_kill: bool,
     /// Pulls at the same time.
     pub max_parallel_pulls: usize,
+    /// Which images that are here need the pod's credentials all the same.
+    pub image_verification: Verification,
     /// How often pulls begin. Others wait.
     pub registry_rate: Rate,
     /// How often events are written. Others wait.
@@ -138,6 +141,7 @@ impl Config {
             seccomp_default: false,
             single_process_oom_kill: false,
             max_parallel_pulls: 4,
+            image_verification: Verification::default(),
             registry_rate: Rate { per_second: 5, burst: 10 },
             event_rate: Rate { per_second: 50, burst: 100 },
             lease_interval: Duration::from_secs(10),

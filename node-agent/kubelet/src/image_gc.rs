@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::events::{EventType, Recorder, node_reference};
+use crate::images::access::ImageAccess;
 use crate::metrics::Metrics;
 use crate::stats::Collector;
 
@@ -58,6 +59,7 @@ pub struct ImageCollector {
     pub recorder: Recorder,
     pub metrics: Metrics,
     pub last_use: LastUse,
+    pub access: Arc<ImageAccess>,
 }
 
 impl ImageCollector {
@@ -73,6 +75,7 @@ impl ImageCollector {
                         self.free(u64::MAX, max_age, "age").await;
                     }
                     self.collect_when_full().await;
+                    self.forget_removed().await;
                 }
             }
         }
@@ -128,6 +131,16 @@ impl ImageCollector {
             }
         }
         freed
+    }
+
+    /// Forgets how images were pulled that are not here any more.
+    async fn forget_removed(&self) {
+        let known = self.access.known();
+        let Ok(images) = self.runtime.list_images().await else { return };
+        let present = images.into_iter().map(|image| image.id).collect();
+        if let Err(error) = self.access.prune(&known, &present) {
+            warn!(%error, "records of images that are not here any more are kept");
+        }
     }
 }
 

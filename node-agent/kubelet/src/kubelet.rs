@@ -19,6 +19,7 @@ use crate::events::{Recorder, write_events};
 use crate::eviction::{Evictor, Pressure};
 use crate::image_gc::{ImageCollector, LastUse};
 use crate::images::Images;
+use crate::images::access::ImageAccess;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
 use crate::memory::Memory;
@@ -87,12 +88,14 @@ impl Kubelet {
         let statics = StaticPods::default();
         let status: Arc<dyn StatusWriter> =
             Arc::new(MirrorStatus { inner: status, pods: objects.pods.clone() });
+        let access = Arc::new(ImageAccess::load(&config));
         let images = Images::new(
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
             &config,
             last_use.clone(),
+            access.clone(),
         );
         let devices = Devices::load(&config);
         let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
@@ -175,6 +178,7 @@ impl Kubelet {
             recorder: recorder.clone(),
             metrics: metrics.clone(),
             last_use,
+            access,
         };
         let evictor = Evictor {
             config: config.clone(),

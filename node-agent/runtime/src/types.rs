@@ -1,6 +1,6 @@
 //! What callers of the runtime pass in and get back: plain data, no containerd types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,31 +54,33 @@ pub struct LogWriter {
     pub max_files: u32,
 }
 
-/// How registries are reached: one entry a registry host (`docker.io`, `127.0.0.1:5000`, ...).
-///
-/// Registries without an entry are reached over HTTPS at their own name.
+/// How registries are reached: by default over HTTPS at their own name (`docker.io`, `127.0.0.1:5000`, ...).
 #[derive(Debug, Clone, Default)]
 pub struct Registries {
-    pub hosts: BTreeMap<String, RegistryHost>,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct RegistryHost {
-    /// Tried in order before the registry itself; each `host[:port]`, with an entry of its own for
-    /// plain HTTP, CA or credentials.
-    pub mirrors: Vec<String>,
-    /// Plain HTTP only where it is configured so.
-    pub plain_http: bool,
-    /// Additional trusted CA certificates, PEM.
-    pub ca_pem: Option<String>,
-    pub auth: Option<RegistryAuth>,
+    /// containerd's `certs.d`: a directory for each registry, with a `hosts.toml` that names mirrors, authorities and
+    /// headers. Read at every pull; one that is not there says nothing.
+    pub config_dir: Option<PathBuf>,
+    /// Plain HTTP is spoken only to these, and to hosts whose `hosts.toml` says `http://`.
+    pub plain_http: BTreeSet<String>,
+    /// The node's own credentials, by host.
+    pub auth: BTreeMap<String, RegistryAuth>,
 }
 
 /// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum RegistryAuth {
-    Basic { username: String, password: String },
-    Bearer { token: String },
+    Basic {
+        username: String,
+        password: String,
+    },
+    Bearer {
+        token: String,
+    },
+    /// A refresh token (OAuth 2), for which the registry's authority gives one that the registry takes: what Docker calls
+    /// an identity token.
+    Identity {
+        token: String,
+    },
 }
 
 impl fmt::Debug for RegistryAuth {
@@ -87,6 +89,7 @@ impl fmt::Debug for RegistryAuth {
         match self {
             Self::Basic { username, .. } => write!(f, "Basic({username}, ...)"),
             Self::Bearer { .. } => write!(f, "Bearer(...)"),
+            Self::Identity { .. } => write!(f, "Identity(...)"),
         }
     }
 }
@@ -112,6 +115,14 @@ pub struct Image {
     pub size_bytes: u64,
     /// `User` of the image's configuration: name or uid, optionally `:group`; empty means root.
     pub user: String,
+}
+
+/// An image that was pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    pub image: Image,
+    /// Which of the credentials that were given the registry took; `None` where it was asked with none of them.
+    pub credential: Option<usize>,
 }
 
 /// Bounded; a full channel drops the message: progress is only ever shown.

@@ -19,7 +19,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
     assert_eq!(runtime.image_status(&image).await?, None);
 
     let (progress, mut reported) = tokio::sync::mpsc::channel(64);
-    let pulled = runtime.pull_image(&image, &[], Some(progress)).await?;
+    let pulled = runtime.pull_image(&image, &[], Some(progress)).await?.image;
     assert!(pulled.id.starts_with("sha256:"), "{pulled:?}");
     assert_eq!(pulled.repo_tags, std::slice::from_ref(&image));
     assert!(pulled.repo_digests[0].starts_with(&format!("{}/busybox@sha256:", node.registry())));
@@ -30,7 +30,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
         assert_eq!(runtime.image_status(name).await?.as_ref(), Some(&pulled), "{name}");
     }
     // By digest, and once more when all is here.
-    assert_eq!(runtime.pull_image(&pulled.repo_digests[0], &[], None).await?, pulled);
+    assert_eq!(runtime.pull_image(&pulled.repo_digests[0], &[], None).await?.image, pulled);
     assert_eq!(runtime.list_images().await?, std::slice::from_ref(&pulled));
     runtime.remove_image(&image).await?;
     assert_eq!(runtime.list_images().await?, []);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use hawser_kubelet::{Config, server::TlsLimits, shutdown::plan::Grace};
+use hawser_kubelet::{Config, images::access::Verification, server::TlsLimits, shutdown::plan::Grace};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 use tracing::warn;
@@ -199,6 +199,9 @@ pub(super) fn images(
     if let Some(burst) = fields.take::<u32>("registryBurst")?.filter(|burst| *burst > 0) {
         config.registry_rate.burst = burst;
     }
+    let policy = fields.text("imagePullCredentialsVerificationPolicy")?.unwrap_or_default();
+    let listed = fields.take("preloadedImagesVerificationAllowlist")?.unwrap_or_default();
+    config.image_verification = Verification::parse(&policy, listed).map_err(anyhow::Error::msg)?;
     let one_by_one: Option<bool> = fields.take("serializeImagePulls")?;
     let most: Option<usize> = fields.take("maxParallelImagePulls")?;
     ensure!(most != Some(0), "maxParallelImagePulls: must be more than 0");

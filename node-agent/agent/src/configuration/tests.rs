@@ -172,5 +172,7 @@ fn an_error_names_the_field() {
     check(&with("tlsCipherSuites: [RC4]"), "tlsCipherSuites: \"RC4\" is none of");
     check(&with("registerWithTaints: [{key: a, effect: Never}]"), "registerWithTaints[0].effect");
     check(&with("registerWithTaints: [{key: a, efect: NoExecute}]"), "registerWithTaints: ");
+    let policy = "imagePullCredentialsVerificationPolicy: Sometimes";
+    check(&with(policy), "imagePullCredentialsVerificationPolicy: \"Sometimes\" is not known");
     check(&with("enforceNodeAllocatable: [pods, kube-reserved]"), "enforceNodeAllocatable: ");
 }

@@ -8,6 +8,7 @@ use crate::config::{Config, Reserved};
 use crate::cpus::CpuPolicy;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::{Amount, Threshold};
+use crate::images::access::Verification;
 use crate::locality::Policy;
 use crate::memory::MemoryPolicy;
 use crate::node::parse_taint;
@@ -76,6 +77,11 @@ fn image_settings(config: &Config) -> Value {
     json!({
         "maxParallelImagePulls": config.max_parallel_pulls,
         "serializeImagePulls": config.max_parallel_pulls == 1,
+        "imagePullCredentialsVerificationPolicy": config.image_verification.as_str(),
+        "preloadedImagesVerificationAllowlist": match &config.image_verification {
+            Verification::UnlessListed(listed) => listed.as_slice(),
+            _ => &[],
+        },
         "registryPullQPS": config.registry_rate.per_second,
         "registryBurst": config.registry_rate.burst,
         "imageMinimumGCAge": go_duration(config.image_gc.min_age),
