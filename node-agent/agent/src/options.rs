@@ -19,6 +19,7 @@ use hawser_kubelet::{
     memory::ledger::Amounts,
     shutdown::plan::{Grace, Graces},
 };
+use hawser_runtime::RuntimeHandler;
 use ipnet::IpNet;
 
 #[derive(clap::Args)]
@@ -73,6 +74,10 @@ pub(crate) struct Options {
     /// Where devices of the Container Device Interface are described; later directories win
     #[arg(long, value_delimiter = ',', default_value = "/etc/cdi,/var/run/cdi")]
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// What runs the pods whose RuntimeClass names a handler, as crun=io.containerd.runc.v2,BinaryName=/usr/bin/crun: containerd's
+    /// name of the shim, and what runc's shim runs in the place of runc; may be given again
+    #[arg(long, value_parser = runtime_handler)]
+    pub(crate) runtime_handler: Vec<(String, RuntimeHandler)>,
     /// Cgroup of this node's processes and pods, below the cgroup roots
     #[arg(long, default_value = "/hawser")]
     pub(crate) cgroup_root: String,
@@ -383,6 +388,26 @@ pub(crate) fn reserved(text: &str) -> anyhow::Result<Reserved> {
         }
     }
     Ok(reserved)
+}
+
+/// `crun=io.containerd.runc.v2,BinaryName=/usr/bin/crun`
+fn runtime_handler(text: &str) -> anyhow::Result<(String, RuntimeHandler)> {
+    let (name, rest) = text.split_once('=').context("<handler>=<shim> is expected")?;
+    anyhow::ensure!(!name.is_empty() && name != "runc", "{name:?} is no name for another handler");
+    let mut parts = rest.split(',');
+    let shim = parts.next().filter(|shim| !shim.is_empty()).context("<handler>=<shim> is expected")?;
+    let mut handler = RuntimeHandler { shim: shim.to_owned(), binary: None };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("BinaryName", binary)) if shim == RuntimeHandler::RUNC_SHIM && !binary.is_empty() => {
+                handler.binary = Some(binary.to_owned());
+            }
+            _ => {
+                bail!("{part:?}: {} takes BinaryName=<program>, others no options", RuntimeHandler::RUNC_SHIM)
+            }
+        }
+    }
+    Ok((name.to_owned(), handler))
 }
 
 /// `0:memory=1Gi,hugepages-2Mi=1Gi`

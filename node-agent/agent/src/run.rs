@@ -209,6 +209,7 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
             ..Registries::default()
         },
         cdi_dirs: options.cdi_spec_dirs.clone(),
+        handlers: options.runtime_handler.iter().cloned().collect(),
         relist_interval: Duration::from_secs(60),
     })
 }
@@ -267,6 +268,7 @@ fn kubelet_config(
         let left = left.map_err(|why| anyhow::anyhow!("--reserved-memory: {why}"))?;
         config.memory_policy = MemoryPolicy::Static(left);
     }
+    config.runtime_handlers = options.runtime_handler.iter().map(|(name, _)| name.clone()).collect();
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;
     Ok(config)

@@ -62,6 +62,8 @@ pub struct Config {
     pub memory_policy: MemoryPolicy,
     /// Whether CPUs and devices of a container are to be near to each other.
     pub topology_policy: locality::Policy,
+    /// Handlers that a RuntimeClass can name beside runc.
+    pub runtime_handlers: Vec<String>,
     /// Plugins that know credentials for registries.
     pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
@@ -135,6 +137,7 @@ impl Config {
             cpu_policy: CpuPolicy::None,
             memory_policy: MemoryPolicy::None,
             topology_policy: locality::Policy::None,
+            runtime_handlers: Vec::new(),
             credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),

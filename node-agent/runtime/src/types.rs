@@ -37,8 +37,24 @@ pub struct Config {
     pub registries: Registries,
     /// Where devices of the Container Device Interface are described; later directories win over earlier ones.
     pub cdi_dirs: Vec<PathBuf>,
+    /// What runs the pods of a handler, beside runc, which runs all others; by the name that their RuntimeClass gives it.
+    pub handlers: BTreeMap<String, RuntimeHandler>,
     /// How often everything is listed again although no event asked for it.
     pub relist_interval: Duration,
+}
+
+/// A runtime that containerd has beside runc.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    /// containerd's name of its shim: `io.containerd.runc.v2`.
+    pub shim: String,
+    /// What runc's shim runs in the place of runc (`BinaryName`).
+    pub binary: Option<String>,
+}
+
+impl RuntimeHandler {
+    /// The shim of runc, which others that are called like it have, too.
+    pub const RUNC_SHIM: &str = "io.containerd.runc.v2";
 }
 
 /// Program that the shim starts to write a container's log.

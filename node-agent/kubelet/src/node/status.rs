@@ -18,7 +18,7 @@ use crate::eviction::Pressure;
 use crate::pod::status::time;
 use crate::quantity::binary_si;
 
-/// The one handler that a RuntimeClass can name here.
+/// The handler that a RuntimeClass can always name here.
 pub const RUNC: &str = "runc";
 
 pub struct Observed {
@@ -58,20 +58,22 @@ pub fn node_status(
         }),
         images: Some(observed.images.clone()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(runtime_handlers()),
+        runtime_handlers: Some(runtime_handlers(config)),
         node_info: Some(machine.system_info(observed.runtime.clone())),
         volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..NodeStatus::default()
     }
 }
 
-/// runc under its own name, and as what pods get that ask for none.
-fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+/// runc under its own name, and as what pods get that ask for none; others, of which it is not known what they can do.
+fn runtime_handlers(config: &Config) -> Vec<NodeRuntimeHandler> {
     let features =
         NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(false) };
     let handler =
         |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
-    vec![handler(""), handler(RUNC)]
+    let unknown = |name: &String| NodeRuntimeHandler { name: Some(name.clone()), features: None };
+    let others = config.runtime_handlers.iter().map(unknown);
+    [handler(""), handler(RUNC)].into_iter().chain(others).collect()
 }
 
 pub fn is_ready(status: &NodeStatus) -> bool {

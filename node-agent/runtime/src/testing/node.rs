@@ -311,6 +311,7 @@ pub fn config_in(dir: &Path, registry: String, log_writer: &Path) -> Config {
         },
         registries: Registries { plain_http: [registry].into(), ..Registries::default() },
         cdi_dirs: vec![dir.join("cdi-static"), dir.join("cdi")],
+        handlers: BTreeMap::new(),
         relist_interval: Duration::from_secs(60),
     }
 }
