@@ -316,7 +316,9 @@ impl Default for Security {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AppArmor {
+    /// The runtime's own where the kernel has AppArmor, as containerd's CRI has it.
     #[default]
+    Unspecified,
     Unconfined,
     RuntimeDefault,
     /// A profile that is loaded, by its name.

@@ -70,7 +70,8 @@ fn to_apparmor(profile: Option<&AppArmorProfile>) -> AppArmor {
     match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
         Some(("RuntimeDefault", _)) => AppArmor::RuntimeDefault,
         Some(("Localhost", Some(name))) => AppArmor::Localhost(name.to_owned()),
-        _ => AppArmor::Unconfined,
+        Some(_) => AppArmor::Unconfined,
+        None => AppArmor::Unspecified,
     }
 }
 

@@ -28,7 +28,7 @@ use super::stored::{Stored, signal_number};
 use super::task_io::TaskIo;
 use super::{Inner, ask, blocking, rpc, task_io};
 use crate::paths::{check_name, io_error, remove_dir_all, remove_file};
-use crate::spec::{self, devices, labels, seccomp, user};
+use crate::spec::{self, apparmor, devices, labels, seccomp, user};
 use crate::{
     ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, RuntimeHandler, cdi,
     container_id, fault,
@@ -104,6 +104,8 @@ impl Inner {
             config.resources.hugepage_limits.clear();
         }
         let config = &config;
+        let wanted = config.security.apparmor.clone();
+        let apparmor = blocking(move || apparmor::profile(&wanted)).await?;
         let mut spec = spec::build(&spec::SpecInput {
             id,
             pod: &pod,
@@ -114,7 +116,7 @@ impl Inner {
             join_pid: join_pid.as_deref(),
             devices: &devices,
             seccomp: seccomp::profile(&config.security)?,
-            apparmor: labels::apparmor(&config.security.apparmor)?,
+            apparmor,
             selinux: labels::selinux(&config.security.selinux),
             unified_cgroup: self.cgroups.is_unified(),
         })?;

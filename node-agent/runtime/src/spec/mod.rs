@@ -3,6 +3,7 @@
 //! The result is the JSON that containerd stores and runc reads. Files, devices and users are looked up
 //! by the caller and passed in, so that every rule here is tested as a table.
 
+pub(crate) mod apparmor;
 mod capabilities;
 mod defaults;
 pub(crate) mod devices;
