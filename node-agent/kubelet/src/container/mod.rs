@@ -7,6 +7,7 @@
 pub(crate) mod attempts;
 pub mod downward;
 pub mod env;
+mod env_file;
 pub mod expand;
 pub mod files;
 pub mod resources;
@@ -36,6 +37,9 @@ pub enum ConfigError {
     VolumeMode { volume: String, mode: &'static str, field: &'static str },
     #[error("{0}")]
     RunAsNonRoot(String),
+    /// `why` names the key, the file or its line.
+    #[error("environment file {path:?} of volume {volume:?}: {why}")]
+    EnvFile { volume: String, path: String, why: String },
     #[error("failed to prepare subPath for volumeMount {mount:?} of container {container:?}: {message}")]
     SubPath { container: String, mount: String, message: String },
     #[error("failed to write {path}")]
