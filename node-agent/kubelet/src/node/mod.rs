@@ -177,7 +177,8 @@ impl NodeKeeper {
         let mut images: Vec<ContainerImage> = images.into_iter().map(shown_image).collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
         images.truncate(self.config.status_max_images.unwrap_or(usize::MAX));
-        let not_ready = match (&version, self.network.ready()) {
+        let network = self.network.ready();
+        let not_ready = match (&version, &network) {
             _ if *self.shutting_down.borrow() => Some(NODE_MESSAGE.to_owned()),
             (Err(error), _) => Some(format!("container runtime is down: {error}")),
             (Ok(_), Err(why)) => Some(format!(
@@ -188,6 +189,7 @@ impl NodeKeeper {
         let observed = status::Observed {
             now: Timestamp::now(),
             not_ready,
+            no_network: network.err(),
             runtime: version.map_or_else(|_| "containerd://unknown".into(), |v| runtime_uri(&v)),
             images,
             pressure: *self.pressure.borrow(),
