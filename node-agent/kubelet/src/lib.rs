@@ -31,6 +31,7 @@ pub mod node;
 mod orphans;
 pub mod plugins;
 pub mod pod;
+pub mod preemption;
 pub mod probes;
 pub mod qos_cgroups;
 pub mod quantity;

@@ -421,7 +421,10 @@ impl Worker {
         if !self.has_started && fresh.phase.as_deref() == Some("Running") {
             self.has_started = true;
             let since = self.state.start_time.map(|start| clock.wall.duration_since(start));
-            self.shared.metrics.pod_started(since.map_or(0.0, |took| took.as_secs_f64()));
+            let created = self.pod.object.metadata.creation_timestamp.as_ref();
+            let since_created = created.map(|at| clock.wall.duration_since(at.0).as_secs_f64());
+            let seconds = since.map_or(0.0, |took| took.as_secs_f64());
+            self.shared.metrics.pod_started(seconds, since_created);
         }
         if changed {
             self.tell_back_offs(&fresh);
