@@ -46,15 +46,23 @@ impl Request {
     }
 }
 
-/// The status after redirects. The caller sets the time limit.
-pub async fn get(mut request: Request) -> Result<u16, String> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// Where the last redirect leads, which was not followed.
+    pub leads_elsewhere: Option<String>,
+}
+
+/// The answer after redirects. The caller sets the time limit.
+pub async fn get(mut request: Request) -> Result<Answer, String> {
     for _ in 0..=MAX_REDIRECTS {
         let (status, location) = get_once(&request).await?;
-        let Some(location) = location.filter(|_| status.is_redirection()) else { return Ok(status.as_u16()) };
-        match redirected(&request, &location) {
-            Some(next) => request = next,
+        let location = location.filter(|_| status.is_redirection());
+        match location.as_ref().map(|location| redirected(&request, location)) {
+            Some(Some(next)) => request = next,
             // Another host is not this container's to answer for; upstream counts it as success too.
-            None => return Ok(status.as_u16()),
+            Some(None) => return Ok(Answer { status: status.as_u16(), leads_elsewhere: location }),
+            None => return Ok(Answer { status: status.as_u16(), leads_elsewhere: None }),
         }
     }
     Err(format!("stopped after {MAX_REDIRECTS} redirects"))
@@ -64,6 +72,12 @@ fn redirected(request: &Request, location: &str) -> Option<Request> {
     let mut next = request.clone();
     if location.starts_with('/') && !location.starts_with("//") {
         next.path = location.to_owned();
+        return Some(next);
+    }
+    if !location.contains("//") {
+        let path = request.path.split('?').next().unwrap_or_default();
+        let beside = path.rfind('/').map_or("/", |slash| &path[..=slash]);
+        next.path = format!("{beside}{location}");
         return Some(next);
     }
     let uri: ::http::Uri = location.parse().ok()?;
