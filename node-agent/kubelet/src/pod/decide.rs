@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use hawser_runtime::ContainerId;
 
-use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod, MINIMUM_GRACE};
 use super::resize::{group_is_unequal, unequal};
-use super::restart::restarts;
-use super::state::{Clock, ContainerTrack, FailureKind, PodState, Progress, TerminalPhase, Verdict};
+use super::restart::{restarts, restarts_all};
+use super::state::{
+    Clock, ContainerTrack, FailureKind, Instance, PodState, Progress, TerminalPhase, Verdict,
+};
 
 /// How long a failed pull is shown as such before it is shown as a back-off.
 pub(crate) const SHOW_PULL_ERROR: Duration = Duration::from_secs(3);
@@ -59,6 +61,8 @@ pub struct Decision {
     pub verdict: Option<Verdict>,
     /// The pod has ended, from now on.
     pub terminal: Option<TerminalPhase>,
+    /// Nothing runs any more, and all containers start over: see [`starts_over`].
+    pub rerun: bool,
 }
 
 impl Decision {
@@ -95,6 +99,13 @@ pub fn decide(pod: &DesiredPod, state: &PodState, clock: Clock) -> Decision {
         return decision;
     }
 
+    if starts_over(pod, state) {
+        if stop_at_once(pod, state, clock, &mut decision) {
+            decision.rerun = true;
+            decision.wake(clock.now);
+        }
+        return decision;
+    }
     run(pod, state, clock, &mut decision);
     remove_outdated(state, clock, &mut decision);
     decision
@@ -105,6 +116,27 @@ pub fn is_stopping(pod: &DesiredPod, state: &PodState) -> bool {
     pod.is_deleted() || state.gone_since.is_some() || state.verdict.is_some() || state.terminal.is_some()
 }
 
+/// A container has ended in a way that has all of them start over, which they have not done yet. They are stopped without
+/// their hooks.
+pub(crate) fn starts_over(pod: &DesiredPod, state: &PodState) -> bool {
+    let ended = |container: &&DesiredContainer| {
+        let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
+        let code = instance.filter(|instance| !instance.rerun).map(Instance::progress);
+        matches!(code, Some(Progress::Exited(code)) if restarts_all(container, code))
+    };
+    pod.containers.iter().any(|container| ended(&container))
+}
+
+/// Stops all containers in no order. True when nothing runs and nothing is being made.
+fn stop_at_once(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) -> bool {
+    let runs = |c: &&DesiredContainer| state.track(c.name()).is_some_and(ContainerTrack::is_running);
+    let running: Vec<_> = pod.containers.iter().filter(runs).collect();
+    for container in &running {
+        stop(state, container, clock, MINIMUM_GRACE, decision);
+    }
+    running.is_empty() && state.busy.stopping.is_empty() && !state.busy.is_preparing()
+}
+
 /// How the pod ended, when its own containers are done.
 fn finished(pod: &DesiredPod, state: &PodState) -> Option<TerminalPhase> {
     let policy = pod.restart_policy();
@@ -112,7 +144,8 @@ fn finished(pod: &DesiredPod, state: &PodState) -> Option<TerminalPhase> {
         if state.busy.starting.contains(container.name()) {
             return None;
         }
-        match state.track(container.name())?.progress()? {
+        let instance = state.track(container.name())?.current.as_ref().filter(|instance| !instance.rerun)?;
+        match instance.progress() {
             Progress::Exited(code) if !restarts(policy, container, code) => Some(code),
             _ => None,
         }
@@ -339,9 +372,10 @@ fn start(
     match track.progress() {
         Some(Progress::Running) => return,
         Some(Progress::Exited(code)) => {
-            let stale_init = container.kind == ContainerKind::Init
-                && track.current.as_ref().is_some_and(|instance| instance.stale);
-            if !stale_init && !restarts(pod.restart_policy(), container, code) {
+            let again = track.current.as_ref().is_some_and(|instance| {
+                instance.rerun || container.kind == ContainerKind::Init && instance.stale
+            });
+            if !again && !restarts(pod.restart_policy(), container, code) {
                 return;
             }
             if let Some((_, left)) = restart_back_off(track, clock) {

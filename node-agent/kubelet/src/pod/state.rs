@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::back_off::BackOff;
 use super::decide::Action;
+use super::desired::{ContainerKind, DesiredPod};
 use super::resize::{Pending, ResizeFailure, Resized};
 
 /// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
@@ -194,6 +195,8 @@ pub struct Instance {
     pub kill: Option<Kill>,
     /// Belongs to an earlier sandbox: an init container runs again.
     pub stale: bool,
+    /// Stopped so that all containers start over: it does, whatever its policy says.
+    pub rerun: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,6 +243,7 @@ impl Instance {
             resources: None,
             kill: None,
             stale: false,
+            rerun: false,
         }
     }
 
@@ -587,6 +591,16 @@ impl PodState {
         let ended = self.containers.values_mut().filter_map(|t| t.current.as_mut());
         for instance in ended.filter(|i| !i.is_running()) {
             instance.stale = true;
+        }
+    }
+
+    /// All containers have been stopped, and start over from the first init container on; but those for debugging.
+    pub fn rerun_all(&mut self, pod: &DesiredPod) {
+        for container in pod.containers.iter().filter(|c| c.kind != ContainerKind::Ephemeral) {
+            let track = self.containers.get_mut(container.name());
+            if let Some(instance) = track.and_then(|track| track.current.as_mut()) {
+                (instance.stale, instance.rerun) = (true, true);
+            }
         }
     }
 
