@@ -479,8 +479,10 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
     assert!(resource.contains(line), "{resource}");
     let cadvisor = hawser_kubelet::metrics::cadvisor::render(&snapshot);
     let line = format!(
-        "container_memory_rss{{container=\"web\",id=\"{0}\",image=\"{1}\",name=\"{0}\",namespace=\"default\",pod=\"web\"}} 7 ",
-        main.id, main.image_ref
+        "container_memory_rss{{container=\"web\",id=\"{2}/{0}\",image=\"{1}\",name=\"{0}\",namespace=\"default\",pod=\"web\"}} 7 ",
+        main.id,
+        main.image_ref,
+        format_args!("/hawser/n1/kubepods/besteffort/pod{}", uid("web"))
     );
     assert!(cadvisor.contains(&line), "{cadvisor}");
     let own = telemetry.metrics();
