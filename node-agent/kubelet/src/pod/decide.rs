@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hawser_runtime::ContainerId;
 
-use super::desired::{ContainerKind, DesiredContainer, DesiredPod, MINIMUM_GRACE};
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod, MINIMUM_GRACE, RestartPolicy};
 use super::resize::{group_is_unequal, unequal};
 use super::restart::{restarts, restarts_all};
 use super::state::{
@@ -121,7 +121,7 @@ pub fn is_stopping(pod: &DesiredPod, state: &PodState) -> bool {
 pub(crate) fn starts_over(pod: &DesiredPod, state: &PodState) -> bool {
     let ended = |container: &&DesiredContainer| {
         let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
-        let code = instance.filter(|instance| !instance.rerun).map(Instance::progress);
+        let code = instance.filter(|i| !i.rerun && !i.is_replaced()).map(Instance::progress);
         matches!(code, Some(Progress::Exited(code)) if restarts_all(container, code))
     };
     pod.containers.iter().any(|container| ended(&container))
@@ -144,9 +144,9 @@ fn finished(pod: &DesiredPod, state: &PodState) -> Option<TerminalPhase> {
         if state.busy.starting.contains(container.name()) {
             return None;
         }
-        let instance = state.track(container.name())?.current.as_ref().filter(|instance| !instance.rerun)?;
+        let instance = state.track(container.name())?.current.as_ref()?;
         match instance.progress() {
-            Progress::Exited(code) if !restarts(policy, container, code) => Some(code),
+            Progress::Exited(code) if !starts_again(policy, instance, container, code) => Some(code),
             _ => None,
         }
     };
@@ -168,7 +168,7 @@ fn deadline_verdict(
     decision: &mut Decision,
 ) -> Option<Verdict> {
     let allowed = Duration::from_secs(pod.spec().active_deadline_seconds?.max(0).unsigned_abs());
-    let elapsed = Duration::try_from(clock.wall.duration_since(state.start_time?)).unwrap_or_default();
+    let elapsed = state.active_for(clock.now);
     if elapsed < allowed {
         decision.wake(clock.now + (allowed - elapsed));
         return None;
@@ -248,7 +248,7 @@ fn release(state: &PodState, clock: Clock, decision: &mut Decision) {
 }
 
 fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) {
-    kill_unhealthy(pod, state, decision);
+    stop_unwanted(pod, state, decision);
     prepare(state, clock, decision);
     if !state.sandbox.is_done() || !state.volumes.is_done() {
         return;
@@ -280,7 +280,7 @@ fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision
     }
 }
 
-fn kill_unhealthy(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
+fn stop_unwanted(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
     for container in &pod.containers {
         let name = container.name();
         let Some(instance) = state.track(name).and_then(|t| t.current.as_ref()) else { continue };
@@ -355,6 +355,12 @@ fn initialize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut D
     true
 }
 
+/// True when the end of this instance with `code` is not the last word on its container.
+fn starts_again(policy: RestartPolicy, instance: &Instance, container: &DesiredContainer, code: i32) -> bool {
+    let runs_once_more = container.kind == ContainerKind::Init && instance.stale;
+    runs_once_more || instance.rerun || instance.is_replaced() || restarts(policy, container, code)
+}
+
 /// Issues a start when the container should run, does not, and no back-off holds it.
 fn start(
     pod: &DesiredPod,
@@ -372,10 +378,8 @@ fn start(
     match track.progress() {
         Some(Progress::Running) => return,
         Some(Progress::Exited(code)) => {
-            let again = track.current.as_ref().is_some_and(|instance| {
-                instance.rerun || container.kind == ContainerKind::Init && instance.stale
-            });
-            if !again && !restarts(pod.restart_policy(), container, code) {
+            let again = |instance| starts_again(pod.restart_policy(), instance, container, code);
+            if !track.current.as_ref().is_some_and(again) {
                 return;
             }
             if let Some((_, left)) = restart_back_off(track, clock) {
@@ -397,7 +401,8 @@ fn start(
 
 /// Delay in force and what is left of it, for a container that has ended.
 pub(crate) fn restart_back_off(track: &ContainerTrack, clock: Clock) -> Option<(Duration, Duration)> {
-    let since = track.current.as_ref()?.exit_noticed?;
+    let instance = track.current.as_ref().filter(|instance| !instance.is_replaced())?;
+    let since = instance.exit_noticed?;
     track.restarts.remaining(since, clock.now)
 }
 
