@@ -116,6 +116,22 @@ impl SecretUsed {
     }
 }
 
+/// What a pod has to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    pub secrets: Vec<SecretUsed>,
+    /// Namespace and names of secrets that it names and that cannot be read now, as the API is away: they count as what they
+    /// were when they got the image.
+    pub unread: Vec<(String, String)>,
+}
+
+impl Shown {
+    fn fits(&self, used: &SecretUsed) -> bool {
+        self.secrets.iter().any(|own| used.stands_for(own))
+            || self.unread.iter().any(|(namespace, name)| (namespace, name) == (&used.namespace, &used.name))
+    }
+}
+
 /// What got an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Means {
@@ -144,17 +160,14 @@ struct Records {
 }
 
 impl Records {
-    fn may_use(&self, policy: &Verification, image: &str, id: &str, secrets: &[SecretUsed]) -> bool {
+    fn may_use(&self, policy: &Verification, image: &str, id: &str, shown: &Shown) -> bool {
         let record = self.images.get(id);
         let was_pulled = self.incomplete || record.is_some() || self.pulling.contains(image);
         if !policy.applies(image, was_pulled) {
             return true;
         }
         let access = record.and_then(|repositories| repositories.get(&repository_of(image)));
-        access.is_some_and(|access| {
-            access.everybody
-                || secrets.iter().any(|own| access.secrets.iter().any(|used| used.stands_for(own)))
-        })
+        access.is_some_and(|access| access.everybody || access.secrets.iter().any(|used| shown.fits(used)))
     }
 
     /// `None`: it was pulled, and it is not known how.
@@ -211,9 +224,9 @@ impl ImageAccess {
         Self { policy, note: Note::new(path), records, under_way: Mutex::default() }
     }
 
-    /// Whether a pod with these secrets may use the image of that id without the registry being asked.
-    pub fn may_use(&self, image: &str, id: &str, secrets: &[SecretUsed]) -> bool {
-        self.records.lock().1.may_use(&self.policy, image, id, secrets)
+    /// Whether a pod may use the image of that id without the registry being asked.
+    pub fn may_use(&self, image: &str, id: &str, shown: &Shown) -> bool {
+        self.records.lock().1.may_use(&self.policy, image, id, shown)
     }
 
     /// Images whose pull was begun, and of which nobody said how that ended: it was called off, or its agent killed.
@@ -300,6 +313,10 @@ mod tests {
         SecretUsed { uid, namespace, name: name.to_owned(), hash: hash.to_owned() }
     }
 
+    fn with(secrets: &[SecretUsed]) -> Shown {
+        Shown { secrets: secrets.to_vec(), unread: Vec::new() }
+    }
+
     #[test]
     fn repositories_are_told_without_tag_and_digest() {
         for (image, expected) in [
@@ -317,25 +334,31 @@ mod tests {
         let policy = Verification::UnlessPreloaded;
         let mut records = Records::default();
         let image = "registry.test/app:1";
-        assert!(records.may_use(&policy, image, "id", &[]), "somebody else brought it");
+        assert!(records.may_use(&policy, image, "id", &with(&[])), "somebody else brought it");
         records.pulling.insert(image.to_owned());
-        assert!(!records.may_use(&policy, image, "id", &[]), "the agent has, and does not know yet how");
+        assert!(
+            !records.may_use(&policy, image, "id", &with(&[])),
+            "the agent has, and does not know yet how"
+        );
         records.pulled(image, "id", Some(Means::Secret(secret("a", "1"))));
         assert!(records.pulling.is_empty());
         let may = |records: &Records, image: &str, secret: SecretUsed| {
-            records.may_use(&policy, image, "id", &[secret])
+            records.may_use(&policy, image, "id", &with(&[secret]))
         };
-        assert!(!records.may_use(&policy, image, "id", &[]));
+        assert!(!records.may_use(&policy, image, "id", &with(&[])));
         assert!(may(&records, image, secret("a", "1")));
         assert!(may(&records, image, secret("copy", "1")), "the same credentials elsewhere");
         assert!(may(&records, image, secret("a", "2")), "the same secret with newer ones");
         assert!(!may(&records, image, secret("b", "2")));
+        let unread = |name: &str| Shown { unread: vec![("default".into(), name.into())], ..Shown::default() };
+        assert!(records.may_use(&policy, image, "id", &unread("a")), "the API is away");
+        assert!(!records.may_use(&policy, image, "id", &unread("b")));
         assert!(may(&records, "registry.test/app:2", secret("a", "1")), "another tag of the repository");
         assert!(!may(&records, "mirror.test/app:1", secret("a", "1")), "another repository");
         records.pulled(image, "id", Some(Means::Everybody));
-        assert!(records.may_use(&policy, image, "id", &[]));
+        assert!(records.may_use(&policy, image, "id", &with(&[])));
         records.pulled(image, "id", Some(Means::Secret(secret("a", "1"))));
-        assert!(records.may_use(&policy, image, "id", &[]), "what is for everybody stays so");
+        assert!(records.may_use(&policy, image, "id", &with(&[])), "what is for everybody stays so");
     }
 
     #[test]
@@ -374,15 +397,18 @@ mod tests {
         drop(access.begin("registry.test/other:1").expect("noted"));
         let next = ImageAccess::load(&config);
         assert_eq!(next.interrupted(), ["registry.test/other:1"]);
-        assert!(!next.may_use("registry.test/app:1", "one", &[]));
-        assert!(next.may_use("registry.test/app:1", "one", &[secret("a", "1")]));
+        assert!(!next.may_use("registry.test/app:1", "one", &with(&[])));
+        assert!(next.may_use("registry.test/app:1", "one", &with(&[secret("a", "1")])));
         next.failed("registry.test/other:1").expect("noted");
         next.prune(&next.known(), &BTreeSet::new()).expect("noted");
         let last = ImageAccess::load(&config);
-        assert!(last.interrupted().is_empty() && last.may_use("registry.test/app:1", "one", &[]));
+        assert!(last.interrupted().is_empty() && last.may_use("registry.test/app:1", "one", &with(&[])));
         std::fs::write(dir.path().join(FILE), "{").expect("written");
         let damaged = ImageAccess::load(&config);
-        assert!(!damaged.may_use("registry.test/app:1", "one", &[]), "it may have been pulled with a secret");
+        assert!(
+            !damaged.may_use("registry.test/app:1", "one", &with(&[])),
+            "it may have been pulled with a secret"
+        );
     }
 
     #[test]

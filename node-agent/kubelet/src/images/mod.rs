@@ -26,7 +26,7 @@ use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod};
 use crate::rate::Limiter;
 
-use access::{ImageAccess, Means, SecretUsed};
+use access::{ImageAccess, Means, SecretUsed, Shown};
 use secrets::{credentials_in, used};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,9 +173,13 @@ impl Images {
     }
 
     fn may_use(&self, pod: &DesiredPod, image: &str, present: &Image) -> bool {
-        let secrets: Vec<SecretUsed> =
-            self.secrets_of(pod, image).into_iter().map(|(used, _)| used).collect();
-        self.access.may_use(image, &present.id, &secrets)
+        let secrets = self.secrets_of(pod, image).into_iter().map(|(used, _)| used).collect();
+        let names = pod.spec().image_pull_secrets.iter().flatten().map(|reference| reference.name.clone());
+        let unread = match self.secrets.is_synced() {
+            true => Vec::new(),
+            false => names.map(|name| (pod.namespace().to_owned(), name)).collect(),
+        };
+        self.access.may_use(image, &present.id, &Shown { secrets, unread })
     }
 
     /// Notes what was there of pulls that were called off, or of an agent that was killed: nobody knows with which
