@@ -407,7 +407,7 @@ async fn death_of_the_shim_is_an_unobserved_exit() -> Result<()> {
 async fn limits_and_usage_are_in_the_cgroups() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let (runtime, image) = common::with_busybox(&node).await?;
-    let pod = hawser_runtime::PodSandboxConfig {
+    let pod = PodSandboxConfig {
         resources: Resources {
             memory_limit_bytes: Some(128 << 20),
             cpu_shares: Some(256),
