@@ -5,7 +5,7 @@
 //! quantities and what objects use of them ([`usage`]), server-side apply and the owners of fields
 //! ([`apply`]), the [`Client`] trait through which components reach the API, the typed layer and the
 //! watch-fed caches over it ([`Api`], [`informer`]), leader election ([`election`]), the gRPC protocol with its client
-//! ([`grpc`]), and when cron schedules are due ([`cron`]).
+//! ([`grpc`]), when cron schedules are due ([`cron`]), and whether a pod belongs on a node ([`node_fit`]).
 //! No I/O happens here but in the gRPC client, and to read time zones.
 
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod grpc;
 pub mod informer;
 pub mod kinds;
 mod long_lived;
+pub mod node_fit;
 pub mod patch;
 pub mod quantity;
 pub mod resource;

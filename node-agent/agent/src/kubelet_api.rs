@@ -10,7 +10,9 @@ use anyhow::Context;
 use hawser_api::Client;
 use hawser_kubelet::{
     Pods, Telemetry,
-    server::{Backend, Delegated, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config},
+    server::{
+        Backend, Delegated, LogAttempt, LogFile, PodSource, Refusal, Server, ServerSettings, tls_config,
+    },
     worker::PodView,
 };
 use hawser_runtime::{ContainerState, ContainerStatus, Runtime};
@@ -30,22 +32,33 @@ const API_SERVERS: &str = "system:masters";
 /// A port that is taken, or a certificate that cannot be used.
 pub(crate) async fn bind(
     options: &Options,
+    settings: &ServerSettings,
     runtime: Arc<dyn Runtime>,
     client: Arc<dyn Client>,
     source: Source,
 ) -> anyhow::Result<Server> {
+    let file = |given: &Option<PathBuf>, names| match given {
+        Some(path) => read(path),
+        None => Err(anyhow::anyhow!("{names} is not given")),
+    };
     let tls = tls_config(
-        &read(&options.tls_cert_file)?,
-        &read(&options.tls_private_key_file)?,
-        &read(&options.ca_file)?,
+        &file(&options.tls_cert_file, "--tls-cert-file, or tlsCertFile of --config,")?,
+        &file(&options.tls_private_key_file, "--tls-private-key-file, or tlsPrivateKeyFile of --config,")?,
+        &read(options.client_ca_file.as_ref().unwrap_or(&options.ca_file))?,
+        &settings.tls,
     )?;
     let backend = Backend {
         node_name: options.node_name.clone(),
         runtime,
         pods: Arc::new(source),
-        authorizer: Arc::new(Delegated::new(client, options.node_name.clone(), API_SERVERS.into())),
+        authorizer: Arc::new(Delegated::new(
+            client,
+            options.node_name.clone(),
+            API_SERVERS.into(),
+            settings.reviews,
+        )),
     };
-    let address = SocketAddr::new(options.node_ip, options.port);
+    let address = SocketAddr::new(settings.address.unwrap_or(options.node_ip), options.port);
     Server::bind(address, tls, backend)
         .await
         .with_context(|| format!("cannot listen on {address} for the kubelet's API; is another one running?"))

@@ -2,6 +2,7 @@
 
 mod caches;
 mod cgroup;
+mod configuration;
 mod explain;
 mod flows;
 mod health_check;
@@ -22,7 +23,7 @@ mod visibility;
 
 use std::{path::Path, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// First argument of the log writers that containers' shims start from this program.
 const LOG_WRITER: &str = "log-writer";
@@ -61,8 +62,10 @@ fn main() -> ExitCode {
         }
     }
     memory::share_arenas();
-    let outcome = match Cli::parse().command {
-        Command::Run(options) => run::run(*options),
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let outcome = match cli.command {
+        Command::Run(options) => run::run(*options, &configuration::Given::of(&matches)),
         Command::Services(options) => services::run(&options),
         Command::Flows(options) => flows::run(&options),
         Command::Explain(options) => explain::run(&options),

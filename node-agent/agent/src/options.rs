@@ -14,11 +14,12 @@ use hawser_kubelet::{
     cpus::set::CpuSet,
     eviction::{
         Eviction,
-        thresholds::{Signal, Threshold},
+        thresholds::{Amount, Signal, Threshold},
     },
     memory::ledger::Amounts,
     shutdown::plan::{Grace, Graces},
 };
+use hawser_runtime::RuntimeHandler;
 use ipnet::IpNet;
 
 #[derive(clap::Args)]
@@ -40,11 +41,17 @@ pub(crate) struct Options {
     pub(crate) client_cert_file: PathBuf,
     #[arg(long)]
     pub(crate) client_key_file: PathBuf,
+    /// A KubeletConfiguration (kubelet.config.k8s.io/v1beta1), YAML or JSON; flags win over what it says
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
     /// Certificate of the kubelet's own API
+    #[arg(long, required_unless_present = "config")]
+    pub(crate) tls_cert_file: Option<PathBuf>,
+    #[arg(long, required_unless_present = "config")]
+    pub(crate) tls_private_key_file: Option<PathBuf>,
+    /// Who signed the certificates of the kubelet API's clients; who signed the API servers' where unset
     #[arg(long)]
-    pub(crate) tls_cert_file: PathBuf,
-    #[arg(long)]
-    pub(crate) tls_private_key_file: PathBuf,
+    pub(crate) client_ca_file: Option<PathBuf>,
     /// Port of the kubelet's own API
     #[arg(long, default_value_t = 10250)]
     pub(crate) port: u16,
@@ -57,12 +64,20 @@ pub(crate) struct Options {
     /// containerd's socket
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub(crate) container_runtime_endpoint: PathBuf,
+    /// How registries are reached: directories named after them with a hosts.toml, as containerd has them (mirrors,
+    /// authorities, clients' certificates, headers). Read at every pull
+    #[arg(long, default_value = "/etc/containerd/certs.d")]
+    pub(crate) registry_config_dir: PathBuf,
     /// Registries, as <host>[:<port>], that are reached over plain HTTP
     #[arg(long, value_delimiter = ',')]
     pub(crate) insecure_registry: Vec<String>,
     /// Where devices of the Container Device Interface are described; later directories win
     #[arg(long, value_delimiter = ',', default_value = "/etc/cdi,/var/run/cdi")]
     pub(crate) cdi_spec_dirs: Vec<PathBuf>,
+    /// What runs the pods whose RuntimeClass names a handler, as crun=io.containerd.runc.v2,BinaryName=/usr/bin/crun: containerd's
+    /// name of the shim, and what runc's shim runs in the place of runc; may be given again
+    #[arg(long, value_parser = runtime_handler)]
+    pub(crate) runtime_handler: Vec<(String, RuntimeHandler)>,
     /// Cgroup of this node's processes and pods, below the cgroup roots
     #[arg(long, default_value = "/hawser")]
     pub(crate) cgroup_root: String,
@@ -162,15 +177,18 @@ pub(crate) struct Options {
     /// What is held to what is not reserved: all pods together, or none
     #[arg(long, value_enum, default_value = "pods")]
     pub(crate) enforce_node_allocatable: EnforceNodeAllocatable,
-    /// When pods are evicted at once, as memory.available<100Mi,nodefs.available<10%
+    /// When pods are evicted at once, as memory.available<100Mi,nodefs.available<10%; a threshold of 0% or 100% is none
     #[arg(long, value_delimiter = ',')]
-    pub(crate) eviction_hard: Vec<Threshold>,
+    pub(crate) eviction_hard: Option<Vec<Threshold>>,
     /// When pods are evicted after a grace period, which --eviction-soft-grace-period gives
     #[arg(long, value_delimiter = ',')]
     pub(crate) eviction_soft: Vec<Threshold>,
     /// How long a soft threshold has to be met, as memory.available=90s
     #[arg(long, value_delimiter = ',')]
     pub(crate) eviction_soft_grace_period: Vec<String>,
+    /// How much more than its threshold is to be free again before eviction ends, as memory.available=200Mi
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) eviction_minimum_reclaim: Vec<String>,
     /// Longest grace of pods that a soft threshold evicts, in seconds
     #[arg(long, default_value_t = 0)]
     pub(crate) eviction_max_pod_grace_period: u64,
@@ -285,15 +303,15 @@ impl Options {
             transition_period: Duration::from_secs(self.eviction_pressure_transition_period),
             ..Eviction::default()
         };
-        if !self.eviction_hard.is_empty() {
-            eviction.thresholds = self.eviction_hard.clone();
+        if let Some(hard) = &self.eviction_hard {
+            eviction.thresholds = hard.clone();
         }
         let mut graces = BTreeMap::new();
         for pair in &self.eviction_soft_grace_period {
             let (signal, grace) = pair.split_once('=').with_context(|| {
                 format!("--eviction-soft-grace-period {pair:?}: <signal>=<time> is expected")
             })?;
-            let signal: Signal = signal.parse().map_err(|error: String| anyhow::anyhow!(error))?;
+            let signal: Signal = signal.parse().map_err(anyhow::Error::msg)?;
             graces.insert(signal, seconds(grace)?);
         }
         for threshold in &self.eviction_soft {
@@ -306,6 +324,18 @@ impl Options {
             graces.is_empty(),
             "--eviction-soft-grace-period names a signal that --eviction-soft does not"
         );
+        eviction.thresholds.retain(|t| !matches!(t.value, Amount::Percent(0.0 | 100.0)));
+        for pair in &self.eviction_minimum_reclaim {
+            let (signal, amount) = pair.split_once('=').with_context(|| {
+                format!("--eviction-minimum-reclaim {pair:?}: <signal>=<amount> is expected")
+            })?;
+            let wrong = |error: String| anyhow::anyhow!("--eviction-minimum-reclaim: {error}");
+            let signal: Signal = signal.parse().map_err(wrong)?;
+            let minimum_reclaim: Amount = amount.parse().map_err(wrong)?;
+            for threshold in eviction.thresholds.iter_mut().filter(|t| t.signal == signal) {
+                threshold.minimum_reclaim = minimum_reclaim;
+            }
+        }
         Ok(eviction)
     }
 }
@@ -335,7 +365,7 @@ fn grace(text: &str) -> anyhow::Result<Grace> {
 }
 
 /// `90s`, `1m30s`
-fn seconds(text: &str) -> anyhow::Result<Duration> {
+pub(crate) fn seconds(text: &str) -> anyhow::Result<Duration> {
     let span: jiff::SignedDuration =
         text.parse().with_context(|| format!("{text:?} is no time such as 90s"))?;
     let time = Duration::try_from(span).ok().filter(|time| !time.is_zero());
@@ -343,7 +373,7 @@ fn seconds(text: &str) -> anyhow::Result<Duration> {
 }
 
 /// `cpu=100m,memory=200Mi,ephemeral-storage=1Gi`
-fn reserved(text: &str) -> anyhow::Result<Reserved> {
+pub(crate) fn reserved(text: &str) -> anyhow::Result<Reserved> {
     let mut reserved = Reserved::default();
     for pair in text.split(',').filter(|pair| !pair.is_empty()) {
         let (name, amount) =
@@ -358,6 +388,26 @@ fn reserved(text: &str) -> anyhow::Result<Reserved> {
         }
     }
     Ok(reserved)
+}
+
+/// `crun=io.containerd.runc.v2,BinaryName=/usr/bin/crun`
+fn runtime_handler(text: &str) -> anyhow::Result<(String, RuntimeHandler)> {
+    let (name, rest) = text.split_once('=').context("<handler>=<shim> is expected")?;
+    anyhow::ensure!(!name.is_empty() && name != "runc", "{name:?} is no name for another handler");
+    let mut parts = rest.split(',');
+    let shim = parts.next().filter(|shim| !shim.is_empty()).context("<handler>=<shim> is expected")?;
+    let mut handler = RuntimeHandler { shim: shim.to_owned(), binary: None };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("BinaryName", binary)) if shim == RuntimeHandler::RUNC_SHIM && !binary.is_empty() => {
+                handler.binary = Some(binary.to_owned());
+            }
+            _ => {
+                bail!("{part:?}: {} takes BinaryName=<program>, others no options", RuntimeHandler::RUNC_SHIM)
+            }
+        }
+    }
+    Ok((name.to_owned(), handler))
 }
 
 /// `0:memory=1Gi,hugepages-2Mi=1Gi`
@@ -379,7 +429,7 @@ fn reserved_memory(text: &str) -> anyhow::Result<(u32, Amounts)> {
 }
 
 /// A size as the API writes it, in bytes.
-fn bytes(text: &str) -> anyhow::Result<u64> {
+pub(crate) fn bytes(text: &str) -> anyhow::Result<u64> {
     let quantity: Quantity = text.parse().context("a quantity such as 10Mi is expected")?;
     u64::try_from(quantity.value()).ok().filter(|bytes| *bytes > 0).context("it must be more than zero")
 }

@@ -26,7 +26,7 @@ use hawser_kubelet::{
     node::Machine,
 };
 use hawser_network::{Mode, Network, Uplink};
-use hawser_runtime::{Containerd, LogWriter, Registries, RegistryHost, Runtime};
+use hawser_runtime::{Containerd, LogWriter, Registries, Runtime};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
@@ -38,6 +38,7 @@ use crate::{
     LOG_WRITER,
     caches::Caches,
     cgroup,
+    configuration::{self, Given},
     health_check::HealthChecks,
     healthz::{Health, answer_metrics},
     http_server, kubelet_api,
@@ -64,7 +65,8 @@ const API_WAIT: Duration = Duration::from_secs(3);
 /// How long containerd may take to come up before the agent gives up, and whoever supervises it sees that.
 const CONTAINERD_WAIT: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+/// `given`: the flags that are on the command line, which win over the file of `--config`.
+pub(crate) fn run(mut options: Options, given: &Given) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("HAWSER_LOG").unwrap_or_else(|_| "info".into()),
@@ -72,13 +74,20 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    let mut config =
+        hawser_kubelet::Config::new(options.node_name.clone(), options.node_ip, options.root_dir.clone());
+    if let Some(path) = options.config.clone() {
+        configuration::apply(&path, given, &mut options, &mut config)
+            .with_context(|| format!("--config {}", path.display()))?;
+    }
     let installed = rustls::crypto::ring::default_provider().install_default();
     installed.map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(options))
+    runtime.block_on(serve(options, config))
 }
 
-async fn serve(options: Options) -> anyhow::Result<()> {
+/// `config` has what no flag says.
+async fn serve(options: Options, config: hawser_kubelet::Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     for folder in [&options.root_dir, &options.state_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -109,7 +118,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         objects: caches.objects.clone(),
         endpoints: Arc::new(service_path.clone()),
     };
-    let config = kubelet_config(&options)?;
+    let config = kubelet_config(&options, config)?;
+    let server_settings = config.server.clone();
     let log_folder = config.log_dir.clone();
     let mut kubelet = Kubelet::start(config, parts, shutdown.clone());
     let surroundings = Surroundings::new(&options, &caches, &metrics, kubelet.recorder());
@@ -120,7 +130,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
         log_folder,
         telemetry: kubelet.telemetry(),
     };
-    let server = kubelet_api::bind(&options, containerd, client, source).await?;
+    let server = kubelet_api::bind(&options, &server_settings, containerd, client, source).await?;
     let mut serving = tokio::spawn(server.run(shutdown.clone()));
     // After every reader has registered: no change is missed.
     let mut following = tokio::spawn(caches.clone().follow(events));
@@ -181,7 +191,6 @@ async fn connect_containerd(config: hawser_runtime::Config) -> anyhow::Result<Co
 }
 
 fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config> {
-    let plain = |host: &String| (host.clone(), RegistryHost { plain_http: true, ..RegistryHost::default() });
     Ok(hawser_runtime::Config {
         socket: options.container_runtime_endpoint.clone(),
         namespace: "hawser".into(),
@@ -194,15 +203,21 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
             max_size_bytes: options.container_log_max_size,
             max_files: options.container_log_max_files,
         },
-        registries: Registries { hosts: options.insecure_registry.iter().map(plain).collect() },
+        registries: Registries {
+            config_dir: Some(options.registry_config_dir.clone()),
+            plain_http: options.insecure_registry.iter().cloned().collect(),
+            ..Registries::default()
+        },
         cdi_dirs: options.cdi_spec_dirs.clone(),
+        handlers: options.runtime_handler.iter().cloned().collect(),
         relist_interval: Duration::from_secs(60),
     })
 }
 
-fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
-    let mut config =
-        hawser_kubelet::Config::new(options.node_name.clone(), options.node_ip, options.root_dir.clone());
+fn kubelet_config(
+    options: &Options,
+    mut config: hawser_kubelet::Config,
+) -> anyhow::Result<hawser_kubelet::Config> {
     config.cgroup_root = options.cgroup_root.clone();
     config.cluster_dns = options.cluster_dns.clone();
     config.cluster_domain = options.cluster_domain.clone();
@@ -253,6 +268,7 @@ fn kubelet_config(options: &Options) -> anyhow::Result<hawser_kubelet::Config> {
         let left = left.map_err(|why| anyhow::anyhow!("--reserved-memory: {why}"))?;
         config.memory_policy = MemoryPolicy::Static(left);
     }
+    config.runtime_handlers = options.runtime_handler.iter().map(|(name, _)| name.clone()).collect();
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;
     Ok(config)

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use hawser_api::node_fit::{is_selected, tolerates};
 use k8s_openapi::api::core::v1;
 
 use crate::config::Config;
@@ -11,9 +12,9 @@ use crate::container::resources::{NodeCapacity, pod_request};
 use crate::container::security::apparmor_profile;
 use crate::eviction::Pressure;
 use crate::interfaces::HostPort;
-use crate::node::fit::{is_selected, may_stay};
 use crate::pod::DesiredPod;
 use crate::pod::state::Verdict;
+use crate::preemption::Missing;
 use crate::static_pods::is_static;
 
 /// Kernel parameters that a pod may set, because they are its namespaces' own and harm nobody else.
@@ -47,12 +48,36 @@ pub struct Node<'a> {
 
 /// `Err` says why the node does not take the pod.
 pub fn admit(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
+    fits(node, pod)?;
+    match shortages(node, pod).first() {
+        None => Ok(()),
+        Some(Shortage { resource, requested, used, capacity }) => {
+            let message = format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+            );
+            Err(Verdict::refusal(&format!("OutOf{resource}"), &message))
+        }
+    }
+}
+
+/// What the node has too little of for the pod, where that alone keeps it out; nothing where it would not be taken anyway.
+pub fn missing(node: &Node<'_>, pod: &DesiredPod) -> Missing {
+    match fits(node, pod) {
+        Ok(()) => shortages(node, pod)
+            .into_iter()
+            .map(|short| (short.resource, short.requested - (short.capacity - short.used)))
+            .collect(),
+        Err(_) => Missing::new(),
+    }
+}
+
+/// All but whether there is room.
+fn fits(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     if let Some(verdict) = node.pressure.refuses(pod) {
         return Err(verdict);
     }
     sysctls(node.config, pod)?;
     os(pod)?;
-    room(node, pod)?;
     affinity(node, pod)?;
     ports(node, pod)?;
     taints(node, pod)?;
@@ -93,9 +118,13 @@ fn affinity(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     }
 }
 
-/// Static pods stay whatever taints the node has.
+/// A taint that evicts would have the pod go at once; those that only keep pods from being scheduled are the scheduler's
+/// matter. Static pods stay whatever taints the node has.
 fn taints(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
-    match is_static(&pod.object) || may_stay(pod.spec(), node.object) {
+    let taints = node.object.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut evicting = taints.filter(|taint| taint.effect == "NoExecute");
+    let tolerated = |taint: &v1::Taint| pod.spec().tolerations.iter().flatten().any(|t| tolerates(t, taint));
+    match is_static(&pod.object) || evicting.all(tolerated) {
         true => Ok(()),
         false => failed(TAINTS, "node(s) had taints that the pod didn't tolerate"),
     }
@@ -149,26 +178,25 @@ fn apparmor(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
     Err(Verdict::refusal("AppArmor", message))
 }
 
-fn room(node: &Node<'_>, pod: &DesiredPod) -> Result<(), Verdict> {
-    let short = |resource: &str, requested: i64, used: i64, capacity: i64| {
-        let message = format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        );
-        Err(Verdict::refusal(&format!("OutOf{resource}"), &message))
-    };
-    let (count, most) = (node.pods.len() as i64, i64::from(node.config.max_pods));
-    if count >= most {
-        return short("pods", 1, count, most);
-    }
-    for resource in named(pod) {
-        let Some(capacity) = node.allocatable.get(&resource) else { continue };
+/// Of which there is less left than the pod asks for.
+struct Shortage {
+    resource: String,
+    requested: i64,
+    used: i64,
+    capacity: i64,
+}
+
+fn shortages(node: &Node<'_>, pod: &DesiredPod) -> Vec<Shortage> {
+    let (used, capacity) = (node.pods.len() as i64, i64::from(node.config.max_pods));
+    let pods = Shortage { resource: "pods".into(), requested: 1, used, capacity };
+    let others = named(pod).into_iter().filter_map(|resource| {
+        let capacity = node.allocatable.get(&resource)?;
         let requested = pod_request(pod.spec(), &resource);
         let used = node.pods.iter().map(|other| pod_request(other.spec(), &resource)).sum();
-        if requested > 0 && requested > capacity - used {
-            return short(&resource, requested, used, capacity);
-        }
-    }
-    Ok(())
+        Some(Shortage { resource, requested, used, capacity })
+    });
+    let is_short = |short: &Shortage| short.requested > 0 && short.requested > short.capacity - short.used;
+    [pods].into_iter().chain(others).filter(is_short).collect()
 }
 
 /// Resources that the pod asks for, by name.

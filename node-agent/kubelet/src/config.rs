@@ -11,8 +11,11 @@ use crate::credentials::Credentials;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::Signal;
 use crate::image_gc::ImageGc;
+use crate::images::access::Verification;
 use crate::locality;
 use crate::memory::MemoryPolicy;
+use crate::rate::Rate;
+use crate::server::ServerSettings;
 use crate::shutdown::logind::Places;
 use crate::shutdown::plan::Graces;
 
@@ -39,6 +42,7 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Port of the kubelet's HTTP API.
     pub port: u16,
+    pub server: ServerSettings,
     pub max_pods: u32,
     /// A file, or a directory of them, that describe static pods.
     pub static_pod_path: Option<PathBuf>,
@@ -58,17 +62,35 @@ pub struct Config {
     pub memory_policy: MemoryPolicy,
     /// Whether CPUs and devices of a container are to be near to each other.
     pub topology_policy: locality::Policy,
+    /// Handlers that a RuntimeClass can name beside runc.
+    pub runtime_handlers: Vec<String>,
     /// Plugins that know credentials for registries.
     pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
     pub pod_pids_limit: Option<i64>,
     /// Kernel parameters that pods may set beside the safe ones; a `*` at the end stands for anything.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Containers that say nothing of seccomp get the runtime's profile.
+    pub seccomp_default: bool,
+    /// Of a container in which one process is out of memory, the others go on.
+    pub single_process_oom_kill: bool,
     /// Pulls at the same time.
     pub max_parallel_pulls: usize,
+    /// Which images that are here need the pod's credentials all the same.
+    pub image_verification: Verification,
+    /// How often pulls begin. Others wait.
+    pub registry_rate: Rate,
+    /// How often events are written. Others wait.
+    pub event_rate: Rate,
     pub lease_interval: Duration,
     pub lease_duration: Duration,
     pub status_interval: Duration,
+    /// The node's status is written at least this often, so that its heartbeat times stay young.
+    pub status_report_interval: Duration,
+    /// Images that the node's status shows, the largest first; `None`: all.
+    pub status_max_images: Option<usize>,
+    /// What a cloud provider calls the machine.
+    pub provider_id: Option<String>,
     pub eviction: Eviction,
     pub image_gc: ImageGc,
     /// How long a shutdown of the machine waits for pods.
@@ -102,6 +124,7 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             port: 10250,
+            server: ServerSettings::default(),
             max_pods: 110,
             static_pod_path: None,
             checkpoint_secrets: false,
@@ -114,13 +137,22 @@ impl Config {
             cpu_policy: CpuPolicy::None,
             memory_policy: MemoryPolicy::None,
             topology_policy: locality::Policy::None,
+            runtime_handlers: Vec::new(),
             credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),
+            seccomp_default: false,
+            single_process_oom_kill: false,
             max_parallel_pulls: 4,
+            image_verification: Verification::default(),
+            registry_rate: Rate { per_second: 5, burst: 10 },
+            event_rate: Rate { per_second: 50, burst: 100 },
             lease_interval: Duration::from_secs(10),
             lease_duration: Duration::from_secs(40),
             status_interval: Duration::from_secs(10),
+            status_report_interval: Duration::from_secs(300),
+            status_max_images: Some(50),
+            provider_id: None,
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
             shutdown_graces: Graces::default(),

@@ -388,7 +388,7 @@ providers:
     fn users(found: Vec<RegistryAuth>) -> Vec<String> {
         let user = |auth| match auth {
             RegistryAuth::Basic { username, .. } => username,
-            RegistryAuth::Bearer { .. } => "a token".to_owned(),
+            RegistryAuth::Bearer { .. } | RegistryAuth::Identity { .. } => "a token".to_owned(),
         };
         found.into_iter().map(user).collect()
     }

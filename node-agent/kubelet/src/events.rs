@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use crate::pod::DesiredPod;
 use crate::pod::status::time;
+use crate::rate::{Limiter, Rate};
 
 /// Events waiting to be written; more than a node with 110 pods makes while the API is away for a moment.
 const QUEUE: usize = 1024;
@@ -284,8 +285,10 @@ pub async fn write_events(
     mut queue: mpsc::Receiver<NewEvent>,
     client: Arc<dyn Client>,
     node: String,
+    rate: Rate,
     shutdown: CancellationToken,
 ) {
+    let limiter = Limiter::new(rate);
     let mut correlator = Correlator::default();
     loop {
         let event = tokio::select! {
@@ -298,9 +301,15 @@ pub async fn write_events(
         let fate = correlator.take(&node, &event, Instant::now());
         let namespace = event.object.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+        let writing = async {
+            if !matches!(fate, Fate::Drop) {
+                limiter.turn().await;
+            }
+            write(&api, &mut correlator, &event, fate, &node).await
+        };
         let written = tokio::select! {
             () = shutdown.cancelled() => return,
-            written = write(&api, &mut correlator, &event, fate, &node) => written,
+            written = writing => written,
         };
         if let Err(error) = written {
             warn!(reason = %event.reason, %error, "event was not written");

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::events::{EventType, Recorder, node_reference};
+use crate::images::access::ImageAccess;
 use crate::metrics::Metrics;
 use crate::stats::Collector;
 
@@ -29,11 +30,13 @@ pub struct ImageGc {
     pub low_percent: u64,
     /// An image that was asked for is left alone for this long.
     pub min_age: Duration,
+    /// One that was not asked for this long goes, however much room there is; `None`: it stays.
+    pub max_age: Option<Duration>,
 }
 
 impl Default for ImageGc {
     fn default() -> Self {
-        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120) }
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120), max_age: None }
     }
 }
 
@@ -56,6 +59,7 @@ pub struct ImageCollector {
     pub recorder: Recorder,
     pub metrics: Metrics,
     pub last_use: LastUse,
+    pub access: Arc<ImageAccess>,
 }
 
 impl ImageCollector {
@@ -66,7 +70,13 @@ impl ImageCollector {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = tick.tick() => self.collect_when_full().await,
+                _ = tick.tick() => {
+                    if let Some(max_age) = self.config.image_gc.max_age {
+                        self.free(u64::MAX, max_age, "age").await;
+                    }
+                    self.collect_when_full().await;
+                    self.forget_removed().await;
+                }
             }
         }
     }
@@ -74,7 +84,7 @@ impl ImageCollector {
     async fn collect_when_full(&self) {
         let Some(fs) = self.collector.image_fs().await else { return };
         let wanted = bytes_to_free(&self.config.image_gc, fs.capacity_bytes, fs.available_bytes);
-        let freed = self.free(wanted, "space").await;
+        let freed = self.free(wanted, self.config.image_gc.min_age, "space").await;
         if freed < wanted {
             let message = format!(
                 "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
@@ -86,11 +96,11 @@ impl ImageCollector {
 
     /// Removes all that nobody uses.
     pub async fn remove_unused(&self) {
-        self.free(u64::MAX, "space").await;
+        self.free(u64::MAX, self.config.image_gc.min_age, "space").await;
     }
 
-    /// Returns the size of what was removed, in bytes.
-    async fn free(&self, wanted: u64, reason: &str) -> u64 {
+    /// Removes images that were not asked for during `age`. Returns the size of what was removed, in bytes.
+    async fn free(&self, wanted: u64, age: Duration, reason: &str) -> u64 {
         let Ok(images) = self.runtime.list_images().await else { return 0 };
         // After the images: one that came between is not in the list.
         let Ok(containers) = self.runtime.list_containers().await else { return 0 };
@@ -107,7 +117,7 @@ impl ImageCollector {
             for (_, at) in last_use.iter_mut().filter(|(id, _)| in_use.contains(*id)) {
                 *at = now;
             }
-            choose(&images, &last_use, now, self.config.image_gc.min_age, wanted)
+            choose(&images, &last_use, now, age, wanted)
         };
         let mut freed = 0;
         for image in chosen {
@@ -121,6 +131,16 @@ impl ImageCollector {
             }
         }
         freed
+    }
+
+    /// Forgets how images were pulled that are not here any more.
+    async fn forget_removed(&self) {
+        let known = self.access.known();
+        let Ok(images) = self.runtime.list_images().await else { return };
+        let present = images.into_iter().map(|image| image.id).collect();
+        if let Err(error) = self.access.prune(&known, &present) {
+            warn!(%error, "records of images that are not here any more are kept");
+        }
     }
 }
 

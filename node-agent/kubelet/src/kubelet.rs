@@ -19,6 +19,7 @@ use crate::events::{Recorder, write_events};
 use crate::eviction::{Evictor, Pressure};
 use crate::image_gc::{ImageCollector, LastUse};
 use crate::images::Images;
+use crate::images::access::ImageAccess;
 use crate::interfaces::{LocalEndpoints, Objects, PodNetwork, StatusWriter};
 use crate::manager::{Manager, Pods};
 use crate::memory::Memory;
@@ -87,13 +88,14 @@ impl Kubelet {
         let statics = StaticPods::default();
         let status: Arc<dyn StatusWriter> =
             Arc::new(MirrorStatus { inner: status, pods: objects.pods.clone() });
+        let access = Arc::new(ImageAccess::load(&config));
         let images = Images::new(
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
-            config.max_parallel_pulls,
-            config.credentials.clone(),
+            &config,
             last_use.clone(),
+            access.clone(),
         );
         let devices = Devices::load(&config);
         let cpus = Cpus::load(&config, runtime.clone(), pods.clone());
@@ -176,6 +178,7 @@ impl Kubelet {
             recorder: recorder.clone(),
             metrics: metrics.clone(),
             last_use,
+            access,
         };
         let evictor = Evictor {
             config: config.clone(),
@@ -208,7 +211,13 @@ impl Kubelet {
             tasks.spawn(files.run(shutdown.clone()));
         }
         tasks.spawn(keeper.run(shutdown.clone()));
-        tasks.spawn(write_events(event_queue, client, config.node_name.clone(), shutdown.clone()));
+        tasks.spawn(write_events(
+            event_queue,
+            client,
+            config.node_name.clone(),
+            config.event_rate,
+            shutdown.clone(),
+        ));
         tasks.spawn(qos_cgroups.run(shutdown.clone()));
         tasks.spawn(evictor.run(shutdown.clone()));
         tasks.spawn(ending.run(shutdown.clone()));

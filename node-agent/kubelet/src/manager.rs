@@ -22,15 +22,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admission::{Node, admit, is_of_object};
+use crate::admission::{Node, admit, is_of_object, missing};
 use crate::container::resources::NodeCapacity;
 use crate::devices::ledger::Wishes;
+use crate::events::EventType;
+use crate::eviction::rank::is_critical;
 use crate::locality::{Near, Policy, choose};
 use crate::node::new_node;
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
 use crate::pod::resize::{Pending, judge};
 use crate::pod::state::Verdict;
+use crate::preemption::{self, PREEMPTING};
 use crate::shutdown;
 use crate::static_pods::{StaticPods, is_mirror, is_static, mirrors};
 use crate::worker::actions::Shared;
@@ -43,6 +46,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const READ_NODE: Duration = Duration::from_secs(5);
 /// After a clean-up that left something.
 const CLEAN_UP_AGAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether those have ended that went for a critical pod.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(500);
 
 /// The workers, for readers in other tasks.
 #[derive(Clone, Default)]
@@ -131,6 +136,17 @@ struct Changes {
     arrived: Notify,
 }
 
+/// What becomes of a pod that has come.
+enum Taking {
+    Taken,
+    Refused(Verdict),
+    /// It is critical, and there is room for it when these have ended.
+    AfterThese {
+        victims: Vec<DesiredPod>,
+        resource: String,
+    },
+}
+
 pub struct Manager {
     shared: Arc<Shared>,
     pods: Pods,
@@ -150,6 +166,8 @@ pub struct Manager {
     /// Pods that wait, by uid: static ones for the end of one of the same name, others that came before the API's list was
     /// complete for what they name, which comes with it.
     waiting: BTreeMap<String, Arc<Pod>>,
+    /// Uids of critical pods among these, and of the pods that go for each.
+    making_room: BTreeMap<String, BTreeSet<String>>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<bool>,
     /// When what the last one has left is looked for again.
@@ -180,6 +198,7 @@ impl Manager {
             takeovers: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
             waiting: BTreeMap::new(),
+            making_room: BTreeMap::new(),
             cleanup: JoinSet::new(),
             clean_up_at: None,
         }
@@ -239,6 +258,7 @@ impl Manager {
                     // A driver that has yet to come, a runtime that did not answer.
                     self.clean_up_at = (!matches!(done, Ok(true))).then(|| Instant::now() + CLEAN_UP_AGAIN);
                 }
+                () = tokio::time::sleep(LOOK_FOR_ROOM), if !self.making_room.is_empty() => self.look_for_room(),
                 () = at(self.clean_up_at), if self.clean_up_at.is_some() => {
                     self.clean_up_at = None;
                     self.clean_up();
@@ -282,9 +302,14 @@ impl Manager {
 
     async fn start_worker(&mut self, pod: Arc<Pod>, found: Found, shutdown: &CancellationToken) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let refusal = self.refusal(&DesiredPod::new(pod.clone()), &found).await;
+        let taking = self.take(&DesiredPod::new(pod.clone()), &found).await;
+        if let Taking::AfterThese { victims, resource } = taking {
+            self.make_room(pod, victims, &resource);
+            return;
+        }
         let (mut worker, handle) = Worker::new(self.shared.clone(), pod, found);
-        if let Some(verdict) = refusal {
+        if let Taking::Refused(verdict) = taking {
+            self.shared.metrics.rejected(&verdict.reason);
             worker.refuse(verdict);
         }
         self.pods.workers.write().insert(uid.clone(), handle);
@@ -293,8 +318,43 @@ impl Manager {
         self.uids.insert(task.id(), uid);
     }
 
-    /// Why a pod that has just come is not taken. What was taken once is not judged again.
-    async fn refusal(&self, pod: &DesiredPod, found: &Found) -> Option<Verdict> {
+    /// Has pods end for a critical one that misses a resource; it comes after them.
+    fn make_room(&mut self, pod: Arc<Pod>, victims: Vec<DesiredPod>, resource: &str) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        for victim in &victims {
+            warn!(pod = %victim.key(), critical = %ObjectKey::of(&*pod), "a pod goes for a critical one");
+            let recorder = &self.shared.recorder;
+            recorder.pod(victim, EventType::Warning, PREEMPTING, preemption::MESSAGE);
+            self.shared.metrics.preempted(resource);
+            let verdict = Verdict::eviction(PREEMPTING, preemption::MESSAGE, victim.spec_grace());
+            self.pods.fail(victim.uid(), verdict);
+        }
+        let victims = victims.iter().map(|victim| victim.uid().to_owned()).collect();
+        self.making_room.insert(uid.clone(), victims);
+        self.waiting.insert(uid, pod);
+    }
+
+    /// Critical pods for which there is room now are looked at anew.
+    fn look_for_room(&mut self) {
+        let has_room = |victims: &BTreeSet<String>| victims.iter().all(|uid| self.pods.has_stopped(uid));
+        let ready: Vec<String> = self
+            .making_room
+            .iter()
+            .filter(|(_, victims)| has_room(victims))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in ready {
+            self.making_room.remove(&uid);
+            if let Some(pod) = self.waiting.remove(&uid) {
+                // What has come since is newer.
+                self.changes.pods.lock().entry(uid).or_insert(Some(pod));
+                self.changes.arrived.notify_one();
+            }
+        }
+    }
+
+    /// Whether a pod that has just come is taken. What was taken once is not judged again.
+    async fn take(&self, pod: &DesiredPod, found: &Found) -> Taking {
         let status = pod.object.status.as_ref();
         let was_here = status.is_some_and(|s| s.start_time.is_some() || s.container_statuses.is_some());
         if was_here || !found.containers.is_empty() || pod.is_deleted() {
@@ -309,7 +369,7 @@ impl Manager {
             {
                 warn!(pod = %pod.key(), why = verdict.message, "a pod that runs is promised no memory of its own");
             }
-            return None;
+            return Taking::Taken;
         }
         // As upstream counts them: one that was deleted by force is gone, though it may still be stopping.
         let wanted: BTreeSet<String> =
@@ -317,33 +377,52 @@ impl Manager {
         let others = self.pods.objects().into_iter().map(DesiredPod::new);
         let others: Vec<DesiredPod> = others
             .filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid() && wanted.contains(p.uid()))
+            // What is made free for a critical pod is not for whoever comes in between.
+            .chain(self.critical_to_come(pod.uid()))
             .collect();
         if *self.shared.shutting_down.borrow() {
-            return Some(shutdown::refusal());
+            return Taking::Refused(shutdown::refusal());
         }
-        let admit_on = |object: &ApiNode| {
-            let node = Node {
-                config: &self.shared.config,
-                object,
-                allocatable: self.shared.allocatable,
-                pressure: *self.shared.pressure.borrow(),
-                has_apparmor: self.shared.has_apparmor,
-                pods: &others,
-            };
-            admit(&node, pod)
-        };
         let name = &self.shared.config.node_name;
         let seen = self.shared.objects.nodes.get(&ObjectKey::new("", name));
-        let mut admitted = admit_on(&seen.unwrap_or_else(|| Arc::new(new_node(&self.shared.config))));
+        let mut object = seen.unwrap_or_else(|| Arc::new(new_node(&self.shared.config)));
+        let mut admitted = admit(&self.node_as(&object, &others), pod);
         if admitted.as_ref().is_err_and(is_of_object)
             && let Some(newest) = self.read_node().await
         {
-            admitted = admit_on(&newest);
+            object = Arc::new(newest);
+            admitted = admit(&self.node_as(&object, &others), pod);
         }
         match admitted {
-            Ok(()) => self.grant(pod).await.err(),
-            Err(verdict) => Some(verdict),
+            Ok(()) => self.grant(pod).await.map_or_else(Taking::Refused, |()| Taking::Taken),
+            Err(verdict) if is_critical(pod) => {
+                let missing = missing(&self.node_as(&object, &others), pod);
+                let victims = preemption::victims(pod, &others, &missing);
+                match (missing.into_keys().next(), victims) {
+                    (Some(resource), Some(victims)) => Taking::AfterThese { victims, resource },
+                    _ => Taking::Refused(verdict),
+                }
+            }
+            Err(verdict) => Taking::Refused(verdict),
         }
+    }
+
+    /// `object`: as the API shows it; `pods`: those that count.
+    fn node_as<'a>(&'a self, object: &'a ApiNode, pods: &'a [DesiredPod]) -> Node<'a> {
+        Node {
+            config: &self.shared.config,
+            object,
+            allocatable: self.shared.allocatable,
+            pressure: *self.shared.pressure.borrow(),
+            has_apparmor: self.shared.has_apparmor,
+            pods,
+        }
+    }
+
+    /// Critical pods for which others are ending, but for the one that is asked about.
+    fn critical_to_come<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = DesiredPod> + 'a {
+        let others = self.making_room.keys().filter(move |other| *other != uid);
+        others.filter_map(|other| self.waiting.get(other).cloned()).map(DesiredPod::new)
     }
 
     /// The node as the API has it now, if it answers in time.
@@ -431,7 +510,9 @@ impl Manager {
 
     fn look_at_waiting(&mut self) {
         let mut changes = self.changes.pods.lock();
-        for (uid, pod) in std::mem::take(&mut self.waiting) {
+        // Those for which others are ending have their own time.
+        let of_others = |uid: &String, _: &mut Arc<Pod>| !self.making_room.contains_key(uid);
+        for (uid, pod) in self.waiting.extract_if(.., of_others) {
             // What has come since is newer.
             changes.entry(uid).or_insert(Some(pod));
         }
@@ -443,12 +524,16 @@ impl Manager {
             match pod {
                 None => {
                     self.waiting.remove(&uid);
+                    self.making_room.remove(&uid);
                     self.pods.mail(&uid, |mail| mail.gone = true);
                 }
                 Some(pod) if self.pods.workers.read().contains_key(&uid) => {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
+                Some(pod) if self.making_room.contains_key(&uid) => {
+                    self.waiting.insert(uid, pod);
+                }
                 Some(pod) if !is_static(&pod) && !self.shared.objects.pods.is_synced() => {
                     self.waiting.insert(uid, pod);
                 }
@@ -540,6 +625,7 @@ async fn find_all(shared: Arc<Shared>) -> BTreeMap<String, Found> {
 }
 
 async fn try_find_all(shared: &Shared) -> Result<BTreeMap<String, Found>, hawser_runtime::Error> {
+    let began = Instant::now();
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
     for container in shared.runtime.list_containers().await? {
         found.entry(container.pod_uid.clone()).or_default().containers.push(container);
@@ -550,6 +636,7 @@ async fn try_find_all(shared: &Shared) -> Result<BTreeMap<String, Found>, hawser
     for (uid, found) in &mut found {
         found.sandbox_lost = !ready.contains(uid);
     }
+    shared.metrics.listed(began.elapsed());
     Ok(found)
 }
 

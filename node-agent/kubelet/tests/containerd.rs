@@ -18,17 +18,21 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-    ImageVolumeSource, ObjectFieldSelector, PodSpec, Probe, ResourceRequirements, Secret, SecretVolumeSource,
-    Volume,
+    FileKeySelector, ImageVolumeSource, ObjectFieldSelector, PodSpec, Probe, ResourceRequirements, Secret,
+    SecretVolumeSource, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 fn everything(image: &str) -> PodSpec {
-    let mut init =
-        shell("init", image, "echo from init > /data/init; mkdir -p /data/sub; echo deep > /data/sub/f");
+    let mut init = shell(
+        "init",
+        image,
+        "echo from init > /data/init; mkdir -p /data/sub; echo deep > /data/sub/f; \
+         echo \"GREETING='hello there'\" > /data/app.env",
+    );
     init.volume_mounts = Some(vec![mount("data", "/data", None)]);
-    let script = "cat /data/init /sub/f /etc/web/color /etc/login/password; echo $NAME $IP; hostname; \
+    let script = "cat /data/init /sub/f /etc/web/color /etc/login/password; echo $NAME $IP; echo $GREETING; hostname; \
                   grep -c tmpfs /proc/mounts >/dev/null && mount | grep -o 'tmpfs on /mem'; \
                   head -1 /etc/resolv.conf; grep web /etc/hosts; \
                   trap 'echo stopping; exit 0' TERM; while :; do sleep 0.1; done";
@@ -37,9 +41,17 @@ fn everything(image: &str) -> PodSpec {
         field_ref: Some(ObjectFieldSelector { field_path: path.into(), api_version: None }),
         ..EnvVarSource::default()
     };
+    let from_file = FileKeySelector {
+        volume_name: "data".into(),
+        path: "app.env".into(),
+        key: "GREETING".into(),
+        optional: None,
+    };
+    let from_file = EnvVarSource { file_key_ref: Some(from_file), ..EnvVarSource::default() };
     web.env = Some(vec![
         EnvVar { name: "NAME".into(), value_from: Some(field("metadata.name")), value: None },
         EnvVar { name: "IP".into(), value_from: Some(field("status.podIP")), value: None },
+        EnvVar { name: "GREETING".into(), value_from: Some(from_file), value: None },
     ]);
     web.volume_mounts = Some(vec![
         mount("data", "/data", None),
@@ -100,8 +112,10 @@ async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
     let found = agent.runtime.list_containers().await?;
     let web = found.into_iter().find(|c| c.name == "web").context("runs")?;
     let log = || std::fs::read_to_string(&web.log_path).unwrap_or_default();
-    agent.wait("the log", || (log().lines().count() >= 9).then_some(())).await?;
-    for line in ["from init", "deep", "blue", "hunter2", "web 10.1.0.7", "web", "tmpfs on /mem"] {
+    agent.wait("the log", || (log().lines().count() >= 10).then_some(())).await?;
+    for line in
+        ["from init", "deep", "blue", "hunter2", "web 10.1.0.7", "hello there", "web", "tmpfs on /mem"]
+    {
         ensure!(log().contains(&format!(" stdout F {line}\n")), "{line:?} in {}", log());
     }
     ensure!(log().contains("search default.svc.cluster.local svc.cluster.local cluster.local"), "{}", log());

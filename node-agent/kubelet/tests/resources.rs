@@ -267,6 +267,25 @@ async fn pod_that_does_not_fit_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn lower_pod_goes_for_a_critical_one() {
+    let node = Node::start_set(|config| config.max_pods = 1);
+    node.bind("web", spec("Always", vec![container("main")]));
+    node.wait_running("web").await;
+    let mut critical = spec("Always", vec![container("main")]);
+    critical.priority = Some(2_000_001_000);
+    node.bind("critical", critical.clone());
+    node.wait_running("critical").await;
+    let gone = node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(gone.reason.as_deref(), Some("Preempting"));
+    assert_eq!(gone.message.as_deref(), Some("Preempted in order to admit critical pod"));
+    let disrupted = condition(&gone, "DisruptionTarget").expect("told");
+    assert_eq!(disrupted.0, "TerminationByKubelet");
+    node.bind("peer", critical);
+    let refused = node.wait_status("peer", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(refused.reason.as_deref(), Some("OutOfpods"), "who is as critical stays");
+}
+
+#[tokio::test(start_paused = true)]
 async fn port_of_a_pod_that_was_deleted_by_force_is_free() {
     let node = Node::start();
     let with_port = |name: &str| {
@@ -460,8 +479,10 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
     assert!(resource.contains(line), "{resource}");
     let cadvisor = hawser_kubelet::metrics::cadvisor::render(&snapshot);
     let line = format!(
-        "container_memory_rss{{container=\"web\",id=\"{0}\",image=\"{1}\",name=\"{0}\",namespace=\"default\",pod=\"web\"}} 7 ",
-        main.id, main.image_ref
+        "container_memory_rss{{container=\"web\",id=\"{2}/{0}\",image=\"{1}\",name=\"{0}\",namespace=\"default\",pod=\"web\"}} 7 ",
+        main.id,
+        main.image_ref,
+        format_args!("/hawser/n1/kubepods/besteffort/pod{}", uid("web"))
     );
     assert!(cadvisor.contains(&line), "{cadvisor}");
     let own = telemetry.metrics();

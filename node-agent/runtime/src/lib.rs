@@ -55,7 +55,7 @@ pub trait Runtime: Send + Sync + 'static {
         image: &str,
         auth: &[RegistryAuth],
         progress: Option<ProgressSender>,
-    ) -> Result<Image>;
+    ) -> Result<Pulled>;
 
     /// The image that `image` (a reference in any form, or an image id) names here; `None` when absent
     /// or not completely unpacked.

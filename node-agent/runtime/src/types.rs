@@ -1,6 +1,6 @@
 //! What callers of the runtime pass in and get back: plain data, no containerd types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,8 +37,24 @@ pub struct Config {
     pub registries: Registries,
     /// Where devices of the Container Device Interface are described; later directories win over earlier ones.
     pub cdi_dirs: Vec<PathBuf>,
+    /// What runs the pods of a handler, beside runc, which runs all others; by the name that their RuntimeClass gives it.
+    pub handlers: BTreeMap<String, RuntimeHandler>,
     /// How often everything is listed again although no event asked for it.
     pub relist_interval: Duration,
+}
+
+/// A runtime that containerd has beside runc.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeHandler {
+    /// containerd's name of its shim: `io.containerd.runc.v2`.
+    pub shim: String,
+    /// What runc's shim runs in the place of runc (`BinaryName`).
+    pub binary: Option<String>,
+}
+
+impl RuntimeHandler {
+    /// The shim of runc, which others that are called like it have, too.
+    pub const RUNC_SHIM: &str = "io.containerd.runc.v2";
 }
 
 /// Program that the shim starts to write a container's log.
@@ -54,31 +70,33 @@ pub struct LogWriter {
     pub max_files: u32,
 }
 
-/// How registries are reached: one entry a registry host (`docker.io`, `127.0.0.1:5000`, ...).
-///
-/// Registries without an entry are reached over HTTPS at their own name.
+/// How registries are reached: by default over HTTPS at their own name (`docker.io`, `127.0.0.1:5000`, ...).
 #[derive(Debug, Clone, Default)]
 pub struct Registries {
-    pub hosts: BTreeMap<String, RegistryHost>,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct RegistryHost {
-    /// Tried in order before the registry itself; each `host[:port]`, with an entry of its own for
-    /// plain HTTP, CA or credentials.
-    pub mirrors: Vec<String>,
-    /// Plain HTTP only where it is configured so.
-    pub plain_http: bool,
-    /// Additional trusted CA certificates, PEM.
-    pub ca_pem: Option<String>,
-    pub auth: Option<RegistryAuth>,
+    /// containerd's `certs.d`: a directory for each registry, with a `hosts.toml` that names mirrors, authorities and
+    /// headers. Read at every pull; one that is not there says nothing.
+    pub config_dir: Option<PathBuf>,
+    /// Plain HTTP is spoken only to these, and to hosts whose `hosts.toml` says `http://`.
+    pub plain_http: BTreeSet<String>,
+    /// The node's own credentials, by host.
+    pub auth: BTreeMap<String, RegistryAuth>,
 }
 
 /// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum RegistryAuth {
-    Basic { username: String, password: String },
-    Bearer { token: String },
+    Basic {
+        username: String,
+        password: String,
+    },
+    Bearer {
+        token: String,
+    },
+    /// A refresh token (OAuth 2), for which the registry's authority gives one that the registry takes: what Docker calls
+    /// an identity token.
+    Identity {
+        token: String,
+    },
 }
 
 impl fmt::Debug for RegistryAuth {
@@ -87,6 +105,7 @@ impl fmt::Debug for RegistryAuth {
         match self {
             Self::Basic { username, .. } => write!(f, "Basic({username}, ...)"),
             Self::Bearer { .. } => write!(f, "Bearer(...)"),
+            Self::Identity { .. } => write!(f, "Identity(...)"),
         }
     }
 }
@@ -112,6 +131,14 @@ pub struct Image {
     pub size_bytes: u64,
     /// `User` of the image's configuration: name or uid, optionally `:group`; empty means root.
     pub user: String,
+}
+
+/// An image that was pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    pub image: Image,
+    /// Which of the credentials that were given the registry took; `None` where it was asked with none of them.
+    pub credential: Option<usize>,
 }
 
 /// Bounded; a full channel drops the message: progress is only ever shown.
@@ -197,6 +224,8 @@ pub struct ContainerConfig {
     pub cdi_devices: Vec<String>,
     pub security: Security,
     pub resources: Resources,
+    /// When one of its processes is out of memory, the kernel ends all of them (cgroup v2).
+    pub oom_group: bool,
     /// The shim writes stdout and stderr there in CRI log format; parent directories are made.
     pub log_path: PathBuf,
     pub tty: bool,
@@ -287,7 +316,9 @@ impl Default for Security {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AppArmor {
+    /// The runtime's own where the kernel has AppArmor, as containerd's CRI has it.
     #[default]
+    Unspecified,
     Unconfined,
     RuntimeDefault,
     /// A profile that is loaded, by its name.

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use common::{Exited, event, node, run_to_end, wait_log};
 use hawser_runtime::testing::{ImagePack, TestNode};
 use hawser_runtime::{
-    ContainerState, Error, Mount, PullErrorKind, Resources, Runtime, RuntimeEvent, Security, container_id,
+    ContainerState, Containerd, Error, Mount, PodSandboxConfig, PullErrorKind, Registries, Resources,
+    Runtime, RuntimeEvent, RuntimeHandler, Security, container_id,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,7 +20,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
     assert_eq!(runtime.image_status(&image).await?, None);
 
     let (progress, mut reported) = tokio::sync::mpsc::channel(64);
-    let pulled = runtime.pull_image(&image, &[], Some(progress)).await?;
+    let pulled = runtime.pull_image(&image, &[], Some(progress)).await?.image;
     assert!(pulled.id.starts_with("sha256:"), "{pulled:?}");
     assert_eq!(pulled.repo_tags, std::slice::from_ref(&image));
     assert!(pulled.repo_digests[0].starts_with(&format!("{}/busybox@sha256:", node.registry())));
@@ -30,7 +31,7 @@ async fn image_is_pulled_listed_and_removed() -> Result<()> {
         assert_eq!(runtime.image_status(name).await?.as_ref(), Some(&pulled), "{name}");
     }
     // By digest, and once more when all is here.
-    assert_eq!(runtime.pull_image(&pulled.repo_digests[0], &[], None).await?, pulled);
+    assert_eq!(runtime.pull_image(&pulled.repo_digests[0], &[], None).await?.image, pulled);
     assert_eq!(runtime.list_images().await?, std::slice::from_ref(&pulled));
     runtime.remove_image(&image).await?;
     assert_eq!(runtime.list_images().await?, []);
@@ -64,6 +65,52 @@ async fn failed_pull_says_why() -> Result<()> {
     bytes[1000] ^= 1;
     std::fs::write(&blob, &bytes)?;
     runtime.pull_image(&broken, &[], None).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn image_comes_from_a_mirror_that_a_hosts_file_names() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let hub = node.dir().join("certs.d/hub.test");
+    std::fs::create_dir_all(&hub)?;
+    std::fs::write(hub.join("hosts.toml"), format!("[host.\"http://{}\"]\n", node.registry()))?;
+    let mut config = node.config();
+    let config_dir = Some(node.dir().join("certs.d"));
+    config.registries = Registries { config_dir, ..Registries::default() };
+    let runtime = Containerd::connect(config).await?;
+    let pulled = runtime.pull_image("hub.test/busybox:1", &[], None).await?;
+    assert_eq!((pulled.image.repo_tags, pulled.credential), (vec!["hub.test/busybox:1".to_owned()], None));
+    let other = runtime.pull_image(&format!("{}/busybox:1", node.registry()), &[], None).await;
+    assert!(matches!(other, Err(Error::Pull { .. })), "plain HTTP is spoken to the mirror alone");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_of_a_handler_are_run_by_its_program() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let (program, used) = (node.dir().join("other-runc"), node.dir().join("used"));
+    std::fs::write(&program, format!("#!/bin/sh\necho $* >> {}\nexec runc \"$@\"\n", used.display()))?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut config = node.config();
+    let binary = Some(program.display().to_string());
+    let handler = RuntimeHandler { shim: RuntimeHandler::RUNC_SHIM.into(), binary };
+    config.handlers = [("other".to_owned(), handler)].into();
+    let runtime = Containerd::connect(config).await?;
+    runtime.pull_image(&image, &[], None).await?;
+    let pod =
+        |name: &str, handler: &str| PodSandboxConfig { runtime_handler: handler.into(), ..node.pod(name) };
+    runtime.create_pod_sandbox(&pod("web", "other")).await?;
+    let out = run_to_end(&runtime, &node.container("web", "main", &image, "echo runs")).await?;
+    assert!(out.contains("runs"), "{out}");
+    assert!(std::fs::read_to_string(&used)?.contains(" create "), "runc was called through it");
+    runtime.create_pod_sandbox(&pod("unknown", "kata")).await?;
+    let refused = runtime.create_container(&node.container("unknown", "main", &image, "true")).await;
+    assert!(matches!(refused, Err(Error::Invalid { field: "runtimeHandler", .. })), "{refused:?}");
+    for uid in ["uid-web", "uid-unknown"] {
+        runtime.remove_pod_sandbox(uid).await?;
+    }
     Ok(())
 }
 
@@ -360,7 +407,7 @@ async fn death_of_the_shim_is_an_unobserved_exit() -> Result<()> {
 async fn limits_and_usage_are_in_the_cgroups() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let (runtime, image) = common::with_busybox(&node).await?;
-    let pod = hawser_runtime::PodSandboxConfig {
+    let pod = PodSandboxConfig {
         resources: Resources {
             memory_limit_bytes: Some(128 << 20),
             cpu_shares: Some(256),

@@ -3,16 +3,11 @@
 //! By the template's node name, node selector, required node affinity and tolerations; what a node has room for is the
 //! scheduler's matter.
 
-use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec},
-};
+use hawser_api::node_fit::{is_selected, tolerates};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Node};
 
 use super::pod::tolerations;
-use crate::{
-    meta::MetaExt,
-    node::{taints_of, tolerates},
-};
+use crate::{meta::MetaExt, node::taints_of};
 
 /// What a set wants of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +23,7 @@ pub(super) fn fit(set: &DaemonSet, node: &Node) -> Fit {
         return Fit::default();
     };
     let named = spec.node_name.as_deref().filter(|name| !name.is_empty());
-    if named.is_some_and(|name| name != node.name()) || !matches_affinity(spec, node) {
+    if named.is_some_and(|name| name != node.name()) || !is_selected(spec, node) {
         return Fit::default();
     }
     if taints_of(node).is_empty() {
@@ -45,46 +40,6 @@ pub(super) fn fit(set: &DaemonSet, node: &Node) -> Fit {
 /// No set could tell the two apart: heartbeats and conditions make no difference.
 pub(super) fn look_alike(old: &Node, new: &Node) -> bool {
     old.name() == new.name() && old.labels() == new.labels() && taints_of(old) == taints_of(new)
-}
-
-fn matches_affinity(spec: &PodSpec, node: &Node) -> bool {
-    let selected = spec.node_selector.iter().flatten();
-    if !selected.into_iter().all(|(key, value)| node.labels().get(key) == Some(value)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let required =
-        affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(term, node)))
-}
-
-/// A term that asks for nothing matches no node.
-fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let (by_label, by_field) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
-    let asks = by_label.clone().next().is_some() || by_field.clone().next().is_some();
-    asks && by_label.into_iter().all(|it| meets(it, node.labels().get(&it.key).map(String::as_str)))
-        && by_field.into_iter().all(|it| it.key == "metadata.name" && meets(it, Some(node.name())))
-}
-
-fn meets(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let listed = |value: &str| requirement.values.iter().flatten().any(|other| other == value);
-    let number = |text: &str| text.parse::<i64>().ok();
-    let compared = |wanted: std::cmp::Ordering| {
-        let bound = requirement.values.as_ref().and_then(|values| number(values.first()?));
-        match (value.and_then(number), bound) {
-            (Some(value), Some(bound)) => value.cmp(&bound) == wanted,
-            _ => false,
-        }
-    };
-    match requirement.operator.as_str() {
-        "In" => value.is_some_and(listed),
-        "NotIn" => !value.is_some_and(listed),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compared(std::cmp::Ordering::Greater),
-        "Lt" => compared(std::cmp::Ordering::Less),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use hawser_api::{Api, Error, informer::Change, resource::ObjectKey};
+use hawser_api::{Api, Error, informer::Change, node_fit::tolerates, resource::ObjectKey};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{Node, Pod, PodCondition, Taint, Toleration},
@@ -20,7 +20,7 @@ use k8s_openapi::{
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::{taints_of, tolerates};
+use super::taints_of;
 use crate::{
     Context, Starts,
     events::Recorder,

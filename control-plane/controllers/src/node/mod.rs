@@ -13,7 +13,7 @@ mod taints;
 mod tests;
 mod zones;
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 
 pub(crate) use eviction::mark_disrupted;
 
@@ -42,19 +42,4 @@ pub(crate) fn ready_status(node: &Node) -> &str {
 
 pub(crate) fn taints_of(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
-}
-
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
-        return false;
-    }
-    let key = given(&toleration.key);
-    match toleration.operator.as_deref() {
-        Some("Exists") => key.is_none_or(|key| key == taint.key),
-        None | Some("" | "Equal") => {
-            key.is_some_and(|key| key == taint.key) && given(&toleration.value) == given(&taint.value)
-        }
-        Some(_) => false,
-    }
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use hawser_api::resource::ObjectKey;
 use hawser_services::Service;
-use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, FileKeySelector, Secret};
 
 use super::ConfigError;
 use super::downward::Fields;
+use super::env_file;
 use super::expand::expand;
 use super::service_env::service_variables;
 use crate::interfaces::Objects;
 use crate::pod::DesiredContainer;
+use crate::volumes::{MountedVolumes, sub_path};
 
 /// Reads the objects that an environment names; the node's caches, or a test's maps.
 pub trait Lookup {
@@ -45,6 +47,7 @@ pub fn environment(
     fields: &Fields<'_>,
     container: &DesiredContainer,
     lookup: &dyn Lookup,
+    volumes: &MountedVolumes,
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let mut values: BTreeMap<String, String> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
@@ -59,7 +62,11 @@ pub fn environment(
     }
     for var in container.spec.env.iter().flatten() {
         let known = |name: &str| values.get(name).or_else(|| service_values.get(name)).cloned();
-        if let Some(value) = variable(fields, container, lookup, var, known)? {
+        let value = match var.value_from.as_ref().and_then(|source| source.file_key_ref.as_ref()) {
+            Some(selector) => from_file(volumes, selector)?,
+            None => variable(fields, container, lookup, var, known)?,
+        };
+        if let Some(value) = value {
             set(&mut values, var.name.clone(), value);
         }
     }
@@ -160,7 +167,7 @@ fn from_source(
         let value = object.as_ref().and_then(|o| o.data.as_ref()?.get(&selector.key).map(|v| text(&v.0)));
         ("secret", &selector.name, &selector.key, selector.optional, object.is_some(), value)
     } else {
-        return Err(ConfigError::Unsupported { what: "environment source", value: "fileKeyRef".into() });
+        return Err(ConfigError::Unsupported { what: "environment source", value: "none".into() });
     };
     match value {
         Some(value) => Ok(Some(value)),
@@ -175,11 +182,34 @@ fn from_source(
     }
 }
 
+/// `None` for an optional variable whose file or key is not there.
+fn from_file(volumes: &MountedVolumes, selector: &FileKeySelector) -> Result<Option<String>, ConfigError> {
+    let FileKeySelector { key, path, volume_name, optional } = selector;
+    let failed = |why: String| ConfigError::EnvFile { volume: volume_name.clone(), path: path.clone(), why };
+    let volume = volumes.get(volume_name);
+    let volume =
+        volume.ok_or_else(|| ConfigError::ObjectMissing { kind: "volume", name: volume_name.clone() })?;
+    let bytes = sub_path::read(&volume.path, path, env_file::MAX_BYTES + 1);
+    let value = match bytes.map_err(|error| failed(error.to_string()))? {
+        Some(bytes) if bytes.len() as u64 > env_file::MAX_BYTES => {
+            return Err(failed(format!("it has more than {} bytes", env_file::MAX_BYTES)));
+        }
+        Some(bytes) => env_file::value(&text(&bytes), key).map_err(failed)?,
+        None if *optional == Some(true) => None,
+        None => return Err(failed("it is not there".into())),
+    };
+    match value {
+        None if *optional != Some(true) => Err(failed(format!("it has no key {key:?}"))),
+        value => Ok(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::container::resources::NodeCapacity;
     use crate::pod::testing::{container, pod, spec};
+    use crate::volumes::Mounted;
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::{
         ConfigMapEnvSource, ConfigMapKeySelector, Container, EnvFromSource, ObjectFieldSelector,
@@ -205,6 +235,10 @@ mod tests {
     }
 
     fn env(container: Container) -> Result<BTreeMap<String, String>, String> {
+        env_with(container, &MountedVolumes::new())
+    }
+
+    fn env_with(container: Container, volumes: &MountedVolumes) -> Result<BTreeMap<String, String>, String> {
         let pod = pod(spec("Always", vec![], vec![container]));
         let fields = Fields {
             pod: &pod,
@@ -213,7 +247,7 @@ mod tests {
             node_ips: &[],
             capacity: NodeCapacity::default(),
         };
-        let list = environment(&fields, &pod.containers[0], &Fixed).map_err(|e| e.to_string())?;
+        let list = environment(&fields, &pod.containers[0], &Fixed, volumes).map_err(|e| e.to_string())?;
         Ok(list.into_iter().collect())
     }
 
@@ -259,6 +293,33 @@ mod tests {
         ];
         let shown: Vec<(&str, &str)> = values.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn values_come_from_files_that_containers_wrote() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("app.env"), "TOKEN='x y'\n").expect("written");
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link.env")).expect("linked");
+        let mounted =
+            Mounted { path: dir.path().to_owned(), read_only: false, no_exec: false, is_block: false };
+        let volumes = MountedVolumes::from([("config".to_owned(), mounted)]);
+        let with = |volume_name: &str, path: &str, key: &str, optional: Option<bool>| {
+            let (volume_name, path, key) = (volume_name.into(), path.into(), key.into());
+            let selector = FileKeySelector { volume_name, path, key, optional };
+            let mut c = container("c");
+            let source = EnvVarSource { file_key_ref: Some(selector), ..EnvVarSource::default() };
+            c.env = Some(vec![var_from("A", source)]);
+            env_with(c, &volumes).map(|env| env.get("A").cloned())
+        };
+        assert_eq!(with("config", "app.env", "TOKEN", None), Ok(Some("x y".into())));
+        assert_eq!(with("config", "app.env", "NONE", Some(true)), Ok(None));
+        assert_eq!(with("config", "none.env", "TOKEN", Some(true)), Ok(None));
+        let told = |path: &str, key: &str| with("config", path, key, None).unwrap_err();
+        let place = |path: &str| format!("environment file {path:?} of volume \"config\": ");
+        assert_eq!(told("app.env", "NONE"), place("app.env") + "it has no key \"NONE\"");
+        assert_eq!(told("none.env", "TOKEN"), place("none.env") + "it is not there");
+        assert!(told("link.env", "root").starts_with(&place("link.env")), "links do not lead out");
+        assert_eq!(with("other", "app.env", "A", None), Err("volume \"other\" not found".into()));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub(crate) mod attempts;
 pub mod downward;
 pub mod env;
+mod env_file;
 pub mod expand;
 pub mod files;
 pub mod resources;
@@ -36,6 +37,9 @@ pub enum ConfigError {
     VolumeMode { volume: String, mode: &'static str, field: &'static str },
     #[error("{0}")]
     RunAsNonRoot(String),
+    /// `why` names the key, the file or its line.
+    #[error("environment file {path:?} of volume {volume:?}: {why}")]
+    EnvFile { volume: String, path: String, why: String },
     #[error("failed to prepare subPath for volumeMount {mount:?} of container {container:?}: {message}")]
     SubPath { container: String, mount: String, message: String },
     #[error("failed to write {path}")]
@@ -76,7 +80,7 @@ pub fn build(
             .collect()
     };
     mounts.extend(managed_mounts(context, container, attempt, &mounts));
-    let security = security::security(pod, container, image, &config.root_dir)?;
+    let security = security::security(pod, container, image, config)?;
     Ok(ContainerConfig {
         pod_uid: pod.uid().to_owned(),
         name: spec.name.clone(),
@@ -88,6 +92,7 @@ pub fn build(
         mounts,
         security,
         resources: resources::container_resources(pod.spec(), spec, context.node_memory_bytes),
+        oom_group: !config.single_process_oom_kill,
         cdi_devices: Vec::new(),
         devices: Vec::new(),
         join_pid_of: None,

@@ -6,13 +6,14 @@ use hawser_runtime::{AppArmor, Image, SeLinux, Seccomp, Security};
 use k8s_openapi::api::core::v1::{AppArmorProfile, SELinuxOptions, SeccompProfile};
 
 use super::ConfigError;
+use crate::config::Config;
 use crate::pod::{DesiredContainer, DesiredPod};
 
 pub fn security(
     pod: &DesiredPod,
     container: &DesiredContainer,
     image: &Image,
-    root_dir: &Path,
+    config: &Config,
 ) -> Result<Security, ConfigError> {
     let of_pod = pod.spec().security_context.clone().unwrap_or_default();
     let own = container.spec.security_context.clone().unwrap_or_default();
@@ -23,7 +24,11 @@ pub fn security(
     }
     let groups = of_pod.supplemental_groups.iter().flatten().copied().chain(of_pod.fs_group);
     let capabilities = own.capabilities.unwrap_or_default();
-    let seccomp = own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref());
+    let given = own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref());
+    let seccomp = match given {
+        None if config.seccomp_default => Seccomp::RuntimeDefault,
+        given => to_seccomp(given, &config.root_dir),
+    };
     let privileged = own.privileged == Some(true);
     Ok(Security {
         run_as_user,
@@ -36,7 +41,7 @@ pub fn security(
         no_new_privileges: own.allow_privilege_escalation == Some(false),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
-        seccomp: if privileged { Seccomp::Unconfined } else { to_seccomp(seccomp, root_dir) },
+        seccomp: if privileged { Seccomp::Unconfined } else { seccomp },
         apparmor: match privileged {
             true => AppArmor::Unconfined,
             false => to_apparmor(apparmor_profile(pod, container)),
@@ -65,7 +70,8 @@ fn to_apparmor(profile: Option<&AppArmorProfile>) -> AppArmor {
     match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
         Some(("RuntimeDefault", _)) => AppArmor::RuntimeDefault,
         Some(("Localhost", Some(name))) => AppArmor::Localhost(name.to_owned()),
-        _ => AppArmor::Unconfined,
+        Some(_) => AppArmor::Unconfined,
+        None => AppArmor::Unspecified,
     }
 }
 
@@ -127,7 +133,8 @@ mod tests {
         spec.security_context = Some(of_pod);
         spec.containers[0].security_context = Some(own);
         let pod = pod(spec);
-        security(&pod, &pod.containers[0], &image(user), Path::new("/var/lib/k"))
+        let config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/var/lib/k");
+        security(&pod, &pod.containers[0], &image(user), &config)
     }
 
     #[test]

@@ -107,7 +107,7 @@ pub fn render(snapshot: &Snapshot) -> String {
         out.family(&family);
         for pod in &snapshot.pods {
             for (entry, usage) in usages(pod) {
-                out.sample(&with_kind(family.0, &labels(pod, entry)), family.3(usage), at);
+                out.sample(&with_kind(family.0, &Place::of(pod, entry).labels()), family.3(usage), at);
             }
         }
     }
@@ -115,7 +115,8 @@ pub fn render(snapshot: &Snapshot) -> String {
         out.family(&family);
         for pod in &snapshot.pods {
             for interface in &pod.network {
-                let mut labels = labels(pod, None).to_vec();
+                let place = Place::of(pod, None);
+                let mut labels = place.labels().to_vec();
                 labels.push(("interface", &interface.name));
                 out.sample(&labels, family.3(interface), at);
             }
@@ -131,16 +132,33 @@ fn usages(pod: &PodStats) -> impl Iterator<Item = (Option<&ContainerEntry>, &Con
     [(None, &pod.usage)].into_iter().chain(containers)
 }
 
-fn labels<'a>(pod: &'a PodStats, container: Option<&'a ContainerEntry>) -> [(&'a str, &'a str); 6] {
-    let of = |text: fn(&ContainerEntry) -> &str| container.map_or("", text);
-    [
-        ("container", of(|c| &c.name)),
-        ("id", container.map_or(&*pod.uid, |c| &c.id)),
-        ("image", of(|c| &c.image)),
-        ("name", of(|c| &c.id)),
-        ("namespace", &pod.namespace),
-        ("pod", &pod.name),
-    ]
+/// Values of the labels that tell a pod, or one of its containers; `id` is its cgroup, as cAdvisor has it.
+struct Place<'a> {
+    pod: &'a PodStats,
+    container: Option<&'a ContainerEntry>,
+    id: String,
+}
+
+impl<'a> Place<'a> {
+    fn of(pod: &'a PodStats, container: Option<&'a ContainerEntry>) -> Self {
+        let id = match container {
+            Some(container) => format!("{}/{}", pod.cgroup, container.id),
+            None => pod.cgroup.clone(),
+        };
+        Self { pod, container, id }
+    }
+
+    fn labels(&self) -> [(&'a str, &str); 6] {
+        let of = |text: fn(&ContainerEntry) -> &str| self.container.map_or("", text);
+        [
+            ("container", of(|c| &c.name)),
+            ("id", &self.id),
+            ("image", of(|c| &c.image)),
+            ("name", of(|c| &c.id)),
+            ("namespace", &self.pod.namespace),
+            ("pod", &self.pod.name),
+        ]
+    }
 }
 
 /// Some families tell kinds apart by a further label.
@@ -163,13 +181,13 @@ fn of_containers(out: &mut Exposition, snapshot: &Snapshot) {
     let family = out.gauge("container_start_time_seconds", help);
     for (pod, container) in containers() {
         let started = container.started_at.map_or(0.0, unix_seconds);
-        family.sample(&labels(pod, Some(container)), started, at);
+        family.sample(&Place::of(pod, Some(container)).labels(), started, at);
     }
     let help = "Number of bytes that are consumed by the container on this filesystem.";
     let family = out.gauge("container_fs_usage_bytes", help);
     for (pod, container) in containers() {
         let (layer, _) = pod.container_disk(&container.name);
-        family.sample(&labels(pod, Some(container)), layer.bytes as f64, at);
+        family.sample(&Place::of(pod, Some(container)).labels(), layer.bytes as f64, at);
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod text;
 mod volumes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
@@ -38,12 +39,16 @@ struct Inner {
     registry: Registry,
     started_pods: IntCounter,
     pod_start_duration: Histogram,
+    pod_start_total: Histogram,
+    rejections: IntCounterVec,
+    list_duration: Histogram,
     started_containers: IntCounterVec,
     started_containers_errors: IntCounterVec,
     operations: IntCounterVec,
     operation_errors: IntCounterVec,
     operation_duration: HistogramVec,
     evictions: IntCounterVec,
+    preemptions: IntCounterVec,
     collected_images: IntCounterVec,
 }
 
@@ -71,9 +76,18 @@ impl Inner {
         let help =
             "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
         let pod_start_duration = Histogram::with_opts(
-            HistogramOpts::new("kubelet_pod_start_duration_seconds", help).buckets(buckets),
+            HistogramOpts::new("kubelet_pod_start_duration_seconds", help).buckets(buckets.clone()),
         )?;
         registry.register(Box::new(pod_start_duration.clone()))?;
+        let help = "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch";
+        let pod_start_total = Histogram::with_opts(
+            HistogramOpts::new("kubelet_pod_start_total_duration_seconds", help).buckets(buckets),
+        )?;
+        registry.register(Box::new(pod_start_total.clone()))?;
+        let help = "Duration in seconds for relisting pods in PLEG.";
+        let list_duration =
+            Histogram::with_opts(HistogramOpts::new("kubelet_pleg_relist_duration_seconds", help))?;
+        registry.register(Box::new(list_duration.clone()))?;
         let help = "Duration in seconds of runtime operations. Broken down by operation type.";
         let operation_duration = HistogramVec::new(
             HistogramOpts::new("kubelet_runtime_operations_duration_seconds", help)
@@ -107,24 +121,47 @@ impl Inner {
                 "Cumulative number of pod evictions by eviction signal",
                 &["eviction_signal"],
             )?,
+            preemptions: counter(
+                "kubelet_preemptions",
+                "Cumulative number of pod preemptions by preemption resource",
+                &["preemption_signal"],
+            )?,
             collected_images: counter(
                 "kubelet_image_garbage_collected_total",
                 "Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
                 &["reason"],
             )?,
+            rejections: counter(
+                "kubelet_admission_rejections_total",
+                "Cumulative number pod admission rejections by the Kubelet.",
+                &["reason"],
+            )?,
             operation_duration,
             started_pods,
             pod_start_duration,
+            pod_start_total,
+            list_duration,
             registry,
         })
     }
 }
 
 impl Metrics {
-    /// A pod that began `seconds` ago runs.
-    pub(crate) fn pod_started(&self, seconds: f64) {
+    /// A pod runs that came here, and was made, so many seconds ago. The second is told by two clocks.
+    pub(crate) fn pod_started(&self, seconds: f64, since_created: Option<f64>) {
         self.inner.started_pods.inc();
         self.inner.pod_start_duration.observe(seconds.max(0.0));
+        since_created.into_iter().for_each(|seconds| self.inner.pod_start_total.observe(seconds.max(0.0)));
+    }
+
+    /// `reason` is the one that the pod's status shows.
+    pub(crate) fn rejected(&self, reason: &str) {
+        self.inner.rejections.with_label_values(&[reason]).inc();
+    }
+
+    /// All containers were listed.
+    pub(crate) fn listed(&self, took: Duration) {
+        self.inner.list_duration.observe(took.as_secs_f64());
     }
 
     pub(crate) fn container_started(&self, kind: ContainerKind) {
@@ -138,6 +175,11 @@ impl Metrics {
 
     pub(crate) fn evicted(&self, signal: &str) {
         self.inner.evictions.with_label_values(&[signal]).inc();
+    }
+
+    /// A pod went for a critical one that missed `resource`.
+    pub(crate) fn preempted(&self, resource: &str) {
+        self.inner.preemptions.with_label_values(&[resource]).inc();
     }
 
     pub(crate) fn image_collected(&self, reason: &str) {

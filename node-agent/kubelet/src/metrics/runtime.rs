@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hawser_runtime::{
     AttachRequest, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, DiskUsage, EventStream,
-    ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, RegistryAuth, Resources,
-    Result, Runtime, RuntimeVersion, Session,
+    ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, Pulled, RegistryAuth,
+    Resources, Result, Runtime, RuntimeVersion, Session,
 };
 use tokio::time::Instant;
 
@@ -44,7 +44,7 @@ impl Runtime for Metered {
         image: &str,
         auth: &[RegistryAuth],
         progress: Option<ProgressSender>,
-    ) -> Result<Image> {
+    ) -> Result<Pulled> {
         self.count("pull_image", self.runtime.pull_image(image, auth, progress)).await
     }
 

@@ -1,9 +1,8 @@
 //! The node itself: its registration, status, lease and usage.
 //!
 //! The Node object is made once and its labels kept; the status is written when it changes, when the API shows another
-//! one, and every five minutes, the lease every ten seconds. A failed write is tried again at the next turn.
+//! one, and after a while, the lease every ten seconds. A failed write is tried again at the next turn.
 
-pub mod fit;
 mod lease;
 pub mod machine;
 pub mod status;
@@ -36,12 +35,8 @@ use crate::shutdown::NODE_MESSAGE;
 
 pub use machine::Machine;
 
-/// The status is written at least this often, so that its heartbeat times stay young.
-const REPORT_AT_LEAST: Duration = Duration::from_secs(300);
 /// While the node is not ready, it looks again this often.
 const LOOK_WHEN_NOT_READY: Duration = Duration::from_secs(1);
-/// Upstream shows the fifty largest images.
-const MAX_IMAGES: usize = 50;
 const MAX_IMAGE_NAMES: usize = 5;
 
 /// Keeps the Node object true.
@@ -139,7 +134,9 @@ impl NodeKeeper {
                 fresh = self.current(Some(shown)).await;
             }
             let due = written.as_ref().is_none_or(|(known, at)| {
-                at.elapsed() >= REPORT_AT_LEAST || status::differs(known, &fresh) || overwritten.is_some()
+                at.elapsed() >= self.config.status_report_interval
+                    || status::differs(known, &fresh)
+                    || overwritten.is_some()
             });
             if due {
                 match self.status.patch_status(&target, &uid, status::patch(&fresh)).await {
@@ -179,8 +176,9 @@ impl NodeKeeper {
         let images = self.runtime.list_images().await.unwrap_or_default();
         let mut images: Vec<ContainerImage> = images.into_iter().map(shown_image).collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
-        images.truncate(MAX_IMAGES);
-        let not_ready = match (&version, self.network.ready()) {
+        images.truncate(self.config.status_max_images.unwrap_or(usize::MAX));
+        let network = self.network.ready();
+        let not_ready = match (&version, &network) {
             _ if *self.shutting_down.borrow() => Some(NODE_MESSAGE.to_owned()),
             (Err(error), _) => Some(format!("container runtime is down: {error}")),
             (Ok(_), Err(why)) => Some(format!(
@@ -191,6 +189,7 @@ impl NodeKeeper {
         let observed = status::Observed {
             now: Timestamp::now(),
             not_ready,
+            no_network: network.err(),
             runtime: version.map_or_else(|_| "containerd://unknown".into(), |v| runtime_uri(&v)),
             images,
             pressure: *self.pressure.borrow(),
@@ -221,7 +220,11 @@ pub(crate) fn new_node(config: &Config) -> Node {
             labels: Some(labels),
             ..ObjectMeta::default()
         },
-        spec: Some(NodeSpec { taints: (!taints.is_empty()).then_some(taints), ..NodeSpec::default() }),
+        spec: Some(NodeSpec {
+            taints: (!taints.is_empty()).then_some(taints),
+            provider_id: config.provider_id.clone(),
+            ..NodeSpec::default()
+        }),
         status: None,
     }
 }
@@ -236,7 +239,7 @@ fn shown_image(image: hawser_runtime::Image) -> ContainerImage {
 }
 
 /// `key=value:effect`, `key:effect`
-fn parse_taint(text: &str) -> Option<Taint> {
+pub(crate) fn parse_taint(text: &str) -> Option<Taint> {
     let (key_value, effect) = text.rsplit_once(':')?;
     let (key, value) = match key_value.split_once('=') {
         Some((key, value)) => (key, Some(value.to_owned())),

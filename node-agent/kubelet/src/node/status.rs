@@ -18,13 +18,17 @@ use crate::eviction::Pressure;
 use crate::pod::status::time;
 use crate::quantity::binary_si;
 
-/// The one handler that a RuntimeClass can name here.
+/// The handler that a RuntimeClass can always name here.
 pub const RUNC: &str = "runc";
+
+const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 pub struct Observed {
     pub now: Timestamp,
     /// Why pods cannot run here.
     pub not_ready: Option<String>,
+    /// Why pods cannot have a network; `None` where they can.
+    pub no_network: Option<String>,
     /// `containerd://1.6.20`
     pub runtime: String,
     pub images: Vec<ContainerImage>,
@@ -58,20 +62,22 @@ pub fn node_status(
         }),
         images: Some(observed.images.clone()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(runtime_handlers()),
+        runtime_handlers: Some(runtime_handlers(config)),
         node_info: Some(machine.system_info(observed.runtime.clone())),
         volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..NodeStatus::default()
     }
 }
 
-/// runc under its own name, and as what pods get that ask for none.
-fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+/// runc under its own name, and as what pods get that ask for none; others, of which it is not known what they can do.
+fn runtime_handlers(config: &Config) -> Vec<NodeRuntimeHandler> {
     let features =
         NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(false) };
     let handler =
         |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
-    vec![handler(""), handler(RUNC)]
+    let unknown = |name: &String| NodeRuntimeHandler { name: Some(name.clone()), features: None };
+    let others = config.runtime_handlers.iter().map(unknown);
+    [handler(""), handler(RUNC)].into_iter().chain(others).collect()
 }
 
 pub fn is_ready(status: &NodeStatus) -> bool {
@@ -157,6 +163,11 @@ fn conditions(observed: &Observed, previous: Option<&NodeStatus>) -> Vec<NodeCon
         None => (true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned()),
         Some(why) => (false, "KubeletNotReady".to_owned(), why.clone()),
     };
+    // The node's network is the agent's own, as another one's would be its plugin's: reasons are named as these name theirs.
+    let network = match &observed.no_network {
+        None => (false, "HawserIsUp".to_owned(), "the network of pods is set up on this node".to_owned()),
+        Some(why) => (true, "HawserIsDown".to_owned(), why.clone()),
+    };
     let verdicts = [
         (
             "MemoryPressure",
@@ -182,6 +193,7 @@ fn conditions(observed: &Observed, previous: Option<&NodeStatus>) -> Vec<NodeCon
                 ["KubeletHasSufficientPID", "kubelet has sufficient PID available"],
             ),
         ),
+        (NETWORK_UNAVAILABLE, network),
         ("Ready", ready),
     ];
     let known = previous.and_then(|p| p.conditions.as_deref()).unwrap_or_default();
@@ -212,10 +224,25 @@ mod tests {
             not_ready: not_ready.map(str::to_owned),
             runtime: "containerd://1.6.20".into(),
             images: vec![],
+            no_network: not_ready.map(str::to_owned),
             pressure: Pressure::default(),
             devices: Counts::new(),
             volumes_in_use: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_network_is_unavailable_until_it_is_set_up() {
+        let config = Config::new("n1", "10.0.0.1".parse().expect("address"), "/tmp");
+        let shown = |no_network: Option<&str>| {
+            let status = node_status(&config, &Machine::default(), &observed(no_network, 1), None);
+            let condition = status.conditions.into_iter().flatten().find(|c| c.type_ == NETWORK_UNAVAILABLE);
+            let condition = condition.expect("there");
+            (condition.status, condition.reason.expect("given"), condition.message.expect("given"))
+        };
+        let told = ("True".into(), "HawserIsDown".into(), "no pod range".into());
+        assert_eq!(shown(Some("no pod range")), told);
+        assert_eq!((shown(None).0.as_str(), shown(None).1.as_str()), ("False", "HawserIsUp"));
     }
 
     #[test]

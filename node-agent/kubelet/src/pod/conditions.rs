@@ -5,10 +5,10 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 
-use super::decide::{init_step_done, is_stopping, mains_seen};
+use super::decide::{init_step_done, is_stopping, mains_seen, starts_over};
 use super::desired::{ContainerKind, DesiredPod};
 use super::resize::unequal;
-use super::state::{Clock, PodState};
+use super::state::{Clock, ContainerTrack, PodState};
 use super::status::time;
 
 const OWNED: [&str; 5] =
@@ -23,10 +23,10 @@ const DISRUPTION: &str = "DisruptionTarget";
 const BY_KUBELET: &str = "TerminationByKubelet";
 
 /// Conditions that are there only while they hold.
-pub(crate) const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+pub(crate) const PASSING: [&str; 3] = ["PodResizePending", "PodResizeInProgress", "AllContainersRestarting"];
 
-fn resizing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
-    let [pending, in_progress] = PASSING;
+fn passing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
+    let [pending, in_progress, restarting] = PASSING;
     let mut found = Vec::new();
     if is_stopping(pod, state) {
         return found;
@@ -39,6 +39,10 @@ fn resizing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> 
         let failure = state.resize_failure.as_ref().map(|failure| failure.message.clone());
         let reason = failure.is_some().then_some("Error");
         found.push((in_progress, Verdict { holds: true, reason, message: failure }));
+    }
+    let is_to_rerun = |track: &ContainerTrack| track.current.as_ref().is_some_and(|instance| instance.rerun);
+    if starts_over(pod, state) || state.containers.values().any(is_to_rerun) {
+        found.push((restarting, Verdict::yes()));
     }
     found
 }
@@ -93,7 +97,7 @@ pub(crate) fn conditions(
         .iter()
         .filter(|c| !(is_own_condition(&c.type_) || disrupted.is_some() && c.type_ == DISRUPTION));
     all.extend(of_others.cloned());
-    for (type_, verdict) in resizing(pod, state) {
+    for (type_, verdict) in passing(pod, state) {
         all.push(condition(pod, type_, verdict, previous, clock));
     }
     all.extend(disrupted.map(|verdict| {

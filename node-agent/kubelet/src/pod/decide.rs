@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use hawser_runtime::ContainerId;
 
-use super::desired::{ContainerKind, DesiredContainer, DesiredPod, RestartPolicy};
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod, MINIMUM_GRACE, RestartPolicy};
 use super::resize::{group_is_unequal, unequal};
-use super::restart::restarts;
+use super::restart::{restarts, restarts_all};
 use super::state::{
     Clock, ContainerTrack, FailureKind, Instance, PodState, Progress, TerminalPhase, Verdict,
 };
@@ -61,6 +61,8 @@ pub struct Decision {
     pub verdict: Option<Verdict>,
     /// The pod has ended, from now on.
     pub terminal: Option<TerminalPhase>,
+    /// Nothing runs any more, and all containers start over: see [`starts_over`].
+    pub rerun: bool,
 }
 
 impl Decision {
@@ -97,6 +99,13 @@ pub fn decide(pod: &DesiredPod, state: &PodState, clock: Clock) -> Decision {
         return decision;
     }
 
+    if starts_over(pod, state) {
+        if stop_at_once(pod, state, clock, &mut decision) {
+            decision.rerun = true;
+            decision.wake(clock.now);
+        }
+        return decision;
+    }
     run(pod, state, clock, &mut decision);
     remove_outdated(state, clock, &mut decision);
     decision
@@ -105,6 +114,27 @@ pub fn decide(pod: &DesiredPod, state: &PodState, clock: Clock) -> Decision {
 /// True when the pod is stopping for good, whatever the reason.
 pub fn is_stopping(pod: &DesiredPod, state: &PodState) -> bool {
     pod.is_deleted() || state.gone_since.is_some() || state.verdict.is_some() || state.terminal.is_some()
+}
+
+/// A container has ended in a way that has all of them start over, which they have not done yet. They are stopped without
+/// their hooks.
+pub(crate) fn starts_over(pod: &DesiredPod, state: &PodState) -> bool {
+    let ended = |container: &&DesiredContainer| {
+        let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
+        let code = instance.filter(|i| !i.rerun && !i.is_replaced()).map(Instance::progress);
+        matches!(code, Some(Progress::Exited(code)) if restarts_all(container, code))
+    };
+    pod.containers.iter().any(|container| ended(&container))
+}
+
+/// Stops all containers in no order. True when nothing runs and nothing is being made.
+fn stop_at_once(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) -> bool {
+    let runs = |c: &&DesiredContainer| state.track(c.name()).is_some_and(ContainerTrack::is_running);
+    let running: Vec<_> = pod.containers.iter().filter(runs).collect();
+    for container in &running {
+        stop(state, container, clock, MINIMUM_GRACE, decision);
+    }
+    running.is_empty() && state.busy.stopping.is_empty() && !state.busy.is_preparing()
 }
 
 /// How the pod ended, when its own containers are done.
@@ -328,7 +358,7 @@ fn initialize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut D
 /// True when the end of this instance with `code` is not the last word on its container.
 fn starts_again(policy: RestartPolicy, instance: &Instance, container: &DesiredContainer, code: i32) -> bool {
     let runs_once_more = container.kind == ContainerKind::Init && instance.stale;
-    runs_once_more || instance.is_replaced() || restarts(policy, container, code)
+    runs_once_more || instance.rerun || instance.is_replaced() || restarts(policy, container, code)
 }
 
 /// Issues a start when the container should run, does not, and no back-off holds it.

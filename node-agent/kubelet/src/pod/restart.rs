@@ -1,8 +1,10 @@
 //! Whether a container that ended starts again: the pod's policy, the container's own, its exit-code rules.
 //!
-//! Container policies and rules are those of KEP-5307.
+//! Container policies and rules are those of KEP-5307; that one has all containers start over, of KEP-5532.
 
 use super::desired::{ContainerKind, DesiredContainer, RestartPolicy};
+
+const RESTART_ALL: &str = "RestartAllContainers";
 
 /// True when the end with `exit_code` is not the last word on this container.
 pub fn restarts(policy: RestartPolicy, container: &DesiredContainer, exit_code: i32) -> bool {
@@ -15,14 +17,26 @@ pub fn restarts(policy: RestartPolicy, container: &DesiredContainer, exit_code: 
     }
 }
 
+/// True when the end with `exit_code` has all containers of the pod start over, from the first init container on.
+pub fn restarts_all(container: &DesiredContainer, exit_code: i32) -> bool {
+    container.kind != ContainerKind::Ephemeral && action(container, exit_code) == Some(RESTART_ALL)
+}
+
+/// What the first rule that fits asks for.
+fn action(container: &DesiredContainer, exit_code: i32) -> Option<&str> {
+    let mut rules = container.spec.restart_policy_rules.iter().flatten();
+    let fits = rules.find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
+    });
+    fits.map(|rule| rule.action.as_str())
+}
+
 fn restarts_by_rule(policy: RestartPolicy, container: &DesiredContainer, exit_code: i32) -> bool {
-    for rule in container.spec.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let matches = if codes.operator == "NotIn" { !listed } else { listed };
-        if matches {
-            return rule.action == "Restart" || rule.action == "RestartAllContainers";
-        }
+    if let Some(action) = action(container, exit_code) {
+        return action == "Restart" || action == RESTART_ALL;
     }
     let own = container.spec.restart_policy.as_deref().map(RestartPolicy::parse);
     match own.unwrap_or(policy) {

@@ -1,7 +1,9 @@
 //! The machine's rules one by one, each a short history.
 
 use hawser_runtime::ContainerState;
-use k8s_openapi::api::core::v1::{Lifecycle, LifecycleHandler, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{
+    ContainerRestartRule, ContainerRestartRuleOnExitCodes, Lifecycle, LifecycleHandler, PodStatus, Probe,
+};
 
 use super::decide::{Action, Decision, decide};
 use super::desired::DesiredPod;
@@ -406,6 +408,40 @@ fn post_start_hook_holds_back_the_next_container() {
     state
         .finish(Outcome::Started { container: "first".into(), status, resources: Default::default() }, at(2));
     assert_eq!(starts(&decide(&pod, &state, at(2))), [("second", 0)]);
+}
+
+#[test]
+fn all_containers_start_over_where_a_rule_asks_for_it() {
+    let mut main = container("main");
+    let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
+    (main.restart_policy, main.restart_policy_rules) = (Some("Never".into()), Some(vec![rule]));
+    let pod = pod(spec("Never", vec![container("init")], vec![main, container("other")]));
+    let mut state = prepared();
+    let restarting = |state: &PodState, clock| {
+        let status = status_of(&pod, state, clock);
+        status.conditions.into_iter().flatten().any(|c| c.type_ == "AllContainersRestarting")
+    };
+    with(&mut state, "init", 0, ContainerState::Exited, Some(0), at(1));
+    with(&mut state, "main", 0, ContainerState::Running, None, at(2));
+    with(&mut state, "other", 0, ContainerState::Running, None, at(2));
+    with(&mut state, "main", 0, ContainerState::Exited, Some(42), at(5));
+    let decision = decide(&pod, &state, at(5));
+    assert_eq!((stops(&decision), starts(&decision)), (vec![("other", 2)], vec![]));
+    assert!(!decision.rerun && restarting(&state, at(5)));
+    with(&mut state, "other", 0, ContainerState::Exited, Some(137), at(6));
+    assert!(decide(&pod, &state, at(6)).rerun);
+    state.rerun_all(&pod);
+    assert_eq!(starts(&decide(&pod, &state, at(6))), [("init", 1)]);
+    with(&mut state, "init", 1, ContainerState::Exited, Some(0), at(8));
+    assert_eq!(starts(&decide(&pod, &state, at(8))), [("main", 1), ("other", 1)]);
+    assert!(restarting(&state, at(8)));
+    with(&mut state, "main", 1, ContainerState::Running, None, at(9));
+    with(&mut state, "other", 1, ContainerState::Running, None, at(9));
+    assert!(!restarting(&state, at(9)));
+    with(&mut state, "main", 1, ContainerState::Exited, Some(1), at(10));
+    with(&mut state, "other", 1, ContainerState::Exited, Some(0), at(10));
+    assert_eq!(decide(&pod, &state, at(10)).terminal, Some(TerminalPhase::Failed), "another code is an end");
 }
 
 #[test]

@@ -200,6 +200,8 @@ pub struct Instance {
     pub kill: Option<Kill>,
     /// Belongs to an earlier sandbox: an init container runs again.
     pub stale: bool,
+    /// Stopped so that all containers start over: it does, whatever its policy says.
+    pub rerun: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,6 +250,7 @@ impl Instance {
             resources: None,
             kill: None,
             stale: false,
+            rerun: false,
         }
     }
 
@@ -633,6 +636,16 @@ impl PodState {
         let ended = self.containers.values_mut().filter_map(|t| t.current.as_mut());
         for instance in ended.filter(|i| !i.is_running()) {
             instance.stale = true;
+        }
+    }
+
+    /// All containers have been stopped, and start over from the first init container on; but those for debugging.
+    pub fn rerun_all(&mut self, pod: &DesiredPod) {
+        for container in pod.containers.iter().filter(|c| c.kind != ContainerKind::Ephemeral) {
+            let track = self.containers.get_mut(container.name());
+            if let Some(instance) = track.and_then(|track| track.current.as_mut()) {
+                (instance.stale, instance.rerun) = (true, true);
+            }
         }
     }
 

@@ -18,23 +18,34 @@ use super::{ProbeTarget, http, timeout};
 const MAX_OUTPUT_BYTES: usize = 10 << 10;
 
 /// `None` when there was nobody to ask.
-pub async fn check(runtime: &dyn Runtime, target: &ProbeTarget) -> Option<Result<(), String>> {
+pub async fn check(runtime: &dyn Runtime, target: &ProbeTarget) -> Option<Result<Passed, String>> {
     let probe = &target.probe;
     let limit = timeout(probe);
     if let Some(action) = &probe.exec {
         let command = action.command.as_deref().unwrap_or_default();
-        return exec(runtime, &target.container_id, command, limit).await;
+        return exec(runtime, &target.container_id, command, limit).await.map(passed);
     }
     if let Some(action) = &probe.http_get {
         return Some(http_get(action, target.pod_ip, &target.ports, limit, "kube-probe/1.36").await);
     }
     if let Some(action) = &probe.tcp_socket {
-        return Some(tcp(action, target.pod_ip, &target.ports, limit).await);
+        return Some(passed(tcp(action, target.pod_ip, &target.ports, limit).await));
     }
     if let Some(action) = &probe.grpc {
-        return Some(grpc(action, target.pod_ip?, limit).await);
+        return Some(passed(grpc(action, target.pod_ip?, limit).await));
     }
     None
+}
+
+/// A check that succeeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// What is wrong with it all the same.
+    pub warning: Option<String>,
+}
+
+fn passed(result: Result<(), String>) -> Result<Passed, String> {
+    result.map(|()| Passed::default())
 }
 
 async fn exec(
@@ -82,7 +93,7 @@ pub async fn http_get(
     ports: &[ContainerPort],
     limit: Duration,
     user_agent: &str,
-) -> Result<(), String> {
+) -> Result<Passed, String> {
     let port = resolve_port(&action.port, ports)?;
     let host = action.host.clone().filter(|h| !h.is_empty());
     let host = host.or_else(|| pod_ip.map(|ip| ip.to_string())).ok_or("the pod has no address")?;
@@ -100,8 +111,11 @@ pub async fn http_get(
             "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         )),
         Ok(Err(error)) => Err(format!("Get {url:?}: {error}")),
-        Ok(Ok(status)) if (200..400).contains(&status) => Ok(()),
-        Ok(Ok(status)) => Err(format!("HTTP probe failed with statuscode: {status}")),
+        Ok(Ok(answer)) if (200..400).contains(&answer.status) => {
+            let warn = |to: String| format!("Probe terminated redirects: {to} is another host");
+            Ok(Passed { warning: answer.leads_elsewhere.map(warn) })
+        }
+        Ok(Ok(answer)) => Err(format!("HTTP probe failed with statuscode: {}", answer.status)),
     }
 }
 
@@ -191,7 +205,7 @@ mod tests {
             ..HTTPGetAction::default()
         };
         let ip = Some("127.0.0.1".parse().expect("address"));
-        http_get(&action, ip, &[], Duration::from_secs(5), "test").await
+        http_get(&action, ip, &[], Duration::from_secs(5), "test").await.map(drop)
     }
 
     fn answer(status: &str, more: &str) -> String {
@@ -212,8 +226,14 @@ mod tests {
     async fn redirects_to_the_same_host_are_followed() {
         let port = serve(vec![answer("302 Found", "location: /other\r\n"), answer("503 No", "")]).await;
         assert_eq!(get(port, "/").await, Err("HTTP probe failed with statuscode: 503".into()));
+        let port = serve(vec![answer("302 Found", "location: b?x=1\r\n"), answer("200 OK", "")]).await;
+        assert_eq!(get(port, "/a/").await, Ok(()), "a name beside the one that was asked for");
         let port = serve(vec![answer("302 Found", "location: http://elsewhere.test/\r\n")]).await;
-        assert_eq!(get(port, "/").await, Ok(()), "another host is not asked");
+        let action = HTTPGetAction { port: IntOrString::Int(i32::from(port)), ..HTTPGetAction::default() };
+        let ip = Some("127.0.0.1".parse().expect("address"));
+        let passed = http_get(&action, ip, &[], Duration::from_secs(5), "test").await;
+        let warning = "Probe terminated redirects: http://elsewhere.test/ is another host".to_owned();
+        assert_eq!(passed, Ok(Passed { warning: Some(warning) }), "another host is not asked");
     }
 
     #[tokio::test]

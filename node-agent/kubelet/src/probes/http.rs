@@ -5,11 +5,11 @@ use std::sync::{Arc, LazyLock};
 
 use ::http::{HeaderName, HeaderValue, Request as HttpRequest, StatusCode, header};
 use bytes::Bytes;
+use hawser_api::AnyCertificate;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -46,15 +46,23 @@ impl Request {
     }
 }
 
-/// The status after redirects. The caller sets the time limit.
-pub async fn get(mut request: Request) -> Result<u16, String> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// Where the last redirect leads, which was not followed.
+    pub leads_elsewhere: Option<String>,
+}
+
+/// The answer after redirects. The caller sets the time limit.
+pub async fn get(mut request: Request) -> Result<Answer, String> {
     for _ in 0..=MAX_REDIRECTS {
         let (status, location) = get_once(&request).await?;
-        let Some(location) = location.filter(|_| status.is_redirection()) else { return Ok(status.as_u16()) };
-        match redirected(&request, &location) {
-            Some(next) => request = next,
+        let location = location.filter(|_| status.is_redirection());
+        match location.as_ref().map(|location| redirected(&request, location)) {
+            Some(Some(next)) => request = next,
             // Another host is not this container's to answer for; upstream counts it as success too.
-            None => return Ok(status.as_u16()),
+            Some(None) => return Ok(Answer { status: status.as_u16(), leads_elsewhere: location }),
+            None => return Ok(Answer { status: status.as_u16(), leads_elsewhere: None }),
         }
     }
     Err(format!("stopped after {MAX_REDIRECTS} redirects"))
@@ -64,6 +72,12 @@ fn redirected(request: &Request, location: &str) -> Option<Request> {
     let mut next = request.clone();
     if location.starts_with('/') && !location.starts_with("//") {
         next.path = location.to_owned();
+        return Some(next);
+    }
+    if !location.contains("//") {
+        let path = request.path.split('?').next().unwrap_or_default();
+        let beside = path.rfind('/').map_or("/", |slash| &path[..=slash]);
+        next.path = format!("{beside}{location}");
         return Some(next);
     }
     let uri: ::http::Uri = location.parse().ok()?;
@@ -137,52 +151,14 @@ fn trusting_config() -> Result<Arc<ClientConfig>, String> {
     CONFIG.clone()
 }
 
+/// Probes ask whether something answers, not who: certificates of pods are rarely for their address.
 fn make_trusting_config() -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|e| e.to_string())?;
     let config = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAnyone(provider.signature_verification_algorithms)))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
         .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-/// Probes ask whether something answers, not who: certificates of pods are rarely for their address.
-#[derive(Debug)]
-struct TrustAnyone(rustls::crypto::WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for TrustAnyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
 }

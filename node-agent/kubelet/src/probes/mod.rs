@@ -86,6 +86,8 @@ pub struct ProbeReport {
     pub container_id: ContainerId,
     /// What went wrong this time.
     pub failure: Option<String>,
+    /// What is wrong with a success.
+    pub warning: Option<String>,
     /// The verdict, when this result makes it one or changes it.
     pub verdict: Option<bool>,
 }
@@ -223,12 +225,14 @@ impl Prober {
         // No result at all (the container is not there to ask): neither success nor failure.
         if let Some(result) = result {
             let verdict = entry.tally.lock().count(result.is_ok());
-            if verdict.is_some() || result.is_err() {
+            let warning = result.as_ref().ok().and_then(|passed| passed.warning.clone());
+            if verdict.is_some() || result.is_err() || warning.is_some() {
                 (entry.sink)(ProbeReport {
                     kind: entry.target.kind,
                     container: entry.target.container.clone(),
                     container_id: entry.target.container_id.clone(),
                     failure: result.err(),
+                    warning,
                     verdict,
                 });
             }

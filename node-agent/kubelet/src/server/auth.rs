@@ -8,6 +8,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
+use super::settings::TlsLimits;
+
 /// The subject of a verified client certificate (common name and organisations), or whom a token speaks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct User {
@@ -73,8 +75,9 @@ pub fn tls_config(
     certificate_pem: &[u8],
     key_pem: &[u8],
     client_ca_pem: &[u8],
+    limits: &TlsLimits,
 ) -> Result<Arc<rustls::ServerConfig>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(limits.provider());
     let certificates = |what, pem| -> Result<Vec<CertificateDer<'static>>, TlsError> {
         CertificateDer::pem_slice_iter(pem)
             .collect::<Result<_, _>>()
@@ -92,7 +95,7 @@ pub fn tls_config(
     let key = PrivateKeyDer::from_pem_slice(key_pem)
         .map_err(|source| TlsError::Pem { what: "serving key", source })?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(limits.versions())
         .map_err(TlsError::Serving)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::config::{Config, Reserved};
 use crate::cpus::CpuPolicy;
+use crate::eviction::Eviction;
 use crate::eviction::thresholds::{Amount, Threshold};
+use crate::images::access::Verification;
 use crate::locality::Policy;
+use crate::memory::MemoryPolicy;
+use crate::node::parse_taint;
 use crate::pod::back_off::go_duration;
 use crate::quantity::binary_si;
+use crate::server::ServerSettings;
 
 pub(super) fn configz(config: &Config) -> Value {
-    let eviction = &config.eviction;
-    let (hard, soft): (Vec<&Threshold>, Vec<&Threshold>) =
-        eviction.thresholds.iter().partition(|threshold| threshold.is_hard());
     let dns: Vec<String> = config.cluster_dns.iter().map(ToString::to_string).collect();
-    let settings = json!({
+    let mut settings = server_settings(&config.server);
+    let others = json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "port": config.port,
@@ -43,8 +46,16 @@ pub(super) fn configz(config: &Config) -> Value {
             CpuPolicy::Static { reserved, .. } => reserved.to_string(),
         },
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
-        "maxParallelImagePulls": config.max_parallel_pulls,
-        "serializeImagePulls": config.max_parallel_pulls == 1,
+        "seccompDefault": config.seccomp_default,
+        "singleProcessOOMKill": config.single_process_oom_kill,
+        "eventRecordQPS": config.event_rate.per_second,
+        "eventBurst": config.event_rate.burst,
+        "registerWithTaints": config.taints.iter().filter_map(|taint| parse_taint(taint)).collect::<Vec<_>>(),
+        "providerID": config.provider_id,
+        "memoryManagerPolicy": match &config.memory_policy {
+            MemoryPolicy::None => "None",
+            MemoryPolicy::Static(_) => "Static",
+        },
         "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
         "kubeReserved": reserved(&config.kube_reserved),
         "systemReserved": reserved(&config.system_reserved),
@@ -52,17 +63,65 @@ pub(super) fn configz(config: &Config) -> Value {
         "enforceNodeAllocatable": [if config.enforce_node_allocatable { "pods" } else { "none" }],
         "nodeLeaseDurationSeconds": config.lease_duration.as_secs(),
         "nodeStatusUpdateFrequency": go_duration(config.status_interval),
+        "nodeStatusReportFrequency": go_duration(config.status_report_interval),
+        "nodeStatusMaxImages": config.status_max_images.map_or(json!(-1), |most| json!(most)),
         "volumeStatsAggPeriod": go_duration(config.volume_stats_interval),
+    });
+    for part in [others, image_settings(config), eviction_settings(&config.eviction)] {
+        settings.extend(part.as_object().cloned().unwrap_or_default());
+    }
+    json!({ "kubeletconfig": settings })
+}
+
+fn image_settings(config: &Config) -> Value {
+    json!({
+        "maxParallelImagePulls": config.max_parallel_pulls,
+        "serializeImagePulls": config.max_parallel_pulls == 1,
+        "imagePullCredentialsVerificationPolicy": config.image_verification.as_str(),
+        "preloadedImagesVerificationAllowlist": match &config.image_verification {
+            Verification::UnlessListed(listed) => listed.as_slice(),
+            _ => &[],
+        },
+        "registryPullQPS": config.registry_rate.per_second,
+        "registryBurst": config.registry_rate.burst,
         "imageMinimumGCAge": go_duration(config.image_gc.min_age),
+        "imageMaximumGCAge": go_duration(config.image_gc.max_age.unwrap_or_default()),
         "imageGCHighThresholdPercent": config.image_gc.high_percent,
         "imageGCLowThresholdPercent": config.image_gc.low_percent,
+    })
+}
+
+fn eviction_settings(eviction: &Eviction) -> Value {
+    let (hard, soft): (Vec<&Threshold>, Vec<&Threshold>) =
+        eviction.thresholds.iter().partition(|threshold| threshold.is_hard());
+    let reclaiming: Vec<&Threshold> =
+        eviction.thresholds.iter().filter(|t| t.minimum_reclaim != Amount::Absolute(0)).collect();
+    json!({
         "evictionHard": by_signal(&hard, |t| amount(t.value)),
         "evictionSoft": by_signal(&soft, |t| amount(t.value)),
         "evictionSoftGracePeriod": by_signal(&soft, |t| go_duration(t.grace)),
+        "evictionMinimumReclaim": by_signal(&reclaiming, |t| amount(t.minimum_reclaim)),
         "evictionPressureTransitionPeriod": go_duration(eviction.transition_period),
         "evictionMaxPodGracePeriod": eviction.max_pod_grace.as_secs(),
-    });
-    json!({ "kubeletconfig": settings })
+    })
+}
+
+fn server_settings(server: &ServerSettings) -> Map<String, Value> {
+    let reviews = server.reviews;
+    let version = if server.tls.only_tls13 { "VersionTLS13" } else { "VersionTLS12" };
+    let webhook = json!({ "enabled": reviews.tokens, "cacheTTL": go_duration(reviews.token_ttl) });
+    let authorization = json!({ "mode": "Webhook", "webhook": {
+        "cacheAuthorizedTTL": go_duration(reviews.allowed_ttl),
+        "cacheUnauthorizedTTL": go_duration(reviews.refused_ttl),
+    } });
+    let settings = [
+        ("address", json!(server.address)),
+        ("tlsMinVersion", json!(version)),
+        ("tlsCipherSuites", json!(server.tls.cipher_suites)),
+        ("authentication", json!({ "anonymous": { "enabled": false }, "webhook": webhook })),
+        ("authorization", authorization),
+    ];
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn by_signal(

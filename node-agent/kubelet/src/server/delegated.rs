@@ -16,16 +16,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::auth::{Attributes, Authorizer, User};
+use super::settings::Reviews;
 
 const TOKEN_REVIEWS: GroupVersionResource =
     GroupVersionResource::fixed("authentication.k8s.io", "v1", "tokenreviews");
 const ACCESS_REVIEWS: GroupVersionResource =
     GroupVersionResource::fixed("authorization.k8s.io", "v1", "subjectaccessreviews");
-
-/// How long an answer holds: KubeletConfiguration's defaults for tokens, for what is allowed, and for what is not.
-const TOKEN_TTL: Duration = Duration::from_secs(120);
-const ALLOWED_TTL: Duration = Duration::from_secs(300);
-const REFUSED_TTL: Duration = Duration::from_secs(30);
 
 /// Answers of each sort that are kept. When there are more, all are forgotten, and asked for again.
 const MAX_KEPT: usize = 1024;
@@ -39,13 +35,14 @@ pub struct Delegated {
     node: String,
     /// Members of this group may do everything, and nobody is asked: the API server itself.
     trusted_group: String,
+    reviews: Reviews,
     tokens: Kept<[u8; 32], Option<User>>,
     decisions: Kept<(User, &'static str, &'static str), bool>,
 }
 
 impl Delegated {
-    pub fn new(client: Arc<dyn Client>, node: String, trusted_group: String) -> Self {
-        Self { client, node, trusted_group, tokens: Kept::default(), decisions: Kept::default() }
+    pub fn new(client: Arc<dyn Client>, node: String, trusted_group: String, reviews: Reviews) -> Self {
+        Self { client, node, trusted_group, reviews, tokens: Kept::default(), decisions: Kept::default() }
     }
 
     async fn ask(&self, resource: GroupVersionResource, spec: Value) -> Result<Value, String> {
@@ -73,7 +70,8 @@ impl Delegated {
         });
         let spec = json!({ "user": user.name, "groups": user.groups, "resourceAttributes": attributes });
         let allowed = self.ask(ACCESS_REVIEWS, spec).await?["allowed"] == true;
-        self.decisions.keep(key, allowed, if allowed { ALLOWED_TTL } else { REFUSED_TTL });
+        let Reviews { allowed_ttl, refused_ttl, .. } = self.reviews;
+        self.decisions.keep(key, allowed, if allowed { allowed_ttl } else { refused_ttl });
         Ok(allowed)
     }
 }
@@ -81,6 +79,9 @@ impl Delegated {
 #[async_trait]
 impl Authorizer for Delegated {
     async fn user_of_token(&self, token: &str) -> Result<Option<User>, String> {
+        if !self.reviews.tokens {
+            return Ok(None);
+        }
         let key = Sha256::digest(token).into();
         if let Some(user) = self.tokens.get(&key) {
             return Ok(user);
@@ -95,7 +96,7 @@ impl Authorizer for Delegated {
                 .filter_map(|group| group.as_str().map(str::to_owned))
                 .collect(),
         });
-        self.tokens.keep(key, user.clone(), TOKEN_TTL);
+        self.tokens.keep(key, user.clone(), self.reviews.token_ttl);
         Ok(user)
     }
 
@@ -206,7 +207,7 @@ mod tests {
 
     fn delegated() -> (Arc<Api>, Delegated) {
         let api = Arc::new(Api::default());
-        (api.clone(), Delegated::new(api, "n1".into(), "system:masters".into()))
+        (api.clone(), Delegated::new(api, "n1".into(), "system:masters".into(), Reviews::default()))
     }
 
     fn user(name: &str, group: &str) -> User {
@@ -226,7 +227,7 @@ mod tests {
             assert_eq!(delegated.user_of_token("bad").await, Ok(None));
         }
         assert_eq!(*api.asked.lock(), ["good", "bad"]);
-        tokio::time::advance(TOKEN_TTL).await;
+        tokio::time::advance(Reviews::default().token_ttl).await;
         api.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(delegated.user_of_token("good").await.is_err(), "nobody vouches for it any more");
     }
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(delegated.authorize(&user("root", "system:masters"), &reading("log")).await, Ok(()));
         let asked = ["scraper get metrics", "scraper get log", "viewer get pods", "viewer get proxy"];
         assert_eq!(*api.asked.lock(), asked);
-        tokio::time::advance(ALLOWED_TTL).await;
+        tokio::time::advance(Reviews::default().allowed_ttl).await;
         api.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(
             delegated.authorize(&scraper, &reading("metrics")).await.is_err(),
@@ -254,7 +255,7 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let kept = Kept::<usize, ()>::default();
         for key in 0..3 * MAX_KEPT {
-            kept.keep(key, (), TOKEN_TTL);
+            kept.keep(key, (), Reviews::default().token_ttl);
         }
         assert!(kept.0.lock().len() <= MAX_KEPT);
     }

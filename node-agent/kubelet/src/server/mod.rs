@@ -13,6 +13,7 @@ mod files;
 mod logs;
 mod netns;
 mod routes;
+mod settings;
 pub mod spdy;
 mod streams;
 mod summary;
@@ -43,6 +44,7 @@ use connection::Connection;
 
 pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
 pub use delegated::Delegated;
+pub use settings::{Reviews, ServerSettings, TlsLimits};
 
 /// Connections at a time, those that have become streams included. Each costs a task and a TLS session; the API server
 /// opens one a stream.

@@ -488,7 +488,13 @@ async fn only_verified_and_allowed_users_are_answered() {
     let fixture = fixture().await;
     let (ca, stranger) = (Authority::new(), Authority::new());
     let (certificate, key) = ca.sign("node-1", "system:nodes");
-    let tls = tls_config(certificate.as_bytes(), key.as_bytes(), ca.certificate.pem().as_bytes()).unwrap();
+    let tls = tls_config(
+        certificate.as_bytes(),
+        key.as_bytes(),
+        ca.certificate.pem().as_bytes(),
+        &TlsLimits::default(),
+    )
+    .unwrap();
     let backend = Arc::try_unwrap(fixture.backend).unwrap_or_else(|_| panic!("only one owner"));
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), tls, backend).await.unwrap();
     let address = server.local_addr().unwrap();

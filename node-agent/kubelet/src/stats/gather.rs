@@ -12,6 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::disk::{FsStats, fs_stats};
 use super::{ContainerEntry, Cpu, Inner, NodeStats, PodStats, PodsMemory, Snapshot, network};
 use crate::node::machine::{cpu_usage_ns, meminfo_field, pids};
+use crate::pod::qos::QosClass;
+use crate::qos_cgroups::{level, pod_group};
 use crate::worker::PodView;
 
 /// CPU times of the gathering before, for rates.
@@ -86,7 +88,12 @@ impl Inner {
     }
 
     async fn pods_memory(&self) -> Option<PodsMemory> {
-        let usage = self.runtime.group_stats(self.pods_group.as_deref()?).await.ok().flatten()?;
+        let usage = self
+            .runtime
+            .group_stats(&level(self.cgroup_root.as_ref()?, QosClass::Guaranteed))
+            .await
+            .ok()
+            .flatten()?;
         let limit_bytes = usage.memory_limit_bytes?;
         Some(PodsMemory { working_set_bytes: usage.memory_working_set_bytes, limit_bytes })
     }
@@ -115,10 +122,13 @@ impl Inner {
                 usage,
             });
         }
+        let spec = view.pod.spec.as_ref();
+        let cgroup = self.cgroup_root.as_ref().zip(spec).map(|(root, spec)| pod_group(root, spec, &uid));
         let started = view.pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
         Some(PodStats {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
+            cgroup: cgroup.unwrap_or_default(),
             started_at: started.or_else(|| containers.iter().filter_map(|c| c.started_at).min()),
             cpu: before.cpu(usage.cpu_usage_ns, before.pods.get(uid.as_str()).copied()),
             usage,

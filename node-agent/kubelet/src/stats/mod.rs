@@ -20,8 +20,6 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::manager::Pods;
-use crate::pod::qos::QosClass;
-use crate::qos_cgroups::level;
 use disk::{FsStats, Measured};
 use network::Interface;
 
@@ -81,6 +79,8 @@ pub struct PodStats {
     pub uid: String,
     pub namespace: String,
     pub name: String,
+    /// Below the cgroup roots; empty where it is not known.
+    pub cgroup: String,
     pub started_at: Option<Timestamp>,
     pub cpu: Cpu,
     pub usage: ContainerStats,
@@ -119,8 +119,8 @@ struct Inner {
     /// `None`: whatever the runtime has, for a server without a kubelet.
     pods: Option<Pods>,
     root_dir: PathBuf,
-    /// The cgroup of all pods.
-    pods_group: Option<String>,
+    /// Below which the cgroups of pods are.
+    cgroup_root: Option<String>,
     image_dir: OnceCell<PathBuf>,
     disk: parking_lot::Mutex<BTreeMap<String, Measured>>,
     newest: Mutex<Option<(Instant, Arc<Snapshot>)>>,
@@ -128,8 +128,7 @@ struct Inner {
 
 impl Collector {
     pub fn new(config: &Config, runtime: Arc<dyn Runtime>, pods: Pods) -> Self {
-        let group = level(&config.cgroup_root, QosClass::Guaranteed);
-        Self::build(runtime, Some(pods), config.root_dir.clone(), Some(group))
+        Self::build(runtime, Some(pods), config.root_dir.clone(), Some(config.cgroup_root.clone()))
     }
 
     /// Of all that a runtime has.
@@ -141,10 +140,10 @@ impl Collector {
         runtime: Arc<dyn Runtime>,
         pods: Option<Pods>,
         root_dir: PathBuf,
-        pods_group: Option<String>,
+        cgroup_root: Option<String>,
     ) -> Self {
         let (image_dir, disk, newest) = (OnceCell::new(), Default::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { runtime, pods, root_dir, pods_group, image_dir, disk, newest }) }
+        Self { inner: Arc::new(Inner { runtime, pods, root_dir, cgroup_root, image_dir, disk, newest }) }
     }
 
     /// What is used now, or was a moment ago. Errors of the runtime leave out what they concern.

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{VolumeError, mounts};
+use crate::container::resources::pod_limit;
 use crate::quantity::value;
 
 /// Makes the volume at `dir`, unless it is there. `group` owns it, where the pod has one.
@@ -20,13 +21,13 @@ pub(super) fn prepare(
     dir: &Path,
     source: &EmptyDirVolumeSource,
     spec: &PodSpec,
+    allocatable_bytes: i64,
     group: Option<u32>,
 ) -> Result<(), VolumeError> {
     let made = match source.medium.as_deref() {
         None | Some("") => on_disk(dir, group),
         Some("Memory") => {
-            let size = source.size_limit.as_ref().map(value).filter(|bytes| *bytes > 0);
-            let size = size.map(|bytes| format!("size={bytes}"));
+            let size = memory_bytes(source, spec, allocatable_bytes).map(|bytes| format!("size={bytes}"));
             let owner = group.map(|group| format!("gid={group}"));
             let mode = Some(format!("mode={:o}", mode(group)));
             let options = [size, owner, mode].into_iter().flatten().collect::<Vec<_>>().join(",");
@@ -38,6 +39,13 @@ pub(super) fn prepare(
         }
     };
     made.map_err(|source| VolumeError::Io { path: dir.to_owned(), source })
+}
+
+/// The least of what the volume says, what the pod may use, and what all pods together may; `None` where nothing bounds it.
+fn memory_bytes(source: &EmptyDirVolumeSource, spec: &PodSpec, allocatable_bytes: i64) -> Option<i64> {
+    let own = source.size_limit.as_ref().map(value);
+    let bounds = [own, pod_limit(spec, "memory"), Some(allocatable_bytes)];
+    bounds.into_iter().flatten().filter(|bytes| *bytes > 0).min()
 }
 
 /// Any user may write; a group that owns it passes itself on to new files.
@@ -118,6 +126,22 @@ mod tests {
             let refused = page_bytes(medium, spec).expect_err(medium);
             assert!(refused.contains(medium) && refused.contains(told), "{refused}");
         }
+    }
+
+    #[test]
+    fn memory_is_bounded_by_volume_pod_and_node() {
+        let limited = spec("Always", vec![], vec![with_resources("c", &[], &[("memory", "64Mi")])]);
+        let open = spec("Always", vec![], vec![with_resources("c", &[], &[])]);
+        let check = |size: Option<&str>, spec: &PodSpec, allocatable_bytes: i64, expected: Option<i64>| {
+            let size_limit = size.map(|size| Quantity(size.into()));
+            let source = EmptyDirVolumeSource { medium: Some("Memory".into()), size_limit };
+            assert_eq!(memory_bytes(&source, spec, allocatable_bytes), expected, "{size:?}");
+        };
+        check(Some("16Mi"), &limited, 1 << 30, Some(16 << 20));
+        check(Some("1Gi"), &limited, 1 << 30, Some(64 << 20));
+        check(None, &limited, 1 << 30, Some(64 << 20));
+        check(None, &open, 1 << 30, Some(1 << 30));
+        check(None, &open, 0, None);
     }
 
     #[test]

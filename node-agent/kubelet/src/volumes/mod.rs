@@ -13,8 +13,9 @@ pub mod mounts;
 mod nfs;
 pub(crate) mod ownership;
 pub mod payload;
-mod sub_path;
+pub(crate) mod sub_path;
 pub mod token;
+pub mod trust_bundle;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +45,7 @@ use crate::worker::actions::with_source;
 
 use claim::{Claim, own_claim_name};
 pub use growth::Grown;
-use payload::{Tokens, payload, token_in, tokens_of};
+use payload::{Fetched, Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
 
 /// Why a volume could not be made; the kubelet tries again with back-off.
@@ -71,6 +72,10 @@ pub enum VolumeError {
     Image(String),
     #[error("token was not fetched")]
     NoToken,
+    #[error("{0}")]
+    TrustBundle(String),
+    #[error("the API server does not serve {0}")]
+    Unserved(&'static str),
     #[error(transparent)]
     Field(ConfigError),
     #[error("emptyDir: {0}")]
@@ -135,6 +140,8 @@ pub type MountedVolumes = BTreeMap<String, Mounted>;
 
 /// A volume that failed is tried again after this long, where the others are there.
 pub(crate) const RETRY: Duration = Duration::from_secs(60);
+/// How often ClusterTrustBundles are read again for a volume that shows some.
+const ROOTS_AGAIN: Duration = Duration::from_secs(60);
 
 /// What mounting gave: the volumes, and when their tokens have to be written anew.
 #[derive(Debug, Default)]
@@ -214,7 +221,11 @@ impl Volumes {
             let left = renew_at.duration_since(Instant::now());
             outcome.refresh_within(left.max(Duration::from_secs(10)));
         }
-        let shown = self.mount_one(pod, ips, volume, &tokens).await?;
+        let roots = trust_bundle::roots_of(&*self.client, volume).await?;
+        if trust_bundle::projections(volume).next().is_some() {
+            outcome.refresh_within(ROOTS_AGAIN);
+        }
+        let shown = self.mount_one(pod, ips, volume, &Fetched { tokens, roots }).await?;
         shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
         outcome.grown.extend(shown.grown);
         outcome.volumes.insert(volume.name.clone(), shown.mounted);
@@ -248,7 +259,7 @@ impl Volumes {
         pod: &DesiredPod,
         ips: &[std::net::IpAddr],
         volume: &Volume,
-        tokens: &Tokens,
+        fetched: &Fetched,
     ) -> Result<Shown, VolumeError> {
         let group = pod.spec().security_context.as_ref().and_then(|c| c.fs_group);
         let group = group.and_then(|g| u32::try_from(g).ok());
@@ -264,7 +275,7 @@ impl Volumes {
             let path = path.to_owned();
             move |source| VolumeError::Io { path, source }
         };
-        if let Some(files) = payload(volume, &fields, &self.objects, tokens)? {
+        if let Some(files) = payload(volume, &fields, &self.objects, fetched)? {
             if is_secret(volume) {
                 // Secrets never reach a disk.
                 mounts::mount_new(&dir, "tmpfs", None).map_err(io(&dir))?;
@@ -273,7 +284,7 @@ impl Volumes {
             return Ok(Mounted::read_only(dir).into());
         }
         if let Some(source) = &volume.empty_dir {
-            empty_dir::prepare(&dir, source, pod.spec(), group)?;
+            empty_dir::prepare(&dir, source, pod.spec(), self.capacity.memory_bytes, group)?;
             return Ok(Mounted::writable(dir).into());
         }
         if volume.image.is_some() {

@@ -9,14 +9,21 @@ use k8s_openapi::api::core::v1::{
 
 use super::VolumeError;
 use super::atomic_writer::{Payload, PayloadFile};
+use super::trust_bundle::Roots;
 use crate::container::downward::Fields;
 use crate::container::env::Lookup;
 
 const DEFAULT_MODE: i32 = 0o644;
 
-/// Gives the token that a projection asks for; requested before, so that computing files does no I/O. `None`: there is
-/// none as long as the API is away, and no file.
+/// The tokens that projections ask for. `None`: there is none as long as the API is away, and no file.
 pub type Tokens = BTreeMap<TokenKey, Option<String>>;
+
+/// What was read from the API for a volume, so that computing its files does no I/O.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    pub tokens: Tokens,
+    pub roots: Roots,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenKey {
@@ -52,7 +59,7 @@ pub fn payload(
     volume: &Volume,
     fields: &Fields<'_>,
     lookup: &dyn Lookup,
-    tokens: &Tokens,
+    fetched: &Fetched,
 ) -> Result<Option<Payload>, VolumeError> {
     let mut out = Payload::new();
     if let Some(source) = &volume.config_map {
@@ -70,7 +77,7 @@ pub fn payload(
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         downward(fields, source.items.as_deref().unwrap_or_default(), mode, &mut out)?;
     } else if let Some(source) = &volume.projected {
-        projected(fields, lookup, tokens, source, &mut out)?;
+        projected(fields, lookup, fetched, source, &mut out)?;
     } else {
         return Ok(None);
     }
@@ -163,7 +170,7 @@ fn downward(
 fn projected(
     fields: &Fields<'_>,
     lookup: &dyn Lookup,
-    tokens: &Tokens,
+    fetched: &Fetched,
     volume: &ProjectedVolumeSource,
     out: &mut Payload,
 ) -> Result<(), VolumeError> {
@@ -184,12 +191,16 @@ fn projected(
         }
         if let Some(source) = &source.service_account_token {
             let key = TokenKey::of(source);
-            if let Some(token) = tokens.get(&key).ok_or(VolumeError::NoToken)? {
+            if let Some(token) = fetched.tokens.get(&key).ok_or(VolumeError::NoToken)? {
                 out.insert(PathBuf::from(&source.path), token_file(fields, token, mode));
             }
         }
-        if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
-            return Err(VolumeError::Unsupported("this projected source"));
+        if let Some(source) = &source.cluster_trust_bundle {
+            let roots = fetched.roots.get(&source.path).cloned().unwrap_or_default();
+            out.insert(PathBuf::from(&source.path), file(roots.into_bytes(), mode));
+        }
+        if source.pod_certificate.is_some() {
+            return Err(VolumeError::Unsupported("a podCertificate projection"));
         }
     }
     Ok(())

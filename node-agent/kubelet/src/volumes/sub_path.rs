@@ -5,7 +5,7 @@
 //! link meanwhile changes nothing: the descriptor stays what it was.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
@@ -36,6 +36,25 @@ pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()>
         fs::File::create(target)?;
     }
     mounts::bind(&path_of(&found), target)
+}
+
+/// What a file of the volume at `root` begins with, at most `most` bytes; `None` where there is no such file. It is opened
+/// as [`bind`] opens it, and never waited for: what is no plain file is an error.
+pub(crate) fn read(root: &Path, path: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH);
+    let file = match openat2(&dir, path, how) {
+        Err(nix::Error::ENOENT) => return Ok(None),
+        opened => fs::File::from(opened?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Leads to what is open, whatever its name is by now.
@@ -84,6 +103,10 @@ mod tests {
         let root = dir.path().join("volume");
         assert!(open_beneath(&root, Path::new("link")).is_err());
         assert!(open_beneath(&root, Path::new("root/etc")).is_err());
+        assert!(read(&root, "link", 10).is_err() && read(&root, "root", 10).is_err());
+        assert_eq!(read(&root, "none", 10).expect("looked for"), None);
+        fs::write(root.join("file"), "abc").expect("written");
+        assert_eq!(read(&root, "file", 2).expect("read"), Some(b"ab".to_vec()));
         assert!(bind(&root, "../outside", &dir.path().join("t")).is_err());
         assert!(open_beneath(&root, Path::new("a/b")).is_ok(), "missing directories are made");
         assert!(root.join("a/b").is_dir());

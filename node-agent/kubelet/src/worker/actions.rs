@@ -246,7 +246,7 @@ async fn create_and_start(
         () = cancelled.cancelled() => return Ok(()),
         shown = show_images(shared, pod, container) => shown?,
     }
-    let env = env::environment(&fields, container, &shared.objects)?;
+    let env = env::environment(&fields, container, &shared.objects, volumes)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
     let context =

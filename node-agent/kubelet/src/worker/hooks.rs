@@ -29,7 +29,7 @@ pub(super) async fn run(
         };
     }
     if let Some(action) = &hook.http_get {
-        return check::http_get(action, pod_ip, ports, limit, "kube-lifecycle/1.36").await;
+        return check::http_get(action, pod_ip, ports, limit, "kube-lifecycle/1.36").await.map(drop);
     }
     if let Some(action) = &hook.tcp_socket {
         return check::tcp(action, pod_ip, ports, limit).await;

@@ -27,7 +27,7 @@ use tracing::{debug, error};
 
 use crate::events::EventType;
 use crate::interfaces::LocalPod;
-use crate::pod::decide::is_stopping;
+use crate::pod::decide::{is_stopping, starts_over};
 use crate::pod::resize::{Amounts, Resized, adopted, with_amounts};
 use crate::pod::state::{FailureKind, TerminalPhase, Verdict};
 use crate::pod::status::status;
@@ -215,6 +215,9 @@ impl Worker {
             );
             self.state.verdict.get_or_insert(verdict);
         }
+        if decision.rerun {
+            self.state.rerun_all(&self.pod);
+        }
         if let Some(terminal) = decision.terminal {
             self.state.terminal.get_or_insert(terminal);
         }
@@ -274,7 +277,13 @@ impl Worker {
                 self.tasks.spawn(async move { (actions::start(&shared, &pod, request).await, None) })
             }
             Action::Stop { container, grace, message, .. } => {
-                let Some(desired) = pod.container(&container).cloned() else { return };
+                let Some(mut desired) = pod.container(&container).cloned() else { return };
+                if !is_stopping(&pod, &self.state)
+                    && starts_over(&pod, &self.state)
+                    && let Some(lifecycle) = &mut desired.spec.lifecycle
+                {
+                    lifecycle.pre_stop = None;
+                }
                 let known =
                     self.state.track(&container).and_then(|t| t.current.as_ref()).map(|i| i.status.clone());
                 let Some(known) = known else { return };
@@ -420,7 +429,10 @@ impl Worker {
         let changed = self.status.as_ref() != Some(&fresh);
         if !self.has_started && fresh.phase.as_deref() == Some("Running") {
             self.has_started = true;
-            self.shared.metrics.pod_started(self.state.active_for(clock.now).as_secs_f64());
+            let created = self.pod.object.metadata.creation_timestamp.as_ref();
+            let since_created = created.map(|at| clock.wall.duration_since(at.0).as_secs_f64());
+            let seconds = self.state.active_for(clock.now).as_secs_f64();
+            self.shared.metrics.pod_started(seconds, since_created);
         }
         if changed {
             self.tell_back_offs(&fresh);

@@ -161,6 +161,11 @@ impl Worker {
                 message,
             );
         }
+        if let Some(why) = &report.warning {
+            let message = format!("{} probe warning: {why}", report.kind.as_str());
+            let recorder = &self.shared.recorder;
+            recorder.container(&self.pod, container.name(), EventType::Warning, "ProbeWarning", message);
+        }
         let Some(verdict) = report.verdict else { return };
         let pod = self.pod.clone();
         let Some((_, instance)) = self.state.instance_mut(&report.container_id) else { return };

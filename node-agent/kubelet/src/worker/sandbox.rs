@@ -1,5 +1,6 @@
 //! What comes before a pod's containers: its network, its files, and what its containers share.
 
+use std::fs;
 use std::net::IpAddr;
 
 use hawser_api::Api;
@@ -9,12 +10,16 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use super::actions::{Shared, with_source};
 use crate::container::files;
 use crate::container::resources::pod_resources;
+use crate::durable;
 use crate::events::EventType;
 use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
 use crate::node::status::RUNC;
 use crate::pod::{DesiredPod, Outcome};
 use crate::qos_cgroups::pod_group;
 use crate::static_pods::{CONFIG_FILE, file_of};
+
+/// Which handler a pod was made with, in its directory.
+const HANDLER_NOTE: &str = "runtime-handler";
 
 /// Network, files and shared namespaces of the pod. `lost`: an earlier sandbox was there and is no more.
 pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: bool) -> Outcome {
@@ -89,8 +94,8 @@ fn check_user_namespace(pod: &DesiredPod) -> Result<(), String> {
     }
 }
 
-/// The handler that the pod's RuntimeClass names, which has to be here. A pod that is there keeps the one that it was made
-/// with: it does not need the API, nor its class any longer.
+/// The handler that the pod's RuntimeClass names, which has to be here. A pod keeps the one that it was first made with, the
+/// machine's restarts included: it does not need the API, nor its class any longer.
 async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, String> {
     let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
         return Ok(String::new());
@@ -100,12 +105,21 @@ async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, St
     if let Some(known) = known.filter(|known| !known.runtime_handler.is_empty()) {
         return Ok(known.runtime_handler);
     }
-    let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
-    let class = classes.get(name).await.map_err(|error| error.to_string())?;
-    match class.handler.as_str() {
-        "" | RUNC => Ok(RUNC.to_owned()),
-        other => Err(format!("failed to get sandbox runtime: no runtime for {other:?} is configured")),
+    let note = shared.config.pod_dir(pod.uid()).join(HANDLER_NOTE);
+    let handler = match fs::read_to_string(&note) {
+        Ok(handler) => handler,
+        Err(_) => {
+            let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
+            let class = classes.get(name).await.map_err(|error| error.to_string())?;
+            if class.handler.is_empty() { RUNC.to_owned() } else { class.handler }
+        }
+    };
+    if handler != RUNC && !shared.config.runtime_handlers.contains(&handler) {
+        return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
     }
+    durable::write(&note, handler.as_bytes())
+        .map_err(|error| format!("cannot write {}: {error}", note.display()))?;
+    Ok(handler)
 }
 
 fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use hawser_kubelet::Objects;
+use hawser_runtime::Containerd;
 use hawser_runtime::testing::{ImagePack, Random, TestNode};
-use hawser_runtime::{Containerd, RegistryHost};
 
 use crate::common::agent::{Agent, LoopbackNetwork, shell, test_node};
 use crate::common::{FakeApi, container, is_ready, pod, spec, uid};
@@ -182,7 +182,7 @@ async fn registry_that_hangs_holds_up_no_other_and_no_deletion() -> Result<()> {
         }
     });
     let mut config = node.config();
-    config.registries.hosts.insert(hangs.clone(), RegistryHost { plain_http: true, ..Default::default() });
+    config.registries.plain_http.insert(hangs.clone());
     let objects = Objects::default();
     let api = std::sync::Arc::new(FakeApi::new(&objects));
     let network = LoopbackNetwork::of(node.cgroup());

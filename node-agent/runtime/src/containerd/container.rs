@@ -28,13 +28,14 @@ use super::stored::{Stored, signal_number};
 use super::task_io::TaskIo;
 use super::{Inner, ask, blocking, rpc, task_io};
 use crate::paths::{check_name, io_error, remove_dir_all, remove_file};
-use crate::spec::{self, devices, labels, seccomp, user};
+use crate::spec::{self, apparmor, devices, labels, seccomp, user};
 use crate::{
-    ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, cdi, container_id,
-    fault,
+    ContainerConfig, ContainerId, ContainerState, DiskUsage, Error, Resources, Result, RuntimeHandler, cdi,
+    container_id, fault,
 };
 
-const SHIM: &str = "io.containerd.runc.v2";
+/// The handler that there is always; pods without one have it, too.
+const RUNC: &str = "runc";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -51,6 +52,9 @@ struct RuncOptions {
     /// share runc's usual one.
     #[prost(string, tag = "7")]
     root: String,
+    /// What the shim runs; runc where it is empty.
+    #[prost(string, tag = "6")]
+    binary_name: String,
 }
 
 impl Inner {
@@ -100,6 +104,8 @@ impl Inner {
             config.resources.hugepage_limits.clear();
         }
         let config = &config;
+        let wanted = config.security.apparmor.clone();
+        let apparmor = blocking(move || apparmor::profile(&wanted)).await?;
         let mut spec = spec::build(&spec::SpecInput {
             id,
             pod: &pod,
@@ -110,7 +116,7 @@ impl Inner {
             join_pid: join_pid.as_deref(),
             devices: &devices,
             seccomp: seccomp::profile(&config.security)?,
-            apparmor: labels::apparmor(&config.security.apparmor)?,
+            apparmor,
             selinux: labels::selinux(&config.security.selinux),
             unified_cgroup: self.cgroups.is_unified(),
         })?;
@@ -121,12 +127,13 @@ impl Inner {
         }
 
         let stored = Stored::new(id, &pod, config, image.image_ref.clone(), stop_signal);
-        let options = self.runc_options();
+        let runtime = self.runtime_of(&pod.runtime_handler)?;
+        let options = runtime.options.clone();
         let container = Container {
             id: id.to_owned(),
             labels: stored.labels(),
             image: config.image.clone(),
-            runtime: Some(ContainerRuntime { name: SHIM.to_owned(), options: Some(options.clone()) }),
+            runtime: Some(runtime),
             spec: Some(prost_types::Any {
                 type_url: SPEC_TYPE.to_owned(),
                 value: serde_json::to_vec(&spec).expect("a specification is plain data"),
@@ -145,7 +152,7 @@ impl Inner {
             (self.paths.container(id), config.clone(), self.config.log_writer.clone());
         let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
         fault::point("container: streams made");
-        self.make_task(id, rootfs, io, config.tty).await?;
+        self.make_task(id, rootfs, io, config.tty, options).await?;
         fault::point("container: task made");
         self.hold_output_or_warn(id).await;
         Ok(())
@@ -194,7 +201,14 @@ impl Inner {
 
     /// The directory says meanwhile that the task may be there or come: what containerd did not end for an agent that was
     /// killed, or gave up, is nowhere else to be seen ([`Self::end_task_asked_for`]).
-    async fn make_task(&self, id: &str, rootfs: Vec<Mount>, io: TaskIo, terminal: bool) -> Result<()> {
+    async fn make_task(
+        &self,
+        id: &str,
+        rootfs: Vec<Mount>,
+        io: TaskIo,
+        terminal: bool,
+        options: Option<prost_types::Any>,
+    ) -> Result<()> {
         let request = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -202,7 +216,7 @@ impl Inner {
             stdout: io.stdout,
             stderr: io.stderr,
             terminal,
-            options: Some(self.runc_options()),
+            options,
             ..Default::default()
         };
         let mark = self.paths.container(id).join(TASK_ASKED_FOR);
@@ -230,7 +244,9 @@ impl Inner {
             return Ok(());
         }
         let rootfs = self.snapshot_mounts(id).await?.unwrap_or_default();
-        match self.make_task(id, rootfs, TaskIo::default(), false).await {
+        let record = self.container(id).await?;
+        let options = record.and_then(|container| container.runtime).and_then(|runtime| runtime.options);
+        match self.make_task(id, rootfs, TaskIo::default(), false, options).await {
             Ok(()) => {
                 self.kill(id, SIGKILL, true).await?;
                 self.wait_for_exit(id, KILL_TIMEOUT).await.map(drop)
@@ -414,10 +430,24 @@ impl Inner {
         blocking(move || remove_dir_all(&directory)).await
     }
 
-    fn runc_options(&self) -> prost_types::Any {
-        let options = RuncOptions { root: self.paths.runc_root().to_string_lossy().into_owned() };
-        let value = prost::Message::encode_to_vec(&options);
-        prost_types::Any { type_url: "containerd.runc.v1.Options".to_owned(), value }
+    /// What containerd runs containers of a handler with. Shims that are not runc's have options of their own, which are
+    /// theirs to know: they get none.
+    fn runtime_of(&self, handler: &str) -> Result<ContainerRuntime> {
+        let known = self.config.handlers.get(handler);
+        if known.is_none() && !handler.is_empty() && handler != RUNC {
+            let message = format!("no runtime for {handler:?} is configured");
+            return Err(Error::Invalid { field: "runtimeHandler", message });
+        }
+        let shim = known.map_or(RuntimeHandler::RUNC_SHIM, |handler| handler.shim.as_str());
+        let options = (shim == RuntimeHandler::RUNC_SHIM).then(|| {
+            let options = RuncOptions {
+                root: self.paths.runc_root().to_string_lossy().into_owned(),
+                binary_name: known.and_then(|handler| handler.binary.clone()).unwrap_or_default(),
+            };
+            let value = prost::Message::encode_to_vec(&options);
+            prost_types::Any { type_url: "containerd.runc.v1.Options".to_owned(), value }
+        });
+        Ok(ContainerRuntime { name: shim.to_owned(), options })
     }
 }
 

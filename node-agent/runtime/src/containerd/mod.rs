@@ -34,8 +34,8 @@ use crate::paths::Paths;
 use crate::sandbox::Sandboxes;
 use crate::{
     AttachRequest, Config, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, DiskUsage, Error,
-    EventStream, ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, RegistryAuth,
-    Resources, Result, Runtime, RuntimeEvent, RuntimeVersion, Session,
+    EventStream, ExecOutput, ExecRequest, Image, PodSandbox, PodSandboxConfig, ProgressSender, Pulled,
+    RegistryAuth, Resources, Result, Runtime, RuntimeEvent, RuntimeVersion, Session,
 };
 use record::Records;
 use rpc::Rpc;
@@ -161,7 +161,7 @@ impl Runtime for Containerd {
         image: &str,
         auth: &[RegistryAuth],
         progress: Option<ProgressSender>,
-    ) -> Result<Image> {
+    ) -> Result<Pulled> {
         self.inner.images.pull(image, auth, progress).await
     }
 

@@ -135,6 +135,7 @@ mod tests {
             log_writer,
             registries: Registries::default(),
             cdi_dirs: Vec::new(),
+            handlers: Default::default(),
             relist_interval: Duration::ZERO,
         };
         Records::load(Paths::new(&config)).unwrap()

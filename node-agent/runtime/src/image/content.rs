@@ -24,7 +24,7 @@ use crate::{Error, PullErrorKind, Result};
 const WRITE_BYTES: usize = 1 << 20;
 
 /// Largest document (manifest, configuration) that is read into memory.
-const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
+pub(super) const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
 /// Told the number of bytes that a transfer has reached.
 pub(super) type OnProgress<'a> = &'a (dyn Fn(u64) + Send + Sync);
@@ -126,12 +126,7 @@ pub(super) async fn fetch(
     };
     if ingest.offset < descriptor.size {
         let blob = source.blob(descriptor, ingest.offset).await?;
-        if let Err(failure) = copy(blob, &mut ingest, on_progress).await {
-            if failure.kind == PullErrorKind::DigestMismatch {
-                ingest.abort().await;
-            }
-            return Err(failure);
-        }
+        copy(blob, &mut ingest, on_progress).await?;
     }
     match ingest.commit(HashMap::new()).await {
         Ok(()) | Err(Error::AlreadyExists { .. }) => Ok(()),
@@ -167,9 +162,8 @@ async fn copy(mut blob: Blob, ingest: &mut Ingest, on_progress: OnProgress<'_>) 
 }
 
 fn stream_failure(error: std::io::Error) -> Failure {
-    let is_digest = error.get_ref().is_some_and(|e| e.is::<oci_client::errors::DigestError>());
-    let kind = if is_digest { PullErrorKind::DigestMismatch } else { PullErrorKind::RegistryUnavailable };
-    Failure { kind, message: format!("transfer broke off: {error}") }
+    let message = format!("transfer broke off: {error}");
+    Failure { kind: PullErrorKind::RegistryUnavailable, message }
 }
 
 fn store_failure(error: Error) -> Failure {

@@ -10,7 +10,7 @@ mod reference;
 mod registry;
 mod unpack;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use containerd_client::services::v1::Image as Record;
@@ -21,7 +21,7 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -29,7 +29,9 @@ use crate::containerd::rpc::{self, Rpc};
 use crate::ids::digest_of;
 use crate::keyed_lock::KeyedLock;
 use crate::spec::user::Accounts;
-use crate::{Error, Image, ProgressSender, PullErrorKind, PullProgress, Registries, RegistryAuth, Result};
+use crate::{
+    Error, Image, ProgressSender, PullErrorKind, PullProgress, Pulled, Registries, RegistryAuth, Result,
+};
 use config::{Descriptor, Document, ImageConfig, Manifest, ProcessConfig};
 use registry::{Failure, Source};
 
@@ -50,11 +52,9 @@ pub(crate) struct Images {
     /// One pull an image, one unpacking a layer at a time.
     locks: KeyedLock,
     /// What was read of images, by the digest that a record points at. Content never changes under its
-    /// digest; bounded by dropping it all when it grows past `MAX_CACHED`.
+    /// digest; bounded by the records that there are: each list drops what none of them points at.
     cache: Mutex<HashMap<String, Arc<Resolved>>>,
 }
-
-const MAX_CACHED: usize = 512;
 
 /// An image's documents, put together.
 pub(crate) struct Resolved {
@@ -86,20 +86,18 @@ impl Images {
         image: &str,
         auth: &[RegistryAuth],
         progress: Option<ProgressSender>,
-    ) -> Result<Image> {
+    ) -> Result<Pulled> {
         let reference = reference::parse(image)?;
         let name = reference::record_name(&reference);
         let _one_at_a_time = self.locks.lock(&name).await;
         let lease = format!("hawser-pull-{}", &digest_of(name.as_bytes())[7..39]);
         self.create_lease(&lease).await?;
         let pull = Pull { images: self, rpc: self.rpc.with_lease(&lease), reference: &reference, progress };
-        let (target, media_type, size) = pull.run(auth).await.map_err(|failure| Error::Pull {
+        let (target, credential) = pull.run(auth).await.map_err(|failure| Error::Pull {
             image: image.to_owned(),
             kind: failure.kind,
             message: failure.message,
         })?;
-        let target =
-            types::Descriptor { digest: target, media_type, size: size as i64, annotations: HashMap::new() };
         crate::fault::point("image: fetched");
         self.record(&name, &target).await?;
         crate::fault::point("image: recorded");
@@ -108,33 +106,49 @@ impl Images {
         let delete = DeleteRequest { id: lease, sync: false };
         rpc::remove("delete lease", self.rpc.leases().delete(delete)).await?;
         let pulled = self.status(image).await?;
-        pulled.ok_or_else(|| Error::NotFound { kind: "image", id: image.to_owned() })
+        let image = pulled.ok_or_else(|| Error::NotFound { kind: "image", id: image.to_owned() })?;
+        Ok(Pulled { image, credential })
     }
 
     pub(crate) async fn status(&self, image: &str) -> Result<Option<Image>> {
         let Some(id) = self.id_of(image).await? else { return Ok(None) };
-        let found = self.list().await?.into_iter().find(|listed| listed.id == id);
-        let (Some(found), Some(resolved)) = (found, self.resolved_by_id(&id)) else { return Ok(None) };
-        Ok(self.is_usable(&resolved).await?.then_some(found))
+        Ok(self.find(&id).await?.map(|(found, _)| found))
+    }
+
+    /// The image of that id, if all of it is here.
+    async fn find(&self, id: &str) -> Result<Option<(Image, Arc<Resolved>)>> {
+        let Some(found) = self.all().await?.remove(id) else { return Ok(None) };
+        Ok(self.is_usable(&found.1).await?.then_some(found))
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Image>> {
-        let mut images: BTreeMap<String, Image> = BTreeMap::new();
-        for record in self.records().await? {
-            let Some(target) = &record.target else { continue };
-            let Some(resolved) = self.resolve(&target.digest).await? else { continue };
-            let image = images.entry(resolved.id.clone()).or_insert_with(|| Image {
-                id: resolved.id.clone(),
-                repo_tags: Vec::new(),
-                repo_digests: Vec::new(),
-                size_bytes: resolved.size_bytes,
-                user: resolved.process.user.clone(),
+        Ok(self.all().await?.into_values().map(|(image, _)| image).collect())
+    }
+
+    /// What is recorded, by image id.
+    async fn all(&self) -> Result<BTreeMap<String, (Image, Arc<Resolved>)>> {
+        let records = self.records().await?;
+        let digests: HashSet<&str> = records.iter().filter_map(digest_in).collect();
+        self.cache.lock().retain(|digest, _| digests.contains(digest.as_str()));
+        let mut images: BTreeMap<String, (Image, Arc<Resolved>)> = BTreeMap::new();
+        for record in &records {
+            let Some(digest) = digest_in(record) else { continue };
+            let Some(resolved) = self.resolve(digest).await? else { continue };
+            let (image, _) = images.entry(resolved.id.clone()).or_insert_with(|| {
+                let image = Image {
+                    id: resolved.id.clone(),
+                    repo_tags: Vec::new(),
+                    repo_digests: Vec::new(),
+                    size_bytes: resolved.size_bytes,
+                    user: resolved.process.user.clone(),
+                };
+                (image, resolved)
             });
             let names =
                 if record.name.contains('@') { &mut image.repo_digests } else { &mut image.repo_tags };
-            names.push(record.name);
+            names.push(record.name.clone());
         }
-        Ok(images.into_values().collect())
+        Ok(images)
     }
 
     pub(crate) async fn remove(&self, image: &str) -> Result<()> {
@@ -152,8 +166,8 @@ impl Images {
     /// The image that a container is made of.
     pub(crate) async fn usable(&self, image: &str) -> Result<UsableImage> {
         let absent = || Error::NotFound { kind: "image", id: image.to_owned() };
-        let found = self.status(image).await?.ok_or_else(absent)?;
-        let resolved = self.resolved_by_id(&found.id).ok_or_else(absent)?;
+        let id = self.id_of(image).await?.ok_or_else(absent)?;
+        let (found, resolved) = self.find(&id).await?.ok_or_else(absent)?;
         let image_ref = found.repo_digests.first().unwrap_or(&found.id).clone();
         Ok(UsableImage { resolved, image_ref })
     }
@@ -206,10 +220,6 @@ impl Images {
         Ok(self.resolve(&target.digest).await?.map(|resolved| resolved.id.clone()))
     }
 
-    fn resolved_by_id(&self, id: &str) -> Option<Arc<Resolved>> {
-        self.cache.lock().values().find(|resolved| resolved.id == id).cloned()
-    }
-
     /// Reads the documents that `digest` leads to; `None` when they are not (all) here.
     async fn resolve(&self, digest: &str) -> Result<Option<Arc<Resolved>>> {
         if let Some(resolved) = self.cache.lock().get(digest) {
@@ -217,11 +227,7 @@ impl Images {
         }
         let Some(resolved) = self.read_documents(digest).await? else { return Ok(None) };
         let resolved = Arc::new(resolved);
-        let mut cache = self.cache.lock();
-        if cache.len() >= MAX_CACHED {
-            cache.clear();
-        }
-        cache.insert(digest.to_owned(), Arc::clone(&resolved));
+        self.cache.lock().insert(digest.to_owned(), Arc::clone(&resolved));
         Ok(Some(resolved))
     }
 
@@ -287,15 +293,15 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    /// Returns digest, media type and size of what the reference points at.
-    async fn run(&self, auth: &[RegistryAuth]) -> Result<(String, String, usize), Failure> {
-        let (source, bytes, _) = Source::find(self.reference, &self.images.registries, auth).await?;
+    /// Returns what the reference points at, and which of `auth` the registry took.
+    async fn run(&self, auth: &[RegistryAuth]) -> Result<(types::Descriptor, Option<usize>), Failure> {
+        let (source, bytes) = Source::find(self.reference, &self.images.registries, auth).await?;
         let digest = digest_of(&bytes);
         let (document, media_type) = Document::parse(&bytes).map_err(bad_image)?;
-        let manifest = match document {
+        let labels = match document {
             Document::Manifest(manifest) => {
                 self.unpack_all(&source, &manifest).await?;
-                manifest
+                config::gc_labels(&Document::Manifest(manifest), None)
             }
             Document::Index(index) => {
                 let architecture = config::architecture();
@@ -307,11 +313,6 @@ impl Pull<'_> {
                     ),
                 })?;
                 let child = source.manifest_by_digest(&chosen.digest).await?;
-                let found = digest_of(&child);
-                if found != chosen.digest {
-                    let message = format!("manifest {} has digest {found}", chosen.digest);
-                    return Err(Failure { kind: PullErrorKind::DigestMismatch, message });
-                }
                 let (Document::Manifest(manifest), _) = Document::parse(&child).map_err(bad_image)? else {
                     return Err(bad_image(format!("{} is an index inside an index", chosen.digest)));
                 };
@@ -320,16 +321,13 @@ impl Pull<'_> {
                 content::write_document(&self.rpc, digest, &child, config::gc_labels(&labels, None))
                     .await
                     .map_err(store)?;
-                let labels = config::gc_labels(&Document::Index(index.clone()), Some(digest));
-                content::write_document(&self.rpc, &digest_of(&bytes), &bytes, labels)
-                    .await
-                    .map_err(store)?;
-                return Ok((digest_of(&bytes), media_type, bytes.len()));
+                config::gc_labels(&Document::Index(index.clone()), Some(digest))
             }
         };
-        let labels = config::gc_labels(&Document::Manifest(manifest), None);
         content::write_document(&self.rpc, &digest, &bytes, labels).await.map_err(store)?;
-        Ok((digest, media_type, bytes.len()))
+        let size = bytes.len() as i64;
+        let target = types::Descriptor { digest, media_type, size, annotations: HashMap::new() };
+        Ok((target, source.credential))
     }
 
     /// Fetches and unpacks all that a manifest names: layers arrive in parallel and are unpacked in
@@ -399,6 +397,10 @@ impl Pull<'_> {
             let _ = sender.try_send(progress);
         }
     }
+}
+
+fn digest_in(record: &Record) -> Option<&str> {
+    record.target.as_ref().map(|target| target.digest.as_str())
 }
 
 fn size_of(manifest: &Manifest) -> u64 {

@@ -1,6 +1,6 @@
 //! Image references: what pods write, made complete the way every container runtime does it.
 
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
 
 use crate::{Error, PullErrorKind, Result};
 

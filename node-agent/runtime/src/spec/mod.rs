@@ -3,6 +3,7 @@
 //! The result is the JSON that containerd stores and runc reads. Files, devices and users are looked up
 //! by the caller and passed in, so that every rule here is tested as a table.
 
+pub(crate) mod apparmor;
 mod capabilities;
 mod defaults;
 pub(crate) mod devices;
@@ -199,6 +200,9 @@ fn resources(input: &SpecInput<'_>) -> Value {
         rules.extend(input.devices.iter().map(devices::Device::rule));
     }
     resources["devices"] = Value::Array(rules);
+    if input.unified_cgroup && container.oom_group {
+        resources["unified"] = json!({ "memory.oom.group": "1" });
+    }
     resources
 }
 

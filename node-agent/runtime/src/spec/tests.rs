@@ -129,6 +129,10 @@ fn limits_are_written_as_asked() {
     let unified = build_for(&pod(), &limited, true);
     assert_eq!(unified["linux"]["resources"]["memory"]["swap"], json!(64 << 20));
     assert_eq!(build_for(&pod(), &container(), false)["linux"]["resources"].get("cpu"), None);
+    let together = ContainerConfig { oom_group: true, ..container() };
+    let written = build_for(&pod(), &together, true)["linux"]["resources"]["unified"].clone();
+    assert_eq!(written, json!({ "memory.oom.group": "1" }));
+    assert_eq!(build_for(&pod(), &together, false)["linux"]["resources"].get("unified"), None);
 }
 
 #[test]

@@ -17,8 +17,8 @@ use tokio::sync::{Notify, broadcast};
 use crate::{
     AttachRequest, ContainerConfig, ContainerExit, ContainerId, ContainerState, ContainerStats,
     ContainerStatus, DiskUsage, Error, EventStream, ExecOutput, ExecRequest, Image, PodSandbox,
-    PodSandboxConfig, ProgressSender, PullErrorKind, RegistryAuth, Resources, Result, Runtime, RuntimeEvent,
-    RuntimeVersion, Session, container_id,
+    PodSandboxConfig, ProgressSender, PullErrorKind, Pulled, RegistryAuth, Resources, Result, Runtime,
+    RuntimeEvent, RuntimeVersion, Session, container_id,
 };
 
 /// Answers `exec_sync`: container id and command in, output out.
@@ -246,7 +246,7 @@ impl Runtime for FakeRuntime {
         image: &str,
         _auth: &[RegistryAuth],
         _progress: Option<ProgressSender>,
-    ) -> Result<Image> {
+    ) -> Result<Pulled> {
         self.enter("pull_image", image)?;
         let mut state = self.state.lock();
         let Some(found) = state.registry.get(image).cloned() else {
@@ -257,7 +257,7 @@ impl Runtime for FakeRuntime {
             });
         };
         state.pulled.insert(image.to_owned(), found.clone());
-        Ok(found)
+        Ok(Pulled { image: found, credential: None })
     }
 
     async fn image_status(&self, image: &str) -> Result<Option<Image>> {

@@ -16,9 +16,7 @@ use super::pack::ImagePack;
 use super::pods::{container, pod_sandbox};
 use crate::cgroup::Cgroups;
 use crate::spec::SHIM_GROUP_ANNOTATION;
-use crate::{
-    Config, ContainerConfig, Containerd, LogWriter, PodSandboxConfig, Registries, RegistryHost, Runtime,
-};
+use crate::{Config, ContainerConfig, Containerd, LogWriter, PodSandboxConfig, Registries, Runtime};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -299,7 +297,6 @@ impl Drop for TestNode {
 
 /// The runtime's settings on a node in `dir`, also for another process that takes part in it.
 pub fn config_in(dir: &Path, registry: String, log_writer: &Path) -> Config {
-    let plain = RegistryHost { plain_http: true, ..Default::default() };
     Config {
         socket: dir.join("containerd.sock"),
         namespace: "hawser".into(),
@@ -312,8 +309,9 @@ pub fn config_in(dir: &Path, registry: String, log_writer: &Path) -> Config {
             max_size_bytes: 10 << 20,
             max_files: 5,
         },
-        registries: Registries { hosts: BTreeMap::from([(registry, plain)]) },
+        registries: Registries { plain_http: [registry].into(), ..Registries::default() },
         cdi_dirs: vec![dir.join("cdi-static"), dir.join("cdi")],
+        handlers: BTreeMap::new(),
         relist_interval: Duration::from_secs(60),
     }
 }

@@ -1,26 +1,33 @@
-//! Making sure that a container's image is on the node: pull policy, a bound on parallel pulls, credentials
-//! from imagePullSecrets, events.
+//! Making sure that a container's image is on the node, and that the pod may have it: pull policy, a bound on parallel
+//! pulls, credentials from imagePullSecrets ([`secrets`]), who may use what is here ([`access`]), events.
+
+pub mod access;
+mod progress;
+mod secrets;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hawser_api::informer::Informer;
 use hawser_api::resource::ObjectKey;
-use hawser_runtime::{Image, PullErrorKind, RegistryAuth, Runtime};
+use hawser_runtime::{Image, PullErrorKind, Pulled, RegistryAuth, Runtime};
 use k8s_openapi::api::core::v1::{ImageVolumeSource, Secret};
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tracing::warn;
 
+use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::events::{EventType, Recorder};
 use crate::image_gc::LastUse;
 use crate::pod::back_off::go_duration;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod};
+use crate::rate::Limiter;
+
+use access::{ImageAccess, Means, SecretUsed, Shown};
+use secrets::{credentials_in, used};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicy {
@@ -61,8 +68,11 @@ pub struct Images {
     recorder: Recorder,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
+    /// How often pulls begin.
+    rate: Limiter,
     credentials: Credentials,
     last_use: LastUse,
+    access: Arc<ImageAccess>,
     /// One pull of an image at a time; entries go with their last user.
     by_image: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -72,12 +82,23 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         secrets: Informer<Secret>,
         recorder: Recorder,
-        max_parallel_pulls: usize,
-        credentials: Credentials,
+        config: &Config,
         last_use: LastUse,
+        access: Arc<ImageAccess>,
     ) -> Self {
-        let slots = Semaphore::new(max_parallel_pulls.max(1));
-        Self { runtime, secrets, recorder, slots, credentials, last_use, by_image: Mutex::default() }
+        let slots = Semaphore::new(config.max_parallel_pulls.max(1));
+        let (rate, credentials) = (Limiter::new(config.registry_rate), config.credentials.clone());
+        Self {
+            runtime,
+            secrets,
+            recorder,
+            slots,
+            rate,
+            credentials,
+            last_use,
+            access,
+            by_image: Mutex::default(),
+        }
     }
 
     /// The container's image, pulled where the policy asks for it. Cancel-safe.
@@ -128,21 +149,52 @@ impl Images {
         image: &str,
         policy: PullPolicy,
     ) -> Result<Image, PullFailure> {
+        let mut why = "is not present";
         if policy != PullPolicy::Always {
-            let present =
-                self.runtime.image_status(image).await.map_err(|error| inspect_failure(image, &error))?;
+            let inspected = self.recover().await.and(self.runtime.image_status(image).await);
+            let present = inspected.map_err(|error| inspect_failure(image, &error))?;
             if let Some(present) = present {
-                let message = format!("Container image {image:?} already present on machine");
-                self.recorder.container(pod, name, EventType::Normal, "Pulled", message);
-                return Ok(present);
+                if self.may_use(pod, image, &present) {
+                    let message = format!(
+                        "Container image {image:?} already present on machine and can be accessed by the pod"
+                    );
+                    self.recorder.container(pod, name, EventType::Normal, "Pulled", message);
+                    return Ok(present);
+                }
+                why = "is present, but none of the pod's credentials is known to have pulled it: that cannot be tried";
             }
         }
         if policy == PullPolicy::Never {
-            let message = format!("Container image {image:?} is not present with pull policy of Never");
+            let message = format!("Container image {image:?} {why} with pull policy of Never");
             self.recorder.container(pod, name, EventType::Warning, "ErrImageNeverPull", message.clone());
             return Err(PullFailure { kind: FailureKind::ErrImageNeverPull, message });
         }
         self.pull(pod, name, image).await
+    }
+
+    fn may_use(&self, pod: &DesiredPod, image: &str, present: &Image) -> bool {
+        let secrets = self.secrets_of(pod, image).into_iter().map(|(used, _)| used).collect();
+        let names = pod.spec().image_pull_secrets.iter().flatten().map(|reference| reference.name.clone());
+        let unread = match self.secrets.is_synced() {
+            true => Vec::new(),
+            false => names.map(|name| (pod.namespace().to_owned(), name)).collect(),
+        };
+        self.access.may_use(image, &present.id, &Shown { secrets, unread })
+    }
+
+    /// Notes what was there of pulls that were called off, or of an agent that was killed: nobody knows with which
+    /// credentials it came.
+    async fn recover(&self) -> hawser_runtime::Result<()> {
+        for image in self.access.interrupted() {
+            let noted = match self.runtime.image_status(&image).await {
+                Ok(Some(present)) => self.access.pulled(&image, &present.id, None),
+                // What has no name was never pulled.
+                Ok(None) | Err(hawser_runtime::Error::Pull { .. }) => self.access.failed(&image),
+                Err(error) => return Err(error),
+            };
+            told(&image, noted);
+        }
+        Ok(())
     }
 
     async fn pull(&self, pod: &DesiredPod, container: &str, image: &str) -> Result<Image, PullFailure> {
@@ -151,6 +203,7 @@ impl Images {
             kind: FailureKind::ErrImagePull,
             message: "the agent is stopping".into(),
         })?;
+        self.rate.turn().await;
         let began = Instant::now();
         self.recorder.container(
             pod,
@@ -159,10 +212,25 @@ impl Images {
             "Pulling",
             format!("Pulling image {image:?}"),
         );
-        let mut auth = self.credentials_of(pod, image);
+        let secrets = self.secrets_of(pod, image);
+        let mut auth: Vec<RegistryAuth> = secrets.iter().map(|(_, auth)| auth.clone()).collect();
         auth.extend(self.credentials.get(image).await);
-        match self.runtime.pull_image(image, &auth, None).await {
-            Ok(pulled) => {
+        // Without it, an image could come whose credentials nobody knows of.
+        let _intent = self.access.begin(image).map_err(|error| PullFailure {
+            kind: FailureKind::ErrImagePull,
+            message: format!("failed to record image pull intent for image {image:?}: {error}"),
+        })?;
+        let tell = |message: String| {
+            self.recorder.container(pod, container, EventType::Normal, "Pulling", message);
+        };
+        let pulling =
+            progress::watched(image, tell, |sender| self.runtime.pull_image(image, &auth, Some(sender)));
+        match pulling.await {
+            Ok(Pulled { image: pulled, credential }) => {
+                // Behind the secrets' there are the node's own, which are for every pod.
+                let secret = credential.and_then(|index| secrets.get(index));
+                let means = secret.map_or(Means::Everybody, |(used, _)| Means::Secret(used.clone()));
+                told(image, self.access.pulled(image, &pulled.id, Some(means)));
                 let message = format!(
                     "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
                     go_duration(began.elapsed()),
@@ -173,6 +241,7 @@ impl Images {
                 Ok(pulled)
             }
             Err(error) => {
+                told(image, self.access.failed(image));
                 let failure = pull_failure(image, &error);
                 self.recorder.container(
                     pod,
@@ -188,11 +257,22 @@ impl Images {
         }
     }
 
-    /// Of the pod's imagePullSecrets.
-    fn credentials_of(&self, pod: &DesiredPod, image: &str) -> Vec<RegistryAuth> {
+    /// Credentials of the pod's imagePullSecrets.
+    fn secrets_of(&self, pod: &DesiredPod, image: &str) -> Vec<(SecretUsed, RegistryAuth)> {
         let names = pod.spec().image_pull_secrets.iter().flatten().map(|r| r.name.as_str());
         let secrets = names.filter_map(|name| self.secrets.get(&ObjectKey::new(pod.namespace(), name)));
-        secrets.flat_map(|secret| credentials_in(&secret, image)).collect()
+        let with_place = |secret: Arc<Secret>| {
+            let found = credentials_in(&secret, image).into_iter();
+            found.map(|auth| (used(&secret, &auth), auth)).collect::<Vec<_>>()
+        };
+        secrets.flat_map(with_place).collect()
+    }
+}
+
+/// The pod goes on: the next agent asks the registry once more than it had to.
+fn told(image: &str, noted: std::io::Result<()>) {
+    if let Err(error) = noted {
+        warn!(image, %error, "how an image was pulled was not noted");
     }
 }
 
@@ -216,67 +296,6 @@ fn capitalized(text: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
-#[derive(Deserialize, Default)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: HashMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    #[serde(alias = "registrytoken")]
-    identitytoken: Option<String>,
-}
-
-/// Credentials of a `dockerconfigjson` (or older `dockercfg`) Secret that fit the image, best match first.
-fn credentials_in(secret: &Secret, image: &str) -> Vec<RegistryAuth> {
-    let data = secret.data.as_ref();
-    let file = |key: &str| data.and_then(|d| d.get(key)).map(|bytes| bytes.0.as_slice());
-    let auths = if let Some(bytes) = file(".dockerconfigjson") {
-        serde_json::from_slice::<DockerConfig>(bytes).unwrap_or_default().auths
-    } else if let Some(bytes) = file(".dockercfg") {
-        serde_json::from_slice(bytes).unwrap_or_default()
-    } else {
-        return Vec::new();
-    };
-    let mut found: Vec<(usize, RegistryAuth)> = auths
-        .into_iter()
-        .filter(|(server, _)| matches_image(server, image))
-        .filter_map(|(server, auth)| Some((server.len(), to_registry_auth(auth)?)))
-        .collect();
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
-}
-
-fn to_registry_auth(auth: DockerAuth) -> Option<RegistryAuth> {
-    if let Some(token) = auth.identitytoken.filter(|t| !t.is_empty()) {
-        return Some(RegistryAuth::Bearer { token });
-    }
-    if let (Some(username), Some(password)) = (auth.username, auth.password) {
-        return Some(RegistryAuth::Basic { username, password });
-    }
-    let decoded = STANDARD.decode(auth.auth?.trim()).ok()?;
-    let text = String::from_utf8(decoded).ok()?;
-    let (username, password) = text.split_once(':')?;
-    Some(RegistryAuth::Basic { username: username.into(), password: password.into() })
-}
-
-/// `server` as docker writes it (`https://index.docker.io/v1/`, `registry.test/team`, `*.registry.test`).
-fn matches_image(server: &str, image: &str) -> bool {
-    let server = server.trim_start_matches("https://").trim_start_matches("http://");
-    let server = server.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2");
-    let (server_host, server_path) = server.split_once('/').unwrap_or((server, ""));
-    let (host, path) = host_and_path(image);
-    let same_host = match server_host.strip_prefix("*.") {
-        Some(suffix) => host.split_once('.').is_some_and(|(_, rest)| rest == suffix),
-        None => server_host == host || (host == "docker.io" && server_host == "index.docker.io"),
-    };
-    same_host && path.starts_with(server_path)
-}
-
 /// A registry, with its port, and what comes after it.
 pub(crate) fn host_and_path(image: &str) -> (&str, &str) {
     match image.split_once('/') {
@@ -288,7 +307,6 @@ pub(crate) fn host_and_path(image: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::ByteString;
 
     #[test]
     fn policy_follows_the_tag() {
@@ -302,30 +320,5 @@ mod tests {
         check("web@sha256:aa", None, PullPolicy::IfNotPresent);
         check("web", Some("Never"), PullPolicy::Never);
         check("web:1", Some("Always"), PullPolicy::Always);
-    }
-
-    #[test]
-    fn credentials_go_to_their_registry_only() {
-        let config = r#"{"auths":{
-            "registry.test":{"auth":"dXNlcjpzZWNyZXQ="},
-            "registry.test/team":{"username":"team","password":"p"},
-            "https://index.docker.io/v1/":{"username":"hub","password":"p"}}}"#;
-        let secret = Secret {
-            data: Some([(".dockerconfigjson".into(), ByteString(config.as_bytes().to_vec()))].into()),
-            ..Secret::default()
-        };
-        let users = |image: &str| -> Vec<String> {
-            let found = credentials_in(&secret, image).into_iter();
-            found
-                .map(|auth| match auth {
-                    RegistryAuth::Basic { username, .. } => username,
-                    RegistryAuth::Bearer { .. } => "token".into(),
-                })
-                .collect()
-        };
-        assert_eq!(users("registry.test/web:1"), ["user"]);
-        assert_eq!(users("registry.test/team/web:1"), ["team", "user"]);
-        assert_eq!(users("busybox"), ["hub"]);
-        assert_eq!(users("other.test/web"), Vec::<String>::new());
     }
 }

@@ -1,12 +1,13 @@
 //! Whether a pod belongs on a node, by what it asks of the node's labels and name and by the taints that it tolerates.
-//! Pure. The scheduler has asked the same; pods that are bound by others come without.
+//! Pure. Controllers and nodes ask it of one pod at a time; the scheduler, of thousands, has its own compiled form.
 
 use std::collections::BTreeMap;
 
-use hawser_api::selector::{Operator, Requirement};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
+
+use crate::selector::{Operator, Requirement};
 
 /// The node has what the pod's `nodeSelector` and its required node affinity ask for.
 pub fn is_selected(spec: &PodSpec, node: &Node) -> bool {
@@ -49,17 +50,8 @@ fn requirement(asked: &NodeSelectorRequirement) -> Option<Requirement> {
     Some(Requirement { key: asked.key.clone(), operator, values: asked.values.clone().unwrap_or_default() })
 }
 
-/// No taint of the node would have the pod evicted at once. Those that only keep pods from being scheduled are the
-/// scheduler's matter.
-pub fn may_stay(spec: &PodSpec, node: &Node) -> bool {
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let tolerations = || spec.tolerations.iter().flatten();
-    taints
-        .filter(|taint| taint.effect == "NoExecute")
-        .all(|taint| tolerations().any(|toleration| tolerates(toleration, taint)))
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// The pod may be where the taint is.
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
         return false;
@@ -114,21 +106,18 @@ mod tests {
     }
 
     #[test]
-    fn taints_that_evict_have_to_be_tolerated() {
-        let check = |effect: &str, tolerations: Value, expected: bool| {
-            let taint = json!({ "key": "broken", "value": "yes", "effect": effect });
-            let node = json!({ "metadata": { "name": "n1" }, "spec": { "taints": [taint] } });
-            let node: Node = serde_json::from_value(node).expect("a node");
-            let asked = spec(json!({ "tolerations": tolerations }));
-            assert_eq!(may_stay(&asked, &node), expected, "{effect} {tolerations}");
+    fn taints_are_tolerated_by_key_value_and_effect() {
+        let check = |toleration: Value, expected: bool| {
+            let taint = json!({ "key": "broken", "value": "yes", "effect": "NoExecute" });
+            let taint: Taint = serde_json::from_value(taint).expect("a taint");
+            let asked: Toleration = serde_json::from_value(toleration.clone()).expect("a toleration");
+            assert_eq!(tolerates(&asked, &taint), expected, "{toleration}");
         };
-        check("NoSchedule", json!([]), true);
-        check("NoExecute", json!([]), false);
-        check("NoExecute", json!([{ "operator": "Exists" }]), true);
-        check("NoExecute", json!([{ "key": "broken", "operator": "Exists", "effect": "NoSchedule" }]), false);
-        check("NoExecute", json!([{ "key": "broken", "operator": "Exists", "effect": "NoExecute" }]), true);
-        check("NoExecute", json!([{ "key": "broken", "value": "yes", "tolerationSeconds": 5 }]), true);
-        check("NoExecute", json!([{ "key": "broken", "value": "no" }]), false);
-        check("NoExecute", json!([{ "key": "broken", "operator": "Gt", "value": "1" }]), false);
+        check(json!({ "operator": "Exists" }), true);
+        check(json!({ "key": "broken", "operator": "Exists", "effect": "NoSchedule" }), false);
+        check(json!({ "key": "broken", "operator": "Exists", "effect": "NoExecute" }), true);
+        check(json!({ "key": "broken", "value": "yes", "tolerationSeconds": 5 }), true);
+        check(json!({ "key": "broken", "value": "no" }), false);
+        check(json!({ "key": "broken", "operator": "Gt", "value": "1" }), false);
     }
 }
