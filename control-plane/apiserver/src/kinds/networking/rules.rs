@@ -181,7 +181,6 @@ pub(super) fn ingress(ingress: &Value) -> Vec<FieldError> {
     errors
 }
 
-/// A new one names its class once: in the older annotation or in the field, or the same in both.
 pub(super) fn ingress_class(class: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let (path, controller) = (SPEC.field("controller"), class.text("spec.controller"));
@@ -212,6 +211,7 @@ pub(super) fn ingress_class(class: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// A new one names its class once: in the older annotation or in the field, or the same in both.
 pub(super) fn new_ingress(ingress: &Value) -> Vec<FieldError> {
     const ANNOTATION: &str = "kubernetes.io/ingress.class";
     let class = ingress.at("spec.ingressClassName");
