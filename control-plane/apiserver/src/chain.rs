@@ -12,18 +12,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::{Attributes, Authorizer, COMPONENTS, Decision, SYSTEM_MASTERS, User, refusal};
 
-/// Bounds of what is worked on at once; what comes above is told 429 with Retry-After. Upstream's defaults.
+/// Bounds of what is worked on at once; what comes above is told 429 with Retry-After. Upstream's defaults where it has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Reads (`--max-requests-inflight`).
     pub reads: usize,
     /// Writes (`--max-mutating-requests-inflight`).
     pub writes: usize,
+    /// Bytes of objects that lists of old versions, which are read from the store, hold together.
+    pub old_list_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { reads: 400, writes: 200 }
+        Self { reads: 400, writes: 200, old_list_bytes: 256 << 20 }
     }
 }
 
@@ -153,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_full_server_says_429_and_leases_still_pass() {
-        let chain = Chain::new(Arc::new(Everybody), Limits { reads: 1, writes: 1 });
+        let chain = Chain::new(Arc::new(Everybody), Limits { reads: 1, writes: 1, ..Limits::default() });
         let client = User::named("client", &[]);
         let request = |verb: &'static str, resource: &str| Attributes {
             verb: verb.into(),

@@ -22,7 +22,7 @@ use crate::{
     maintenance,
     metrics::Metrics,
     openapi::OpenApi,
-    registry::Registry,
+    registry::{OldLists, Registry},
     resources::{Resources, kind_specs},
     version::Build,
 };
@@ -114,8 +114,10 @@ impl ApiServer {
         let authorizer: Arc<dyn Authorizer> = Arc::new(Union(authorizers));
         let admission =
             Admission::builtin(&cache, &resources, config.tolerations, (rbac, authorizer.clone()));
-        let registry =
-            Arc::new(Registry::new(store, cache.clone(), resources.clone(), admission, allocators));
+        let old_lists = OldLists::new(config.limits.old_list_bytes);
+        let (cached, known) = (cache.clone(), resources.clone());
+        let registry = Registry::new(store, cached, known, admission, allocators, old_lists);
+        let registry = Arc::new(registry);
         let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));
         let server = Arc::new(Self {
             registry: registry.clone(),

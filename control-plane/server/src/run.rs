@@ -311,7 +311,11 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
         service_ranges: flags.service_cluster_ip_range.clone(),
         node_ports: flags.service_node_port_range,
         issuer: flags.service_account_issuer.clone(),
-        limits: Limits { reads: flags.max_requests_inflight, writes: flags.max_mutating_requests_inflight },
+        limits: Limits {
+            reads: flags.max_requests_inflight,
+            writes: flags.max_mutating_requests_inflight,
+            ..Limits::default()
+        },
         tolerations: DefaultTolerationSeconds {
             not_ready: flags.default_not_ready_toleration_seconds,
             unreachable: flags.default_unreachable_toleration_seconds,

@@ -26,7 +26,7 @@ use crate::{
     codec,
     local::expected_type,
     ops::{Apply, Call, Reply, StreamKind, WatchRequest, WriteOptions, Written, is_true},
-    registry::{DeleteRequest, ListRequest, VersionMatch},
+    registry::{DeleteRequest, ListRequest, Listed, VersionMatch},
     resources::method_not_allowed,
     table::IncludeObject,
 };
@@ -306,12 +306,18 @@ impl Front<'_> {
         let request = self.delete_request(headers, body).await?;
         let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
         let resource = &self.call.resource;
-        let items: Vec<Value> =
-            deleted.iter().map(|object| resource.value(object)).collect::<Result<_, _>>()?;
-        let list = serde_json::json!({
-            "kind": resource.row.list_kind, "apiVersion": resource.api_version, "metadata": {}, "items": items,
-        });
-        self.reply(StatusCode::OK, &Reply::Value(list), &[], headers)
+        let Some(objects) = deleted.objects else {
+            let status = serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "message": format!("{} objects were deleted", deleted.count),
+                "details": { "kind": resource.row.plural },
+            });
+            let output = Output { shape: Shape::Plain, ..self.output };
+            return Ok(respond(StatusCode::OK, output.content_type(), encode::value(&status, output)?));
+        };
+        let listed = Listed::of(objects, deleted.revision);
+        let list = encode::list(resource, listed, self.output, self.include).await?;
+        Ok(list_response(list, self.output, headers))
     }
 
     fn written(&self, written: Written, headers: &HeaderMap) -> Result<Response<Body>, Error> {

@@ -32,8 +32,8 @@ use crate::{
     kinds,
     local::expected_type,
     registry::{
-        Change, CreateOptions, DeleteRequest, Deleted, ListRequest, Listed, Part, UpdateOptions,
-        VersionMatch, WatchStart, version,
+        Change, CreateOptions, DeleteRequest, Deleted, DeletedCollection, ListRequest, Listed, Part,
+        UpdateOptions, VersionMatch, WatchStart, version,
     },
     resources::{Resource, method_not_allowed},
 };
@@ -412,7 +412,7 @@ impl ApiServer {
         call: &Call,
         list: &ListRequest,
         request: &DeleteRequest,
-    ) -> Result<Vec<Arc<CachedObject>>, Error> {
+    ) -> Result<DeletedCollection, Error> {
         self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
     }
 }

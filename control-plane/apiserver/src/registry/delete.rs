@@ -3,9 +3,11 @@
 //! The rules are those of upstream's `BeforeDelete` and of its finalizer handling: an object with finalizers or grace
 //! left is marked and stays; the update that takes the last of them away removes it.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
+use futures::{StreamExt, TryStreamExt};
 use hawser_api::{Error, client::Propagation};
+use hawser_store::{Key, Revision};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -30,6 +32,9 @@ const MAX_GRACE_SECONDS: i64 = i32::MAX as i64;
 /// Objects of a collection that are deleted at a time.
 const WORKERS: usize = 16;
 
+/// Deleted objects that an answer shows; of a larger collection it says how many there were.
+const MAX_SHOWN_BYTES: usize = 16 << 20;
+
 #[derive(Clone, Debug, Default)]
 pub struct DeleteRequest {
     pub grace_period_seconds: Option<i64>,
@@ -53,6 +58,16 @@ impl Deleted {
             Self::Gone(object) | Self::Going(object) => object,
         }
     }
+}
+
+/// What became of a collection.
+pub struct DeletedCollection {
+    pub count: usize,
+    /// As they were, or as they are until their grace is over and their finalizers are done; `None` where that is too much to
+    /// show.
+    pub objects: Option<Vec<Arc<CachedObject>>>,
+    /// The version at which the collection was looked at.
+    pub revision: Revision,
 }
 
 /// What a deletion comes to, for one version of the object.
@@ -142,30 +157,43 @@ impl Registry {
         Ok(())
     }
 
-    /// Deletes every object that `list` selects; returns them. One that is gone meanwhile is no error.
+    /// Deletes every object that `list` selects. One that is gone meanwhile is no error.
+    ///
+    /// Only keys are held meanwhile, and of what was deleted as much as the answer shows.
     pub async fn delete_collection(
         &self,
         pass: &Pass,
         resource: &Resource,
         list: &ListRequest,
         request: &DeleteRequest,
-    ) -> Result<Vec<Arc<CachedObject>>, Error> {
-        use futures::{StreamExt, TryStreamExt};
+    ) -> Result<DeletedCollection, Error> {
         check_pass(pass, resource)?;
-        let selected: Vec<_> = self.list(pass, resource, list).await?.objects().collect();
-        futures::stream::iter(selected)
-            .map(|object| async move {
-                let namespace = if resource.row.namespaced { object.namespace() } else { "" };
-                match self.delete(pass, resource, (namespace, object.name()), request).await {
-                    Ok(deleted) => Ok(Some(deleted.object().clone())),
-                    Err(error) if error.is_not_found() => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(WORKERS)
-            .try_filter_map(|deleted| async move { Ok(deleted) })
-            .try_collect()
-            .await
+        let cache = resource.cache()?;
+        let listed = self.list(pass, resource, list).await?;
+        let revision = listed.revision;
+        let selected: Vec<Key> = listed.objects().map(|object| object.key().clone()).collect();
+        let deletions = futures::stream::iter(selected).map(|key| async move {
+            let place =
+                cache.place(&key).ok_or_else(|| Error::internal(format!("{key} is no object's key")))?;
+            match self.delete(pass, resource, place, request).await {
+                Ok(deleted) => Ok(Some(deleted.object().clone())),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        let mut deletions = pin!(deletions.buffered(WORKERS));
+        let (mut objects, mut bytes, mut count) = (Vec::new(), 0, 0);
+        while let Some(deleted) = deletions.try_next().await? {
+            let Some(object) = deleted else { continue };
+            count += 1;
+            bytes += object.json().len();
+            if bytes > MAX_SHOWN_BYTES {
+                objects = Vec::new();
+            } else {
+                objects.push(object);
+            }
+        }
+        Ok(DeletedCollection { count, objects: (bytes <= MAX_SHOWN_BYTES).then_some(objects), revision })
     }
 }
 

@@ -4,6 +4,9 @@
 //! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact` that very
 //! version. A continued list is read from the store at the version of its first page; where that is compacted away, the
 //! error has a token that gives the rest as it is by then, from the cache.
+//!
+//! What the cache answers is shared. What is read from the store is the request's own until it is answered: it comes in
+//! pages, a few at a time, and all of it together has a bound ([`OldLists`]).
 
 use std::sync::Arc;
 
@@ -12,6 +15,7 @@ use futures::{StreamExt, pin_mut};
 use hawser_api::Error;
 use hawser_store::{RangeRequest, Revision, pages};
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Registry, check_pass, parse, store_error};
 use crate::{
@@ -21,7 +25,14 @@ use crate::{
 };
 
 /// Objects read from the store at a time when the cache cannot answer.
-const PAGE: usize = 1_000;
+const PAGE: usize = 100;
+
+/// Such pages that are on their way at a time; further readers wait. At the size of pods they are 2 MiB together, at the
+/// largest that an object can have 600.
+const PAGES_AT_ONCE: usize = 4;
+
+/// What an object costs beside its JSON.
+const OBJECT_OVERHEAD_BYTES: usize = 512;
 
 /// The version in a continue token that stands for the newest one.
 const NEWEST: i64 = -1;
@@ -60,14 +71,60 @@ pub struct Listed {
 
 enum Source {
     Cached(Selected),
-    Read(std::vec::IntoIter<Arc<CachedObject>>),
+    Read {
+        objects: std::vec::IntoIter<Arc<CachedObject>>,
+        /// Given back with the last of them.
+        _room: Option<OwnedSemaphorePermit>,
+    },
+}
+
+impl Source {
+    fn read(objects: Vec<Arc<CachedObject>>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self::Read { objects: objects.into_iter(), _room: room }
+    }
+}
+
+/// Bound of what lists of old versions hold: what is above it is told 429.
+pub struct OldLists {
+    bytes: usize,
+    room: Arc<Semaphore>,
+    pages: Semaphore,
+}
+
+impl OldLists {
+    pub fn new(bytes: usize) -> Self {
+        Self { bytes, room: Arc::new(Semaphore::new(bytes)), pages: Semaphore::new(PAGES_AT_ONCE) }
+    }
+
+    /// Room for some more objects of a list that has `held` so far.
+    fn add(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
+        let full = || {
+            let why = format!(
+                "lists of versions that are not the newest may hold {} bytes together: ask for this one in pages (limit), \
+                 or later",
+                self.bytes
+            );
+            Error::too_many_requests(why, 1)
+        };
+        let bytes = u32::try_from(bytes).map_err(|_| full())?;
+        let more = self.room.clone().try_acquire_many_owned(bytes).map_err(|_| full())?;
+        match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        Ok(())
+    }
 }
 
 impl Listed {
     /// A list of objects that are made for it.
     pub fn of(objects: Vec<Arc<CachedObject>>, revision: Revision) -> Self {
-        let objects = Source::Read(objects.into_iter());
-        Self { objects, revision, continue_token: String::new(), remaining: None }
+        Self {
+            objects: Source::read(objects, None),
+            revision,
+            continue_token: String::new(),
+            remaining: None,
+        }
     }
 
     /// The objects, in key order.
@@ -82,7 +139,7 @@ impl Iterator for Source {
     fn next(&mut self) -> Option<Arc<CachedObject>> {
         match self {
             Self::Cached(selected) => selected.next(),
-            Self::Read(objects) => objects.next(),
+            Self::Read { objects, .. } => objects.next(),
         }
     }
 }
@@ -180,7 +237,10 @@ impl Registry {
         let pages = pages(&*self.store, request, page);
         pin_mut!(pages);
         let (mut objects, mut at, mut remaining, mut next) = (Vec::new(), revision.unwrap_or(0), None, None);
-        'pages: while let Some(page) = pages.next().await {
+        let mut room = None;
+        'pages: loop {
+            let _turn = self.old_lists.pages.acquire().await.map_err(Error::internal)?;
+            let Some(page) = pages.next().await else { break };
             let page = page.map_err(store_error)?;
             at = page.revision;
             let in_range = page.count as usize;
@@ -195,11 +255,12 @@ impl Registry {
                     next = Some(object.key().to_string());
                     break 'pages;
                 }
+                self.old_lists.add(&mut room, kv.value.len() + OBJECT_OVERHEAD_BYTES)?;
                 objects.push(object);
             }
         }
         let continue_token = next.map_or_else(String::new, |next| write_token(cache, Some(at), &next));
-        Ok(Listed { objects: Source::Read(objects.into_iter()), revision: at, continue_token, remaining })
+        Ok(Listed { objects: Source::read(objects, room), revision: at, continue_token, remaining })
     }
 
     /// Opens a watch. Returns it with the objects that come first ([`WatchStart::Existing`]) at their version.
@@ -248,7 +309,7 @@ fn list_cached(cache: &Arc<KindCache>, selection: Selection, start: &str, limit:
         let (_, end) = selection.key_range(cache);
         remaining = selection.is_everything().then(|| snapshot.state.objects.count(next.key(), &end));
     }
-    Listed { objects: Source::Read(page.into_iter()), revision, continue_token, remaining }
+    Listed { objects: Source::read(page, None), revision, continue_token, remaining }
 }
 
 /// Reads a resource version: `None` where it is unset.
