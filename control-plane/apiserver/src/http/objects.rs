@@ -66,9 +66,17 @@ pub(super) async fn answer(
     }
     let (parts, mut body) = http.into_parts();
     let outcome = async {
-        let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
-        let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
-        front.answer(&parts, &mut body).await
+        let admitted = server.admit(&user, verb, target, query.get("fieldSelector"))?;
+        let output = output?;
+        let include = IncludeObject::parse(query.get("includeObject"))
+            .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
+        // Before the request has its place: one that comes slowly must not hold up the others.
+        let bytes = match verb {
+            "get" | "list" | "watch" => Bytes::new(),
+            _ => body::read(&mut body, server.chain().body_room(&admitted.entry)).await?,
+        };
+        let call = server.begin(admitted)?;
+        Front { server, call, query, output, include }.answer(&parts, bytes).await
     };
     let outcome = outcome.await;
     if outcome.is_err() {
@@ -98,9 +106,7 @@ struct Front<'a> {
 
 // What is rare, or large, is a future of its own: every request pays for the size of the largest that is not.
 impl Front<'_> {
-    async fn answer(mut self, parts: &Parts, body: &mut Incoming) -> Result<Response<Body>, Error> {
-        self.include = IncludeObject::parse(self.query.get("includeObject"))
-            .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
+    async fn answer(self, parts: &Parts, body: Bytes) -> Result<Response<Body>, Error> {
         let verb = self.call.pass.attributes().verb.clone();
         match &*verb {
             "get" => {
@@ -114,21 +120,21 @@ impl Front<'_> {
                 Err(negotiate::not_acceptable())
             }
             "create" => {
-                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
+                let (object, mut warnings) = self.decode(&parts.headers, &body)?;
                 let written =
                     self.server.create(&self.call, object, &self.write_options(&parts.headers)?).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "update" => {
-                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
+                let (object, mut warnings) = self.decode(&parts.headers, &body)?;
                 let options = self.write_options(&parts.headers)?;
                 let written = Box::pin(self.server.update(&self.call, object, &options)).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "patch" => {
-                let patch = self.read_patch(&parts.headers, body).await?;
+                let patch = self.read_patch(&parts.headers, body)?;
                 let options = self.write_options(&parts.headers)?;
                 let written = match patch {
                     Patch::Apply(apply) => Box::pin(self.server.apply(&self.call, apply, &options)).await?,
@@ -137,11 +143,11 @@ impl Front<'_> {
                 self.written(written, &parts.headers)
             }
             "delete" => {
-                let request = self.delete_request(&parts.headers, body).await?;
+                let request = self.delete_request(&parts.headers, &body)?;
                 let reply = Box::pin(self.server.delete(&self.call, &request)).await?;
                 self.reply(StatusCode::OK, &reply, &[], &parts.headers)
             }
-            "deletecollection" => Box::pin(self.delete_collection(&parts.headers, body)).await,
+            "deletecollection" => Box::pin(self.delete_collection(&parts.headers, &body)).await,
             _ => Err(method_not_allowed()),
         }
     }
@@ -204,11 +210,10 @@ impl Front<'_> {
         Ok(response)
     }
 
-    async fn decode(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(Value, Vec<String>), Error> {
+    fn decode(&self, headers: &HeaderMap, body: &Bytes) -> Result<(Value, Vec<String>), Error> {
         let encoding = negotiate::input(headers)?;
-        let bytes = body::read(body).await?;
         let (api_version, kind) = expected_type(&self.call.resource, &self.call.target);
-        let decoded = codec::decode(&bytes, encoding, (&api_version, &kind), self.validation()?)?;
+        let decoded = codec::decode(body, encoding, (&api_version, &kind), self.validation()?)?;
         Ok((decoded.object, decoded.warnings))
     }
 
@@ -219,12 +224,11 @@ impl Front<'_> {
         })
     }
 
-    async fn read_patch(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Patch, Error> {
+    fn read_patch(&self, headers: &HeaderMap, body: Bytes) -> Result<Patch, Error> {
         let media = negotiate::content_type(headers).split(';').next().unwrap_or_default().trim();
         let force = self.query.is_on("force");
         if media.eq_ignore_ascii_case(APPLY) {
-            let (body, validation) = (body::read(body).await?, self.validation()?);
-            return Ok(Patch::Apply(Apply { body, force, validation }));
+            return Ok(Patch::Apply(Apply { body, force, validation: self.validation()? }));
         }
         let kind = PatchType::from_content_type(negotiate::content_type(headers)).ok_or_else(|| {
             let others = PatchType::ALL.iter().map(|(_, name)| *name);
@@ -241,8 +245,7 @@ impl Front<'_> {
             let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
             return Err(Error::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
-        let (body, validation) = (body::read(body).await?, self.validation()?);
-        Ok(Patch::Other(codec::Patch { kind, body, validation }))
+        Ok(Patch::Other(codec::Patch { kind, body, validation: self.validation()? }))
     }
 
     fn write_options(&self, headers: &HeaderMap) -> Result<WriteOptions, Error> {
@@ -257,18 +260,12 @@ impl Front<'_> {
     }
 
     /// Options of a deletion come in the body or in the query; the body wins.
-    async fn delete_request(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<DeleteRequest, Error> {
-        let bytes = body::read(body).await?;
-        let options = if bytes.is_empty() {
+    fn delete_request(&self, headers: &HeaderMap, body: &Bytes) -> Result<DeleteRequest, Error> {
+        let options = if body.is_empty() {
             Value::Null
         } else {
-            codec::decode(
-                &bytes,
-                negotiate::input(headers)?,
-                ("v1", "DeleteOptions"),
-                FieldValidation::Ignore,
-            )?
-            .object
+            codec::decode(body, negotiate::input(headers)?, ("v1", "DeleteOptions"), FieldValidation::Ignore)?
+                .object
         };
         let query = |name: &str| self.query.find(name).filter(|value| !value.is_empty());
         let grace =
@@ -298,12 +295,8 @@ impl Front<'_> {
         })
     }
 
-    async fn delete_collection(
-        self,
-        headers: &HeaderMap,
-        body: &mut Incoming,
-    ) -> Result<Response<Body>, Error> {
-        let request = self.delete_request(headers, body).await?;
+    async fn delete_collection(self, headers: &HeaderMap, body: &Bytes) -> Result<Response<Body>, Error> {
+        let request = self.delete_request(headers, body)?;
         let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
         let resource = &self.call.resource;
         let Some(objects) = deleted.objects else {

@@ -27,7 +27,7 @@ use crate::{
     admission::{self, warnings},
     auth::{Attributes, NODE_PREFIX, User},
     cache::{CachedObject, Encoded, Selected, Selection, Watcher},
-    chain::Pass,
+    chain::{Entry, Pass},
     codec::{self, Decoded},
     kinds,
     local::expected_type,
@@ -37,6 +37,13 @@ use crate::{
     },
     resources::{Resource, method_not_allowed},
 };
+
+/// A request that may come in, and what it is about; its body is still to be read.
+pub struct Admitted {
+    pub(crate) entry: Entry,
+    resource: Arc<Resource>,
+    target: Target,
+}
 
 /// A request that passed the chain, and what it is about.
 pub struct Call {
@@ -176,7 +183,7 @@ pub struct Watched {
 }
 
 impl ApiServer {
-    /// Takes a request through the chain.
+    /// Takes a request that is all there through the chain.
     pub fn enter(
         &self,
         user: &Arc<User>,
@@ -184,8 +191,19 @@ impl ApiServer {
         target: Target,
         field_selector: &str,
     ) -> Result<Call, Error> {
+        self.begin(self.admit(user, verb, target, field_selector)?)
+    }
+
+    /// Takes a request up to its body, which is to be read next; [`ApiServer::begin`] is to follow.
+    pub fn admit(
+        &self,
+        user: &Arc<User>,
+        verb: &'static str,
+        target: Target,
+        field_selector: &str,
+    ) -> Result<Admitted, Error> {
         // What is not served is 404 only for those who may ask: so the chain comes first.
-        let pass = self.chain().enter(user, attributes_of(verb, &target, field_selector))?;
+        let entry = self.chain().admit(user, attributes_of(verb, &target, field_selector))?;
         let resource = self.registry().resources().of(&target.resource)?.clone();
         // A namespace in the path of what is in none would let its RoleBindings decide about the whole cluster.
         if !resource.row.namespaced && target.namespace.is_some()
@@ -197,7 +215,13 @@ impl ApiServer {
             ));
         }
         check_verb(&resource, &target, verb)?;
-        Ok(Call { pass, resource, target })
+        Ok(Admitted { entry, resource, target })
+    }
+
+    /// Takes the rest of the way through the chain: from here on the request has its place.
+    pub fn begin(&self, admitted: Admitted) -> Result<Call, Error> {
+        let Admitted { entry, resource, target } = admitted;
+        Ok(Call { pass: self.chain().place(entry)?, resource, target })
     }
 
     pub async fn get(&self, call: &Call, resource_version: &str) -> Result<Reply, Error> {
