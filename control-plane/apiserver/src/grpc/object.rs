@@ -45,18 +45,10 @@ impl Front {
         let encoding = message.encoding();
         let target = target_of(message.resource)?;
         let call = self.server.enter(&user, "list", target, &message.field_selector)?;
-        let version_match = match message.resource_version_match.as_str() {
-            "" => VersionMatch::Unset,
-            "NotOlderThan" => VersionMatch::NotOlderThan,
-            "Exact" => VersionMatch::Exact,
-            other => {
-                return Err(Error::bad_request(format!("resource_version_match: unknown value {other:?}")));
-            }
-        };
         let list = ListRequest {
             label_selector: message.label_selector,
             resource_version: message.resource_version,
-            version_match,
+            version_match: VersionMatch::parse(&message.resource_version_match),
             limit: usize::try_from(message.limit).unwrap_or(0),
             continue_token: message.r#continue,
             ..ListRequest::default()

@@ -98,6 +98,7 @@ impl Front {
             resource_version: message.resource_version,
             send_initial_events: send,
             version_match,
+            ..WatchRequest::default()
         };
         let watched = self.server.watch(&call, &request).await?;
         let end = watched

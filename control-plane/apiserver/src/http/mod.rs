@@ -10,6 +10,7 @@ mod info;
 mod kubelet;
 mod negotiate;
 mod objects;
+mod options;
 mod path;
 mod proxy;
 mod socket_token;

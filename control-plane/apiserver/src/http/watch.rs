@@ -32,9 +32,6 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Objects that exist are sent this many at a time.
 const EXISTING: usize = 256;
 
-/// A watch lasts no longer, whatever `timeoutSeconds` says: times beyond cannot be counted.
-const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// A watch without `timeoutSeconds` ends after this long, and up to twice as long, so that clients do not all come back
 /// at once (upstream's `--min-request-timeout`).
 const MIN_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -177,7 +174,7 @@ pub(super) fn body(
         watched,
         bookmarks: options.bookmarks,
         next_bookmark: now + BOOKMARK_EVERY,
-        deadline: now + timeout.min(MAX_TIMEOUT),
+        deadline: now + timeout,
         shutdown: server.shutdown().clone(),
         done: false,
     };

@@ -6,6 +6,7 @@
 mod access;
 mod connect;
 mod eviction;
+pub mod options;
 mod proxy;
 mod reviews;
 mod subresources;
@@ -171,6 +172,8 @@ pub struct WatchRequest {
     /// `None` leaves it to the resource version: unset and 0 begin with what exists.
     pub send_initial_events: Option<bool>,
     pub version_match: VersionMatch,
+    /// What only a list may say.
+    pub continue_token: String,
 }
 
 /// A watch that was opened.
@@ -246,6 +249,7 @@ impl ApiServer {
     }
 
     pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
+        options::check_list(request)?;
         if is_component_status(&call.resource) {
             return Ok(Listed::of(Vec::new(), self.registry().cache().consistent().await?));
         }
@@ -256,14 +260,18 @@ impl ApiServer {
     }
 
     pub async fn watch(&self, call: &Call, request: &WatchRequest) -> Result<Watched, Error> {
+        options::check_watch(request)?;
         let cache = call.resource.cache()?;
         let namespace = Some(call.namespace()).filter(|namespace| !namespace.is_empty());
         let mut selection =
             Selection::parse(cache, namespace, &request.label_selector, call.field_selector())?;
         if let Some(name) = &call.target.name {
+            let fields = FieldSelector::parse(call.field_selector())?;
+            if !fields.is_everything() && fields.exact("metadata.name") != Some(name.as_str()) {
+                return Err(Error::bad_request("fieldSelector metadata.name doesn't match requested name"));
+            }
             selection.narrow_name(name);
         }
-        check_initial_events(request)?;
         let asked = version(&request.resource_version)?;
         let existing = match request.send_initial_events {
             Some(send) => send,
@@ -437,6 +445,7 @@ impl ApiServer {
         list: &ListRequest,
         request: &DeleteRequest,
     ) -> Result<DeletedCollection, Error> {
+        options::check_list(list)?;
         self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
     }
 }
@@ -516,22 +525,6 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
 fn unheeded(resource: &Resource) -> Vec<String> {
     let warning = kinds::hooks(resource.row.group, resource.row.plural).warning;
     warning.map(str::to_owned).into_iter().collect()
-}
-
-fn check_initial_events(request: &WatchRequest) -> Result<(), Error> {
-    use hawser_api::FieldError;
-    let refuse = |error: FieldError| Err(Error::invalid("meta.k8s.io", "ListOptions", "", &[error]));
-    match (request.send_initial_events, request.version_match) {
-        (Some(_), VersionMatch::NotOlderThan) | (None, VersionMatch::Unset) => Ok(()),
-        (Some(_), _) => refuse(FieldError::forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )),
-        (None, _) => refuse(FieldError::forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )),
-    }
 }
 
 fn scale_of(resource: &Resource, object: &CachedObject) -> Result<Reply, Error> {

@@ -1,8 +1,8 @@
 //! Reading objects: get, list and watch, from the cache or, at an old version, from the store.
 //!
 //! `resourceVersion` means what upstream documents: unset is the newest (consistent with every write acknowledged
-//! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact` that very
-//! version. A continued list is read from the store at the version of its first page; where that is compacted away, the
+//! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact`, or with a
+//! limit and no match, that very version. A continued list is read from the store at the version of its first page; where that is compacted away, the
 //! error has a token that gives the rest as it is by then, from the cache.
 //!
 //! What the cache answers is shared. What is read from the store is the request's own until it is answered: it comes in
@@ -37,12 +37,34 @@ const OBJECT_OVERHEAD_BYTES: usize = 512;
 /// The version in a continue token that stands for the newest one.
 const NEWEST: i64 = -1;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum VersionMatch {
     #[default]
     Unset,
     NotOlderThan,
     Exact,
+    /// Refused before it comes here.
+    Unknown(String),
+}
+
+impl VersionMatch {
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "" => Self::Unset,
+            "NotOlderThan" => Self::NotOlderThan,
+            "Exact" => Self::Exact,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Unset => "",
+            Self::NotOlderThan => "NotOlderThan",
+            Self::Exact => "Exact",
+            Self::Unknown(text) => text,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -55,6 +77,8 @@ pub struct ListRequest {
     pub field_selector: String,
     pub resource_version: String,
     pub version_match: VersionMatch,
+    /// What only a watch may say.
+    pub send_initial_events: Option<bool>,
     /// 0 for no limit.
     pub limit: usize,
     pub continue_token: String,
@@ -199,22 +223,16 @@ impl Registry {
             return listed.map_err(|error| if error.is_expired() { no_longer(cache, &start) } else { error });
         }
         let asked = version(&request.resource_version)?;
-        match (asked, request.version_match) {
-            (None, VersionMatch::Unset) => drop(self.cache.consistent().await?),
-            (None, _) => {
-                return Err(Error::bad_request(
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                ));
-            }
-            (Some(0), VersionMatch::Exact) => {
-                return Err(Error::bad_request(
-                    "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-                ));
-            }
+        match (asked, &request.version_match) {
+            (None, _) => drop(self.cache.consistent().await?),
+            (Some(0), _) => self.cache.synced().await,
             (Some(revision), VersionMatch::Exact) => {
                 return self.list_stored(cache, &selection, Some(revision), "", request.limit).await;
             }
-            (Some(0), _) => self.cache.synced().await,
+            // As upstream has it from before there was a match to ask for.
+            (Some(revision), VersionMatch::Unset) if request.limit > 0 => {
+                return self.list_stored(cache, &selection, Some(revision), "", request.limit).await;
+            }
             (Some(revision), _) => self.cache.wait_for(revision).await?,
         }
         Ok(list_cached(cache, selection, "", request.limit))
