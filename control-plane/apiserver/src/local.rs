@@ -191,8 +191,7 @@ impl Client for LocalClient {
             return codec::encode(&status, Encoding::Json);
         }
         let call = self.server.enter(&self.user, "delete", target.clone(), "")?;
-        let reply = self.server.delete(&call, &request).await?;
-        body(&call.resource, &reply)
+        answer(&call.resource, self.server.delete(&call, &request).await?)
     }
 
     async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {

@@ -72,7 +72,7 @@ async fn of_a_large_collection_that_is_deleted_only_the_number_is_told() {
         let target = Target::collection(CONFIG_MAPS, Some("shop"));
         let call = running.server.enter(&user, "deletecollection", target, "").expect("admitted");
         let (list, request) = (ListRequest::default(), DeleteRequest::default());
-        running.server.delete_collection(&call, &list, &request).await.expect("deleted")
+        running.server.delete_collection(&call, &list, &request).await.expect("deleted").0
     };
     for (size, count, shown) in [(1_000, 3, Some(3)), (1_000_000, 17, None)] {
         for number in 0..count {

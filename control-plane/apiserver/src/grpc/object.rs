@@ -158,8 +158,8 @@ impl Front {
             return Ok(v1::DeleteResponse { object: None });
         }
         let call = self.server.enter(&user, "delete", target, "")?;
-        let reply = self.server.delete(&call, &delete).await?;
-        Ok(v1::DeleteResponse { object: Some(reply_of(&call.resource, &reply, v1::Encoding::Json)?) })
+        let deleted = self.server.delete(&call, &delete).await?;
+        Ok(v1::DeleteResponse { object: Some(reply_of(&call.resource, &deleted.reply, v1::Encoding::Json)?) })
     }
 }
 

@@ -145,8 +145,8 @@ impl Front<'_> {
             }
             "delete" => {
                 let request = options::delete(&self.query, &parts.headers, &body)?;
-                let reply = Box::pin(self.server.delete(&self.call, &request)).await?;
-                self.reply(StatusCode::OK, &reply, &[], &parts.headers)
+                let deleted = Box::pin(self.server.delete(&self.call, &request)).await?;
+                self.written(deleted, &parts.headers)
             }
             "deletecollection" => Box::pin(self.delete_collection(&parts.headers, &body)).await,
             _ => Err(method_not_allowed()),
@@ -229,8 +229,8 @@ impl Front<'_> {
 
     async fn delete_collection(self, headers: &HeaderMap, body: &Bytes) -> Result<Response<Body>, Error> {
         let request = options::delete(&self.query, headers, body)?;
-        let deleted =
-            self.server.delete_collection(&self.call, &options::list(&self.query)?, &request).await?;
+        let list = options::list(&self.query)?;
+        let (deleted, warnings) = self.server.delete_collection(&self.call, &list, &request).await?;
         let resource = &self.call.resource;
         let Some(objects) = deleted.objects else {
             let status = serde_json::json!({
@@ -239,11 +239,16 @@ impl Front<'_> {
                 "details": { "kind": resource.row.plural },
             });
             let output = Output { shape: Shape::Plain, ..self.output };
-            return Ok(respond(StatusCode::OK, output.content_type(), encode::value(&status, output)?));
+            let mut response =
+                respond(StatusCode::OK, output.content_type(), encode::value(&status, output)?);
+            warn(&mut response, &warnings);
+            return Ok(response);
         };
         let listed = Listed::of(objects, deleted.revision);
         let list = encode::list(resource, listed, self.output, self.include).await?;
-        Ok(list_response(list, self.output, headers))
+        let mut response = list_response(list, self.output, headers);
+        warn(&mut response, &warnings);
+        Ok(response)
     }
 
     fn written(&self, written: Written, headers: &HeaderMap) -> Result<Response<Body>, Error> {

@@ -414,7 +414,7 @@ impl ApiServer {
         Ok(Written { reply, created: updated.created, warnings })
     }
 
-    pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
+    pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Written, Error> {
         // Whoever may DELETE through an object's proxy may not delete the object.
         if !call.subresource().is_empty() {
             return Err(method_not_allowed());
@@ -423,11 +423,12 @@ impl ApiServer {
         if !request.dry_run {
             self.settle(&call.resource, deleted.object()).await?;
         }
-        Ok(match deleted {
+        let reply = match deleted {
             Deleted::Going(object) => Reply::Object(object),
             Deleted::Gone(object) if returns_deleted(&call.resource) => Reply::Object(object),
             Deleted::Gone(object) => Reply::Value(success(&call.resource, &object)),
-        })
+        };
+        Ok(Written { reply, created: false, warnings: deletion_warnings(&call.resource, request) })
     }
 
     /// Admission reads some kinds from the cache: who was told that a namespace is going must not see it filled after, and
@@ -444,9 +445,11 @@ impl ApiServer {
         call: &Call,
         list: &ListRequest,
         request: &DeleteRequest,
-    ) -> Result<DeletedCollection, Error> {
+    ) -> Result<(DeletedCollection, Vec<String>), Error> {
         options::check_list(list)?;
-        self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
+        let list = narrowed(call, list);
+        let deleted = self.registry().delete_collection(&call.pass, &call.resource, &list, request).await?;
+        Ok((deleted, deletion_warnings(&call.resource, request)))
     }
 }
 
@@ -519,6 +522,17 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
         }
     };
     if served { Ok(()) } else { Err(method_not_allowed()) }
+}
+
+/// Whoever deletes a Job without a word on its pods is told what becomes of them, in upstream's words.
+fn deletion_warnings(resource: &Resource, request: &DeleteRequest) -> Vec<String> {
+    let is_job = resource.row.group == "batch" && resource.row.plural == "jobs";
+    if !is_job || request.propagation.is_some() {
+        return Vec::new();
+    }
+    let warning = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+                   them or set propagationPolicy=Orphan to suppress this warning";
+    vec![warning.to_owned()]
 }
 
 /// Tells the author of an object that nothing acts on it, where that is so.
