@@ -17,6 +17,7 @@ mod socket_token;
 mod statusz;
 mod streams;
 mod watch;
+mod watch_socket;
 
 pub use body::Body;
 pub(crate) use encode::sealed;

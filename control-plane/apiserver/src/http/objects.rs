@@ -16,12 +16,12 @@ use super::{
     negotiate::{self, Output, Shape},
     options,
     path::{PROXY, Query},
-    proxy, streams, watch,
+    proxy, streams, watch, watch_socket,
 };
 use crate::{
     ApiServer,
     auth::User,
-    codec,
+    codec::{self, Encoding},
     local::expected_type,
     ops::{Apply, Call, Reply, StreamKind, Written},
     registry::Listed,
@@ -113,7 +113,7 @@ impl Front<'_> {
                 self.reply(StatusCode::OK, &reply, &self.call.read_warnings(), &parts.headers)
             }
             "list" => Box::pin(self.list(&parts.headers)).await,
-            "watch" => Box::pin(self.watch()).await,
+            "watch" => Box::pin(self.watch(parts)).await,
             // What only answers has neither rows nor metadata.
             "create" if self.call.resource.storage().is_none() && self.output.shape != Shape::Plain => {
                 Err(negotiate::not_acceptable())
@@ -161,7 +161,11 @@ impl Front<'_> {
         Ok(response)
     }
 
-    async fn watch(self) -> Result<Response<Body>, Error> {
+    async fn watch(self, parts: &Parts) -> Result<Response<Body>, Error> {
+        if self.output.encoding == Encoding::Yaml {
+            return Err(negotiate::not_streamed());
+        }
+        let socket = watch_socket::wanted(parts)?;
         let request = options::watch(&self.query)?;
         let timeout = options::timeout(&self.query)?;
         let content_type = self.output.watch_content_type();
@@ -174,9 +178,13 @@ impl Front<'_> {
                     output: self.output,
                     include: self.include,
                 };
-                watch::body(self.server, resource, watched, options)
+                let begun = watch::begin(self.server, resource, watched, options);
+                match socket {
+                    Some(socket) => return Ok(socket.begin(begun)),
+                    None => watch::body(begun),
+                }
             }
-            Err(error) if error.is_expired() => {
+            Err(error) if error.is_expired() && socket.is_none() => {
                 let failed = watch::failed(resource, self.output, &error);
                 Box::pin(stream::iter([failed]))
             }
