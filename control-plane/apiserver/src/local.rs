@@ -185,10 +185,12 @@ impl Client for LocalClient {
             dry_run: false,
         };
         if target.name.is_none() {
-            let call = self.server.enter(&self.user, "deletecollection", target.clone(), "")?;
-            self.server.delete_collection(&call, &ListRequest::default(), &request).await?;
-            let status = serde_json::json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
-            return codec::encode(&status, Encoding::Json);
+            let fields = &options.field_selector;
+            let call = self.server.enter(&self.user, "deletecollection", target.clone(), fields)?;
+            let list =
+                ListRequest { label_selector: options.label_selector.clone(), ..ListRequest::default() };
+            let (deleted, _) = self.server.delete_collection(&call, &list, &request).await?;
+            return codec::encode(&deleted.to_status(&call.resource), Encoding::Json);
         }
         let call = self.server.enter(&self.user, "delete", target.clone(), "")?;
         answer(&call.resource, self.server.delete(&call, &request).await?)

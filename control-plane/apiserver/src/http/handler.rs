@@ -10,9 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use hawser_api::{Error, error::Reason, resource::Target};
+use hawser_api::{Error, error::Reason};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use jiff::SignedDuration;
 use serde_json::json;
@@ -32,6 +31,7 @@ use super::{
 use crate::{
     ApiServer,
     auth::{Attributes, User, impersonation},
+    grpc::deadline,
     metrics::Labels,
 };
 
@@ -99,15 +99,11 @@ async fn grpc_call(
         Ok(user) => {
             request.extensions_mut().insert(user);
         }
-        Err(error) => {
-            let response = crate::grpc::status_of(&error).into_http::<tonic::body::Body>();
-            return response.map(|body| body.map_err(Into::into).boxed_unsync());
-        }
+        Err(error) => return deadline::refusal(&error),
     }
-    match grpc.call(request).await {
-        Ok(response) => response.map(|body| body.map_err(Into::into).boxed_unsync()),
-        Err(never) => match never {},
-    }
+    let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
+    let call = || async move { grpc.call(request).await.unwrap_or_else(|never| match never {}) };
+    deadline::within(&path, &headers, call).await
 }
 
 async fn answer(
@@ -120,7 +116,7 @@ async fn answer(
     let path = request.uri().path().to_owned();
     let found = route(request.method(), &path, &query);
     let labels = match &found {
-        Route::Resource { verb, target } => labels(server, verb, target),
+        Route::Resource { verb, target } => Labels::of(server.registry().resources(), verb, target),
         Route::Path => None,
     };
     let deadline = deadline(&found, &query);
@@ -172,25 +168,6 @@ async fn answer(
     if method == http::Method::HEAD { response.map(|_| body::full(Bytes::new())) } else { response }
 }
 
-/// How a request is counted; `None` for what is not served.
-fn labels(server: &ApiServer, verb: &str, target: &Target) -> Option<Labels> {
-    let resource = server.registry().resources().of(&target.resource).ok()?;
-    let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
-    let scope = match (&target.name, &target.namespace) {
-        (Some(_), _) => "resource",
-        (None, Some(_)) => "namespace",
-        (None, None) => "cluster",
-    };
-    Some(Labels {
-        verb: metric_verb(verb),
-        group: resource.row.group,
-        version: resource.version,
-        resource: resource.row.plural,
-        subresource: subresource.map_or("", |subresource| subresource.name),
-        scope,
-    })
-}
-
 /// How long the client wants to wait at most, in Go's notation (`1m30s`); never longer than [`DEADLINE`].
 ///
 /// What is passed through has parameters of its own, and takes as long as it takes behind a proxy; a watch has
@@ -218,20 +195,6 @@ fn deadline(route: &Route, query: &Query) -> Result<Duration, Error> {
 
 fn late() -> Error {
     Error::timeout("the request did not complete within the allotted timeout")
-}
-
-fn metric_verb(verb: &str) -> &'static str {
-    match verb {
-        "get" => "GET",
-        "list" => "LIST",
-        "watch" => "WATCH",
-        "create" => "POST",
-        "update" => "PUT",
-        "patch" => "PATCH",
-        "delete" => "DELETE",
-        "deletecollection" => "DELETECOLLECTION",
-        _ => "",
-    }
 }
 
 fn wants_pretty(query: &Query) -> Option<bool> {

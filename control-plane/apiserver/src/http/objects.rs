@@ -240,12 +240,8 @@ impl Front<'_> {
         let list = options::list(&self.query)?;
         let (deleted, warnings) = self.server.delete_collection(&self.call, &list, &request).await?;
         let resource = &self.call.resource;
+        let status = deleted.to_status(resource);
         let Some(objects) = deleted.objects else {
-            let status = serde_json::json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "message": format!("{} objects were deleted", deleted.count),
-                "details": { "kind": resource.row.plural },
-            });
             let output = Output { shape: Shape::Plain, ..self.output };
             let mut response =
                 respond(StatusCode::OK, output.content_type(), encode::value(&status, output)?);

@@ -71,6 +71,17 @@ pub struct DeletedCollection {
     pub revision: Revision,
 }
 
+impl DeletedCollection {
+    /// The answer that does not show them.
+    pub fn to_status(&self, resource: &Resource) -> Value {
+        json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+            "message": format!("{} objects were deleted", self.count),
+            "details": { "kind": resource.row.plural },
+        })
+    }
+}
+
 /// What a deletion comes to, for one version of the object.
 #[derive(Debug, PartialEq)]
 enum Step {

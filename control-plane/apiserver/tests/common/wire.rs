@@ -30,6 +30,7 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 /// A port that a server is served at.
 pub(crate) struct Wire {
     pub(crate) address: SocketAddr,
+    authority: String,
     issuer: Issuer<'static, KeyPair>,
     roots: Arc<RootCertStore>,
     shutdown: CancellationToken,
@@ -41,12 +42,12 @@ struct Identity {
     key: PrivateKeyDer<'static>,
 }
 
-fn identity(
+fn issue(
     issuer: &Issuer<'static, KeyPair>,
     user: &str,
     groups: &[&str],
     purpose: ExtendedKeyUsagePurpose,
-) -> Identity {
+) -> (rcgen::Certificate, KeyPair) {
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
     for group in groups {
         params.distinguished_name.push(DnType::OrganizationName, *group);
@@ -54,7 +55,16 @@ fn identity(
     params.distinguished_name.push(DnType::CommonName, user);
     params.extended_key_usages = vec![purpose];
     let key = KeyPair::generate().expect("a key");
-    let certificate = params.signed_by(&key, issuer).expect("a certificate");
+    (params.signed_by(&key, issuer).expect("a certificate"), key)
+}
+
+fn identity(
+    issuer: &Issuer<'static, KeyPair>,
+    user: &str,
+    groups: &[&str],
+    purpose: ExtendedKeyUsagePurpose,
+) -> Identity {
+    let (certificate, key) = issue(issuer, user, groups, purpose);
     let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
     Identity { certificate: certificate.der().clone(), key }
 }
@@ -84,7 +94,7 @@ impl Wire {
         let (server, grace) = (running.server.clone(), Duration::from_secs(1));
         let serving =
             hawser_apiserver::http::serve(server, listener, Arc::new(config), shutdown.clone(), grace);
-        Self { address, issuer, roots, shutdown, serving: tokio::spawn(serving) }
+        Self { address, authority: authority.pem(), issuer, roots, shutdown, serving: tokio::spawn(serving) }
     }
 
     /// A connection of a user's, on which nothing was said yet.
@@ -105,6 +115,17 @@ impl Wire {
         let (sender, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP");
         tokio::spawn(connection.with_upgrades());
         Connection(sender)
+    }
+
+    /// The authority's certificate.
+    pub(crate) fn authority_pem(&self) -> String {
+        self.authority.clone()
+    }
+
+    /// Certificate and key of a user's.
+    pub(crate) fn identity_pem(&self, user: &str, groups: &[&str]) -> (Vec<u8>, Vec<u8>) {
+        let (certificate, key) = issue(&self.issuer, user, groups, ExtendedKeyUsagePurpose::ClientAuth);
+        (certificate.pem().into_bytes(), key.serialize_pem().into_bytes())
     }
 
     pub(crate) async fn stop(self) {
@@ -128,6 +149,11 @@ impl Connection {
         let status = answer.status();
         let body = answer.into_body().collect().await.expect("a body").to_bytes();
         (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    pub(crate) async fn text(&mut self, path: &str) -> String {
+        let body = self.open(request("GET", path, "")).await.into_body().collect().await.expect("a body");
+        String::from_utf8(body.to_bytes().to_vec()).expect("text")
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> (StatusCode, Value) {
