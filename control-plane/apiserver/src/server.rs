@@ -19,6 +19,7 @@ use crate::{
     cache::{self, Cache},
     chain::{Chain, Limits},
     grpc::NodeSessions,
+    http::Flag,
     maintenance,
     metrics::Metrics,
     openapi::OpenApi,
@@ -51,6 +52,8 @@ pub struct Config {
     pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     /// What `/version` says.
     pub build: Build,
+    /// What `/flagz` says.
+    pub flags: Vec<Flag>,
     /// Metrics of other components in this process, shown with this server's own.
     pub further_metrics: Vec<MetricsSource>,
 }
@@ -73,6 +76,7 @@ impl Config {
             compaction_interval: Duration::from_secs(300),
             kubelet_tls: None,
             build: Build::UNKNOWN,
+            flags: Vec::new(),
             further_metrics: Vec::new(),
         }
     }
@@ -90,6 +94,7 @@ pub struct ApiServer {
     advertise: (IpAddr, u16),
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     build: Build,
+    flags: Vec<Flag>,
     started: Timestamp,
     /// Cancelled when the server is to end: streams end then.
     shutdown: CancellationToken,
@@ -130,6 +135,7 @@ impl ApiServer {
             advertise: (config.advertise_address, config.secure_port),
             kubelet_tls: config.kubelet_tls,
             build: config.build,
+            flags: config.flags,
             started: Timestamp::now(),
             shutdown: shutdown.clone(),
         });
@@ -187,6 +193,10 @@ impl ApiServer {
 
     pub(crate) fn build(&self) -> &Build {
         &self.build
+    }
+
+    pub(crate) fn flags(&self) -> &[Flag] {
+        &self.flags
     }
 
     pub(crate) fn started(&self) -> Timestamp {

@@ -180,16 +180,17 @@ fn default_address() -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
+/// Runs until a signal; `shown` is what `/flagz` shows.
+pub(crate) fn run(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("control-plane")
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(flags))
+    runtime.block_on(serve(flags, shown))
 }
 
-async fn serve(flags: Flags) -> anyhow::Result<()> {
+async fn serve(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
     let roles = flags.check()?;
     let advertise = flags.advertise_address()?;
     files::private_directory(&flags.data_dir)?;
@@ -207,7 +208,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let mut core_tasks = JoinSet::new();
     let elections = flags.leader.elections(flags.store.is_shared(), &flags.data_dir)?;
     let scheduler_metrics = hawser_scheduler::Metrics::default();
-    let mut config = config(&flags, advertise, port, &authority)?;
+    let mut config = Config { flags: shown, ..config(&flags, advertise, port, &authority)? };
     if roles.contains(&Role::Scheduler) {
         let metrics = scheduler_metrics.clone();
         config.further_metrics.push(Arc::new(move || metrics.render()));

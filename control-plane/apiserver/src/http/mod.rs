@@ -5,6 +5,7 @@
 
 mod body;
 mod encode;
+mod flagz;
 mod handler;
 mod info;
 mod kubelet;
@@ -20,6 +21,7 @@ mod watch;
 mod watch_socket;
 
 pub use body::Body;
+pub use flagz::Flag;
 pub(crate) use encode::sealed;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
