@@ -84,7 +84,8 @@ mod tests {
         let line = ["control-plane", "run", "--data-dir=/data", "--tls-san=a,b", "--tls-san=c"];
         let matches = Arguments::command().get_matches_from(line);
         let flags = all_flags("run", &matches);
-        let value = |name: &str| flags.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let value =
+            |name: &str| flags.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         assert_eq!(value("data-dir"), Some("/data"));
         assert_eq!(value("tls-san"), Some("a,b,c"));
         assert_eq!(value("secure-port"), Some("6443"), "by default");

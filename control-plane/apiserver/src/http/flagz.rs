@@ -25,8 +25,7 @@ fn text(flags: &[Flag]) -> String {
 }
 
 fn object(version: &str, flags: &[Flag]) -> Value {
-    let flags: Map<String, Value> =
-        flags.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    let flags: Map<String, Value> = flags.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     json!({
         "kind": "Flagz",
         "apiVersion": format!("{GROUP}/{version}"),

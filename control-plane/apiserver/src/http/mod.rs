@@ -21,8 +21,8 @@ mod watch;
 mod watch_socket;
 
 pub use body::Body;
-pub use flagz::Flag;
 pub(crate) use encode::sealed;
+pub use flagz::Flag;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -394,13 +394,25 @@ impl ApiServer {
             "resize" => Part::Resize,
             _ => return Err(method_not_allowed()),
         };
-        let mut options = options.for_update(call)?;
-        let hooks = kinds::hooks(call.resource.stored.group, call.resource.stored.plural);
-        if hooks.create_on_update && part == Part::Main {
-            let create = attributes_of("create", &call.target, "");
-            options.create_refused = self.chain().authorize(call.pass.user(), &create).err();
-        }
-        let work = self.registry().update(&call.pass, &call.resource, call.place()?, part, change, &options);
+        let options = options.for_update(call)?;
+        let (pass, resource, place) = (&call.pass, &call.resource, call.place()?);
+        let creates = kinds::hooks(resource.stored.group, resource.stored.plural).create_on_update;
+        let work = async {
+            let updated = self.registry().update(pass, resource, place, part, &change, &options).await;
+            match (updated, &change) {
+                (Err(missing), Change::Replace(object))
+                    if missing.is_not_found() && creates && part == Part::Main =>
+                {
+                    let create = attributes_of("create", &call.target, "");
+                    let may_create = || self.chain().authorize(pass.user(), &create);
+                    let created = self
+                        .registry()
+                        .create_replaced(pass, resource, place, object, &options, missing, may_create);
+                    Box::pin(created).await
+                }
+                (updated, _) => updated,
+            }
+        };
         let (updated, warnings) = warnings::collect(Box::pin(work)).await;
         let mut updated = updated?;
         updated.warnings.extend(warnings);
