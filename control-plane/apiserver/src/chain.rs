@@ -29,8 +29,8 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of bodies that are being read, of all requests together; those beyond are told 429. A body becomes a place in
-/// flow control when it is there, so a client that sends slowly holds what it has sent and nothing else.
+/// Bytes of bodies that are being read, of all requests together; those beyond are told 429. A request gets its place when
+/// its body is there, so a client that sends slowly holds what it has sent and nothing else.
 const BODY_BYTES: usize = 192 << 20;
 
 pub struct Chain {

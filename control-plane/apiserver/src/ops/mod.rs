@@ -139,7 +139,7 @@ impl WriteOptions {
     fn for_update(&self, call: &Call) -> Result<UpdateOptions, Error> {
         let field_manager = self.manager(call.pass.user(), "UpdateOptions")?;
         let (dry_run, uid) = (self.dry_run, self.uid.clone());
-        Ok(UpdateOptions { dry_run, field_manager, uid, ..UpdateOptions::default() })
+        Ok(UpdateOptions { dry_run, field_manager, uid })
     }
 
     /// Who owns what is written: as the request says, or the program that asks.

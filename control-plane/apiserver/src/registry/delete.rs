@@ -254,7 +254,7 @@ fn step(kind: &Kind, old: &Value, request: &DeleteRequest, now: Timestamp) -> St
     let begun = old["metadata"]["deletionTimestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
     match (begun, shortened) {
         (Some(ends), Some(grace)) => {
-            let began = ends - SignedDuration::from_secs(left);
+            let began = ends.saturating_sub(SignedDuration::from_secs(left)).unwrap_or(ends);
             set_deletion(&mut object, began, grace);
             if grace == 0 && !held { Step::Remove(object) } else { Step::Mark(object) }
         }
