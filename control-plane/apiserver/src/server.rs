@@ -25,6 +25,7 @@ use crate::{
     openapi::OpenApi,
     registry::{OldLists, Registry},
     resources::{Resources, kind_specs},
+    spans::Adopt,
     version::Build,
 };
 
@@ -54,6 +55,8 @@ pub struct Config {
     pub build: Build,
     /// What `/flagz` says.
     pub flags: Vec<Flag>,
+    /// Where spans are exported: makes them parts of their clients' traces.
+    pub adopt: Option<Adopt>,
     /// Metrics of other components in this process, shown with this server's own.
     pub further_metrics: Vec<MetricsSource>,
 }
@@ -77,6 +80,7 @@ impl Config {
             kubelet_tls: None,
             build: Build::UNKNOWN,
             flags: Vec::new(),
+            adopt: None,
             further_metrics: Vec::new(),
         }
     }
@@ -95,6 +99,7 @@ pub struct ApiServer {
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     build: Build,
     flags: Vec<Flag>,
+    adopt: Option<Adopt>,
     started: Timestamp,
     /// Cancelled when the server is to end: streams end then.
     shutdown: CancellationToken,
@@ -136,6 +141,7 @@ impl ApiServer {
             kubelet_tls: config.kubelet_tls,
             build: config.build,
             flags: config.flags,
+            adopt: config.adopt,
             started: Timestamp::now(),
             shutdown: shutdown.clone(),
         });
@@ -197,6 +203,10 @@ impl ApiServer {
 
     pub(crate) fn flags(&self) -> &[Flag] {
         &self.flags
+    }
+
+    pub(crate) fn adopt(&self) -> Option<&Adopt> {
+        self.adopt.as_ref()
     }
 
     pub(crate) fn started(&self) -> Timestamp {

@@ -173,6 +173,25 @@ async fn a_watch_comes_over_a_websocket_as_messages() {
 }
 
 #[tokio::test]
+async fn answers_name_their_requests() {
+    let directory = Directory::new();
+    let (running, wire, mut admin) = serve(&directory).await;
+    let mut name = async |asked| {
+        let answer = admin.open(asked).await;
+        let name = answer.headers()["audit-id"].clone();
+        answer.into_body().collect().await.expect("a body");
+        name
+    };
+    let first = name(request("GET", MAPS, "")).await;
+    assert_ne!(first, name(request("GET", &format!("{MAPS}/none"), "")).await, "each has its own");
+    let mut asked = request("GET", "/version", "");
+    asked.headers_mut().insert("audit-id", "mine".parse().expect("a header"));
+    assert_eq!(name(asked).await, "mine");
+    wire.stop().await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_watch_has_no_yaml() {
     let directory = Directory::new();
     let (running, wire, mut admin) = serve(&directory).await;

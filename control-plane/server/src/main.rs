@@ -9,6 +9,8 @@ mod kubeconfig;
 mod leader;
 mod logging;
 mod node_credentials;
+#[cfg(feature = "otel")]
+mod otel;
 mod pki;
 mod run;
 mod signer;
@@ -60,9 +62,7 @@ fn main() -> std::process::ExitCode {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let outcome = match arguments.command {
-        Command::Run(flags) => {
-            logging::start(&flags.log).and_then(|()| run::run(*flags, all_flags("run", &matches)))
-        }
+        Command::Run(flags) => run::run(*flags, all_flags("run", &matches)),
         Command::Explain(flags) => explain::run(&flags),
         Command::NodeCredentials(flags) => node_credentials::run(&flags),
     };

@@ -22,6 +22,7 @@ use hawser_apiserver::{
     chain::Limits,
     http,
     local::LocalClient,
+    spans::Adopt,
     version::Build,
 };
 use hawser_store::Store;
@@ -38,6 +39,7 @@ use crate::{
     files::{self, Access},
     kubeconfig,
     leader::{self, Elections},
+    logging,
     pki::{self, Authority, Identity, Purpose},
     signer::ClusterSigner,
     store, tls,
@@ -135,9 +137,8 @@ pub(crate) struct Flags {
     /// Seconds between compactions of history; 0 for never.
     #[arg(long, default_value_t = 300)]
     etcd_compaction_interval: u64,
-    /// What is logged: `info`, or `info,hawser_apiserver=debug`.
-    #[arg(long, env = "HAWSER_LOG", default_value = "info")]
-    pub log: String,
+    #[command(flatten)]
+    logging: logging::Flags,
 }
 
 impl Flags {
@@ -182,15 +183,16 @@ fn default_address() -> io::Result<IpAddr> {
 
 /// Runs until a signal; `shown` is what `/flagz` shows.
 pub(crate) fn run(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
+    let logging = logging::start(&flags.logging)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("control-plane")
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(flags, shown))
+    runtime.block_on(serve(flags, shown, logging.adopt()))
 }
 
-async fn serve(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
+async fn serve(flags: Flags, shown: Vec<http::Flag>, adopt: Option<Adopt>) -> anyhow::Result<()> {
     let roles = flags.check()?;
     let advertise = flags.advertise_address()?;
     files::private_directory(&flags.data_dir)?;
@@ -208,7 +210,7 @@ async fn serve(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
     let mut core_tasks = JoinSet::new();
     let elections = flags.leader.elections(flags.store.is_shared(), &flags.data_dir)?;
     let scheduler_metrics = hawser_scheduler::Metrics::default();
-    let mut config = Config { flags: shown, ..config(&flags, advertise, port, &authority)? };
+    let mut config = Config { flags: shown, adopt, ..config(&flags, advertise, port, &authority)? };
     if roles.contains(&Role::Scheduler) {
         let metrics = scheduler_metrics.clone();
         config.further_metrics.push(Arc::new(move || metrics.render()));

@@ -32,6 +32,7 @@ use hawser_api::{
 };
 use serde_json::Value;
 use tonic::{Request, Response, Status, service::Routes};
+use tracing::Span;
 
 use crate::{
     ApiServer,
@@ -42,6 +43,7 @@ use crate::{
     metrics::Labels,
     ops::{Reply, WriteOptions, options},
     resources::Resource,
+    spans,
 };
 
 /// Largest message that is taken: an object's bound, and a little.
@@ -87,19 +89,24 @@ impl Front {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<Response<T>, Status> {
         let began = Instant::now();
+        let target = resource.and_then(|resource| target_of(Some(resource.clone())).ok());
+        let span = Span::current();
+        if let Some(target) = &target {
+            spans::describe(&span, verb, target);
+        }
         let outcome = work.await;
         let code = match &outcome {
             Ok(_) if verb == "create" => 201,
             Ok(_) => 200,
             Err(error) => error.code(),
         };
-        self.count(verb, resource, code, began);
+        spans::say_code(&span, code);
+        self.count(verb, target.as_ref(), code, began);
         outcome.map(Response::new).map_err(|error| status_of(&error))
     }
 
-    fn count(&self, verb: &'static str, resource: Option<&v1::Resource>, code: u16, began: Instant) {
-        let target = resource.and_then(|resource| target_of(Some(resource.clone())).ok());
-        let labels = target.and_then(|target| Labels::of(self.server.registry().resources(), verb, &target));
+    fn count(&self, verb: &'static str, target: Option<&Target>, code: u16, began: Instant) {
+        let labels = target.and_then(|target| Labels::of(self.server.registry().resources(), verb, target));
         if let Some(labels) = labels {
             self.server.metrics().record(labels, code, began.elapsed());
         }

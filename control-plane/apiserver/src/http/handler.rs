@@ -17,7 +17,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 use tokio::time::timeout;
 use tower::Service as _;
-use tracing::{debug, error};
+use tracing::{Instrument, debug, error};
 
 use super::{
     Peer,
@@ -33,6 +33,7 @@ use crate::{
     auth::{Attributes, User, impersonation},
     grpc::deadline,
     metrics::Labels,
+    spans,
 };
 
 /// What a request may take that is no watch or stream (upstream's `--request-timeout`).
@@ -102,8 +103,14 @@ async fn grpc_call(
         Err(error) => return deadline::refusal(&error),
     }
     let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
+    let traced = spans::Request::begin(request.method(), &path, &headers, server.adopt());
+    if let Some(user) = request.extensions().get::<Arc<User>>() {
+        traced.span.record("user", user.name.as_str());
+    }
     let call = || async move { grpc.call(request).await.unwrap_or_else(|never| match never {}) };
-    deadline::within(&path, &headers, call).await
+    let mut response = deadline::within(&path, &headers, call).instrument(traced.span.clone()).await;
+    traced.end(None, response.headers_mut());
+    response
 }
 
 async fn answer(
@@ -115,8 +122,12 @@ async fn answer(
     let query = Query::parse(request.uri().query());
     let path = request.uri().path().to_owned();
     let found = route(request.method(), &path, &query);
+    let traced = spans::Request::begin(request.method(), &path, request.headers(), server.adopt());
     let labels = match &found {
-        Route::Resource { verb, target } => Labels::of(server.registry().resources(), verb, target),
+        Route::Resource { verb, target } => {
+            spans::describe(&traced.span, verb, target);
+            Labels::of(server.registry().resources(), verb, target)
+        }
         Route::Path => None,
     };
     let deadline = deadline(&found, &query);
@@ -127,6 +138,7 @@ async fn answer(
     let outcome = Box::pin(async {
         socket_token::take(request.headers_mut())?;
         let user = authenticate(server, peer, request.headers())?;
+        traced.span.record("user", user.name.as_str());
         match found {
             Route::Resource { verb, target } => {
                 let peer = peer.map(|peer| peer.address);
@@ -152,7 +164,7 @@ async fn answer(
     });
     // Watches and streams return at once with a body that goes on; the deadline is for getting there.
     let outcome = async { timeout(deadline?, outcome).await.unwrap_or_else(|_| Err(late())) };
-    let response = match outcome.await {
+    let mut response = match outcome.instrument(traced.span.clone()).await {
         Ok(response) => response,
         Err(failure) => failed(&failure, shown),
     };
@@ -165,6 +177,7 @@ async fn answer(
     if let Some(labels) = labels {
         server.metrics().record(labels, code, began.elapsed());
     }
+    traced.end(Some(code), response.headers_mut());
     if method == http::Method::HEAD { response.map(|_| body::full(Bytes::new())) } else { response }
 }
 
