@@ -25,7 +25,7 @@ use crate::{
     resources::Resource,
 };
 
-const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
+pub(crate) const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 
 /// Bindings of one call that are written at the same time: enough for the store to commit many together, and fewer than
 /// flow control lets in at once, so that a large call does not fill it and fail in part.

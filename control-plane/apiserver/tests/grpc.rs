@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{wire::Wire, *};
 use hawser_api::{
     Client,
-    client::DeleteOptions,
+    client::{Binding, DeleteOptions},
     grpc::{Remote, RemoteOptions, status::from_grpc},
     resource::Target,
     v1::{self, object_service_client::ObjectServiceClient, watch_service_client::WatchServiceClient},
@@ -147,8 +147,14 @@ async fn calls_are_counted_with_the_requests_of_http() {
     let strict = v1::WriteOptions { field_validation: "Hard".into(), ..v1::WriteOptions::default() };
     let refused = objects.create(v1::CreateRequest { options: Some(strict), ..create }).await;
     assert_eq!(from_grpc(&refused.expect_err("no such validation")).code(), 422);
+    let remote = Remote::new(&options(&wire)).expect("a client");
+    let binding =
+        Binding { namespace: "shop".into(), pod: "none".into(), uid: String::new(), node: "n1".into() };
+    assert!(remote.bind(&[binding]).await.remove(0).is_err(), "there is no such pod");
     let mut admin = wire.connect("admin", &[SYSTEM_MASTERS]).await;
     let text = admin.text("/metrics").await;
+    let bound = "resource=\"pods\",subresource=\"binding\",scope=\"resource\",component=\"apiserver\",code=\"404\"} 1";
+    assert!(text.lines().any(|line| line.ends_with(bound)), "{bound} is missing in\n{text}");
     for (verb, scope, code) in
         [("GET", "resource", 404), ("POST", "namespace", 201), ("POST", "namespace", 422)]
     {

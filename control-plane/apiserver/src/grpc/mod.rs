@@ -101,15 +101,17 @@ impl Front {
             Err(error) => error.code(),
         };
         spans::say_code(&span, code);
-        self.count(verb, target.as_ref(), code, began);
+        if let Some(target) = &target {
+            count(&self.server, verb, target, code, began);
+        }
         outcome.map(Response::new).map_err(|error| status_of(&error))
     }
+}
 
-    fn count(&self, verb: &'static str, target: Option<&Target>, code: u16, began: Instant) {
-        let labels = target.and_then(|target| Labels::of(self.server.registry().resources(), verb, target));
-        if let Some(labels) = labels {
-            self.server.metrics().record(labels, code, began.elapsed());
-        }
+/// Counts a request about a resource that is served.
+fn count(server: &ApiServer, verb: &'static str, target: &Target, code: u16, began: Instant) {
+    if let Some(labels) = Labels::of(server.registry().resources(), verb, target) {
+        server.metrics().record(labels, code, began.elapsed());
     }
 }
 
