@@ -15,22 +15,9 @@ use hawser_api::{
 use hawser_apiserver::auth::SYSTEM_MASTERS;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tonic::{
-    Code, Request,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
+use tonic::{Code, Request};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-async fn channel(wire: &Wire) -> Channel {
-    let options = options(wire);
-    let (certificate, key) = options.identity.expect("an identity");
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(options.ca_pem))
-        .identity(Identity::from_pem(certificate, key));
-    let endpoint = Endpoint::from_shared(options.servers[0].clone()).expect("an address");
-    endpoint.tls_config(tls).expect("TLS").connect().await.expect("connected")
-}
 
 fn options(wire: &Wire) -> RemoteOptions {
     RemoteOptions {
@@ -63,7 +50,7 @@ async fn a_collection_is_deleted_only_by_who_says_so() {
     running.namespace("shop").await;
     let admin = running.admin();
     let wire = Wire::start(&running).await;
-    let mut objects = ObjectServiceClient::new(channel(&wire).await);
+    let mut objects = ObjectServiceClient::new(wire.channel("admin", &[SYSTEM_MASTERS]).await);
     for (name, color) in [("a", "red"), ("b", "red"), ("c", "blue")] {
         make(&admin, name, color).await;
     }
@@ -103,7 +90,7 @@ async fn a_watch_has_the_options_of_https() {
     let admin = running.admin();
     make(&admin, "a", "red").await;
     let wire = Wire::start(&running).await;
-    let mut watches = WatchServiceClient::new(channel(&wire).await);
+    let mut watches = WatchServiceClient::new(wire.channel("admin", &[SYSTEM_MASTERS]).await);
     let ask = v1::WatchRequest {
         resource: maps(""),
         label_selector: "color".into(),
@@ -138,7 +125,7 @@ async fn calls_are_counted_with_the_requests_of_http() {
     let running = start(&directory).await;
     running.namespace("shop").await;
     let wire = Wire::start(&running).await;
-    let mut objects = ObjectServiceClient::new(channel(&wire).await);
+    let mut objects = ObjectServiceClient::new(wire.channel("admin", &[SYSTEM_MASTERS]).await);
     let missing = v1::GetRequest { resource: maps("none"), ..v1::GetRequest::default() };
     assert_eq!(objects.get(missing).await.expect_err("not there").code(), Code::NotFound);
     let object = v1::Object { body: config_map("a", "1").to_string().into(), ..v1::Object::default() };

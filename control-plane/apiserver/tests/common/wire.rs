@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
 use super::Running;
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
@@ -126,6 +128,16 @@ impl Wire {
     pub(crate) fn identity_pem(&self, user: &str, groups: &[&str]) -> (Vec<u8>, Vec<u8>) {
         let (certificate, key) = issue(&self.issuer, user, groups, ExtendedKeyUsagePurpose::ClientAuth);
         (certificate.pem().into_bytes(), key.serialize_pem().into_bytes())
+    }
+
+    /// A channel of a user's for gRPC.
+    pub(crate) async fn channel(&self, user: &str, groups: &[&str]) -> Channel {
+        let (certificate, key) = self.identity_pem(user, groups);
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.authority_pem()))
+            .identity(tonic::transport::Identity::from_pem(certificate, key));
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).expect("an address");
+        endpoint.tls_config(tls).expect("TLS").connect().await.expect("connected")
     }
 
     pub(crate) async fn stop(self) {
