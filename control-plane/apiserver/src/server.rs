@@ -12,8 +12,8 @@ use crate::{
     admission::{Admission, DefaultTolerationSeconds},
     allocator::{Allocators, IpRange, PortRange},
     auth::{
-        Authorizer, Union, authn::Authenticator, authz::Superusers, jwt::SigningKey, node::NodeAuthorizer,
-        rbac::Rbac, tokens::Tokens,
+        Authorizer, Union, authn::Authenticator, authz::Superusers, jwt::SigningKey, keys::VerifyingKey,
+        node::NodeAuthorizer, rbac::Rbac, tokens::Tokens,
     },
     bootstrap,
     cache::{self, Cache},
@@ -41,6 +41,8 @@ pub struct Config {
     pub secure_port: u16,
     /// Signs service account tokens.
     pub signing_key: SigningKey,
+    /// Check them too (`--service-account-key-file`).
+    pub further_keys: Vec<VerifyingKey>,
     /// `--service-account-issuer`.
     pub issuer: String,
     pub limits: Limits,
@@ -72,6 +74,7 @@ impl Config {
             advertise_address,
             secure_port,
             signing_key,
+            further_keys: Vec::new(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             limits: Limits::default(),
             tolerations: DefaultTolerationSeconds::default(),
@@ -128,7 +131,8 @@ impl ApiServer {
         let (cached, known) = (cache.clone(), resources.clone());
         let registry = Registry::new(store, cached, known, admission, allocators, old_lists);
         let registry = Arc::new(registry);
-        let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));
+        let tokens =
+            Arc::new(Tokens::new(config.signing_key, config.further_keys, config.issuer, &resources));
         let server = Arc::new(Self {
             registry: registry.clone(),
             chain: Chain::new(authorizer, config.limits),

@@ -18,7 +18,7 @@ use hawser_apiserver::{
     ApiServer, Config,
     admission::DefaultTolerationSeconds,
     allocator::{IpRange, PortRange},
-    auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey},
+    auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey, keys::VerifyingKey},
     chain::Limits,
     http,
     local::LocalClient,
@@ -86,6 +86,10 @@ pub(crate) struct Flags {
     /// Issuer of service account tokens.
     #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
     service_account_issuer: String,
+    /// File with public keys (RSA, P-256, P-384) of other control planes, or of earlier times, whose service account tokens
+    /// are taken too.
+    #[arg(long)]
+    service_account_key_file: Vec<PathBuf>,
     /// Addresses of pods; each node gets a block. Empty: nodes get none.
     #[arg(long, value_delimiter = ',')]
     cluster_cidr: Vec<IpNet>,
@@ -313,6 +317,7 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
     Ok(Config {
         service_ranges: flags.service_cluster_ip_range.clone(),
         node_ports: flags.service_node_port_range,
+        further_keys: further_keys(&flags.service_account_key_file)?,
         issuer: flags.service_account_issuer.clone(),
         limits: Limits {
             reads: flags.max_requests_inflight,
@@ -329,6 +334,15 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
         build: build(),
         ..Config::new(advertise, port, signing_key)
     })
+}
+
+fn further_keys(files: &[PathBuf]) -> anyhow::Result<Vec<VerifyingKey>> {
+    let mut keys = Vec::new();
+    for file in files {
+        let read = files::read(file).and_then(|pem| Ok(VerifyingKey::all_from_pem(&pem)?));
+        keys.extend(read.with_context(|| format!("--service-account-key-file {}", file.display()))?);
+    }
+    Ok(keys)
 }
 
 /// What the build script saw; without a repository it saw nothing.

@@ -150,7 +150,7 @@ fn openid(server: &ApiServer) -> Value {
         "jwks_uri": format!("https://{host}/openid/v1/jwks"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
+        "id_token_signing_alg_values_supported": server.authenticator().tokens().algorithms(),
     })
 }
 
