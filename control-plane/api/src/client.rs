@@ -112,6 +112,9 @@ pub struct DeleteOptions {
     pub uid: Option<String>,
     /// Refused with Conflict where the object has changed since.
     pub resource_version: Option<String>,
+    /// Which objects of a collection; empty matches all.
+    pub label_selector: String,
+    pub field_selector: String,
 }
 
 /// What becomes of the objects that the deleted one owns.

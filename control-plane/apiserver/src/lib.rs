@@ -26,6 +26,7 @@ pub mod ops;
 pub mod registry;
 pub mod resources;
 mod server;
+pub mod spans;
 pub mod table;
 pub mod version;
 

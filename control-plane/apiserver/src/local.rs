@@ -25,7 +25,7 @@ use crate::{
     resources::Resource,
 };
 
-const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
+pub(crate) const PODS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "pods");
 
 /// Bindings of one call that are written at the same time: enough for the store to commit many together, and fewer than
 /// flow control lets in at once, so that a large call does not fill it and fail in part.
@@ -185,14 +185,15 @@ impl Client for LocalClient {
             dry_run: false,
         };
         if target.name.is_none() {
-            let call = self.server.enter(&self.user, "deletecollection", target.clone(), "")?;
-            self.server.delete_collection(&call, &ListRequest::default(), &request).await?;
-            let status = serde_json::json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
-            return codec::encode(&status, Encoding::Json);
+            let fields = &options.field_selector;
+            let call = self.server.enter(&self.user, "deletecollection", target.clone(), fields)?;
+            let list =
+                ListRequest { label_selector: options.label_selector.clone(), ..ListRequest::default() };
+            let (deleted, _) = self.server.delete_collection(&call, &list, &request).await?;
+            return codec::encode(&deleted.to_status(&call.resource), Encoding::Json);
         }
         let call = self.server.enter(&self.user, "delete", target.clone(), "")?;
-        let reply = self.server.delete(&call, &request).await?;
-        body(&call.resource, &reply)
+        answer(&call.resource, self.server.delete(&call, &request).await?)
     }
 
     async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {

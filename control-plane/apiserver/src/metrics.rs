@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
+use hawser_api::resource::Target;
 use parking_lot::RwLock;
+
+use crate::resources::Resources;
 
 /// Upper bounds of the duration histogram, in seconds: upstream's, which its dashboards and alerts name.
 const BUCKETS: [f64; 23] = [
@@ -28,6 +31,41 @@ pub(crate) struct Labels {
     pub subresource: &'static str,
     /// `resource`, `namespace` or `cluster`: how much the request is about.
     pub scope: &'static str,
+}
+
+impl Labels {
+    /// How a request about a resource is counted; `None` for what is not served.
+    pub(crate) fn of(resources: &Resources, verb: &str, target: &Target) -> Option<Self> {
+        let resource = resources.of(&target.resource).ok()?;
+        let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
+        let scope = match (&target.name, &target.namespace) {
+            (Some(_), _) => "resource",
+            (None, Some(_)) => "namespace",
+            (None, None) => "cluster",
+        };
+        Some(Self {
+            verb: metric_verb(verb),
+            group: resource.row.group,
+            version: resource.version,
+            resource: resource.row.plural,
+            subresource: subresource.map_or("", |subresource| subresource.name),
+            scope,
+        })
+    }
+}
+
+fn metric_verb(verb: &str) -> &'static str {
+    match verb {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" => "POST",
+        "update" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "",
+    }
 }
 
 #[derive(Default)]

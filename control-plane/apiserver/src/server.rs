@@ -12,18 +12,20 @@ use crate::{
     admission::{Admission, DefaultTolerationSeconds},
     allocator::{Allocators, IpRange, PortRange},
     auth::{
-        Authorizer, Union, authn::Authenticator, authz::Superusers, jwt::SigningKey, node::NodeAuthorizer,
-        rbac::Rbac, tokens::Tokens,
+        Authorizer, Union, authn::Authenticator, authz::Superusers, jwt::SigningKey, keys::VerifyingKey,
+        node::NodeAuthorizer, rbac::Rbac, tokens::Tokens,
     },
     bootstrap,
     cache::{self, Cache},
     chain::{Chain, Limits},
     grpc::NodeSessions,
+    http::Flag,
     maintenance,
     metrics::Metrics,
     openapi::OpenApi,
-    registry::Registry,
+    registry::{OldLists, Registry},
     resources::{Resources, kind_specs},
+    spans::Adopt,
     version::Build,
 };
 
@@ -39,6 +41,8 @@ pub struct Config {
     pub secure_port: u16,
     /// Signs service account tokens.
     pub signing_key: SigningKey,
+    /// Check them too (`--service-account-key-file`).
+    pub further_keys: Vec<VerifyingKey>,
     /// `--service-account-issuer`.
     pub issuer: String,
     pub limits: Limits,
@@ -51,6 +55,10 @@ pub struct Config {
     pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     /// What `/version` says.
     pub build: Build,
+    /// What `/flagz` says.
+    pub flags: Vec<Flag>,
+    /// Where spans are exported: makes them parts of their clients' traces.
+    pub adopt: Option<Adopt>,
     /// Metrics of other components in this process, shown with this server's own.
     pub further_metrics: Vec<MetricsSource>,
 }
@@ -66,6 +74,7 @@ impl Config {
             advertise_address,
             secure_port,
             signing_key,
+            further_keys: Vec::new(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             limits: Limits::default(),
             tolerations: DefaultTolerationSeconds::default(),
@@ -73,6 +82,8 @@ impl Config {
             compaction_interval: Duration::from_secs(300),
             kubelet_tls: None,
             build: Build::UNKNOWN,
+            flags: Vec::new(),
+            adopt: None,
             further_metrics: Vec::new(),
         }
     }
@@ -90,6 +101,8 @@ pub struct ApiServer {
     advertise: (IpAddr, u16),
     kubelet_tls: Option<Arc<rustls::ClientConfig>>,
     build: Build,
+    flags: Vec<Flag>,
+    adopt: Option<Adopt>,
     started: Timestamp,
     /// Cancelled when the server is to end: streams end then.
     shutdown: CancellationToken,
@@ -114,9 +127,12 @@ impl ApiServer {
         let authorizer: Arc<dyn Authorizer> = Arc::new(Union(authorizers));
         let admission =
             Admission::builtin(&cache, &resources, config.tolerations, (rbac, authorizer.clone()));
-        let registry =
-            Arc::new(Registry::new(store, cache.clone(), resources.clone(), admission, allocators));
-        let tokens = Arc::new(Tokens::new(config.signing_key, config.issuer, &resources));
+        let old_lists = OldLists::new(config.limits.old_list_bytes);
+        let (cached, known) = (cache.clone(), resources.clone());
+        let registry = Registry::new(store, cached, known, admission, allocators, old_lists);
+        let registry = Arc::new(registry);
+        let tokens =
+            Arc::new(Tokens::new(config.signing_key, config.further_keys, config.issuer, &resources));
         let server = Arc::new(Self {
             registry: registry.clone(),
             chain: Chain::new(authorizer, config.limits),
@@ -128,6 +144,8 @@ impl ApiServer {
             advertise: (config.advertise_address, config.secure_port),
             kubelet_tls: config.kubelet_tls,
             build: config.build,
+            flags: config.flags,
+            adopt: config.adopt,
             started: Timestamp::now(),
             shutdown: shutdown.clone(),
         });
@@ -185,6 +203,14 @@ impl ApiServer {
 
     pub(crate) fn build(&self) -> &Build {
         &self.build
+    }
+
+    pub(crate) fn flags(&self) -> &[Flag] {
+        &self.flags
+    }
+
+    pub(crate) fn adopt(&self) -> Option<&Adopt> {
+        self.adopt.as_ref()
     }
 
     pub(crate) fn started(&self) -> Timestamp {

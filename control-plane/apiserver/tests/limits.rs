@@ -2,9 +2,15 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
-use hawser_api::GroupVersionResource;
+use futures::StreamExt;
+use hawser_api::{GroupVersionResource, client::WatchStream};
 use serde_json::{Value, json};
+use tokio::time::timeout;
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 const LIMIT_RANGES: GroupVersionResource = GroupVersionResource::fixed("", "v1", "limitranges");
 const QUOTAS: GroupVersionResource = GroupVersionResource::fixed("", "v1", "resourcequotas");
@@ -19,6 +25,16 @@ async fn quota(admin: &Api, name: &str, hard: Value, used: Value) {
 
 async fn used(admin: &Api, name: &str) -> Value {
     admin.get(&QUOTAS, Some("shop"), name).await.expect("the quota")["status"]["used"].clone()
+}
+
+/// The next change.
+async fn next(watch: &mut WatchStream) -> (String, u64) {
+    loop {
+        let event = timeout(DEADLINE, watch.next()).await.expect("in time").expect("an event");
+        if let Some(change) = describe(&event.expect("no error")) {
+            return change;
+        }
+    }
 }
 
 #[tokio::test]
@@ -78,6 +94,29 @@ async fn of_many_creates_at_once_as_many_pass_as_there_is_room_for() {
         );
     }
     assert_eq!(used(&admin, "maps").await, json!({ "configmaps": "15", "count/configmaps": "15" }));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_between_two_charged_quotas_goes_on_with_the_second() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    for name in ["one", "two"] {
+        quota(&admin, name, json!({ "configmaps": "5" }), json!({ "configmaps": "0" })).await;
+    }
+    let (_, from) = admin.list(&QUOTAS, Some("shop"), "").await;
+    let mut watch = admin.watch(&QUOTAS, Some("shop"), "", &from).await.expect("a watch");
+    admin.create(&CONFIG_MAPS, Some("shop"), config_map("a", "1")).await.expect("there is room");
+    let (first, version) = next(&mut watch).await;
+    drop(watch);
+    let mut watch = admin.watch(&QUOTAS, Some("shop"), "", &version.to_string()).await.expect("it goes on");
+    let (second, same) = next(&mut watch).await;
+    assert_eq!((first.as_str(), second.as_str()), ("MODIFIED one", "MODIFIED two"));
+    assert_eq!(version, same, "one write charges both");
+    admin.delete(&QUOTAS, Some("shop"), "one", None).await.expect("deleted");
+    assert_eq!(next(&mut watch).await.0, "DELETED one");
     running.stop().await;
 }
 

@@ -18,10 +18,11 @@ use hawser_apiserver::{
     ApiServer, Config,
     admission::DefaultTolerationSeconds,
     allocator::{IpRange, PortRange},
-    auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey},
+    auth::{CONTROLLER_MANAGER, SCHEDULER, SYSTEM_MASTERS, User, jwt::SigningKey, keys::VerifyingKey},
     chain::Limits,
     http,
     local::LocalClient,
+    spans::Adopt,
     version::Build,
 };
 use hawser_store::Store;
@@ -38,6 +39,7 @@ use crate::{
     files::{self, Access},
     kubeconfig,
     leader::{self, Elections},
+    logging,
     pki::{self, Authority, Identity, Purpose},
     signer::ClusterSigner,
     store, tls,
@@ -84,6 +86,10 @@ pub(crate) struct Flags {
     /// Issuer of service account tokens.
     #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
     service_account_issuer: String,
+    /// File with public keys (RSA, P-256, P-384) of other control planes, or of earlier times, whose service account tokens
+    /// are taken too.
+    #[arg(long)]
+    service_account_key_file: Vec<PathBuf>,
     /// Addresses of pods; each node gets a block. Empty: nodes get none.
     #[arg(long, value_delimiter = ',')]
     cluster_cidr: Vec<IpNet>,
@@ -135,9 +141,8 @@ pub(crate) struct Flags {
     /// Seconds between compactions of history; 0 for never.
     #[arg(long, default_value_t = 300)]
     etcd_compaction_interval: u64,
-    /// What is logged: `info`, or `info,hawser_apiserver=debug`.
-    #[arg(long, env = "HAWSER_LOG", default_value = "info")]
-    pub log: String,
+    #[command(flatten)]
+    logging: logging::Flags,
 }
 
 impl Flags {
@@ -180,16 +185,18 @@ fn default_address() -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-pub(crate) fn run(flags: Flags) -> anyhow::Result<()> {
+/// Runs until a signal; `shown` is what `/flagz` shows.
+pub(crate) fn run(flags: Flags, shown: Vec<http::Flag>) -> anyhow::Result<()> {
+    let logging = logging::start(&flags.logging)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("control-plane")
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(flags))
+    runtime.block_on(serve(flags, shown, logging.adopt()))
 }
 
-async fn serve(flags: Flags) -> anyhow::Result<()> {
+async fn serve(flags: Flags, shown: Vec<http::Flag>, adopt: Option<Adopt>) -> anyhow::Result<()> {
     let roles = flags.check()?;
     let advertise = flags.advertise_address()?;
     files::private_directory(&flags.data_dir)?;
@@ -207,7 +214,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let mut core_tasks = JoinSet::new();
     let elections = flags.leader.elections(flags.store.is_shared(), &flags.data_dir)?;
     let scheduler_metrics = hawser_scheduler::Metrics::default();
-    let mut config = config(&flags, advertise, port, &authority)?;
+    let mut config = Config { flags: shown, adopt, ..config(&flags, advertise, port, &authority)? };
     if roles.contains(&Role::Scheduler) {
         let metrics = scheduler_metrics.clone();
         config.further_metrics.push(Arc::new(move || metrics.render()));
@@ -310,8 +317,13 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
     Ok(Config {
         service_ranges: flags.service_cluster_ip_range.clone(),
         node_ports: flags.service_node_port_range,
+        further_keys: further_keys(&flags.service_account_key_file)?,
         issuer: flags.service_account_issuer.clone(),
-        limits: Limits { reads: flags.max_requests_inflight, writes: flags.max_mutating_requests_inflight },
+        limits: Limits {
+            reads: flags.max_requests_inflight,
+            writes: flags.max_mutating_requests_inflight,
+            ..Limits::default()
+        },
         tolerations: DefaultTolerationSeconds {
             not_ready: flags.default_not_ready_toleration_seconds,
             unreachable: flags.default_unreachable_toleration_seconds,
@@ -322,6 +334,15 @@ fn config(flags: &Flags, advertise: IpAddr, port: u16, authority: &Authority) ->
         build: build(),
         ..Config::new(advertise, port, signing_key)
     })
+}
+
+fn further_keys(files: &[PathBuf]) -> anyhow::Result<Vec<VerifyingKey>> {
+    let mut keys = Vec::new();
+    for file in files {
+        let read = files::read(file).and_then(|pem| Ok(VerifyingKey::all_from_pem(&pem)?));
+        keys.extend(read.with_context(|| format!("--service-account-key-file {}", file.display()))?);
+    }
+    Ok(keys)
 }
 
 /// What the build script saw; without a repository it saw nothing.

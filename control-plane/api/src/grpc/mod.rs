@@ -10,7 +10,6 @@ pub use remote::{Remote, RemoteOptions};
 
 use crate::{
     Error,
-    client::Propagation,
     resource::{GroupVersionResource, Target},
     v1,
 };
@@ -50,16 +49,4 @@ pub fn target_of(resource: Option<v1::Resource>) -> Result<Target, Error> {
         name: some(resource.name),
         subresource: some(resource.subresource).map(Into::into),
     })
-}
-
-/// # Errors
-/// BadRequest for a word that is none of the three.
-pub fn propagation_of(word: &str) -> Result<Option<Propagation>, Error> {
-    match word {
-        "" => Ok(None),
-        "Background" => Ok(Some(Propagation::Background)),
-        "Foreground" => Ok(Some(Propagation::Foreground)),
-        "Orphan" => Ok(Some(Propagation::Orphan)),
-        other => Err(Error::bad_request(format!("propagation_policy: unknown value {other:?}"))),
-    }
 }

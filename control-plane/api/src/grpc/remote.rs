@@ -167,7 +167,7 @@ impl Client for Remote {
             resource_version: options.resource_version.clone(),
             encoding: v1::Encoding::Json.into(),
             allow_bookmarks: true,
-            send_initial_events: false,
+            ..v1::WatchRequest::default()
         };
         let answer =
             self.watches.clone().watch(Request::new(message)).await.map_err(|status| from_grpc(&status))?;
@@ -244,10 +244,14 @@ impl Client for Remote {
             uid: options.uid.clone().unwrap_or_default(),
             resource_version: options.resource_version.clone().unwrap_or_default(),
             dry_run: false,
+            collection: target.name.is_none(),
+            label_selector: options.label_selector.clone(),
+            field_selector: options.field_selector.clone(),
         };
         let answer =
             self.objects.clone().delete(request(message)).await.map_err(|status| from_grpc(&status))?;
-        body(answer.into_inner().object, &[])
+        let answer = answer.into_inner();
+        body(answer.object, &answer.warnings)
     }
 
     async fn bind(&self, bindings: &[Binding]) -> Vec<Result<(), Error>> {

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 /// Bound of what is looked at: a token longer than a header line of 16 kB is not one of ours.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 
+/// What the key that signs signs with.
+pub(super) const ALGORITHM: &str = "ES256";
+
 /// The name of the curve P-521 (`secp521r1`, RFC 5480) in DER.
 const P521: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23];
 
@@ -71,7 +74,7 @@ impl SigningKey {
     }
 
     pub fn sign(&self, claims: &Value) -> String {
-        let header = json!({ "alg": "ES256", "kid": self.id, "typ": "JWT" });
+        let header = json!({ "alg": ALGORITHM, "kid": self.id, "typ": "JWT" });
         let mut text = URL_SAFE_NO_PAD.encode(header.to_string());
         text.push('.');
         text += &URL_SAFE_NO_PAD.encode(claims.to_string());
@@ -83,31 +86,48 @@ impl SigningKey {
 
     /// The claims of a token that this key signed; `None` for every other text.
     pub fn verify(&self, token: &str) -> Option<Value> {
+        let token = Signed::parse(token)?;
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
+        let is_ours =
+            token.algorithm == ALGORITHM && key.verify(token.signed.as_bytes(), &token.signature).is_ok();
+        if is_ours { token.claims() } else { None }
+    }
+
+    /// The public key as a JSON Web Key (RFC 7517).
+    pub fn jwk(&self) -> Value {
+        // An uncompressed point: 0x04, then both coordinates.
+        let point = self.pair.public_key().as_ref();
+        let (x, y) = point[1..].split_at(32);
+        json!({
+            "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": ALGORITHM,
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        })
+    }
+}
+
+/// A token taken apart. Nothing of it is to be believed before a key has verified it.
+pub(super) struct Signed<'t> {
+    /// As the header names it: a key has one of its own, and this is to be the same.
+    pub algorithm: String,
+    pub signed: &'t str,
+    pub signature: Vec<u8>,
+    claims: &'t str,
+}
+
+impl<'t> Signed<'t> {
+    pub(super) fn parse(token: &'t str) -> Option<Self> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, claims) = signed.split_once('.')?;
         let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
-        if header["alg"] != "ES256" {
-            return None;
-        }
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref())
-            .verify(signed.as_bytes(), &signature)
-            .ok()?;
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+        Some(Self { algorithm: header["alg"].as_str()?.to_owned(), signed, signature, claims })
     }
 
-    /// The public key as a JSON Web Key Set (RFC 7517), for `/openid/v1/jwks`.
-    pub fn jwks(&self) -> Value {
-        // An uncompressed point: 0x04, then both coordinates.
-        let point = self.pair.public_key().as_ref();
-        let (x, y) = point[1..].split_at(32);
-        json!({ "keys": [{
-            "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256",
-            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
-        }] })
+    pub(super) fn claims(&self) -> Option<Value> {
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(self.claims).ok()?).ok()
     }
 }
 
@@ -146,8 +166,8 @@ mod tests {
     #[test]
     fn the_key_set_names_the_key_of_the_tokens() {
         let key = SigningKey::ephemeral();
-        let keys = key.jwks();
-        assert_eq!(keys["keys"][0]["kid"], key.id);
-        assert_eq!(keys["keys"][0]["x"].as_str().map(str::len), Some(43));
+        let shown = key.jwk();
+        assert_eq!(shown["kid"], key.id);
+        assert_eq!(shown["x"].as_str().map(str::len), Some(43));
     }
 }

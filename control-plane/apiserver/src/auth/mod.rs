@@ -5,6 +5,7 @@ pub mod authz;
 mod bootstrap;
 pub mod impersonation;
 pub mod jwt;
+pub mod keys;
 pub mod node;
 pub mod rbac;
 pub mod tokens;

@@ -5,7 +5,7 @@
 //! deleting the pod ends its tokens at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use super::{
     AUTHENTICATED, User,
     bootstrap::{self, BootstrapToken},
-    jwt::SigningKey,
+    jwt::{ALGORITHM, Signed, SigningKey},
+    keys::VerifyingKey,
 };
 use crate::{cache::KindCache, resources::Resources};
 
@@ -49,6 +50,8 @@ pub struct TokenRequest<'a> {
 
 pub struct Tokens {
     key: SigningKey,
+    /// Keys of others, whose tokens are taken too.
+    further: Vec<VerifyingKey>,
     issuer: String,
     verified: RwLock<HashMap<[u8; 32], Arc<Value>>>,
     accounts: Arc<KindCache>,
@@ -63,11 +66,12 @@ pub fn unix_now() -> i64 {
 }
 
 impl Tokens {
-    pub fn new(key: SigningKey, issuer: String, resources: &Resources) -> Self {
+    pub fn new(key: SigningKey, further: Vec<VerifyingKey>, issuer: String, resources: &Resources) -> Self {
         let cache =
             |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
         Self {
             key,
+            further,
             issuer,
             verified: RwLock::default(),
             accounts: cache("serviceaccounts"),
@@ -81,8 +85,15 @@ impl Tokens {
         &self.issuer
     }
 
+    /// All keys, as a JSON Web Key Set (RFC 7517), for `/openid/v1/jwks`.
     pub fn jwks(&self) -> Value {
-        self.key.jwks()
+        let further = self.further.iter().map(VerifyingKey::jwk);
+        json!({ "keys": std::iter::once(self.key.jwk()).chain(further).collect::<Vec<Value>>() })
+    }
+
+    /// The algorithms of the keys, each once.
+    pub fn algorithms(&self) -> BTreeSet<&'static str> {
+        self.further.iter().map(VerifyingKey::algorithm).chain([ALGORITHM]).collect()
     }
 
     /// A token, and when it expires (seconds since 1970).
@@ -160,13 +171,20 @@ impl Tokens {
         if let Some(claims) = self.verified.read().get(&hash) {
             return Some(claims.clone());
         }
-        let claims = Arc::new(self.key.verify(token)?);
+        let claims = Arc::new(self.key.verify(token).or_else(|| self.verify_further(token))?);
         let mut verified = self.verified.write();
         if verified.len() >= REMEMBERED {
             verified.clear();
         }
         verified.insert(hash, claims.clone());
         Some(claims)
+    }
+
+    fn verify_further(&self, token: &str) -> Option<Value> {
+        let token = Signed::parse(token).filter(|_| !self.further.is_empty())?;
+        let mut keys = self.further.iter();
+        keys.find(|key| key.verifies(&token.algorithm, token.signed, &token.signature))?;
+        token.claims()
     }
 
     /// The user, if everything the token hangs on still exists.

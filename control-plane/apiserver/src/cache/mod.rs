@@ -183,6 +183,12 @@ impl KindCache {
         }
     }
 
+    /// Namespace and name of the object at a key; `None` for a key of another kind.
+    pub fn place<'k>(&self, key: &'k str) -> Option<(&'k str, &'k str)> {
+        let rest = key.strip_prefix(&self.prefix)?;
+        if self.namespaced { rest.split_once('/') } else { Some(("", rest)) }
+    }
+
     /// What the cache holds now; see [`Cache::consistent`] for what must be as new as the store.
     pub fn snapshot(&self) -> Snapshot {
         // Progress before state: see the module's documentation.

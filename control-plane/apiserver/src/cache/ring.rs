@@ -31,6 +31,8 @@ pub struct Event {
     pub object: Arc<CachedObject>,
     pub previous: Option<Arc<CachedObject>>,
     pub deleted: bool,
+    /// An event before this one has the same revision: one write changed several objects of the kind.
+    continues: bool,
     /// `previous` under this event's revision, for watchers whose selector the object left.
     left: OnceLock<Arc<CachedObject>>,
 }
@@ -42,7 +44,7 @@ impl Event {
         previous: Option<Arc<CachedObject>>,
         deleted: bool,
     ) -> Self {
-        Self { revision, object, previous, deleted, left: OnceLock::new() }
+        Self { revision, object, previous, deleted, continues: false, left: OnceLock::new() }
     }
 
     /// What a watcher is shown when the object left its selector: the last state that matched.
@@ -73,7 +75,7 @@ pub struct Ring {
     first: u64,
     /// Sequence number of the next event.
     next: u64,
-    /// Every event after this revision is in the ring.
+    /// A reader who was told an event of this revision finds all that followed it in the ring.
     floor: Revision,
     segments: Arc<VecDeque<Arc<Segment>>>,
     bytes: usize,
@@ -91,7 +93,9 @@ impl Ring {
     }
 
     /// Appends an event; only the one task that feeds the cache calls this, on the newest ring.
-    pub fn push(&mut self, event: Event) {
+    pub fn push(&mut self, mut event: Event) {
+        let last = self.next.checked_sub(1).and_then(|last| self.get(last));
+        event.continues = last.is_some_and(|last| last.revision == event.revision);
         self.bytes += event.object.json().len();
         if self.next == self.first + self.segments.len() as u64 * SEGMENT {
             let segments = Arc::make_mut(&mut self.segments);
@@ -112,7 +116,8 @@ impl Ring {
         self.bytes = self.bytes.saturating_sub(segment.bytes());
         self.first += SEGMENT;
         if let Some(last) = segment.slots.last().and_then(OnceLock::get) {
-            self.floor = last.revision;
+            // Nobody knows how much of it a reader at that revision was told, unless it was all.
+            self.floor = last.revision + u64::from(last.continues);
         }
     }
 
@@ -139,7 +144,10 @@ impl Ring {
         self.floor
     }
 
-    /// Sequence number of the first event after `revision`; `None` where events after it are gone.
+    /// Sequence number from which a reader goes on that was told an event of `revision`; `None` where events are gone.
+    ///
+    /// Where one write changed several objects, the reader may have been told of the first alone: it is told of the others
+    /// once more, since a change that is repeated harms nobody and one that is missing is never made good.
     pub fn after(&self, revision: Revision) -> Option<u64> {
         if revision < self.floor {
             return None;
@@ -148,11 +156,12 @@ impl Ring {
         while low < high {
             let middle = low + (high - low) / 2;
             match self.get(middle) {
-                Some(event) if event.revision <= revision => low = middle + 1,
+                Some(event) if event.revision < revision => low = middle + 1,
                 _ => high = middle,
             }
         }
-        Some(low)
+        let is_told = self.get(low).is_some_and(|event| event.revision == revision && !event.continues);
+        Some(low + u64::from(is_told))
     }
 }
 
@@ -171,15 +180,36 @@ mod tests {
     #[test]
     fn a_reader_resumes_after_the_revision_it_saw() {
         let mut ring = Ring::new(10);
-        for revision in [12, 15, 15, 20] {
+        for revision in [12, 15, 15, 15, 20] {
             push(&mut ring, revision);
         }
         assert_eq!(ring.after(9), None);
         assert_eq!(ring.after(10), Some(0));
         assert_eq!(ring.after(12), Some(1));
         assert_eq!(ring.after(14), Some(1));
-        assert_eq!(ring.after(15), Some(3));
-        assert_eq!(ring.after(99), Some(4));
+        assert_eq!(ring.after(15), Some(2), "it may have seen the first of three alone");
+        assert_eq!(ring.after(16), Some(4));
+        assert_eq!(ring.after(20), Some(5));
+        assert_eq!(ring.after(99), Some(5));
+    }
+
+    #[test]
+    fn a_reader_of_half_a_revision_is_told_when_the_other_half_is_gone() {
+        // The first segment that falls off ends with the first, or with the second, of two events of one revision.
+        for (beginning, resumes) in [(SEGMENT - 1, true), (SEGMENT - 2, false)] {
+            let mut ring = Ring::new(0);
+            for revision in 1..=beginning {
+                push(&mut ring, revision);
+            }
+            push(&mut ring, beginning + 1);
+            push(&mut ring, beginning + 1);
+            for revision in beginning + 2..MAX_EVENTS + 2 {
+                push(&mut ring, revision);
+            }
+            assert_eq!(ring.first(), SEGMENT);
+            assert_eq!(ring.after(beginning + 1), resumes.then_some(SEGMENT), "{beginning}");
+            assert_eq!(ring.after(beginning + 2), Some(SEGMENT + 1 + u64::from(resumes)));
+        }
     }
 
     #[test]

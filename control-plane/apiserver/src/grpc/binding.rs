@@ -1,13 +1,17 @@
 //! `BindingService`: the scheduler's decisions, in batches.
 
+use std::time::Instant;
+
 use hawser_api::{
+    Error,
     client::Binding,
+    resource::Target,
     v1::{self, binding_service_server::BindingService},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Front, user_of};
-use crate::local::bind_all;
+use super::{Front, count, user_of};
+use crate::local::{PODS, bind_all};
 
 #[tonic::async_trait]
 impl BindingService for Front {
@@ -24,7 +28,13 @@ impl BindingService for Front {
                 node: binding.node,
             })
             .collect();
+        let began = Instant::now();
         let results = bind_all(&self.server, &user, &bindings).await;
+        for (binding, result) in bindings.iter().zip(&results) {
+            let target = Target::object(PODS, Some(&binding.namespace), &binding.pod);
+            let code = result.as_ref().err().map_or(201, Error::code);
+            count(&self.server, "create", &target.with_subresource("binding"), code, began);
+        }
         let results = results
             .into_iter()
             .map(|result| v1::BindResult {

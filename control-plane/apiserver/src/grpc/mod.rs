@@ -4,6 +4,7 @@
 //! those of the API, as [`hawser_api::grpc::status`] writes them.
 
 mod binding;
+pub(crate) mod deadline;
 mod node;
 mod node_writes;
 mod object;
@@ -16,11 +17,12 @@ pub use sessions::NodeSessions;
 pub(crate) use sessions::renew_leases;
 pub use usage::{Amount, NodeUsage, PodUsage};
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use hawser_api::{
     Error,
+    grpc::target_of,
     resource::Target,
     schema::FieldValidation,
     v1::{
@@ -29,7 +31,8 @@ use hawser_api::{
     },
 };
 use serde_json::Value;
-use tonic::{Request, Status, service::Routes};
+use tonic::{Request, Response, Status, service::Routes};
+use tracing::Span;
 
 use crate::{
     ApiServer,
@@ -37,8 +40,10 @@ use crate::{
     cache::CachedObject,
     codec::{self, Encoding},
     local::expected_type,
-    ops::{Reply, WriteOptions},
+    metrics::Labels,
+    ops::{Reply, WriteOptions, options},
     resources::Resource,
+    spans,
 };
 
 /// Largest message that is taken: an object's bound, and a little.
@@ -73,6 +78,41 @@ pub(crate) fn routes(server: Arc<ApiServer>) -> Routes {
 #[derive(Clone)]
 struct Front {
     server: Arc<ApiServer>,
+}
+
+impl Front {
+    /// Carries out a call about a resource, and counts it as HTTP's are counted.
+    async fn counted<T>(
+        &self,
+        verb: &'static str,
+        resource: Option<&v1::Resource>,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Response<T>, Status> {
+        let began = Instant::now();
+        let target = resource.and_then(|resource| target_of(Some(resource.clone())).ok());
+        let span = Span::current();
+        if let Some(target) = &target {
+            spans::describe(&span, verb, target);
+        }
+        let outcome = work.await;
+        let code = match &outcome {
+            Ok(_) if verb == "create" => 201,
+            Ok(_) => 200,
+            Err(error) => error.code(),
+        };
+        spans::say_code(&span, code);
+        if let Some(target) = &target {
+            count(&self.server, verb, target, code, began);
+        }
+        outcome.map(Response::new).map_err(|error| status_of(&error))
+    }
+}
+
+/// Counts a request about a resource that is served.
+fn count(server: &ApiServer, verb: &'static str, target: &Target, code: u16, began: Instant) {
+    if let Some(labels) = Labels::of(server.registry().resources(), verb, target) {
+        server.metrics().record(labels, code, began.elapsed());
+    }
 }
 
 /// The user of a request; put there by the HTTP front.
@@ -130,22 +170,18 @@ fn decode(
     Ok((decoded.object, decoded.warnings, encoding))
 }
 
-/// Options of a write, and how strictly its body is read.
+/// Options of a write, of that kind (`CreateOptions`), and how strictly its body is read.
 fn options_of(
+    kind: &str,
     user: &User,
     user_agent: &str,
-    options: Option<v1::WriteOptions>,
+    given: Option<v1::WriteOptions>,
 ) -> Result<(WriteOptions, FieldValidation), Error> {
-    let options = options.unwrap_or_default();
-    let validation = FieldValidation::parse(&options.field_validation)
-        .ok_or_else(|| Error::bad_request("options.field_validation: must be Strict, Warn or Ignore"))?;
+    let given = given.unwrap_or_default();
+    let validation = options::field_validation(kind, &given.field_validation)?;
     // Components are named for what they are, not for the library that they speak through.
     let user_agent = if user.name.starts_with("system:") { "" } else { user_agent }.to_owned();
-    let write = WriteOptions {
-        dry_run: options.dry_run,
-        field_manager: options.field_manager,
-        user_agent,
-        uid: None,
-    };
+    let write =
+        WriteOptions { dry_run: given.dry_run, field_manager: given.field_manager, user_agent, uid: None };
     Ok((write, validation))
 }

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::select_all, stream::BoxStream};
@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use super::{Front, node_writes::Writes, status_of, user_of, watch::event_type};
+use super::{Front, count, node_writes::Writes, status_of, user_of, watch::event_type};
 use crate::{
     ApiServer,
     auth::{
@@ -137,9 +137,11 @@ async fn up(
 }
 
 async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpdate) -> v1::StatusAnswer {
-    let id = update.id;
+    let (id, began) = (update.id, Instant::now());
+    let target = target_of(update.resource);
+    let counted = target.clone();
     let outcome = async {
-        let call = server.enter(user, "patch", target_of(update.resource)?, "")?;
+        let call = server.enter(user, "patch", target?, "")?;
         let (kind, body) = match update.strategic_merge_patch.is_empty() {
             true => (PatchType::Merge, update.merge_patch),
             false => (PatchType::StrategicMerge, update.strategic_merge_patch),
@@ -148,8 +150,11 @@ async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpda
         let uid = (!update.uid.is_empty()).then_some(update.uid);
         server.patch(&call, patch, &WriteOptions { uid, ..WriteOptions::default() }).await.map(drop)
     };
-    let error =
-        outcome.await.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
+    let outcome = outcome.await;
+    if let Ok(target) = counted {
+        count(server, "patch", &target, outcome.as_ref().err().map_or(200, Error::code), began);
+    }
+    let error = outcome.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
     v1::StatusAnswer { id, error }
 }
 

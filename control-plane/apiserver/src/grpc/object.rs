@@ -3,7 +3,7 @@
 use futures::stream::{self, BoxStream, StreamExt};
 use hawser_api::{
     Error,
-    grpc::{propagation_of, target_of},
+    grpc::target_of,
     patch::PatchType,
     v1::{self, object_service_server::ObjectService},
 };
@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{Front, decode, object_of, options_of, reply_of, status_of, user_agent_of, user_of};
 use crate::{
     codec,
-    ops::Apply,
+    ops::{Apply, Reply, options},
     registry::{DeleteRequest, ListRequest, VersionMatch},
 };
 
@@ -20,10 +20,6 @@ use crate::{
 const PIECE: usize = 512 << 10;
 
 type Answer<T> = Result<Response<T>, Status>;
-
-fn answer<T>(outcome: Result<T, Error>) -> Answer<T> {
-    outcome.map(Response::new).map_err(|error| status_of(&error))
-}
 
 impl Front {
     async fn get_object(&self, request: Request<v1::GetRequest>) -> Result<v1::GetResponse, Error> {
@@ -45,18 +41,10 @@ impl Front {
         let encoding = message.encoding();
         let target = target_of(message.resource)?;
         let call = self.server.enter(&user, "list", target, &message.field_selector)?;
-        let version_match = match message.resource_version_match.as_str() {
-            "" => VersionMatch::Unset,
-            "NotOlderThan" => VersionMatch::NotOlderThan,
-            "Exact" => VersionMatch::Exact,
-            other => {
-                return Err(Error::bad_request(format!("resource_version_match: unknown value {other:?}")));
-            }
-        };
         let list = ListRequest {
             label_selector: message.label_selector,
             resource_version: message.resource_version,
-            version_match,
+            version_match: VersionMatch::parse(&message.resource_version_match),
             limit: usize::try_from(message.limit).unwrap_or(0),
             continue_token: message.r#continue,
             ..ListRequest::default()
@@ -93,7 +81,7 @@ impl Front {
         let agent = user_agent_of(&request);
         let message = request.into_inner();
         let call = self.server.enter(&user, "create", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(&user, &agent, message.options)?;
+        let (options, validation) = options_of("CreateOptions", &user, &agent, message.options)?;
         let (object, mut warnings, encoding) =
             decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.create(&call, object, &options).await?;
@@ -107,7 +95,7 @@ impl Front {
         let agent = user_agent_of(&request);
         let message = request.into_inner();
         let call = self.server.enter(&user, "update", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(&user, &agent, message.options)?;
+        let (options, validation) = options_of("UpdateOptions", &user, &agent, message.options)?;
         let (object, mut warnings, encoding) =
             decode(&call.resource, &call.target, message.object, validation)?;
         let written = self.server.update(&call, object, &options).await?;
@@ -122,7 +110,7 @@ impl Front {
         let message = request.into_inner();
         let (kind, encoding) = (message.r#type(), message.encoding());
         let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(&user, &agent, message.options)?;
+        let (options, validation) = options_of("PatchOptions", &user, &agent, message.options)?;
         let kind = match kind {
             v1::PatchType::Json => PatchType::Json,
             v1::PatchType::Merge => PatchType::Merge,
@@ -141,7 +129,7 @@ impl Front {
         let message = request.into_inner();
         let encoding = message.encoding();
         let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
-        let (options, validation) = options_of(&user, &agent, message.options)?;
+        let (options, validation) = options_of("PatchOptions", &user, &agent, message.options)?;
         let apply = Apply { body: message.configuration, force: message.force, validation };
         let written = self.server.apply(&call, apply, &options).await?;
         let object = Some(reply_of(&call.resource, &written.reply, encoding)?);
@@ -152,22 +140,37 @@ impl Front {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
         let some = |text: String| (!text.is_empty()).then_some(text);
+        let policy = some(message.propagation_policy);
         let delete = DeleteRequest {
             grace_period_seconds: message.grace_period_seconds,
-            propagation: propagation_of(&message.propagation_policy)?,
+            propagation: options::propagation(policy.as_deref(), None)?,
             uid: some(message.uid),
             resource_version: some(message.resource_version),
             dry_run: message.dry_run,
         };
         let target = target_of(message.resource)?;
-        if target.name.is_none() {
-            let call = self.server.enter(&user, "deletecollection", target, "")?;
-            self.server.delete_collection(&call, &ListRequest::default(), &delete).await?;
-            return Ok(v1::DeleteResponse { object: None });
+        if message.collection != target.name.is_none() {
+            let why = "resource.name: required, but for a collection, which has none";
+            return Err(Error::bad_request(why));
+        }
+        if message.collection {
+            let call = self.server.enter(&user, "deletecollection", target, &message.field_selector)?;
+            let list = ListRequest { label_selector: message.label_selector, ..ListRequest::default() };
+            let (deleted, warnings) = self.server.delete_collection(&call, &list, &delete).await?;
+            let status = Reply::Value(deleted.to_status(&call.resource));
+            return Ok(v1::DeleteResponse {
+                object: Some(reply_of(&call.resource, &status, v1::Encoding::Json)?),
+                warnings,
+                deleted_count: i64::try_from(deleted.count).unwrap_or(i64::MAX),
+            });
+        }
+        if !message.label_selector.is_empty() || !message.field_selector.is_empty() {
+            return Err(Error::bad_request("label_selector, field_selector: only for a collection"));
         }
         let call = self.server.enter(&user, "delete", target, "")?;
-        let reply = self.server.delete(&call, &delete).await?;
-        Ok(v1::DeleteResponse { object: Some(reply_of(&call.resource, &reply, v1::Encoding::Json)?) })
+        let deleted = self.server.delete(&call, &delete).await?;
+        let object = Some(reply_of(&call.resource, &deleted.reply, v1::Encoding::Json)?);
+        Ok(v1::DeleteResponse { object, warnings: deleted.warnings, deleted_count: 0 })
     }
 }
 
@@ -176,30 +179,38 @@ impl ObjectService for Front {
     type ListStream = BoxStream<'static, Result<v1::ListResponse, Status>>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
-        answer(self.get_object(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("get", about.as_ref(), self.get_object(request)).await
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
-        answer(self.list_objects(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("list", about.as_ref(), self.list_objects(request)).await
     }
 
     async fn create(&self, request: Request<v1::CreateRequest>) -> Answer<v1::CreateResponse> {
-        answer(self.create_object(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("create", about.as_ref(), self.create_object(request)).await
     }
 
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Answer<v1::UpdateResponse> {
-        answer(self.update_object(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("update", about.as_ref(), self.update_object(request)).await
     }
 
     async fn patch(&self, request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {
-        answer(self.patch_object(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("patch", about.as_ref(), self.patch_object(request)).await
     }
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
-        answer(self.apply_object(request).await)
+        let about = request.get_ref().resource.clone();
+        self.counted("patch", about.as_ref(), self.apply_object(request)).await
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
-        answer(self.delete_object(request).await)
+        let about = request.get_ref().resource.clone();
+        let verb = if request.get_ref().collection { "deletecollection" } else { "delete" };
+        self.counted(verb, about.as_ref(), self.delete_object(request)).await
     }
 }

@@ -1,6 +1,9 @@
 //! `WatchService`: one stream a watch.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use hawser_api::{
@@ -13,8 +16,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Front, object_of, status_of, user_of};
 use crate::{
+    ApiServer,
     cache::{Change, ChangeKind, Watcher},
-    ops::{Call, WatchRequest},
+    ops::{Call, WatchRequest, options},
     registry::VersionMatch,
     resources::Resource,
 };
@@ -62,6 +66,7 @@ struct Following {
     encoding: v1::Encoding,
     bookmarks: bool,
     next_bookmark: Instant,
+    _open: Open,
 }
 
 impl Following {
@@ -81,6 +86,24 @@ impl Following {
     }
 }
 
+/// One more watch among those that are open, until it is dropped.
+struct Open {
+    server: Arc<ApiServer>,
+}
+
+impl Open {
+    fn new(server: Arc<ApiServer>) -> Self {
+        server.metrics().watches.fetch_add(1, Ordering::Relaxed);
+        Self { server }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.server.metrics().watches.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Front {
     async fn open(&self, request: Request<v1::WatchRequest>) -> Result<Stream, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
@@ -88,16 +111,12 @@ impl Front {
         let encoding = message.encoding();
         let call =
             self.server.enter(&user, "watch", target_of(message.resource)?, &message.field_selector)?;
-        let (send, version_match) = if message.send_initial_events {
-            (Some(true), VersionMatch::NotOlderThan)
-        } else {
-            (None, VersionMatch::Unset)
-        };
         let request = WatchRequest {
             label_selector: message.label_selector,
             resource_version: message.resource_version,
-            send_initial_events: send,
-            version_match,
+            send_initial_events: message.send_initial_events,
+            version_match: VersionMatch::parse(&message.resource_version_match),
+            ..WatchRequest::default()
         };
         let watched = self.server.watch(&call, &request).await?;
         let end = watched
@@ -117,8 +136,16 @@ impl Front {
             encoding,
             bookmarks: message.allow_bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_EVERY,
+            _open: Open::new(self.server.clone()),
         };
         let shutdown = self.server.shutdown().clone();
+        let ends = options::timeout(message.timeout_seconds).map(|timeout| Instant::now() + timeout);
+        let ends = async move {
+            match ends {
+                Some(ends) => sleep_until(ends).await,
+                None => std::future::pending().await,
+            }
+        };
         let changes = stream::unfold(Some(following), move |following| {
             let shutdown = shutdown.clone();
             async move {
@@ -133,7 +160,8 @@ impl Front {
                 }
             }
         });
-        Ok(stream::iter(existing).chain(changes.map(stream::iter).flatten()).boxed())
+        let events = stream::iter(existing).chain(changes.map(stream::iter).flatten());
+        Ok(events.take_until(Box::pin(ends)).boxed())
     }
 }
 
@@ -142,6 +170,7 @@ impl WatchService for Front {
     type WatchStream = Stream;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Stream>, Status> {
-        self.open(request).await.map(Response::new).map_err(|error| status_of(&error))
+        let about = request.get_ref().resource.clone();
+        self.counted("watch", about.as_ref(), self.open(request)).await
     }
 }

@@ -1,16 +1,25 @@
 //! Bodies: reading them within bounds, and sending bytes, streams and compressed streams.
 
-use std::{io::Write, pin::Pin};
+use std::{io::Write, pin::Pin, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::{Compression, write::GzEncoder};
 use futures::{Stream, StreamExt, stream};
 use hawser_api::{Error, error::Reason};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+use crate::chain::too_many;
 
 /// Upstream's bound of a request's body.
 const MAX_BODY_BYTES: usize = 3 << 20;
+
+/// A client that sends nothing of its body for so long is given up.
+const STALL: Duration = Duration::from_secs(15);
 
 /// What is taken in of a body that is too large, so that a client which sends it all before it reads hears why.
 const MAX_DRAINED_BYTES: usize = 16 << 20;
@@ -32,32 +41,65 @@ pub(super) fn streamed(pieces: Pieces) -> Body {
     StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
 }
 
-/// Reads a request's body.
-pub(super) async fn read<B>(mut body: B) -> Result<Bytes, Error>
+/// Reads a request's body. What is read of it takes its bytes from `room` until it is there.
+///
+/// # Errors
+/// 413 beyond the bound, 429 where there is no room, 504 for a client that sends nothing for [`STALL`].
+pub(super) async fn read<B>(mut body: B, room: &Semaphore) -> Result<Bytes, Error>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    match Limited::new(&mut body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+    let (mut first, mut joined, mut size) = (Bytes::new(), BytesMut::new(), 0);
+    let mut held: Option<SemaphorePermit<'_>> = None;
+    loop {
+        let frame = timeout(STALL, body.frame()).await.map_err(|_| {
+            Error::timeout(format!(
+                "the request's body stopped: nothing came for {} seconds",
+                STALL.as_secs()
+            ))
+        })?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| {
+            let error: BoxError = error.into();
+            Error::bad_request(format!("the request's body could not be read: {error}"))
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        let before = size;
+        size += data.len();
+        if size > MAX_BODY_BYTES {
             drain(body).await;
-            Err(Error::new(
+            return Err(Error::new(
                 Reason::RequestEntityTooLarge,
                 format!("Request entity too large: limit is {MAX_BODY_BYTES}"),
-            ))
+            ));
         }
-        Err(error) => Err(Error::bad_request(format!("the request's body could not be read: {error}"))),
+        let more = room.try_acquire_many(data.len() as u32).map_err(|_| too_many())?;
+        match &mut held {
+            Some(held) => held.merge(more),
+            None => held = Some(more),
+        }
+        // Most bodies come as one piece, which is not copied.
+        match before {
+            0 => first = data,
+            _ => {
+                if joined.is_empty() {
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&data);
+            }
+        }
     }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
-/// Takes in the rest of a body and forgets it, within a bound; the request's deadline ends it too.
+/// Takes in the rest of a body and forgets it, within a bound and as long as it comes.
 pub(super) async fn drain<B>(mut body: B)
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {
     let mut left = MAX_DRAINED_BYTES;
-    while let Some(Ok(frame)) = body.frame().await {
+    while let Ok(Some(Ok(frame))) = timeout(STALL, body.frame()).await {
         let taken = frame.data_ref().map_or(0, Bytes::len);
         if taken > left {
             return;
@@ -87,4 +129,38 @@ pub(super) fn gzip(pieces: Pieces) -> Pieces {
         }
     });
     Box::pin(compressed.filter(|piece| std::future::ready(!piece.is_empty())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Piece = Result<Frame<Bytes>, BoxError>;
+
+    fn pieces(sizes: &'static [usize]) -> impl Stream<Item = Piece> + Unpin {
+        stream::iter(sizes.iter().map(|size| Ok(Frame::data(vec![b'x'; *size].into()))))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_within_its_bounds() {
+        let room = Semaphore::new(8 << 20);
+        for (sizes, expected) in
+            [(&[][..], Ok(0)), (&[5], Ok(5)), (&[1, 2, 3], Ok(6)), (&[MAX_BODY_BYTES, 1], Err(413))]
+        {
+            let read = read(StreamBody::new(pieces(sizes)), &room).await;
+            assert_eq!(read.map(|bytes| bytes.len()).map_err(|error| error.code()), expected, "{sizes:?}");
+            assert_eq!(room.available_permits(), 8 << 20, "nothing stays behind");
+        }
+        let full = Semaphore::new(5);
+        let refused = read(StreamBody::new(pieces(&[4, 4])), &full).await.expect_err("no room");
+        assert_eq!((refused.code(), full.available_permits()), (429, 5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_is_given_up() {
+        let room = Semaphore::new(100);
+        let body = StreamBody::new(pieces(&[4]).chain(stream::pending()));
+        let stopped = read(body, &room).await.expect_err("it never ends");
+        assert_eq!((stopped.code(), room.available_permits()), (504, 100));
+    }
 }

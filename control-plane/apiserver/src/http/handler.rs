@@ -10,15 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use hawser_api::{Error, error::Reason, resource::Target};
+use hawser_api::{Error, error::Reason};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use jiff::SignedDuration;
 use serde_json::json;
 use tokio::time::timeout;
 use tower::Service as _;
-use tracing::{debug, error};
+use tracing::{Instrument, debug, error};
 
 use super::{
     Peer,
@@ -32,7 +31,9 @@ use super::{
 use crate::{
     ApiServer,
     auth::{Attributes, User, impersonation},
+    grpc::deadline,
     metrics::Labels,
+    spans,
 };
 
 /// What a request may take that is no watch or stream (upstream's `--request-timeout`).
@@ -99,15 +100,17 @@ async fn grpc_call(
         Ok(user) => {
             request.extensions_mut().insert(user);
         }
-        Err(error) => {
-            let response = crate::grpc::status_of(&error).into_http::<tonic::body::Body>();
-            return response.map(|body| body.map_err(Into::into).boxed_unsync());
-        }
+        Err(error) => return deadline::refusal(&error),
     }
-    match grpc.call(request).await {
-        Ok(response) => response.map(|body| body.map_err(Into::into).boxed_unsync()),
-        Err(never) => match never {},
+    let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
+    let traced = spans::Request::begin(request.method(), &path, &headers, server.adopt());
+    if let Some(user) = request.extensions().get::<Arc<User>>() {
+        traced.span.record("user", user.name.as_str());
     }
+    let call = || async move { grpc.call(request).await.unwrap_or_else(|never| match never {}) };
+    let mut response = deadline::within(&path, &headers, call).instrument(traced.span.clone()).await;
+    traced.end(None, response.headers_mut());
+    response
 }
 
 async fn answer(
@@ -119,8 +122,12 @@ async fn answer(
     let query = Query::parse(request.uri().query());
     let path = request.uri().path().to_owned();
     let found = route(request.method(), &path, &query);
+    let traced = spans::Request::begin(request.method(), &path, request.headers(), server.adopt());
     let labels = match &found {
-        Route::Resource { verb, target } => labels(server, verb, target),
+        Route::Resource { verb, target } => {
+            spans::describe(&traced.span, verb, target);
+            Labels::of(server.registry().resources(), verb, target)
+        }
         Route::Path => None,
     };
     let deadline = deadline(&found, &query);
@@ -131,6 +138,7 @@ async fn answer(
     let outcome = Box::pin(async {
         socket_token::take(request.headers_mut())?;
         let user = authenticate(server, peer, request.headers())?;
+        traced.span.record("user", user.name.as_str());
         match found {
             Route::Resource { verb, target } => {
                 let peer = peer.map(|peer| peer.address);
@@ -156,7 +164,7 @@ async fn answer(
     });
     // Watches and streams return at once with a body that goes on; the deadline is for getting there.
     let outcome = async { timeout(deadline?, outcome).await.unwrap_or_else(|_| Err(late())) };
-    let response = match outcome.await {
+    let mut response = match outcome.instrument(traced.span.clone()).await {
         Ok(response) => response,
         Err(failure) => failed(&failure, shown),
     };
@@ -169,26 +177,8 @@ async fn answer(
     if let Some(labels) = labels {
         server.metrics().record(labels, code, began.elapsed());
     }
+    traced.end(Some(code), response.headers_mut());
     if method == http::Method::HEAD { response.map(|_| body::full(Bytes::new())) } else { response }
-}
-
-/// How a request is counted; `None` for what is not served.
-fn labels(server: &ApiServer, verb: &str, target: &Target) -> Option<Labels> {
-    let resource = server.registry().resources().of(&target.resource).ok()?;
-    let subresource = target.subresource.as_deref().and_then(|name| resource.row.subresource(name));
-    let scope = match (&target.name, &target.namespace) {
-        (Some(_), _) => "resource",
-        (None, Some(_)) => "namespace",
-        (None, None) => "cluster",
-    };
-    Some(Labels {
-        verb: metric_verb(verb),
-        group: resource.row.group,
-        version: resource.version,
-        resource: resource.row.plural,
-        subresource: subresource.map_or("", |subresource| subresource.name),
-        scope,
-    })
 }
 
 /// How long the client wants to wait at most, in Go's notation (`1m30s`); never longer than [`DEADLINE`].
@@ -218,20 +208,6 @@ fn deadline(route: &Route, query: &Query) -> Result<Duration, Error> {
 
 fn late() -> Error {
     Error::timeout("the request did not complete within the allotted timeout")
-}
-
-fn metric_verb(verb: &str) -> &'static str {
-    match verb {
-        "get" => "GET",
-        "list" => "LIST",
-        "watch" => "WATCH",
-        "create" => "POST",
-        "update" => "PUT",
-        "patch" => "PATCH",
-        "delete" => "DELETE",
-        "deletecollection" => "DELETECOLLECTION",
-        _ => "",
-    }
 }
 
 fn wants_pretty(query: &Query) -> Option<bool> {

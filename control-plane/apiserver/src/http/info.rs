@@ -6,7 +6,7 @@ use hawser_api::{Error, error::Reason};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{body::Body, handler::respond, path::Query, statusz};
+use super::{body::Body, flagz, handler::respond, path::Query, statusz};
 use crate::{ApiServer, discovery, openapi, version};
 
 const JSON: &str = "application/json";
@@ -32,6 +32,7 @@ pub(super) async fn answer(
             Ok(health(server, parts[0], rest.first().copied(), query).await)
         }
         ["metrics"] => Ok(respond(StatusCode::OK, "text/plain; version=0.0.4", server.all_metrics())),
+        ["flagz"] => flagz::answer(server.flags(), headers),
         ["statusz"] => statusz::answer(server.started(), &paths(), headers),
         ["openid", "v1", "jwks"] => {
             let keys = server.authenticator().tokens().jwks();
@@ -60,6 +61,7 @@ fn paths() -> Vec<String> {
         paths.extend(group.versions.iter().map(|version| format!("/apis/{}/{version}", group.name)));
     }
     let others = [
+        "/flagz",
         "/healthz",
         "/livez",
         "/metrics",
@@ -148,7 +150,7 @@ fn openid(server: &ApiServer) -> Value {
         "jwks_uri": format!("https://{host}/openid/v1/jwks"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
+        "id_token_signing_alg_values_supported": server.authenticator().tokens().algorithms(),
     })
 }
 

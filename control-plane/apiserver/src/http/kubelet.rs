@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -26,6 +26,9 @@ use crate::{ApiServer, ops::Kubelet};
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a kubelet may take to begin its answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What is read of a kubelet's words on why not.
+const MAX_REFUSAL_BYTES: usize = 64 << 10;
 
 pub(super) type Sender = SendRequest<Body>;
 
@@ -74,9 +77,11 @@ pub(super) async fn ask(sender: &mut Sender, request: Request<Body>) -> Result<R
 
 /// The text of an answer that is not what was wanted.
 pub(super) async fn text_of(answer: Response<Incoming>) -> String {
-    match body::read(answer.into_body()).await {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
-        Err(error) => error.to_string(),
+    let text = Limited::new(answer.into_body(), MAX_REFUSAL_BYTES).collect();
+    match timeout(ANSWER_DEADLINE, text).await {
+        Ok(Ok(text)) => String::from_utf8_lossy(&text.to_bytes()).trim().to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the kubelet did not say why".to_owned(),
     }
 }
 

@@ -5,20 +5,24 @@
 
 mod body;
 mod encode;
+mod flagz;
 mod handler;
 mod info;
 mod kubelet;
 mod negotiate;
 mod objects;
+mod options;
 mod path;
 mod proxy;
 mod socket_token;
 mod statusz;
 mod streams;
 mod watch;
+mod watch_socket;
 
 pub use body::Body;
 pub(crate) use encode::sealed;
+pub use flagz::Flag;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

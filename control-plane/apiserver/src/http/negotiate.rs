@@ -98,6 +98,15 @@ pub(super) fn not_acceptable() -> Error {
     )
 }
 
+/// For a watch in what has no stream: upstream knows none of YAML either.
+pub(super) fn not_streamed() -> Error {
+    Error::new(
+        Reason::NotAcceptable,
+        "only the following media types are accepted: application/json;stream=watch, \
+         application/vnd.kubernetes.protobuf;stream=watch",
+    )
+}
+
 fn choose(range: &Media<'_>) -> Option<Output> {
     let encoding = match range.name {
         "application/json" | "*/*" | "application/*" => Encoding::Json,

@@ -1,13 +1,10 @@
 //! Requests about resources: parameters and bodies in, objects out.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use futures::stream;
-use hawser_api::{
-    Error, FieldError, client::Propagation, error::Reason, patch::PatchType, resource::Target,
-    schema::FieldValidation,
-};
+use hawser_api::{Error, FieldError, error::Reason, patch::PatchType, resource::Target};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -17,16 +14,17 @@ use super::{
     encode::{self, List},
     handler::respond,
     negotiate::{self, Output, Shape},
+    options,
     path::{PROXY, Query},
-    proxy, streams, watch,
+    proxy, streams, watch, watch_socket,
 };
 use crate::{
     ApiServer,
     auth::User,
-    codec,
+    codec::{self, Encoding},
     local::expected_type,
-    ops::{Apply, Call, Reply, StreamKind, WatchRequest, WriteOptions, Written, is_true},
-    registry::{DeleteRequest, ListRequest, VersionMatch},
+    ops::{Apply, Call, Reply, StreamKind, Written},
+    registry::Listed,
     resources::method_not_allowed,
     table::IncludeObject,
 };
@@ -66,9 +64,17 @@ pub(super) async fn answer(
     }
     let (parts, mut body) = http.into_parts();
     let outcome = async {
-        let call = server.enter(&user, verb, target, query.get("fieldSelector"))?;
-        let front = Front { server, call, query, output: output?, include: IncludeObject::default() };
-        front.answer(&parts, &mut body).await
+        let admitted = server.admit(&user, verb, target, query.get("fieldSelector"))?;
+        let output = output?;
+        let include = IncludeObject::parse(query.get("includeObject"))
+            .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
+        // Before the request has its place: one that comes slowly must not hold up the others.
+        let bytes = match verb {
+            "get" | "list" | "watch" => Bytes::new(),
+            _ => body::read(&mut body, server.chain().body_room(&admitted.entry)).await?,
+        };
+        let call = server.begin(admitted)?;
+        Front { server, call, query, output, include }.answer(&parts, bytes).await
     };
     let outcome = outcome.await;
     if outcome.is_err() {
@@ -98,38 +104,39 @@ struct Front<'a> {
 
 // What is rare, or large, is a future of its own: every request pays for the size of the largest that is not.
 impl Front<'_> {
-    async fn answer(mut self, parts: &Parts, body: &mut Incoming) -> Result<Response<Body>, Error> {
-        self.include = IncludeObject::parse(self.query.get("includeObject"))
-            .ok_or_else(|| Error::bad_request("includeObject: must be one of None, Metadata, Object"))?;
+    async fn answer(self, parts: &Parts, body: Bytes) -> Result<Response<Body>, Error> {
         let verb = self.call.pass.attributes().verb.clone();
+        let kind = options::kind(&verb);
         match &*verb {
             "get" => {
                 let reply = self.server.get(&self.call, self.query.get("resourceVersion")).await?;
                 self.reply(StatusCode::OK, &reply, &self.call.read_warnings(), &parts.headers)
             }
             "list" => Box::pin(self.list(&parts.headers)).await,
-            "watch" => Box::pin(self.watch()).await,
+            "watch" => Box::pin(self.watch(parts)).await,
             // What only answers has neither rows nor metadata.
             "create" if self.call.resource.storage().is_none() && self.output.shape != Shape::Plain => {
                 Err(negotiate::not_acceptable())
             }
             "create" => {
-                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
-                let written =
-                    self.server.create(&self.call, object, &self.write_options(&parts.headers)?).await?;
+                let (object, mut warnings) = self.decode(kind, &parts.headers, &body)?;
+                let written = self
+                    .server
+                    .create(&self.call, object, &options::write(kind, &self.query, &parts.headers)?)
+                    .await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "update" => {
-                let (object, mut warnings) = self.decode(&parts.headers, body).await?;
-                let options = self.write_options(&parts.headers)?;
+                let (object, mut warnings) = self.decode(kind, &parts.headers, &body)?;
+                let options = options::write(kind, &self.query, &parts.headers)?;
                 let written = Box::pin(self.server.update(&self.call, object, &options)).await?;
                 warnings.extend(written.warnings.iter().cloned());
                 self.written(Written { warnings, ..written }, &parts.headers)
             }
             "patch" => {
-                let patch = self.read_patch(&parts.headers, body).await?;
-                let options = self.write_options(&parts.headers)?;
+                let patch = self.read_patch(&parts.headers, body)?;
+                let options = options::write(kind, &self.query, &parts.headers)?;
                 let written = match patch {
                     Patch::Apply(apply) => Box::pin(self.server.apply(&self.call, apply, &options)).await?,
                     Patch::Other(patch) => Box::pin(self.server.patch(&self.call, patch, &options)).await?,
@@ -137,62 +144,47 @@ impl Front<'_> {
                 self.written(written, &parts.headers)
             }
             "delete" => {
-                let request = self.delete_request(&parts.headers, body).await?;
-                let reply = Box::pin(self.server.delete(&self.call, &request)).await?;
-                self.reply(StatusCode::OK, &reply, &[], &parts.headers)
+                let request = options::delete(&self.query, &parts.headers, &body)?;
+                let deleted = Box::pin(self.server.delete(&self.call, &request)).await?;
+                self.written(deleted, &parts.headers)
             }
-            "deletecollection" => Box::pin(self.delete_collection(&parts.headers, body)).await,
+            "deletecollection" => Box::pin(self.delete_collection(&parts.headers, &body)).await,
             _ => Err(method_not_allowed()),
         }
     }
 
     async fn list(self, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-        let listed = self.server.list(&self.call, &self.list_request()?).await?;
+        let listed = self.server.list(&self.call, &options::list(&self.query)?).await?;
         let list = encode::list(&self.call.resource, listed, self.output, self.include).await?;
         let mut response = list_response(list, self.output, headers);
         warn(&mut response, &self.call.read_warnings());
         Ok(response)
     }
 
-    fn list_request(&self) -> Result<ListRequest, Error> {
-        let number = |name: &str| match self.query.get(name) {
-            "" => Ok(0),
-            text => text
-                .parse::<usize>()
-                .map_err(|_| Error::bad_request(format!("{name}: Invalid value: {text:?}"))),
-        };
-        Ok(ListRequest {
-            label_selector: self.query.get("labelSelector").to_owned(),
-            resource_version: self.query.get("resourceVersion").to_owned(),
-            version_match: version_match(&self.query)?,
-            limit: number("limit")?,
-            continue_token: self.query.get("continue").to_owned(),
-            ..ListRequest::default()
-        })
-    }
-
-    async fn watch(self) -> Result<Response<Body>, Error> {
-        let send_initial_events = self.query.find("sendInitialEvents").map(is_true);
-        let request = WatchRequest {
-            label_selector: self.query.get("labelSelector").to_owned(),
-            resource_version: self.query.get("resourceVersion").to_owned(),
-            send_initial_events,
-            version_match: version_match(&self.query)?,
-        };
-        let seconds = self.query.get("timeoutSeconds").parse::<u64>().ok().filter(|seconds| *seconds > 0);
+    async fn watch(self, parts: &Parts) -> Result<Response<Body>, Error> {
+        if self.output.encoding == Encoding::Yaml {
+            return Err(negotiate::not_streamed());
+        }
+        let socket = watch_socket::wanted(parts)?;
+        let request = options::watch(&self.query)?;
+        let timeout = options::timeout(&self.query)?;
         let content_type = self.output.watch_content_type();
         let resource = &self.call.resource;
         let pieces: Pieces = match self.server.watch(&self.call, &request).await {
             Ok(watched) => {
                 let options = watch::Options {
                     bookmarks: self.query.is_on("allowWatchBookmarks"),
-                    timeout: seconds.map(Duration::from_secs),
+                    timeout,
                     output: self.output,
                     include: self.include,
                 };
-                watch::body(self.server, resource, watched, options)
+                let begun = watch::begin(self.server, resource, watched, options);
+                match socket {
+                    Some(socket) => return Ok(socket.begin(begun)),
+                    None => watch::body(begun),
+                }
             }
-            Err(error) if error.is_expired() => {
+            Err(error) if error.is_expired() && socket.is_none() => {
                 let failed = watch::failed(resource, self.output, &error);
                 Box::pin(stream::iter([failed]))
             }
@@ -204,26 +196,24 @@ impl Front<'_> {
         Ok(response)
     }
 
-    async fn decode(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(Value, Vec<String>), Error> {
+    fn decode(
+        &self,
+        options: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<(Value, Vec<String>), Error> {
         let encoding = negotiate::input(headers)?;
-        let bytes = body::read(body).await?;
         let (api_version, kind) = expected_type(&self.call.resource, &self.call.target);
-        let decoded = codec::decode(&bytes, encoding, (&api_version, &kind), self.validation()?)?;
+        let validation = options::field_validation(options, &self.query)?;
+        let decoded = codec::decode(body, encoding, (&api_version, &kind), validation)?;
         Ok((decoded.object, decoded.warnings))
     }
 
-    fn validation(&self) -> Result<FieldValidation, Error> {
-        let text = self.query.get("fieldValidation");
-        FieldValidation::parse(text).ok_or_else(|| {
-            Error::bad_request(format!("fieldValidation: Unsupported value: {text:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""))
-        })
-    }
-
-    async fn read_patch(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Patch, Error> {
+    fn read_patch(&self, headers: &HeaderMap, body: Bytes) -> Result<Patch, Error> {
         let media = negotiate::content_type(headers).split(';').next().unwrap_or_default().trim();
         let force = self.query.is_on("force");
         if media.eq_ignore_ascii_case(APPLY) {
-            let (body, validation) = (body::read(body).await?, self.validation()?);
+            let validation = options::field_validation("PatchOptions", &self.query)?;
             return Ok(Patch::Apply(Apply { body, force, validation }));
         }
         let kind = PatchType::from_content_type(negotiate::content_type(headers)).ok_or_else(|| {
@@ -241,77 +231,28 @@ impl Front<'_> {
             let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
             return Err(Error::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
-        let (body, validation) = (body::read(body).await?, self.validation()?);
+        let validation = options::field_validation("PatchOptions", &self.query)?;
         Ok(Patch::Other(codec::Patch { kind, body, validation }))
     }
 
-    fn write_options(&self, headers: &HeaderMap) -> Result<WriteOptions, Error> {
-        let agent =
-            headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("unknown");
-        Ok(WriteOptions {
-            dry_run: dry_run(self.query.all("dryRun"))?,
-            field_manager: self.query.get("fieldManager").to_owned(),
-            user_agent: agent.to_owned(),
-            uid: None,
-        })
-    }
-
-    /// Options of a deletion come in the body or in the query; the body wins.
-    async fn delete_request(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<DeleteRequest, Error> {
-        let bytes = body::read(body).await?;
-        let options = if bytes.is_empty() {
-            Value::Null
-        } else {
-            codec::decode(
-                &bytes,
-                negotiate::input(headers)?,
-                ("v1", "DeleteOptions"),
-                FieldValidation::Ignore,
-            )?
-            .object
-        };
-        let query = |name: &str| self.query.find(name).filter(|value| !value.is_empty());
-        let grace =
-            match (options["gracePeriodSeconds"].as_i64(), query("gracePeriodSeconds")) {
-                (Some(seconds), _) => Some(seconds),
-                (None, Some(text)) => Some(text.parse().map_err(|_| {
-                    Error::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}"))
-                })?),
-                (None, None) => None,
-            };
-        let named = options["propagationPolicy"].as_str().or_else(|| query("propagationPolicy"));
-        let orphan = options["orphanDependents"].as_bool().or_else(|| query("orphanDependents").map(is_true));
-        let propagation = match (named, orphan) {
-            (Some(name), _) => Some(propagation(name)?),
-            (None, Some(true)) => Some(Propagation::Orphan),
-            (None, Some(false)) => Some(Propagation::Background),
-            (None, None) => None,
-        };
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let from_body = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        Ok(DeleteRequest {
-            grace_period_seconds: grace,
-            propagation,
-            uid: text(&options["preconditions"]["uid"]),
-            resource_version: text(&options["preconditions"]["resourceVersion"]),
-            dry_run: dry_run(from_body.chain(self.query.all("dryRun")))?,
-        })
-    }
-
-    async fn delete_collection(
-        self,
-        headers: &HeaderMap,
-        body: &mut Incoming,
-    ) -> Result<Response<Body>, Error> {
-        let request = self.delete_request(headers, body).await?;
-        let deleted = self.server.delete_collection(&self.call, &self.list_request()?, &request).await?;
+    async fn delete_collection(self, headers: &HeaderMap, body: &Bytes) -> Result<Response<Body>, Error> {
+        let request = options::delete(&self.query, headers, body)?;
+        let list = options::list(&self.query)?;
+        let (deleted, warnings) = self.server.delete_collection(&self.call, &list, &request).await?;
         let resource = &self.call.resource;
-        let items: Vec<Value> =
-            deleted.iter().map(|object| resource.value(object)).collect::<Result<_, _>>()?;
-        let list = serde_json::json!({
-            "kind": resource.row.list_kind, "apiVersion": resource.api_version, "metadata": {}, "items": items,
-        });
-        self.reply(StatusCode::OK, &Reply::Value(list), &[], headers)
+        let status = deleted.to_status(resource);
+        let Some(objects) = deleted.objects else {
+            let output = Output { shape: Shape::Plain, ..self.output };
+            let mut response =
+                respond(StatusCode::OK, output.content_type(), encode::value(&status, output)?);
+            warn(&mut response, &warnings);
+            return Ok(response);
+        };
+        let listed = Listed::of(objects, deleted.revision);
+        let list = encode::list(resource, listed, self.output, self.include).await?;
+        let mut response = list_response(list, self.output, headers);
+        warn(&mut response, &warnings);
+        Ok(response)
     }
 
     fn written(&self, written: Written, headers: &HeaderMap) -> Result<Response<Body>, Error> {
@@ -381,43 +322,4 @@ fn in_pieces(bytes: Bytes) -> Pieces {
     Box::pin(stream::iter(
         (0..count).map(move |at| bytes.slice(at * PIECE..bytes.len().min((at + 1) * PIECE))),
     ))
-}
-
-fn version_match(query: &Query) -> Result<VersionMatch, Error> {
-    match query.get("resourceVersionMatch") {
-        "" => Ok(VersionMatch::Unset),
-        "NotOlderThan" => Ok(VersionMatch::NotOlderThan),
-        "Exact" => Ok(VersionMatch::Exact),
-        other => Err(Error::bad_request(format!(
-            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""
-        ))),
-    }
-}
-
-fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, Error> {
-    let mut dry = false;
-    for value in values {
-        match value {
-            "" => {}
-            "All" => dry = true,
-            other => {
-                return Err(Error::bad_request(format!(
-                    "dryRun: Unsupported value: {other:?}: supported values: \"All\""
-                )));
-            }
-        }
-    }
-    Ok(dry)
-}
-
-fn propagation(name: &str) -> Result<Propagation, Error> {
-    [Propagation::Background, Propagation::Foreground, Propagation::Orphan]
-        .into_iter()
-        .find(|known| known.as_str() == name)
-        .ok_or_else(|| {
-            Error::bad_request(format!(
-                "propagationPolicy: Unsupported value: {name:?}: supported values: \"Foreground\", \"Background\", \
-                 \"Orphan\""
-            ))
-        })
 }

@@ -12,14 +12,18 @@ use serde_json::{Value, json};
 use super::{body::Body, handler::respond, negotiate::media};
 use crate::{codec, version};
 
-const COMPONENT: &str = "apiserver";
-const GROUP: &str = "config.k8s.io";
+pub(super) const COMPONENT: &str = "apiserver";
+pub(super) const GROUP: &str = "config.k8s.io";
 const VERSIONS: [&str; 2] = ["v1beta1", "v1alpha1"];
 /// Folders that are no help in finding out what is wrong.
 const NOT_LISTED: [&str; 5] = [".well-known", "api", "apis", "openapi", "openid"];
 
+/// What stands above pages in text.
+pub(super) const WARNING: &str = "Warning: this page is for people, and its form may change at any time.";
+
+/// How a page about the process is wanted.
 #[derive(Debug, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Text,
     Json(&'static str),
     Yaml(&'static str),
@@ -31,26 +35,34 @@ pub(super) fn answer(
     paths: &[String],
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Error> {
+    let (now, folders) = (Timestamp::now(), folders(paths));
+    page(headers, "Statusz", || text(since, now, &folders), |version| object(version, since, now, &folders))
+}
+
+/// A page in the form that is asked for: as text, or as an object of that kind in that version.
+pub(super) fn page(
+    headers: &HeaderMap,
+    kind: &str,
+    text: impl FnOnce() -> String,
+    object: impl FnOnce(&str) -> Value,
+) -> Result<Response<Body>, Error> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let form = form(accept).ok_or_else(|| {
-        let types = "text/plain, and application/json and application/yaml of the kind Statusz";
+    let form = form(accept, kind).ok_or_else(|| {
+        let types = format!("text/plain, and application/json and application/yaml of the kind {kind}");
         Error::new(Reason::NotAcceptable, format!("only the following media types are accepted: {types}"))
     })?;
-    let (now, folders) = (Timestamp::now(), folders(paths));
     Ok(match form {
-        Form::Text => respond(StatusCode::OK, "text/plain; charset=utf-8", text(since, now, &folders)),
-        Form::Json(version) => {
-            respond(StatusCode::OK, "application/json", object(version, since, now, &folders).to_string())
-        }
+        Form::Text => respond(StatusCode::OK, "text/plain; charset=utf-8", text()),
+        Form::Json(version) => respond(StatusCode::OK, "application/json", object(version).to_string()),
         Form::Yaml(version) => {
-            let json = object(version, since, now, &folders).to_string();
+            let json = object(version).to_string();
             respond(StatusCode::OK, "application/yaml", codec::yaml(json.as_bytes())?)
         }
     })
 }
 
 /// The first of what a client takes that there is.
-fn form(accept: &str) -> Option<Form> {
+fn form(accept: &str, page: &str) -> Option<Form> {
     if accept.trim().is_empty() {
         return Some(Form::Text);
     }
@@ -58,7 +70,7 @@ fn form(accept: &str) -> Option<Form> {
         let Some(kind) = range.parameter("as") else {
             return matches!(range.name, "text/plain" | "text/*" | "*/*").then_some(Form::Text);
         };
-        let asked = range.parameter("v").filter(|_| kind == "Statusz" && range.parameter("g") == Some(GROUP));
+        let asked = range.parameter("v").filter(|_| kind == page && range.parameter("g") == Some(GROUP));
         let version = VERSIONS.into_iter().find(|version| asked == Some(version))?;
         match range.name {
             "application/json" | "application/*" | "*/*" => Some(Form::Json(version)),
@@ -83,7 +95,7 @@ fn text(since: Timestamp, now: Timestamp, folders: &[String]) -> String {
     let up = uptime_seconds(since, now);
     let (hours, minutes, seconds) = (up / 3600, up / 60 % 60, up % 60);
     format!(
-        "\n{COMPONENT} statusz\nWarning: this page is for people, and its form may change at any time.\n\n\
+        "\n{COMPONENT} statusz\n{WARNING}\n\n\
          Started: {}\nUp: {hours} hr {minutes:02} min {seconds:02} sec\nBinary version: {}\nEmulation version: {}.{}\n\
          Paths: {}\n",
         since.strftime("%a %b %e %H:%M:%S UTC %Y"),
@@ -128,7 +140,7 @@ mod tests {
             ("application/json", None),
             ("application/vnd.kubernetes.protobuf;v=v1beta1;g=config.k8s.io;as=Statusz", None),
         ] {
-            assert_eq!(form(accept), expected, "{accept}");
+            assert_eq!(form(accept, "Statusz"), expected, "{accept}");
         }
     }
 

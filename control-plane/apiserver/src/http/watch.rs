@@ -1,4 +1,4 @@
-//! Watches over HTTP: events as lines of JSON, or as protobuf frames.
+//! Watches over HTTP: events as lines of JSON, or as protobuf frames; as messages where [`super::watch_socket`] sends them.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -10,6 +10,7 @@ use futures::stream;
 use hawser_api::{Error, schema};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -32,9 +33,6 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Objects that exist are sent this many at a time.
 const EXISTING: usize = 256;
 
-/// A watch lasts no longer, whatever `timeoutSeconds` says: times beyond cannot be counted.
-const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// A watch without `timeoutSeconds` ends after this long, and up to twice as long, so that clients do not all come back
 /// at once (upstream's `--min-request-timeout`).
 const MIN_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -46,6 +44,9 @@ pub(super) struct Options {
     pub include: IncludeObject,
 }
 
+/// Length of a frame, before it.
+const FRAME_HEAD: usize = 4;
+
 /// Writes events of one watch.
 struct Writer {
     resource: Arc<Resource>,
@@ -53,9 +54,15 @@ struct Writer {
     include: IncludeObject,
     /// Column definitions are sent once.
     headers: bool,
+    /// Where each event ends in what was written.
+    ends: Vec<usize>,
 }
 
 impl Writer {
+    fn new(resource: &Arc<Resource>, output: Output, include: IncludeObject) -> Self {
+        Self { resource: resource.clone(), output, include, headers: true, ends: Vec::new() }
+    }
+
     fn change(&mut self, out: &mut BytesMut, change: &Change) -> Result<(), Error> {
         let event = match change.kind {
             ChangeKind::Added => "ADDED",
@@ -79,9 +86,10 @@ impl Writer {
         }
     }
 
-    fn frame(&self, out: &mut BytesMut, event: &str, object: &[u8]) {
+    fn frame(&mut self, out: &mut BytesMut, event: &str, object: &[u8]) {
         if self.output.encoding == Encoding::Protobuf {
             out.put_slice(&schema::protobuf::watch_frame(event, object));
+            self.ends.push(out.len());
             return;
         }
         out.put_slice(b"{\"type\":\"");
@@ -89,9 +97,10 @@ impl Writer {
         out.put_slice(b"\",\"object\":");
         out.put_slice(object.trim_ascii_end());
         out.put_slice(b"}\n");
+        self.ends.push(out.len());
     }
 
-    fn bookmark(&self, out: &mut BytesMut, revision: u64, initial_end: bool) {
+    fn bookmark(&mut self, out: &mut BytesMut, revision: u64, initial_end: bool) {
         let mut metadata = json!({ "resourceVersion": revision.to_string() });
         if initial_end {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
@@ -112,11 +121,11 @@ impl Writer {
         self.value(out, "BOOKMARK", &object);
     }
 
-    fn error(&self, out: &mut BytesMut, error: &Error) {
+    fn error(&mut self, out: &mut BytesMut, error: &Error) {
         self.value(out, "ERROR", &error.to_status());
     }
 
-    fn value(&self, out: &mut BytesMut, event: &str, object: &Value) {
+    fn value(&mut self, out: &mut BytesMut, event: &str, object: &Value) {
         let encoding =
             if self.output.encoding == Encoding::Protobuf { Encoding::Protobuf } else { Encoding::Json };
         match codec::encode(object, encoding) {
@@ -127,7 +136,7 @@ impl Writer {
 }
 
 /// Everything of a watch that goes on.
-struct State {
+pub(super) struct State {
     server: Arc<ApiServer>,
     writer: Writer,
     watched: Watched,
@@ -146,48 +155,77 @@ impl Drop for State {
 
 /// The body of a watch that could not begin: one ERROR event, because upstream's clients expect 410 there.
 pub(super) fn failed(resource: &Arc<Resource>, output: Output, error: &Error) -> Bytes {
-    let writer =
-        Writer { resource: resource.clone(), output, include: IncludeObject::default(), headers: true };
+    let mut writer = Writer::new(resource, output, IncludeObject::default());
     let mut out = BytesMut::new();
     writer.error(&mut out, error);
     out.freeze()
 }
 
-/// The body of a watch.
-pub(super) fn body(
+/// A watch that begins.
+pub(super) fn begin(
     server: &Arc<ApiServer>,
     resource: &Arc<Resource>,
     watched: Watched,
     options: Options,
-) -> Pieces {
+) -> State {
     server.metrics().watches.fetch_add(1, Ordering::Relaxed);
     let now = Instant::now();
     let timeout = options.timeout.unwrap_or_else(|| {
         let random = uuid::Uuid::new_v4().as_u64_pair().0 % MIN_TIMEOUT.as_secs();
         MIN_TIMEOUT + Duration::from_secs(random)
     });
-    let state = State {
+    State {
         server: server.clone(),
-        writer: Writer {
-            resource: resource.clone(),
-            output: options.output,
-            include: options.include,
-            headers: true,
-        },
+        writer: Writer::new(resource, options.output, options.include),
         watched,
         bookmarks: options.bookmarks,
         next_bookmark: now + BOOKMARK_EVERY,
-        deadline: now + timeout.min(MAX_TIMEOUT),
+        deadline: now + timeout,
         shutdown: server.shutdown().clone(),
         done: false,
-    };
+    }
+}
+
+/// The body of a watch.
+pub(super) fn body(state: State) -> Pieces {
     Box::pin(stream::unfold(state, |mut state| async move {
         let piece = state.next().await?;
+        state.writer.ends.clear();
         Some((piece, state))
     }))
 }
 
 impl State {
+    /// Waits for the end of the watch's time, or of the server's.
+    pub(super) fn end(&self) -> impl Future<Output = ()> + use<> {
+        let (shutdown, deadline) = (self.shutdown.clone(), self.deadline);
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    /// The next events, each a message of its own; `None` at the end of the watch. Cancel-safe.
+    pub(super) async fn next_events(&mut self) -> Option<Vec<Message>> {
+        let mut piece = self.next().await?;
+        let mut begin = 0;
+        let ends = self.writer.ends.drain(..);
+        Some(
+            ends.map(|end| {
+                let mut event = piece.split_to(end - std::mem::replace(&mut begin, end));
+                if self.writer.output.encoding == Encoding::Protobuf {
+                    // Messages have lengths of their own.
+                    return Message::Binary(event.split_off(FRAME_HEAD));
+                }
+                // Written here, from JSON.
+                Utf8Bytes::try_from(event.clone()).map_or(Message::Binary(event), Message::Text)
+            })
+            .collect(),
+        )
+    }
+
     /// The next piece of the body; `None` at the end of the watch.
     async fn next(&mut self) -> Option<Bytes> {
         if self.done {

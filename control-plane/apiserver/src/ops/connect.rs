@@ -175,7 +175,7 @@ fn kubelet_path(
 
 pub fn is_true(value: &str) -> bool {
     // `?watch` without a value counts as true, as upstream's conversion of query parameters has it.
-    !matches!(value, "false" | "0" | "False" | "FALSE" | "f" | "F")
+    value != "0" && !value.eq_ignore_ascii_case("false")
 }
 
 /// The container that the request names, or the only one, or the one that the pod says is its main one.

@@ -101,8 +101,10 @@ impl ApiServer {
             body: mark(&pod, request.resource_version.as_deref()).to_string().into(),
             validation: FieldValidation::Ignore,
         });
-        let marked =
-            self.registry().update(&call.pass, &call.resource, place, Part::Status, change, &options).await?;
+        let marked = self
+            .registry()
+            .update(&call.pass, &call.resource, place, Part::Status, &change, &options)
+            .await?;
         let version = marked.object.value()["metadata"]["resourceVersion"].as_str().map(str::to_owned);
         Ok(DeleteRequest { resource_version: request.resource_version.and(version), ..request })
     }
@@ -138,7 +140,7 @@ impl ApiServer {
             let place = (namespace, name.as_str());
             match self
                 .registry()
-                .update(&call.pass, &call.resource, place, Part::Status, change, &options)
+                .update(&call.pass, &call.resource, place, Part::Status, &change, &options)
                 .await
             {
                 Err(error) if error.is_conflict() => {}

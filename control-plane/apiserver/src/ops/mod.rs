@@ -6,6 +6,7 @@
 mod access;
 mod connect;
 mod eviction;
+pub mod options;
 mod proxy;
 mod reviews;
 mod subresources;
@@ -27,16 +28,23 @@ use crate::{
     admission::{self, warnings},
     auth::{Attributes, NODE_PREFIX, User},
     cache::{CachedObject, Encoded, Selected, Selection, Watcher},
-    chain::Pass,
+    chain::{Entry, Pass},
     codec::{self, Decoded},
     kinds,
     local::expected_type,
     registry::{
-        Change, CreateOptions, DeleteRequest, Deleted, ListRequest, Listed, Part, UpdateOptions,
-        VersionMatch, WatchStart, version,
+        Change, CreateOptions, DeleteRequest, Deleted, DeletedCollection, ListRequest, Listed, Part,
+        UpdateOptions, VersionMatch, WatchStart, version,
     },
     resources::{Resource, method_not_allowed},
 };
+
+/// A request that may come in, and what it is about; its body is still to be read.
+pub struct Admitted {
+    pub(crate) entry: Entry,
+    resource: Arc<Resource>,
+    target: Target,
+}
 
 /// A request that passed the chain, and what it is about.
 pub struct Call {
@@ -131,7 +139,7 @@ impl WriteOptions {
     fn for_update(&self, call: &Call) -> Result<UpdateOptions, Error> {
         let field_manager = self.manager(call.pass.user(), "UpdateOptions")?;
         let (dry_run, uid) = (self.dry_run, self.uid.clone());
-        Ok(UpdateOptions { dry_run, field_manager, uid, ..UpdateOptions::default() })
+        Ok(UpdateOptions { dry_run, field_manager, uid })
     }
 
     /// Who owns what is written: as the request says, or the program that asks.
@@ -164,6 +172,8 @@ pub struct WatchRequest {
     /// `None` leaves it to the resource version: unset and 0 begin with what exists.
     pub send_initial_events: Option<bool>,
     pub version_match: VersionMatch,
+    /// What only a list may say.
+    pub continue_token: String,
 }
 
 /// A watch that was opened.
@@ -176,7 +186,7 @@ pub struct Watched {
 }
 
 impl ApiServer {
-    /// Takes a request through the chain.
+    /// Takes a request that is all there through the chain.
     pub fn enter(
         &self,
         user: &Arc<User>,
@@ -184,8 +194,19 @@ impl ApiServer {
         target: Target,
         field_selector: &str,
     ) -> Result<Call, Error> {
+        self.begin(self.admit(user, verb, target, field_selector)?)
+    }
+
+    /// Takes a request up to its body, which is to be read next; [`ApiServer::begin`] is to follow.
+    pub fn admit(
+        &self,
+        user: &Arc<User>,
+        verb: &'static str,
+        target: Target,
+        field_selector: &str,
+    ) -> Result<Admitted, Error> {
         // What is not served is 404 only for those who may ask: so the chain comes first.
-        let pass = self.chain().enter(user, attributes_of(verb, &target, field_selector))?;
+        let entry = self.chain().admit(user, attributes_of(verb, &target, field_selector))?;
         let resource = self.registry().resources().of(&target.resource)?.clone();
         // A namespace in the path of what is in none would let its RoleBindings decide about the whole cluster.
         if !resource.row.namespaced && target.namespace.is_some()
@@ -197,7 +218,13 @@ impl ApiServer {
             ));
         }
         check_verb(&resource, &target, verb)?;
-        Ok(Call { pass, resource, target })
+        Ok(Admitted { entry, resource, target })
+    }
+
+    /// Takes the rest of the way through the chain: from here on the request has its place.
+    pub fn begin(&self, admitted: Admitted) -> Result<Call, Error> {
+        let Admitted { entry, resource, target } = admitted;
+        Ok(Call { pass: self.chain().place(entry)?, resource, target })
     }
 
     pub async fn get(&self, call: &Call, resource_version: &str) -> Result<Reply, Error> {
@@ -222,6 +249,7 @@ impl ApiServer {
     }
 
     pub async fn list(&self, call: &Call, request: &ListRequest) -> Result<Listed, Error> {
+        options::check_list(request)?;
         if is_component_status(&call.resource) {
             return Ok(Listed::of(Vec::new(), self.registry().cache().consistent().await?));
         }
@@ -232,14 +260,18 @@ impl ApiServer {
     }
 
     pub async fn watch(&self, call: &Call, request: &WatchRequest) -> Result<Watched, Error> {
+        options::check_watch(request)?;
         let cache = call.resource.cache()?;
         let namespace = Some(call.namespace()).filter(|namespace| !namespace.is_empty());
         let mut selection =
             Selection::parse(cache, namespace, &request.label_selector, call.field_selector())?;
         if let Some(name) = &call.target.name {
+            let fields = FieldSelector::parse(call.field_selector())?;
+            if !fields.is_everything() && fields.exact("metadata.name") != Some(name.as_str()) {
+                return Err(Error::bad_request("fieldSelector metadata.name doesn't match requested name"));
+            }
             selection.narrow_name(name);
         }
-        check_initial_events(request)?;
         let asked = version(&request.resource_version)?;
         let existing = match request.send_initial_events {
             Some(send) => send,
@@ -362,13 +394,25 @@ impl ApiServer {
             "resize" => Part::Resize,
             _ => return Err(method_not_allowed()),
         };
-        let mut options = options.for_update(call)?;
-        let hooks = kinds::hooks(call.resource.stored.group, call.resource.stored.plural);
-        if hooks.create_on_update && part == Part::Main {
-            let create = attributes_of("create", &call.target, "");
-            options.create_refused = self.chain().authorize(call.pass.user(), &create).err();
-        }
-        let work = self.registry().update(&call.pass, &call.resource, call.place()?, part, change, &options);
+        let options = options.for_update(call)?;
+        let (pass, resource, place) = (&call.pass, &call.resource, call.place()?);
+        let creates = kinds::hooks(resource.stored.group, resource.stored.plural).create_on_update;
+        let work = async {
+            let updated = self.registry().update(pass, resource, place, part, &change, &options).await;
+            match (updated, &change) {
+                (Err(missing), Change::Replace(object))
+                    if missing.is_not_found() && creates && part == Part::Main =>
+                {
+                    let create = attributes_of("create", &call.target, "");
+                    let may_create = || self.chain().authorize(pass.user(), &create);
+                    let created = self
+                        .registry()
+                        .create_replaced(pass, resource, place, object, &options, missing, may_create);
+                    Box::pin(created).await
+                }
+                (updated, _) => updated,
+            }
+        };
         let (updated, warnings) = warnings::collect(Box::pin(work)).await;
         let mut updated = updated?;
         updated.warnings.extend(warnings);
@@ -382,7 +426,7 @@ impl ApiServer {
         Ok(Written { reply, created: updated.created, warnings })
     }
 
-    pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Reply, Error> {
+    pub async fn delete(&self, call: &Call, request: &DeleteRequest) -> Result<Written, Error> {
         // Whoever may DELETE through an object's proxy may not delete the object.
         if !call.subresource().is_empty() {
             return Err(method_not_allowed());
@@ -391,11 +435,12 @@ impl ApiServer {
         if !request.dry_run {
             self.settle(&call.resource, deleted.object()).await?;
         }
-        Ok(match deleted {
+        let reply = match deleted {
             Deleted::Going(object) => Reply::Object(object),
             Deleted::Gone(object) if returns_deleted(&call.resource) => Reply::Object(object),
             Deleted::Gone(object) => Reply::Value(success(&call.resource, &object)),
-        })
+        };
+        Ok(Written { reply, created: false, warnings: deletion_warnings(&call.resource, request) })
     }
 
     /// Admission reads some kinds from the cache: who was told that a namespace is going must not see it filled after, and
@@ -412,8 +457,11 @@ impl ApiServer {
         call: &Call,
         list: &ListRequest,
         request: &DeleteRequest,
-    ) -> Result<Vec<Arc<CachedObject>>, Error> {
-        self.registry().delete_collection(&call.pass, &call.resource, &narrowed(call, list), request).await
+    ) -> Result<(DeletedCollection, Vec<String>), Error> {
+        options::check_list(list)?;
+        let list = narrowed(call, list);
+        let deleted = self.registry().delete_collection(&call.pass, &call.resource, &list, request).await?;
+        Ok((deleted, deletion_warnings(&call.resource, request)))
     }
 }
 
@@ -488,26 +536,21 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
     if served { Ok(()) } else { Err(method_not_allowed()) }
 }
 
+/// Whoever deletes a Job without a word on its pods is told what becomes of them, in upstream's words.
+fn deletion_warnings(resource: &Resource, request: &DeleteRequest) -> Vec<String> {
+    let is_job = resource.row.group == "batch" && resource.row.plural == "jobs";
+    if !is_job || request.propagation.is_some() {
+        return Vec::new();
+    }
+    let warning = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+                   them or set propagationPolicy=Orphan to suppress this warning";
+    vec![warning.to_owned()]
+}
+
 /// Tells the author of an object that nothing acts on it, where that is so.
 fn unheeded(resource: &Resource) -> Vec<String> {
     let warning = kinds::hooks(resource.row.group, resource.row.plural).warning;
     warning.map(str::to_owned).into_iter().collect()
-}
-
-fn check_initial_events(request: &WatchRequest) -> Result<(), Error> {
-    use hawser_api::FieldError;
-    let refuse = |error: FieldError| Err(Error::invalid("meta.k8s.io", "ListOptions", "", &[error]));
-    match (request.send_initial_events, request.version_match) {
-        (Some(_), VersionMatch::NotOlderThan) | (None, VersionMatch::Unset) => Ok(()),
-        (Some(_), _) => refuse(FieldError::forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )),
-        (None, _) => refuse(FieldError::forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )),
-    }
 }
 
 fn scale_of(resource: &Resource, object: &CachedObject) -> Result<Reply, Error> {

@@ -88,7 +88,7 @@ impl ApiServer {
         let change = Change::Bind { node: node.to_owned(), uid: uid.to_owned(), annotations };
         let place = call.place()?;
         self.registry()
-            .update(&call.pass, &call.resource, place, Part::Binding, change, &options.for_update(call)?)
+            .update(&call.pass, &call.resource, place, Part::Binding, &change, &options.for_update(call)?)
             .await?;
         Ok(())
     }

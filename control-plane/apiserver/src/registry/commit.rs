@@ -1,6 +1,7 @@
 //! Writing an object together with what it claims and releases: addresses and node ports.
 //!
-//! All of it, and what it charges to quotas, is one transaction where that fits the store's bound. A service with
+//! All of it, and what it charges to quotas, is one transaction where that fits the store's bound. Quotas that are charged
+//! together share a revision: how a watch goes on that ended between two of them is [`crate::cache::ring`]'s. A service with
 //! hundreds of node ports does not fit: its claims are then made first, by transactions of their own, and marked as
 //! reservations; the object follows, and takes what it names. So no two objects ever hold the same claim. What a failure
 //! leaves behind is a reservation without a service, which is taken back here, or by [`crate::maintenance`] when this

@@ -14,9 +14,9 @@ mod read;
 mod update;
 
 pub use create::CreateOptions;
-pub use delete::{DeleteRequest, Deleted};
+pub use delete::{DeleteRequest, Deleted, DeletedCollection};
 pub use metadata::random_suffix;
-pub use read::{ListRequest, Listed, VersionMatch, WatchStart, version};
+pub use read::{ListRequest, Listed, OldLists, VersionMatch, WatchStart, version};
 pub use update::{Change, Part, UpdateOptions, Updated};
 
 use std::sync::Arc;
@@ -38,6 +38,7 @@ pub struct Registry {
     resources: Arc<Resources>,
     admission: Admission,
     allocators: Arc<Allocators>,
+    old_lists: OldLists,
 }
 
 impl Registry {
@@ -47,8 +48,9 @@ impl Registry {
         resources: Arc<Resources>,
         admission: Admission,
         allocators: Arc<Allocators>,
+        old_lists: OldLists,
     ) -> Self {
-        Self { store, cache, resources, admission, allocators }
+        Self { store, cache, resources, admission, allocators, old_lists }
     }
 
     pub fn resources(&self) -> &Arc<Resources> {

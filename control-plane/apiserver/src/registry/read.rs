@@ -1,9 +1,12 @@
 //! Reading objects: get, list and watch, from the cache or, at an old version, from the store.
 //!
 //! `resourceVersion` means what upstream documents: unset is the newest (consistent with every write acknowledged
-//! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact` that very
-//! version. A continued list is read from the store at the version of its first page; where that is compacted away, the
+//! before), 0 is whatever the cache has, a number is at least that new, and with `resourceVersionMatch=Exact`, or with a
+//! limit and no match, that very version. A continued list is read from the store at the version of its first page; where that is compacted away, the
 //! error has a token that gives the rest as it is by then, from the cache.
+//!
+//! What the cache answers is shared. What is read from the store is the request's own until it is answered: it comes in
+//! pages, a few at a time, and all of it together has a bound ([`OldLists`]).
 
 use std::sync::Arc;
 
@@ -12,6 +15,7 @@ use futures::{StreamExt, pin_mut};
 use hawser_api::Error;
 use hawser_store::{RangeRequest, Revision, pages};
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Registry, check_pass, parse, store_error};
 use crate::{
@@ -21,17 +25,46 @@ use crate::{
 };
 
 /// Objects read from the store at a time when the cache cannot answer.
-const PAGE: usize = 1_000;
+const PAGE: usize = 100;
+
+/// Such pages that are on their way at a time; further readers wait. At the size of pods they are 2 MiB together, at the
+/// largest that an object can have 600.
+const PAGES_AT_ONCE: usize = 4;
+
+/// What an object costs beside its JSON.
+const OBJECT_OVERHEAD_BYTES: usize = 512;
 
 /// The version in a continue token that stands for the newest one.
 const NEWEST: i64 = -1;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum VersionMatch {
     #[default]
     Unset,
     NotOlderThan,
     Exact,
+    /// Refused before it comes here.
+    Unknown(String),
+}
+
+impl VersionMatch {
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "" => Self::Unset,
+            "NotOlderThan" => Self::NotOlderThan,
+            "Exact" => Self::Exact,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Unset => "",
+            Self::NotOlderThan => "NotOlderThan",
+            Self::Exact => "Exact",
+            Self::Unknown(text) => text,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,6 +77,8 @@ pub struct ListRequest {
     pub field_selector: String,
     pub resource_version: String,
     pub version_match: VersionMatch,
+    /// What only a watch may say.
+    pub send_initial_events: Option<bool>,
     /// 0 for no limit.
     pub limit: usize,
     pub continue_token: String,
@@ -60,14 +95,60 @@ pub struct Listed {
 
 enum Source {
     Cached(Selected),
-    Read(std::vec::IntoIter<Arc<CachedObject>>),
+    Read {
+        objects: std::vec::IntoIter<Arc<CachedObject>>,
+        /// Given back with the last of them.
+        _room: Option<OwnedSemaphorePermit>,
+    },
+}
+
+impl Source {
+    fn read(objects: Vec<Arc<CachedObject>>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self::Read { objects: objects.into_iter(), _room: room }
+    }
+}
+
+/// Bound of what lists of old versions hold: what is above it is told 429.
+pub struct OldLists {
+    bytes: usize,
+    room: Arc<Semaphore>,
+    pages: Semaphore,
+}
+
+impl OldLists {
+    pub fn new(bytes: usize) -> Self {
+        Self { bytes, room: Arc::new(Semaphore::new(bytes)), pages: Semaphore::new(PAGES_AT_ONCE) }
+    }
+
+    /// Room for some more objects of a list that has `held` so far.
+    fn add(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
+        let full = || {
+            let why = format!(
+                "lists of versions that are not the newest may hold {} bytes together: ask for this one in pages (limit), \
+                 or later",
+                self.bytes
+            );
+            Error::too_many_requests(why, 1)
+        };
+        let bytes = u32::try_from(bytes).map_err(|_| full())?;
+        let more = self.room.clone().try_acquire_many_owned(bytes).map_err(|_| full())?;
+        match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        Ok(())
+    }
 }
 
 impl Listed {
     /// A list of objects that are made for it.
     pub fn of(objects: Vec<Arc<CachedObject>>, revision: Revision) -> Self {
-        let objects = Source::Read(objects.into_iter());
-        Self { objects, revision, continue_token: String::new(), remaining: None }
+        Self {
+            objects: Source::read(objects, None),
+            revision,
+            continue_token: String::new(),
+            remaining: None,
+        }
     }
 
     /// The objects, in key order.
@@ -82,7 +163,7 @@ impl Iterator for Source {
     fn next(&mut self) -> Option<Arc<CachedObject>> {
         match self {
             Self::Cached(selected) => selected.next(),
-            Self::Read(objects) => objects.next(),
+            Self::Read { objects, .. } => objects.next(),
         }
     }
 }
@@ -142,22 +223,16 @@ impl Registry {
             return listed.map_err(|error| if error.is_expired() { no_longer(cache, &start) } else { error });
         }
         let asked = version(&request.resource_version)?;
-        match (asked, request.version_match) {
-            (None, VersionMatch::Unset) => drop(self.cache.consistent().await?),
-            (None, _) => {
-                return Err(Error::bad_request(
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                ));
-            }
-            (Some(0), VersionMatch::Exact) => {
-                return Err(Error::bad_request(
-                    "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-                ));
-            }
+        match (asked, &request.version_match) {
+            (None, _) => drop(self.cache.consistent().await?),
+            (Some(0), _) => self.cache.synced().await,
             (Some(revision), VersionMatch::Exact) => {
                 return self.list_stored(cache, &selection, Some(revision), "", request.limit).await;
             }
-            (Some(0), _) => self.cache.synced().await,
+            // As upstream has it from before there was a match to ask for.
+            (Some(revision), VersionMatch::Unset) if request.limit > 0 => {
+                return self.list_stored(cache, &selection, Some(revision), "", request.limit).await;
+            }
             (Some(revision), _) => self.cache.wait_for(revision).await?,
         }
         Ok(list_cached(cache, selection, "", request.limit))
@@ -180,7 +255,10 @@ impl Registry {
         let pages = pages(&*self.store, request, page);
         pin_mut!(pages);
         let (mut objects, mut at, mut remaining, mut next) = (Vec::new(), revision.unwrap_or(0), None, None);
-        'pages: while let Some(page) = pages.next().await {
+        let mut room = None;
+        'pages: loop {
+            let _turn = self.old_lists.pages.acquire().await.map_err(Error::internal)?;
+            let Some(page) = pages.next().await else { break };
             let page = page.map_err(store_error)?;
             at = page.revision;
             let in_range = page.count as usize;
@@ -195,11 +273,12 @@ impl Registry {
                     next = Some(object.key().to_string());
                     break 'pages;
                 }
+                self.old_lists.add(&mut room, kv.value.len() + OBJECT_OVERHEAD_BYTES)?;
                 objects.push(object);
             }
         }
         let continue_token = next.map_or_else(String::new, |next| write_token(cache, Some(at), &next));
-        Ok(Listed { objects: Source::Read(objects.into_iter()), revision: at, continue_token, remaining })
+        Ok(Listed { objects: Source::read(objects, room), revision: at, continue_token, remaining })
     }
 
     /// Opens a watch. Returns it with the objects that come first ([`WatchStart::Existing`]) at their version.
@@ -248,7 +327,7 @@ fn list_cached(cache: &Arc<KindCache>, selection: Selection, start: &str, limit:
         let (_, end) = selection.key_range(cache);
         remaining = selection.is_everything().then(|| snapshot.state.objects.count(next.key(), &end));
     }
-    Listed { objects: Source::Read(page.into_iter()), revision, continue_token, remaining }
+    Listed { objects: Source::read(page, None), revision, continue_token, remaining }
 }
 
 /// Reads a resource version: `None` where it is unset.

@@ -86,8 +86,6 @@ pub struct UpdateOptions {
     pub field_manager: String,
     /// Refused with Conflict where the object has another uid.
     pub uid: Option<String>,
-    /// Why this user may not create the object, where a replacement would.
-    pub create_refused: Option<Error>,
 }
 
 /// What an update came to.
@@ -107,24 +105,17 @@ impl Registry {
         resource: &Resource,
         (namespace, name): (&str, &str),
         part: Part,
-        change: Change,
+        change: &Change,
         options: &UpdateOptions,
     ) -> Result<Updated, Error> {
         check_pass(pass, resource)?;
-        let mut base = match self.base(resource, namespace, name).await {
-            Err(error) if error.is_not_found() => {
-                let create =
-                    self.create_instead(pass, resource, (namespace, name), part, change, options, error);
-                return Box::pin(create).await;
-            }
-            found => found?,
-        };
+        let mut base = self.base(resource, namespace, name).await?;
         // Whether `base` was read from the store, not from the cache, which may be a moment behind.
         let mut fresh = false;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let planned = self.plan(pass, resource, &base, part, &change, options).await;
+            let planned = self.plan(pass, resource, &base, part, change, options).await;
             let unsure = match &planned {
                 Ok(planned) => planned.is_nothing(),
                 Err(error) => may_be_stale(error),
@@ -171,37 +162,35 @@ impl Registry {
         }
     }
 
-    /// A replacement of an object that is not there creates it, for the kinds where upstream does so.
+    /// Creates the object that a replacement did not find; `missing` is what the replacement was told.
+    ///
+    /// `may_create` is asked only where the object is not there: whoever may update it learns from the refusal what not
+    /// finding it would say as well.
     #[expect(clippy::too_many_arguments, reason = "everything of the update it stands in for")]
-    async fn create_instead(
+    pub async fn create_replaced(
         &self,
         pass: &Pass,
         resource: &Resource,
         (namespace, name): (&str, &str),
-        part: Part,
-        change: Change,
+        object: &Value,
         options: &UpdateOptions,
         missing: Error,
+        may_create: impl FnOnce() -> Result<(), Error>,
     ) -> Result<Updated, Error> {
-        let hooks = kinds::hooks(resource.stored.group, resource.stored.plural);
-        match change {
-            Change::Replace(mut object) if hooks.create_on_update && part == Part::Main => {
-                check_name(&object, name)?;
-                let version = metadata::text(&object, "resourceVersion").to_owned();
-                if !version.is_empty() && version != "0" || !metadata::text(&object, "uid").is_empty() {
-                    return Err(missing);
-                }
-                if let Some(refusal) = &options.create_refused {
-                    return Err(refusal.clone());
-                }
-                metadata::of(&mut object)?.remove("resourceVersion");
-                let create =
-                    CreateOptions { dry_run: options.dry_run, field_manager: options.field_manager.clone() };
-                let object = self.create(pass, resource, namespace, object, &create).await?;
-                Ok(Updated { object, created: true, warnings: Vec::new() })
-            }
-            _ => Err(missing),
+        check_pass(pass, resource)?;
+        let version = metadata::text(object, "resourceVersion");
+        let names_another =
+            !version.is_empty() && version != "0" || !metadata::text(object, "uid").is_empty();
+        if names_another || self.newest(resource, namespace, name).await.is_ok() {
+            return Err(missing);
         }
+        check_name(object, name)?;
+        may_create()?;
+        let mut object = object.clone();
+        metadata::of(&mut object)?.remove("resourceVersion");
+        let create = CreateOptions { dry_run: options.dry_run, field_manager: options.field_manager.clone() };
+        let object = self.create(pass, resource, namespace, object, &create).await?;
+        Ok(Updated { object, created: true, warnings: Vec::new() })
     }
 
     /// What the object becomes: changed, defaulted, admitted and validated.
@@ -561,10 +550,7 @@ fn check_version(
         Change::Apply(apply) => !metadata::text(&apply.config, "resourceVersion").is_empty(),
         Change::Bind { .. } => false,
     };
-    if !explicit
-        && matches!(change, Change::Replace(object) if object["kind"] != "Scale")
-        && kinds::needs_version(resource.stored)
-    {
+    if !explicit && matches!(change, Change::Replace(_)) && kinds::needs_version(resource.stored) {
         let why = "must be specified for an update";
         let error = FieldError::invalid("metadata.resourceVersion", version, why);
         return Err(Error::invalid(resource.row.group, resource.row.kind, base.name(), &[error]));

@@ -154,7 +154,7 @@ async fn a_change_while_the_snapshot_is_sent_is_not_lost() {
 #[tokio::test]
 async fn a_busy_server_still_sends_what_pods_name() {
     // No room for any read at all.
-    let mut fixture = Fixture::start("busy", Limits { reads: 0, writes: 200 }).await;
+    let mut fixture = Fixture::start("busy", Limits { reads: 0, ..Limits::default() }).await;
     fixture.create("secrets", json!({ "metadata": { "name": "mine" } })).await;
     fixture.create("pods", pod("a", secret_volume("mine"))).await;
     let mut stream = fixture.open().await;
