@@ -58,7 +58,7 @@ fn without(missing: &Missing, pods: &[&DesiredPod]) -> Missing {
 }
 
 /// Takes the nearest one after the other, until nothing is missing.
-fn nearest<'a>(mut pods: Vec<&'a DesiredPod>, mut missing: Missing) -> Option<Vec<&'a DesiredPod>> {
+fn nearest(mut pods: Vec<&DesiredPod>, mut missing: Missing) -> Option<Vec<&DesiredPod>> {
     let mut chosen = Vec::new();
     while !missing.is_empty() {
         let best = pods.iter().enumerate().min_by(|(_, one), (_, other)| {

@@ -103,11 +103,6 @@ async fn agent_that_starts_without_the_api_goes_on_with_what_runs() {
     assert!(!node.news.0.lock().iter().any(|news| news.contains("not ready")), "{:?}", node.news.0.lock());
     node.runtime.exit(&before.id, 1);
     node.wait("the restart", || running(&node).filter(|found| found.id != before.id)).await;
-    let node = node.reboot_offline().await;
-    node.runtime.preload_image(container("web").image.as_deref().expect("named"));
-    node.wait("the start", || running(&node)).await;
-    let sandbox = node.runtime.sandbox_of(&uid("web")).expect("made");
-    assert_eq!(sandbox.runtime_handler, "runc");
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,4 +171,9 @@ async fn pod_of_a_runtime_class_is_looked_after_without_the_api() {
     let before = running(&node).expect("runs on");
     node.runtime.exit(&before.id, 1);
     node.wait("the restart", || running(&node).filter(|found| found.id != before.id)).await;
+    let node = node.reboot_offline().await;
+    node.runtime.preload_image(container("web").image.as_deref().expect("named"));
+    node.wait("the start", || running(&node)).await;
+    let sandbox = node.runtime.sandbox_of(&uid("web")).expect("made");
+    assert_eq!(sandbox.runtime_handler, "runc");
 }
