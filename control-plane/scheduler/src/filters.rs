@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::{
     affinity::untolerated,
+    features,
     pod::Needs,
     profile::Plugin,
     refusal::{Lack, Refusal},
@@ -44,6 +45,13 @@ pub(crate) fn refusal_with(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -
         }
     }
     room(needs, node, taken)
+}
+
+/// NodeDeclaredFeatures. Asked after all others, as upstream.
+pub(crate) fn features(needs: &Needs, node: &NodeEntry) -> Option<Refusal> {
+    let on = needs.profile.filters.contains(Plugin::NodeDeclaredFeatures);
+    let lacks = on && features::missing(&needs.features, &node.features).next().is_some();
+    lacks.then_some(Refusal::Features)
 }
 
 /// The part that depends on other pods of the node: why there is no room beside them.

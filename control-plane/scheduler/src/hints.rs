@@ -135,7 +135,9 @@ impl Event<'_> {
 
 /// Whether the node could run the pod, as far as it can tell by itself.
 pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
-    node.exists && filters::refusal(&pod.needs, node).is_none()
+    node.exists
+        && filters::refusal(&pod.needs, node).is_none()
+        && filters::features(&pod.needs, node).is_none()
 }
 
 /// Whether the pod asks for one of the extended resources.

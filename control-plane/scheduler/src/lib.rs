@@ -23,6 +23,7 @@ mod evict;
 mod explain;
 mod explanation;
 mod extender;
+mod features;
 mod filters;
 mod group;
 mod hints;

@@ -79,7 +79,11 @@ impl<'a> Outlook<'a> {
 
     /// Whether no node is refused.
     pub(crate) fn is_clear(&self) -> bool {
-        self.volumes.is_none() && self.devices.is_none() && self.hard.is_empty() && self.required.is_empty()
+        self.volumes.is_none()
+            && self.devices.is_none()
+            && self.hard.is_empty()
+            && self.required.is_empty()
+            && self.pod.needs.features.is_empty()
     }
 
     /// Why the node cannot take the pod.
@@ -87,6 +91,7 @@ impl<'a> Outlook<'a> {
         self.volumes_refusal(slot, &[])
             .or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
             .or_else(|| self.devices_refusal(slot))
+            .or_else(|| filters::features(&self.pod.needs, &self.snapshot.nodes[slot]))
     }
 
     /// Whether pods that nodes are kept for matter by more than their room.
@@ -179,6 +184,7 @@ impl<'a> WhatIf<'a> {
             .or_else(|| self.outlook.refusal_with(self.slot, more, more_standing))
             .or_else(|| (self.new_standing() > 0).then_some(Refusal::StandingAntiAffinity))
             .or_else(|| self.outlook.devices_refusal(self.slot))
+            .or_else(|| filters::features(&pod.needs, node))
     }
 
     /// Anti-affinity of pods that are put there, towards the pod, where the node has the label.

@@ -13,6 +13,7 @@ use crate::{
     affinity::{NodeAffinity, Toleration},
     devices::PodClaims,
     extender::{Extender, ExtenderSet},
+    features,
     group::Group,
     images::PodImages,
     intern::{Interner, Same},
@@ -79,6 +80,8 @@ pub(crate) struct Needs {
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) ports: Vec<HostPort>,
     pub(crate) images: PodImages,
+    /// What its node must have declared.
+    pub(crate) features: Vec<&'static str>,
 }
 
 /// A port of the node that a pod takes.
@@ -171,6 +174,7 @@ impl Needs {
             tolerations: spec.tolerations.iter().flatten().map(Toleration::of).collect(),
             ports: host_ports(spec),
             images: PodImages::of(spec),
+            features: features::required(spec),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) enum Plugin {
     PodTopologySpread,
     InterPodAffinity,
     DynamicResources,
+    NodeDeclaredFeatures,
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
@@ -36,7 +37,7 @@ pub(crate) enum Plugin {
 
 impl Plugin {
     /// Those that a profile can switch.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::NodeUnschedulable,
         Self::NodeName,
         Self::TaintToleration,
@@ -50,6 +51,7 @@ impl Plugin {
         Self::PodTopologySpread,
         Self::InterPodAffinity,
         Self::DynamicResources,
+        Self::NodeDeclaredFeatures,
         Self::DefaultPreemption,
         Self::NodeResourcesBalancedAllocation,
         Self::ImageLocality,
@@ -71,6 +73,7 @@ impl Plugin {
             Self::PodTopologySpread => "PodTopologySpread",
             Self::InterPodAffinity => "InterPodAffinity",
             Self::DynamicResources => "DynamicResources",
+            Self::NodeDeclaredFeatures => "NodeDeclaredFeatures",
             Self::DefaultPreemption => "DefaultPreemption",
             Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
             Self::ImageLocality => "ImageLocality",

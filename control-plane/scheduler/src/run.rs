@@ -345,10 +345,12 @@ fn follow_with<K: Kind>(
 fn same_for_scheduling(old: &Node, new: &Node) -> bool {
     let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
     let images = |node: &Node| node.status.as_ref().and_then(|status| status.images.clone());
+    let features = |node: &Node| node.status.as_ref().and_then(|status| status.declared_features.clone());
     old.spec == new.spec
         && old.metadata.labels == new.metadata.labels
         && allocatable(old) == allocatable(new)
         && images(old) == images(new)
+        && features(old) == features(new)
 }
 
 /// The loop. Returns the bindings that are still being written.

@@ -64,6 +64,8 @@ pub(crate) struct NodeEntry {
     pub(crate) taints: Vec<Taint>,
     pub(crate) labels: Labels,
     pub(crate) allocatable: Requests,
+    /// Features that its kubelet has, as far as these are declared.
+    pub(crate) features: Vec<String>,
     /// What device classes provide of extended resources, in all of the cluster.
     pub(crate) providers: Arc<Providers>,
     pub(crate) taken: Occupancy,
@@ -179,7 +181,9 @@ impl Snapshot {
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
         let amounts = resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
+        let features = node.status.as_ref().and_then(|status| status.declared_features.clone());
         let entry = &mut self.nodes[slot];
+        entry.features = features.unwrap_or_default();
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
         entry.allocatable = Requests::from_amounts(amounts);
         entry.providers = self.devices.providers().clone();

@@ -60,8 +60,16 @@ pub(super) fn any_node(random: &mut Random, name: &str) -> Value {
         "status": { "allocatable": {
             "cpu": format!("{}m", 1000 * (1 + random.below(8))), "memory": format!("{}", 1_000_000 * (1 + random.below(1900))),
             "pods": format!("{}", 3 + random.below(8)), "example.com/gpu": format!("{}", random.below(3)),
-        }, "images": any_images(random) },
+        }, "images": any_images(random), "declaredFeatures": any_features(random) },
     })
+}
+
+fn any_features(random: &mut Random) -> Value {
+    match random.below(4) {
+        0 => json!([]),
+        1 => json!(["Another"]),
+        _ => json!(["Another", "RestartAllContainersOnContainerExits"]),
+    }
 }
 
 fn any_images(random: &mut Random) -> Value {
@@ -103,6 +111,9 @@ pub(super) fn any_pod(random: &mut Random, name: &str) -> Value {
     if random.chance(8) {
         spec["containers"][0]["ports"] =
             json!([{ "containerPort": 80, "hostPort": 8000 + random.below(2), "protocol": "TCP" }]);
+    }
+    if random.chance(8) {
+        spec["containers"][0]["restartPolicyRules"] = json!([{ "action": "RestartAllContainers" }]);
     }
     if random.chance(3) {
         spec["tolerations"] = json!([{ "key": random.one_of(&["red", "blue"]), "operator": "Exists" }]);

@@ -32,6 +32,7 @@ impl Twin {
                 "plugin(s)",
                 "missing required",
                 "pod affinity rules",
+                "required features",
             ];
             !node_itself.iter().any(|part| reason.contains(part))
         };

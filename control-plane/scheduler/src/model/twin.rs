@@ -106,7 +106,15 @@ impl Twin {
         if let Some(reason) = self.spread_refuses(pod, name) {
             return one(reason);
         }
-        self.affinity_refuses(pod, name).map(one).unwrap_or_default()
+        if let Some(reason) = self.affinity_refuses(pod, name) {
+            return one(reason);
+        }
+        let restarts_all = !pod["spec"]["containers"][0]["restartPolicyRules"].is_null();
+        let declared = list(&node["status"]["declaredFeatures"]);
+        if restarts_all && !declared.iter().any(|one| one == "RestartAllContainersOnContainerExits") {
+            return one("node(s) didn't match Pod's required features");
+        }
+        Vec::new()
     }
 
     fn no_room(&self, pod: &Value, name: &str) -> Vec<String> {

@@ -9,6 +9,7 @@ use crate::{
     affinity::untolerated,
     evaluation::Evaluations,
     explanation::{Explanation, NodeVerdict, Score, Verdict},
+    features,
     outlook::Outlook,
     placement::{each_score, refused_for_others},
     pod::{self, PodInfo},
@@ -209,6 +210,9 @@ fn detail(refusal: &Refusal, pod: &PodInfo, node: &NodeEntry) -> String {
         Refusal::Lacks(lacks) => {
             let all: Vec<String> = lacks.iter().map(|lack| lacking(lack, pod, node)).collect();
             all.join(", ")
+        }
+        Refusal::Features => {
+            features::missing(&pod.needs.features, &node.features).collect::<Vec<_>>().join(", ")
         }
         Refusal::NoDevices => {
             let of_class = |resource: &String| {
