@@ -10,7 +10,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 use crate::{config::Config, explanation::Explanation, scheduler::Scheduler};
@@ -38,6 +38,7 @@ pub async fn explain(
     all::<PodDisruptionBudget>(&client).await?.iter().for_each(|budget| core.budget_changed(budget));
     all::<StorageClass>(&client).await?.iter().for_each(|class| core.class_changed(class, NOW));
     all::<CSINode>(&client).await?.iter().for_each(|node| core.csi_node_changed(node, NOW));
+    all::<VolumeAttachment>(&client).await?.iter().for_each(|one| core.attachment_changed(one));
     all::<CSIDriver>(&client).await?.iter().for_each(|driver| core.driver_changed(driver, NOW));
     all::<CSIStorageCapacity>(&client)
         .await?

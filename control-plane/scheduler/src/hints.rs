@@ -36,8 +36,8 @@ pub(crate) enum Event<'a> {
     ClaimChanged(&'a ObjectKey),
     /// A volume or a class.
     StorageChanged(Cause),
-    /// What a node can attach.
-    LimitsChanged,
+    /// How many volumes a node takes, or has attached.
+    LimitsChanged(Cause),
     PodGroupChanged(&'a ObjectKey),
     DeviceClaimChanged(&'a ObjectKey),
     /// Devices became free, or there are others, or other classes of them.
@@ -55,12 +55,12 @@ impl Event<'_> {
             Self::Node { cause, .. }
             | Self::StorageChanged(cause)
             | Self::DevicesChanged(cause)
+            | Self::LimitsChanged(cause)
             | Self::ExtendedResourcesGained { cause, .. } => *cause,
             Self::PodPlaced(_) => Cause::AssignedPodAdd,
             Self::PodGone(_) => Cause::AssignedPodDelete,
             Self::NamespaceChanged => Cause::NamespaceUpdate,
             Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
-            Self::LimitsChanged => Cause::CsiNodeUpdate,
             Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
             Self::DeviceClaimChanged(_) => Cause::ResourceClaimUpdate,
         }
@@ -112,13 +112,13 @@ impl Event<'_> {
                             || counted(&pod.terms.affinity, other, namespaces)
                             || stood_against()))
                     || (refused_by.contains(Plugin::VolumeRestrictions) && share_volumes(pod, other))
-                    || (refused_by.contains(Plugin::NodeVolumeLimits) && !other.volumes.claims.is_empty())
+                    || (refused_by.contains(Plugin::NodeVolumeLimits) && other.volumes.may_attach())
             }
             Self::ClaimChanged(key) => {
                 refused_by.meets(storage()) && pod.volumes.claims.iter().any(|used| used.key == **key)
             }
             Self::StorageChanged(_) => refused_by.meets(storage()),
-            Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
+            Self::LimitsChanged(_) => refused_by.contains(Plugin::NodeVolumeLimits),
             Self::PodGroupChanged(key) => pod.group.as_ref().is_some_and(|group| group.key == **key),
             Self::DeviceClaimChanged(key) => {
                 refused_by.contains(Plugin::DynamicResources) && pod.claims.names(key)

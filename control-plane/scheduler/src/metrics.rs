@@ -46,6 +46,7 @@ pub(crate) enum Cause {
     PersistentVolumeUpdate,
     StorageClassUpdate,
     CsiNodeUpdate,
+    VolumeAttachmentDelete,
     CsiDriverUpdate,
     CsiStorageCapacityUpdate,
     PodGroupUpdate,
@@ -58,7 +59,7 @@ pub(crate) enum Cause {
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -76,6 +77,7 @@ impl Cause {
         Self::PersistentVolumeUpdate,
         Self::StorageClassUpdate,
         Self::CsiNodeUpdate,
+        Self::VolumeAttachmentDelete,
         Self::CsiDriverUpdate,
         Self::CsiStorageCapacityUpdate,
         Self::PodGroupUpdate,
@@ -105,6 +107,7 @@ impl Cause {
             Self::PersistentVolumeUpdate => "PersistentVolumeUpdate",
             Self::StorageClassUpdate => "StorageClassUpdate",
             Self::CsiNodeUpdate => "CSINodeUpdate",
+            Self::VolumeAttachmentDelete => "VolumeAttachmentDelete",
             Self::CsiDriverUpdate => "CSIDriverUpdate",
             Self::CsiStorageCapacityUpdate => "CSIStorageCapacityUpdate",
             Self::PodGroupUpdate => "PodGroupUpdate",

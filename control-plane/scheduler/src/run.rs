@@ -21,7 +21,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -305,6 +305,10 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         follow_kind(shell, followers, |core, change: &Change<'_, CSINode>, now| match change.new {
             Some(node) => core.csi_node_changed(node, now),
             None => core.csi_node_removed(&change.key.name, now),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, VolumeAttachment>, now| match change.new {
+            Some(attachment) => core.attachment_changed(attachment),
+            None => core.attachment_removed(&change.key.name, now),
         }),
     ];
     async move {

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 use super::Scheduler;
@@ -212,12 +212,21 @@ impl Scheduler {
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
         self.snapshot.volumes.put_csi_node(node);
-        self.wake(&Event::LimitsChanged, now);
+        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
     }
 
     pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
         self.snapshot.volumes.remove_csi_node(name);
-        self.wake(&Event::LimitsChanged, now);
+        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+    }
+
+    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment) {
+        self.snapshot.volumes.put_attachment(attachment);
+    }
+
+    pub(crate) fn attachment_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_attachment(name);
+        self.wake(&Event::LimitsChanged(Cause::VolumeAttachmentDelete), now);
     }
 
     pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {

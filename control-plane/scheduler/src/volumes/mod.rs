@@ -5,6 +5,8 @@
 //! promised twice. Free storage counts where drivers publish it ([`capacity`]). Bounded by the claims, volumes and nodes of the cluster.
 
 mod capacity;
+mod limits;
+mod migration;
 mod objects;
 mod view;
 
@@ -13,13 +15,14 @@ use std::collections::{BTreeMap, HashMap};
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 pub(crate) use objects::{PodVolumes, SELECTED_NODE};
 pub(crate) use view::{Lacking, Trouble, VolumeView};
 
 use capacity::Capacities;
+use limits::Limits;
 use objects::{Claim, Class, Volume};
 
 use crate::pod::PodInfo;
@@ -31,8 +34,7 @@ pub(crate) struct Volumes {
     volumes: BTreeMap<String, Volume>,
     classes: HashMap<String, Class>,
     capacities: Capacities,
-    /// How many volumes of a driver a node takes, by node and driver.
-    limits: HashMap<String, HashMap<String, usize>>,
+    limits: Limits,
     /// Placed pods that use a claim.
     users: HashMap<ObjectKey, usize>,
     /// What was decided and the API does not show yet: volumes of claims, and nodes that others are made for.
@@ -121,16 +123,21 @@ impl Volumes {
     }
 
     pub(crate) fn put_csi_node(&mut self, node: &CSINode) {
-        let limits = node.spec.drivers.iter().filter_map(|driver| {
-            let count = driver.allocatable.as_ref()?.count?;
-            Some((driver.name.clone(), usize::try_from(count).unwrap_or_default()))
-        });
-        self.limits.insert(node.metadata.name.clone().unwrap_or_default(), limits.collect());
+        self.limits.put_node(node);
         self.version += 1;
     }
 
     pub(crate) fn remove_csi_node(&mut self, name: &str) {
-        self.limits.remove(name);
+        self.limits.remove_node(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_attachment(&mut self, attachment: &VolumeAttachment) {
+        self.version += u64::from(self.limits.put_attachment(attachment));
+    }
+
+    pub(crate) fn remove_attachment(&mut self, name: &str) {
+        self.limits.remove_attachment(name);
         self.version += 1;
     }
 

@@ -11,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity as Text, apis::meta::v1::ObjectMeta},
 };
 
+use super::migration::{self, Attachable};
 use crate::{affinity::NodeAffinity, pod::Labels};
 
 const BOUND: &str = "pv.kubernetes.io/bind-completed";
@@ -63,8 +64,9 @@ pub(crate) struct Volume {
     pub(crate) bytes: i64,
     pub(crate) labels: Labels,
     pub(crate) block: bool,
-    /// Driver and handle.
-    pub(crate) csi: Option<(String, String)>,
+    /// What of it counts against limits of nodes.
+    pub(crate) attachable: Option<Attachable>,
+    pub(crate) is_csi: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +129,7 @@ impl Volume {
         let spec = volume.spec.clone().unwrap_or_default();
         let metadata = &volume.metadata;
         let labels = metadata.labels.clone().unwrap_or_default();
+        let attachable = migration::of_persistent(&spec, &labels);
         let zone = |(old, new): (&'static str, &'static str)| {
             let values = labels.get(old)?.split("__").map(|value| value.trim().to_owned()).collect();
             Some((old, new, values))
@@ -150,7 +153,8 @@ impl Volume {
             access_modes: spec.access_modes.unwrap_or_default(),
             bytes: bytes(spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"))),
             block: spec.volume_mode.as_deref() == Some("Block"),
-            csi: spec.csi.map(|csi| (csi.driver, csi.volume_handle)),
+            attachable,
+            is_csi: spec.csi.is_some(),
             labels,
         }
     }
@@ -200,6 +204,8 @@ pub(crate) struct PodVolumes {
     pub(crate) claims: Vec<ClaimUse>,
     /// Disks named in the pod itself.
     pub(crate) disks: Vec<Disk>,
+    /// What of those counts against limits of nodes.
+    pub(crate) attached: Vec<Attachable>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -238,6 +244,7 @@ impl PodVolumes {
                 let key = ObjectKey::new(namespace.clone(), format!("{name}-{}", volume.name));
                 volumes.claims.push(ClaimUse { key, ephemeral: true });
             }
+            volumes.attached.extend(migration::of_pod(volume));
             let mut disk = |id: String, read_only: Option<bool>| {
                 volumes.disks.push(Disk { id, read_only: read_only.unwrap_or_default() });
             };
@@ -262,7 +269,12 @@ impl PodVolumes {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.claims.is_empty() && self.disks.is_empty()
+        self.claims.is_empty() && self.disks.is_empty() && self.attached.is_empty()
+    }
+
+    /// Whether something of it may count against limits of nodes.
+    pub(crate) fn may_attach(&self) -> bool {
+        !self.claims.is_empty() || !self.attached.is_empty()
     }
 }
 

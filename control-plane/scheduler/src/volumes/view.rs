@@ -11,6 +11,7 @@ use crate::{
     snapshot::{NodeEntry, Slot},
     volumes::{
         Provisions, Volumes,
+        migration::Attachable,
         objects::{Claim, Volume},
     },
 };
@@ -42,8 +43,8 @@ pub(crate) struct VolumeView<'a> {
     missing: bool,
     /// The smallest first.
     unbound: Vec<&'a Claim>,
-    /// Driver and unique name of volumes that count against a node's limit.
-    attached: Vec<(String, String)>,
+    /// Volumes that count against a node's limits.
+    attached: HashSet<Attachable>,
 }
 
 impl<'a> VolumeView<'a> {
@@ -56,7 +57,7 @@ impl<'a> VolumeView<'a> {
             bound: Vec::new(),
             missing: false,
             unbound: Vec::new(),
-            attached: Vec::new(),
+            attached: pod.volumes.attached.iter().cloned().collect(),
         };
         let mut immediate = false;
         for used in &pod.volumes.claims {
@@ -230,25 +231,8 @@ impl<'a> VolumeView<'a> {
     }
 
     fn exceeds(&self, node: &NodeEntry, changes: &[(&PodInfo, i64)]) -> bool {
-        let Some(limits) = self.all.limits.get(&node.name).filter(|_| !self.attached.is_empty()) else {
-            return false;
-        };
-        // Most nodes are far from their limits, whatever their pods' claims are.
-        let claims = self.pods(node, changes).map(|pod| pod.volumes.claims.len()).sum::<usize>();
-        let most = claims + self.attached.len();
-        if self.attached.iter().all(|(driver, _)| limits.get(driver).is_none_or(|limit| most <= *limit)) {
-            return false;
-        }
-        let there: HashSet<(String, String)> = self
-            .pods(node, changes)
-            .flat_map(|pod| &pod.volumes.claims)
-            .filter_map(|used| self.all.attachment(self.all.claims.get(&used.key)?))
-            .collect();
-        let all: HashSet<&(String, String)> = self.attached.iter().chain(&there).collect();
-        self.attached.iter().filter(|new| !there.contains(new)).any(|(driver, _)| {
-            let count = all.iter().filter(|(other, _)| other == driver).count();
-            limits.get(driver).is_some_and(|limit| count > *limit)
-        })
+        let pods = self.pods(node, changes).map(|pod| &*pod.volumes);
+        self.all.exceed_limits(&node.name, &self.attached, pods)
     }
 
     /// Pods of the node, as changed.
@@ -256,8 +240,8 @@ impl<'a> VolumeView<'a> {
         &'b self,
         node: &'b NodeEntry,
         changes: &'b [(&PodInfo, i64)],
-    ) -> impl Iterator<Item = &'b PodInfo> {
-        let gone = |pod: &PodInfo| changes.iter().any(|(other, sign)| *sign < 0 && other.uid == pod.uid);
+    ) -> impl Iterator<Item = &'b PodInfo> + Clone {
+        let gone = move |pod: &PodInfo| changes.iter().any(|(other, sign)| *sign < 0 && other.uid == pod.uid);
         let come = changes.iter().filter(|(_, sign)| *sign > 0).map(|(pod, _)| *pod);
         node.pods.iter().map(|pod| &**pod).filter(move |pod| !gone(pod)).chain(come)
     }
@@ -279,18 +263,5 @@ impl<'a> VolumeView<'a> {
                     .or_else(|| node.labels.get(*new))
                     .is_some_and(|value| values.contains(value))
             })
-    }
-}
-
-impl Volumes {
-    /// Driver and unique name of the claim's volume, where a driver attaches it.
-    fn attachment(&self, claim: &Claim) -> Option<(String, String)> {
-        match &claim.volume {
-            Some(volume) => self.volumes.get(volume)?.csi.clone(),
-            None => {
-                let class = self.classes.get(&claim.class)?;
-                class.provisions().then(|| (class.provisioner.clone(), format!("claim {}", claim.key)))
-            }
-        }
     }
 }
