@@ -58,6 +58,7 @@ mod testing;
 mod topology;
 mod victims;
 mod volumes;
+mod workloads;
 
 pub use alone::{Core, Decisions};
 pub use config::Config;

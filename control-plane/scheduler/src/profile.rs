@@ -231,6 +231,11 @@ impl Default for Profile {
 }
 
 impl Profile {
+    /// Whether the cluster has spread constraints for pods that have none.
+    pub(crate) fn spreads_by_default(&self) -> bool {
+        self.system_default_constraints || !self.default_constraints.is_empty()
+    }
+
     pub(crate) fn ignores(&self, resource: &str) -> bool {
         let group = resource.split_once('/').map(|(group, _)| group);
         self.ignored_resources.iter().any(|name| name == resource)

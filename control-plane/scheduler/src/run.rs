@@ -16,12 +16,18 @@ use hawser_api::{
     resource::ObjectKey,
     typed::Kind,
 };
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
-    policy::v1::PodDisruptionBudget,
-    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
-    scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
+use k8s_openapi::{
+    api::{
+        apps::v1::{ReplicaSet, StatefulSet},
+        core::v1::{
+            Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+        },
+        policy::v1::PodDisruptionBudget,
+        resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
+        scheduling::v1alpha2::PodGroup,
+        storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -45,6 +51,7 @@ use crate::{
     report::Reports,
     reserve::Claims,
     scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
+    workloads::ControllerKind,
 };
 
 /// Between two looks at a pod whose binding has no known outcome, and between two such bindings; doubled up to the last.
@@ -306,6 +313,25 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(node) => core.csi_node_changed(node, now),
             None => core.csi_node_removed(&change.key.name, now),
         }),
+        follow_kind(shell, followers, |core, change: &Change<'_, Service>, _| match change.new {
+            Some(service) => core.workloads().put_service(service),
+            None => core.workloads().remove_service(change.key),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, ReplicationController>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref()?.selector.as_ref());
+            match change.new {
+                Some(_) => core.workloads().put_replication_controller(change.key, selector),
+                None => core.workloads().remove_controller(ControllerKind::ReplicationController, change.key),
+            }
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, ReplicaSet>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref().map(|spec| &spec.selector));
+            follow_set(core, ControllerKind::ReplicaSet, change, selector);
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, StatefulSet>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref().map(|spec| &spec.selector));
+            follow_set(core, ControllerKind::StatefulSet, change, selector);
+        }),
         follow_kind(shell, followers, |core, change: &Change<'_, VolumeAttachment>, now| match change.new {
             Some(attachment) => core.attachment_changed(attachment),
             None => core.attachment_removed(&change.key.name, now),
@@ -315,6 +341,19 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
         for synced in synced {
             synced.await;
         }
+    }
+}
+
+/// `selector` is that of the new object.
+fn follow_set<K: Kind>(
+    core: &mut Scheduler,
+    kind: ControllerKind,
+    change: &Change<'_, K>,
+    selector: Option<&LabelSelector>,
+) {
+    match change.new {
+        Some(_) => core.workloads().put_set(kind, change.key, selector),
+        None => core.workloads().remove_controller(kind, change.key),
     }
 }
 

@@ -194,9 +194,10 @@ impl Scheduler {
         let mut plan = Plan::default();
         self.go_on(&mut plan, now);
         for _ in 0..limit {
-            let Some(waiting) = self.queue.pop(now) else {
+            let Some(mut waiting) = self.queue.pop(now) else {
                 return plan;
             };
+            waiting.pod = self.reader.refresh(&waiting.pod);
             if let Some(came) = self.clearing.get_mut(&waiting.pod.uid) {
                 *came = true;
                 self.queue.put_back(waiting, now);

@@ -240,7 +240,7 @@ impl Snapshot {
     /// Counts the pod on the node. A pod counted elsewhere, or as another, is counted anew.
     pub(crate) fn put_pod(&mut self, pod: &Arc<PodInfo>, node: &str) -> Slot {
         if let Some((slot, known)) = self.placed(&pod.uid)
-            && (self.nodes[slot].name != node || known.wishes() != pod.wishes() || known.going != pod.going)
+            && (self.nodes[slot].name != node || known.traits() != pod.traits() || known.going != pod.going)
         {
             self.remove_pod(&pod.uid);
         }

@@ -37,6 +37,22 @@ pub(super) fn any_namespace(random: &mut Random) -> Value {
     json!({ "metadata": { "name": name, "labels": labels } })
 }
 
+/// A Service, or a ReplicaSet of those that pods name as their controllers.
+pub(super) fn any_workload(random: &mut Random) -> Value {
+    let metadata = json!({ "name": random.one_of(&["web", "db"]), "namespace": random.one_of(&["a", "b"]) });
+    if random.chance(2) {
+        let mut set = json!({ "kind": "ReplicaSet", "metadata": metadata, "spec": {} });
+        set["spec"]["selector"] = any_selector(random);
+        return set;
+    }
+    let selector = match random.below(4) {
+        0 => json!({}),
+        1 => Value::Null,
+        _ => any_labels(random),
+    };
+    json!({ "kind": "Service", "metadata": metadata, "spec": { "selector": selector } })
+}
+
 pub(super) fn any_node(random: &mut Random, name: &str) -> Value {
     let mut labels = json!({ "disk": random.one_of(&["ssd", "hdd"]) });
     if !random.chance(5) {

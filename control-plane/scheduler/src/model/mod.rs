@@ -12,13 +12,16 @@ mod twin;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use hawser_api::resource::ObjectKey;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
 use crate::{
     config::Config,
     scheduler::{Decision, Scheduler},
+    workloads::ControllerKind,
 };
-use generate::{Random, any_namespace, any_node, any_pod};
+use generate::{Random, any_namespace, any_node, any_pod, any_workload};
 use twin::Twin;
 
 fn typed<T: serde::de::DeserializeOwned>(value: &Value) -> T {
@@ -59,6 +62,32 @@ impl Pair {
         self.scheduler.namespace_changed(&typed(&namespace), self.now);
         let name = namespace["metadata"]["name"].as_str().unwrap().to_owned();
         self.twin.namespaces.insert(name, namespace["metadata"]["labels"].clone());
+    }
+
+    fn put_workload(&mut self, object: Value) {
+        let field = |name: &str| object["metadata"][name].as_str().unwrap().to_owned();
+        let (kind, key) =
+            (object["kind"].as_str().unwrap(), ObjectKey::new(field("namespace"), field("name")));
+        let workloads = self.scheduler.workloads();
+        if kind == "Service" {
+            workloads.put_service(&typed(&object));
+        } else {
+            let selector: LabelSelector = typed(&object["spec"]["selector"]);
+            workloads.put_set(ControllerKind::ReplicaSet, &key, Some(&selector));
+        }
+        self.twin.workloads.insert([kind.to_owned(), field("namespace"), field("name")], object);
+    }
+
+    fn remove_workload(&mut self, object: &Value) {
+        let field = |name: &str| object["metadata"][name].as_str().unwrap().to_owned();
+        let (kind, key) =
+            (object["kind"].as_str().unwrap(), ObjectKey::new(field("namespace"), field("name")));
+        let workloads = self.scheduler.workloads();
+        match kind {
+            "Service" => workloads.remove_service(&key),
+            _ => workloads.remove_controller(ControllerKind::ReplicaSet, &key),
+        }
+        self.twin.workloads.remove(&[kind.to_owned(), field("namespace"), field("name")]);
     }
 
     fn remove_pod(&mut self, name: &str) {
@@ -112,7 +141,7 @@ fn choices_are_those_of_the_slow_twin() {
         let mut pair = Pair::new(seed);
         for step in 0..70 {
             pair.now += Duration::from_secs(1000);
-            match random.below(14) {
+            match random.below(15) {
                 0..=2 => {
                     let name = format!("n{}", random.below(8));
                     pair.put_node(any_node(&mut random, &name));
@@ -126,6 +155,14 @@ fn choices_are_those_of_the_slow_twin() {
                     }
                 }
                 5 => pair.put_namespace(any_namespace(&mut random)),
+                7 => {
+                    let workload = any_workload(&mut random);
+                    if random.chance(3) {
+                        pair.remove_workload(&workload);
+                    } else {
+                        pair.put_workload(workload);
+                    }
+                }
                 6 => {
                     // A pod is being deleted, or its labels change.
                     let names: Vec<String> = pair.twin.pods.keys().cloned().collect();

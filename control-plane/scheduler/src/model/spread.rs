@@ -25,17 +25,36 @@ fn constraints(pod: &Value, action: &str) -> Vec<Value> {
 }
 
 impl Twin {
+    /// What selects the pods of the pod's workload: each has to. None where it is of no workload.
+    fn workload(&self, pod: &Value) -> Vec<Value> {
+        let metadata = &pod["metadata"];
+        let is_near = |[_, namespace, _]: &[String; 3]| metadata["namespace"] == *namespace;
+        let near = || self.workloads.iter().filter(|(key, _)| is_near(key));
+        let mut selectors = Vec::new();
+        for (_, service) in near().filter(|([kind, ..], _)| kind == "Service") {
+            let selector = json!({ "matchLabels": service["spec"]["selector"] });
+            let is_any = service["spec"]["selector"].as_object().is_some_and(|labels| !labels.is_empty());
+            if is_any && selects(&selector, &metadata["labels"]) {
+                selectors.push(selector);
+            }
+        }
+        let owner = &metadata["ownerReferences"][0]["name"];
+        for (_, set) in near().filter(|([kind, _, name], _)| kind == "ReplicaSet" && owner == name) {
+            if set["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty()) {
+                selectors.push(set["spec"]["selector"].clone());
+            }
+        }
+        selectors
+    }
+
     /// Pods on the node that the constraint is about.
     fn counted(&self, pod: &Value, constraint: &Value, node: &str) -> i64 {
-        let owner = |pod: &Value| pod["metadata"]["ownerReferences"][0]["uid"].clone();
+        let default = [constraint["labelSelector"].clone()];
+        let workload = if constraint["default"] == true { self.workload(pod) } else { default.into() };
         let counts = |other: &&Value| {
-            let same = if constraint["default"] == true {
-                owner(other) == owner(pod)
-            } else {
-                other["metadata"]["namespace"] == pod["metadata"]["namespace"]
-                    && selects(&constraint["labelSelector"], &other["metadata"]["labels"])
-            };
-            same && other["metadata"]["deletionTimestamp"].is_null()
+            other["metadata"]["namespace"] == pod["metadata"]["namespace"]
+                && workload.iter().all(|selector| selects(selector, &other["metadata"]["labels"]))
+                && other["metadata"]["deletionTimestamp"].is_null()
         };
         self.on(node).filter(counts).count() as i64
     }
@@ -88,7 +107,7 @@ impl Twin {
         let own = !list(&pod["spec"]["topologySpreadConstraints"]).is_empty();
         let soft = if own {
             constraints(pod, "ScheduleAnyway")
-        } else if pod["metadata"]["ownerReferences"].is_null() {
+        } else if self.workload(pod).is_empty() {
             Vec::new()
         } else {
             vec![

@@ -14,6 +14,8 @@ pub(super) struct Twin {
     /// Pods that wait for a node to be cleared, with the node.
     pub(super) nominated: BTreeMap<String, (Value, String)>,
     pub(super) budgets: Vec<Value>,
+    /// Services and ReplicaSets, by kind, namespace and name.
+    pub(super) workloads: BTreeMap<[String; 3], Value>,
 }
 
 pub(super) fn priority(pod: &Value) -> i64 {

@@ -21,6 +21,7 @@ use crate::{
     pod::{self, PodInfo},
     profile::Profile,
     snapshot::{NodeEntry, Slot},
+    workloads::Workloads,
 };
 
 impl Scheduler {
@@ -247,6 +248,11 @@ impl Scheduler {
         self.budgets.remove(namespace, name);
     }
 
+    /// Services and controllers, which say of pods that wait how they are spread: known when their turn comes.
+    pub(crate) fn workloads(&mut self) -> &mut Workloads {
+        &mut self.reader.workloads
+    }
+
     fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
         self.forget(&pod.uid, now);
         if let Some(assumed) = self.assumed.remove(&pod.uid) {
@@ -261,7 +267,7 @@ impl Scheduler {
         let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
         let is_same = |(slot, known): &(Slot, Arc<PodInfo>)| {
             self.snapshot.nodes[*slot].name == node
-                && known.wishes() == pod.wishes()
+                && known.traits() == pod.traits()
                 && known.going == pod.going
         };
         if known.as_ref().is_some_and(is_same) {
@@ -274,7 +280,7 @@ impl Scheduler {
         match known {
             None => self.wake(&Event::PodPlaced(pod), now),
             Some((before_slot, known)) => {
-                if before_slot != slot || known.wishes() != pod.wishes() {
+                if before_slot != slot || known.traits() != pod.traits() {
                     // A pod that moves or shrinks leaves room behind.
                     self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);

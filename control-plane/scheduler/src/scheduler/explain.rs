@@ -40,6 +40,7 @@ impl Scheduler {
     pub(crate) fn explain(&mut self, pod: &Pod) -> Explanation {
         let profile = self.profile_of(pod).unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
+        let info = self.reader.refresh(&info);
         let mut notes = self.notes(pod);
         if let Some(group) = &info.group {
             let name = group.name();

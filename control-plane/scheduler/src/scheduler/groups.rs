@@ -114,6 +114,7 @@ impl Scheduler {
         }
         let mut members = vec![first];
         members.extend(self.queue.take_group(&group.key));
+        members.iter_mut().for_each(|member| member.pod = self.reader.refresh(&member.pod));
         if self.is_clearing(&members) {
             members.into_iter().for_each(|member| self.queue.put_back(member, now));
             return;
