@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
@@ -222,6 +223,19 @@ pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
 pub(crate) fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// When a pod whose containers succeeded was done; `None` for all others.
+pub(crate) fn succeeded_at(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Succeeded"))?;
+    let ends =
+        status.container_statuses.iter().flatten().filter_map(|container| {
+            Some(container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0)
+        });
+    let changes =
+        status.conditions.iter().flatten().filter_map(|one| Some(one.last_transition_time.as_ref()?.0));
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    Some(ends.max().or(changes.max()).or(created).unwrap_or_default())
 }
 
 /// Whether the pod waits for something outside before it may be placed.

@@ -175,8 +175,9 @@ impl Queue {
         self.put(Waiting::new(pod, now), Place::Gated, cause, now);
     }
 
-    pub(crate) fn contains(&self, uid: &str) -> bool {
-        self.entries.contains_key(uid)
+    /// The pod, where it waits.
+    pub(crate) fn get(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.entries.get(uid).map(|entry| &entry.waiting.pod)
     }
 
     pub(crate) fn remove(&mut self, uid: &str) {

@@ -18,6 +18,10 @@ fn scheduler() -> Scheduler {
     Scheduler::new(&Config::default(), 7)
 }
 
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
 fn cpu(name: &str, amount: &str) -> Pod {
     pod(name, json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": amount } } }] }))
 }
@@ -321,4 +325,31 @@ fn replicas_spread_over_zones_and_hosts() {
     let zone = |node: &String| node == "n1" || node == "n2";
     assert_ne!(zone(&used[0]), zone(&used[1]), "{used:?}");
     assert!(first.iter().all(|node| used.iter().filter(|used| used == node).count() == 2), "{used:?}");
+}
+
+#[test]
+fn a_nomination_that_somebody_else_writes_is_followed() {
+    let ranked = |name: &str, priority: i32, fields: serde_json::Value| {
+        let mut pod = cpu(name, "3");
+        let spec = pod.spec.as_mut().unwrap();
+        (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
+        spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
+        pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
+        pod
+    };
+    let near = json!({ "near": "yes" });
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({ "metadata": { "labels": near } })), START);
+    scheduler.pod_changed(&bound_to(ranked("first", 10, json!({})), "n1"), START);
+    scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), START);
+    assert_eq!(scheduler.schedule(1, START).rejected.len(), 1);
+    // Room is made by somebody who writes for whom it is, who waits for more than that.
+    let nominated = json!({ "nodeSelector": near, "status": { "nominatedNodeName": "n2" } });
+    scheduler.pod_changed(&ranked("high", 10, nominated), START);
+    scheduler.node_changed(&node("n2", json!({})), START);
+    scheduler.pod_changed(&ranked("low", 0, json!({})), at(1));
+    assert!(scheduler.schedule(10, at(20)).bindings.is_empty());
+    // What is given up is everyone's.
+    scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), at(30));
+    assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n2")]);
 }

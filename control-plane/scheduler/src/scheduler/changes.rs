@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
@@ -56,7 +57,8 @@ impl Scheduler {
         let profile = profile.unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
         if let Some(node) = pod::node_of(pod) {
-            self.bound(&info, node, pod::is_over(pod), now);
+            let over = pod::is_over(pod).then(|| pod::succeeded_at(pod));
+            self.bound(&info, node, over, now);
         } else if !ours || info.is_going() || pod::is_over(pod) {
             self.forget(&info.uid, now);
             if let Some(assumed) = self.assumed.get_mut(&info.uid) {
@@ -69,14 +71,33 @@ impl Scheduler {
             // What it is tried as where its binding fails.
             assumed.waiting.pod = info;
         } else {
-            // Seen for the first time: a scheduler before this one may have cleared a node for it.
-            if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
-                self.snapshot.nominate(&info, node);
-            }
+            self.follow_nomination(&info, now);
             // While extenders are asked about it, it waits nowhere else.
             if !self.is_asked(&info) {
                 self.queue.add(info, now);
             }
+        }
+    }
+
+    /// Keeps the node for a pod that waits which its status names, whoever wrote it there: a scheduler before this one, or
+    /// somebody who makes room for pods. What this one decides meanwhile comes first: the API shows it later.
+    fn follow_nomination(&mut self, pod: &Arc<PodInfo>, now: Duration) {
+        let (known, kept) = (self.queue.get(&pod.uid), self.snapshot.nominations.node_of(&pod.uid));
+        let before = known.and_then(|known| known.nominated.as_deref());
+        let is_news = before != pod.nominated.as_deref() && !self.clearing.contains_key(&pod.uid);
+        let is_other =
+            known.is_some_and(|known| known.traits() != pod.traits() || known.priority != pod.priority);
+        match (&pod.nominated, kept.map(str::to_owned)) {
+            (Some(node), kept) if is_news => {
+                if kept.is_some_and(|kept| kept != *node) {
+                    self.denominate(&pod.uid, now);
+                }
+                self.snapshot.nominate(pod, node);
+            }
+            (None, Some(kept)) if is_news && before == Some(&*kept) => _ = self.denominate(&pod.uid, now),
+            // It takes another room by now.
+            (_, Some(kept)) if is_other => self.snapshot.nominate(pod, &kept),
+            _ => (),
         }
     }
 
@@ -253,14 +274,15 @@ impl Scheduler {
         &mut self.reader.workloads
     }
 
-    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
+    /// `over` is set where the pod takes nothing of its node any more, with the time at which it succeeded.
+    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: Option<Option<Timestamp>>, now: Duration) {
         self.forget(&pod.uid, now);
         if let Some(assumed) = self.assumed.remove(&pod.uid) {
             // Bound by somebody else while its volumes and claims are written: what is not written by then is free.
             self.abandon(&pod.uid, assumed.promises, now);
         }
-        if over {
-            self.done.add(pod);
+        if let Some(succeeded_at) = over {
+            self.done.put(pod, succeeded_at);
             self.free(&pod.uid, now);
             return;
         }

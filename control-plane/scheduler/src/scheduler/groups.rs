@@ -13,6 +13,7 @@ use std::{
 };
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 
 use super::{GroupStatus, Nomination, Plan, Promises, Rejected, Scheduler, Why};
 use crate::{
@@ -26,33 +27,44 @@ use crate::{
     victims::Victims,
 };
 
-/// Pods of groups that are over: they have done their part, and the others are not to wait for more.
+/// Pods of groups that succeeded: they have done their part, and the others of their run are not to wait for more. One that
+/// failed is made anew, and counts then.
 #[derive(Default)]
 pub(super) struct Done {
     groups: HashMap<Arc<str>, ObjectKey>,
-    counts: HashMap<ObjectKey, usize>,
+    /// With the time at which each succeeded.
+    pods: HashMap<ObjectKey, HashMap<Arc<str>, (Arc<Group>, Timestamp)>>,
 }
 
 impl Done {
-    pub(super) fn add(&mut self, pod: &PodInfo) {
-        let Some(group) = &pod.group else { return };
-        if self.groups.insert(pod.uid.clone(), group.key.clone()).is_none() {
-            *self.counts.entry(group.key.clone()).or_default() += 1;
-        }
+    /// A pod that is over, with the time at which it succeeded.
+    pub(super) fn put(&mut self, pod: &PodInfo, succeeded_at: Option<Timestamp>) {
+        let (Some(group), Some(succeeded_at)) = (&pod.group, succeeded_at) else { return };
+        self.groups.insert(pod.uid.clone(), group.key.clone());
+        let pods = self.pods.entry(group.key.clone()).or_default();
+        pods.insert(pod.uid.clone(), (group.clone(), succeeded_at));
     }
 
     pub(super) fn remove(&mut self, uid: &str) {
         let Some(key) = self.groups.remove(uid) else { return };
-        if let Some(count) = self.counts.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&key);
+        if let Some(pods) = self.pods.get_mut(&key) {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.pods.remove(&key);
             }
         }
     }
 
-    fn count(&self, key: &ObjectKey) -> usize {
-        self.counts.get(key).copied().unwrap_or_default()
+    /// How many pods of the group are done in the run that the others, which are not, are of: that of their controller, or,
+    /// without one, while one of these was there already.
+    fn count(&self, key: &ObjectKey, others: &[Arc<Group>]) -> usize {
+        let is_of_run = |(done, succeeded_at): &&(Arc<Group>, Timestamp)| {
+            others.iter().any(|other| match (&done.owner, &other.owner) {
+                (None, None) => other.created_at.is_none_or(|created| created <= *succeeded_at),
+                (done, other) => done == other,
+            })
+        };
+        self.pods.get(key).into_iter().flat_map(HashMap::values).filter(is_of_run).count()
     }
 }
 
@@ -131,7 +143,7 @@ impl Scheduler {
         let of_labels = members.iter().filter_map(|member| member.pod.group.as_ref()?.min).max();
         let min = of_labels.unwrap_or(min);
         let on_nodes: usize = self.snapshot.placed_of_group(&group.key).map(|(_, pods)| pods).sum();
-        let placed = on_nodes + self.done.count(&group.key);
+        let placed = on_nodes + self.done.count(&group.key, &self.members_of_run(group, &members));
         let needed = min.saturating_sub(placed);
         // One that has what it needs stays so, whatever becomes of more pods.
         let lacks = needed > 0;
@@ -168,6 +180,14 @@ impl Scheduler {
             self.tell_group(group, false, &message, plan);
         }
         self.make_room_for_group(trial, &message, plan, now);
+    }
+
+    /// Pods of the group that wait, or have a node.
+    fn members_of_run(&self, group: &Group, waiting: &[Waiting]) -> Vec<Arc<Group>> {
+        let slots = self.snapshot.placed_of_group(&group.key).map(|(slot, _)| slot);
+        let placed = slots.flat_map(|slot| &self.snapshot.nodes[slot].pods);
+        let all = placed.chain(waiting.iter().map(|one| &one.pod)).filter(|pod| !pod.is_going());
+        all.filter_map(|pod| pod.group.clone()).filter(|other| other.key == group.key).collect()
     }
 
     /// Notes what the group's object has to say, unless it says so already. Groups by labels have none.
