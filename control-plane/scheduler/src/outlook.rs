@@ -86,6 +86,11 @@ impl<'a> Outlook<'a> {
             && self.pod.needs.features.is_empty()
     }
 
+    /// What the node has of an extended resource by a device class, and what of that is taken.
+    pub(crate) fn from_class(&self, slot: Slot, resource: &str) -> Option<(i64, i64)> {
+        self.devices.as_ref()?.from_class(resource, slot, &self.snapshot.nodes[slot])
+    }
+
     /// Why the node cannot take the pod.
     pub(crate) fn refusal(&self, slot: Slot) -> Option<Refusal> {
         self.volumes_refusal(slot, &[])

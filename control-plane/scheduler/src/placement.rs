@@ -15,7 +15,7 @@ use crate::{
     pod_affinity,
     profile::{Plugin, PluginSet},
     refusal::{Refusal, Tally},
-    scores::{normalize, normalize_reversed},
+    scores::{normalize, normalize_reversed, resources},
     snapshot::{NodeEntry, Slot, Snapshot, Versions},
 };
 
@@ -214,12 +214,14 @@ fn only_resources_differ(outlook: &Outlook<'_>, evaluation: &Evaluation) -> bool
     let Outlook { pod, snapshot, .. } = outlook;
     let weights = &pod.needs.profile.weights;
     let alternatives = || outlook.devices.as_ref().is_some_and(DeviceView::has_alternatives);
+    let by_devices = || outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
     let drawn = || pod_affinity::is_scored(pod, &snapshot.topology, &outlook.preferred);
     evaluation.only_resources_differ()
         && (weights.image_locality == 0 || !evaluation.has_images())
         && (weights.pod_topology_spread == 0 || outlook.soft.constraints.is_empty())
         && (weights.dynamic_resources == 0 || !alternatives())
         && (weights.inter_pod_affinity == 0 || !drawn())
+        && !by_devices()
 }
 
 /// `more` is why nodes are refused that could run the pod.
@@ -268,8 +270,14 @@ fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
 
 /// Scores of the candidates, weighted and added up, but for what is the same for all of them.
 fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
-    let mut totals: Vec<i64> =
-        candidates.iter().map(|slot| i64::from(evaluation.own(*slot).resources)).collect();
+    let by_devices = outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
+    let resources = |slot: &Slot| match by_devices {
+        true => resources(&outlook.pod.needs, &outlook.snapshot.nodes[*slot], &|name| {
+            outlook.from_class(*slot, name)
+        }),
+        false => i64::from(evaluation.own(*slot).resources),
+    };
+    let mut totals: Vec<i64> = candidates.iter().map(resources).collect();
     if candidates.len() < 2 {
         return totals;
     }

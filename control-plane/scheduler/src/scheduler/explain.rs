@@ -133,8 +133,11 @@ impl Scheduler {
         each_score(&outlook, evaluation, &candidates, |plugin, _, of_plugin| {
             scores.insert(plugin, of_plugin);
         });
-        let (fit, balanced) =
-            candidates.iter().map(|slot| of_resources(&info.needs, &snapshot.nodes[*slot])).unzip();
+        let of_node = |slot: &Slot| {
+            let from_class = |resource: &str| outlook.from_class(*slot, resource);
+            of_resources(&info.needs, &snapshot.nodes[*slot], &from_class)
+        };
+        let (fit, balanced) = candidates.iter().map(of_node).unzip();
         scores.insert(Plugin::NodeResourcesFit, fit);
         scores.insert(Plugin::NodeResourcesBalancedAllocation, balanced);
 
