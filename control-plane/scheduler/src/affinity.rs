@@ -64,6 +64,12 @@ impl NodeAffinity {
         self.named.as_ref().is_none_or(|named| named.contains(node))
     }
 
+    /// The node that the required terms name, where they name no other.
+    pub(crate) fn only_name(&self) -> Option<&str> {
+        let named = self.named.as_ref().filter(|named| named.len() == 1)?;
+        named.first().map(String::as_str)
+    }
+
     /// Whether a pod may run on the node.
     pub(crate) fn allows(&self, name: &str, labels: &Labels) -> bool {
         self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))

@@ -207,7 +207,12 @@ impl Evaluation {
 }
 
 /// What says no, if the pods that the node is kept for were there.
-fn refusal(needs: &Needs, priority: i32, snapshot: &Snapshot, node: &NodeEntry) -> Option<Refusal> {
+pub(crate) fn refusal(
+    needs: &Needs,
+    priority: i32,
+    snapshot: &Snapshot,
+    node: &NodeEntry,
+) -> Option<Refusal> {
     let mut others = snapshot.nominations.from(priority, &node.name).peekable();
     if others.peek().is_none() {
         return filters::refusal(needs, node);

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     devices::{Budget, DeviceView},
-    evaluation::{Evaluation, Evaluations},
+    evaluation::{Evaluation, Evaluations, refusal},
     extender::Refused,
     filters,
     outlook::Outlook,
@@ -74,6 +74,12 @@ impl Placement {
     pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Tie) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
+        if let Some(name) = only_name(pod) {
+            let named = || snapshot.slot(name).filter(|slot| refusal_at(&outlook, *slot).is_none());
+            let slot = kept_for(&outlook).or_else(named);
+            self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
+            return slot;
+        }
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
         let chosen = chosen(&outlook, evaluation, tie);
         self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
@@ -152,7 +158,6 @@ impl Placement {
             return said.clone();
         }
         let counters = snapshot.counters_of(&pod.terms);
-        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
         let left = self.left.take().filter(|(uid, _)| *uid == pod.uid);
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
@@ -161,7 +166,13 @@ impl Placement {
                 if let (Some(devices), Some((_, left))) = (&outlook.devices, left) {
                     devices.go_on_with(left);
                 }
-                diagnosis(&outlook, evaluation, &HashMap::new())
+                match only_name(pod) {
+                    Some(name) => diagnosis_of_one(&outlook, name),
+                    None => {
+                        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+                        diagnosis(&outlook, evaluation, &HashMap::new())
+                    }
+                }
             }
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
@@ -173,6 +184,35 @@ impl Placement {
         self.said.insert(key, said.clone());
         said
     }
+}
+
+/// The one node that the pod can run on, as those of DaemonSets: all others need no look.
+fn only_name(pod: &PodInfo) -> Option<&str> {
+    let asked = pod.needs.profile.filters.contains(Plugin::NodeAffinity);
+    pod.needs.affinity.only_name().filter(|_| asked)
+}
+
+/// Why the pod cannot run on the node, found out without an evaluation of all nodes.
+fn refusal_at(outlook: &Outlook<'_>, slot: Slot) -> Option<Refusal> {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let node = &snapshot.nodes[slot];
+    if !node.exists {
+        return Some(Refusal::NotNamed);
+    }
+    refusal(&pod.needs, pod.priority, snapshot, node)
+        .or_else(|| outlook.refusal(slot))
+        .or_else(|| outlook.refusal_beside_nominated(slot))
+}
+
+/// Why a pod that is for one node alone has none.
+fn diagnosis_of_one(outlook: &Outlook<'_>, name: &str) -> Diagnosis {
+    let (nodes, mut tally) = (outlook.snapshot.node_count(), Tally::default());
+    let slot = outlook.snapshot.slot(name).filter(|slot| outlook.snapshot.nodes[*slot].exists);
+    let refused = slot.and_then(|slot| Some((slot, refusal_at(outlook, slot)?)));
+    tally.add(&Refusal::NotNamed, nodes - usize::from(slot.is_some()));
+    refused.iter().for_each(|(_, refusal)| tally.add(refusal, 1));
+    let about_pods = refused.iter().filter(|(_, refusal)| refusal.is_about_pods()).map(|(slot, _)| *slot);
+    Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods: about_pods.collect() }
 }
 
 fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Tie) -> Option<Slot> {

@@ -48,8 +48,11 @@ pub(crate) fn find(
     };
     let search = Search { outlook: &outlook, budgets };
     // What depends on the pod itself, on other nodes, or on who goes before it, is worked out each time.
-    let by_node_alone =
-        budgets.is_all() && !outlook.minds_nominated() && snapshot.nominations.node_of(&pod.uid).is_none();
+    // A pod that is for one node alone finds nothing that another has found out.
+    let by_node_alone = about_pods.len() > 1
+        && budgets.is_all()
+        && !outlook.minds_nominated()
+        && snapshot.nominations.node_of(&pod.uid).is_none();
     let mut known = by_node_alone.then(|| known.of(pod, snapshot, budgets.budgets));
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
