@@ -12,8 +12,8 @@ use std::{
 use crate::{
     filters,
     intern::Same,
-    placement::Tie,
     pod::Needs,
+    random::Random,
     ranking::Ranking,
     refusal::Refusal,
     scores::{Own, own},
@@ -97,7 +97,7 @@ impl Evaluation {
     }
 
     /// One of the nodes that fit, are accepted, and score best by their resources.
-    pub(crate) fn best_by_resources(&self, tie: &mut Tie, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
+    pub(crate) fn best_by_resources(&self, tie: &mut Random, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
         self.by_resources.best(tie, accepts)
     }
 

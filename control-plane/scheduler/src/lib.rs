@@ -42,6 +42,7 @@ mod preemption;
 mod profile;
 mod provision;
 mod queue;
+mod random;
 mod ranking;
 mod refusal;
 mod report;

@@ -14,6 +14,7 @@ use crate::{
     pod::{PodInfo, Wishes},
     pod_affinity,
     profile::{Plugin, PluginSet},
+    random::Random,
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed, resources},
     snapshot::{NodeEntry, Slot, Snapshot, Versions},
@@ -50,28 +51,11 @@ impl Diagnosis {
     }
 }
 
-/// Chooses among equals by a small generator, so that a run can be repeated.
-pub(crate) struct Tie(u64);
-
-impl Tie {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 1).unwrap_or_default() % limit.max(1)
-    }
-}
-
 impl Placement {
     /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
     ///
     /// The node that was cleared for the pod comes first, if it can run it now.
-    pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Tie) -> Option<Slot> {
+    pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Random) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         if let Some(name) = only_name(pod) {
@@ -91,7 +75,7 @@ impl Placement {
         &mut self,
         pod: &PodInfo,
         snapshot: &mut Snapshot,
-        tie: &mut Tie,
+        tie: &mut Random,
         more: &dyn Fn(&NodeEntry) -> Option<i64>,
     ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
@@ -200,8 +184,8 @@ fn refusal_at(outlook: &Outlook<'_>, slot: Slot) -> Option<Refusal> {
         return Some(Refusal::NotNamed);
     }
     refusal(&pod.needs, pod.priority, snapshot, node)
-        .or_else(|| outlook.refusal(slot))
         .or_else(|| outlook.refusal_beside_nominated(slot))
+        .or_else(|| outlook.refusal(slot))
 }
 
 /// Why a pod that is for one node alone has none.
@@ -215,7 +199,7 @@ fn diagnosis_of_one(outlook: &Outlook<'_>, name: &str) -> Diagnosis {
     Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods: about_pods.collect() }
 }
 
-fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Tie) -> Option<Slot> {
+fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Random) -> Option<Slot> {
     if let Some(slot) = kept_for(outlook) {
         return Some(slot);
     }
@@ -289,8 +273,9 @@ pub(crate) fn refused_for_others(
     evaluation: &Evaluation,
 ) -> impl Iterator<Item = (Slot, Refusal)> {
     let refusal = |slot| {
-        let beside = || outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
-        outlook.refusal(slot).or_else(beside)
+        // As upstream: what is said beside those that the node is kept for comes first.
+        let beside = outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
+        beside.or_else(|| outlook.refusal(slot))
     };
     evaluation.fitting().filter_map(move |slot| Some((slot, refusal(slot)?)))
 }
@@ -375,9 +360,9 @@ pub(crate) fn each_score(
     }
 }
 
-fn best(candidates: &[Slot], totals: &[i64], tie: &mut Tie) -> Option<Slot> {
+fn best(candidates: &[Slot], totals: &[i64], tie: &mut Random) -> Option<Slot> {
     let most = totals.iter().max()?;
     let equals = totals.iter().filter(|total| *total == most).count();
     let mut best = candidates.iter().zip(totals).filter(|(_, total)| *total == most).map(|(slot, _)| *slot);
-    best.nth(tie.below(equals))
+    best.nth(tie.index(equals))
 }

@@ -22,11 +22,12 @@ use crate::{
     hints::{self, Event},
     intern::Same,
     metrics::{Cause, Gauges},
-    placement::{Diagnosis, Placement, Tie},
+    placement::{Diagnosis, Placement},
     pod::{Needs, PodInfo, Reader},
     preemption,
     profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
+    random::Random,
     snapshot::{Slot, Snapshot},
     victims::{KnownVictims, Victims},
     volumes::Volumes,
@@ -64,7 +65,7 @@ pub(crate) struct Scheduler {
     done: groups::Done,
     /// How often it was looked for pods that could go for another.
     preemption_attempts: u64,
-    tie: Tie,
+    tie: Random,
 }
 
 struct Assumed {
@@ -185,7 +186,7 @@ impl Scheduler {
             pod_groups: HashMap::new(),
             done: groups::Done::default(),
             preemption_attempts: 0,
-            tie: Tie::new(seed),
+            tie: Random::new(seed),
         }
     }
 

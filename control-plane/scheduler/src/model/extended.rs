@@ -10,12 +10,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{generate::Random, seeds, twin::list, typed};
+use super::{generate::Random, twin::list, typed};
 use crate::{
     config::Config,
     devices::Grant,
     scheduler::Scheduler,
-    testing::{node, pod},
+    testing::{node, pod, seeds},
 };
 
 const KINDS: [&str; 2] = ["a", "b"];

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::Config,
-    placement::Tie,
-    testing::{node, pod},
+    random::Random,
+    testing::{node, pod, seeds},
 };
 
 const START: Duration = Duration::ZERO;
@@ -329,11 +329,11 @@ fn a_group_is_kept_in_one_topology_domain() {
 /// would not fit.
 #[test]
 fn groups_are_whole_and_none_waits_that_would_fit() {
-    let seeds = std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let seeds = seeds();
     let (mut whole, mut waiting) = (0, 0);
     for seed in 1..=seeds {
-        let mut random = Tie::new(seed * 7919);
-        let mut below = |limit: usize| random.below(limit);
+        let mut random = Random::new(seed * 7919);
+        let mut below = |limit: usize| random.index(limit);
         let nodes = 1 + below(5);
         let mut scheduler = cluster(nodes);
         let (mut free, mut now) = (vec![4; nodes], START);
