@@ -46,6 +46,8 @@ pub(crate) struct Claim {
     /// Unset matches every volume.
     pub(crate) selector: Option<LabelSelector>,
     pub(crate) block: bool,
+    /// The VolumeAttributesClass; a volume has to have the same.
+    pub(crate) attributes_class: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +66,7 @@ pub(crate) struct Volume {
     pub(crate) bytes: i64,
     pub(crate) labels: Labels,
     pub(crate) block: bool,
+    pub(crate) attributes_class: Option<String>,
     /// What of it counts against limits of nodes.
     pub(crate) attachable: Option<Attachable>,
     pub(crate) is_csi: bool,
@@ -105,6 +108,7 @@ impl Claim {
                 LabelSelector::from_typed(Some(&selector)).unwrap_or_else(|_| LabelSelector::nothing())
             }),
             block: spec.volume_mode.as_deref() == Some("Block"),
+            attributes_class: spec.volume_attributes_class_name.filter(|name| !name.is_empty()),
         }
     }
 
@@ -153,6 +157,7 @@ impl Volume {
             access_modes: spec.access_modes.unwrap_or_default(),
             bytes: bytes(spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"))),
             block: spec.volume_mode.as_deref() == Some("Block"),
+            attributes_class: spec.volume_attributes_class_name.filter(|name| !name.is_empty()),
             attachable,
             is_csi: spec.csi.is_some(),
             labels,
@@ -238,11 +243,11 @@ impl PodVolumes {
         for volume in all {
             if let Some(claim) = &volume.persistent_volume_claim {
                 let key = ObjectKey::new(namespace.clone(), claim.claim_name.clone());
-                volumes.claims.push(ClaimUse { key, ephemeral: false });
+                volumes.use_claim(ClaimUse { key, ephemeral: false });
             }
             if volume.ephemeral.is_some() {
                 let key = ObjectKey::new(namespace.clone(), format!("{name}-{}", volume.name));
-                volumes.claims.push(ClaimUse { key, ephemeral: true });
+                volumes.use_claim(ClaimUse { key, ephemeral: true });
             }
             volumes.attached.extend(migration::of_pod(volume));
             let mut disk = |id: String, read_only: Option<bool>| {
@@ -266,6 +271,13 @@ impl PodVolumes {
             }
         }
         volumes
+    }
+
+    /// One that two volumes of the pod name is one claim all the same.
+    fn use_claim(&mut self, used: ClaimUse) {
+        if !self.claims.contains(&used) {
+            self.claims.push(used);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -186,36 +186,36 @@ impl<'a> VolumeView<'a> {
         Ok(provisions)
     }
 
-    /// The smallest volume that does for the claim.
+    /// The smallest volume that does for the claim; one that is made for it, where there is such.
     fn find(&self, claim: &Claim, node: &NodeEntry, chosen: &HashSet<&String>) -> Option<&'a Volume> {
-        let mut best: Option<&Volume> = None;
-        for volume in self.all.volumes.values() {
-            let promised = self.all.promised.get(&volume.name);
-            if volume.going
-                || chosen.contains(&volume.name)
-                || volume.block != claim.block
-                || volume.bytes < claim.bytes
-            {
-                continue;
-            }
-            if promised.is_some_and(|other| *other != claim.key) {
-                continue;
-            }
-            if volume.is_for(claim) {
-                // Made for the claim: no other will do.
-                return volume.reaches(&node.name, &node.labels).then_some(volume);
-            }
-            let fits = volume.claim.is_none()
-                && volume.available
-                && volume.class == claim.class
-                && claim.selector.as_ref().is_none_or(|selector| selector.matches(&volume.labels))
-                && claim.access_modes.iter().all(|mode| volume.access_modes.contains(mode))
-                && volume.reaches(&node.name, &node.labels);
-            if fits && best.is_none_or(|best| volume.bytes < best.bytes) {
-                best = Some(volume);
-            }
+        let all = self.all;
+        let may = |volume: &Volume| {
+            !volume.going
+                && !chosen.contains(&volume.name)
+                && volume.block == claim.block
+                && volume.bytes >= claim.bytes
+                && all.promised.claim_of(&volume.name).is_none_or(|other| *other == claim.key)
+        };
+        // Another pod with the claim is about to be bound.
+        if let Some(volume) = all.promised.volume_for(&claim.key).and_then(|name| all.volumes.get(name)) {
+            return volume.reaches(&node.name, &node.labels).then_some(volume);
         }
-        best
+        let mut made =
+            all.available.made_for(&claim.class, &claim.key).filter_map(|name| all.volumes.get(name));
+        if let Some(volume) = made.find(|volume| may(volume) && volume.is_for(claim)) {
+            // No other will do.
+            return volume.reaches(&node.name, &node.labels).then_some(volume);
+        }
+        let fits = |name: &str| {
+            all.volumes.get(name).is_some_and(|volume| {
+                may(volume)
+                    && claim.selector.as_ref().is_none_or(|selector| selector.matches(&volume.labels))
+                    && claim.access_modes.iter().all(|mode| volume.access_modes.contains(mode))
+                    && volume.attributes_class == claim.attributes_class
+                    && volume.reaches(&node.name, &node.labels)
+            })
+        };
+        all.volumes.get(all.available.smallest(&claim.class, claim.bytes, node, fits)?)
     }
 
     fn users(&self, claim: &Claim, changes: &[(&PodInfo, i64)]) -> i64 {
