@@ -17,7 +17,7 @@ use crate::{
     random::Random,
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed, resources},
-    snapshot::{NodeEntry, Slot, Snapshot, Versions},
+    snapshot::{Slot, Snapshot, Versions},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -55,7 +55,12 @@ impl Placement {
     /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
     ///
     /// The node that was cleared for the pod comes first, if it can run it now.
-    pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Random) -> Option<Slot> {
+    pub(crate) fn choose(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        tie: &mut Random,
+    ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         if let Some(name) = only_name(pod) {
@@ -70,26 +75,29 @@ impl Placement {
         chosen
     }
 
-    /// The same among the nodes of which `more` says what is added to their scores.
+    /// The same among these nodes alone, each with what is added to its score; in the order of their slots.
     pub(crate) fn choose_among(
         &mut self,
         pod: &PodInfo,
         snapshot: &mut Snapshot,
         tie: &mut Random,
-        more: &dyn Fn(&NodeEntry) -> Option<i64>,
+        among: &[(Slot, i64)],
     ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        let more = |slot: Slot| more(&outlook.snapshot.nodes[slot]);
-        if let Some(slot) = kept_for(&outlook).filter(|slot| more(*slot).is_some()) {
+        let is_among = |slot: &Slot| among.binary_search_by_key(slot, |(slot, _)| *slot).is_ok();
+        if let Some(slot) = kept_for(&outlook).filter(is_among) {
             return Some(slot);
         }
-        let mut candidates = candidates(&outlook, evaluation);
-        candidates.retain(|slot| more(*slot).is_some());
+        let (candidates, more): (Vec<Slot>, Vec<i64>) = among
+            .iter()
+            .filter(|(slot, _)| evaluation.fits(*slot) && is_open(&outlook, *slot))
+            .copied()
+            .unzip();
         let mut totals = totals(&outlook, evaluation, &candidates);
-        for (total, slot) in totals.iter_mut().zip(&candidates) {
-            *total = total.saturating_add(more(*slot).unwrap_or_default());
+        for (total, more) in totals.iter_mut().zip(more) {
+            *total = total.saturating_add(more);
         }
         best(&candidates, &totals, tie)
     }

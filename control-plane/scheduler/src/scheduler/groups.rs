@@ -7,7 +7,7 @@
 //! and gets the one where most of its pods fit.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use crate::{
     preemption,
     profile::{Plugin, PluginSet},
     queue::Waiting,
-    snapshot::{NodeEntry, Slot},
+    snapshot::Slot,
     victims::Victims,
 };
 
@@ -68,8 +68,20 @@ impl Done {
     }
 }
 
-/// A label of nodes with its value.
-type Place = (String, String);
+/// Where a group may be: nodes with one value of a label.
+#[derive(Clone)]
+struct Place {
+    key: String,
+    value: String,
+    /// By slot, with what is added to their scores: nothing.
+    nodes: Vec<(Slot, i64)>,
+}
+
+impl Place {
+    fn has(&self, slot: Slot) -> bool {
+        self.nodes.binary_search_by_key(&slot, |(slot, _)| *slot).is_ok()
+    }
+}
 
 /// What a group would look like; the snapshot stands for it until it is undone or decided.
 #[derive(Default)]
@@ -160,7 +172,8 @@ impl Scheduler {
         let (mut trial, place) = self.best_trial(members, &places);
         // At least one: a group that has enough pods is not done with where another finds no place.
         let (fitting, needed) = (trial.settled.len(), needed.max(1));
-        let inside = place.as_ref().map_or_else(String::new, |(key, value)| format!(" with {key}={value}"));
+        let inside =
+            place.as_ref().map_or_else(String::new, |place| format!(" with {}={}", place.key, place.value));
         let message = format!(
             "pod group {name:?}: {fitting} more of its pods could run{inside}, and {needed} are needed."
         );
@@ -214,15 +227,21 @@ impl Scheduler {
         let Some(key) = topology else {
             return vec![None];
         };
-        let value = |node: &NodeEntry| node.labels.get(key).cloned();
-        let placed = self.snapshot.placed_of_group(&group.key).map(|(slot, _)| slot).next();
-        let values: BTreeSet<String> = match placed {
-            Some(slot) => value(&self.snapshot.nodes[slot]).into_iter().collect(),
-            None => self.snapshot.nodes.iter().filter(|node| node.exists).filter_map(value).collect(),
-        };
+        let mut places: BTreeMap<&String, Vec<(Slot, i64)>> = BTreeMap::new();
+        for (slot, node) in self.snapshot.nodes.iter().enumerate().filter(|(_, node)| node.exists) {
+            if let Some(value) = node.labels.get(key) {
+                places.entry(value).or_default().push((slot, 0));
+            }
+        }
+        if let Some((placed, _)) = self.snapshot.placed_of_group(&group.key).next() {
+            let value = self.snapshot.nodes[placed].labels.get(key);
+            places.retain(|other, _| Some(*other) == value);
+        }
         // No value is no node: the trial there says why.
-        let none = values.is_empty().then(String::new);
-        values.into_iter().chain(none).map(|value| Some((key.to_owned(), value))).collect()
+        let none = places.is_empty().then(Default::default);
+        let known = places.into_iter().map(|(value, nodes)| (value.clone(), nodes));
+        let place = |(value, nodes)| Some(Place { key: key.to_owned(), value, nodes });
+        known.chain(none).map(place).collect()
     }
 
     /// The trial at the place where most pods fit; the first of equals.
@@ -261,11 +280,10 @@ impl Scheduler {
 
     /// The best node of the place.
     fn choose_at(&mut self, pod: &PodInfo, place: Option<&Place>) -> Option<Slot> {
-        let Some((key, value)) = place else {
-            return self.placement.choose(pod, &mut self.snapshot, &mut self.tie);
-        };
-        let more = |node: &NodeEntry| (node.labels.get(key) == Some(value)).then_some(0);
-        self.placement.choose_among(pod, &mut self.snapshot, &mut self.tie, &more)
+        match place {
+            None => self.placement.choose(pod, &mut self.snapshot, &mut self.tie),
+            Some(place) => self.placement.choose_among(pod, &mut self.snapshot, &mut self.tie, &place.nodes),
+        }
     }
 
     /// Whether victims of a member are being deleted; then the group's turn comes when they are.
@@ -374,8 +392,8 @@ impl Scheduler {
         }
         self.preemption_attempts += 1;
         let mut about_pods = self.placement.diagnose(pod, &mut self.snapshot).about_pods.clone();
-        if let Some((key, value)) = place {
-            about_pods.retain(|slot| self.snapshot.nodes[*slot].labels.get(key) == Some(value));
+        if let Some(place) = place {
+            about_pods.retain(|slot| place.has(*slot));
         }
         if let Some(why) = preemption::hindrance(pod, &about_pods, &self.snapshot) {
             return Err(Blocked { why: why.to_owned(), keeps_node: true });

@@ -374,3 +374,23 @@ fn groups_are_whole_and_none_waits_that_would_fit() {
     }
     assert!(whole > 2 * seeds && waiting > 2 * seeds, "{whole} whole, {waiting} waiting");
 }
+
+#[test]
+fn a_group_that_is_to_be_on_one_host_finds_the_one_with_room() {
+    let mut scheduler = cluster(50);
+    for index in (0..50).filter(|index| *index != 31) {
+        scheduler
+            .pod_changed(&bound(alone(&format!("other{index}"), 2, json!({})), &format!("n{index}")), START);
+    }
+    let policy = json!({
+        "schedulingPolicy": { "gang": { "minCount": 4 } },
+        "schedulingConstraints": { "topology": [{ "key": "kubernetes.io/hostname" }] },
+    });
+    scheduler.pod_group_changed(&object("g", policy), START);
+    for name in ["a", "b", "c", "d"] {
+        scheduler.pod_changed(&named(name, 1), START);
+    }
+    let plan = scheduler.schedule(1, START);
+    assert_eq!(placed(&plan), ["a", "b", "c", "d"]);
+    assert!(plan.bindings.iter().all(|decision| decision.binding.node == "n31"));
+}
