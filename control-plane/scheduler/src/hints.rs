@@ -66,6 +66,27 @@ impl Event<'_> {
         }
     }
 
+    /// Whether pods that the plugins refused, and no others, may have a place now. Costs nothing, so it is asked first.
+    pub(crate) fn may_help(&self, refused_by: PluginSet) -> bool {
+        let by_others = PluginSet::of(&[Plugin::GangScheduling, Plugin::Extender]);
+        if refused_by == PluginSet::ALL || refused_by.meets(by_others) {
+            return true;
+        }
+        match self {
+            Self::Node { cause, .. } if is_about_room(*cause) => may_lack_room(refused_by),
+            Self::PodPlaced(_) => {
+                refused_by.meets(PluginSet::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]))
+            }
+            Self::PodGone(_) => refused_by.meets(PluginSet::of(&[
+                Plugin::PodTopologySpread,
+                Plugin::InterPodAffinity,
+                Plugin::VolumeRestrictions,
+                Plugin::NodeVolumeLimits,
+            ])),
+            _ => true,
+        }
+    }
+
     /// Whether the pod, refused by the plugins, may have a place now.
     pub(crate) fn helps(&self, pod: &PodInfo, refused_by: PluginSet, snapshot: &Snapshot) -> bool {
         let namespaces = &snapshot.topology.namespaces;
@@ -131,6 +152,29 @@ impl Event<'_> {
             Self::NamespaceChanged => refused_by.contains(Plugin::InterPodAffinity),
         }
     }
+}
+
+/// Whether pods of the node alone changed, and nothing of the node itself.
+fn is_about_room(cause: Cause) -> bool {
+    matches!(cause, Cause::AssignedPodUpdate | Cause::AssignedPodDelete)
+}
+
+/// Filters of single nodes. A node may have been refused by another of them before it was full, and be fine but for that now.
+fn by_node() -> PluginSet {
+    PluginSet::of(&[
+        Plugin::NodeUnschedulable,
+        Plugin::NodeName,
+        Plugin::TaintToleration,
+        Plugin::NodeAffinity,
+        Plugin::NodePorts,
+        Plugin::NodeResourcesFit,
+        Plugin::NodeDeclaredFeatures,
+    ])
+}
+
+/// Whether room on a node may be what pods lack that the plugins refused.
+pub(crate) fn may_lack_room(refused_by: PluginSet) -> bool {
+    refused_by.meets(by_node())
 }
 
 /// Whether the node could run the pod, as far as it can tell by itself.

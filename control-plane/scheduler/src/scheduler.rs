@@ -398,7 +398,7 @@ impl Scheduler {
         let node = self.snapshot.nodes[victims.slot].name.clone();
         let displaced = self.snapshot.nominations.below(pod.priority, &node);
         for other in &displaced {
-            self.snapshot.denominate(&other.uid);
+            self.denominate(&other.uid, now);
             self.queue.activate_one(&other.uid, now);
         }
         self.snapshot.nominate(&pod, &node);
@@ -425,11 +425,13 @@ impl Scheduler {
 
     /// No node is kept for the pod any more. True where one was.
     fn denominate(&mut self, uid: &str, now: Duration) -> bool {
-        if self.snapshot.nominations.node_of(uid).is_none() {
+        let Some(pod) = self.snapshot.nominations.get(uid).cloned() else {
             return false;
-        }
+        };
         if let Some(slot) = self.snapshot.denominate(uid) {
             self.node_event(slot, &HashSet::new(), Cause::AssignedPodDelete, now);
+            // It was counted there as if it had come.
+            self.wake(&Event::PodGone(&pod), now);
         }
         true
     }
@@ -438,19 +440,20 @@ impl Scheduler {
         let Some((slot, pod)) = self.snapshot.placed(uid).map(|(slot, pod)| (slot, pod.clone())) else {
             return;
         };
-        let before = self.fitting(Some(slot));
+        let before = self.fitting(Some(slot), hints::may_lack_room);
         self.snapshot.remove_pod(uid);
         self.node_event(slot, &before, Cause::AssignedPodDelete, now);
         self.wake(&Event::PodGone(&pod), now);
     }
 
-    /// What unschedulable pods need that the node could run, as far as it can tell by itself.
-    fn fitting(&self, slot: Option<Slot>) -> HashSet<Same<Needs>> {
+    /// What unschedulable pods need that the node could run, as far as it can tell by itself: of those that some plugins refused.
+    fn fitting(&self, slot: Option<Slot>, refused_by: impl Fn(PluginSet) -> bool) -> HashSet<Same<Needs>> {
         let Some(node) = slot.map(|slot| &self.snapshot.nodes[slot]) else {
             return HashSet::new();
         };
         let mut seen = HashSet::new();
-        let mut different = self.queue.unschedulable().filter(|pod| seen.insert(Same(pod.needs.clone())));
+        let mut different =
+            self.queue.unschedulable(refused_by).filter(|pod| seen.insert(Same(pod.needs.clone())));
         different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
     }
 
@@ -463,7 +466,9 @@ impl Scheduler {
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {
         let snapshot = &self.snapshot;
-        self.queue.activate(event.cause(), now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
+        let may_help = |refused_by| event.may_help(refused_by);
+        let helped = |pod: &PodInfo, refused_by| event.helps(pod, refused_by, snapshot);
+        self.queue.activate(event.cause(), now, may_help, helped);
     }
 }
 
@@ -471,6 +476,11 @@ impl Scheduler {
 impl Scheduler {
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Whether the pod waits for something to happen that helps it.
+    pub(crate) fn rests(&self, uid: &str) -> bool {
+        self.queue.place_of(uid) == Some(Place::Unschedulable)
     }
 }
 

@@ -16,7 +16,7 @@ use super::Scheduler;
 use crate::{
     devices::{Concerned, Provision},
     group::Known,
-    hints::Event,
+    hints::{self, Event},
     intern::Same,
     metrics::Cause,
     pod::{self, PodInfo},
@@ -28,7 +28,7 @@ use crate::{
 impl Scheduler {
     pub(crate) fn node_changed(&mut self, node: &Node, now: Duration) {
         let slot = self.snapshot.slot(node.metadata.name.as_deref().unwrap_or_default());
-        let before = self.fitting(slot);
+        let before = self.fitting(slot, |_| true);
         let same = |entry: &NodeEntry| {
             entry.exists
                 && entry.labels == node.metadata.labels.clone().unwrap_or_default()
@@ -297,7 +297,7 @@ impl Scheduler {
             self.snapshot.put_pod(pod, node);
             return;
         }
-        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
+        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot), hints::may_lack_room);
         let slot = self.snapshot.put_pod(pod, node);
         match known {
             None => self.wake(&Event::PodPlaced(pod), now),
