@@ -3,6 +3,7 @@
 mod affinity;
 mod devices;
 mod extended;
+mod extenders;
 mod generate;
 mod preemption;
 mod rules;
