@@ -67,6 +67,16 @@ pub(crate) fn room(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option
     (!lacks.is_empty()).then_some(Refusal::Lacks(lacks))
 }
 
+/// The filters of single nodes, one by one: what is measured of them. Whether the node could run the pod by each.
+pub(crate) const SINGLE: [(Plugin, fn(&Needs, &NodeEntry) -> bool); 6] = [
+    (Plugin::NodeUnschedulable, schedulable),
+    (Plugin::TaintToleration, |needs, node| untolerated(&needs.tolerations, &node.taints).is_none()),
+    (Plugin::NodeAffinity, |needs, node| needs.affinity.allows(&node.name, &node.labels)),
+    (Plugin::NodePorts, |needs, node| ports_free(needs, &node.taken)),
+    (Plugin::NodeResourcesFit, |needs, node| lacking(needs, node, &node.taken).is_empty()),
+    (Plugin::NodeDeclaredFeatures, |needs, node| features(needs, node).is_none()),
+];
+
 /// NodeUnschedulable: a cordoned node takes only pods that tolerate its being cordoned.
 fn schedulable(needs: &Needs, node: &NodeEntry) -> bool {
     if !node.unschedulable {

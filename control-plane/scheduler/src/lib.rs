@@ -56,6 +56,7 @@ mod spread;
 mod terms;
 #[cfg(test)]
 mod testing;
+mod timings;
 mod topology;
 mod victims;
 mod volumes;

@@ -8,7 +8,7 @@ use crate::{
     filters,
     pod::PodInfo,
     pod_affinity::Required,
-    profile::Plugin,
+    profile::{Plugin, PluginSet},
     refusal::Refusal,
     snapshot::{NodeEntry, Occupancy, Slot, Snapshot},
     spread::{Hard, Soft},
@@ -75,6 +75,52 @@ impl<'a> Outlook<'a> {
                 nodes: &snapshot.nodes,
             },
         })
+    }
+
+    /// Plugins of which the outlook knows what they say of a node.
+    pub(crate) const PLUGINS: [Plugin; 4] = [
+        Plugin::VolumeBinding,
+        Plugin::PodTopologySpread,
+        Plugin::InterPodAffinity,
+        Plugin::DynamicResources,
+    ];
+
+    /// The filters that have something to say about the pod.
+    pub(crate) fn plugins(&self) -> PluginSet {
+        let needs = &self.pod.needs;
+        let mut plugins = PluginSet::of(&[
+            Plugin::NodeUnschedulable,
+            Plugin::NodeName,
+            Plugin::TaintToleration,
+            Plugin::NodeResourcesFit,
+        ]);
+        let mut insert = |has: bool, of: &[Plugin]| {
+            if has {
+                plugins = plugins.union(PluginSet::of(of));
+            }
+        };
+        let asks = needs.affinity.is_required() || needs.profile.added_affinity.is_some();
+        insert(asks, &[Plugin::NodeAffinity]);
+        insert(!needs.ports.is_empty(), &[Plugin::NodePorts]);
+        let of_volumes =
+            [Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits, Plugin::VolumeBinding, Plugin::VolumeZone];
+        insert(self.volumes.is_some(), &of_volumes);
+        insert(!self.hard.is_empty(), &[Plugin::PodTopologySpread]);
+        insert(!self.required.is_empty(), &[Plugin::InterPodAffinity]);
+        insert(self.devices.is_some(), &[Plugin::DynamicResources]);
+        insert(!needs.features.is_empty(), &[Plugin::NodeDeclaredFeatures]);
+        plugins.and(needs.profile.filters)
+    }
+
+    /// Why the node cannot take the pod, as one of [`Self::PLUGINS`] says it.
+    pub(crate) fn refusal_by(&self, plugin: Plugin, slot: Slot) -> Option<Refusal> {
+        match plugin {
+            Plugin::VolumeBinding => self.volumes_refusal(slot, &[]),
+            Plugin::PodTopologySpread => self.hard.iter().find_map(|hard| hard.refusal(slot, 0)),
+            Plugin::InterPodAffinity => self.required.refusal(slot, |_| 0, |_| 0),
+            Plugin::DynamicResources => self.devices_refusal(slot),
+            _ => None,
+        }
     }
 
     /// Whether no node is refused.

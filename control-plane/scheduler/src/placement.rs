@@ -18,6 +18,7 @@ use crate::{
     refusal::{Refusal, Tally},
     scores::{normalize, normalize_reversed, resources},
     snapshot::{Slot, Snapshot, Versions},
+    timings::{Point, Status, Timings, Watch},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -26,6 +27,9 @@ const MOST_DIAGNOSES: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Placement {
     evaluations: Evaluations,
+    pub(crate) timings: Timings,
+    /// The last attempt is measured.
+    measures: bool,
     /// What the last choice left of what its pod's devices may cost: why there is no node is found out with no more.
     left: Option<(Arc<str>, Budget)>,
     /// What was said of pods, and of which state of the cluster.
@@ -61,18 +65,40 @@ impl Placement {
         snapshot: &mut Snapshot,
         tie: &mut Random,
     ) -> Option<Slot> {
+        let mut watch = self.timings.watch();
+        self.measures = watch.runs();
         let counters = snapshot.counters_of(&pod.terms);
-        let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
-        if let Some(name) = only_name(pod) {
-            let named = || snapshot.slot(name).filter(|slot| refusal_at(&outlook, *slot).is_none());
-            let slot = kept_for(&outlook).or_else(named);
-            self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
-            return slot;
+        let outlook = Outlook::new(pod, snapshot, &counters);
+        let profile = &pod.needs.profile.scheduler_name;
+        watch.note(Point::PreFilter, Status::of_filter(outlook.is_ok()));
+        let Ok(outlook) = outlook else {
+            self.timings.take(watch, profile);
+            return None;
+        };
+        self.timings.evaluated(profile, outlook.plugins());
+        let chosen = match only_name(pod) {
+            Some(name) => {
+                let named = || snapshot.slot(name).filter(|slot| refusal_at(&outlook, *slot).is_none());
+                let chosen = kept_for(&outlook).or_else(named);
+                watch.note(Point::Filter, Status::of_filter(chosen.is_some()));
+                chosen
+            }
+            None => {
+                let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+                chosen(&outlook, evaluation, tie, &mut watch)
+            }
+        };
+        if let Some(slot) = chosen.filter(|_| watch.runs()) {
+            measure_filters(&outlook, slot, &mut watch);
         }
-        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        let chosen = chosen(&outlook, evaluation, tie);
         self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
+        self.timings.take(watch, profile);
         chosen
+    }
+
+    /// A watch for what comes after the last choice, which runs where that was measured.
+    pub(crate) fn watch_on(&self) -> Watch {
+        if self.measures { Watch::running() } else { Watch::stopped() }
     }
 
     /// The same among these nodes alone, each with what is added to its score; in the order of their slots.
@@ -95,7 +121,7 @@ impl Placement {
             .filter(|(slot, _)| evaluation.fits(*slot) && is_open(&outlook, *slot))
             .copied()
             .unzip();
-        let mut totals = totals(&outlook, evaluation, &candidates);
+        let mut totals = totals(&outlook, evaluation, &candidates, &mut Watch::stopped());
         for (total, more) in totals.iter_mut().zip(more) {
             *total = total.saturating_add(more);
         }
@@ -207,15 +233,40 @@ fn diagnosis_of_one(outlook: &Outlook<'_>, name: &str) -> Diagnosis {
     Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods: about_pods.collect() }
 }
 
-fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Random) -> Option<Slot> {
+/// What each filter takes for the node, asked alone.
+fn measure_filters(outlook: &Outlook<'_>, slot: Slot, watch: &mut Watch) {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let single = filters::SINGLE.into_iter().map(|(plugin, filter)| (plugin, Some(filter)));
+    let others = Outlook::PLUGINS.into_iter().map(|plugin| (plugin, None));
+    for (plugin, filter) in single.chain(others).filter(|(plugin, _)| outlook.plugins().contains(*plugin)) {
+        watch.skip();
+        let fits = match filter {
+            Some(filter) => filter(&pod.needs, &snapshot.nodes[slot]),
+            None => outlook.refusal_by(plugin, slot).is_none(),
+        };
+        watch.note_plugin(plugin, Point::Filter, Status::of_filter(fits));
+    }
+}
+
+fn chosen(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    tie: &mut Random,
+    watch: &mut Watch,
+) -> Option<Slot> {
     if let Some(slot) = kept_for(outlook) {
+        watch.note(Point::Filter, Status::Success);
         return Some(slot);
     }
     if only_resources_differ(outlook, evaluation) {
-        return evaluation.best_by_resources(tie, |slot| is_open(outlook, slot));
+        // Scores are kept with what filters say: there is nothing to do at the second point.
+        let best = evaluation.best_by_resources(tie, |slot| is_open(outlook, slot));
+        watch.note(Point::Filter, Status::of_filter(best.is_some()));
+        return best;
     }
     let candidates = candidates(outlook, evaluation);
-    let totals = totals(outlook, evaluation, &candidates);
+    watch.note(Point::Filter, Status::of_filter(!candidates.is_empty()));
+    let totals = totals(outlook, evaluation, &candidates, watch);
     best(&candidates, &totals, tie)
 }
 
@@ -302,7 +353,12 @@ fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
 }
 
 /// Scores of the candidates, weighted and added up, but for what is the same for all of them.
-fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
+fn totals(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    candidates: &[Slot],
+    watch: &mut Watch,
+) -> Vec<i64> {
     let by_devices = outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
     let resources = |slot: &Slot| match by_devices {
         true => resources(&outlook.pod.needs, &outlook.snapshot.nodes[*slot], &|name| {
@@ -314,9 +370,13 @@ fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -
     if candidates.len() < 2 {
         return totals;
     }
-    each_score(outlook, evaluation, candidates, |_, weight, scores| {
+    let mut of_plugins = watch.fork();
+    each_score(outlook, evaluation, candidates, |plugin, weight, scores| {
         totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+        of_plugins.note_plugin(plugin, Point::Score, Status::Success);
     });
+    watch.note(Point::Score, Status::Success);
+    watch.join(of_plugins);
     totals
 }
 

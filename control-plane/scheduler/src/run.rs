@@ -51,6 +51,7 @@ use crate::{
     report::Reports,
     reserve::Claims,
     scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
+    timings::{Point, Status},
     workloads::ControllerKind,
 };
 
@@ -522,7 +523,10 @@ async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
 async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
     let decision = provisioning.decision.clone();
     let Decision { binding, attempt, .. } = &decision;
+    let start = shell.now();
     let kept = keep_promises(&shell, &provisioning).await;
+    let status = if kept.is_ok() { Status::Success } else { Status::Error };
+    shell.metrics.wrote(Point::PreBind, &attempt.profile.scheduler_name, status, shell.now() - start);
     if !provisioning.promises.devices.0.is_empty() {
         shell.tell(|core, now| core.claims_written(&binding.uid, now));
     }
@@ -565,8 +569,14 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
 async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
     let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
         batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
+    let start = shell.now();
     let results = send(&shell, &bindings).await;
+    let took = shell.now() - start;
     drop(permit);
+    for (attempt, result) in attempts.iter().zip(&results) {
+        let status = if result.is_ok() { Status::Success } else { Status::Error };
+        shell.metrics.wrote(Point::Bind, &attempt.profile.scheduler_name, status, took);
+    }
     let mut unknown = Vec::new();
     for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {

@@ -1,4 +1,4 @@
-//! The deciding part: what the cluster is, who waits, and who goes where. No client, no clock.
+//! The deciding part: what the cluster is, who waits, and who goes where. No client, and no clock but to measure itself.
 //!
 //! The shell tells it every change of what it follows, and asks it for batches of decisions. A pod that was given
 //! a node is assumed to be there until the API says so, or the shell says that the binding failed; meanwhile
@@ -29,6 +29,7 @@ use crate::{
     queue::{Place, Queue, Waiting},
     random::Random,
     snapshot::{Slot, Snapshot},
+    timings::{Point, Status},
     victims::{KnownVictims, Victims},
     volumes::Volumes,
 };
@@ -287,6 +288,7 @@ impl Scheduler {
             pods: self.snapshot.pod_count(),
             assumed_pods: self.assumed.len(),
             preemption_attempts: self.preemption_attempts,
+            timings: self.placement.timings.clone(),
             unschedulable: BTreeMap::new(),
         };
         for (pod, refused_by, pods) in self.queue.refused() {
@@ -302,7 +304,10 @@ impl Scheduler {
 
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
+        let mut watch = self.placement.watch_on();
         let promises = self.settle(&waiting.pod, slot);
+        watch.note(Point::Reserve, Status::Success);
+        self.placement.timings.take(watch, &waiting.pod.needs.profile.scheduler_name);
         self.decide(waiting, node, promises, plan, now);
     }
 
@@ -354,7 +359,11 @@ impl Scheduler {
         self.deallocate(&mut rejected, diagnosis, plan);
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
         if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
+            let mut watch = self.placement.watch_on();
+            let before = plan.preemptions.len();
             self.preempt(rejected, &diagnosis.about_pods, plan, now);
+            watch.note(Point::PostFilter, Status::of_filter(plan.preemptions.len() > before));
+            self.placement.timings.take(watch, &pod.needs.profile.scheduler_name);
         } else {
             plan.rejected.push(rejected);
         }
