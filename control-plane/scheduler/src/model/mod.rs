@@ -9,6 +9,7 @@ mod preemption;
 mod rules;
 mod spread;
 mod twin;
+mod volumes;
 
 use std::{collections::BTreeMap, time::Duration};
 
