@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use hawser_api::resource::ObjectKey;
 
 use crate::{
-    filters,
+    evaluation, filters,
     metrics::Cause,
     pod::PodInfo,
     profile::{Plugin, PluginSet},
-    snapshot::{NodeEntry, Slot, Snapshot},
+    snapshot::{Slot, Snapshot},
     terms::StandingKind,
     topology::{CounterKey, Namespaces},
 };
@@ -22,8 +22,8 @@ pub(crate) enum Event<'a> {
     /// Room appeared on a node, or it is another by now.
     Node {
         slot: Slot,
-        /// Which pods the node could have run before.
-        before: &'a dyn Fn(&PodInfo) -> bool,
+        /// How far the node could have run a pod before.
+        before: &'a dyn Fn(&PodInfo) -> Fit,
         /// Its labels, taints or existence changed, and its topology domains with them.
         relabelled: bool,
         /// Extended resources that it did not have itself before.
@@ -112,7 +112,7 @@ impl Event<'_> {
                 (*relabelled && refused_by.meets(by_labels))
                     // What a class did not have for the pod may be the node's own by now.
                     || (refused_by.contains(Plugin::DynamicResources) && asks_for_any(pod, gained))
-                    || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
+                    || fit(pod, *slot, snapshot) > before(pod)
             }
             Self::PodPlaced(other) => {
                 let affinity = || counted(&pod.terms.affinity, other, namespaces);
@@ -177,11 +177,24 @@ pub(crate) fn may_lack_room(refused_by: PluginSet) -> bool {
     refused_by.meets(by_node())
 }
 
-/// Whether the node could run the pod, as far as it can tell by itself.
-pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
-    node.exists
-        && filters::refusal(&pod.needs, node).is_none()
-        && filters::features(&pod.needs, node).is_none()
+/// How far a node could run a pod, as far as it can tell by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fit {
+    No,
+    /// But not beside the pods that it is kept for.
+    Alone,
+    Fully,
+}
+
+pub(crate) fn fit(pod: &PodInfo, slot: Slot, snapshot: &Snapshot) -> Fit {
+    let (needs, node) = (&pod.needs, &snapshot.nodes[slot]);
+    let alone =
+        node.exists && filters::refusal(needs, node).is_none() && filters::features(needs, node).is_none();
+    match alone {
+        false => Fit::No,
+        true if evaluation::refusal(needs, pod.priority, snapshot, node).is_some() => Fit::Alone,
+        true => Fit::Fully,
+    }
 }
 
 /// Whether the pod asks for one of the extended resources.

@@ -28,7 +28,7 @@ const TICKETS_KEPT: usize = 64;
 
 type Uid = Arc<str>;
 /// Pods of one sort are helped by the same.
-type Sort = (Wishes, Option<ObjectKey>);
+type Sort = (Wishes, i32, Option<ObjectKey>);
 type Timers = BinaryHeap<Reverse<(Duration, u64, Uid)>>;
 
 pub(crate) struct Queue {
@@ -435,9 +435,9 @@ impl Queue {
     }
 }
 
-/// What is placed by the same rules, and by the same pod group.
+/// What is placed by the same rules, with the same priority, and by the same pod group.
 fn sort(pod: &PodInfo) -> Sort {
-    (pod.wishes(), pod.group.as_ref().map(|group| group.key.clone()))
+    (pod.wishes(), pod.priority, pod.group.as_ref().map(|group| group.key.clone()))
 }
 
 /// A pod that left its place.

@@ -6,7 +6,7 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use crate::{
     devices::Devices,
     extender::{Extender, Question},
     group::{Known, Told},
-    hints::{self, Event},
+    hints::{self, Event, Fit},
     intern::Same,
     metrics::{Cause, Gauges},
     placement::{Diagnosis, Placement},
@@ -67,6 +67,13 @@ pub(crate) struct Scheduler {
     /// How often it was looked for pods that could go for another.
     preemption_attempts: u64,
     tie: Random,
+}
+
+/// How far a node could run pods, by what they need and their priority.
+type Fits = HashMap<(Same<Needs>, i32), Fit>;
+
+fn fit_before(before: &Fits) -> impl Fn(&PodInfo) -> Fit {
+    |pod| before.get(&(Same(pod.needs.clone()), pod.priority)).copied().unwrap_or(Fit::No)
 }
 
 struct Assumed {
@@ -438,7 +445,7 @@ impl Scheduler {
             return false;
         };
         if let Some(slot) = self.snapshot.denominate(uid) {
-            self.node_event(slot, &HashSet::new(), Cause::AssignedPodDelete, now);
+            self.node_event(slot, &Fits::new(), Cause::AssignedPodDelete, now);
             // It was counted there as if it had come.
             self.wake(&Event::PodGone(&pod), now);
         }
@@ -456,19 +463,21 @@ impl Scheduler {
     }
 
     /// What unschedulable pods need that the node could run, as far as it can tell by itself: of those that some plugins refused.
-    fn fitting(&self, slot: Option<Slot>, refused_by: impl Fn(PluginSet) -> bool) -> HashSet<Same<Needs>> {
-        let Some(node) = slot.map(|slot| &self.snapshot.nodes[slot]) else {
-            return HashSet::new();
+    fn fitting(&self, slot: Option<Slot>, refused_by: impl Fn(PluginSet) -> bool) -> Fits {
+        let Some(slot) = slot else {
+            return Fits::new();
         };
-        let mut seen = HashSet::new();
-        let mut different =
-            self.queue.unschedulable(refused_by).filter(|pod| seen.insert(Same(pod.needs.clone())));
-        different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
+        let mut fits = Fits::new();
+        for pod in self.queue.unschedulable(refused_by) {
+            let of_pod = fits.entry((Same(pod.needs.clone()), pod.priority));
+            of_pod.or_insert_with(|| hints::fit(pod, slot, &self.snapshot));
+        }
+        fits
     }
 
     /// Room appeared on a node.
-    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
-        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+    fn node_event(&mut self, slot: Slot, before: &Fits, cause: Cause, now: Duration) {
+        let before = fit_before(before);
         let gained = &BTreeSet::new();
         self.wake(&Event::Node { slot, before: &before, relabelled: false, gained, cause }, now);
     }

@@ -5,6 +5,7 @@ mod devices;
 mod extended;
 mod extenders;
 mod generate;
+mod hints;
 mod preemption;
 mod rules;
 mod spread;

@@ -12,12 +12,11 @@ use k8s_openapi::api::{
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
-use super::Scheduler;
+use super::{Scheduler, fit_before};
 use crate::{
     devices::{Concerned, Provision},
     group::Known,
-    hints::{self, Event},
-    intern::Same,
+    hints::{self, Event, Fit},
     metrics::Cause,
     pod::{self, PodInfo},
     profile::Profile,
@@ -39,7 +38,7 @@ impl Scheduler {
         let had = slot.map(|slot| self.snapshot.nodes[slot].own_extended());
         let slot = self.snapshot.put_node(node);
         let gained = &(&self.snapshot.nodes[slot].own_extended() - &had.unwrap_or_default());
-        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+        let before = fit_before(&before);
         self.wake(&Event::Node { slot, before: &before, relabelled, gained, cause }, now);
     }
 
@@ -47,7 +46,7 @@ impl Scheduler {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
             let (gained, cause) = (&BTreeSet::new(), Cause::NodeDelete);
-            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, gained, cause }, now);
+            self.wake(&Event::Node { slot, before: &|_| Fit::No, relabelled: true, gained, cause }, now);
         }
     }
 
