@@ -43,6 +43,9 @@ const LINT: &str = "lint";
 /// How long new inputs are looked for; the same ones as ever are part of the suite `api`.
 const FUZZ_SECONDS: u32 = 300;
 
+/// Generated runs of each of the scheduler's tests that are made of such; a few hundred where nobody asks for more.
+const SCHEDULER_SEEDS: &str = "5000";
+
 /// In the order in which they run: what fails fast comes first.
 const SUITES: [Suite; 10] = [
     Suite { name: LINT, run: lint },
@@ -152,7 +155,7 @@ fn run_nextest(filter: &str, args: &Args, flags: &[&str], env: &[(&str, String)]
     command.args(["--status-level", "fail", "--final-status-level", "fail", "--no-fail-fast"]);
     command.args(flags);
     if args.all {
-        command.args(["--run-ignored", "all"]);
+        command.args(["--run-ignored", "all"]).env("SCHEDULER_SEEDS", SCHEDULER_SEEDS);
     }
     command.envs(env.iter().map(|(name, value)| (name, value)));
     let report = target_dir().join("nextest/default/junit.xml");

@@ -8,6 +8,9 @@ use k8s_openapi::api::core::v1::{
 
 use crate::pod::Labels;
 
+/// The field of nodes that terms may ask for.
+const NAME: &str = "metadata.name";
+
 /// `nodeSelector` and `nodeAffinity` of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct NodeAffinity {
@@ -64,10 +67,30 @@ impl NodeAffinity {
         self.named.as_ref().is_none_or(|named| named.contains(node))
     }
 
+    /// The node that the required terms name, where they name no other.
+    pub(crate) fn only_name(&self) -> Option<&str> {
+        let named = self.named.as_ref().filter(|named| named.len() == 1)?;
+        named.first().map(String::as_str)
+    }
+
     /// Whether a pod may run on the node.
     pub(crate) fn allows(&self, name: &str, labels: &Labels) -> bool {
         self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.required.as_ref().is_none_or(|terms| terms.iter().any(|term| term.holds(name, labels)))
+    }
+
+    /// Values of which an allowed node must have one; `None` where a required term is not told by any.
+    pub(crate) fn anchors(&self) -> Option<Vec<(Anchor, String)>> {
+        let mut anchors = Vec::new();
+        for term in self.required.as_ref()? {
+            let listed = |requirement: &&Requirement| requirement.operator == "In";
+            let by_label = term.labels.iter().find(listed).map(|one| (Anchor::Label(one.key.clone()), one));
+            let named = |field: &&Requirement| listed(field) && field.key == NAME;
+            let by_name = || term.fields.iter().find(named).map(|one| (Anchor::Name, one));
+            let (anchor, requirement) = by_label.or_else(by_name)?;
+            anchors.extend(requirement.values.iter().map(|value| (anchor.clone(), value.clone())));
+        }
+        Some(anchors)
     }
 
     /// Whether any node may be refused.
@@ -90,7 +113,7 @@ impl NodeAffinity {
 /// Nodes that the terms name; `None` where one of them names none, and so allows others.
 fn named(terms: &[Term]) -> Option<BTreeSet<String>> {
     let of_term = |term: &Term| {
-        let named = term.fields.iter().filter(|field| field.key == "metadata.name" && field.operator == "In");
+        let named = term.fields.iter().filter(|field| field.key == NAME && field.operator == "In");
         named
             .map(|field| field.values.iter().cloned().collect::<BTreeSet<_>>())
             .reduce(|one, other| &one & &other)
@@ -124,7 +147,7 @@ impl Term {
             && self
                 .fields
                 .iter()
-                .all(|requirement| requirement.holds((requirement.key == "metadata.name").then_some(name)))
+                .all(|requirement| requirement.holds((requirement.key == NAME).then_some(name)))
     }
 }
 
@@ -141,6 +164,22 @@ impl Requirement {
             "Gt" => value.and_then(number).zip(bound()).is_some_and(|(value, bound)| value > bound),
             "Lt" => value.and_then(number).zip(bound()).is_some_and(|(value, bound)| value < bound),
             _ => false,
+        }
+    }
+}
+
+/// What of a node tells whether a selector may allow it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Anchor {
+    Name,
+    Label(String),
+}
+
+impl Anchor {
+    pub(crate) fn of<'a>(&self, name: &'a String, labels: &'a Labels) -> Option<&'a String> {
+        match self {
+            Self::Name => Some(name),
+            Self::Label(key) => labels.get(key),
         }
     }
 }

@@ -12,8 +12,8 @@ use std::{
 use crate::{
     filters,
     intern::Same,
-    placement::Tie,
     pod::Needs,
+    random::Random,
     ranking::Ranking,
     refusal::Refusal,
     scores::{Own, own},
@@ -97,7 +97,7 @@ impl Evaluation {
     }
 
     /// One of the nodes that fit, are accepted, and score best by their resources.
-    pub(crate) fn best_by_resources(&self, tie: &mut Tie, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
+    pub(crate) fn best_by_resources(&self, tie: &mut Random, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
         self.by_resources.best(tie, accepts)
     }
 
@@ -207,7 +207,12 @@ impl Evaluation {
 }
 
 /// What says no, if the pods that the node is kept for were there.
-fn refusal(needs: &Needs, priority: i32, snapshot: &Snapshot, node: &NodeEntry) -> Option<Refusal> {
+pub(crate) fn refusal(
+    needs: &Needs,
+    priority: i32,
+    snapshot: &Snapshot,
+    node: &NodeEntry,
+) -> Option<Refusal> {
     let mut others = snapshot.nominations.from(priority, &node.name).peekable();
     if others.peek().is_none() {
         return filters::refusal(needs, node);

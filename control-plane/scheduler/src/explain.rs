@@ -6,14 +6,22 @@ use std::{sync::Arc, time::Duration};
 
 use hawser_api::{Api, Client, Error, client::ListOptions, resource::ObjectKey, typed::Kind};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
+    apps::v1::{ReplicaSet, StatefulSet},
+    core::v1::{
+        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+    },
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
-use crate::{config::Config, explanation::Explanation, scheduler::Scheduler};
+use crate::{
+    config::Config,
+    explanation::Explanation,
+    scheduler::Scheduler,
+    workloads::{ControllerKind, Workloads},
+};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -38,6 +46,7 @@ pub async fn explain(
     all::<PodDisruptionBudget>(&client).await?.iter().for_each(|budget| core.budget_changed(budget));
     all::<StorageClass>(&client).await?.iter().for_each(|class| core.class_changed(class, NOW));
     all::<CSINode>(&client).await?.iter().for_each(|node| core.csi_node_changed(node, NOW));
+    all::<VolumeAttachment>(&client).await?.iter().for_each(|one| core.attachment_changed(one));
     all::<CSIDriver>(&client).await?.iter().for_each(|driver| core.driver_changed(driver, NOW));
     all::<CSIStorageCapacity>(&client)
         .await?
@@ -48,6 +57,7 @@ pub async fn explain(
     all::<DeviceClass>(&client).await?.iter().for_each(|class| core.device_class_changed(class, NOW));
     all::<ResourceSlice>(&client).await?.iter().for_each(|slice| core.slice_changed(slice, NOW));
     all::<ResourceClaim>(&client).await?.iter().for_each(|claim| core.device_claim_changed(claim, NOW));
+    read_workloads(&client, core.workloads()).await?;
     let key = ObjectKey::of(&pod);
     let mut found = None;
     for other in all::<Pod>(&client).await? {
@@ -56,6 +66,24 @@ pub async fn explain(
     }
     // It may have gone meanwhile: it is explained as it was.
     Ok(core.explain(found.as_ref().unwrap_or(&pod)))
+}
+
+/// Services and controllers, by which pods are spread.
+async fn read_workloads(client: &Arc<dyn Client>, workloads: &mut Workloads) -> Result<(), Error> {
+    all::<Service>(client).await?.iter().for_each(|service| workloads.put_service(service));
+    for object in all::<ReplicationController>(client).await? {
+        let selector = object.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        workloads.put_replication_controller(&ObjectKey::of(&object), selector);
+    }
+    for object in all::<ReplicaSet>(client).await? {
+        let selector = object.spec.as_ref().map(|spec| &spec.selector);
+        workloads.put_set(ControllerKind::ReplicaSet, &ObjectKey::of(&object), selector);
+    }
+    for object in all::<StatefulSet>(client).await? {
+        let selector = object.spec.as_ref().map(|spec| &spec.selector);
+        workloads.put_set(ControllerKind::StatefulSet, &ObjectKey::of(&object), selector);
+    }
+    Ok(())
 }
 
 async fn all<K: Kind>(client: &Arc<dyn Client>) -> Result<Vec<K>, Error> {

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::{
     affinity::untolerated,
+    features,
     pod::Needs,
     profile::Plugin,
     refusal::{Lack, Refusal},
@@ -46,6 +47,13 @@ pub(crate) fn refusal_with(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -
     room(needs, node, taken)
 }
 
+/// NodeDeclaredFeatures. Asked after all others, as upstream.
+pub(crate) fn features(needs: &Needs, node: &NodeEntry) -> Option<Refusal> {
+    let on = needs.profile.filters.contains(Plugin::NodeDeclaredFeatures);
+    let lacks = on && features::missing(&needs.features, &node.features).next().is_some();
+    lacks.then_some(Refusal::Features)
+}
+
 /// The part that depends on other pods of the node: why there is no room beside them.
 pub(crate) fn room(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option<Refusal> {
     let on = |plugin| needs.profile.filters.contains(plugin);
@@ -58,6 +66,16 @@ pub(crate) fn room(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option
     let lacks = lacking(needs, node, taken);
     (!lacks.is_empty()).then_some(Refusal::Lacks(lacks))
 }
+
+/// The filters of single nodes, one by one: what is measured of them. Whether the node could run the pod by each.
+pub(crate) const SINGLE: [(Plugin, fn(&Needs, &NodeEntry) -> bool); 6] = [
+    (Plugin::NodeUnschedulable, schedulable),
+    (Plugin::TaintToleration, |needs, node| untolerated(&needs.tolerations, &node.taints).is_none()),
+    (Plugin::NodeAffinity, |needs, node| needs.affinity.allows(&node.name, &node.labels)),
+    (Plugin::NodePorts, |needs, node| ports_free(needs, &node.taken)),
+    (Plugin::NodeResourcesFit, |needs, node| lacking(needs, node, &node.taken).is_empty()),
+    (Plugin::NodeDeclaredFeatures, |needs, node| features(needs, node).is_none()),
+];
 
 /// NodeUnschedulable: a cordoned node takes only pods that tolerate its being cordoned.
 fn schedulable(needs: &Needs, node: &NodeEntry) -> bool {

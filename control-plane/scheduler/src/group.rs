@@ -5,6 +5,7 @@
 //! whose labels have no usable number is on its own.
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::Pod, scheduling::v1alpha2::PodGroup};
 
 const NAME: &str = "pod-group.scheduling.sigs.k8s.io/name";
@@ -17,6 +18,9 @@ pub(crate) struct Group {
     pub(crate) key: ObjectKey,
     /// By labels: fewer pods of it are not placed; above 1. `None` where a PodGroup says it.
     pub(crate) min: Option<usize>,
+    /// The uid of the pod's controller: a job that is run again is another one.
+    pub(crate) owner: Option<String>,
+    pub(crate) created_at: Option<Timestamp>,
 }
 
 /// By which rules a group is placed.
@@ -66,15 +70,23 @@ impl Known {
 impl Group {
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let mut owners = pod.metadata.owner_references.iter().flatten();
+        let owner = owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        let created_at = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let named = pod.spec.as_ref().and_then(|spec| spec.scheduling_group.as_ref());
         if let Some(name) = named.and_then(|group| group.pod_group_name.clone()) {
-            return Some(Self { key: ObjectKey::new(namespace, name), min: None });
+            return Some(Self { key: ObjectKey::new(namespace, name), min: None, owner, created_at });
         }
         let labels = pod.metadata.labels.as_ref()?;
         let name = labels.get(NAME).filter(|name| !name.is_empty())?;
         let min = labels.get(MIN_AVAILABLE)?.parse().ok().filter(|min| *min > 1)?;
         // No object's name has a slash.
-        Some(Self { key: ObjectKey::new(namespace, format!("label/{name}")), min: Some(min) })
+        Some(Self {
+            key: ObjectKey::new(namespace, format!("label/{name}")),
+            min: Some(min),
+            owner,
+            created_at,
+        })
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use hawser_api::resource::ObjectKey;
 
 use crate::{
-    filters,
+    evaluation, filters,
     metrics::Cause,
     pod::PodInfo,
     profile::{Plugin, PluginSet},
-    snapshot::{NodeEntry, Slot, Snapshot},
+    snapshot::{Slot, Snapshot},
     terms::StandingKind,
     topology::{CounterKey, Namespaces},
 };
@@ -22,8 +22,8 @@ pub(crate) enum Event<'a> {
     /// Room appeared on a node, or it is another by now.
     Node {
         slot: Slot,
-        /// Which pods the node could have run before.
-        before: &'a dyn Fn(&PodInfo) -> bool,
+        /// How far the node could have run a pod before.
+        before: &'a dyn Fn(&PodInfo) -> Fit,
         /// Its labels, taints or existence changed, and its topology domains with them.
         relabelled: bool,
         /// Extended resources that it did not have itself before.
@@ -36,8 +36,8 @@ pub(crate) enum Event<'a> {
     ClaimChanged(&'a ObjectKey),
     /// A volume or a class.
     StorageChanged(Cause),
-    /// What a node can attach.
-    LimitsChanged,
+    /// How many volumes a node takes, or has attached.
+    LimitsChanged(Cause),
     PodGroupChanged(&'a ObjectKey),
     DeviceClaimChanged(&'a ObjectKey),
     /// Devices became free, or there are others, or other classes of them.
@@ -55,14 +55,35 @@ impl Event<'_> {
             Self::Node { cause, .. }
             | Self::StorageChanged(cause)
             | Self::DevicesChanged(cause)
+            | Self::LimitsChanged(cause)
             | Self::ExtendedResourcesGained { cause, .. } => *cause,
             Self::PodPlaced(_) => Cause::AssignedPodAdd,
             Self::PodGone(_) => Cause::AssignedPodDelete,
             Self::NamespaceChanged => Cause::NamespaceUpdate,
             Self::ClaimChanged(_) => Cause::PersistentVolumeClaimUpdate,
-            Self::LimitsChanged => Cause::CsiNodeUpdate,
             Self::PodGroupChanged(_) => Cause::PodGroupUpdate,
             Self::DeviceClaimChanged(_) => Cause::ResourceClaimUpdate,
+        }
+    }
+
+    /// Whether pods that the plugins refused, and no others, may have a place now. Costs nothing, so it is asked first.
+    pub(crate) fn may_help(&self, refused_by: PluginSet) -> bool {
+        let by_others = PluginSet::of(&[Plugin::GangScheduling, Plugin::Extender]);
+        if refused_by == PluginSet::ALL || refused_by.meets(by_others) {
+            return true;
+        }
+        match self {
+            Self::Node { cause, .. } if is_about_room(*cause) => may_lack_room(refused_by),
+            Self::PodPlaced(_) => {
+                refused_by.meets(PluginSet::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]))
+            }
+            Self::PodGone(_) => refused_by.meets(PluginSet::of(&[
+                Plugin::PodTopologySpread,
+                Plugin::InterPodAffinity,
+                Plugin::VolumeRestrictions,
+                Plugin::NodeVolumeLimits,
+            ])),
+            _ => true,
         }
     }
 
@@ -91,7 +112,7 @@ impl Event<'_> {
                 (*relabelled && refused_by.meets(by_labels))
                     // What a class did not have for the pod may be the node's own by now.
                     || (refused_by.contains(Plugin::DynamicResources) && asks_for_any(pod, gained))
-                    || (fits(pod, &snapshot.nodes[*slot]) && !before(pod))
+                    || fit(pod, *slot, snapshot) > before(pod)
             }
             Self::PodPlaced(other) => {
                 let affinity = || counted(&pod.terms.affinity, other, namespaces);
@@ -112,13 +133,13 @@ impl Event<'_> {
                             || counted(&pod.terms.affinity, other, namespaces)
                             || stood_against()))
                     || (refused_by.contains(Plugin::VolumeRestrictions) && share_volumes(pod, other))
-                    || (refused_by.contains(Plugin::NodeVolumeLimits) && !other.volumes.claims.is_empty())
+                    || (refused_by.contains(Plugin::NodeVolumeLimits) && other.volumes.may_attach())
             }
             Self::ClaimChanged(key) => {
                 refused_by.meets(storage()) && pod.volumes.claims.iter().any(|used| used.key == **key)
             }
             Self::StorageChanged(_) => refused_by.meets(storage()),
-            Self::LimitsChanged => refused_by.contains(Plugin::NodeVolumeLimits),
+            Self::LimitsChanged(_) => refused_by.contains(Plugin::NodeVolumeLimits),
             Self::PodGroupChanged(key) => pod.group.as_ref().is_some_and(|group| group.key == **key),
             Self::DeviceClaimChanged(key) => {
                 refused_by.contains(Plugin::DynamicResources) && pod.claims.names(key)
@@ -133,9 +154,47 @@ impl Event<'_> {
     }
 }
 
-/// Whether the node could run the pod, as far as it can tell by itself.
-pub(crate) fn fits(pod: &PodInfo, node: &NodeEntry) -> bool {
-    node.exists && filters::refusal(&pod.needs, node).is_none()
+/// Whether pods of the node alone changed, and nothing of the node itself.
+fn is_about_room(cause: Cause) -> bool {
+    matches!(cause, Cause::AssignedPodUpdate | Cause::AssignedPodDelete)
+}
+
+/// Filters of single nodes. A node may have been refused by another of them before it was full, and be fine but for that now.
+fn by_node() -> PluginSet {
+    PluginSet::of(&[
+        Plugin::NodeUnschedulable,
+        Plugin::NodeName,
+        Plugin::TaintToleration,
+        Plugin::NodeAffinity,
+        Plugin::NodePorts,
+        Plugin::NodeResourcesFit,
+        Plugin::NodeDeclaredFeatures,
+    ])
+}
+
+/// Whether room on a node may be what pods lack that the plugins refused.
+pub(crate) fn may_lack_room(refused_by: PluginSet) -> bool {
+    refused_by.meets(by_node())
+}
+
+/// How far a node could run a pod, as far as it can tell by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fit {
+    No,
+    /// But not beside the pods that it is kept for.
+    Alone,
+    Fully,
+}
+
+pub(crate) fn fit(pod: &PodInfo, slot: Slot, snapshot: &Snapshot) -> Fit {
+    let (needs, node) = (&pod.needs, &snapshot.nodes[slot]);
+    let alone =
+        node.exists && filters::refusal(needs, node).is_none() && filters::features(needs, node).is_none();
+    match alone {
+        false => Fit::No,
+        true if evaluation::refusal(needs, pod.priority, snapshot, node).is_some() => Fit::Alone,
+        true => Fit::Fully,
+    }
 }
 
 /// Whether the pod asks for one of the extended resources.

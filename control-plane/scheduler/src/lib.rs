@@ -23,6 +23,7 @@ mod evict;
 mod explain;
 mod explanation;
 mod extender;
+mod features;
 mod filters;
 mod group;
 mod hints;
@@ -41,6 +42,7 @@ mod preemption;
 mod profile;
 mod provision;
 mod queue;
+mod random;
 mod ranking;
 mod refusal;
 mod report;
@@ -54,9 +56,11 @@ mod spread;
 mod terms;
 #[cfg(test)]
 mod testing;
+mod timings;
 mod topology;
 mod victims;
 mod volumes;
+mod workloads;
 
 pub use alone::{Core, Decisions};
 pub use config::Config;

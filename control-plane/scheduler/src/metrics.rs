@@ -2,8 +2,8 @@
 //!
 //! What changes with every pod is counted in plain numbers where the lock is held anyway, and read when somebody asks.
 //! Durations of decisions are those of a batch, shared out equally among its pods: pods of one workload are decided on
-//! together, and a clock for each would cost more than the decision. Upstream's metrics of single plugins and extension
-//! points have no counterpart: answers of plugins are kept and shared among pods.
+//! together, and a clock for each would cost more than the decision. Single plugins and extension points are measured in one
+//! attempt of ten ([`crate::timings`]).
 //!
 //! Labels are from closed sets, but for the profiles' names, which a configuration gives.
 
@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::{
     queue::Place,
     scheduler::{Attempt, Plan, Scheduler},
+    timings::{Point, Status, Timings},
 };
 
 /// More attempts are one label.
@@ -46,6 +47,7 @@ pub(crate) enum Cause {
     PersistentVolumeUpdate,
     StorageClassUpdate,
     CsiNodeUpdate,
+    VolumeAttachmentDelete,
     CsiDriverUpdate,
     CsiStorageCapacityUpdate,
     PodGroupUpdate,
@@ -58,7 +60,7 @@ pub(crate) enum Cause {
 
 impl Cause {
     /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::UnschedulablePodAdd,
         Self::UnschedulablePodUpdate,
         Self::ScheduleAttemptFailure,
@@ -76,6 +78,7 @@ impl Cause {
         Self::PersistentVolumeUpdate,
         Self::StorageClassUpdate,
         Self::CsiNodeUpdate,
+        Self::VolumeAttachmentDelete,
         Self::CsiDriverUpdate,
         Self::CsiStorageCapacityUpdate,
         Self::PodGroupUpdate,
@@ -105,6 +108,7 @@ impl Cause {
             Self::PersistentVolumeUpdate => "PersistentVolumeUpdate",
             Self::StorageClassUpdate => "StorageClassUpdate",
             Self::CsiNodeUpdate => "CSINodeUpdate",
+            Self::VolumeAttachmentDelete => "VolumeAttachmentDelete",
             Self::CsiDriverUpdate => "CSIDriverUpdate",
             Self::CsiStorageCapacityUpdate => "CSIStorageCapacityUpdate",
             Self::PodGroupUpdate => "PodGroupUpdate",
@@ -145,6 +149,7 @@ pub(crate) struct Gauges {
     pub(crate) pods: usize,
     pub(crate) assumed_pods: usize,
     pub(crate) preemption_attempts: u64,
+    pub(crate) timings: Timings,
     /// By plugin and profile.
     pub(crate) unschedulable: BTreeMap<(&'static str, String), usize>,
 }
@@ -182,10 +187,16 @@ impl Metrics {
         let core = self.0.core.lock().upgrade();
         let gauges = core.map(|core| core.lock().gauges());
         let mut text = String::with_capacity(8 << 10);
-        self.0.outcomes.lock().render(&mut text);
+        let outcomes = self.0.outcomes.lock();
+        outcomes.render(&mut text);
+        let mut timings = outcomes.timings.clone();
+        drop(outcomes);
         if let Some(gauges) = gauges {
             gauges.render(&mut text);
+            timings.points.extend(gauges.timings.points);
+            (timings.plugins, timings.evaluations) = (gauges.timings.plugins, gauges.timings.evaluations);
         }
+        timings.render(&mut text);
         text
     }
 
@@ -210,6 +221,11 @@ impl Metrics {
         }
     }
 
+    /// What a pod was promised was written, or its binding was, or could not be.
+    pub(crate) fn wrote(&self, point: Point, profile: &str, status: Status, took: Duration) {
+        self.0.outcomes.lock().timings.point(profile, point, status, took.as_secs_f64());
+    }
+
     /// A pod that was given a node has it, or could not have it.
     pub(crate) fn tried(&self, outcome: Outcome, attempt: &Attempt, now: Duration) {
         let mut outcomes = self.0.outcomes.lock();
@@ -225,6 +241,8 @@ impl Metrics {
 
 /// What is counted where there is no core: outcomes and how long things took.
 struct Outcomes {
+    /// Of what the shell writes; those of decisions are the core's.
+    timings: Timings,
     /// By profile and outcome.
     tried: BTreeMap<(String, Outcome), Histogram>,
     algorithm: Histogram,
@@ -237,6 +255,7 @@ struct Outcomes {
 impl Default for Outcomes {
     fn default() -> Self {
         Self {
+            timings: Timings::default(),
             tried: BTreeMap::new(),
             algorithm: Histogram::new(0.001, 15),
             attempts: Histogram::new(1.0, 5),
@@ -344,6 +363,39 @@ impl Gauges {
     }
 }
 
+impl Timings {
+    fn render(&self, text: &mut String) {
+        let name = "framework_extension_point_duration_seconds";
+        head(text, name, "histogram", "time of all plugins of an extension point, in one attempt of ten");
+        for ((profile, point, status), took) in &self.points {
+            let (point, status) = (point.name(), status.name());
+            let labels =
+                format!("extension_point=\"{point}\",profile=\"{}\",status=\"{status}\"", escaped(profile));
+            took.render(text, name, &labels);
+        }
+        let name = "plugin_execution_duration_seconds";
+        head(
+            text,
+            name,
+            "histogram",
+            "time of a plugin: of its filter on one node, or of its scores of all nodes",
+        );
+        for ((plugin, point, status), took) in &self.plugins {
+            let (plugin, point, status) = (plugin.name(), point.name(), status.name());
+            let labels = format!("extension_point=\"{point}\",plugin=\"{plugin}\",status=\"{status}\"");
+            took.render(text, name, &labels);
+        }
+        let name = "plugin_evaluation_total";
+        head(text, name, "counter", "attempts in which a plugin had something to do at an extension point");
+        for (profile, plugin, point, count) in self.asked() {
+            let (plugin, point) = (plugin.name(), point.name());
+            let profile = escaped(profile);
+            let labels = format!("extension_point=\"{point}\",plugin=\"{plugin}\",profile=\"{profile}\"");
+            line(text, name, &labels, count);
+        }
+    }
+}
+
 fn queue(place: Place) -> &'static str {
     match place {
         Place::Active => "active",
@@ -353,21 +405,32 @@ fn queue(place: Place) -> &'static str {
     }
 }
 
-/// Counts by upper bound; each bound is twice the one before.
-#[derive(Debug)]
-struct Histogram {
+/// Counts by upper bound; each bound is a multiple of the one before.
+#[derive(Clone, Debug)]
+pub(crate) struct Histogram {
     first: f64,
+    factor: f64,
     buckets: Vec<u64>,
     count: u64,
     sum: f64,
 }
 
 impl Histogram {
-    fn new(first: f64, buckets: usize) -> Self {
-        Self { first, buckets: vec![0; buckets], count: 0, sum: 0.0 }
+    /// Each bound is twice the one before.
+    pub(crate) fn new(first: f64, buckets: usize) -> Self {
+        Self::growing(first, 2.0, buckets)
     }
 
-    fn observe(&mut self, value: f64) {
+    pub(crate) fn growing(first: f64, factor: f64, buckets: usize) -> Self {
+        Self { first, factor, buckets: vec![0; buckets], count: 0, sum: 0.0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn observe(&mut self, value: f64) {
         self.observe_many(value, 1);
     }
 
@@ -380,7 +443,7 @@ impl Histogram {
                 *bucket += times;
                 return;
             }
-            bound *= 2.0;
+            bound *= self.factor;
         }
     }
 
@@ -390,7 +453,7 @@ impl Histogram {
         for bucket in &self.buckets {
             below += bucket;
             line(text, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"{bound}\""), below);
-            bound *= 2.0;
+            bound *= self.factor;
         }
         line(text, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"+Inf\""), self.count);
         let shown = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
@@ -483,6 +546,9 @@ mod tests {
                 "scheduler_cache_size{type=\"nodes\"} 1",
                 "scheduler_cache_size{type=\"assumed_pods\"} 1",
                 "scheduler_preemption_attempts_total 2",
+                "scheduler_plugin_evaluation_total{extension_point=\"Filter\",plugin=\"NodeResourcesFit\",profile=\"default-scheduler\"} 3",
+                "scheduler_framework_extension_point_duration_seconds_count{extension_point=\"Filter\",profile=\"default-scheduler\",status=\"Success\"} 1",
+                "scheduler_plugin_execution_duration_seconds_count{extension_point=\"Filter\",plugin=\"NodeResourcesFit\",status=\"Success\"} 1",
                 "scheduler_unschedulable_pods{plugin=\"NodeResourcesFit\",profile=\"default-scheduler\"} 2",
             ],
         );

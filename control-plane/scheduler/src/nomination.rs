@@ -25,6 +25,11 @@ impl Nominations {
         self.nodes.get(uid).map(|node| &**node)
     }
 
+    /// The pod, where it is nominated.
+    pub(crate) fn get(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.on(self.node_of(uid)?).find(|pod| &*pod.uid == uid)
+    }
+
     /// Nominates the pod, which is not nominated for another node.
     pub(crate) fn put(&mut self, pod: &Arc<PodInfo>, node: &str) {
         self.with_anti_affinity += usize::from(has_anti_affinity(pod));

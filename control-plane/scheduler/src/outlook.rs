@@ -8,7 +8,7 @@ use crate::{
     filters,
     pod::PodInfo,
     pod_affinity::Required,
-    profile::Plugin,
+    profile::{Plugin, PluginSet},
     refusal::Refusal,
     snapshot::{NodeEntry, Occupancy, Slot, Snapshot},
     spread::{Hard, Soft},
@@ -77,9 +77,64 @@ impl<'a> Outlook<'a> {
         })
     }
 
+    /// Plugins of which the outlook knows what they say of a node.
+    pub(crate) const PLUGINS: [Plugin; 4] = [
+        Plugin::VolumeBinding,
+        Plugin::PodTopologySpread,
+        Plugin::InterPodAffinity,
+        Plugin::DynamicResources,
+    ];
+
+    /// The filters that have something to say about the pod.
+    pub(crate) fn plugins(&self) -> PluginSet {
+        let needs = &self.pod.needs;
+        let mut plugins = PluginSet::of(&[
+            Plugin::NodeUnschedulable,
+            Plugin::NodeName,
+            Plugin::TaintToleration,
+            Plugin::NodeResourcesFit,
+        ]);
+        let mut insert = |has: bool, of: &[Plugin]| {
+            if has {
+                plugins = plugins.union(PluginSet::of(of));
+            }
+        };
+        let asks = needs.affinity.is_required() || needs.profile.added_affinity.is_some();
+        insert(asks, &[Plugin::NodeAffinity]);
+        insert(!needs.ports.is_empty(), &[Plugin::NodePorts]);
+        let of_volumes =
+            [Plugin::VolumeRestrictions, Plugin::NodeVolumeLimits, Plugin::VolumeBinding, Plugin::VolumeZone];
+        insert(self.volumes.is_some(), &of_volumes);
+        insert(!self.hard.is_empty(), &[Plugin::PodTopologySpread]);
+        insert(!self.required.is_empty(), &[Plugin::InterPodAffinity]);
+        insert(self.devices.is_some(), &[Plugin::DynamicResources]);
+        insert(!needs.features.is_empty(), &[Plugin::NodeDeclaredFeatures]);
+        plugins.and(needs.profile.filters)
+    }
+
+    /// Why the node cannot take the pod, as one of [`Self::PLUGINS`] says it.
+    pub(crate) fn refusal_by(&self, plugin: Plugin, slot: Slot) -> Option<Refusal> {
+        match plugin {
+            Plugin::VolumeBinding => self.volumes_refusal(slot, &[]),
+            Plugin::PodTopologySpread => self.hard.iter().find_map(|hard| hard.refusal(slot, 0)),
+            Plugin::InterPodAffinity => self.required.refusal(slot, |_| 0, |_| 0),
+            Plugin::DynamicResources => self.devices_refusal(slot),
+            _ => None,
+        }
+    }
+
     /// Whether no node is refused.
     pub(crate) fn is_clear(&self) -> bool {
-        self.volumes.is_none() && self.devices.is_none() && self.hard.is_empty() && self.required.is_empty()
+        self.volumes.is_none()
+            && self.devices.is_none()
+            && self.hard.is_empty()
+            && self.required.is_empty()
+            && self.pod.needs.features.is_empty()
+    }
+
+    /// What the node has of an extended resource by a device class, and what of that is taken.
+    pub(crate) fn from_class(&self, slot: Slot, resource: &str) -> Option<(i64, i64)> {
+        self.devices.as_ref()?.from_class(resource, slot, &self.snapshot.nodes[slot])
     }
 
     /// Why the node cannot take the pod.
@@ -87,6 +142,7 @@ impl<'a> Outlook<'a> {
         self.volumes_refusal(slot, &[])
             .or_else(|| self.refusal_with(slot, |_| 0, |_| 0))
             .or_else(|| self.devices_refusal(slot))
+            .or_else(|| filters::features(&self.pod.needs, &self.snapshot.nodes[slot]))
     }
 
     /// Whether pods that nodes are kept for matter by more than their room.
@@ -179,6 +235,7 @@ impl<'a> WhatIf<'a> {
             .or_else(|| self.outlook.refusal_with(self.slot, more, more_standing))
             .or_else(|| (self.new_standing() > 0).then_some(Refusal::StandingAntiAffinity))
             .or_else(|| self.outlook.devices_refusal(self.slot))
+            .or_else(|| filters::features(&pod.needs, node))
     }
 
     /// Anti-affinity of pods that are put there, towards the pod, where the node has the label.

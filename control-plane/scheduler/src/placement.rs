@@ -7,16 +7,18 @@ use std::{
 
 use crate::{
     devices::{Budget, DeviceView},
-    evaluation::{Evaluation, Evaluations},
+    evaluation::{Evaluation, Evaluations, refusal},
     extender::Refused,
     filters,
     outlook::Outlook,
     pod::{PodInfo, Wishes},
     pod_affinity,
     profile::{Plugin, PluginSet},
+    random::Random,
     refusal::{Refusal, Tally},
-    scores::{normalize, normalize_reversed},
-    snapshot::{NodeEntry, Slot, Snapshot, Versions},
+    scores::{normalize, normalize_reversed, resources},
+    snapshot::{Slot, Snapshot, Versions},
+    timings::{Point, Status, Timings, Watch},
 };
 
 /// Different pods that are told of at one state of the cluster; more are worked out again.
@@ -25,6 +27,9 @@ const MOST_DIAGNOSES: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Placement {
     evaluations: Evaluations,
+    pub(crate) timings: Timings,
+    /// The last attempt is measured.
+    measures: bool,
     /// What the last choice left of what its pod's devices may cost: why there is no node is found out with no more.
     left: Option<(Arc<str>, Budget)>,
     /// What was said of pods, and of which state of the cluster.
@@ -50,56 +55,75 @@ impl Diagnosis {
     }
 }
 
-/// Chooses among equals by a small generator, so that a run can be repeated.
-pub(crate) struct Tie(u64);
-
-impl Tie {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 1).unwrap_or_default() % limit.max(1)
-    }
-}
-
 impl Placement {
     /// The best node for the pod, one of the best by `tie`; `None` where none can run it.
     ///
     /// The node that was cleared for the pod comes first, if it can run it now.
-    pub(crate) fn choose(&mut self, pod: &PodInfo, snapshot: &mut Snapshot, tie: &mut Tie) -> Option<Slot> {
+    pub(crate) fn choose(
+        &mut self,
+        pod: &PodInfo,
+        snapshot: &mut Snapshot,
+        tie: &mut Random,
+    ) -> Option<Slot> {
+        let mut watch = self.timings.watch();
+        self.measures = watch.runs();
         let counters = snapshot.counters_of(&pod.terms);
-        let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
-        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        let chosen = chosen(&outlook, evaluation, tie);
+        let outlook = Outlook::new(pod, snapshot, &counters);
+        let profile = &pod.needs.profile.scheduler_name;
+        watch.note(Point::PreFilter, Status::of_filter(outlook.is_ok()));
+        let Ok(outlook) = outlook else {
+            self.timings.take(watch, profile);
+            return None;
+        };
+        self.timings.evaluated(profile, outlook.plugins());
+        let chosen = match only_name(pod) {
+            Some(name) => {
+                let named = || snapshot.slot(name).filter(|slot| refusal_at(&outlook, *slot).is_none());
+                let chosen = kept_for(&outlook).or_else(named);
+                watch.note(Point::Filter, Status::of_filter(chosen.is_some()));
+                chosen
+            }
+            None => {
+                let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+                chosen(&outlook, evaluation, tie, &mut watch)
+            }
+        };
+        if let Some(slot) = chosen.filter(|_| watch.runs()) {
+            measure_filters(&outlook, slot, &mut watch);
+        }
         self.left = outlook.devices.as_ref().map(|devices| (pod.uid.clone(), devices.left()));
+        self.timings.take(watch, profile);
         chosen
     }
 
-    /// The same among the nodes of which `more` says what is added to their scores.
+    /// A watch for what comes after the last choice, which runs where that was measured.
+    pub(crate) fn watch_on(&self) -> Watch {
+        if self.measures { Watch::running() } else { Watch::stopped() }
+    }
+
+    /// The same among these nodes alone, each with what is added to its score; in the order of their slots.
     pub(crate) fn choose_among(
         &mut self,
         pod: &PodInfo,
         snapshot: &mut Snapshot,
-        tie: &mut Tie,
-        more: &dyn Fn(&NodeEntry) -> Option<i64>,
+        tie: &mut Random,
+        among: &[(Slot, i64)],
     ) -> Option<Slot> {
         let counters = snapshot.counters_of(&pod.terms);
         let outlook = Outlook::new(pod, snapshot, &counters).ok()?;
         let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
-        let more = |slot: Slot| more(&outlook.snapshot.nodes[slot]);
-        if let Some(slot) = kept_for(&outlook).filter(|slot| more(*slot).is_some()) {
+        let is_among = |slot: &Slot| among.binary_search_by_key(slot, |(slot, _)| *slot).is_ok();
+        if let Some(slot) = kept_for(&outlook).filter(is_among) {
             return Some(slot);
         }
-        let mut candidates = candidates(&outlook, evaluation);
-        candidates.retain(|slot| more(*slot).is_some());
-        let mut totals = totals(&outlook, evaluation, &candidates);
-        for (total, slot) in totals.iter_mut().zip(&candidates) {
-            *total = total.saturating_add(more(*slot).unwrap_or_default());
+        let (candidates, more): (Vec<Slot>, Vec<i64>) = among
+            .iter()
+            .filter(|(slot, _)| evaluation.fits(*slot) && is_open(&outlook, *slot))
+            .copied()
+            .unzip();
+        let mut totals = totals(&outlook, evaluation, &candidates, &mut Watch::stopped());
+        for (total, more) in totals.iter_mut().zip(more) {
+            *total = total.saturating_add(more);
         }
         best(&candidates, &totals, tie)
     }
@@ -152,7 +176,6 @@ impl Placement {
             return said.clone();
         }
         let counters = snapshot.counters_of(&pod.terms);
-        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
         let left = self.left.take().filter(|(uid, _)| *uid == pod.uid);
         let nodes = snapshot.node_count();
         let said = match Outlook::new(pod, snapshot, &counters) {
@@ -161,7 +184,13 @@ impl Placement {
                 if let (Some(devices), Some((_, left))) = (&outlook.devices, left) {
                     devices.go_on_with(left);
                 }
-                diagnosis(&outlook, evaluation, &HashMap::new())
+                match only_name(pod) {
+                    Some(name) => diagnosis_of_one(&outlook, name),
+                    None => {
+                        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+                        diagnosis(&outlook, evaluation, &HashMap::new())
+                    }
+                }
             }
             Err(trouble) => Diagnosis {
                 message: format!("0/{nodes} nodes are available: {}.", trouble.message),
@@ -175,15 +204,69 @@ impl Placement {
     }
 }
 
-fn chosen(outlook: &Outlook<'_>, evaluation: &Evaluation, tie: &mut Tie) -> Option<Slot> {
+/// The one node that the pod can run on, as those of DaemonSets: all others need no look.
+fn only_name(pod: &PodInfo) -> Option<&str> {
+    let asked = pod.needs.profile.filters.contains(Plugin::NodeAffinity);
+    pod.needs.affinity.only_name().filter(|_| asked)
+}
+
+/// Why the pod cannot run on the node, found out without an evaluation of all nodes.
+fn refusal_at(outlook: &Outlook<'_>, slot: Slot) -> Option<Refusal> {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let node = &snapshot.nodes[slot];
+    if !node.exists {
+        return Some(Refusal::NotNamed);
+    }
+    refusal(&pod.needs, pod.priority, snapshot, node)
+        .or_else(|| outlook.refusal_beside_nominated(slot))
+        .or_else(|| outlook.refusal(slot))
+}
+
+/// Why a pod that is for one node alone has none.
+fn diagnosis_of_one(outlook: &Outlook<'_>, name: &str) -> Diagnosis {
+    let (nodes, mut tally) = (outlook.snapshot.node_count(), Tally::default());
+    let slot = outlook.snapshot.slot(name).filter(|slot| outlook.snapshot.nodes[*slot].exists);
+    let refused = slot.and_then(|slot| Some((slot, refusal_at(outlook, slot)?)));
+    tally.add(&Refusal::NotNamed, nodes - usize::from(slot.is_some()));
+    refused.iter().for_each(|(_, refusal)| tally.add(refusal, 1));
+    let about_pods = refused.iter().filter(|(_, refusal)| refusal.is_about_pods()).map(|(slot, _)| *slot);
+    Diagnosis { message: tally.message(nodes), plugins: tally.plugins(), about_pods: about_pods.collect() }
+}
+
+/// What each filter takes for the node, asked alone.
+fn measure_filters(outlook: &Outlook<'_>, slot: Slot, watch: &mut Watch) {
+    let Outlook { pod, snapshot, .. } = outlook;
+    let single = filters::SINGLE.into_iter().map(|(plugin, filter)| (plugin, Some(filter)));
+    let others = Outlook::PLUGINS.into_iter().map(|plugin| (plugin, None));
+    for (plugin, filter) in single.chain(others).filter(|(plugin, _)| outlook.plugins().contains(*plugin)) {
+        watch.skip();
+        let fits = match filter {
+            Some(filter) => filter(&pod.needs, &snapshot.nodes[slot]),
+            None => outlook.refusal_by(plugin, slot).is_none(),
+        };
+        watch.note_plugin(plugin, Point::Filter, Status::of_filter(fits));
+    }
+}
+
+fn chosen(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    tie: &mut Random,
+    watch: &mut Watch,
+) -> Option<Slot> {
     if let Some(slot) = kept_for(outlook) {
+        watch.note(Point::Filter, Status::Success);
         return Some(slot);
     }
     if only_resources_differ(outlook, evaluation) {
-        return evaluation.best_by_resources(tie, |slot| is_open(outlook, slot));
+        // Scores are kept with what filters say: there is nothing to do at the second point.
+        let best = evaluation.best_by_resources(tie, |slot| is_open(outlook, slot));
+        watch.note(Point::Filter, Status::of_filter(best.is_some()));
+        return best;
     }
     let candidates = candidates(outlook, evaluation);
-    let totals = totals(outlook, evaluation, &candidates);
+    watch.note(Point::Filter, Status::of_filter(!candidates.is_empty()));
+    let totals = totals(outlook, evaluation, &candidates, watch);
     best(&candidates, &totals, tie)
 }
 
@@ -214,12 +297,14 @@ fn only_resources_differ(outlook: &Outlook<'_>, evaluation: &Evaluation) -> bool
     let Outlook { pod, snapshot, .. } = outlook;
     let weights = &pod.needs.profile.weights;
     let alternatives = || outlook.devices.as_ref().is_some_and(DeviceView::has_alternatives);
+    let by_devices = || outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
     let drawn = || pod_affinity::is_scored(pod, &snapshot.topology, &outlook.preferred);
     evaluation.only_resources_differ()
         && (weights.image_locality == 0 || !evaluation.has_images())
         && (weights.pod_topology_spread == 0 || outlook.soft.constraints.is_empty())
         && (weights.dynamic_resources == 0 || !alternatives())
         && (weights.inter_pod_affinity == 0 || !drawn())
+        && !by_devices()
 }
 
 /// `more` is why nodes are refused that could run the pod.
@@ -247,8 +332,9 @@ pub(crate) fn refused_for_others(
     evaluation: &Evaluation,
 ) -> impl Iterator<Item = (Slot, Refusal)> {
     let refusal = |slot| {
-        let beside = || outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
-        outlook.refusal(slot).or_else(beside)
+        // As upstream: what is said beside those that the node is kept for comes first.
+        let beside = outlook.minds_nominated().then(|| outlook.refusal_beside_nominated(slot)).flatten();
+        beside.or_else(|| outlook.refusal(slot))
     };
     evaluation.fitting().filter_map(move |slot| Some((slot, refusal(slot)?)))
 }
@@ -267,15 +353,30 @@ fn kept_for(outlook: &Outlook<'_>) -> Option<Slot> {
 }
 
 /// Scores of the candidates, weighted and added up, but for what is the same for all of them.
-fn totals(outlook: &Outlook<'_>, evaluation: &Evaluation, candidates: &[Slot]) -> Vec<i64> {
-    let mut totals: Vec<i64> =
-        candidates.iter().map(|slot| i64::from(evaluation.own(*slot).resources)).collect();
+fn totals(
+    outlook: &Outlook<'_>,
+    evaluation: &Evaluation,
+    candidates: &[Slot],
+    watch: &mut Watch,
+) -> Vec<i64> {
+    let by_devices = outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
+    let resources = |slot: &Slot| match by_devices {
+        true => resources(&outlook.pod.needs, &outlook.snapshot.nodes[*slot], &|name| {
+            outlook.from_class(*slot, name)
+        }),
+        false => i64::from(evaluation.own(*slot).resources),
+    };
+    let mut totals: Vec<i64> = candidates.iter().map(resources).collect();
     if candidates.len() < 2 {
         return totals;
     }
-    each_score(outlook, evaluation, candidates, |_, weight, scores| {
+    let mut of_plugins = watch.fork();
+    each_score(outlook, evaluation, candidates, |plugin, weight, scores| {
         totals.iter_mut().zip(scores).for_each(|(total, score)| *total += weight * score);
+        of_plugins.note_plugin(plugin, Point::Score, Status::Success);
     });
+    watch.note(Point::Score, Status::Success);
+    watch.join(of_plugins);
     totals
 }
 
@@ -327,9 +428,9 @@ pub(crate) fn each_score(
     }
 }
 
-fn best(candidates: &[Slot], totals: &[i64], tie: &mut Tie) -> Option<Slot> {
+fn best(candidates: &[Slot], totals: &[i64], tie: &mut Random) -> Option<Slot> {
     let most = totals.iter().max()?;
     let equals = totals.iter().filter(|total| *total == most).count();
     let mut best = candidates.iter().zip(totals).filter(|(_, total)| *total == most).map(|(slot, _)| *slot);
-    best.nth(tie.below(equals))
+    best.nth(tie.index(equals))
 }

@@ -7,12 +7,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
     devices::PodClaims,
     extender::{Extender, ExtenderSet},
+    features,
     group::Group,
     images::PodImages,
     intern::{Interner, Same},
@@ -21,13 +23,14 @@ use crate::{
     terms::Terms,
     topology::Identity,
     volumes::PodVolumes,
+    workloads::{Controller, Workloads},
 };
 
 /// Labels of an object.
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A pod that waits, is being bound, or is placed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PodInfo {
     pub(crate) key: ObjectKey,
     pub(crate) uid: Arc<str>,
@@ -41,7 +44,12 @@ pub(crate) struct PodInfo {
     pub(crate) nominated: Option<String>,
     pub(crate) needs: Arc<Needs>,
     pub(crate) identity: Arc<Identity>,
+    /// With those that the cluster has for all pods, as long as it waits.
     pub(crate) terms: Arc<Terms>,
+    own_terms: Arc<Terms>,
+    controller: Option<Controller>,
+    /// The version of the workloads that its terms were read with; `None` where the cluster's were left out.
+    read_at: Option<u64>,
     pub(crate) volumes: Arc<PodVolumes>,
     pub(crate) claims: Arc<PodClaims>,
     /// What its condition `PodScheduled` says now, so that the same is not written again.
@@ -79,6 +87,8 @@ pub(crate) struct Needs {
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) ports: Vec<HostPort>,
     pub(crate) images: PodImages,
+    /// What its node must have declared.
+    pub(crate) features: Vec<&'static str>,
 }
 
 /// A port of the node that a pod takes.
@@ -107,6 +117,7 @@ pub(crate) struct Reader {
     terms: Interner<Terms>,
     volumes: Interner<PodVolumes>,
     claims: Interner<PodClaims>,
+    pub(crate) workloads: Workloads,
     extenders: Vec<Arc<Extender>>,
 }
 
@@ -121,9 +132,10 @@ impl Reader {
         let needs = Needs::of(pod, spec, profile);
         let identity = identity(pod);
         let terms = Terms::of(spec, &identity, &needs.affinity, &needs.tolerations, profile);
+        let own_terms = self.terms.intern(terms);
         let status = pod.status.as_ref();
         let (group, extenders) = (Group::of(pod), ExtenderSet::of(&self.extenders, spec));
-        Arc::new(PodInfo {
+        let info = Arc::new(PodInfo {
             key: ObjectKey::of(pod),
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
             priority: spec.priority.unwrap_or_default(),
@@ -137,14 +149,31 @@ impl Reader {
                 .filter(|name| !name.is_empty()),
             needs: self.needs.intern(needs),
             identity: self.identities.intern(identity),
-            terms: self.terms.intern(terms),
+            terms: own_terms.clone(),
+            own_terms,
+            controller: Controller::of(pod),
+            read_at: None,
             volumes: self.volumes.intern(PodVolumes::of(pod)),
             claims: self.claims.intern(PodClaims::of(pod)),
             told: told(pod),
             not_considered: not_considered(group.is_some() && !extenders.is_empty()),
             group: group.map(Arc::new),
             extenders,
-        })
+        });
+        // How others are spread is nothing to a pod that has its place.
+        if node_of(pod).is_some() { info } else { self.refresh(&info) }
+    }
+
+    /// The pod as it is by what the cluster has for all pods now.
+    pub(crate) fn refresh(&mut self, pod: &Arc<PodInfo>) -> Arc<PodInfo> {
+        let now = Some(self.workloads.version());
+        if !pod.own_terms.defaulted || pod.read_at == now {
+            return pod.clone();
+        }
+        let (identity, controller) = (&pod.identity, pod.controller.as_ref());
+        let workload = self.workloads.selector_of(&identity.namespace, &identity.labels, controller);
+        let terms = self.terms.intern(pod.own_terms.with_defaults(workload, identity, &pod.needs));
+        Arc::new(PodInfo { terms, read_at: now, ..(**pod).clone() })
     }
 }
 
@@ -155,7 +184,16 @@ impl PodInfo {
 
     /// Pods with the same are placed by the same rules: what is known of one holds for the other.
     pub(crate) fn wishes(&self) -> Wishes {
-        let (needs, identity, terms) = (self.needs.clone(), self.identity.clone(), self.terms.clone());
+        self.parts(&self.terms)
+    }
+
+    /// What it is to others where it has its place: these are the same for pods that make no difference to anyone.
+    pub(crate) fn traits(&self) -> Wishes {
+        self.parts(&self.own_terms)
+    }
+
+    fn parts(&self, terms: &Arc<Terms>) -> Wishes {
+        let (needs, identity, terms) = (self.needs.clone(), self.identity.clone(), terms.clone());
         let (volumes, claims) = (self.volumes.clone(), self.claims.clone());
         Wishes(Same(needs), Same(identity), Same(terms), Same(volumes), Same(claims))
     }
@@ -171,6 +209,7 @@ impl Needs {
             tolerations: spec.tolerations.iter().flatten().map(Toleration::of).collect(),
             ports: host_ports(spec),
             images: PodImages::of(spec),
+            features: features::required(spec),
         }
     }
 }
@@ -186,6 +225,19 @@ pub(crate) fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// When a pod whose containers succeeded was done; `None` for all others.
+pub(crate) fn succeeded_at(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Succeeded"))?;
+    let ends =
+        status.container_statuses.iter().flatten().filter_map(|container| {
+            Some(container.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0)
+        });
+    let changes =
+        status.conditions.iter().flatten().filter_map(|one| Some(one.last_transition_time.as_ref()?.0));
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    Some(ends.max().or(changes.max()).or(created).unwrap_or_default())
+}
+
 /// Whether the pod waits for something outside before it may be placed.
 pub(crate) fn is_gated(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty())
@@ -195,7 +247,6 @@ fn identity(pod: &Pod) -> Identity {
     Identity {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         labels: pod.metadata.labels.clone().unwrap_or_default(),
-        owner: controller(pod),
     }
 }
 
@@ -223,12 +274,6 @@ fn told(pod: &Pod) -> Option<String> {
 fn not_considered(group_and_extenders: bool) -> Vec<&'static str> {
     let wish = group_and_extenders.then_some("its pod group, because extenders have a say");
     wish.into_iter().collect()
-}
-
-fn controller(pod: &Pod) -> Option<Arc<str>> {
-    let owners = pod.metadata.owner_references.as_ref()?;
-    let controller = owners.iter().find(|owner| owner.controller == Some(true))?;
-    Some(controller.uid.as_str().into())
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

@@ -8,8 +8,8 @@ use std::{cmp::Reverse, sync::Arc};
 use crate::{
     budgets::Left,
     outlook::{Outlook, WhatIf},
-    placement::Tie,
     pod::{Going, PodInfo},
+    random::Random,
     refusal::{Refusal, Tally},
     snapshot::{Slot, Snapshot},
     victims::{KnownVictims, Outcome, Victims},
@@ -37,7 +37,7 @@ pub(crate) fn find(
     snapshot: &mut Snapshot,
     budgets: &Left<'_>,
     known: &mut KnownVictims,
-    tie: &mut Tie,
+    tie: &mut Random,
 ) -> Result<Vec<Victims>, String> {
     let counters = snapshot.counters_of(&pod.terms);
     let mut tally = Tally::default();
@@ -48,13 +48,16 @@ pub(crate) fn find(
     };
     let search = Search { outlook: &outlook, budgets };
     // What depends on the pod itself, on other nodes, or on who goes before it, is worked out each time.
-    let by_node_alone =
-        budgets.is_all() && !outlook.minds_nominated() && snapshot.nominations.node_of(&pod.uid).is_none();
+    // A pod that is for one node alone finds nothing that another has found out.
+    let by_node_alone = about_pods.len() > 1
+        && budgets.is_all()
+        && !outlook.minds_nominated()
+        && snapshot.nominations.node_of(&pod.uid).is_none();
     let mut known = by_node_alone.then(|| known.of(pod, snapshot, budgets.budgets));
     let count = about_pods.len();
     let limits = &pod.needs.profile.candidates;
     let enough = (count * limits.percentage / 100).max(limits.absolute).min(count);
-    let offset = tie.below(count);
+    let offset = tie.index(count);
     let (mut found, mut clean) = (Vec::new(), false);
     for slot in about_pods.iter().cycle().skip(offset).take(count) {
         let worked_out;

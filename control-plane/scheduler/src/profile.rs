@@ -25,6 +25,7 @@ pub(crate) enum Plugin {
     PodTopologySpread,
     InterPodAffinity,
     DynamicResources,
+    NodeDeclaredFeatures,
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
@@ -36,7 +37,7 @@ pub(crate) enum Plugin {
 
 impl Plugin {
     /// Those that a profile can switch.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::NodeUnschedulable,
         Self::NodeName,
         Self::TaintToleration,
@@ -50,6 +51,7 @@ impl Plugin {
         Self::PodTopologySpread,
         Self::InterPodAffinity,
         Self::DynamicResources,
+        Self::NodeDeclaredFeatures,
         Self::DefaultPreemption,
         Self::NodeResourcesBalancedAllocation,
         Self::ImageLocality,
@@ -71,6 +73,7 @@ impl Plugin {
             Self::PodTopologySpread => "PodTopologySpread",
             Self::InterPodAffinity => "InterPodAffinity",
             Self::DynamicResources => "DynamicResources",
+            Self::NodeDeclaredFeatures => "NodeDeclaredFeatures",
             Self::DefaultPreemption => "DefaultPreemption",
             Self::NodeResourcesBalancedAllocation => "NodeResourcesBalancedAllocation",
             Self::ImageLocality => "ImageLocality",
@@ -105,6 +108,10 @@ impl PluginSet {
 
     pub(crate) fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     pub(crate) fn meets(self, other: Self) -> bool {
@@ -228,6 +235,11 @@ impl Default for Profile {
 }
 
 impl Profile {
+    /// Whether the cluster has spread constraints for pods that have none.
+    pub(crate) fn spreads_by_default(&self) -> bool {
+        self.system_default_constraints || !self.default_constraints.is_empty()
+    }
+
     pub(crate) fn ignores(&self, resource: &str) -> bool {
         let group = resource.split_once('/').map(|(group, _)| group);
         self.ignored_resources.iter().any(|name| name == resource)

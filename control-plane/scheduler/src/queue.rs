@@ -28,7 +28,7 @@ const TICKETS_KEPT: usize = 64;
 
 type Uid = Arc<str>;
 /// Pods of one sort are helped by the same.
-type Sort = (Wishes, Option<ObjectKey>);
+type Sort = (Wishes, i32, Option<ObjectKey>);
 type Timers = BinaryHeap<Reverse<(Duration, u64, Uid)>>;
 
 pub(crate) struct Queue {
@@ -42,6 +42,8 @@ pub(crate) struct Queue {
     /// Those that back off although something helped them.
     helped: Timers,
     unschedulable: HashMap<Sort, Group>,
+    /// Sorts by what refused them: most of what happens helps only those that one of a few plugins refused.
+    by_plugins: HashMap<PluginSet, HashSet<Sort>>,
     /// Pods of each pod group, but for those that are gated.
     pod_groups: HashMap<ObjectKey, BTreeSet<Uid>>,
     counts: [usize; 4],
@@ -139,6 +141,7 @@ impl Queue {
             timers: BinaryHeap::new(),
             helped: BinaryHeap::new(),
             unschedulable: HashMap::new(),
+            by_plugins: HashMap::new(),
             pod_groups: HashMap::new(),
             counts: [0; 4],
             incoming: [[0; Cause::ALL.len()]; 4],
@@ -175,8 +178,9 @@ impl Queue {
         self.put(Waiting::new(pod, now), Place::Gated, cause, now);
     }
 
-    pub(crate) fn contains(&self, uid: &str) -> bool {
-        self.entries.contains_key(uid)
+    /// The pod, where it waits.
+    pub(crate) fn get(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.entries.get(uid).map(|entry| &entry.waiting.pod)
     }
 
     pub(crate) fn remove(&mut self, uid: &str) {
@@ -228,14 +232,16 @@ impl Queue {
         self.put(waiting.failed(now), Place::BackingOff, Some(Cause::ScheduleAttemptFailure), now);
     }
 
-    /// Wakes the unschedulable pods of which `helped` says that they are.
+    /// Wakes the unschedulable pods of which `helped` says that they are, among those that plugins refused of which `may_help`
+    /// says that it could be.
     pub(crate) fn activate(
         &mut self,
         cause: Cause,
         now: Duration,
+        may_help: impl Fn(PluginSet) -> bool,
         helped: impl Fn(&PodInfo, PluginSet) -> bool,
     ) {
-        let groups = self.unschedulable.values().filter(|group| helped(&group.one, group.refused_by));
+        let groups = self.groups(may_help).filter(|group| helped(&group.one, group.refused_by));
         let uids: Vec<Uid> = groups.flat_map(|group| group.uids.iter().cloned()).collect();
         uids.iter().for_each(|uid| self.help(uid, cause, now));
     }
@@ -247,9 +253,17 @@ impl Queue {
         }
     }
 
-    /// One pod of each sort that is unschedulable.
-    pub(crate) fn unschedulable(&self) -> impl Iterator<Item = &Arc<PodInfo>> {
-        self.unschedulable.values().map(|group| &group.one)
+    /// One pod of each sort that is unschedulable, of those that some plugins refused.
+    pub(crate) fn unschedulable(
+        &self,
+        refused_by: impl Fn(PluginSet) -> bool,
+    ) -> impl Iterator<Item = &Arc<PodInfo>> {
+        self.groups(refused_by).map(|group| &group.one)
+    }
+
+    fn groups(&self, refused_by: impl Fn(PluginSet) -> bool) -> impl Iterator<Item = &Group> {
+        let sets = self.by_plugins.iter().filter(move |(set, _)| refused_by(**set));
+        sets.flat_map(|(_, sorts)| sorts).filter_map(|sort| self.unschedulable.get(sort))
     }
 
     /// When to look again, at the latest; `None` where nothing waits for time alone.
@@ -270,6 +284,11 @@ impl Queue {
     /// Pods in a place.
     pub(crate) fn count(&self, place: Place) -> usize {
         self.counts[place as usize]
+    }
+
+    #[cfg(test)]
+    pub(crate) fn place_of(&self, uid: &str) -> Option<Place> {
+        self.entries.get(uid).map(|entry| entry.place)
     }
 
     /// Moves pods whose time has come to the active ones.
@@ -305,14 +324,30 @@ impl Queue {
 
     fn rest(&mut self, waiting: Waiting, refused_by: PluginSet, cause: Option<Cause>, now: Duration) {
         let pod = waiting.pod.clone();
-        let group = self.unschedulable.entry(sort(&pod)).or_insert_with(|| Group {
+        let sort = sort(&pod);
+        let known = self.unschedulable.get(&sort).map(|group| group.refused_by);
+        let refused_by = known.unwrap_or_default().union(refused_by);
+        if known != Some(refused_by) {
+            known.into_iter().for_each(|known| self.unlist(&sort, known));
+            self.by_plugins.entry(refused_by).or_default().insert(sort.clone());
+        }
+        let group = self.unschedulable.entry(sort).or_insert_with(|| Group {
             one: pod.clone(),
             refused_by,
             uids: HashSet::new(),
         });
-        group.refused_by = group.refused_by.union(refused_by);
+        group.refused_by = refused_by;
         group.uids.insert(pod.uid.clone());
         self.put(waiting, Place::Unschedulable, cause, now);
+    }
+
+    fn unlist(&mut self, sort: &Sort, refused_by: PluginSet) {
+        if let Some(sorts) = self.by_plugins.get_mut(&refused_by) {
+            sorts.remove(sort);
+            if sorts.is_empty() {
+                self.by_plugins.remove(&refused_by);
+            }
+        }
     }
 
     /// `cause` is unset where the pod only changed in its place.
@@ -384,6 +419,7 @@ impl Queue {
                 group.uids.remove(uid);
                 if group.uids.is_empty() {
                     self.unschedulable.remove(&sort);
+                    self.unlist(&sort, refused_by);
                 }
             }
         }
@@ -399,9 +435,9 @@ impl Queue {
     }
 }
 
-/// What is placed by the same rules, and by the same pod group.
+/// What is placed by the same rules, with the same priority, and by the same pod group.
 fn sort(pod: &PodInfo) -> Sort {
-    (pod.wishes(), pod.group.as_ref().map(|group| group.key.clone()))
+    (pod.wishes(), pod.priority, pod.group.as_ref().map(|group| group.key.clone()))
 }
 
 /// A pod that left its place.
@@ -414,10 +450,15 @@ struct Taken {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{info as read, pod};
+    use crate::{
+        profile::Plugin,
+        testing::{info as read, pod},
+    };
 
     fn info(name: &str, priority: i32) -> Arc<PodInfo> {
         read(&pod(name, json!({ "containers": [], "priority": priority })))
@@ -473,10 +514,10 @@ mod tests {
         let waiting = queue.pop(START).unwrap();
         queue.give_back_unschedulable(waiting, PluginSet::ALL, START);
         assert_eq!(counts(&queue), (0, 0, 1));
-        queue.activate(Cause::NodeUpdate, START, |_, _| false);
+        queue.activate(Cause::NodeUpdate, START, |_| true, |_, _| false);
         assert_eq!(pop(&mut queue, 100), None);
         // Help that comes early waits for the back-off, but not when nothing else waits.
-        queue.activate(Cause::NodeUpdate, START, |_, _| true);
+        queue.activate(Cause::NodeUpdate, START, |_| true, |_, _| true);
         assert_eq!(counts(&queue), (0, 1, 0));
         queue.add(info("b", -1), START);
         assert_eq!(pop(&mut queue, 0).as_deref(), Some("b"));
@@ -494,7 +535,7 @@ mod tests {
             queue.give_back_unschedulable(waiting, PluginSet::ALL, Duration::from_secs(2));
         }
         queue.add(info("new", 0), Duration::from_secs(1));
-        queue.activate(Cause::NodeUpdate, Duration::from_secs(20), |_, _| true);
+        queue.activate(Cause::NodeUpdate, Duration::from_secs(20), |_| true, |_, _| true);
         assert_eq!(pop(&mut queue, 20).as_deref(), Some("new"));
     }
 
@@ -502,7 +543,7 @@ mod tests {
     fn gated_pods_wait_until_their_gates_are_gone() {
         let mut queue = queue();
         queue.add_gated(info("a", 0), START);
-        queue.activate(Cause::NodeUpdate, START, |_, _| true);
+        queue.activate(Cause::NodeUpdate, START, |_| true, |_, _| true);
         assert_eq!(pop(&mut queue, 1000), None);
         assert_eq!(queue.count(Place::Gated), 1);
         queue.add(info("a", 0), Duration::from_secs(1000));
@@ -535,6 +576,33 @@ mod tests {
         assert_eq!(pop(&mut queue, 0).as_deref(), Some("active"));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("resting"));
+    }
+
+    #[test]
+    fn only_those_are_asked_about_that_may_be_helped() {
+        let mut queue = queue();
+        let (fit, spread) = (Plugin::NodeResourcesFit, Plugin::PodTopologySpread);
+        for (name, priority, plugins) in
+            [("fit", 1, vec![fit]), ("spread", 2, vec![spread]), ("both", 3, vec![fit, spread])]
+        {
+            // A sort of its own each, by what it asks for.
+            let spec = json!({ "containers": [{ "name": name, "image": name }], "priority": priority });
+            queue.add(read(&pod(name, spec)), START);
+            let waiting = queue.pop(START).unwrap();
+            queue.give_back_unschedulable(waiting, PluginSet::of(&plugins), START);
+        }
+        let asked = RefCell::new(Vec::new());
+        let refused_by = |plugin: Plugin| move |set: PluginSet| set.contains(plugin);
+        queue.activate(Cause::NodeUpdate, START, refused_by(spread), |pod, _| {
+            asked.borrow_mut().push(pod.key.name.clone());
+            pod.key.name == "both"
+        });
+        asked.borrow_mut().sort();
+        assert_eq!(*asked.borrow(), ["both", "spread"]);
+        assert_eq!(queue.unschedulable(refused_by(fit)).count(), 1);
+        queue.remove("fit");
+        queue.remove("spread");
+        assert!(queue.by_plugins.is_empty() && queue.unschedulable.is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{placement::Tie, snapshot::Slot};
+use crate::{random::Random, snapshot::Slot};
 
 /// Equals that are tried by chance before all of them are looked at.
 const TRIES: usize = 16;
@@ -43,12 +43,12 @@ impl Ranking {
     /// One of the slots of the highest score that `accepts` has any of; each of them is as likely.
     ///
     /// Costs a few questions where most slots are accepted, and one or two for each slot where few or none are.
-    pub(crate) fn best(&self, tie: &mut Tie, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
+    pub(crate) fn best(&self, tie: &mut Random, accepts: impl Fn(Slot) -> bool) -> Option<Slot> {
         self.by_score.values().rev().find_map(|list| {
-            let mut by_chance = (0..TRIES).map(|_| list[tie.below(list.len())] as Slot);
+            let mut by_chance = (0..TRIES).map(|_| list[tie.index(list.len())] as Slot);
             by_chance.find(|slot| accepts(*slot)).or_else(|| {
                 let accepted: Vec<u32> = list.iter().copied().filter(|slot| accepts(*slot as Slot)).collect();
-                accepted.get(tie.below(accepted.len())).map(|slot| *slot as Slot)
+                accepted.get(tie.index(accepted.len())).map(|slot| *slot as Slot)
             })
         })
     }
@@ -70,7 +70,7 @@ mod tests {
         let mut ranking = Ranking::default();
         let scores = [5, 9, 9, 3, 9, 5];
         (0..6).for_each(|slot| ranking.add(slot, scores[slot]));
-        let mut tie = Tie::new(1);
+        let mut tie = Random::new(1);
         let mut found = |ranking: &Ranking, refused: &[Slot]| -> BTreeSet<Slot> {
             (0..200).filter_map(|_| ranking.best(&mut tie, |slot| !refused.contains(&slot))).collect()
         };
@@ -87,6 +87,6 @@ mod tests {
     fn the_one_of_many_equals_that_is_accepted_is_found() {
         let mut ranking = Ranking::default();
         (0..5000).for_each(|slot| ranking.add(slot, 1));
-        assert_eq!(ranking.best(&mut Tie::new(1), |slot| slot == 4321), Some(4321));
+        assert_eq!(ranking.best(&mut Random::new(1), |slot| slot == 4321), Some(4321));
     }
 }

@@ -44,6 +44,8 @@ pub(crate) enum Refusal {
     DevicesTakeLong,
     /// Something is wrong with what is claimed, or with what there is.
     Devices(Arc<str>),
+    /// The node does not declare what the pod needs.
+    Features,
     /// By a program outside, in its words.
     Extender {
         message: String,
@@ -84,6 +86,7 @@ impl Refusal {
             Self::ClaimElsewhere | Self::NoDevices | Self::DevicesTakeLong | Self::Devices(_) => {
                 Plugin::DynamicResources
             }
+            Self::Features => Plugin::NodeDeclaredFeatures,
             Self::Extender { .. } => Plugin::Extender,
             Self::NoHelp | Self::NoVictims => Plugin::DefaultPreemption,
         }
@@ -143,6 +146,7 @@ impl Refusal {
             Self::ClaimElsewhere => "resourceclaim not available on the node",
             Self::NoDevices => "cannot allocate all claims",
             Self::DevicesTakeLong => "timed out trying to allocate devices",
+            Self::Features => "node(s) didn't match Pod's required features",
             Self::NoHelp => "Preemption is not helpful for scheduling",
             Self::NoVictims => "No preemption victims found for incoming pod",
         };

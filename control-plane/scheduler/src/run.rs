@@ -16,12 +16,18 @@ use hawser_api::{
     resource::ObjectKey,
     typed::Kind,
 };
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
-    policy::v1::PodDisruptionBudget,
-    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
-    scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+use k8s_openapi::{
+    api::{
+        apps::v1::{ReplicaSet, StatefulSet},
+        core::v1::{
+            Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+        },
+        policy::v1::PodDisruptionBudget,
+        resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
+        scheduling::v1alpha2::PodGroup,
+        storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -45,6 +51,8 @@ use crate::{
     report::Reports,
     reserve::Claims,
     scheduler::{Attempt, Deallocation, Decision, Plan, Preemption, Provisioning, Scheduler},
+    timings::{Point, Status},
+    workloads::ControllerKind,
 };
 
 /// Between two looks at a pod whose binding has no known outcome, and between two such bindings; doubled up to the last.
@@ -306,11 +314,47 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             Some(node) => core.csi_node_changed(node, now),
             None => core.csi_node_removed(&change.key.name, now),
         }),
+        follow_kind(shell, followers, |core, change: &Change<'_, Service>, _| match change.new {
+            Some(service) => core.workloads().put_service(service),
+            None => core.workloads().remove_service(change.key),
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, ReplicationController>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref()?.selector.as_ref());
+            match change.new {
+                Some(_) => core.workloads().put_replication_controller(change.key, selector),
+                None => core.workloads().remove_controller(ControllerKind::ReplicationController, change.key),
+            }
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, ReplicaSet>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref().map(|spec| &spec.selector));
+            follow_set(core, ControllerKind::ReplicaSet, change, selector);
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, StatefulSet>, _| {
+            let selector = change.new.and_then(|object| object.spec.as_ref().map(|spec| &spec.selector));
+            follow_set(core, ControllerKind::StatefulSet, change, selector);
+        }),
+        follow_kind(shell, followers, |core, change: &Change<'_, VolumeAttachment>, now| match change.new {
+            Some(attachment) => core.attachment_changed(attachment),
+            None => core.attachment_removed(&change.key.name, now),
+        }),
     ];
     async move {
         for synced in synced {
             synced.await;
         }
+    }
+}
+
+/// `selector` is that of the new object.
+fn follow_set<K: Kind>(
+    core: &mut Scheduler,
+    kind: ControllerKind,
+    change: &Change<'_, K>,
+    selector: Option<&LabelSelector>,
+) {
+    match change.new {
+        Some(_) => core.workloads().put_set(kind, change.key, selector),
+        None => core.workloads().remove_controller(kind, change.key),
     }
 }
 
@@ -345,10 +389,12 @@ fn follow_with<K: Kind>(
 fn same_for_scheduling(old: &Node, new: &Node) -> bool {
     let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
     let images = |node: &Node| node.status.as_ref().and_then(|status| status.images.clone());
+    let features = |node: &Node| node.status.as_ref().and_then(|status| status.declared_features.clone());
     old.spec == new.spec
         && old.metadata.labels == new.metadata.labels
         && allocatable(old) == allocatable(new)
         && images(old) == images(new)
+        && features(old) == features(new)
 }
 
 /// The loop. Returns the bindings that are still being written.
@@ -477,7 +523,10 @@ async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
 async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
     let decision = provisioning.decision.clone();
     let Decision { binding, attempt, .. } = &decision;
+    let start = shell.now();
     let kept = keep_promises(&shell, &provisioning).await;
+    let status = if kept.is_ok() { Status::Success } else { Status::Error };
+    shell.metrics.wrote(Point::PreBind, &attempt.profile.scheduler_name, status, shell.now() - start);
     if !provisioning.promises.devices.0.is_empty() {
         shell.tell(|core, now| core.claims_written(&binding.uid, now));
     }
@@ -520,8 +569,14 @@ async fn keep_promises(shell: &Shell, provisioning: &Provisioning) -> Result<(),
 async fn bind(shell: Arc<Shell>, batch: Vec<Decision>, permit: OwnedSemaphorePermit) {
     let (bindings, attempts): (Vec<Binding>, Vec<Attempt>) =
         batch.into_iter().map(|decision| (decision.binding, decision.attempt)).unzip();
+    let start = shell.now();
     let results = send(&shell, &bindings).await;
+    let took = shell.now() - start;
     drop(permit);
+    for (attempt, result) in attempts.iter().zip(&results) {
+        let status = if result.is_ok() { Status::Success } else { Status::Error };
+        shell.metrics.wrote(Point::Bind, &attempt.profile.scheduler_name, status, took);
+    }
     let mut unknown = Vec::new();
     for ((binding, attempt), result) in bindings.into_iter().zip(attempts).zip(results) {
         match result {

@@ -1,4 +1,4 @@
-//! The deciding part: what the cluster is, who waits, and who goes where. No client, no clock.
+//! The deciding part: what the cluster is, who waits, and who goes where. No client, and no clock but to measure itself.
 //!
 //! The shell tells it every change of what it follows, and asks it for batches of decisions. A pod that was given
 //! a node is assumed to be there until the API says so, or the shell says that the binding failed; meanwhile
@@ -6,7 +6,7 @@
 //! is not tried again before the shell has deleted them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -19,15 +19,17 @@ use crate::{
     devices::Devices,
     extender::{Extender, Question},
     group::{Known, Told},
-    hints::{self, Event},
+    hints::{self, Event, Fit},
     intern::Same,
     metrics::{Cause, Gauges},
-    placement::{Diagnosis, Placement, Tie},
+    placement::{Diagnosis, Placement},
     pod::{Needs, PodInfo, Reader},
     preemption,
     profile::{Plugin, PluginSet, Profile},
     queue::{Place, Queue, Waiting},
+    random::Random,
     snapshot::{Slot, Snapshot},
+    timings::{Point, Status},
     victims::{KnownVictims, Victims},
     volumes::Volumes,
 };
@@ -64,7 +66,14 @@ pub(crate) struct Scheduler {
     done: groups::Done,
     /// How often it was looked for pods that could go for another.
     preemption_attempts: u64,
-    tie: Tie,
+    tie: Random,
+}
+
+/// How far a node could run pods, by what they need and their priority.
+type Fits = HashMap<(Same<Needs>, i32), Fit>;
+
+fn fit_before(before: &Fits) -> impl Fn(&PodInfo) -> Fit {
+    |pod| before.get(&(Same(pod.needs.clone()), pod.priority)).copied().unwrap_or(Fit::No)
 }
 
 struct Assumed {
@@ -185,7 +194,7 @@ impl Scheduler {
             pod_groups: HashMap::new(),
             done: groups::Done::default(),
             preemption_attempts: 0,
-            tie: Tie::new(seed),
+            tie: Random::new(seed),
         }
     }
 
@@ -194,9 +203,10 @@ impl Scheduler {
         let mut plan = Plan::default();
         self.go_on(&mut plan, now);
         for _ in 0..limit {
-            let Some(waiting) = self.queue.pop(now) else {
+            let Some(mut waiting) = self.queue.pop(now) else {
                 return plan;
             };
+            waiting.pod = self.reader.refresh(&waiting.pod);
             if let Some(came) = self.clearing.get_mut(&waiting.pod.uid) {
                 *came = true;
                 self.queue.put_back(waiting, now);
@@ -285,6 +295,7 @@ impl Scheduler {
             pods: self.snapshot.pod_count(),
             assumed_pods: self.assumed.len(),
             preemption_attempts: self.preemption_attempts,
+            timings: self.placement.timings.clone(),
             unschedulable: BTreeMap::new(),
         };
         for (pod, refused_by, pods) in self.queue.refused() {
@@ -300,7 +311,10 @@ impl Scheduler {
 
     fn assume(&mut self, waiting: Waiting, slot: Slot, plan: &mut Plan, now: Duration) {
         let node = self.snapshot.nodes[slot].name.clone();
+        let mut watch = self.placement.watch_on();
         let promises = self.settle(&waiting.pod, slot);
+        watch.note(Point::Reserve, Status::Success);
+        self.placement.timings.take(watch, &waiting.pod.needs.profile.scheduler_name);
         self.decide(waiting, node, promises, plan, now);
     }
 
@@ -352,7 +366,11 @@ impl Scheduler {
         self.deallocate(&mut rejected, diagnosis, plan);
         self.queue.give_back_unschedulable(waiting, diagnosis.plugins, now);
         if pod.needs.profile.preempts && self.snapshot.node_count() > 0 {
+            let mut watch = self.placement.watch_on();
+            let before = plan.preemptions.len();
             self.preempt(rejected, &diagnosis.about_pods, plan, now);
+            watch.note(Point::PostFilter, Status::of_filter(plan.preemptions.len() > before));
+            self.placement.timings.take(watch, &pod.needs.profile.scheduler_name);
         } else {
             plan.rejected.push(rejected);
         }
@@ -396,7 +414,7 @@ impl Scheduler {
         let node = self.snapshot.nodes[victims.slot].name.clone();
         let displaced = self.snapshot.nominations.below(pod.priority, &node);
         for other in &displaced {
-            self.snapshot.denominate(&other.uid);
+            self.denominate(&other.uid, now);
             self.queue.activate_one(&other.uid, now);
         }
         self.snapshot.nominate(&pod, &node);
@@ -423,11 +441,13 @@ impl Scheduler {
 
     /// No node is kept for the pod any more. True where one was.
     fn denominate(&mut self, uid: &str, now: Duration) -> bool {
-        if self.snapshot.nominations.node_of(uid).is_none() {
+        let Some(pod) = self.snapshot.nominations.get(uid).cloned() else {
             return false;
-        }
+        };
         if let Some(slot) = self.snapshot.denominate(uid) {
-            self.node_event(slot, &HashSet::new(), Cause::AssignedPodDelete, now);
+            self.node_event(slot, &Fits::new(), Cause::AssignedPodDelete, now);
+            // It was counted there as if it had come.
+            self.wake(&Event::PodGone(&pod), now);
         }
         true
     }
@@ -436,32 +456,37 @@ impl Scheduler {
         let Some((slot, pod)) = self.snapshot.placed(uid).map(|(slot, pod)| (slot, pod.clone())) else {
             return;
         };
-        let before = self.fitting(Some(slot));
+        let before = self.fitting(Some(slot), hints::may_lack_room);
         self.snapshot.remove_pod(uid);
         self.node_event(slot, &before, Cause::AssignedPodDelete, now);
         self.wake(&Event::PodGone(&pod), now);
     }
 
-    /// What unschedulable pods need that the node could run, as far as it can tell by itself.
-    fn fitting(&self, slot: Option<Slot>) -> HashSet<Same<Needs>> {
-        let Some(node) = slot.map(|slot| &self.snapshot.nodes[slot]) else {
-            return HashSet::new();
+    /// What unschedulable pods need that the node could run, as far as it can tell by itself: of those that some plugins refused.
+    fn fitting(&self, slot: Option<Slot>, refused_by: impl Fn(PluginSet) -> bool) -> Fits {
+        let Some(slot) = slot else {
+            return Fits::new();
         };
-        let mut seen = HashSet::new();
-        let mut different = self.queue.unschedulable().filter(|pod| seen.insert(Same(pod.needs.clone())));
-        different.by_ref().filter(|pod| hints::fits(pod, node)).map(|pod| Same(pod.needs.clone())).collect()
+        let mut fits = Fits::new();
+        for pod in self.queue.unschedulable(refused_by) {
+            let of_pod = fits.entry((Same(pod.needs.clone()), pod.priority));
+            of_pod.or_insert_with(|| hints::fit(pod, slot, &self.snapshot));
+        }
+        fits
     }
 
     /// Room appeared on a node.
-    fn node_event(&mut self, slot: Slot, before: &HashSet<Same<Needs>>, cause: Cause, now: Duration) {
-        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+    fn node_event(&mut self, slot: Slot, before: &Fits, cause: Cause, now: Duration) {
+        let before = fit_before(before);
         let gained = &BTreeSet::new();
         self.wake(&Event::Node { slot, before: &before, relabelled: false, gained, cause }, now);
     }
 
     fn wake(&mut self, event: &Event<'_>, now: Duration) {
         let snapshot = &self.snapshot;
-        self.queue.activate(event.cause(), now, |pod, refused_by| event.helps(pod, refused_by, snapshot));
+        let may_help = |refused_by| event.may_help(refused_by);
+        let helped = |pod: &PodInfo, refused_by| event.helps(pod, refused_by, snapshot);
+        self.queue.activate(event.cause(), now, may_help, helped);
     }
 }
 
@@ -469,6 +494,11 @@ impl Scheduler {
 impl Scheduler {
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Whether the pod waits for something to happen that helps it.
+    pub(crate) fn rests(&self, uid: &str) -> bool {
+        self.queue.place_of(uid) == Some(Place::Unschedulable)
     }
 }
 

@@ -9,12 +9,17 @@ use super::*;
 use crate::{
     extender::{Answer, Nodes},
     testing::{node, pod},
+    workloads::ControllerKind,
 };
 
 const START: Duration = Duration::ZERO;
 
 fn scheduler() -> Scheduler {
     Scheduler::new(&Config::default(), 7)
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
 }
 
 fn cpu(name: &str, amount: &str) -> Pod {
@@ -266,6 +271,39 @@ fn what_is_said_of_a_pod_heeds_labels_of_namespaces() {
     assert!(then.contains("1 node(s) didn't match pod anti-affinity rules"), "{then}");
 }
 
+/// A pod of the ReplicaSet `web`.
+fn replica(name: &str) -> Pod {
+    let mut replica = cpu(name, "10m");
+    replica.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    let owner = json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true });
+    replica.metadata.owner_references = serde_json::from_value(json!([owner])).unwrap();
+    replica
+}
+
+#[test]
+fn a_service_that_comes_later_than_a_pod_spreads_it() {
+    let service =
+        json!({ "metadata": { "name": "web", "namespace": "a" }, "spec": { "selector": { "app": "web" } } });
+    for (known, node_of_next) in [(false, "n1"), (true, "n2")] {
+        let mut scheduler = scheduler();
+        ["n1", "n2"].into_iter().for_each(|name| scheduler.node_changed(&node(name, json!({})), START));
+        scheduler.pod_changed(&bound_to(replica("there"), "n1"), START);
+        // By its resources alone n2 is worth less.
+        scheduler.pod_changed(&bound_to(cpu("other", "1"), "n2"), START);
+        scheduler.pod_changed(&replica("next"), START);
+        if known {
+            scheduler.workloads().put_service(&serde_json::from_value(service.clone()).unwrap());
+        }
+        assert_eq!(nodes_of(&scheduler.schedule(1, START)), [("next", node_of_next)]);
+        // Once it is there, it makes no difference how it was spread.
+        scheduler.pod_changed(&cpu("big", "9"), START);
+        assert_eq!(scheduler.schedule(1, START).rejected.len(), 1);
+        let before = scheduler.snapshot().version();
+        scheduler.pod_changed(&bound_to(replica("next"), node_of_next), START);
+        assert_eq!(scheduler.snapshot().version(), before);
+    }
+}
+
 #[test]
 fn replicas_spread_over_zones_and_hosts() {
     let mut scheduler = scheduler();
@@ -274,11 +312,11 @@ fn replicas_spread_over_zones_and_hosts() {
         scheduler.node_changed(&node(name, labels), START);
     }
     let mut used = Vec::new();
+    let selector = serde_json::from_value(json!({ "matchLabels": { "app": "web" } })).unwrap();
+    let key = ObjectKey::new("a", "web");
+    scheduler.workloads().put_set(ControllerKind::ReplicaSet, &key, Some(&selector));
     for index in 0..8 {
-        let mut replica = cpu(&format!("p{index}"), "10m");
-        replica.metadata.owner_references =
-            serde_json::from_value(json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true }])).unwrap();
-        scheduler.pod_changed(&replica, START);
+        scheduler.pod_changed(&replica(&format!("p{index}")), START);
         let plan = scheduler.schedule(1, START);
         used.push(plan.bindings[0].binding.node.clone());
     }
@@ -287,4 +325,31 @@ fn replicas_spread_over_zones_and_hosts() {
     let zone = |node: &String| node == "n1" || node == "n2";
     assert_ne!(zone(&used[0]), zone(&used[1]), "{used:?}");
     assert!(first.iter().all(|node| used.iter().filter(|used| used == node).count() == 2), "{used:?}");
+}
+
+#[test]
+fn a_nomination_that_somebody_else_writes_is_followed() {
+    let ranked = |name: &str, priority: i32, fields: serde_json::Value| {
+        let mut pod = cpu(name, "3");
+        let spec = pod.spec.as_mut().unwrap();
+        (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
+        spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
+        pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
+        pod
+    };
+    let near = json!({ "near": "yes" });
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({ "metadata": { "labels": near } })), START);
+    scheduler.pod_changed(&bound_to(ranked("first", 10, json!({})), "n1"), START);
+    scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), START);
+    assert_eq!(scheduler.schedule(1, START).rejected.len(), 1);
+    // Room is made by somebody who writes for whom it is, who waits for more than that.
+    let nominated = json!({ "nodeSelector": near, "status": { "nominatedNodeName": "n2" } });
+    scheduler.pod_changed(&ranked("high", 10, nominated), START);
+    scheduler.node_changed(&node("n2", json!({})), START);
+    scheduler.pod_changed(&ranked("low", 0, json!({})), at(1));
+    assert!(scheduler.schedule(10, at(20)).bindings.is_empty());
+    // What is given up is everyone's.
+    scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), at(30));
+    assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n2")]);
 }

@@ -7,7 +7,7 @@
 use crate::{
     pod::Needs,
     profile::{Strategy, StrategyKind},
-    resources::is_extended,
+    resources::{Requests, is_extended},
     snapshot::NodeEntry,
 };
 
@@ -31,12 +31,15 @@ impl Own {
     }
 }
 
+/// What a node has of an extended resource by a device class, and what of that is taken: by the resource's name.
+pub(crate) type FromClass<'a> = &'a dyn Fn(&str) -> Option<(i64, i64)>;
+
 /// The part of the score that needs no other node.
+///
+/// What classes provide is left out: devices are given out without a change of the node.
 pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
     let profile = &needs.profile;
-    let weights = &profile.weights;
-    let (fit, balanced) = of_resources(needs, node);
-    let resources = weights.resources_fit * fit + weights.balanced_allocation * balanced;
+    let resources = resources(needs, node, &|_| None);
     let added = profile.added_affinity.as_ref();
     let preference = [Some(&needs.affinity), added]
         .into_iter()
@@ -46,13 +49,22 @@ pub(crate) fn own(needs: &Needs, node: &NodeEntry) -> Own {
     Own { resources: small(resources), dislikes: small(dislikes(needs, node)), preference: small(preference) }
 }
 
+/// NodeResourcesFit and NodeResourcesBalancedAllocation, weighted.
+pub(crate) fn resources(needs: &Needs, node: &NodeEntry, from_class: FromClass<'_>) -> i64 {
+    let weights = &needs.profile.weights;
+    let (fit, balanced) = of_resources(needs, node, from_class);
+    weights.resources_fit * fit + weights.balanced_allocation * balanced
+}
+
 /// NodeResourcesFit and NodeResourcesBalancedAllocation; 0 where a plugin does not score.
-pub(crate) fn of_resources(needs: &Needs, node: &NodeEntry) -> (i64, i64) {
+pub(crate) fn of_resources(needs: &Needs, node: &NodeEntry, from_class: FromClass<'_>) -> (i64, i64) {
     let profile = &needs.profile;
     let on = |weight: i64, score: &dyn Fn() -> i64| if weight == 0 { 0 } else { score() };
     (
-        on(profile.weights.resources_fit, &|| resources_fit(&profile.fit, needs, node)),
-        on(profile.weights.balanced_allocation, &|| balanced_allocation(&profile.balanced, needs, node)),
+        on(profile.weights.resources_fit, &|| resources_fit(&profile.fit, needs, node, from_class)),
+        on(profile.weights.balanced_allocation, &|| {
+            balanced_allocation(&profile.balanced, needs, node, from_class)
+        }),
     )
 }
 
@@ -70,15 +82,14 @@ fn dislikes(needs: &Needs, node: &NodeEntry) -> i64 {
 }
 
 /// NodeResourcesFit: by what is free, or used, of each resource after the pod.
-fn resources_fit(strategy: &Strategy, needs: &Needs, node: &NodeEntry) -> i64 {
+fn resources_fit(strategy: &Strategy, needs: &Needs, node: &NodeEntry, from_class: FromClass<'_>) -> i64 {
     let (mut sum, mut weights) = (0, 0);
     for (name, weight) in &strategy.resources {
         let asked = needs.scored.get(name);
-        let have = node.allocatable.get(name);
-        if have == 0 || (asked == 0 && is_extended(name)) {
+        let Some((have, used)) = amounts(name, asked, node, &node.taken.scored, from_class) else {
             continue;
-        }
-        let used = node.taken.scored.get(name).saturating_add(asked);
+        };
+        let used = used.saturating_add(asked);
         let score = match &strategy.kind {
             StrategyKind::LeastAllocated => {
                 if used > have {
@@ -103,6 +114,23 @@ fn resources_fit(strategy: &Strategy, needs: &Needs, node: &NodeEntry) -> i64 {
         (_, 0) => 0,
         (StrategyKind::RequestedToCapacityRatio(_), _) => rounded(sum, weights),
         _ => sum / weights,
+    }
+}
+
+/// What the node has of the resource, and what of it is taken; `None` where it does not count for the pod there.
+fn amounts(
+    name: &str,
+    asked: i64,
+    node: &NodeEntry,
+    taken: &Requests,
+    from_class: FromClass<'_>,
+) -> Option<(i64, i64)> {
+    if asked == 0 && is_extended(name) {
+        return None;
+    }
+    match node.allocatable.get(name) {
+        0 => from_class(name).filter(|(have, _)| *have > 0),
+        have => Some((have, taken.get(name))),
     }
 }
 
@@ -137,17 +165,20 @@ fn share(part: i64, whole: i64) -> i64 {
     clippy::cast_possible_truncation,
     reason = "shares of 0 to 1, as upstream does"
 )]
-fn balanced_allocation(resources: &[String], needs: &Needs, node: &NodeEntry) -> i64 {
+fn balanced_allocation(
+    resources: &[String],
+    needs: &Needs,
+    node: &NodeEntry,
+    from_class: FromClass<'_>,
+) -> i64 {
     // A pod that asks for none of them changes no balance: upstream skips the plugin.
     if resources.iter().all(|name| needs.requests.get(name) == 0) {
         return 0;
     }
     let used_share = |name: &String| {
-        let (asked, have) = (needs.requests.get(name), node.allocatable.get(name));
-        if have == 0 || (asked == 0 && is_extended(name)) {
-            return None;
-        }
-        let used = node.taken.requested.get(name).saturating_add(asked);
+        let asked = needs.requests.get(name);
+        let (have, used) = amounts(name, asked, node, &node.taken.requested, from_class)?;
+        let used = used.saturating_add(asked);
         Some((used as f64 / have as f64).min(1.0))
     };
     let mut shares = resources.iter().filter_map(used_share);
@@ -204,8 +235,9 @@ mod tests {
             ))
         };
         let node = &snapshot.nodes[slot];
-        let least = |pod: Arc<PodInfo>| resources_fit(&pod.needs.profile.fit, &pod.needs, node);
-        let balanced = |pod: Arc<PodInfo>| balanced_allocation(&pod.needs.profile.balanced, &pod.needs, node);
+        let least = |pod: Arc<PodInfo>| resources_fit(&pod.needs.profile.fit, &pod.needs, node, &|_| None);
+        let balanced =
+            |pod: Arc<PodInfo>| balanced_allocation(&pod.needs.profile.balanced, &pod.needs, node, &|_| None);
         // Upstream's examples for LeastAllocated: (4000-3000)/4000 and (10000-5000)/10000 give 25 and 50.
         assert_eq!(least(asks("3", "5000")), 37);
         assert_eq!(balanced(asks("3", "5000")), 87);
@@ -227,7 +259,7 @@ mod tests {
         ));
         let score = |kind: StrategyKind| {
             let strategy = Strategy { kind, ..asks.needs.profile.fit.clone() };
-            resources_fit(&strategy, &asks.needs, &snapshot.nodes[slot])
+            resources_fit(&strategy, &asks.needs, &snapshot.nodes[slot], &|_| None)
         };
         assert_eq!(score(StrategyKind::MostAllocated), 62);
         // Used are 75 and 50 of 100: 25 and 50 on a falling line, 75 and 50 on a rising one.

@@ -64,6 +64,8 @@ pub(crate) struct NodeEntry {
     pub(crate) taints: Vec<Taint>,
     pub(crate) labels: Labels,
     pub(crate) allocatable: Requests,
+    /// Features that its kubelet has, as far as these are declared.
+    pub(crate) features: Vec<String>,
     /// What device classes provide of extended resources, in all of the cluster.
     pub(crate) providers: Arc<Providers>,
     pub(crate) taken: Occupancy,
@@ -179,7 +181,9 @@ impl Snapshot {
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
         let amounts = resources::amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
+        let features = node.status.as_ref().and_then(|status| status.declared_features.clone());
         let entry = &mut self.nodes[slot];
+        entry.features = features.unwrap_or_default();
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
         entry.allocatable = Requests::from_amounts(amounts);
         entry.providers = self.devices.providers().clone();
@@ -236,7 +240,7 @@ impl Snapshot {
     /// Counts the pod on the node. A pod counted elsewhere, or as another, is counted anew.
     pub(crate) fn put_pod(&mut self, pod: &Arc<PodInfo>, node: &str) -> Slot {
         if let Some((slot, known)) = self.placed(&pod.uid)
-            && (self.nodes[slot].name != node || known.wishes() != pod.wishes() || known.going != pod.going)
+            && (self.nodes[slot].name != node || known.traits() != pod.traits() || known.going != pod.going)
         {
             self.remove_pod(&pod.uid);
         }

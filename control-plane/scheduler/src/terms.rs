@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
+use hawser_api::selector::LabelSelector;
 use k8s_openapi::api::core::v1::{PodAffinityTerm, PodSpec, TopologySpreadConstraint};
 
 use crate::{
     affinity::{NodeAffinity, Toleration},
+    pod::Needs,
     profile::Profile,
     topology::{CounterKey, Identity, Inclusion, NODE, PodSelector, Who, one},
 };
@@ -27,6 +29,8 @@ pub(crate) struct Terms {
     pub(crate) soft: Vec<SoftSpread>,
     /// Nodes that lack a label of a soft constraint are not scored.
     pub(crate) soft_needs_all: bool,
+    /// How it is spread is the cluster's to say.
+    pub(crate) defaulted: bool,
     /// What holds of others once the pod is placed, with its weight.
     pub(crate) standing: Vec<(Arc<StandingKey>, i64)>,
 }
@@ -77,21 +81,26 @@ impl Terms {
         terms.read_affinity(spec, identity);
         let place = Place { identity, affinity, tolerations };
         let own = spec.topology_spread_constraints.as_deref().unwrap_or_default();
-        let constraints = if own.is_empty() { &profile.default_constraints } else { own };
-        if own.is_empty() && profile.system_default_constraints {
-            terms.soft = place.system_default();
+        terms.defaulted = own.is_empty() && profile.spreads_by_default();
+        terms.soft_needs_all = true;
+        (terms.hard, terms.soft) = place.constraints(own, |constraint| place.selected(constraint));
+        terms
+    }
+
+    /// The same with the constraints that the cluster has for all pods, about those that the selector matches.
+    pub(crate) fn with_defaults(&self, workload: LabelSelector, identity: &Identity, needs: &Needs) -> Self {
+        let mut terms = self.clone();
+        if workload.is_everything() {
+            return terms;
+        }
+        let who = one(PodSelector::of_workload(&identity.namespace, workload));
+        let place = Place { identity, affinity: &needs.affinity, tolerations: &needs.tolerations };
+        if needs.profile.system_default_constraints {
+            terms.soft_needs_all = false;
+            terms.soft = place.system_default(who);
         } else {
-            terms.soft_needs_all = true;
-            let who = |constraint: &TopologySpreadConstraint| {
-                // Constraints of the cluster are about the pod's workload.
-                if own.is_empty() { place.workload() } else { Some(place.selected(constraint)) }
-            };
-            let of = |action: &str| -> Vec<(&TopologySpreadConstraint, Who)> {
-                let some = constraints.iter().filter(|constraint| constraint.when_unsatisfiable == action);
-                some.filter_map(|constraint| Some((constraint, who(constraint)?))).collect()
-            };
-            terms.hard = place.hard(&of("DoNotSchedule"));
-            terms.soft = place.soft(&of("ScheduleAnyway"));
+            let constraints = &needs.profile.default_constraints;
+            (terms.hard, terms.soft) = place.constraints(constraints, |_| who.clone());
         }
         terms
     }
@@ -119,7 +128,7 @@ impl Terms {
             let required =
                 affinity.required_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
             let all: Vec<PodSelector> = required.iter().map(selector).collect();
-            self.affinity = required.iter().map(|term| question(term, Who::Selected(all.clone()))).collect();
+            self.affinity = required.iter().map(|term| question(term, Who(all.clone()))).collect();
             for term in required {
                 self.stand(StandingKind::Affinity, term, one(selector(term)), 1);
             }
@@ -161,8 +170,17 @@ impl Place<'_> {
         one(PodSelector::within(self.identity, constraint.label_selector.as_ref(), keys))
     }
 
-    fn workload(&self) -> Option<Who> {
-        self.identity.owner.clone().map(Who::OwnedBy)
+    /// Constraints that refuse nodes, and those that score them; `who` says which pods one is about.
+    fn constraints(
+        &self,
+        all: &[TopologySpreadConstraint],
+        who: impl Fn(&TopologySpreadConstraint) -> Who,
+    ) -> (Vec<HardSpread>, Vec<SoftSpread>) {
+        let of = |action: &str| -> Vec<(&TopologySpreadConstraint, Who)> {
+            let some = all.iter().filter(|constraint| constraint.when_unsatisfiable == action);
+            some.map(|constraint| (constraint, who(constraint))).collect()
+        };
+        (self.hard(&of("DoNotSchedule")), self.soft(&of("ScheduleAnyway")))
     }
 
     fn inclusion(&self, keys: &[String], affinity: Option<&str>, taints: Option<&str>) -> Inclusion {
@@ -201,10 +219,7 @@ impl Place<'_> {
     }
 
     /// Upstream's default: hosts with a skew of 3, zones with 5.
-    fn system_default(&self) -> Vec<SoftSpread> {
-        let Some(who) = self.workload() else {
-            return Vec::new();
-        };
+    fn system_default(&self, who: Who) -> Vec<SoftSpread> {
         let zones = CounterKey {
             topology: ZONE.to_owned(),
             who: who.clone(),

@@ -10,6 +10,11 @@ use crate::{
     profile::Profile,
 };
 
+/// How many seeds a test of generated runs tries: few, unless `SCHEDULER_SEEDS` asks for more.
+pub(crate) fn seeds() -> u64 {
+    std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
 /// A node with 4 cores, 8 GiB and room for 110 pods, but for what `fields` say.
 pub(crate) fn node(name: &str, fields: Value) -> Node {
     let mut node = json!({

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fake::{
     Fake, Fault,
-    scenario::{bound, condition, node, pod, random, scenario, seeds, until_told},
+    scenario::{bound, cluster, condition, node, pod, random, scenario, seeds, until_told},
 };
 use serde_json::{Value, json};
 
@@ -274,11 +274,8 @@ async fn a_wait_for_a_device_outlives_its_scheduler_and_has_an_end() {
 #[tokio::test(start_paused = true)]
 async fn no_device_is_given_twice_and_no_claim_forgotten_under_a_storm_of_faults() {
     for seed in 1..=seeds() {
-        let fake = Arc::new(Fake::default());
+        let fake = cluster(5, 40);
         let mut next = random(seed ^ 0xD5A);
-        for index in 0..5 {
-            fake.put("nodes", node(&format!("n{index}"), 40));
-        }
         put_devices(&fake, 5, 2);
         put_claim(&fake, "shared");
         let mut faults = || -> Vec<Fault> {

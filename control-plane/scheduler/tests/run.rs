@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fake::{
     Connection, Fake, Fault,
-    scenario::{bound, condition, node, pod, random, scenario, seeds, until_told},
+    scenario::{bound, cluster, condition, node, pod, random, scenario, seeds, until_told},
 };
 use hawser_api::{client::Binding, election::Election};
 use hawser_scheduler::{Config, run};
@@ -139,11 +139,8 @@ fn waits_unjustly(pods: &[Value]) -> bool {
 #[tokio::test(start_paused = true)]
 async fn capacity_holds_under_a_storm_of_pods_faults_and_losses() {
     for seed in 1..=seeds() {
-        let fake = Arc::new(Fake::default());
+        let fake = cluster(5, 4);
         let mut next = random(seed);
-        for index in 0..5 {
-            fake.put("nodes", node(&format!("n{index}"), 4));
-        }
         let faults: Vec<Fault> = (0..100)
             .map(|_| match next(6) {
                 0 => Fault::Refuse,
@@ -445,11 +442,8 @@ async fn a_cache_that_stands_still_ends_the_scheduler() {
 #[tokio::test(start_paused = true)]
 async fn a_leader_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing() {
     for seed in 1..=seeds() {
-        let fake = Arc::new(Fake::default());
+        let fake = cluster(5, 4);
         let mut next = random(seed);
-        for index in 0..5 {
-            fake.put("nodes", node(&format!("n{index}"), 4));
-        }
         let mut faults = vec![Fault::None; usize::try_from(next(19)).unwrap()];
         faults.push(if next(2) == 0 { Fault::DieBefore } else { Fault::DieAfter });
         fake.fail_next(&faults);

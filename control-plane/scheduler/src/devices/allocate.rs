@@ -207,6 +207,25 @@ impl<'a> Search<'a> {
         Ok(all)
     }
 
+    /// How many devices of whole pools the alternative is about on the node, and how many of them are given out. None, where a
+    /// selector cannot tell.
+    pub(super) fn count(mut self, alternative: &Alternative) -> (i64, i64) {
+        let (mut all, mut taken) = (0, 0);
+        for (pool, seen) in self.seen.iter().enumerate().filter(|(_, seen)| seen.state == State::Usable) {
+            for (slice, of_slice) in seen.slices.iter().enumerate() {
+                for (device, entry) in of_slice.devices.iter().enumerate() {
+                    let Ok(chosen) = self.chooses(alternative, Place { pool, slice, device }) else {
+                        return (0, 0);
+                    };
+                    let is_taken = self.pools[seen.index].taken(&entry.object.name).is_some();
+                    all += i64::from(chosen);
+                    taken += i64::from(chosen && is_taken);
+                }
+            }
+        }
+        (all, taken)
+    }
+
     /// Satisfies all claims from one on.
     fn claim(&mut self, claim: usize) -> Result<(), No> {
         if claim == self.wanted.claims.len() {

@@ -235,3 +235,52 @@ fn devices_stay_promised_until_the_made_claim_has_them() {
     scheduler.device_claim_removed(&ObjectKey::of(&claim), NOW);
     assert_eq!(scheduler.schedule(1, Duration::from_secs(120)).provisionings.len(), 1);
 }
+
+#[test]
+fn nodes_are_compared_by_what_classes_provide() {
+    for (kind, expected) in [("LeastAllocated", "n2"), ("MostAllocated", "n1")] {
+        let file = format!(
+            "{{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, profiles: [{{plugins: {{score: \
+                {{disabled: [{{name: '*'}}], enabled: [{{name: NodeResourcesFit}}]}}}}, pluginConfig: [{{name: NodeResourcesFit, \
+                args: {{scoringStrategy: {{type: {kind}, resources: [{{name: example.com/gpu}}]}}}}}}]}}]}}"
+        );
+        let mut scheduler = Scheduler::new(&Config::default().with_file(&file).unwrap(), 7);
+        let class =
+            json!({ "metadata": { "name": "gpu" }, "spec": { "extendedResourceName": "example.com/gpu" } });
+        scheduler.device_class_changed(&typed(class), NOW);
+        for (name, devices) in [("n1", 4), ("n2", 2)] {
+            scheduler.node_changed(&node(name, json!({})), NOW);
+            let devices: Vec<Value> =
+                (0..devices).map(|index| json!({ "name": format!("d{index}") })).collect();
+            let pool = json!({ "name": name, "generation": 1, "resourceSliceCount": 1 });
+            let spec = json!({ "driver": "d", "nodeName": name, "pool": pool, "devices": devices });
+            scheduler.slice_changed(&typed(json!({ "metadata": { "name": name }, "spec": spec })), NOW);
+        }
+        let results: Vec<Value> = (0..2)
+            .map(
+                |index| json!({ "request": "r", "driver": "d", "pool": "n1", "device": format!("d{index}") }),
+            )
+            .collect();
+        let status = json!({ "allocation": { "devices": { "results": results } } });
+        let metadata = json!({ "name": "taken", "namespace": "a", "uid": "taken" });
+        let claim = json!({ "metadata": metadata, "spec": { "devices": {} }, "status": status });
+        scheduler.device_claim_changed(&typed(claim), NOW);
+        // 1 of 4 would be left, or 1 of 2.
+        let requests = json!({ "example.com/gpu": "1" });
+        let asking =
+            pod("p", json!({ "containers": [{ "name": "c", "resources": { "requests": requests } }] }));
+        let explained = scheduler.explain(&asking);
+        let totals: Vec<Option<i64>> =
+            explained.nodes.iter().map(crate::explanation::NodeVerdict::total).collect();
+        assert_eq!(
+            (&*explained.best[0], totals[0], totals[1]),
+            (
+                expected,
+                Some(if kind == "LeastAllocated" { 50 } else { 75 }),
+                Some(if kind == "LeastAllocated" { 25 } else { 50 })
+            )
+        );
+        scheduler.pod_changed(&asking, NOW);
+        assert_eq!(scheduler.schedule(1, NOW).provisionings[0].decision.binding.node, expected);
+    }
+}

@@ -139,6 +139,33 @@ impl<'a> DeviceView<'a> {
         claims.any(|claim| claim.requests.iter().any(|request| request.is_list))
     }
 
+    /// Whether nodes are compared by devices: by extended resources that a class provides.
+    pub(crate) fn are_compared(&self) -> bool {
+        let profile = &self.pod.needs.profile;
+        let compares = |resource: &String| {
+            let fit = profile.weights.resources_fit != 0
+                && profile.fit.resources.iter().any(|(name, _)| name == resource);
+            fit || (profile.weights.balanced_allocation != 0 && profile.balanced.contains(resource))
+        };
+        self.provided.iter().any(|resource| compares(resource))
+    }
+
+    /// What the node has of an extended resource, and what of it is taken, where a class provides it there. Costs a look at
+    /// all devices that reach the node.
+    pub(crate) fn from_class(&self, resource: &str, slot: Slot, node: &NodeEntry) -> Option<(i64, i64)> {
+        let class = self.all.providers.get(resource).filter(|_| node.has_from_class(resource))?;
+        let open = self.open_on(node).ok().filter(|open| open.unmade.is_some())?;
+        let mut requests = open.wanted.claims.last()?.requests.iter().flat_map(|one| &one.alternatives);
+        let alternative = requests.find(|one| one.class.metadata.name.as_ref() == Some(class))?;
+        let mut kept = self.all.kept.lock();
+        let seen = self.all.seen(&mut kept, slot, node);
+        let mut budget = self.budget.get();
+        let search = self.searching(&open, node, &seen, &mut kept.matches, &mut budget);
+        let found = search.count(alternative);
+        self.budget.set(budget);
+        Some(found)
+    }
+
     /// A claim that was made for the pod and of which nothing came: it goes before the pod is tried again.
     pub(crate) fn stale(&self) -> Option<&Arc<ResourceClaim>> {
         self.stale.as_ref()
@@ -246,19 +273,22 @@ impl<'a> DeviceView<'a> {
         matches: &mut Matches,
     ) -> Result<Solution, Refusal> {
         let mut budget = self.budget.get();
-        let search = Search {
-            node: &node.name,
-            labels: &node.labels,
-            wanted: &open.wanted,
-            seen,
-            pools: &self.all.pools,
-            matches,
-            budget: &mut budget,
-            trial: Trial::default(),
-        };
-        let found = search.run();
+        let found = self.searching(open, node, seen, matches, &mut budget).run();
         self.budget.set(budget);
         found
+    }
+
+    fn searching<'s>(
+        &'s self,
+        open: &'s Open,
+        node: &'s NodeEntry,
+        seen: &'s [Seen],
+        matches: &'s mut Matches,
+        budget: &'s mut Budget,
+    ) -> Search<'s> {
+        let (pools, trial) = (&self.all.pools, Trial::default());
+        let (node, labels, wanted) = (&node.name, &node.labels, &open.wanted);
+        Search { node, labels, wanted, seen, pools, matches, budget, trial }
     }
 }
 

@@ -76,6 +76,10 @@ impl Twin {
     }
 
     pub(super) fn affinity_scores(&self, pod: &Value, fitting: &[String]) -> Vec<i64> {
+        let wishes = preferred(pod, "podAffinity").len() + preferred(pod, "podAntiAffinity").len();
+        if self.rules.ignores_preferred && wishes == 0 {
+            return vec![0; fitting.len()];
+        }
         let sums: Vec<i64> = fitting.iter().map(|node| self.attraction(pod, node)).collect();
         let least = sums.iter().min().copied().unwrap_or(0);
         let range = sums.iter().max().copied().unwrap_or(0) - least;
@@ -103,7 +107,7 @@ impl Twin {
                 }
             }
             for term in required(other, "podAffinity") {
-                weigh(other, term, pod, 1);
+                weigh(other, term, pod, self.rules.hard_affinity_weight);
             }
         }
         sum

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{generate::Random, seeds, twin::list, typed};
+use super::{generate::Random, twin::list, typed};
 use crate::{
     config::Config,
     scheduler::Scheduler,
-    testing::{node, pod},
+    testing::{node, pod, seeds},
 };
 use std::time::Duration;
 

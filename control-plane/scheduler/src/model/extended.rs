@@ -10,12 +10,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{generate::Random, seeds, twin::list, typed};
+use super::{generate::Random, twin::list, typed};
 use crate::{
     config::Config,
     devices::Grant,
     scheduler::Scheduler,
-    testing::{node, pod},
+    testing::{node, pod, seeds},
 };
 
 const KINDS: [&str; 2] = ["a", "b"];
@@ -33,7 +33,35 @@ struct Twin {
     placed: BTreeMap<String, (Value, String, BTreeMap<String, i64>)>,
 }
 
+/// By what is left of the extended resources that the pod asks for, and nothing else.
+const BY_WHAT_IS_LEFT: &str = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, profiles: [{plugins: \
+    {score: {disabled: [{name: '*'}], enabled: [{name: NodeResourcesFit}]}}, pluginConfig: [{name: NodeResourcesFit, args: \
+    {scoringStrategy: {type: LeastAllocated, resources: [{name: x.com/one}, {name: x.com/two, weight: 2}, \
+    {name: deviceclass.resource.kubernetes.io/a, weight: 3}]}}}]}]}";
+
 impl Twin {
+    /// What the node scores by [`BY_WHAT_IS_LEFT`].
+    fn score(&self, pod: &Value, node: &str) -> i64 {
+        let (mut sum, mut weights) = (0, 0);
+        for (resource, weight) in RESOURCES.iter().zip(1..) {
+            let asked = in_all(pod, resource);
+            let own = self.own[node].get(*resource).copied().unwrap_or(0);
+            let on = self.placed.values().filter(|(_, on, _)| on == node);
+            let kind = self.class_of(resource).map(|class| class[..1].to_owned()).unwrap_or_default();
+            let (have, used): (i64, i64) = if own > 0 {
+                (own, on.map(|(other, ..)| in_all(other, resource)).sum())
+            } else {
+                let devices = self.devices.get(&(node.to_owned(), kind.clone())).copied().unwrap_or(0);
+                (devices, on.map(|(.., given)| given.get(&kind).copied().unwrap_or(0)).sum())
+            };
+            if asked > 0 && have > 0 {
+                sum += weight * if used + asked > have { 0 } else { (have - used - asked) * 100 / have };
+                weights += weight;
+            }
+        }
+        if weights == 0 { 0 } else { sum / weights }
+    }
+
     fn class_of(&self, resource: &str) -> Option<&String> {
         if let Some(name) = resource.strip_prefix("deviceclass.resource.kubernetes.io/") {
             return self.classes.get_key_value(name).map(|(name, _)| name);
@@ -168,7 +196,7 @@ fn extended_resources_are_those_of_the_slow_twin() {
     let (mut by_class, mut by_node, mut refused) = (0, 0, 0);
     for seed in 1..=seeds() {
         let mut random = Random::new(seed ^ 0xE5E5);
-        let mut scheduler = Scheduler::new(&Config::default(), seed);
+        let mut scheduler = Scheduler::new(&Config::default().with_file(BY_WHAT_IS_LEFT).unwrap(), seed);
         let mut twin = Twin::default();
         for step in 0..60 {
             let now = Duration::from_secs(1000 * step);
@@ -258,6 +286,12 @@ fn extended_resources_are_those_of_the_slow_twin() {
                     };
                     let node = decision.binding.node.clone();
                     let given = fitting.get(&node).unwrap_or_else(|| panic!("{context}: {node} for {spec}"));
+                    let most = fitting.keys().map(|node| twin.score(&spec, node)).max();
+                    assert_eq!(
+                        Some(twin.score(&spec, &node)),
+                        most,
+                        "{context}: {node} of {fitting:?} for {spec}"
+                    );
                     match prepared.map(|one| &one.promises.devices.0[0]) {
                         None => assert!(given.is_empty(), "{context}: {given:?} for {spec}"),
                         Some(grant) => {

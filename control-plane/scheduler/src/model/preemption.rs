@@ -4,12 +4,11 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::scheduler::Decision;
+use crate::{scheduler::Decision, testing::seeds};
 
 use super::{
     Pair,
     generate::{Random, any_labels, any_node, any_pod},
-    seeds,
     twin::{Twin, name, priority, selects},
     typed,
 };
@@ -29,9 +28,11 @@ impl Twin {
                 "unschedulable",
                 "untolerated taint",
                 "node affinity",
+                "scheduler-enforced",
                 "plugin(s)",
                 "missing required",
                 "pod affinity rules",
+                "required features",
             ];
             !node_itself.iter().any(|part| reason.contains(part))
         };

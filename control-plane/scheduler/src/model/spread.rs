@@ -9,33 +9,72 @@ use super::twin::{Twin, list, selects};
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Constraints of one kind, with what each key of `matchLabelKeys` adds.
-fn constraints(pod: &Value, action: &str) -> Vec<Value> {
-    let all = list(&pod["spec"]["topologySpreadConstraints"]).iter();
-    let mut some: Vec<Value> = all.filter(|one| one["whenUnsatisfiable"] == action).cloned().collect();
-    for constraint in &mut some {
-        for key in list(&constraint["matchLabelKeys"].clone()) {
-            let value = &pod["metadata"]["labels"][key.as_str().unwrap()];
-            if !value.is_null() {
-                constraint["labelSelector"]["matchLabels"][key.as_str().unwrap()] = value.clone();
+impl Twin {
+    /// Constraints of one kind, with what each key of `matchLabelKeys` adds; those of the cluster where the pod has none.
+    fn constraints(&self, pod: &Value, action: &str) -> Vec<Value> {
+        let own = list(&pod["spec"]["topologySpreadConstraints"]);
+        if own.is_empty() {
+            let upstreams = json!([
+                { "topologyKey": HOSTNAME, "maxSkew": 3, "whenUnsatisfiable": "ScheduleAnyway" },
+                { "topologyKey": ZONE, "maxSkew": 5, "whenUnsatisfiable": "ScheduleAnyway" },
+            ]);
+            let listed = &self.rules.constraints;
+            let all = list(if listed.is_null() { &upstreams } else { listed }).iter();
+            let mut some: Vec<Value> =
+                all.filter(|one| one["whenUnsatisfiable"] == action).cloned().collect();
+            some.iter_mut().for_each(|one| one["default"] = json!(true));
+            return if self.workload(pod).is_empty() { Vec::new() } else { some };
+        }
+        let mut some: Vec<Value> =
+            own.iter().filter(|one| one["whenUnsatisfiable"] == action).cloned().collect();
+        for constraint in &mut some {
+            for key in list(&constraint["matchLabelKeys"].clone()) {
+                let value = &pod["metadata"]["labels"][key.as_str().unwrap()];
+                if !value.is_null() {
+                    constraint["labelSelector"]["matchLabels"][key.as_str().unwrap()] = value.clone();
+                }
             }
         }
+        some
     }
-    some
-}
 
-impl Twin {
+    /// What selects the pods that the constraint is about: each has to.
+    fn about_whom(&self, pod: &Value, constraint: &Value) -> Vec<Value> {
+        match &constraint["default"] {
+            Value::Null => vec![constraint["labelSelector"].clone()],
+            _ => self.workload(pod),
+        }
+    }
+
+    /// What selects the pods of the pod's workload: each has to. None where it is of no workload.
+    fn workload(&self, pod: &Value) -> Vec<Value> {
+        let metadata = &pod["metadata"];
+        let is_near = |[_, namespace, _]: &[String; 3]| metadata["namespace"] == *namespace;
+        let near = || self.workloads.iter().filter(|(key, _)| is_near(key));
+        let mut selectors = Vec::new();
+        for (_, service) in near().filter(|([kind, ..], _)| kind == "Service") {
+            let selector = json!({ "matchLabels": service["spec"]["selector"] });
+            let is_any = service["spec"]["selector"].as_object().is_some_and(|labels| !labels.is_empty());
+            if is_any && selects(&selector, &metadata["labels"]) {
+                selectors.push(selector);
+            }
+        }
+        let owner = &metadata["ownerReferences"][0]["name"];
+        for (_, set) in near().filter(|([kind, _, name], _)| kind == "ReplicaSet" && owner == name) {
+            if set["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty()) {
+                selectors.push(set["spec"]["selector"].clone());
+            }
+        }
+        selectors
+    }
+
     /// Pods on the node that the constraint is about.
     fn counted(&self, pod: &Value, constraint: &Value, node: &str) -> i64 {
-        let owner = |pod: &Value| pod["metadata"]["ownerReferences"][0]["uid"].clone();
+        let selectors = self.about_whom(pod, constraint);
         let counts = |other: &&Value| {
-            let same = if constraint["default"] == true {
-                owner(other) == owner(pod)
-            } else {
-                other["metadata"]["namespace"] == pod["metadata"]["namespace"]
-                    && selects(&constraint["labelSelector"], &other["metadata"]["labels"])
-            };
-            same && other["metadata"]["deletionTimestamp"].is_null()
+            other["metadata"]["namespace"] == pod["metadata"]["namespace"]
+                && selectors.iter().all(|selector| selects(selector, &other["metadata"]["labels"]))
+                && other["metadata"]["deletionTimestamp"].is_null()
         };
         self.on(node).filter(counts).count() as i64
     }
@@ -65,7 +104,7 @@ impl Twin {
     }
 
     pub(super) fn spread_refuses(&self, pod: &Value, node: &str) -> Option<&'static str> {
-        let hard = constraints(pod, "DoNotSchedule");
+        let hard = self.constraints(pod, "DoNotSchedule");
         let keys: Vec<&str> = hard.iter().map(|one| one["topologyKey"].as_str().unwrap()).collect();
         for constraint in &hard {
             let value = self.label(node, constraint["topologyKey"].as_str().unwrap());
@@ -75,7 +114,8 @@ impl Twin {
             let domains = self.domains(pod, constraint, &keys);
             let enough = domains.len() as i64 >= constraint["minDomains"].as_i64().unwrap_or(1);
             let least = if enough { domains.values().min().copied().unwrap_or(0) } else { 0 };
-            let own = selects(&constraint["labelSelector"], &pod["metadata"]["labels"]);
+            let selectors = self.about_whom(pod, constraint);
+            let own = selectors.iter().all(|selector| selects(selector, &pod["metadata"]["labels"]));
             let here = domains.get(&value.to_string()).copied().unwrap_or(0);
             if here + i64::from(own) - least > constraint["maxSkew"].as_i64().unwrap() {
                 return Some("node(s) didn't match pod topology spread constraints");
@@ -86,21 +126,12 @@ impl Twin {
 
     pub(super) fn spread_scores(&self, pod: &Value, fitting: &[String]) -> Vec<i64> {
         let own = !list(&pod["spec"]["topologySpreadConstraints"]).is_empty();
-        let soft = if own {
-            constraints(pod, "ScheduleAnyway")
-        } else if pod["metadata"]["ownerReferences"].is_null() {
-            Vec::new()
-        } else {
-            vec![
-                json!({ "topologyKey": HOSTNAME, "maxSkew": 3, "default": true }),
-                json!({ "topologyKey": ZONE, "maxSkew": 5, "default": true }),
-            ]
-        };
+        let soft = self.constraints(pod, "ScheduleAnyway");
         if soft.is_empty() {
             return vec![0; fitting.len()];
         }
         let keys: Vec<&str> = soft.iter().map(|one| one["topologyKey"].as_str().unwrap()).collect();
-        let needed: &[&str] = if own { &keys } else { &[] };
+        let needed: &[&str] = if own || !self.rules.constraints.is_null() { &keys } else { &[] };
         let scored: Vec<bool> =
             fitting.iter().map(|node| needed.iter().all(|key| !self.label(node, key).is_null())).collect();
         let mut sums = vec![0.0; fitting.len()];

@@ -3,30 +3,31 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
-use super::Scheduler;
+use super::{Scheduler, fit_before};
 use crate::{
     devices::{Concerned, Provision},
     group::Known,
-    hints::Event,
-    intern::Same,
+    hints::{self, Event, Fit},
     metrics::Cause,
     pod::{self, PodInfo},
     profile::Profile,
     snapshot::{NodeEntry, Slot},
+    workloads::Workloads,
 };
 
 impl Scheduler {
     pub(crate) fn node_changed(&mut self, node: &Node, now: Duration) {
         let slot = self.snapshot.slot(node.metadata.name.as_deref().unwrap_or_default());
-        let before = self.fitting(slot);
+        let before = self.fitting(slot, |_| true);
         let same = |entry: &NodeEntry| {
             entry.exists
                 && entry.labels == node.metadata.labels.clone().unwrap_or_default()
@@ -37,7 +38,7 @@ impl Scheduler {
         let had = slot.map(|slot| self.snapshot.nodes[slot].own_extended());
         let slot = self.snapshot.put_node(node);
         let gained = &(&self.snapshot.nodes[slot].own_extended() - &had.unwrap_or_default());
-        let before = |pod: &PodInfo| before.contains(&Same(pod.needs.clone()));
+        let before = fit_before(&before);
         self.wake(&Event::Node { slot, before: &before, relabelled, gained, cause }, now);
     }
 
@@ -45,7 +46,7 @@ impl Scheduler {
         if let Some(slot) = self.snapshot.slot(name) {
             self.snapshot.remove_node(name);
             let (gained, cause) = (&BTreeSet::new(), Cause::NodeDelete);
-            self.wake(&Event::Node { slot, before: &|_| false, relabelled: true, gained, cause }, now);
+            self.wake(&Event::Node { slot, before: &|_| Fit::No, relabelled: true, gained, cause }, now);
         }
     }
 
@@ -55,7 +56,8 @@ impl Scheduler {
         let profile = profile.unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
         if let Some(node) = pod::node_of(pod) {
-            self.bound(&info, node, pod::is_over(pod), now);
+            let over = pod::is_over(pod).then(|| pod::succeeded_at(pod));
+            self.bound(&info, node, over, now);
         } else if !ours || info.is_going() || pod::is_over(pod) {
             self.forget(&info.uid, now);
             if let Some(assumed) = self.assumed.get_mut(&info.uid) {
@@ -68,14 +70,33 @@ impl Scheduler {
             // What it is tried as where its binding fails.
             assumed.waiting.pod = info;
         } else {
-            // Seen for the first time: a scheduler before this one may have cleared a node for it.
-            if let (Some(node), false) = (&info.nominated, self.queue.contains(&info.uid)) {
-                self.snapshot.nominate(&info, node);
-            }
+            self.follow_nomination(&info, now);
             // While extenders are asked about it, it waits nowhere else.
             if !self.is_asked(&info) {
                 self.queue.add(info, now);
             }
+        }
+    }
+
+    /// Keeps the node for a pod that waits which its status names, whoever wrote it there: a scheduler before this one, or
+    /// somebody who makes room for pods. What this one decides meanwhile comes first: the API shows it later.
+    fn follow_nomination(&mut self, pod: &Arc<PodInfo>, now: Duration) {
+        let (known, kept) = (self.queue.get(&pod.uid), self.snapshot.nominations.node_of(&pod.uid));
+        let before = known.and_then(|known| known.nominated.as_deref());
+        let is_news = before != pod.nominated.as_deref() && !self.clearing.contains_key(&pod.uid);
+        let is_other =
+            known.is_some_and(|known| known.traits() != pod.traits() || known.priority != pod.priority);
+        match (&pod.nominated, kept.map(str::to_owned)) {
+            (Some(node), kept) if is_news => {
+                if kept.is_some_and(|kept| kept != *node) {
+                    self.denominate(&pod.uid, now);
+                }
+                self.snapshot.nominate(pod, node);
+            }
+            (None, Some(kept)) if is_news && before == Some(&*kept) => _ = self.denominate(&pod.uid, now),
+            // It takes another room by now.
+            (_, Some(kept)) if is_other => self.snapshot.nominate(pod, &kept),
+            _ => (),
         }
     }
 
@@ -212,12 +233,21 @@ impl Scheduler {
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
         self.snapshot.volumes.put_csi_node(node);
-        self.wake(&Event::LimitsChanged, now);
+        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
     }
 
     pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
         self.snapshot.volumes.remove_csi_node(name);
-        self.wake(&Event::LimitsChanged, now);
+        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+    }
+
+    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment) {
+        self.snapshot.volumes.put_attachment(attachment);
+    }
+
+    pub(crate) fn attachment_removed(&mut self, name: &str, now: Duration) {
+        self.snapshot.volumes.remove_attachment(name);
+        self.wake(&Event::LimitsChanged(Cause::VolumeAttachmentDelete), now);
     }
 
     pub(crate) fn namespace_changed(&mut self, namespace: &Namespace, now: Duration) {
@@ -238,21 +268,27 @@ impl Scheduler {
         self.budgets.remove(namespace, name);
     }
 
-    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: bool, now: Duration) {
+    /// Services and controllers, which say of pods that wait how they are spread: known when their turn comes.
+    pub(crate) fn workloads(&mut self) -> &mut Workloads {
+        &mut self.reader.workloads
+    }
+
+    /// `over` is set where the pod takes nothing of its node any more, with the time at which it succeeded.
+    fn bound(&mut self, pod: &Arc<PodInfo>, node: &str, over: Option<Option<Timestamp>>, now: Duration) {
         self.forget(&pod.uid, now);
         if let Some(assumed) = self.assumed.remove(&pod.uid) {
             // Bound by somebody else while its volumes and claims are written: what is not written by then is free.
             self.abandon(&pod.uid, assumed.promises, now);
         }
-        if over {
-            self.done.add(pod);
+        if let Some(succeeded_at) = over {
+            self.done.put(pod, succeeded_at);
             self.free(&pod.uid, now);
             return;
         }
         let known = self.snapshot.placed(&pod.uid).map(|(slot, known)| (slot, known.clone()));
         let is_same = |(slot, known): &(Slot, Arc<PodInfo>)| {
             self.snapshot.nodes[*slot].name == node
-                && known.wishes() == pod.wishes()
+                && known.traits() == pod.traits()
                 && known.going == pod.going
         };
         if known.as_ref().is_some_and(is_same) {
@@ -260,12 +296,12 @@ impl Scheduler {
             self.snapshot.put_pod(pod, node);
             return;
         }
-        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot));
+        let before = self.fitting(known.as_ref().map(|(slot, _)| *slot), hints::may_lack_room);
         let slot = self.snapshot.put_pod(pod, node);
         match known {
             None => self.wake(&Event::PodPlaced(pod), now),
             Some((before_slot, known)) => {
-                if before_slot != slot || known.wishes() != pod.wishes() {
+                if before_slot != slot || known.traits() != pod.traits() {
                     // A pod that moves or shrinks leaves room behind.
                     self.node_event(before_slot, &before, Cause::AssignedPodUpdate, now);
                     self.wake(&Event::PodPlaced(pod), now);

@@ -9,6 +9,7 @@ use crate::{
     affinity::untolerated,
     evaluation::Evaluations,
     explanation::{Explanation, NodeVerdict, Score, Verdict},
+    features,
     outlook::Outlook,
     placement::{each_score, refused_for_others},
     pod::{self, PodInfo},
@@ -39,6 +40,7 @@ impl Scheduler {
     pub(crate) fn explain(&mut self, pod: &Pod) -> Explanation {
         let profile = self.profile_of(pod).unwrap_or(&self.profiles[0]).clone();
         let info = self.reader.read(pod, &profile);
+        let info = self.reader.refresh(&info);
         let mut notes = self.notes(pod);
         if let Some(group) = &info.group {
             let name = group.name();
@@ -131,8 +133,11 @@ impl Scheduler {
         each_score(&outlook, evaluation, &candidates, |plugin, _, of_plugin| {
             scores.insert(plugin, of_plugin);
         });
-        let (fit, balanced) =
-            candidates.iter().map(|slot| of_resources(&info.needs, &snapshot.nodes[*slot])).unzip();
+        let of_node = |slot: &Slot| {
+            let from_class = |resource: &str| outlook.from_class(*slot, resource);
+            of_resources(&info.needs, &snapshot.nodes[*slot], &from_class)
+        };
+        let (fit, balanced) = candidates.iter().map(of_node).unzip();
         scores.insert(Plugin::NodeResourcesFit, fit);
         scores.insert(Plugin::NodeResourcesBalancedAllocation, balanced);
 
@@ -209,6 +214,9 @@ fn detail(refusal: &Refusal, pod: &PodInfo, node: &NodeEntry) -> String {
         Refusal::Lacks(lacks) => {
             let all: Vec<String> = lacks.iter().map(|lack| lacking(lack, pod, node)).collect();
             all.join(", ")
+        }
+        Refusal::Features => {
+            features::missing(&pod.needs.features, &node.features).collect::<Vec<_>>().join(", ")
         }
         Refusal::NoDevices => {
             let of_class = |resource: &String| {

@@ -12,7 +12,7 @@ use crate::{
     pod::PodInfo,
     preemption,
     queue::Waiting,
-    snapshot::{NodeEntry, Versions},
+    snapshot::{Slot, Versions},
     victims::Victims,
 };
 
@@ -135,8 +135,10 @@ impl Scheduler {
     ) {
         let has_changed = asked_at != Some(self.snapshot.versions());
         let pod = waiting.pod.clone();
-        let more = |node: &NodeEntry| nodes.scores.get(&node.name).copied();
-        match self.placement.choose_among(&pod, &mut self.snapshot, &mut self.tie, &more) {
+        let slots = nodes.scores.iter().filter_map(|(name, more)| Some((self.snapshot.slot(name)?, *more)));
+        let mut left: Vec<(Slot, i64)> = slots.collect();
+        left.sort_unstable();
+        match self.placement.choose_among(&pod, &mut self.snapshot, &mut self.tie, &left) {
             Some(slot) => self.assume(waiting, slot, plan, now),
             None if nodes.scores.is_empty() => {
                 let diagnosis = self.placement.diagnose_refused(&pod, &mut self.snapshot, &nodes.refused);

@@ -7,12 +7,13 @@
 //! and gets the one where most of its pods fit.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
 use hawser_api::resource::ObjectKey;
+use jiff::Timestamp;
 
 use super::{GroupStatus, Nomination, Plan, Promises, Rejected, Scheduler, Why};
 use crate::{
@@ -22,42 +23,65 @@ use crate::{
     preemption,
     profile::{Plugin, PluginSet},
     queue::Waiting,
-    snapshot::{NodeEntry, Slot},
+    snapshot::Slot,
     victims::Victims,
 };
 
-/// Pods of groups that are over: they have done their part, and the others are not to wait for more.
+/// Pods of groups that succeeded: they have done their part, and the others of their run are not to wait for more. One that
+/// failed is made anew, and counts then.
 #[derive(Default)]
 pub(super) struct Done {
     groups: HashMap<Arc<str>, ObjectKey>,
-    counts: HashMap<ObjectKey, usize>,
+    /// With the time at which each succeeded.
+    pods: HashMap<ObjectKey, HashMap<Arc<str>, (Arc<Group>, Timestamp)>>,
 }
 
 impl Done {
-    pub(super) fn add(&mut self, pod: &PodInfo) {
-        let Some(group) = &pod.group else { return };
-        if self.groups.insert(pod.uid.clone(), group.key.clone()).is_none() {
-            *self.counts.entry(group.key.clone()).or_default() += 1;
-        }
+    /// A pod that is over, with the time at which it succeeded.
+    pub(super) fn put(&mut self, pod: &PodInfo, succeeded_at: Option<Timestamp>) {
+        let (Some(group), Some(succeeded_at)) = (&pod.group, succeeded_at) else { return };
+        self.groups.insert(pod.uid.clone(), group.key.clone());
+        let pods = self.pods.entry(group.key.clone()).or_default();
+        pods.insert(pod.uid.clone(), (group.clone(), succeeded_at));
     }
 
     pub(super) fn remove(&mut self, uid: &str) {
         let Some(key) = self.groups.remove(uid) else { return };
-        if let Some(count) = self.counts.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&key);
+        if let Some(pods) = self.pods.get_mut(&key) {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.pods.remove(&key);
             }
         }
     }
 
-    fn count(&self, key: &ObjectKey) -> usize {
-        self.counts.get(key).copied().unwrap_or_default()
+    /// How many pods of the group are done in the run that the others, which are not, are of: that of their controller, or,
+    /// without one, while one of these was there already.
+    fn count(&self, key: &ObjectKey, others: &[Arc<Group>]) -> usize {
+        let is_of_run = |(done, succeeded_at): &&(Arc<Group>, Timestamp)| {
+            others.iter().any(|other| match (&done.owner, &other.owner) {
+                (None, None) => other.created_at.is_none_or(|created| created <= *succeeded_at),
+                (done, other) => done == other,
+            })
+        };
+        self.pods.get(key).into_iter().flat_map(HashMap::values).filter(is_of_run).count()
     }
 }
 
-/// A label of nodes with its value.
-type Place = (String, String);
+/// Where a group may be: nodes with one value of a label.
+#[derive(Clone)]
+struct Place {
+    key: String,
+    value: String,
+    /// By slot, with what is added to their scores: nothing.
+    nodes: Vec<(Slot, i64)>,
+}
+
+impl Place {
+    fn has(&self, slot: Slot) -> bool {
+        self.nodes.binary_search_by_key(&slot, |(slot, _)| *slot).is_ok()
+    }
+}
 
 /// What a group would look like; the snapshot stands for it until it is undone or decided.
 #[derive(Default)]
@@ -114,6 +138,7 @@ impl Scheduler {
         }
         let mut members = vec![first];
         members.extend(self.queue.take_group(&group.key));
+        members.iter_mut().for_each(|member| member.pod = self.reader.refresh(&member.pod));
         if self.is_clearing(&members) {
             members.into_iter().for_each(|member| self.queue.put_back(member, now));
             return;
@@ -130,7 +155,7 @@ impl Scheduler {
         let of_labels = members.iter().filter_map(|member| member.pod.group.as_ref()?.min).max();
         let min = of_labels.unwrap_or(min);
         let on_nodes: usize = self.snapshot.placed_of_group(&group.key).map(|(_, pods)| pods).sum();
-        let placed = on_nodes + self.done.count(&group.key);
+        let placed = on_nodes + self.done.count(&group.key, &self.members_of_run(group, &members));
         let needed = min.saturating_sub(placed);
         // One that has what it needs stays so, whatever becomes of more pods.
         let lacks = needed > 0;
@@ -147,7 +172,8 @@ impl Scheduler {
         let (mut trial, place) = self.best_trial(members, &places);
         // At least one: a group that has enough pods is not done with where another finds no place.
         let (fitting, needed) = (trial.settled.len(), needed.max(1));
-        let inside = place.as_ref().map_or_else(String::new, |(key, value)| format!(" with {key}={value}"));
+        let inside =
+            place.as_ref().map_or_else(String::new, |place| format!(" with {}={}", place.key, place.value));
         let message = format!(
             "pod group {name:?}: {fitting} more of its pods could run{inside}, and {needed} are needed."
         );
@@ -167,6 +193,14 @@ impl Scheduler {
             self.tell_group(group, false, &message, plan);
         }
         self.make_room_for_group(trial, &message, plan, now);
+    }
+
+    /// Pods of the group that wait, or have a node.
+    fn members_of_run(&self, group: &Group, waiting: &[Waiting]) -> Vec<Arc<Group>> {
+        let slots = self.snapshot.placed_of_group(&group.key).map(|(slot, _)| slot);
+        let placed = slots.flat_map(|slot| &self.snapshot.nodes[slot].pods);
+        let all = placed.chain(waiting.iter().map(|one| &one.pod)).filter(|pod| !pod.is_going());
+        all.filter_map(|pod| pod.group.clone()).filter(|other| other.key == group.key).collect()
     }
 
     /// Notes what the group's object has to say, unless it says so already. Groups by labels have none.
@@ -193,15 +227,21 @@ impl Scheduler {
         let Some(key) = topology else {
             return vec![None];
         };
-        let value = |node: &NodeEntry| node.labels.get(key).cloned();
-        let placed = self.snapshot.placed_of_group(&group.key).map(|(slot, _)| slot).next();
-        let values: BTreeSet<String> = match placed {
-            Some(slot) => value(&self.snapshot.nodes[slot]).into_iter().collect(),
-            None => self.snapshot.nodes.iter().filter(|node| node.exists).filter_map(value).collect(),
-        };
+        let mut places: BTreeMap<&String, Vec<(Slot, i64)>> = BTreeMap::new();
+        for (slot, node) in self.snapshot.nodes.iter().enumerate().filter(|(_, node)| node.exists) {
+            if let Some(value) = node.labels.get(key) {
+                places.entry(value).or_default().push((slot, 0));
+            }
+        }
+        if let Some((placed, _)) = self.snapshot.placed_of_group(&group.key).next() {
+            let value = self.snapshot.nodes[placed].labels.get(key);
+            places.retain(|other, _| Some(*other) == value);
+        }
         // No value is no node: the trial there says why.
-        let none = values.is_empty().then(String::new);
-        values.into_iter().chain(none).map(|value| Some((key.to_owned(), value))).collect()
+        let none = places.is_empty().then(Default::default);
+        let known = places.into_iter().map(|(value, nodes)| (value.clone(), nodes));
+        let place = |(value, nodes)| Some(Place { key: key.to_owned(), value, nodes });
+        known.chain(none).map(place).collect()
     }
 
     /// The trial at the place where most pods fit; the first of equals.
@@ -240,11 +280,10 @@ impl Scheduler {
 
     /// The best node of the place.
     fn choose_at(&mut self, pod: &PodInfo, place: Option<&Place>) -> Option<Slot> {
-        let Some((key, value)) = place else {
-            return self.placement.choose(pod, &mut self.snapshot, &mut self.tie);
-        };
-        let more = |node: &NodeEntry| (node.labels.get(key) == Some(value)).then_some(0);
-        self.placement.choose_among(pod, &mut self.snapshot, &mut self.tie, &more)
+        match place {
+            None => self.placement.choose(pod, &mut self.snapshot, &mut self.tie),
+            Some(place) => self.placement.choose_among(pod, &mut self.snapshot, &mut self.tie, &place.nodes),
+        }
     }
 
     /// Whether victims of a member are being deleted; then the group's turn comes when they are.
@@ -353,8 +392,8 @@ impl Scheduler {
         }
         self.preemption_attempts += 1;
         let mut about_pods = self.placement.diagnose(pod, &mut self.snapshot).about_pods.clone();
-        if let Some((key, value)) = place {
-            about_pods.retain(|slot| self.snapshot.nodes[*slot].labels.get(key) == Some(value));
+        if let Some(place) = place {
+            about_pods.retain(|slot| place.has(*slot));
         }
         if let Some(why) = preemption::hindrance(pod, &about_pods, &self.snapshot) {
             return Err(Blocked { why: why.to_owned(), keeps_node: true });

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::Config,
-    placement::Tie,
-    testing::{node, pod},
+    random::Random,
+    testing::{node, pod, seeds},
 };
 
 const START: Duration = Duration::ZERO;
@@ -115,7 +115,7 @@ fn a_group_that_fits_in_part_takes_nothing() {
 }
 
 #[test]
-fn pods_that_have_a_node_or_are_over_count() {
+fn pods_that_have_a_node_or_succeeded_count() {
     let mut scheduler = cluster(1);
     scheduler.pod_changed(&bound(member("a", "g", 3, 1, json!({})), "n0"), START);
     let mut over = bound(member("b", "g", 3, 1, json!({})), "n0");
@@ -131,6 +131,40 @@ fn pods_that_have_a_node_or_are_over_count() {
     scheduler.pod_removed("b", at(5));
     let plan = scheduler.schedule(1, at(20));
     assert_eq!(messages(&plan)["c"], "pod group \"g\" has 2 of the 3 pods that it needs.");
+}
+
+#[test]
+fn pods_of_an_earlier_run_do_not_count() {
+    let seconds = |seconds: u64| json!(format!("2026-01-01T00:00:{seconds:02}Z"));
+    let of_job = |name: &str, job: Option<&str>, created: u64| {
+        let mut pod = member(name, "g", 2, 1, json!({}));
+        let owner = |job| json!([{ "apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": job, "controller": true }]);
+        pod.metadata.owner_references = job.map(|job| serde_json::from_value(owner(job)).unwrap());
+        pod.metadata.creation_timestamp = serde_json::from_value(seconds(created)).unwrap();
+        pod
+    };
+    let over = |pod: Pod, phase: &str, ended: u64| {
+        let mut over = bound(pod, "n0");
+        let terminated = json!({ "exitCode": 0, "finishedAt": seconds(ended) });
+        let container = json!({ "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": { "terminated": terminated } });
+        over.status = Some(
+            serde_json::from_value(json!({ "phase": phase, "containerStatuses": [container] })).unwrap(),
+        );
+        over
+    };
+    let first = Some("first");
+    for (name, done, next, counts) in [
+        ("the same job", over(of_job("a", first, 0), "Succeeded", 5), of_job("b", first, 9), true),
+        ("another job", over(of_job("a", first, 0), "Succeeded", 5), of_job("b", Some("second"), 9), false),
+        ("what failed", over(of_job("a", first, 0), "Failed", 5), of_job("b", first, 9), false),
+        ("without a job, together", over(of_job("a", None, 0), "Succeeded", 5), of_job("b", None, 1), true),
+        ("without a job, later", over(of_job("a", None, 0), "Succeeded", 5), of_job("b", None, 9), false),
+    ] {
+        let mut scheduler = cluster(1);
+        scheduler.pod_changed(&done, START);
+        scheduler.pod_changed(&next, START);
+        assert_eq!(scheduler.schedule(1, START).bindings.len(), usize::from(counts), "{name}");
+    }
 }
 
 #[test]
@@ -295,11 +329,11 @@ fn a_group_is_kept_in_one_topology_domain() {
 /// would not fit.
 #[test]
 fn groups_are_whole_and_none_waits_that_would_fit() {
-    let seeds = std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let seeds = seeds();
     let (mut whole, mut waiting) = (0, 0);
     for seed in 1..=seeds {
-        let mut random = Tie::new(seed * 7919);
-        let mut below = |limit: usize| random.below(limit);
+        let mut random = Random::new(seed * 7919);
+        let mut below = |limit: usize| random.index(limit);
         let nodes = 1 + below(5);
         let mut scheduler = cluster(nodes);
         let (mut free, mut now) = (vec![4; nodes], START);
@@ -339,4 +373,24 @@ fn groups_are_whole_and_none_waits_that_would_fit() {
         }
     }
     assert!(whole > 2 * seeds && waiting > 2 * seeds, "{whole} whole, {waiting} waiting");
+}
+
+#[test]
+fn a_group_that_is_to_be_on_one_host_finds_the_one_with_room() {
+    let mut scheduler = cluster(50);
+    for index in (0..50).filter(|index| *index != 31) {
+        scheduler
+            .pod_changed(&bound(alone(&format!("other{index}"), 2, json!({})), &format!("n{index}")), START);
+    }
+    let policy = json!({
+        "schedulingPolicy": { "gang": { "minCount": 4 } },
+        "schedulingConstraints": { "topology": [{ "key": "kubernetes.io/hostname" }] },
+    });
+    scheduler.pod_group_changed(&object("g", policy), START);
+    for name in ["a", "b", "c", "d"] {
+        scheduler.pod_changed(&named(name, 1), START);
+    }
+    let plan = scheduler.schedule(1, START);
+    assert_eq!(placed(&plan), ["a", "b", "c", "d"]);
+    assert!(plan.bindings.iter().all(|decision| decision.binding.node == "n31"));
 }

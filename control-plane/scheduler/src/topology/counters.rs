@@ -13,13 +13,14 @@ use crate::{
     snapshot::{NodeEntry, Slot},
     terms::Terms,
     topology::{
-        domains::{Domain, Domains, TopologyId},
+        domains::{Domain, Domains, NODE, TopologyId},
         selector::{Identity, Index, Namespaces, Who},
     },
 };
 
-/// Room for the counters of all terms, in nodes: 512 counters of 5,000 nodes, 22 MB.
-const MOST_CELLS: usize = 2_560_000;
+/// Room for the counters of all terms: 320 workloads that are counted by host on 100,000 nodes, or 6,400 on 5,000. A counter of
+/// few domains takes next to nothing, however many nodes there are.
+const MOST_BYTES: usize = 128 << 20;
 
 pub(crate) type CounterId = usize;
 
@@ -59,16 +60,19 @@ impl Inclusion {
 pub(crate) struct Counter {
     pub(crate) key: CounterKey,
     pub(crate) topology: TopologyId,
-    /// Pods by domain; as long as `nodes`.
+    /// Pods by domain.
     pub(crate) counts: Vec<u32>,
-    /// Nodes that count, by domain.
+    /// Nodes that count, by domain. Empty where each node is a domain: nobody asks there.
     pub(crate) nodes: Vec<u32>,
+    by_node: bool,
     /// By slot; unused where all nodes count.
     included: Vec<bool>,
     all_nodes: bool,
     /// Over all domains.
     pub(crate) total: i64,
     uses: usize,
+    /// What it took when it was made.
+    size: usize,
 }
 
 impl Counter {
@@ -105,7 +109,7 @@ impl Counter {
     }
 
     fn add_node(&mut self, slot: Slot, domain: Domain, sign: i32) {
-        if domain != 0 && self.counts_node(slot) {
+        if domain != 0 && !self.by_node && self.counts_node(slot) {
             self.grow(domain);
             let count = &mut self.nodes[domain as usize];
             *count = count.wrapping_add_signed(sign);
@@ -113,10 +117,18 @@ impl Counter {
     }
 
     fn grow(&mut self, domain: Domain) {
-        if self.counts.len() <= domain as usize {
-            self.counts.resize(domain as usize + 1, 0);
-            self.nodes.resize(domain as usize + 1, 0);
+        let width = domain as usize + 1;
+        if self.counts.len() < width {
+            self.counts.resize(width, 0);
         }
+        if self.nodes.len() < width && !self.by_node {
+            self.nodes.resize(width, 0);
+        }
+    }
+
+    /// What it takes.
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + 4 * (self.counts.capacity() + self.nodes.capacity()) + self.included.capacity()
     }
 }
 
@@ -127,6 +139,8 @@ pub(crate) struct Counters {
     index: Index,
     held: HashMap<Same<Terms>, Held>,
     uses: u64,
+    /// What all counters took when they were made: nodes that come later are few.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -157,7 +171,7 @@ impl Counters {
         let counters: Arc<[CounterId]> =
             terms.counters().map(|key| self.hold(key, domains, namespaces, nodes)).collect();
         self.held.insert(Same(terms.clone()), Held { counters: counters.clone(), last_use: uses });
-        while self.held.len() > 1 && self.by_key.len() * nodes.len().max(1) > MOST_CELLS {
+        while self.held.len() > 1 && self.bytes > MOST_BYTES {
             let oldest =
                 self.held.iter().min_by_key(|(_, held)| held.last_use).map(|(terms, _)| terms.clone());
             oldest.into_iter().for_each(|terms| self.let_go(&terms, domains));
@@ -216,10 +230,13 @@ impl Counters {
         }
         let topology = domains.hold(&key.topology, nodes);
         let width = domains.width(topology);
+        let by_node = key.topology == NODE;
         let mut counter = Counter {
             topology,
             counts: vec![0; width],
-            nodes: vec![0; width],
+            nodes: if by_node { Vec::new() } else { vec![0; width] },
+            by_node,
+            size: 0,
             included: Vec::new(),
             all_nodes: key.inclusion.is_everything(),
             total: 0,
@@ -244,6 +261,8 @@ impl Counters {
             self.all.push(None);
             self.all.len() - 1
         });
+        counter.size = counter.bytes();
+        self.bytes += counter.size;
         self.index.insert(&key.who, id);
         self.by_key.insert(key.clone(), id);
         self.all[id] = Some(counter);
@@ -261,6 +280,7 @@ impl Counters {
             if counter.uses == 0
                 && let Some(counter) = place.take()
             {
+                self.bytes -= counter.size;
                 self.index.remove(&counter.key.who, *id);
                 self.by_key.remove(&counter.key);
                 domains.release(counter.topology);

@@ -1,9 +1,6 @@
-//! Which pods a term is about: namespaces and labels, or the workload that they belong to.
+//! Which pods a term is about: namespaces and labels.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use hawser_api::selector::{LabelSelector, Operator, Requirement};
 use k8s_openapi::{
@@ -17,8 +14,6 @@ use crate::pod::Labels;
 pub(crate) struct Identity {
     pub(crate) namespace: String,
     pub(crate) labels: Labels,
-    /// The uid of its controller.
-    pub(crate) owner: Option<Arc<str>>,
 }
 
 /// Labels of namespaces, as far as they are known.
@@ -55,6 +50,12 @@ impl PodSelector {
             namespace_selector: LabelSelector::nothing(),
             labels: narrowed(selector, pod, match_label_keys, &[]),
         }
+    }
+
+    /// Pods of one namespace that the selector matches.
+    pub(crate) fn of_workload(namespace: &str, labels: LabelSelector) -> Self {
+        let namespace_selector = LabelSelector::nothing();
+        Self { namespaces: [namespace.to_owned()].into(), namespace_selector, labels }
     }
 
     pub(crate) fn of_term(pod: &Identity, term: &PodAffinityTerm) -> Self {
@@ -116,25 +117,17 @@ fn narrowed(
     LabelSelector::from_requirements(requirements)
 }
 
-/// Pods that are counted together.
+/// Pods that are counted together: those that all of the selectors match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Who {
-    /// Pods that all of the selectors match.
-    Selected(Vec<PodSelector>),
-    /// Pods of one controller.
-    OwnedBy(Arc<str>),
-}
+pub(crate) struct Who(pub(crate) Vec<PodSelector>);
 
 impl Who {
     pub(crate) fn includes(&self, pod: &Identity, namespaces: &Namespaces) -> bool {
-        match self {
-            Self::Selected(all) => all.iter().all(|selector| selector.matches(pod, namespaces)),
-            Self::OwnedBy(owner) => pod.owner.as_ref() == Some(owner),
-        }
+        self.0.iter().all(|selector| selector.matches(pod, namespaces))
     }
 
     pub(crate) fn reads_namespaces(&self) -> bool {
-        matches!(self, Self::Selected(all) if all.iter().any(PodSelector::reads_namespaces))
+        self.0.iter().any(PodSelector::reads_namespaces)
     }
 }
 
@@ -142,7 +135,6 @@ impl Who {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     by_label: HashMap<String, HashMap<String, Vec<usize>>>,
-    by_owner: HashMap<Arc<str>, Vec<usize>>,
     /// Those that ask for no label in particular.
     rest: Vec<usize>,
 }
@@ -158,19 +150,15 @@ impl Index {
             values.retain(|_, list| !list.is_empty());
             !values.is_empty()
         });
-        self.by_owner.retain(|_, list| !list.is_empty());
     }
 
     fn lists(&mut self, who: &Who, mut change: impl FnMut(&mut Vec<usize>)) {
-        match who {
-            Who::OwnedBy(owner) => change(self.by_owner.entry(owner.clone()).or_default()),
-            Who::Selected(all) => match all.iter().find_map(PodSelector::anchor) {
-                Some(anchor) => {
-                    let values = self.by_label.entry(anchor.key.clone()).or_default();
-                    anchor.values.iter().for_each(|value| change(values.entry(value.clone()).or_default()));
-                }
-                None => change(&mut self.rest),
-            },
+        match who.0.iter().find_map(PodSelector::anchor) {
+            Some(anchor) => {
+                let values = self.by_label.entry(anchor.key.clone()).or_default();
+                anchor.values.iter().for_each(|value| change(values.entry(value.clone()).or_default()));
+            }
+            None => change(&mut self.rest),
         }
     }
 
@@ -178,7 +166,6 @@ impl Index {
     pub(crate) fn candidates<'a>(&'a self, pod: &'a Identity) -> impl Iterator<Item = usize> + 'a {
         let labelled =
             self.by_label.iter().filter_map(|(key, values)| values.get(pod.labels.get(key)?)).flatten();
-        let owned = pod.owner.as_ref().and_then(|owner| self.by_owner.get(owner)).into_iter().flatten();
-        labelled.chain(owned).chain(&self.rest).copied()
+        labelled.chain(&self.rest).copied()
     }
 }

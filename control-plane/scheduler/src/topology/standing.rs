@@ -115,5 +115,5 @@ pub(crate) fn weight_on(
 
 /// One selector as the index takes it.
 pub(crate) fn one(selector: super::PodSelector) -> Who {
-    Who::Selected(vec![selector])
+    Who(vec![selector])
 }

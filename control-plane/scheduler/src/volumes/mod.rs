@@ -4,7 +4,10 @@
 //! pod has a node is promised to the claim from the decision until the API shows it, so that no volume is
 //! promised twice. Free storage counts where drivers publish it ([`capacity`]). Bounded by the claims, volumes and nodes of the cluster.
 
+mod available;
 mod capacity;
+mod limits;
+mod migration;
 mod objects;
 mod view;
 
@@ -13,13 +16,15 @@ use std::collections::{BTreeMap, HashMap};
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
-    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
 pub(crate) use objects::{PodVolumes, SELECTED_NODE};
 pub(crate) use view::{Lacking, Trouble, VolumeView};
 
+use available::Available;
 use capacity::Capacities;
+use limits::Limits;
 use objects::{Claim, Class, Volume};
 
 use crate::pod::PodInfo;
@@ -29,17 +34,45 @@ pub(crate) struct Volumes {
     claims: HashMap<ObjectKey, Claim>,
     /// Ordered, so that a run can be repeated.
     volumes: BTreeMap<String, Volume>,
+    available: Available,
     classes: HashMap<String, Class>,
     capacities: Capacities,
-    /// How many volumes of a driver a node takes, by node and driver.
-    limits: HashMap<String, HashMap<String, usize>>,
+    limits: Limits,
     /// Placed pods that use a claim.
     users: HashMap<ObjectKey, usize>,
     /// What was decided and the API does not show yet: volumes of claims, and nodes that others are made for.
-    promised: HashMap<String, ObjectKey>,
+    promised: Promised,
     selected: HashMap<ObjectKey, String>,
     /// Counts changes, for whoever keeps what was said of them.
     version: u64,
+}
+
+/// Which volume is promised to which claim; each to one.
+#[derive(Debug, Default)]
+struct Promised {
+    by_volume: HashMap<String, ObjectKey>,
+    by_claim: HashMap<ObjectKey, String>,
+}
+
+impl Promised {
+    fn put(&mut self, volume: &str, claim: &ObjectKey) {
+        self.by_volume.insert(volume.to_owned(), claim.clone());
+        self.by_claim.insert(claim.clone(), volume.to_owned());
+    }
+
+    fn claim_of(&self, volume: &str) -> Option<&ObjectKey> {
+        self.by_volume.get(volume)
+    }
+
+    fn volume_for(&self, claim: &ObjectKey) -> Option<&String> {
+        self.by_claim.get(claim)
+    }
+
+    /// True where the volume was promised.
+    fn remove(&mut self, volume: &str) -> bool {
+        let claim = self.by_volume.remove(volume);
+        claim.is_some_and(|claim| self.by_claim.remove(&claim).is_some())
+    }
 }
 
 /// What is to be written before a pod can be bound to its node.
@@ -79,12 +112,18 @@ impl Volumes {
         if volume.claim.is_some() {
             self.promised.remove(&volume.name);
         }
+        if let Some(before) = self.volumes.get(&volume.name) {
+            self.available.remove(before);
+        }
+        self.available.add(&volume);
         self.volumes.insert(volume.name.clone(), volume);
         self.version += 1;
     }
 
     pub(crate) fn remove_volume(&mut self, name: &str) {
-        self.volumes.remove(name);
+        if let Some(before) = self.volumes.remove(name) {
+            self.available.remove(&before);
+        }
         self.promised.remove(name);
         self.version += 1;
     }
@@ -121,16 +160,21 @@ impl Volumes {
     }
 
     pub(crate) fn put_csi_node(&mut self, node: &CSINode) {
-        let limits = node.spec.drivers.iter().filter_map(|driver| {
-            let count = driver.allocatable.as_ref()?.count?;
-            Some((driver.name.clone(), usize::try_from(count).unwrap_or_default()))
-        });
-        self.limits.insert(node.metadata.name.clone().unwrap_or_default(), limits.collect());
+        self.limits.put_node(node);
         self.version += 1;
     }
 
     pub(crate) fn remove_csi_node(&mut self, name: &str) {
-        self.limits.remove(name);
+        self.limits.remove_node(name);
+        self.version += 1;
+    }
+
+    pub(crate) fn put_attachment(&mut self, attachment: &VolumeAttachment) {
+        self.version += u64::from(self.limits.put_attachment(attachment));
+    }
+
+    pub(crate) fn remove_attachment(&mut self, name: &str) {
+        self.limits.remove_attachment(name);
         self.version += 1;
     }
 
@@ -148,7 +192,7 @@ impl Volumes {
     /// Promises what a pod needs.
     pub(crate) fn promise(&mut self, provisions: &Provisions, node: &str) {
         for (volume, claim) in &provisions.volumes {
-            self.promised.insert(volume.clone(), claim.clone());
+            self.promised.put(volume, claim);
         }
         for claim in &provisions.provisioned {
             self.selected.insert(claim.clone(), node.to_owned());
@@ -160,8 +204,8 @@ impl Volumes {
     pub(crate) fn take_back(&mut self, provisions: &Provisions) -> bool {
         let mut freed = false;
         for (volume, claim) in &provisions.volumes {
-            if self.promised.get(volume) == Some(claim) {
-                freed |= self.promised.remove(volume).is_some();
+            if self.promised.claim_of(volume) == Some(claim) {
+                freed |= self.promised.remove(volume);
             }
         }
         for claim in &provisions.provisioned {

@@ -11,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity as Text, apis::meta::v1::ObjectMeta},
 };
 
+use super::migration::{self, Attachable};
 use crate::{affinity::NodeAffinity, pod::Labels};
 
 const BOUND: &str = "pv.kubernetes.io/bind-completed";
@@ -45,6 +46,8 @@ pub(crate) struct Claim {
     /// Unset matches every volume.
     pub(crate) selector: Option<LabelSelector>,
     pub(crate) block: bool,
+    /// The VolumeAttributesClass; a volume has to have the same.
+    pub(crate) attributes_class: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -63,8 +66,10 @@ pub(crate) struct Volume {
     pub(crate) bytes: i64,
     pub(crate) labels: Labels,
     pub(crate) block: bool,
-    /// Driver and handle.
-    pub(crate) csi: Option<(String, String)>,
+    pub(crate) attributes_class: Option<String>,
+    /// What of it counts against limits of nodes.
+    pub(crate) attachable: Option<Attachable>,
+    pub(crate) is_csi: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +108,7 @@ impl Claim {
                 LabelSelector::from_typed(Some(&selector)).unwrap_or_else(|_| LabelSelector::nothing())
             }),
             block: spec.volume_mode.as_deref() == Some("Block"),
+            attributes_class: spec.volume_attributes_class_name.filter(|name| !name.is_empty()),
         }
     }
 
@@ -127,6 +133,7 @@ impl Volume {
         let spec = volume.spec.clone().unwrap_or_default();
         let metadata = &volume.metadata;
         let labels = metadata.labels.clone().unwrap_or_default();
+        let attachable = migration::of_persistent(&spec, &labels);
         let zone = |(old, new): (&'static str, &'static str)| {
             let values = labels.get(old)?.split("__").map(|value| value.trim().to_owned()).collect();
             Some((old, new, values))
@@ -150,7 +157,9 @@ impl Volume {
             access_modes: spec.access_modes.unwrap_or_default(),
             bytes: bytes(spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"))),
             block: spec.volume_mode.as_deref() == Some("Block"),
-            csi: spec.csi.map(|csi| (csi.driver, csi.volume_handle)),
+            attributes_class: spec.volume_attributes_class_name.filter(|name| !name.is_empty()),
+            attachable,
+            is_csi: spec.csi.is_some(),
             labels,
         }
     }
@@ -200,6 +209,8 @@ pub(crate) struct PodVolumes {
     pub(crate) claims: Vec<ClaimUse>,
     /// Disks named in the pod itself.
     pub(crate) disks: Vec<Disk>,
+    /// What of those counts against limits of nodes.
+    pub(crate) attached: Vec<Attachable>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -232,12 +243,13 @@ impl PodVolumes {
         for volume in all {
             if let Some(claim) = &volume.persistent_volume_claim {
                 let key = ObjectKey::new(namespace.clone(), claim.claim_name.clone());
-                volumes.claims.push(ClaimUse { key, ephemeral: false });
+                volumes.use_claim(ClaimUse { key, ephemeral: false });
             }
             if volume.ephemeral.is_some() {
                 let key = ObjectKey::new(namespace.clone(), format!("{name}-{}", volume.name));
-                volumes.claims.push(ClaimUse { key, ephemeral: true });
+                volumes.use_claim(ClaimUse { key, ephemeral: true });
             }
+            volumes.attached.extend(migration::of_pod(volume));
             let mut disk = |id: String, read_only: Option<bool>| {
                 volumes.disks.push(Disk { id, read_only: read_only.unwrap_or_default() });
             };
@@ -261,8 +273,20 @@ impl PodVolumes {
         volumes
     }
 
+    /// One that two volumes of the pod name is one claim all the same.
+    fn use_claim(&mut self, used: ClaimUse) {
+        if !self.claims.contains(&used) {
+            self.claims.push(used);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.claims.is_empty() && self.disks.is_empty()
+        self.claims.is_empty() && self.disks.is_empty() && self.attached.is_empty()
+    }
+
+    /// Whether something of it may count against limits of nodes.
+    pub(crate) fn may_attach(&self) -> bool {
+        !self.claims.is_empty() || !self.attached.is_empty()
     }
 }
 

@@ -270,3 +270,73 @@ fn a_volume_is_made_where_its_driver_has_room() {
     let plan = scheduler.schedule(1, Duration::from_secs(10));
     assert_eq!(plan.provisionings[0].decision.binding.node, "n2");
 }
+
+/// A scheduler with one node, which takes so many volumes of the driver.
+fn limited(driver: &str, count: i32) -> Scheduler {
+    let mut scheduler = scheduler();
+    scheduler.node_removed("n2", NOW);
+    let drivers = json!([{ "name": driver, "nodeID": "n1", "allocatable": { "count": count } }]);
+    let node = json!({ "metadata": { "name": "n1" }, "spec": { "drivers": drivers } });
+    scheduler.csi_node_changed(&typed(node), NOW);
+    scheduler
+}
+
+/// A volume that is bound to a claim of the same name.
+fn put_bound(scheduler: &mut Scheduler, name: &str, source: &str, fields: Value) {
+    scheduler.claim_changed(&typed(claim(name, "", Some(name))), NOW);
+    scheduler
+        .volume_changed(&typed(json!({ "metadata": { "name": name }, "spec": { source: fields } })), NOW);
+}
+
+#[track_caller]
+fn too_many(plan: &Plan) {
+    let message = &plan.rejected[0].message;
+    assert!(message.starts_with("0/1 nodes are available: 1 node(s) exceed max volume count."), "{message}");
+}
+
+#[test]
+fn volumes_of_in_tree_plugins_count_as_those_of_their_drivers() {
+    let mut scheduler = limited("ebs.csi.aws.com", 2);
+    put_bound(&mut scheduler, "old", "awsElasticBlockStore", json!({ "volumeID": "aws://us-east-1a/vol-1" }));
+    put_bound(&mut scheduler, "csi", "csi", json!({ "driver": "ebs.csi.aws.com", "volumeHandle": "vol-2" }));
+    assert_eq!(schedule(&mut scheduler, "p1", &["old", "csi"]).bindings.len(), 1);
+    // The same volume by another name, and one more, in the pod itself.
+    let inline = |id: &str| json!({ "containers": [], "volumes": [{ "name": "v", "awsElasticBlockStore": { "volumeID": id } }] });
+    put_bound(&mut scheduler, "same", "csi", json!({ "driver": "ebs.csi.aws.com", "volumeHandle": "vol-1" }));
+    assert_eq!(schedule(&mut scheduler, "p2", &["same"]).bindings.len(), 1);
+    scheduler.pod_changed(&pod("p3", inline("vol-3")), NOW);
+    too_many(&scheduler.schedule(1, NOW));
+    // A class of the plugin's makes volumes for the driver.
+    let class = json!({ "metadata": { "name": "ebs" }, "provisioner": "kubernetes.io/aws-ebs", "volumeBindingMode": "WaitForFirstConsumer" });
+    scheduler.class_changed(&typed(class), NOW);
+    scheduler.claim_changed(&typed(claim("new", "ebs", None)), NOW);
+    too_many(&schedule(&mut scheduler, "p4", &["new"]));
+    // Others have other limits, or none.
+    put_bound(&mut scheduler, "other", "cinder", json!({ "volumeID": "c" }));
+    assert_eq!(schedule(&mut scheduler, "p5", &["other"]).bindings.len(), 1);
+    scheduler.pod_removed("p1", NOW);
+    scheduler.pod_removed("p2", NOW);
+    assert_eq!(scheduler.schedule(2, Duration::from_secs(10)).rejected.len(), 0);
+}
+
+#[test]
+fn volumes_that_are_still_attached_count() {
+    let mut scheduler = limited("d", 1);
+    for name in ["left", "new"] {
+        put_bound(&mut scheduler, name, "csi", json!({ "driver": "d", "volumeHandle": name }));
+    }
+    let attachment = |name: &str, volume: &str| {
+        let source = json!({ "persistentVolumeName": volume });
+        typed(
+            json!({ "metadata": { "name": name }, "spec": { "attacher": "d", "nodeName": "n1", "source": source } }),
+        )
+    };
+    scheduler.attachment_changed(&attachment("a", "left"));
+    too_many(&schedule(&mut scheduler, "p1", &["new"]));
+    // What is attached is no more with the pod that uses it.
+    assert_eq!(schedule(&mut scheduler, "p2", &["left"]).bindings.len(), 1);
+    scheduler.pod_removed("p2", NOW);
+    too_many(&scheduler.schedule(1, Duration::from_secs(10)));
+    scheduler.attachment_removed("a", Duration::from_secs(20));
+    assert_eq!(scheduler.schedule(1, Duration::from_secs(20)).bindings[0].binding.pod, "p1");
+}

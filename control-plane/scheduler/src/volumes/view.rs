@@ -11,6 +11,7 @@ use crate::{
     snapshot::{NodeEntry, Slot},
     volumes::{
         Provisions, Volumes,
+        migration::Attachable,
         objects::{Claim, Volume},
     },
 };
@@ -42,8 +43,8 @@ pub(crate) struct VolumeView<'a> {
     missing: bool,
     /// The smallest first.
     unbound: Vec<&'a Claim>,
-    /// Driver and unique name of volumes that count against a node's limit.
-    attached: Vec<(String, String)>,
+    /// Volumes that count against a node's limits.
+    attached: HashSet<Attachable>,
 }
 
 impl<'a> VolumeView<'a> {
@@ -56,7 +57,7 @@ impl<'a> VolumeView<'a> {
             bound: Vec::new(),
             missing: false,
             unbound: Vec::new(),
-            attached: Vec::new(),
+            attached: pod.volumes.attached.iter().cloned().collect(),
         };
         let mut immediate = false;
         for used in &pod.volumes.claims {
@@ -185,36 +186,36 @@ impl<'a> VolumeView<'a> {
         Ok(provisions)
     }
 
-    /// The smallest volume that does for the claim.
+    /// The smallest volume that does for the claim; one that is made for it, where there is such.
     fn find(&self, claim: &Claim, node: &NodeEntry, chosen: &HashSet<&String>) -> Option<&'a Volume> {
-        let mut best: Option<&Volume> = None;
-        for volume in self.all.volumes.values() {
-            let promised = self.all.promised.get(&volume.name);
-            if volume.going
-                || chosen.contains(&volume.name)
-                || volume.block != claim.block
-                || volume.bytes < claim.bytes
-            {
-                continue;
-            }
-            if promised.is_some_and(|other| *other != claim.key) {
-                continue;
-            }
-            if volume.is_for(claim) {
-                // Made for the claim: no other will do.
-                return volume.reaches(&node.name, &node.labels).then_some(volume);
-            }
-            let fits = volume.claim.is_none()
-                && volume.available
-                && volume.class == claim.class
-                && claim.selector.as_ref().is_none_or(|selector| selector.matches(&volume.labels))
-                && claim.access_modes.iter().all(|mode| volume.access_modes.contains(mode))
-                && volume.reaches(&node.name, &node.labels);
-            if fits && best.is_none_or(|best| volume.bytes < best.bytes) {
-                best = Some(volume);
-            }
+        let all = self.all;
+        let may = |volume: &Volume| {
+            !volume.going
+                && !chosen.contains(&volume.name)
+                && volume.block == claim.block
+                && volume.bytes >= claim.bytes
+                && all.promised.claim_of(&volume.name).is_none_or(|other| *other == claim.key)
+        };
+        // Another pod with the claim is about to be bound.
+        if let Some(volume) = all.promised.volume_for(&claim.key).and_then(|name| all.volumes.get(name)) {
+            return volume.reaches(&node.name, &node.labels).then_some(volume);
         }
-        best
+        let mut made =
+            all.available.made_for(&claim.class, &claim.key).filter_map(|name| all.volumes.get(name));
+        if let Some(volume) = made.find(|volume| may(volume) && volume.is_for(claim)) {
+            // No other will do.
+            return volume.reaches(&node.name, &node.labels).then_some(volume);
+        }
+        let fits = |name: &str| {
+            all.volumes.get(name).is_some_and(|volume| {
+                may(volume)
+                    && claim.selector.as_ref().is_none_or(|selector| selector.matches(&volume.labels))
+                    && claim.access_modes.iter().all(|mode| volume.access_modes.contains(mode))
+                    && volume.attributes_class == claim.attributes_class
+                    && volume.reaches(&node.name, &node.labels)
+            })
+        };
+        all.volumes.get(all.available.smallest(&claim.class, claim.bytes, node, fits)?)
     }
 
     fn users(&self, claim: &Claim, changes: &[(&PodInfo, i64)]) -> i64 {
@@ -230,25 +231,8 @@ impl<'a> VolumeView<'a> {
     }
 
     fn exceeds(&self, node: &NodeEntry, changes: &[(&PodInfo, i64)]) -> bool {
-        let Some(limits) = self.all.limits.get(&node.name).filter(|_| !self.attached.is_empty()) else {
-            return false;
-        };
-        // Most nodes are far from their limits, whatever their pods' claims are.
-        let claims = self.pods(node, changes).map(|pod| pod.volumes.claims.len()).sum::<usize>();
-        let most = claims + self.attached.len();
-        if self.attached.iter().all(|(driver, _)| limits.get(driver).is_none_or(|limit| most <= *limit)) {
-            return false;
-        }
-        let there: HashSet<(String, String)> = self
-            .pods(node, changes)
-            .flat_map(|pod| &pod.volumes.claims)
-            .filter_map(|used| self.all.attachment(self.all.claims.get(&used.key)?))
-            .collect();
-        let all: HashSet<&(String, String)> = self.attached.iter().chain(&there).collect();
-        self.attached.iter().filter(|new| !there.contains(new)).any(|(driver, _)| {
-            let count = all.iter().filter(|(other, _)| other == driver).count();
-            limits.get(driver).is_some_and(|limit| count > *limit)
-        })
+        let pods = self.pods(node, changes).map(|pod| &*pod.volumes);
+        self.all.exceed_limits(&node.name, &self.attached, pods)
     }
 
     /// Pods of the node, as changed.
@@ -256,8 +240,8 @@ impl<'a> VolumeView<'a> {
         &'b self,
         node: &'b NodeEntry,
         changes: &'b [(&PodInfo, i64)],
-    ) -> impl Iterator<Item = &'b PodInfo> {
-        let gone = |pod: &PodInfo| changes.iter().any(|(other, sign)| *sign < 0 && other.uid == pod.uid);
+    ) -> impl Iterator<Item = &'b PodInfo> + Clone {
+        let gone = move |pod: &PodInfo| changes.iter().any(|(other, sign)| *sign < 0 && other.uid == pod.uid);
         let come = changes.iter().filter(|(_, sign)| *sign > 0).map(|(pod, _)| *pod);
         node.pods.iter().map(|pod| &**pod).filter(move |pod| !gone(pod)).chain(come)
     }
@@ -279,18 +263,5 @@ impl<'a> VolumeView<'a> {
                     .or_else(|| node.labels.get(*new))
                     .is_some_and(|value| values.contains(value))
             })
-    }
-}
-
-impl Volumes {
-    /// Driver and unique name of the claim's volume, where a driver attaches it.
-    fn attachment(&self, claim: &Claim) -> Option<(String, String)> {
-        match &claim.volume {
-            Some(volume) => self.volumes.get(volume)?.csi.clone(),
-            None => {
-                let class = self.classes.get(&claim.class)?;
-                class.provisions().then(|| (class.provisioner.clone(), format!("claim {}", claim.key)))
-            }
-        }
     }
 }

@@ -1,5 +1,8 @@
 //! Scenarios: a scheduler beside the API server in memory, and the objects that they begin with.
 
+#[path = "../../src/random.rs"]
+mod random;
+
 use std::{future::Future, sync::Arc};
 
 use hawser_scheduler::{Config, run};
@@ -14,6 +17,13 @@ pub(crate) fn node(name: &str, cpu: u32) -> Value {
         "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
         "status": { "allocatable": { "cpu": cpu.to_string(), "memory": "8Gi", "pods": "110" } },
     })
+}
+
+/// An API server with as many nodes, `n0` and so on.
+pub(crate) fn cluster(nodes: usize, cpu: u32) -> Arc<Fake> {
+    let fake = Arc::new(Fake::default());
+    (0..nodes).for_each(|index| fake.put("nodes", node(&format!("n{index}"), cpu)));
+    fake
 }
 
 pub(crate) fn pod(name: &str, cpu: u32) -> Value {
@@ -44,17 +54,13 @@ pub(crate) fn condition(pod: &Value) -> &Value {
     &pod["status"]["conditions"][0]
 }
 
-/// A small generator of numbers, so that a failing seed can be run again.
+/// Numbers below a limit, by a seed, so that a failing one can be run again.
 pub(crate) fn random(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    move |limit: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        (random >> 11) % limit
-    }
+    let mut random = random::Random::new(seed);
+    move |limit: u64| random.below(limit)
 }
 
+/// How many seeds are tried: few, unless `SCHEDULER_SEEDS` asks for more.
 pub(crate) fn seeds() -> u64 {
     std::env::var("SCHEDULER_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
 }
