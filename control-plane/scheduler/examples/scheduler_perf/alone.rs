@@ -2,7 +2,7 @@
 //!
 //! What upstream paces by the clock (churn, deletions, updates) goes on by one object before each batch of 64 pods; and where
 //! the scheduler would only wait, time is passed over. Pods are made before the clock starts, where they are measured by the
-//! operation that makes them.
+//! operation that makes them, and do not replace others.
 
 use std::{
     collections::HashMap,
@@ -169,13 +169,11 @@ impl Cluster {
         if let Some(first) = pods.first().filter(|_| op.steady_state.is_none()) {
             self.ledger.made(namespace, kind(first), pods.len());
         }
-        let label = pods.first().and_then(kind).map(str::to_owned);
         pods.into_iter().for_each(|pod| self.add(pod));
         if let Some(seconds) = op.steady_state {
             self.replace_for(Duration::from_secs(seconds), op, namespace);
         } else if !op.skip_wait_to_completion {
-            let is_it = |ledger: &Ledger| ledger.is_past(Stage::Scheduled, Some(namespace), label.as_deref());
-            self.until(is_it)?;
+            self.until(|ledger| ledger.is_past(Stage::Scheduled, Some(namespace), None))?;
         }
         if op.collect_metrics {
             self.stop_collecting(workload);

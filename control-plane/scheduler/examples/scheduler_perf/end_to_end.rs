@@ -256,10 +256,9 @@ impl Cluster {
                 Ok(ended) => ended?,
             }
         } else {
-            let kind = pods.first().and_then(|pod| kind(pod)).map(str::to_owned);
-            self.seen.ledger.lock().made(namespace, kind.as_deref(), pods.len());
-            let is_placed =
-                |ledger: &Ledger| ledger.is_past(Stage::Scheduled, Some(namespace), kind.as_deref());
+            let kind = pods.first().and_then(kind);
+            self.seen.ledger.lock().made(namespace, kind, pods.len());
+            let is_placed = |ledger: &Ledger| ledger.is_past(Stage::Scheduled, Some(namespace), None);
             if op.skip_wait_to_completion {
                 self.create_all(pods).await?;
             } else {

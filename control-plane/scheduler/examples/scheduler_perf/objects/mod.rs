@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::workloads::{Nodes, Pods};
 
 pub(crate) use nodes::{DRA_NODE, DRA_NODES, HOSTNAME};
-pub(crate) use storage::{allocation, csi_node, slice};
+pub(crate) use storage::{allocation, slice};
 
 /// What pods of priority 10 name.
 pub(crate) const HIGH: &str = "high";
@@ -68,7 +68,7 @@ pub(crate) fn node_of(op: &Nodes, index: usize, number: usize) -> (Value, Option
             node["status"][field]["attachable-volumes-csi-ebs.csi.aws.com"] = limit.to_string().into();
         }
     }
-    (node, op.volume_limit.map(|limit| csi_node(&name, limit, op.migrated)))
+    (node, op.volume_limit.map(|limit| storage::csi_node(&name, limit, op.migrated)))
 }
 
 /// The `index`th pod of an operation, and what has to be there before it: a volume and its claim.

@@ -121,7 +121,7 @@ pub(super) fn bound(volume: &str, claim: &str, namespace: &str, which: Which) ->
     [volume, claim]
 }
 
-pub(crate) fn csi_node(node: &str, limit: u32, migrated: bool) -> Value {
+pub(super) fn csi_node(node: &str, limit: u32, migrated: bool) -> Value {
     let driver = json!({ "name": CSI_DRIVER, "nodeID": node, "allocatable": { "count": limit } });
     let annotations =
         if migrated { json!({ "storage.alpha.kubernetes.io/migrated-plugins": IN_TREE }) } else { json!({}) };
