@@ -9,6 +9,7 @@ pub mod api_server;
 pub mod cluster;
 pub mod kubectl;
 pub mod listening;
+pub mod scripts;
 
 use std::{
     io::{self, Write},

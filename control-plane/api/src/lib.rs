@@ -22,6 +22,7 @@ pub mod error;
 pub mod grpc;
 pub mod informer;
 pub mod kinds;
+mod long_lived;
 pub mod patch;
 pub mod quantity;
 pub mod resource;
@@ -37,6 +38,7 @@ pub use address_range::AddressRange;
 pub use any_certificate::AnyCertificate;
 pub use client::Client;
 pub use error::{Error, FieldError};
+pub use long_lived::long_lived;
 pub use resource::GroupVersionResource;
 pub use typed::Api;
 

@@ -573,3 +573,28 @@ async fn missing_image_backs_off() {
     node.runtime.publish_image("registry.test/web:1");
     node.wait_ready("web").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_image_replaces_the_container_that_runs() {
+    let node = Node::start();
+    node.bind("web", spec("Never", vec![container("web"), container("beside")]));
+    node.wait_running("web").await;
+    node.change("web", |spec| spec.containers[0].image = Some("registry.test/web:2".into()));
+    node.wait_status("web", "the pull fails", |status| {
+        let web = status.container_statuses.iter().flatten().find(|c| c.name == "web").expect("there");
+        let waiting = web.state.as_ref().and_then(|state| state.waiting.as_ref());
+        waiting.and_then(|w| w.reason.as_deref()) == Some("ImagePullBackOff") && web.last_state.is_some()
+    })
+    .await;
+    node.runtime.publish_image("registry.test/web:2");
+    let status = node
+        .wait_status("web", "the new one runs", |status| {
+            status.container_statuses.iter().flatten().any(|c| c.image == "registry.test/web:2" && c.ready)
+        })
+        .await;
+    let restarts: Vec<(String, i32)> =
+        status.container_statuses.into_iter().flatten().map(|c| (c.name, c.restart_count)).collect();
+    assert_eq!(restarts, [("web".to_owned(), 1), ("beside".to_owned(), 0)]);
+    let events = node.api.events().join("\n");
+    assert!(events.contains("Killing: Container web definition changed, will be restarted"), "{events}");
+}

@@ -30,6 +30,7 @@ use std::{
     path::PathBuf,
 };
 
+use hawser_fault::point;
 use ipnet::IpNet;
 use tokio::sync::Mutex;
 
@@ -106,6 +107,7 @@ impl Network {
         for range in config.service_cidrs.iter().chain(&config.cluster_cidrs) {
             netlink.replace_unreachable(*range).await?;
         }
+        point("network: ranges unreachable");
         sysctl::enable_forwarding(config.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()))?;
         let uplink = netlink.uplink(config.uplink.as_deref(), config.node_ip).await?;
         let pod_mtu = match config.mode {
@@ -117,8 +119,10 @@ impl Network {
             }
             Mode::Routes => uplink.mtu,
         };
+        point("network: tunnel up");
         let masqueraded = if config.masquerade { config.pod_cidrs.as_slice() } else { &[] };
         masquerade::install(masqueraded, &config.cluster_cidrs).await?;
+        point("network: masquerading");
         let loopback = netlink.link("lo").await?.index;
         for address in &config.dns_addresses {
             netlink.replace_host_address(loopback, *address).await?;

@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use hawser_fault::point;
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -25,6 +26,7 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 pub(crate) fn ensure(path: &Path) -> Result<File, Error> {
     if !is_pinned(path) {
         File::create(path).map_err(Error::file("cannot create", path))?;
+        point("network: file for the namespace made");
         let target = path.to_owned();
         // A thread of its own: unshare changes the calling thread's namespace for good.
         let made = thread::spawn(move || -> nix::Result<()> {
@@ -49,6 +51,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
         umount2(path, MntFlags::MNT_DETACH)
             .map_err(|errno| Error::Namespace { action: "unpin", source: errno.into() })?;
     }
+    point("network: namespace unpinned");
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::file("cannot remove", path)(error))

@@ -8,6 +8,7 @@ use std::{
     net::IpAddr,
 };
 
+use hawser_fault::point;
 use ipnet::IpNet;
 use rtnetlink::LinkVxlan;
 use tracing::debug;
@@ -49,6 +50,7 @@ pub(crate) async fn ensure_tunnel(
                 .await?
         }
     };
+    point("network: tunnel made");
     netlink.set_mtu(link.index, mtu).await?;
     for cidr in &config.pod_cidrs {
         netlink.replace_address(link.index, IpNet::from(cidr.network())).await?;

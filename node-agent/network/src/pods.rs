@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hawser_fault::point;
 use ipnet::IpNet;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
@@ -146,24 +147,30 @@ impl Pods {
             Some(record) => record.clone(),
             None => self.record(pod)?,
         };
+        point("network: addresses noted");
         let netns_path = self.netns_dir.join(&record.uid);
         let netns = netns::ensure(&netns_path)?;
+        point("network: namespace pinned");
         let host = match netlink.find_link(&record.host_ifname).await? {
             Some(link) => link,
             None => {
                 netlink.add_link(&record.host_ifname, veth(&record.host_ifname, &netns, self.mtu)).await?
             }
         };
+        point("network: link made");
         netlink.set_mac(host.index, &NODE_MAC).await?;
         sysctl::prepare_pod_link(&record.host_ifname)?;
         netlink.set_up(host.index).await?;
+        point("network: link up");
         let ips = record.ips.clone();
         let mac = netns::run_inside(&netns, move || configure_pod_side(ips)).await?;
+        point("network: pod's side set");
         for ip in &record.ips {
             netlink.replace_neighbour(host.index, *ip, &mac).await?;
             let source = (ip.is_ipv4() == self.node_ip.is_ipv4()).then_some(self.node_ip);
             netlink.replace_route(&Route { to: (*ip).into(), link: host.index, via: None, source }).await?;
         }
+        point("network: routes set");
         Ok(PodInterface {
             netns_path,
             ips: record.ips,
@@ -210,6 +217,7 @@ impl Pods {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec(record)?)?;
             file.sync_all()?;
+            point("network: addresses written");
             fs::rename(&new, &path)?;
             File::open(&self.records_dir)?.sync_all()
         };
@@ -239,7 +247,9 @@ impl Pods {
     pub(crate) async fn detach(&mut self, netlink: &Netlink, uid: &str) -> Result<(), Error> {
         let Some(record) = self.records.get(uid).cloned() else { return Ok(()) };
         netlink.delete_link(&record.host_ifname).await?;
+        point("network: link removed");
         netns::remove(&self.netns_dir.join(uid))?;
+        point("network: namespace removed");
         let path = self.records_dir.join(uid);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -247,6 +257,7 @@ impl Pods {
             }
             _ => {}
         }
+        point("network: record removed");
         self.records.remove(uid);
         self.release(&record.ips);
         Ok(())

@@ -310,6 +310,74 @@ fn pods_that_come_and_go_leave_nothing() {
     }
 }
 
+/// Set for a process that a test starts to kill it: the prefix of the test's namespaces, and what is to be done.
+const VICTIM: &str = "HAWSER_TEST_VICTIM_PREFIX";
+const WORK: &str = "HAWSER_TEST_VICTIM_WORK";
+
+#[test]
+#[ignore = "the victim of the test below"]
+fn victim() {
+    let Ok(prefix) = std::env::var(VICTIM) else {
+        // Not started by its killer, but with all the others.
+        return;
+    };
+    let state = std::env::temp_dir().join(&prefix);
+    // What is there is the killer's to remove.
+    let lan = std::mem::ManuallyDrop::new(Lan { prefix, state, mode: VXLAN });
+    if std::env::var(WORK).is_ok_and(|work| work == "attach") {
+        lan.attach(1, "a");
+    } else {
+        lan.with(1, async |network| network.detach_pod("a").await).unwrap();
+    }
+}
+
+/// Has another process do the work; true when it came to its end.
+fn work(lan: &Lan, work: &str, (name, value): (&str, &str)) -> bool {
+    let mut victim = Command::new(std::env::current_exe().unwrap());
+    victim.args(["--exact", "victim", "--ignored"]).env(VICTIM, &lan.prefix).env(WORK, work).env(name, value);
+    victim.output().unwrap().status.success()
+}
+
+#[test]
+fn network_that_is_killed_at_any_step_is_followed_by_one_that_goes_on() {
+    let Some(lan) = Lan::new(VXLAN) else { return };
+    let log = lan.state.join("points");
+    fs::create_dir_all(&lan.state).unwrap();
+    let points = |what: &str| -> Vec<String> {
+        assert!(work(&lan, what, (hawser_fault::LOG, log.to_str().unwrap())), "{what}");
+        let text = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    let [attaching, detaching] = ["attach", "detach"].map(points);
+    assert!(attaching.len() > 9 && detaching.len() > 6, "{attaching:?} {detaching:?}");
+
+    let is_clean = |point: &str| {
+        let links = inside(&lan.node(1), || Command::new("ip").args(["-o", "link"]).output().unwrap());
+        let links = String::from_utf8(links.stdout).unwrap();
+        assert!(!links.contains(": hw"), "{point}: {links}");
+        for folder in ["netns", "pods"] {
+            let left = fs::read_dir(lan.state.join("1").join(folder)).unwrap().count();
+            assert_eq!(left, 0, "{point}: {folder} is empty");
+        }
+    };
+    for (number, point) in attaching.iter().enumerate() {
+        assert!(!work(&lan, "attach", (hawser_fault::DIE_AT, point)), "it dies at {point}");
+        if number % 3 > 0 {
+            let pod = lan.attach(1, "a");
+            seen_from(&lan.node(1), &pod.netns_path, pod.ips[0]);
+        }
+        lan.with(1, async |network| network.reconcile(&HashSet::new()).await).unwrap();
+        is_clean(point);
+    }
+    for point in detaching {
+        lan.attach(1, "a");
+        assert!(!work(&lan, "detach", (hawser_fault::DIE_AT, &point)), "it dies at {point}");
+        lan.with(1, async |network| network.detach_pod("a").await).unwrap();
+        is_clean(&point);
+    }
+}
+
 #[test]
 fn full_block_is_a_clear_error_and_takes_nothing() {
     let Some(lan) = Lan::new(VXLAN) else { return };

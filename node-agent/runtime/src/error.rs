@@ -21,6 +21,9 @@ pub enum Error {
     /// The object is in a state that does not allow the request (exec in a stopped container, ...).
     #[error("{id} is {state}: {attempted} is not possible")]
     WrongState { id: String, state: String, attempted: &'static str },
+    /// Whoever reads a container's live output was too far behind: the container does not wait for readers.
+    #[error("output of {id} was cut off: it was not read fast enough, or too many read it")]
+    CutOff { id: String },
     /// An image could not be pulled; `kind` says whether a repeated pull can help.
     #[error("failed to pull image {image:?}: {message}")]
     Pull { image: String, kind: PullErrorKind, message: String },

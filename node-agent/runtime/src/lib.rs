@@ -14,7 +14,6 @@ mod cgroup;
 mod containerd;
 pub mod durable;
 mod error;
-pub mod fault;
 mod ids;
 mod image;
 pub mod keyed_lock;
@@ -35,6 +34,7 @@ use async_trait::async_trait;
 
 pub use containerd::Containerd;
 pub use error::{Error, PullErrorKind, Result};
+pub use hawser_fault as fault;
 pub use ids::container_id;
 pub use types::*;
 

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use common::{Exited, eventually, node, wait_log};
+use common::{Exited, eventually, eventually_async, node, wait_log};
 use hawser_runtime::logs::{LogOptions, LogReader};
 use hawser_runtime::testing::TestNode;
 use hawser_runtime::{
@@ -78,7 +78,7 @@ async fn command_that_takes_too_long_is_killed() -> Result<()> {
     let error = runtime.exec_sync(&id, &command, Duration::from_secs(1), 10).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
     let check = sh("kill -0 $(cat /dev/shm/pid)");
-    common::eventually_async("it is gone", async || {
+    eventually_async("it is gone", async || {
         Ok(runtime.exec_sync(&id, &check, SECONDS_10, 10).await?.exit_code == 1)
     })
     .await?;
@@ -101,7 +101,7 @@ async fn command_that_is_given_up_while_it_is_made_is_killed() -> Result<()> {
         assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
     }
     let directory = node.dir().join("run/containers").join(&id);
-    common::eventually_async("they are gone", async || {
+    eventually_async("they are gone", async || {
         let files = std::fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name());
         // Its own streams are there while it runs; what was given up has none, made or not.
         let streams = files.filter(|name| name.to_string_lossy().starts_with("exec-")).count();
@@ -152,8 +152,7 @@ async fn exec_with_a_terminal_follows_its_size() -> Result<()> {
         (session.stdin.take().context("in")?, session.stdout.take().context("out")?);
     let resize = session.resize.take().context("resize")?;
     resize.send(TerminalSize { width: 123, height: 45 }).await?;
-    common::eventually_async("the size is set", async || Ok(resize.capacity() == resize.max_capacity()))
-        .await?;
+    eventually_async("the size is set", async || Ok(resize.capacity() == resize.max_capacity())).await?;
     stdin
         .write_all(b"while [ \"$(stty size)\" != '45 123' ]; do sleep 0.1; done; echo set''ted; tty\n")
         .await?;
@@ -203,6 +202,30 @@ async fn attached_terminal_works_and_outlives_its_client() -> Result<()> {
         session.stdin.as_mut().context("stdin")?.write_all(format!("echo {round}'!'\n").as_bytes()).await?;
         read_until(session.stdout.as_mut().context("stdout")?, &format!("{round}!")).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attached_client_that_is_behind_is_told_that_it_was_cut_off() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, id, _) = running(&node, |config| {
+        config.stdin = true;
+        config.command =
+            sh("echo up; read x; head -c 8000000 /dev/zero | tr '\\0' x; echo; touch /said; sleep 600");
+    })
+    .await?;
+    let mut session = runtime.attach(&id, &AttachRequest { stdin: true, stdout: true, stderr: true }).await?;
+    session.stdin.as_mut().context("stdin")?.write_all(b"go\n").await?;
+    eventually_async("the container does not wait for its reader", async || {
+        let output = runtime.exec_sync(&id, &words(&["test", "-f", "/said"]), SECONDS_10, 1024).await?;
+        Ok(output.exit_code == 0)
+    })
+    .await?;
+    let mut output = Vec::new();
+    session.stdout.take().context("stdout")?.read_to_end(&mut output).await?;
+    assert!(output.len() < 8_000_000, "{} bytes", output.len());
+    let ended = tokio::time::timeout(SECONDS_10, session.exit).await?;
+    assert!(matches!(ended, Err(Error::CutOff { .. })), "{ended:?}");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::TryStreamExt;
-use hawser_tests::api_server::ApiServer;
+use hawser_tests::{api_server::ApiServer, scripts::python};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, ResourceExt,
@@ -18,7 +18,7 @@ use kube::{
 
 use crate::{
     kube_rs::{config_map, connect},
-    scripts::{python, python_script},
+    scripts::python_script,
 };
 
 /// How many writes are acknowledged before the server dies.

@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use hawser_tests::{cluster::Namespace, eventually, listening::Listening};
+use hawser_tests::{
+    cluster::Namespace,
+    eventually,
+    listening::Listening,
+    scripts::{python, run, script},
+};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -33,6 +38,24 @@ fn get(port: u16, path: &str) -> anyhow::Result<String> {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
     Ok(body.to_owned())
+}
+
+#[test]
+fn python_client_execs_attaches_and_forwards_ports() {
+    let Some(ns) = Namespace::of_shared_cluster("python-streams") else { return };
+    let Some(python) = python() else { return };
+    ns.kubectl(&format!("run web --image={}", ns.cluster.demo_image(1))).expect("created");
+    let chat = "while read word; do echo heard $word; done";
+    let busybox = ns.cluster.busybox_image();
+    ns.cluster
+        .kubectl_in(&ns.name, &["run", "box", "--image", &busybox, "-i", "--", "sh", "-c", chat], None, &[])
+        .expect("created");
+    ns.wait_for_pod("box");
+    ns.wait_for_pod("web");
+    let mut command = Command::new(python);
+    command.env("PYTHONDONTWRITEBYTECODE", "1").env("KUBECONFIG", &ns.cluster.kubeconfig);
+    let said = run(command.env("NAMESPACE", &ns.name).arg(script("python/streams.py")));
+    assert!(said.trim_end().ends_with("done"), "the script did not come to its end: {said}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(super) async fn dial(server: &ApiServer, kubelet: &Kubelet) -> Result<TlsStr
     };
     let dial = async {
         let stream = TcpStream::connect(kubelet.address).await.map_err(|error| failed(&error))?;
-        let _ = stream.set_nodelay(true);
+        hawser_api::long_lived(&stream).map_err(|error| failed(&error))?;
         // The certificate is the node's, by name: addresses come from the node's own status.
         let name = ServerName::try_from(kubelet.node.clone()).map_err(|error| failed(&error))?;
         TlsConnector::from(config.clone()).connect(name, stream).await.map_err(|error| failed(&error))

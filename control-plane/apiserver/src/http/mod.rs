@@ -112,8 +112,9 @@ async fn connection(
     acceptor: TlsAcceptor,
     shutdown: CancellationToken,
 ) {
-    // Small answers must not wait for the peer's acknowledgement.
-    let _ = stream.set_nodelay(true);
+    if let Err(error) = hawser_api::long_lived(&stream) {
+        return debug!(%address, %error, "connection broke before its handshake");
+    }
     let stream = match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%address, %error, "TLS handshake failed"),

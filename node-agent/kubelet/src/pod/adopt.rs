@@ -6,7 +6,7 @@ use hawser_runtime::ContainerStatus;
 use k8s_openapi::api::core::v1;
 
 use super::desired::{DesiredPod, MINIMUM_GRACE};
-use super::state::{PodState, TerminalPhase, Verdict};
+use super::state::{Clock, PodState, TerminalPhase, Verdict};
 use crate::eviction::EVICTED;
 
 impl PodState {
@@ -14,15 +14,21 @@ impl PodState {
     ///
     /// `containers` are all that the runtime has of the pod, in any order. A container that the API knows as
     /// ready stays ready until a probe says otherwise.
-    pub fn adopt(pod: &DesiredPod, containers: Vec<ContainerStatus>, now: Duration) -> Self {
-        let mut state = Self::default();
+    pub fn adopt(pod: &DesiredPod, containers: Vec<ContainerStatus>, clock: Clock) -> Self {
+        let started = pod.object.status.as_ref().and_then(|known| known.start_time.as_ref());
+        let started = started.map_or(clock.wall, |time| time.0);
+        let mut state = Self {
+            start_time: Some(started),
+            found_at: clock.now,
+            active_before: Duration::try_from(clock.wall.duration_since(started)).unwrap_or_default(),
+            ..Self::default()
+        };
         let mut containers = containers;
         containers.sort_by_key(|c| c.attempt);
         for status in containers {
-            state.containers.entry(status.name.clone()).or_default().observe(status, now);
+            state.containers.entry(status.name.clone()).or_default().observe(status, clock.now);
         }
         let Some(known) = &pod.object.status else { return state };
-        state.start_time = known.start_time.as_ref().map(|t| t.0);
         state.terminal = match pod.terminal_phase() {
             Some("Succeeded") => Some(TerminalPhase::Succeeded),
             Some(_) => Some(TerminalPhase::Failed),

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use hawser_runtime::ContainerId;
 
-use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod, RestartPolicy};
 use super::resize::{group_is_unequal, unequal};
 use super::restart::restarts;
-use super::state::{Clock, ContainerTrack, FailureKind, PodState, Progress, TerminalPhase, Verdict};
+use super::state::{
+    Clock, ContainerTrack, FailureKind, Instance, PodState, Progress, TerminalPhase, Verdict,
+};
 
 /// How long a failed pull is shown as such before it is shown as a back-off.
 pub(crate) const SHOW_PULL_ERROR: Duration = Duration::from_secs(3);
@@ -112,8 +114,9 @@ fn finished(pod: &DesiredPod, state: &PodState) -> Option<TerminalPhase> {
         if state.busy.starting.contains(container.name()) {
             return None;
         }
-        match state.track(container.name())?.progress()? {
-            Progress::Exited(code) if !restarts(policy, container, code) => Some(code),
+        let instance = state.track(container.name())?.current.as_ref()?;
+        match instance.progress() {
+            Progress::Exited(code) if !starts_again(policy, instance, container, code) => Some(code),
             _ => None,
         }
     };
@@ -135,7 +138,7 @@ fn deadline_verdict(
     decision: &mut Decision,
 ) -> Option<Verdict> {
     let allowed = Duration::from_secs(pod.spec().active_deadline_seconds?.max(0).unsigned_abs());
-    let elapsed = Duration::try_from(clock.wall.duration_since(state.start_time?)).unwrap_or_default();
+    let elapsed = state.active_for(clock.now);
     if elapsed < allowed {
         decision.wake(clock.now + (allowed - elapsed));
         return None;
@@ -215,7 +218,7 @@ fn release(state: &PodState, clock: Clock, decision: &mut Decision) {
 }
 
 fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision) {
-    kill_unhealthy(pod, state, decision);
+    stop_unwanted(pod, state, decision);
     prepare(state, clock, decision);
     if !state.sandbox.is_done() || !state.volumes.is_done() {
         return;
@@ -247,7 +250,7 @@ fn run(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut Decision
     }
 }
 
-fn kill_unhealthy(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
+fn stop_unwanted(pod: &DesiredPod, state: &PodState, decision: &mut Decision) {
     for container in &pod.containers {
         let name = container.name();
         let Some(instance) = state.track(name).and_then(|t| t.current.as_ref()) else { continue };
@@ -322,6 +325,12 @@ fn initialize(pod: &DesiredPod, state: &PodState, clock: Clock, decision: &mut D
     true
 }
 
+/// True when the end of this instance with `code` is not the last word on its container.
+fn starts_again(policy: RestartPolicy, instance: &Instance, container: &DesiredContainer, code: i32) -> bool {
+    let runs_once_more = container.kind == ContainerKind::Init && instance.stale;
+    runs_once_more || instance.is_replaced() || restarts(policy, container, code)
+}
+
 /// Issues a start when the container should run, does not, and no back-off holds it.
 fn start(
     pod: &DesiredPod,
@@ -339,9 +348,8 @@ fn start(
     match track.progress() {
         Some(Progress::Running) => return,
         Some(Progress::Exited(code)) => {
-            let stale_init = container.kind == ContainerKind::Init
-                && track.current.as_ref().is_some_and(|instance| instance.stale);
-            if !stale_init && !restarts(pod.restart_policy(), container, code) {
+            let again = |instance| starts_again(pod.restart_policy(), instance, container, code);
+            if !track.current.as_ref().is_some_and(again) {
                 return;
             }
             if let Some((_, left)) = restart_back_off(track, clock) {
@@ -363,7 +371,8 @@ fn start(
 
 /// Delay in force and what is left of it, for a container that has ended.
 pub(crate) fn restart_back_off(track: &ContainerTrack, clock: Clock) -> Option<(Duration, Duration)> {
-    let since = track.current.as_ref()?.exit_noticed?;
+    let instance = track.current.as_ref().filter(|instance| !instance.is_replaced())?;
+    let since = instance.exit_noticed?;
     track.restarts.remaining(since, clock.now)
 }
 

@@ -1,5 +1,5 @@
-//! Generated histories: random containers, failures, exits, deletions and agent restarts, with what must hold
-//! after every step. A failing history prints its seed.
+//! Generated histories: random containers, policies, failures, exits, probes, changed images, deadlines, deletions, agent
+//! restarts and wall clocks that jump, with what must hold after every step. A failing history prints its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,16 +8,23 @@ use std::time::Duration;
 
 use hawser_runtime::testing::Random;
 use hawser_runtime::{ContainerState, ContainerStatus, container_id};
-use k8s_openapi::api::core::v1::{PodStatus, ResourceRequirements};
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, ContainerRestartRuleOnExitCodes, EphemeralContainer, PodStatus, Probe,
+    ResourceRequirements,
+};
 
 use super::decide::{Action, decide};
-use super::desired::{ContainerKind, DesiredContainer, DesiredPod, RestartPolicy};
+use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
 use super::resize::{Resized, unequal};
 use super::restart::restarts;
-use super::state::{Clock, FailureKind, Instance, Outcome, PodState, Progress};
-use super::status::status;
+use super::state::{Clock, FailureKind, Instance, Kill, Outcome, PodState, Progress};
+use super::status::{ANNOTATION_IMAGE, status};
 use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec, with_resources};
 use crate::container::resources::pod_resources;
+
+/// A few seconds of a test's time.
+const SEEDS: u64 = 2000;
 
 /// The node as it really is, beside the kubelet's view of it.
 struct World {
@@ -29,12 +36,34 @@ struct World {
     /// What each container may really use, by id.
     has: BTreeMap<String, ResourceRequirements>,
     under_way: Vec<Action>,
-    /// Main containers and init containers that ran to an end once.
+    /// How the newest instance of a container ended.
     ended: BTreeMap<String, i32>,
+    /// Containers whose startup probe has passed once.
+    passed: BTreeSet<String>,
+    /// Containers of which an instance has run.
+    ran: BTreeSet<String>,
+    /// The wall clock has jumped since this agent, or an earlier one, found the pod.
+    jumped: bool,
+    /// The pod's deadline has passed; an agent that finds the pod ended does not know why.
+    is_late: bool,
     phases: Vec<String>,
     failures_allowed: bool,
     torn_down: bool,
     deleted: bool,
+}
+
+/// A container that may have a policy, and rules, of its own.
+fn with_policy(random: &mut Random, name: &str) -> Container {
+    let mut container = container(name);
+    if random.one_in(4) {
+        container.restart_policy = Some(["Always", "OnFailure", "Never"][random.index(3)].into());
+        container.restart_policy_rules = random.one_in(2).then(|| {
+            let operator = ["In", "NotIn"][random.index(2)].into();
+            let exit_codes = Some(ContainerRestartRuleOnExitCodes { operator, values: Some(vec![1]) });
+            vec![ContainerRestartRule { action: "Restart".into(), exit_codes }]
+        });
+    }
+    container
 }
 
 impl World {
@@ -44,12 +73,18 @@ impl World {
         let mut init = Vec::new();
         for n in 0..random.index(3) {
             let name = format!("init-{n}");
-            init.push(if random.one_in(3) { sidecar(&name) } else { container(&name) });
+            init.push(match random.index(6) {
+                0 => sidecar(&name),
+                1 => Container { startup_probe: Some(Probe::default()), ..sidecar(&name) },
+                _ => container(&name),
+            });
         }
-        let main = (0..=random.index(3)).map(|n| container(&format!("main-{n}"))).collect();
-        let pod = pod(spec(policy, init, main));
+        let main = (0..=random.index(3)).map(|n| with_policy(&mut random, &format!("main-{n}"))).collect();
+        let mut spec = spec(policy, init, main);
+        spec.active_deadline_seconds = random.one_in(6).then(|| 60 + random.index(600) as i64);
+        let pod = pod(spec);
         let clock = at(0);
-        let state = PodState::adopt(&pod, Vec::new(), clock.now);
+        let state = PodState::adopt(&pod, Vec::new(), clock);
         Self {
             random,
             pod,
@@ -59,6 +94,10 @@ impl World {
             has: BTreeMap::new(),
             under_way: Vec::new(),
             ended: BTreeMap::new(),
+            passed: BTreeSet::new(),
+            ran: BTreeSet::new(),
+            jumped: false,
+            is_late: false,
             phases: Vec::new(),
             failures_allowed: true,
             torn_down: false,
@@ -67,7 +106,17 @@ impl World {
     }
 
     fn decide(&mut self) {
+        self.state.replace_changed(&self.pod);
         let decision = decide(&self.pod, &self.state, self.clock);
+        if decision.verdict.is_some() {
+            self.is_late = true;
+            let allowed = self.pod.spec().active_deadline_seconds.expect("only a deadline fails these pods");
+            let passed = self.clock.now.as_secs();
+            assert!(
+                self.jumped || passed >= allowed.unsigned_abs(),
+                "failed after {passed} of {allowed} seconds"
+            );
+        }
         self.state.verdict = self.state.verdict.take().or(decision.verdict);
         self.state.terminal = self.state.terminal.or(decision.terminal);
         for action in decision.actions {
@@ -99,9 +148,25 @@ impl World {
                     "attempt {attempt} was used up"
                 );
                 if let Some(code) = self.ended.get(container) {
-                    assert!(restarts(self.pod.restart_policy(), desired, *code), "{container} was done");
+                    let replaced = self
+                        .state
+                        .track(container)
+                        .and_then(|t| t.current.as_ref())
+                        .is_some_and(Instance::is_replaced);
+                    let again = replaced || restarts(self.pod.restart_policy(), desired, *code);
+                    assert!(again, "{container} was done");
+                }
+                if desired.kind == ContainerKind::Ephemeral {
+                    assert!(!self.ran.contains(container), "{container} runs once");
                 }
                 if desired.kind == ContainerKind::Main && *attempt == 0 {
+                    for sidecar in self.pod.of_kind(ContainerKind::Sidecar) {
+                        let started = match sidecar.spec.startup_probe {
+                            Some(_) => self.passed.contains(sidecar.name()),
+                            None => self.ran.contains(sidecar.name()),
+                        };
+                        assert!(started, "{} has started before {container}", sidecar.name());
+                    }
                     for init in self.pod.of_kind(ContainerKind::Init) {
                         assert_eq!(self.ended.get(init.name()), Some(&0), "{} comes first", init.name());
                     }
@@ -160,6 +225,10 @@ impl World {
             }
             8 if self.random.one_in(8) => self.restart_agent(),
             8 if self.random.one_in(4) => self.grant(),
+            8 if self.random.one_in(4) => self.change_image(),
+            8 if self.random.one_in(4) => self.probe(),
+            8 if self.random.one_in(8) => self.jump(),
+            9 if self.random.one_in(20) => self.debug(),
             9 if self.random.one_in(30) && !self.pod.is_deleted() => {
                 self.pod = deleted(&self.pod, self.clock, 30);
             }
@@ -176,6 +245,61 @@ impl World {
         let cpu = format!("{}m", 100 * (1 + self.random.index(3)));
         containers[chosen].resources = with_resources("", &[("cpu", &cpu)], &[]).resources;
         self.pod = DesiredPod::new(Arc::new(object));
+    }
+
+    /// One of the containers is to be of another image.
+    fn change_image(&mut self) {
+        let mut object = (*self.pod.object).clone();
+        let containers = &mut object.spec.as_mut().expect("a spec").containers;
+        let chosen = self.random.index(containers.len());
+        containers[chosen].image = Some(format!("registry.test/web:{}", self.random.index(3)));
+        self.pod = DesiredPod::new(Arc::new(object));
+    }
+
+    /// Somebody looks into the pod.
+    fn debug(&mut self) {
+        let mut object = (*self.pod.object).clone();
+        let containers = object.spec.as_mut().expect("a spec").ephemeral_containers.get_or_insert_default();
+        let name = format!("debug-{}", containers.len());
+        containers.push(EphemeralContainer { name, ..EphemeralContainer::default() });
+        self.pod = DesiredPod::new(Arc::new(object));
+    }
+
+    /// A probe of a running container passes for the first time, or fails for the last.
+    fn probe(&mut self) {
+        let fails = self.random.one_in(3);
+        let names: Vec<String> = self
+            .state
+            .containers
+            .iter()
+            .filter(|(_, t)| t.is_running())
+            .map(|(name, _)| name.clone())
+            .collect();
+        if names.is_empty() {
+            return;
+        }
+        let name = &names[self.random.index(names.len())];
+        if fails {
+            let kill = Kill { message: "failed".into(), grace: Duration::from_secs(5), replaced: false };
+            self.instance(name).kill.get_or_insert(kill);
+        } else {
+            self.pass(name);
+        }
+    }
+
+    fn pass(&mut self, name: &str) {
+        self.instance(name).started = true;
+        self.passed.insert(name.to_owned());
+    }
+
+    fn instance(&mut self, name: &str) -> &mut Instance {
+        self.state.containers.get_mut(name).and_then(|t| t.current.as_mut()).expect("there is one")
+    }
+
+    /// Somebody sets the wall clock.
+    fn jump(&mut self) {
+        let hours = self.random.index(200) as i64 - 100;
+        self.clock.wall += SignedDuration::from_hours(hours);
     }
 
     /// Gives running containers what they were granted.
@@ -214,8 +338,10 @@ impl World {
 
     fn end(&mut self, id: &str, code: i32) {
         let c = self.containers.get_mut(id).expect("known");
+        let annotations = std::mem::take(&mut c.annotations);
         *c = record(&c.name, c.attempt, ContainerState::Exited, Some(code));
         self.ended.insert(c.name.clone(), code);
+        c.annotations = annotations;
         let seen = c.clone();
         let known = self.state.containers.get_mut(&seen.name);
         // An agent that has not heard of the start yet hears of both at once.
@@ -292,8 +418,11 @@ impl World {
             }
             return Outcome::StartFailed { container, failure, message: "failed".into(), status: made };
         }
-        let status = record(&container, attempt, ContainerState::Running, None);
         let desired = self.pod.container(&container).expect("part of the pod");
+        let mut status = record(&container, attempt, ContainerState::Running, None);
+        status.annotations.insert(ANNOTATION_IMAGE.into(), desired.image().to_owned());
+        self.ended.remove(&container);
+        self.ran.insert(container.clone());
         let resources = desired.spec.resources.clone().unwrap_or_default();
         self.has.insert(id.clone(), resources.clone());
         self.containers.insert(id, status.clone());
@@ -302,14 +431,18 @@ impl World {
 
     /// The agent dies in the middle of everything; what it had begun may have happened or not.
     fn restart_agent(&mut self) {
+        self.jumped |= self.clock.wall != at(self.clock.now.as_secs()).wall;
         for action in std::mem::take(&mut self.under_way) {
             if self.random.one_in(2) && !matches!(action, Action::Delete) {
                 self.carry_out(action, false);
             }
         }
         let found = self.containers.values().cloned().collect();
-        self.state = PodState::adopt(&self.pod, found, self.clock.now);
+        self.state = PodState::adopt(&self.pod, found, self.clock);
         self.torn_down = false;
+        if self.state.terminal.is_some() {
+            return;
+        }
         // Only the kubelet's memory knew that these could not be started.
         let unstarted: Vec<String> = self
             .containers
@@ -333,10 +466,18 @@ impl World {
             if self.under_way.is_empty() {
                 self.advance(301);
                 self.end_init_containers();
+                self.pass_all();
             }
             self.complete_one();
         }
         self.decide();
+    }
+
+    fn pass_all(&mut self) {
+        let running = self.state.containers.iter().filter(|(_, track)| track.is_running());
+        for name in running.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.pass(&name);
+        }
     }
 
     fn end_init_containers(&mut self) {
@@ -368,14 +509,24 @@ fn run_history(seed: u64) {
     }
     let policy = world.pod.restart_policy();
     if world.state.terminal.is_some() {
-        assert!(policy != RestartPolicy::Always, "with Always a pod never ends by itself");
         assert!(world.state.released);
+        assert!(world.containers.values().all(|c| c.state != ContainerState::Running), "it has ended");
+        let goes_on =
+            |c: &DesiredContainer| world.ended.get(c.name()).is_none_or(|code| restarts(policy, c, *code));
+        let failed_early =
+            world.pod.of_kind(ContainerKind::Init).any(|c| !goes_on(c) && world.ended[c.name()] != 0);
+        let by_itself = failed_early || !world.pod.of_kind(ContainerKind::Main).any(goes_on);
+        assert!(world.is_late || by_itself, "a container was to go on: {:?}", world.ended);
         return;
     }
     for c in world.pod.of_kind(ContainerKind::Main) {
         let progress = world.state.track(c.name()).and_then(|t| t.progress());
         let done = matches!(progress, Some(Progress::Exited(code)) if !restarts(policy, c, code));
         assert!(progress == Some(Progress::Running) || done, "{} is {progress:?}", c.name());
+        let running =
+            world.containers.values().find(|i| i.name == c.name() && i.state == ContainerState::Running);
+        let made_of = running.map(|i| i.annotations[ANNOTATION_IMAGE].as_str());
+        assert!(made_of.is_none_or(|image| image == c.image()), "{} runs {made_of:?}", c.name());
         if let Some(instance) = world.state.track(c.name()).and_then(|t| t.current.as_ref()).filter(|_| !done)
         {
             let granted = c.spec.resources.clone().unwrap_or_default();
@@ -386,7 +537,7 @@ fn run_history(seed: u64) {
 
 #[test]
 fn generated_histories_keep_the_rules() {
-    for seed in 0..1000 {
+    for seed in 0..SEEDS {
         let outcome = std::panic::catch_unwind(|| run_history(seed));
         assert!(outcome.is_ok(), "history of seed {seed} broke a rule (above)");
     }

@@ -278,7 +278,7 @@ mod tests {
         };
         wanted.resize_policy = Some(vec![policy("cpu", "NotRequired"), policy("memory", "RestartContainer")]);
         let pod = pod(spec("Always", vec![], vec![wanted]));
-        let mut state = PodState::adopt(&pod, vec![record("c", 0, ContainerState::Running, None)], at(0).now);
+        let mut state = PodState::adopt(&pod, vec![record("c", 0, ContainerState::Running, None)], at(0));
         assert_eq!(unequal(&pod, &state).count(), 1, "nothing is known of what it has");
         let has = |cpu, memory| {
             with_resources("c", &[("cpu", cpu), ("memory", memory)], &[]).resources.expect("set")

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Lifecycle, LifecycleHandler, PodStatus, Probe};
 use super::decide::{Action, Decision, decide};
 use super::desired::DesiredPod;
 use super::state::{FailureKind, Kill, Outcome, PodState, Progress, Step, TerminalPhase};
-use super::status::{phase, status};
+use super::status::{ANNOTATION_IMAGE, phase, status};
 use super::testing::{at, container, deleted, pod, record, sidecar, spec};
 use crate::pod::state::Clock;
 use std::time::Duration;
@@ -267,13 +267,13 @@ fn half_made_container_is_made_anew_and_counts_for_nothing() {
     let pod = pod(spec("Always", vec![], vec![container("web")]));
     let mut half = record("web", 0, ContainerState::Unknown, None);
     half.started_at = None;
-    let mut state = PodState::adopt(&pod, vec![half], at(1).now);
+    let mut state = PodState::adopt(&pod, vec![half], at(1));
     (state.sandbox, state.volumes) = (Step::Done, Step::Done);
     assert_eq!(starts(&decide(&pod, &state, at(1))), [("web", 0)]);
     assert_eq!(status_of(&pod, &state, at(1)).container_statuses.expect("one")[0].restart_count, 0);
     // One that had been started and is lost has run.
     let lost = record("web", 0, ContainerState::Unknown, None);
-    let mut state = PodState::adopt(&pod, vec![lost], at(1).now);
+    let mut state = PodState::adopt(&pod, vec![lost], at(1));
     (state.sandbox, state.volumes) = (Step::Done, Step::Done);
     assert_eq!(starts(&decide(&pod, &state, at(1))), [("web", 1)]);
 }
@@ -306,6 +306,15 @@ fn wall_clock_that_jumps_moves_no_grace_and_no_back_off() {
         let after = decide(&running, &state, jumped(3, jump));
         assert_eq!(after, before, "{jump} hours");
         assert_eq!(starts(&decide(&running, &state, jumped(1000, jump))), [("web", 2)], "{jump} hours");
+
+        let mut limited = spec("Always", vec![], vec![container("web")]);
+        limited.active_deadline_seconds = Some(100);
+        let limited = pod(limited);
+        let mut state =
+            PodState { sandbox: Step::Done, volumes: Step::Done, ..PodState::adopt(&limited, vec![], at(5)) };
+        with(&mut state, "web", 0, ContainerState::Running, None, at(6));
+        assert_eq!(decide(&limited, &state, jumped(104, jump)).verdict, None, "{jump} hours");
+        assert!(decide(&limited, &state, jumped(105, jump)).verdict.is_some(), "{jump} hours");
     }
 }
 
@@ -321,11 +330,40 @@ fn second_stricter_delete_shortens_the_stop() {
 }
 
 #[test]
+fn container_of_another_image_is_made_anew_whatever_its_policy() {
+    for policy in ["Always", "Never"] {
+        let before = pod(spec(policy, vec![], vec![container("web"), container("beside")]));
+        let mut state = prepared();
+        for name in ["web", "beside"] {
+            with(&mut state, name, 0, ContainerState::Running, None, at(1));
+            let instance = state.containers.get_mut(name).and_then(|t| t.current.as_mut()).expect("runs");
+            let made_of = before.container(name).expect("there").image().to_owned();
+            instance.status.annotations.insert(ANNOTATION_IMAGE.into(), made_of);
+        }
+        state.replace_changed(&before);
+        assert_eq!(stops(&decide(&before, &state, at(2))), [], "{policy}");
+
+        let mut object = (*before.object).clone();
+        object.spec.as_mut().expect("a spec").containers[0].image = Some("registry.test/web:2".into());
+        let after = DesiredPod::new(object.into());
+        state.replace_changed(&after);
+        let decision = decide(&after, &state, at(2));
+        assert_eq!(stops(&decision), [("web", 30)], "{policy}");
+        state.begin(&decision.actions[0], at(2));
+        let ended = record("web", 0, ContainerState::Exited, Some(0));
+        state.finish(Outcome::Stopped { container: "web".into(), status: Some(ended) }, at(3));
+        assert_eq!(starts(&decide(&after, &state, at(3))), [("web", 1)], "{policy}: at once");
+        assert_eq!(status_of(&after, &state, at(3)).phase.as_deref(), Some("Running"), "{policy}");
+    }
+}
+
+#[test]
 fn unhealthy_container_is_stopped_and_made_again() {
     let pod = pod(spec("Always", vec![], vec![container("web")]));
     let mut state = prepared();
     with(&mut state, "web", 0, ContainerState::Running, None, at(1));
-    let kill = Kill { message: "failed liveness probe".into(), grace: Duration::from_secs(5) };
+    let kill =
+        Kill { message: "failed liveness probe".into(), grace: Duration::from_secs(5), replaced: false };
     state.containers.get_mut("web").and_then(|t| t.current.as_mut()).expect("runs").kill = Some(kill);
     let decision = decide(&pod, &state, at(2));
     assert_eq!(stops(&decision), [("web", 5)]);
@@ -394,7 +432,7 @@ fn adopted_container_keeps_its_readiness() {
     object.status = Some(status_of(&before, &state, at(2)));
     let after = DesiredPod::new(object.into());
     let found = vec![record("web", 0, ContainerState::Running, None)];
-    let adopted = PodState { sandbox: Step::Done, ..PodState::adopt(&after, found, at(3).now) };
+    let adopted = PodState { sandbox: Step::Done, ..PodState::adopt(&after, found, at(3)) };
     assert_eq!(condition(&status_of(&after, &adopted, at(3)), "Ready").0, "True");
 }
 
@@ -419,7 +457,7 @@ fn restarts_count_on_where_the_node_has_lost_its_records() {
     let adopt = |found| PodState {
         sandbox: Step::Done,
         volumes: Step::Done,
-        ..PodState::adopt(&after, found, at(3).now)
+        ..PodState::adopt(&after, found, at(3))
     };
     assert_eq!(starts(&decide(&after, &adopt(vec![]), at(3))), [("web", 5)]);
     let older = vec![record("web", 3, ContainerState::Exited, Some(1))];

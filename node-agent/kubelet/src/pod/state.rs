@@ -14,7 +14,9 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::back_off::BackOff;
 use super::decide::Action;
+use super::desired::{ContainerKind, DesiredPod};
 use super::resize::{Pending, ResizeFailure, Resized};
+use super::status::ANNOTATION_IMAGE;
 
 /// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +53,10 @@ pub struct PodState {
     /// Try again not before.
     pub cleanup_retry: Option<Duration>,
     pub start_time: Option<Timestamp>,
+    /// When this agent found the pod, and how long it had been active by then: what follows is counted by the monotonic
+    /// clock.
+    pub found_at: Duration,
+    pub active_before: Duration,
     /// More was asked for than the node grants.
     pub resize_pending: Option<Pending>,
     /// Changing what containers have failed.
@@ -207,6 +213,8 @@ pub struct StartError {
 pub struct Kill {
     pub message: String,
     pub grace: Duration,
+    /// The container is made anew whatever its policy says of its end, and at once.
+    pub replaced: bool,
 }
 
 /// How far an instance has come.
@@ -259,6 +267,16 @@ impl Instance {
 
     pub fn is_running(&self) -> bool {
         self.progress() == Progress::Running
+    }
+
+    /// It makes room for one that is defined otherwise.
+    pub fn is_replaced(&self) -> bool {
+        self.kill.as_ref().is_some_and(|kill| kill.replaced)
+    }
+
+    /// The image, as the pod spelled it when the instance was made; the runtime itself goes by id.
+    pub fn image(&self) -> &str {
+        self.status.annotations.get(ANNOTATION_IMAGE).unwrap_or(&self.status.image)
     }
 }
 
@@ -419,12 +437,40 @@ pub enum Outcome {
 }
 
 impl PodState {
+    /// How long the pod has been active, with the time before this agent found it.
+    pub fn active_for(&self, now: Duration) -> Duration {
+        self.active_before + now.saturating_sub(self.found_at)
+    }
+
     pub fn track(&self, container: &str) -> Option<&ContainerTrack> {
         self.containers.get(container)
     }
 
     pub fn any_running(&self) -> bool {
         self.containers.values().any(|t| t.is_running())
+    }
+
+    /// Has what runs another image than the pod now wants: it is to stop, and another to start in its place.
+    pub fn replace_changed(&mut self, pod: &DesiredPod) {
+        for container in &pod.containers {
+            if !matches!(container.kind, ContainerKind::Main | ContainerKind::Sidecar) {
+                continue;
+            }
+            let name = container.name();
+            let Some(track) = self.containers.get_mut(name) else { continue };
+            let Some(instance) = track.current.as_mut().filter(|instance| instance.is_running()) else {
+                continue;
+            };
+            let made_of = instance.status.annotations.get(ANNOTATION_IMAGE);
+            if made_of.is_none_or(|image| image == container.image()) {
+                continue;
+            }
+            instance.kill.get_or_insert_with(|| Kill {
+                message: format!("Container {name} definition changed, will be restarted"),
+                grace: pod.spec_grace(),
+                replaced: true,
+            });
+        }
     }
 
     /// Finds the instance of a container id, current ones only.

@@ -146,7 +146,7 @@ fn container_status(
         }
     };
     let (image, image_id, container_id) = match instance {
-        Some(i) => (shown_image(i), i.status.image_ref.clone(), Some(container_uri(&i.status.id))),
+        Some(i) => (i.image().to_owned(), i.status.image_ref.clone(), Some(container_uri(&i.status.id))),
         None => known
             .filter(|k| k.container_id.is_some())
             .map(|k| (k.image.clone(), k.image_id.clone(), k.container_id.clone()))
@@ -188,11 +188,6 @@ fn volume_mounts(container: &DesiredContainer) -> Vec<VolumeMountStatus> {
     mounts.collect()
 }
 
-/// The reference as the pod spelled it when the instance was made; the runtime itself goes by id.
-fn shown_image(instance: &Instance) -> String {
-    instance.status.annotations.get(ANNOTATION_IMAGE).unwrap_or(&instance.status.image).clone()
-}
-
 fn container_uri(id: &str) -> String {
     format!("containerd://{id}")
 }
@@ -230,7 +225,8 @@ fn shown_state(
         },
         Progress::Created => waiting_before_first(pod, container, track, clock),
         Progress::Exited(code) => {
-            let again = !stopping && restarts(pod.restart_policy(), container, code);
+            let restarts = instance.is_replaced() || restarts(pod.restart_policy(), container, code);
+            let again = !stopping && restarts;
             // These two concern the instance that ended; every other failure the one to come.
             let of_ended = [FailureKind::RunContainerError, FailureKind::PostStartHookError];
             let failure = track.failure.as_ref().filter(|f| again && !of_ended.contains(&f.kind));

@@ -7,6 +7,7 @@
 mod auth;
 mod body;
 mod configz;
+mod connection;
 mod delegated;
 mod files;
 mod logs;
@@ -31,17 +32,24 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Telemetry;
 
+use connection::Connection;
+
 pub use auth::{AllowGroups, Attributes, Authorizer, TlsError, User, tls_config};
 pub use delegated::Delegated;
 
-/// Connections at a time. Each costs a task and a TLS session; the API server opens one a stream.
+/// Connections at a time, those that have become streams included. Each costs a task and a TLS session; the API server
+/// opens one a stream.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// How long a stream may be silent in both directions: what upstream's `streamingConnectionIdleTimeout` is unset.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// How long a client may take over its handshake and the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -159,7 +167,7 @@ impl Server {
     /// Serves until `stop`; streams then have a moment to end.
     pub async fn run(self, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let permits = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             // Waiting here leaves further connections in the kernel's queue.
             let accepted = tokio::select! {
@@ -175,10 +183,9 @@ impl Server {
                 }
             };
             let connection =
-                serve_connection(stream, self.tls.clone(), Arc::clone(&self.backend), tasks.clone());
+                serve_connection(stream, permit, self.tls.clone(), Arc::clone(&self.backend), tasks.clone());
             let stop = stop.clone();
             tasks.spawn(async move {
-                let _permit = permit;
                 tokio::select! {
                     () = stopped_and_drained(&stop) => {}
                     result = connection => if let Err(error) = result {
@@ -199,8 +206,8 @@ async fn stopped_and_drained(stop: &CancellationToken) {
 
 async fn accept(
     listener: &TcpListener,
-    permits: &Arc<tokio::sync::Semaphore>,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, permit))
@@ -208,12 +215,12 @@ async fn accept(
 
 async fn serve_connection(
     stream: TcpStream,
+    permit: OwnedSemaphorePermit,
     tls: TlsAcceptor,
     backend: Arc<Backend>,
     tasks: TaskTracker,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // Interactive streams are small writes.
-    let _ = stream.set_nodelay(true);
+    hawser_api::long_lived(&stream)?;
     let stream = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await??;
     let user = auth::user_of(stream.get_ref().1.peer_certificates());
     let service =
@@ -221,7 +228,7 @@ async fn serve_connection(
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Connection::new(stream, permit, STREAM_IDLE_TIMEOUT)), service)
         .with_upgrades()
         .await?;
     Ok(())

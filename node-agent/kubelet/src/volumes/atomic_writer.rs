@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use hawser_runtime::fault;
 use jiff::Timestamp;
 
 const DATA: &str = "..data";
@@ -51,11 +52,14 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bo
     for (path, file) in payload {
         write_file(&fresh, path, file, group)?;
     }
+    fault::point("volumes: content written");
     let link = dir.join(DATA_NEW);
     remove_if_there(&link)?;
     symlink(&name, &link)?;
+    fault::point("volumes: link to the content made");
     let before = fs::read_link(dir.join(DATA)).ok();
     fs::rename(&link, dir.join(DATA))?;
+    fault::point("volumes: content shown");
     expose(dir, payload)?;
     remove_stale(dir, &name, before)?;
     Ok(true)

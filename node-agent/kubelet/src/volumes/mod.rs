@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use hawser_api::client::Client;
 use hawser_runtime::{DeviceMapping, Image, Mount, MountPropagation, Runtime};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Volume, VolumeMount};
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::container::ConfigError;
@@ -211,7 +211,7 @@ impl Volumes {
     ) -> Result<(), VolumeError> {
         let (tokens, renew_at) = self.tokens_for(pod, volume).await?;
         if let Some(renew_at) = renew_at {
-            let left = Duration::try_from(renew_at.duration_since(Timestamp::now())).unwrap_or_default();
+            let left = renew_at.duration_since(Instant::now());
             outcome.refresh_within(left.max(Duration::from_secs(10)));
         }
         let shown = self.mount_one(pod, ips, volume, &tokens).await?;
@@ -225,9 +225,9 @@ impl Volumes {
         &self,
         pod: &DesiredPod,
         volume: &Volume,
-    ) -> Result<(Tokens, Option<Timestamp>), VolumeError> {
+    ) -> Result<(Tokens, Option<Instant>), VolumeError> {
         let mut tokens = Tokens::new();
-        let mut first: Option<Timestamp> = None;
+        let mut first: Option<Instant> = None;
         for key in tokens_of(volume) {
             let (token, renew_at) = if self.objects.pods.is_synced() {
                 let token = self.tokens.get(pod, &key).await.map_err(VolumeError::Token)?;
@@ -235,7 +235,7 @@ impl Volumes {
             } else {
                 // The pod starts without the API, to which the token would lead; it comes with the API.
                 let dir = volume_dir(&self.config, pod.uid(), volume);
-                (token_in(&dir, volume, &key), Timestamp::now())
+                (token_in(&dir, volume, &key), Instant::now())
             };
             first = Some(first.map_or(renew_at, |known| known.min(renew_at)));
             tokens.insert(key, token);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hawser_runtime::fault;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Mount points at or below `dir`, deepest first.
@@ -68,6 +69,7 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
             Ok(()) | Err(nix::Error::EINVAL) | Err(nix::Error::ENOENT) => {}
             Err(_) => umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?,
         }
+        fault::point("volumes: unmounted");
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::payload::TokenKey;
 use crate::pod::DesiredPod;
@@ -25,8 +26,11 @@ const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub struct Token {
     pub token: String,
     /// When to ask again.
-    pub renew_at: Timestamp,
+    pub renew_at: Instant,
+    /// By the API server's clock.
     pub expires_at: Timestamp,
+    /// When it expires by this node's monotonic clock: whether it is good does not hang on what the wall clock shows.
+    good_until: Instant,
 }
 
 /// Tokens by pod uid; a pod's are forgotten with it.
@@ -43,7 +47,7 @@ impl TokenManager {
     /// A valid token. An old one is good while the API is away and it has not expired.
     pub async fn get(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Token, hawser_api::Error> {
         let known = self.kept.lock().get(pod.uid()).and_then(|tokens| tokens.get(key)).cloned();
-        let now = Timestamp::now();
+        let now = Instant::now();
         if let Some(kept) = known.as_ref().filter(|k| k.renew_at > now) {
             return Ok(kept.clone());
         }
@@ -53,7 +57,7 @@ impl TokenManager {
                 kept.entry(pod.uid().to_owned()).or_default().insert(key.clone(), fresh.clone());
                 Ok(fresh)
             }
-            Err(error) => match known.filter(|k| k.expires_at > now) {
+            Err(error) => match known.filter(|k| k.good_until > now) {
                 Some(kept) => Ok(Token { renew_at: now + Duration::from_secs(60), ..kept }),
                 None => Err(error),
             },
@@ -79,13 +83,16 @@ impl TokenManager {
         let resource = GroupVersionResource::of::<ServiceAccount>();
         let target = Target::object(resource, Some(pod.namespace()), account).with_subresource("token");
         let answer = self.client.create(&target, encode(&request)?, &WriteOptions::default()).await?;
-        let status = decode::<TokenRequest>(&answer)?.status.unwrap_or_default();
+        let answer = decode::<TokenRequest>(&answer)?;
+        let status = answer.status.unwrap_or_default();
         let missing = || hawser_api::Error::internal("the answer to the token request has no token");
         let token = status.token.filter(|t| !t.is_empty()).ok_or_else(missing)?;
-        let now = Timestamp::now();
-        let lifetime = Duration::from_secs(key.expiration_seconds.max(0).unsigned_abs());
-        let expires_at = status.expiration_timestamp.map_or(now + lifetime, |t| t.0);
-        Ok(Token { token, renew_at: renew_at(now, expires_at), expires_at })
+        // The server grants less than was asked for where its bounds are narrower.
+        let granted = answer.spec.and_then(|spec| spec.expiration_seconds).unwrap_or(key.expiration_seconds);
+        let life = Duration::from_secs(granted.max(0).unsigned_abs());
+        let expires_at = status.expiration_timestamp.map_or_else(|| Timestamp::now() + life, |t| t.0);
+        let now = Instant::now();
+        Ok(Token { token, renew_at: now + renewed_after(life), expires_at, good_until: now + life })
     }
 
     pub fn forget(&self, pod_uid: &str) {
@@ -93,9 +100,8 @@ impl TokenManager {
     }
 }
 
-fn renew_at(now: Timestamp, expires_at: Timestamp) -> Timestamp {
-    let life = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
-    now + (life * RENEW_PERCENT / 100).min(RENEW_AFTER)
+fn renewed_after(life: Duration) -> Duration {
+    (life * RENEW_PERCENT / 100).min(RENEW_AFTER)
 }
 
 #[cfg(test)]
@@ -104,9 +110,8 @@ mod tests {
 
     #[test]
     fn tokens_are_renewed_at_80_percent_of_their_life() {
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(renew_at(now, now + Duration::from_secs(1000)), now + Duration::from_secs(800));
+        assert_eq!(renewed_after(Duration::from_secs(1000)), Duration::from_secs(800));
         let year = Duration::from_secs(365 * 24 * 3600);
-        assert_eq!(renew_at(now, now + year), now + Duration::from_secs(24 * 3600));
+        assert_eq!(renewed_after(year), Duration::from_secs(24 * 3600));
     }
 }

@@ -115,8 +115,7 @@ impl Worker {
         let pod = DesiredPod::new(with_amounts(asked.clone(), &granted));
         let clock = shared.clock.now();
         let sandbox_lost = found.sandbox_lost;
-        let mut state = PodState::adopt(&pod, found.containers, clock.now);
-        state.start_time.get_or_insert(clock.wall);
+        let state = PodState::adopt(&pod, found.containers, clock);
         let (reporter, writing) = Reporter::new(shared.status.clone(), pod.key(), pod.uid().to_owned());
         let mut tasks = JoinSet::new();
         // The writer ends with the reporter; it has no outcome that anybody waits for.
@@ -205,6 +204,7 @@ impl Worker {
         if self.pod.is_deleted() {
             self.state.deletion_seen.get_or_insert(clock.now);
         }
+        self.state.replace_changed(&self.pod);
         let decision = decide(&self.pod, &self.state, clock);
         if let Some(verdict) = decision.verdict {
             self.shared.recorder.pod(
@@ -420,8 +420,7 @@ impl Worker {
         let changed = self.status.as_ref() != Some(&fresh);
         if !self.has_started && fresh.phase.as_deref() == Some("Running") {
             self.has_started = true;
-            let since = self.state.start_time.map(|start| clock.wall.duration_since(start));
-            self.shared.metrics.pod_started(since.map_or(0.0, |took| took.as_secs_f64()));
+            self.shared.metrics.pod_started(self.state.active_for(clock.now).as_secs_f64());
         }
         if changed {
             self.tell_back_offs(&fresh);

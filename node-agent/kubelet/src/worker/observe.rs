@@ -289,6 +289,7 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer, kind: ProbeKind) -> Kill
     Kill {
         message: format!("Container {name} failed {} probe, will be restarted", kind.as_str().to_lowercase()),
         grace: container.probe_grace(kind.of(&container.spec), pod),
+        replaced: false,
     }
 }
 

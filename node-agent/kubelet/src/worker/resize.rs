@@ -112,6 +112,7 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer) -> Kill {
     Kill {
         message: format!("Container {} resize requires restart", container.name()),
         grace: pod.spec_grace(),
+        replaced: true,
     }
 }
 

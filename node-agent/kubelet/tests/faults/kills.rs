@@ -15,7 +15,9 @@ use hawser_kubelet::Objects;
 use hawser_runtime::testing::{ImagePack, TestNode, config_in as runtime_config};
 use hawser_runtime::{Containerd, Runtime, fault};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, ObjectFieldSelector, Pod, Volume,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::common::agent::{Agent, DEADLINE, LoopbackNetwork, config_in, mount, shell, test_node};
@@ -26,7 +28,7 @@ const CGROUP: &str = "HAWSER_TEST_VICTIM_CGROUP";
 const REGISTRY: &str = "HAWSER_TEST_VICTIM_REGISTRY";
 const LOG_WRITER: &str = "HAWSER_TEST_VICTIM_LOG_WRITER";
 
-const SCRIPT: &str = "echo up >> /count/starts; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+const SCRIPT: &str = "[ $(cat /about/name) = web ] || exit 1; echo up >> /count/starts; trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
 /// An agent in a process of its own; killed on drop.
 struct Victim(Child);
@@ -178,7 +180,7 @@ fn bind(node: &TestNode, image: &str) -> Result<()> {
     let with_count = |name: &str| {
         let mut container = shell(name, image, SCRIPT);
         container.volume_mounts =
-            Some(vec![mount("count", "/count", None), mount("memory", "/memory", None)]);
+            Some(["count", "memory", "about"].map(|name| mount(name, &format!("/{name}"), None)).into());
         container
     };
     let mut second = with_count("second");
@@ -189,7 +191,12 @@ fn bind(node: &TestNode, image: &str) -> Result<()> {
     let memory = EmptyDirVolumeSource { medium: Some("Memory".into()), ..EmptyDirVolumeSource::default() };
     let volume =
         |name: &str, source| Volume { name: name.into(), empty_dir: Some(source), ..Volume::default() };
-    spec.volumes = Some(vec![volume("count", EmptyDirVolumeSource::default()), volume("memory", memory)]);
+    let name = ObjectFieldSelector { field_path: "metadata.name".into(), ..ObjectFieldSelector::default() };
+    let item = DownwardAPIVolumeFile { path: "name".into(), field_ref: Some(name), ..Default::default() };
+    let about = DownwardAPIVolumeSource { items: Some(vec![item]), ..DownwardAPIVolumeSource::default() };
+    let about = Volume { name: "about".into(), downward_api: Some(about), ..Volume::default() };
+    spec.volumes =
+        Some(vec![volume("count", EmptyDirVolumeSource::default()), volume("memory", memory), about]);
     ensure!(!status_file(node.dir()).exists(), "the status of an earlier pod is there");
     put(&pod_file(node.dir()), &pod("web", spec))
 }

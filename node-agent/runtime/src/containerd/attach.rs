@@ -9,6 +9,7 @@ use containerd_client::services::v1::WaitRequest;
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
 use super::fifo::{self, NotifyingWriter};
 use super::task_io::STDIN_FIFO;
@@ -37,6 +38,7 @@ impl Inner {
         let directory = self.paths.container(id);
 
         let (mut stdout, mut stderr) = (None, None);
+        let (tell_cut_off, cut_off) = oneshot::channel();
         if request.stdout || request.stderr {
             let output = connect(&directory).await?;
             let (out_writer, out) = tokio::io::duplex(BUFFER_BYTES);
@@ -44,7 +46,14 @@ impl Inner {
             stdout = request.stdout.then(|| Box::new(out) as BoxRead);
             stderr = (request.stderr && !stored.tty).then(|| Box::new(err) as BoxRead);
             let writers = (stdout.is_some().then_some(out_writer), stderr.is_some().then_some(err_writer));
-            self.background.spawn(distribute(output, writers.0, writers.1));
+            let directory = directory.clone();
+            self.background.spawn(async move {
+                // It ends a connection by ending itself, or because this end of it was behind; another try tells.
+                if distribute(output, writers.0, writers.1).await && connect(&directory).await.is_ok() {
+                    // Fails when the session has ended.
+                    let _ = tell_cut_off.send(());
+                }
+            });
         }
         let stdin = match request.stdin && stored.stdin {
             true => Some(self.attach_stdin(id, &directory, stored.stdin_once)?),
@@ -55,7 +64,7 @@ impl Inner {
             stdout,
             stderr,
             resize: stored.tty.then(|| self.resizer(id, "")),
-            exit: Arc::clone(self).exit_code(id.to_owned()).boxed(),
+            exit: Arc::clone(self).exit_unless(cut_off, id.to_owned()).boxed(),
         })
     }
 
@@ -67,6 +76,14 @@ impl Inner {
         let (owner, id) = (Arc::clone(self), id.to_owned());
         let on_close = move || owner.close_stdin_later(id, String::new());
         Ok(Box::new(NotifyingWriter::new(pipe, on_close)))
+    }
+
+    /// Waits for the container's own end, or for that of a session whose output was cut off.
+    async fn exit_unless(self: Arc<Self>, cut_off: oneshot::Receiver<()>, id: String) -> Result<i32> {
+        tokio::select! {
+            exit = Arc::clone(&self).exit_code(id.clone()) => exit,
+            Ok(()) = cut_off => Err(Error::CutOff { id }),
+        }
     }
 
     /// Waits for the container's own end, however long.
@@ -110,19 +127,23 @@ pub(super) async fn connect(directory: &Path) -> Result<UnixStream> {
     UnixStream::connect(path).await.map_err(io_error("connect to the log writer in", directory))
 }
 
-/// Splits the log writer's frames by stream. A reader that went away is no reason to stop for the other.
+/// Splits the log writer's frames by stream. A reader that went away is no reason to stop for the other. True when the
+/// frames ended before the readers went.
 async fn distribute(
     mut frames: UnixStream,
     mut stdout: Option<DuplexStream>,
     mut stderr: Option<DuplexStream>,
-) {
+) -> bool {
     let mut header = [0; FRAME_HEADER];
     let mut bytes = Vec::new();
-    while (stdout.is_some() || stderr.is_some()) && frames.read_exact(&mut header).await.is_ok() {
-        let Some((stream, length)) = decode_header(header) else { return };
+    while stdout.is_some() || stderr.is_some() {
+        if frames.read_exact(&mut header).await.is_err() {
+            return true;
+        }
+        let Some((stream, length)) = decode_header(header) else { return true };
         bytes.resize(length, 0);
         if frames.read_exact(&mut bytes).await.is_err() {
-            return;
+            return true;
         }
         let writer = match stream {
             Stream::Stdout => &mut stdout,
@@ -134,4 +155,5 @@ async fn distribute(
             *writer = None;
         }
     }
+    false
 }

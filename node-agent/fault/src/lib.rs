@@ -4,6 +4,8 @@
 //! as `kill -9` does, where it first reaches the point of that name, and one with [`LOG`] writes down the points that it
 //! passes.
 
+#![forbid(unsafe_code)]
+
 /// Environment variable: the point at which the process dies.
 pub const DIE_AT: &str = "HAWSER_FAULT_DIE_AT";
 /// Environment variable: the file that takes the names of the points, one a line.
