@@ -18,12 +18,13 @@ pub(crate) struct Args {
     /// What to measure
     #[arg(value_enum)]
     name: Name,
+    /// `scheduler`: only this workload, of all its sizes (SchedulingBasic) or of one (SchedulingBasic/5000Nodes_10000Pods)
+    workload: Option<String>,
     /// `service`, `program`: how many services there are, one run each
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
     /// `service`: only cases that begin so (tcp_crr, http, ...); `api`: only these (create, list, rbac, ...); `pods`: only
-    /// these (one, many, memory, probes, restart, pull); `scheduler`: only these workloads (SchedulingBasic, PodAffinity,
-    /// ...)
+    /// these (one, many, memory, probes, restart, pull); `scheduler`: only these workloads, too
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// `service`, `xdp`, `pods`: turns of each peer
@@ -72,6 +73,8 @@ enum Name {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let is_scheduler = matches!(args.name, Name::Scheduler);
+    anyhow::ensure!(is_scheduler || args.workload.is_none(), "only the scheduler has workloads");
     setup::run(setup::Need::EVERYTHING)?;
     match args.name {
         Name::Service => service_path("service", args),
@@ -151,7 +154,7 @@ fn scheduler(args: &Args) -> anyhow::Result<()> {
     if args.mode.is_empty() || args.mode.iter().any(|mode| mode == "end_to_end") {
         run_command(measured("build").args(["--package", "control-plane", "--bins"]))?;
     }
-    measure("hawser-scheduler", "scheduler_perf", &[], args)
+    measure("hawser-scheduler", "scheduler_perf", args.workload.as_deref().as_slice(), args)
 }
 
 fn service_path(name: &str, args: &Args) -> anyhow::Result<()> {

@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::workloads::Workload;
+use crate::{
+    ledger::Collected,
+    samples::{percentile, samples},
+    workloads::Workload,
+};
 
 const SLICE: usize = 500;
 
@@ -25,26 +29,35 @@ impl Mode {
     }
 }
 
-/// Pods per second, from the start to each binding; percentiles are of the rates of slices of 500 pods.
-pub(crate) fn report(workload: &Workload, mode: Mode, start: Instant, bound_at: &[Instant]) {
+/// Pods per second: over all, from the start to the last binding; the rates of slices of 500 pods; and what upstream's
+/// collector would say, which needs a run of more than two seconds.
+pub(crate) fn report(workload: &Workload, mode: Mode, Collected { start, bound }: &Collected) {
+    let bound_at: Vec<Instant> = bound.iter().map(|(_, at)| *at).collect();
     let rate = |pods: usize, from: Instant, to: Instant| pods as f64 / to.duration_since(from).as_secs_f64();
-    let end = bound_at.last().copied().unwrap_or(start);
+    let end = bound_at.last().copied().unwrap_or(*start);
     let slices: Vec<&[Instant]> = bound_at.chunks(SLICE).collect();
     let ends = slices.iter().filter_map(|slice| slice.last().copied());
-    let edges: Vec<Instant> = std::iter::once(start).chain(ends).collect();
+    let edges: Vec<Instant> = std::iter::once(*start).chain(ends).collect();
     let mut rates: Vec<f64> =
         edges.windows(2).zip(&slices).map(|(pair, slice)| rate(slice.len(), pair[0], pair[1])).collect();
     rates.sort_by(f64::total_cmp);
-    // Of the rates, the 99th percentile is one that few slices exceed.
-    let at = |part: f64| {
-        let index = (rates.len().saturating_sub(1) as f64 * part) as usize;
-        rates.get(index).copied().unwrap_or_default()
-    };
-    for (metric, value) in
-        [("average", rate(bound_at.len(), start, end)), ("p50", at(0.5)), ("p99", at(0.99))]
-    {
-        print(workload, mode, metric, value.round(), "pods/s");
+    let say = |metric: &str, value: f64| print(workload, mode, metric, value.round(), "pods/s");
+    say("average", if bound_at.is_empty() { 0.0 } else { rate(bound_at.len(), *start, end) });
+    say("p50", percentile(&rates, 50));
+    say("p99", percentile(&rates, 99));
+    let since: Vec<Duration> = bound_at.iter().map(|at| at.duration_since(*start)).collect();
+    let samples = samples(&since);
+    if !samples.is_empty() {
+        say("per_second_average", samples.iter().sum::<f64>() / samples.len() as f64);
+        for percent in [50, 90, 95, 99] {
+            say(&format!("per_second_p{percent}"), percentile(&samples, percent));
+        }
     }
+}
+
+/// What is made of other kinds than pods, a second.
+pub(crate) fn report_rate(workload: &Workload, mode: Mode, count: usize, took: Duration, unit: &str) {
+    print(workload, mode, "average", (count as f64 / took.as_secs_f64()).round(), unit);
 }
 
 pub(crate) fn report_bytes(workload: &Workload, metric: &str, bytes: usize) {
@@ -52,12 +65,12 @@ pub(crate) fn report_bytes(workload: &Workload, metric: &str, bytes: usize) {
 }
 
 /// Milliseconds from a pod's creation to its binding.
-pub(crate) fn report_latency(workload: &Workload, mode: Mode, mut took: Vec<Duration>) {
-    took.sort_unstable();
-    for (metric, part) in [("latency_p50", 0.5), ("latency_p99", 0.99)] {
-        let index = (took.len().saturating_sub(1) as f64 * part) as usize;
-        let milliseconds = took.get(index).copied().unwrap_or_default().as_secs_f64() * 1e3;
-        print(workload, mode, metric, (milliseconds * 10.0).round() / 10.0, "ms");
+pub(crate) fn report_latency(workload: &Workload, mode: Mode, took: &[Duration]) {
+    let mut took: Vec<f64> = took.iter().map(|took| took.as_secs_f64() * 1e3).collect();
+    took.sort_by(f64::total_cmp);
+    for percent in [50, 99] {
+        let milliseconds = percentile(&took, percent);
+        print(workload, mode, &format!("latency_p{percent}"), (milliseconds * 10.0).round() / 10.0, "ms");
     }
 }
 

@@ -1,4 +1,5 @@
-//! A control plane of one process, API server and scheduler over an embedded store, with a directory of its own.
+//! A control plane of one process, API server, scheduler and single controllers over an embedded store, with a directory of
+//! its own.
 
 use std::{
     fs::File,
@@ -26,8 +27,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts one over an empty store, and waits until it answers.
-    pub(crate) async fn start() -> Result<(Self, Remote)> {
+    /// Starts one over an empty store, with these controllers, and waits until it answers.
+    pub(crate) async fn start(controllers: &[&str]) -> Result<(Self, Remote)> {
         let own = std::env::current_exe()?;
         let program = own.ancestors().nth(2).context("this program is in no target directory")?;
         let program = program.join("control-plane");
@@ -37,8 +38,11 @@ impl Server {
         let directory = tempfile::Builder::new().prefix("bench-scheduler-").tempdir_in(parent)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = File::create(directory.path().join("log"))?;
+        let roles =
+            if controllers.is_empty() { "apiserver,scheduler" } else { "apiserver,scheduler,controllers" };
         let process = Command::new(&program)
-            .args(["run", "--roles=apiserver,scheduler", "--log=warn"])
+            .args(["run", "--log=warn", &format!("--roles={roles}")])
+            .arg(format!("--controllers={}", controllers.join(",")))
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
             .arg(format!("--secure-port={port}"))
             .arg("--data-dir")
