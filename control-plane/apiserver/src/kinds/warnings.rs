@@ -98,12 +98,12 @@ pub(crate) fn of(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<String> {
                 );
             }
         }
-        ("networking.k8s.io", "ingresses") if old.is_none() => {
-            if new.map("metadata.annotations").contains_key(INGRESS_CLASS) {
-                said.push(format!(
-                    "annotation {INGRESS_CLASS:?} is deprecated, please use 'spec.ingressClassName' instead"
-                ));
-            }
+        ("networking.k8s.io", "ingresses")
+            if old.is_none() && new.map("metadata.annotations").contains_key(INGRESS_CLASS) =>
+        {
+            said.push(format!(
+                "annotation {INGRESS_CLASS:?} is deprecated, please use 'spec.ingressClassName' instead"
+            ));
         }
         ("node.k8s.io", "runtimeclasses") => {
             node_labels(&mut said, &Path::Root("scheduling.nodeSelector"), new.at("scheduling.nodeSelector"));
