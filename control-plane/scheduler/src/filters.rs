@@ -67,8 +67,11 @@ pub(crate) fn room(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -> Option
     (!lacks.is_empty()).then_some(Refusal::Lacks(lacks))
 }
 
-/// The filters of single nodes, one by one: what is measured of them. Whether the node could run the pod by each.
-pub(crate) const SINGLE: [(Plugin, fn(&Needs, &NodeEntry) -> bool); 6] = [
+/// Whether a node could run a pod, by one filter.
+type Passes = fn(&Needs, &NodeEntry) -> bool;
+
+/// The filters of single nodes, one by one: what is measured of them.
+pub(crate) const SINGLE: [(Plugin, Passes); 6] = [
     (Plugin::NodeUnschedulable, schedulable),
     (Plugin::TaintToleration, |needs, node| untolerated(&needs.tolerations, &node.taints).is_none()),
     (Plugin::NodeAffinity, |needs, node| needs.affinity.allows(&node.name, &node.labels)),

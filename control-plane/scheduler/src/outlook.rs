@@ -133,8 +133,8 @@ impl<'a> Outlook<'a> {
     }
 
     /// What the node has of an extended resource by a device class, and what of that is taken.
-    pub(crate) fn from_class(&self, slot: Slot, resource: &str) -> Option<(i64, i64)> {
-        self.devices.as_ref()?.from_class(resource, slot, &self.snapshot.nodes[slot])
+    pub(crate) fn provided(&self, slot: Slot, resource: &str) -> Option<(i64, i64)> {
+        self.devices.as_ref()?.provided(resource, slot, &self.snapshot.nodes[slot])
     }
 
     /// Why the node cannot take the pod.

@@ -362,7 +362,7 @@ fn totals(
     let by_devices = outlook.devices.as_ref().is_some_and(DeviceView::are_compared);
     let resources = |slot: &Slot| match by_devices {
         true => resources(&outlook.pod.needs, &outlook.snapshot.nodes[*slot], &|name| {
-            outlook.from_class(*slot, name)
+            outlook.provided(*slot, name)
         }),
         false => i64::from(evaluation.own(*slot).resources),
     };

@@ -152,7 +152,7 @@ impl<'a> DeviceView<'a> {
 
     /// What the node has of an extended resource, and what of it is taken, where a class provides it there. Costs a look at
     /// all devices that reach the node.
-    pub(crate) fn from_class(&self, resource: &str, slot: Slot, node: &NodeEntry) -> Option<(i64, i64)> {
+    pub(crate) fn provided(&self, resource: &str, slot: Slot, node: &NodeEntry) -> Option<(i64, i64)> {
         let class = self.all.providers.get(resource).filter(|_| node.has_from_class(resource))?;
         let open = self.open_on(node).ok().filter(|open| open.unmade.is_some())?;
         let mut requests = open.wanted.claims.last()?.requests.iter().flat_map(|one| &one.alternatives);

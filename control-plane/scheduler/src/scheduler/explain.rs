@@ -134,7 +134,7 @@ impl Scheduler {
             scores.insert(plugin, of_plugin);
         });
         let of_node = |slot: &Slot| {
-            let from_class = |resource: &str| outlook.from_class(*slot, resource);
+            let from_class = |resource: &str| outlook.provided(*slot, resource);
             of_resources(&info.needs, &snapshot.nodes[*slot], &from_class)
         };
         let (fit, balanced) = candidates.iter().map(of_node).unzip();

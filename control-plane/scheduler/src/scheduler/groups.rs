@@ -27,13 +27,15 @@ use crate::{
     victims::Victims,
 };
 
+/// A group as a pod of it named it, and when that pod succeeded.
+type Succeeded = (Arc<Group>, Timestamp);
+
 /// Pods of groups that succeeded: they have done their part, and the others of their run are not to wait for more. One that
 /// failed is made anew, and counts then.
 #[derive(Default)]
 pub(super) struct Done {
     groups: HashMap<Arc<str>, ObjectKey>,
-    /// With the time at which each succeeded.
-    pods: HashMap<ObjectKey, HashMap<Arc<str>, (Arc<Group>, Timestamp)>>,
+    pods: HashMap<ObjectKey, HashMap<Arc<str>, Succeeded>>,
 }
 
 impl Done {

@@ -51,9 +51,10 @@ impl Limits {
         let spec = &object.spec;
         let volume = spec.source.persistent_volume_name.clone();
         let attachment = volume.map(|volume| Attachment { driver: spec.attacher.clone(), volume });
-        let known = self.places.get(name).and_then(|node| self.attachments.get(node)?.get(name));
-        // The spec of an attachment never changes; its status does.
-        if known == attachment.as_ref() {
+        let known =
+            self.places.get(name).and_then(|node| Some((node, self.attachments.get(node)?.get(name)?)));
+        // The spec of an attachment never changes, unless another got its name; its status does.
+        if known == attachment.as_ref().map(|attachment| (&spec.node_name, attachment)) {
             return false;
         }
         self.remove_attachment(name);

@@ -325,13 +325,15 @@ fn volumes_that_are_still_attached_count() {
     for name in ["left", "new"] {
         put_bound(&mut scheduler, name, "csi", json!({ "driver": "d", "volumeHandle": name }));
     }
-    let attachment = |name: &str, volume: &str| {
-        let source = json!({ "persistentVolumeName": volume });
+    let attachment = |node: &str| {
+        let source = json!({ "persistentVolumeName": "left" });
         typed(
-            json!({ "metadata": { "name": name }, "spec": { "attacher": "d", "nodeName": "n1", "source": source } }),
+            json!({ "metadata": { "name": "a" }, "spec": { "attacher": "d", "nodeName": node, "source": source } }),
         )
     };
-    scheduler.attachment_changed(&attachment("a", "left"));
+    scheduler.attachment_changed(&attachment("n2"));
+    // Another got the name of the one before.
+    scheduler.attachment_changed(&attachment("n1"));
     too_many(&schedule(&mut scheduler, "p1", &["new"]));
     // What is attached is no more with the pod that uses it.
     assert_eq!(schedule(&mut scheduler, "p2", &["left"]).bindings.len(), 1);
