@@ -133,6 +133,24 @@ async fn status_and_spec_are_written_apart() {
 }
 
 #[tokio::test]
+async fn what_the_server_added_to_a_pod_outlives_an_update_without_it() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let made = admin.create(&PODS, Some("shop"), pod("web")).await.expect("a pod");
+    let mut written = made.clone();
+    written["metadata"]["labels"] = json!({ "app": "web" });
+    for field in ["tolerations", "priority", "preemptionPolicy"] {
+        assert!(written["spec"].as_object_mut().and_then(|spec| spec.remove(field)).is_some(), "{field}");
+    }
+    let updated = admin.update(&PODS, &written, "").await.expect("updated");
+    assert_eq!(updated["spec"], made["spec"]);
+    assert_eq!(updated["metadata"]["labels"]["app"], "web");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn bound_pods_are_deleted_gracefully_and_others_at_once() {
     let directory = Directory::new();
     let running = start(&directory).await;

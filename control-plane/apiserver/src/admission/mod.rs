@@ -71,6 +71,11 @@ impl Request<'_> {
         self.operation == Operation::Create && self.is("", plural) && self.subresource.is_empty()
     }
 
+    /// Whether this changes an object of that core kind itself, and none of its subresources.
+    fn updates(&self, plural: &str) -> bool {
+        self.operation == Operation::Update && self.is("", plural) && self.subresource.is_empty()
+    }
+
     fn is(&self, group: &str, plural: &str) -> bool {
         self.resource.row.group == group && self.resource.row.plural == plural
     }

@@ -41,6 +41,15 @@ impl Priority {
     }
 }
 
+/// What an update leaves out of what follows from the class stays as it is.
+fn keep(old: &Value, new: &mut Value) {
+    for field in ["priority", "preemptionPolicy"] {
+        if new[field].is_null() && !old[field].is_null() {
+            new[field] = old[field].clone();
+        }
+    }
+}
+
 #[async_trait]
 impl Plugin for Priority {
     fn name(&self) -> &'static str {
@@ -48,6 +57,9 @@ impl Plugin for Priority {
     }
 
     async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
+        if let (true, Some(old)) = (request.updates("pods"), request.old) {
+            keep(&old["spec"], &mut request.object["spec"]);
+        }
         if !request.creates("pods") {
             return Ok(());
         }

@@ -32,7 +32,8 @@ impl Plugin for DefaultTolerationSeconds {
     }
 
     async fn mutate(&self, request: &mut Request<'_>) -> Result<(), Error> {
-        if request.creates("pods") {
+        // A client that writes back what it made is not to take away what was added.
+        if request.creates("pods") || request.updates("pods") {
             add_tolerations(request.object, *self);
         }
         Ok(())
