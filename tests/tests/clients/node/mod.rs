@@ -8,7 +8,7 @@ mod app;
 use std::{fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use hawser_kubelet::server::{
-    AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, tls_config,
+    AllowGroups, Backend, LogAttempt, LogFile, PodSource, Refusal, Server, TlsLimits, tls_config,
 };
 use hawser_runtime::{
     ContainerConfig, ExecOutput, PodSandboxConfig, container_id,
@@ -44,7 +44,8 @@ impl Drop for Node {
 pub(crate) fn start(server: &ApiServer, kubectl: &Kubectl<'_>, namespace: &str) -> Node {
     let credentials = server.node_credentials(NODE);
     let read = |name| fs::read(credentials.join(name)).expect("a credential");
-    let tls = tls_config(&read("kubelet.crt"), &read("kubelet.key"), &read("ca.crt")).expect("TLS");
+    let tls = tls_config(&read("kubelet.crt"), &read("kubelet.key"), &read("ca.crt"), &TlsLimits::default())
+        .expect("TLS");
     let tasks = Runtime::new().expect("a runtime");
     let stop = CancellationToken::new();
     let (port, kubelet_port) = tasks.block_on(async {
