@@ -3,7 +3,7 @@
 use k8s_openapi::api::{core::v1::Event as CoreEvent, events::v1::Event};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -137,8 +137,15 @@ fn should_ensure_that_an_event_can_be_fetched_patched_deleted_and_listed() {
         assert_eq!(names(&events, &by_reporter).await, ["event"]);
 
         let mut expected = events.get("event").await.expect("found");
-        patch(&events, "event", json!({ "note": "this is patched" })).await;
-        expected.note = Some("this is patched".into());
+        // The text speaks of a new note, which upstream's own test has given up: but for their series, events of this API are
+        // not to be changed.
+        let series = json!({ "count": 2, "lastObservedTime": TIME });
+        patch(&events, "event", json!({ "series": series.clone() })).await;
+        expected.series = Some(object(series));
+        let other_note = Patch::Merge(json!({ "note": "this is patched" }));
+        let refused =
+            events.patch("event", &PatchParams::default(), &other_note).await.expect_err("immutable");
+        assert!(refused.to_string().contains("field is immutable"), "{refused}");
         let found = events.get("event").await.expect("found");
         assert_eq!(bare(&found), bare(&expected));
 
