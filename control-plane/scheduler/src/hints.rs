@@ -112,7 +112,8 @@ impl Event<'_> {
                 (*relabelled && refused_by.meets(by_labels))
                     // What a class did not have for the pod may be the node's own by now.
                     || (refused_by.contains(Plugin::DynamicResources) && asks_for_any(pod, gained))
-                    || fit(pod, *slot, snapshot) > before(pod)
+                    // How much room is lacking beside nominated pods, the pod itself among them, is not known: any may do.
+                    || matches!(fit(pod, *slot, snapshot), now if now > before(pod) || now == Fit::Alone)
             }
             Self::PodPlaced(other) => {
                 let affinity = || counted(&pod.terms.affinity, other, namespaces);

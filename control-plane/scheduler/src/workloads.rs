@@ -164,8 +164,10 @@ impl Services {
         {
             if let Some(names) = by_value.get_mut(value) {
                 names.remove(name);
+                if names.is_empty() {
+                    by_value.remove(value);
+                }
             }
-            by_value.retain(|_, names| !names.is_empty());
             if by_value.is_empty() {
                 self.by_label.remove(key);
             }

@@ -7,7 +7,7 @@
 //! and gets the one where most of its pods fit.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -41,6 +41,8 @@ pub(super) struct Done {
 impl Done {
     /// A pod that is over, with the time at which it succeeded.
     pub(super) fn put(&mut self, pod: &PodInfo, succeeded_at: Option<Timestamp>) {
+        // It may have been of another group.
+        self.remove(&pod.uid);
         let (Some(group), Some(succeeded_at)) = (&pod.group, succeeded_at) else { return };
         self.groups.insert(pod.uid.clone(), group.key.clone());
         let pods = self.pods.entry(group.key.clone()).or_default();
@@ -60,11 +62,16 @@ impl Done {
     /// How many pods of the group are done in the run that the others, which are not, are of: that of their controller, or,
     /// without one, while one of these was there already.
     fn count(&self, key: &ObjectKey, others: &[Arc<Group>]) -> usize {
-        let is_of_run = |(done, succeeded_at): &&(Arc<Group>, Timestamp)| {
-            others.iter().any(|other| match (&done.owner, &other.owner) {
-                (None, None) => other.created_at.is_none_or(|created| created <= *succeeded_at),
-                (done, other) => done == other,
-            })
+        let owners: HashSet<&str> = others.iter().filter_map(|other| other.owner.as_deref()).collect();
+        let orphans = || others.iter().filter(|other| other.owner.is_none());
+        let is_undated = orphans().any(|other| other.created_at.is_none());
+        let earliest = orphans().filter_map(|other| other.created_at).min();
+        // A PodGroup is one run, whoever makes its pods.
+        let is_one_run = others.iter().any(|other| other.min.is_none());
+        let is_of_run = |(done, succeeded_at): &&(Arc<Group>, Timestamp)| match &done.owner {
+            _ if is_one_run => true,
+            Some(owner) => owners.contains(&**owner),
+            None => is_undated || earliest.is_some_and(|created| created <= *succeeded_at),
         };
         self.pods.get(key).into_iter().flat_map(HashMap::values).filter(is_of_run).count()
     }

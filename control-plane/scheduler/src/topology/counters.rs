@@ -22,6 +22,9 @@ use crate::{
 /// few domains takes next to nothing, however many nodes there are.
 const MOST_BYTES: usize = 128 << 20;
 
+/// What a counter's question takes is not counted, and all are walked where a node's labels change.
+const MOST_COUNTERS: usize = 16_384;
+
 pub(crate) type CounterId = usize;
 
 /// What a counter counts. Equal questions share one counter.
@@ -171,7 +174,7 @@ impl Counters {
         let counters: Arc<[CounterId]> =
             terms.counters().map(|key| self.hold(key, domains, namespaces, nodes)).collect();
         self.held.insert(Same(terms.clone()), Held { counters: counters.clone(), last_use: uses });
-        while self.held.len() > 1 && self.bytes > MOST_BYTES {
+        while self.held.len() > 1 && (self.bytes > MOST_BYTES || self.by_key.len() > MOST_COUNTERS) {
             let oldest =
                 self.held.iter().min_by_key(|(_, held)| held.last_use).map(|(terms, _)| terms.clone());
             oldest.into_iter().for_each(|terms| self.let_go(&terms, domains));
