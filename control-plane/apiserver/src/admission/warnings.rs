@@ -4,6 +4,9 @@
 
 use std::cell::RefCell;
 
+/// Of one write; nobody reads more, and they are headers of the answer.
+pub(crate) const MAX_WARNINGS: usize = 64;
+
 tokio::task_local! {
     static WARNINGS: RefCell<Vec<String>>;
 }
@@ -22,7 +25,7 @@ pub(super) fn warn(text: String) {
     let _ = WARNINGS.try_with(|warnings| {
         let mut warnings = warnings.borrow_mut();
         // A write that is tried again on a newer version is looked at again.
-        if !warnings.contains(&text) {
+        if warnings.len() < MAX_WARNINGS && !warnings.contains(&text) {
             warnings.push(text);
         }
     });

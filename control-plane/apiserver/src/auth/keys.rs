@@ -130,6 +130,16 @@ impl VerifyingKey {
             }
             other => return Err(KeyFileError::Kind(other.to_owned())),
         };
+        // Uncompressed (SEC 1, 2.3.3): both coordinates behind a mark.
+        let key = &info.subject_public_key.data;
+        let is_whole = match algorithm {
+            Algorithm::Rs256 => true,
+            Algorithm::Es256 => key.len() == 65 && key[0] == 4,
+            Algorithm::Es384 => key.len() == 97 && key[0] == 4,
+        };
+        if !is_whole {
+            return Err(KeyFileError::Malformed);
+        }
         let id = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, info.raw));
         Ok(Self { id, algorithm, key: info.subject_public_key.data.to_vec() })
     }

@@ -68,6 +68,7 @@ where
         let before = size;
         size += data.len();
         if size > MAX_BODY_BYTES {
+            drop(held.take());
             drain(body).await;
             return Err(Error::new(
                 Reason::RequestEntityTooLarge,

@@ -282,10 +282,18 @@ impl Front<'_> {
     }
 }
 
-/// Adds one header `Warning` for each.
+/// Letters of one warning, and of all that an answer has: clients bound the headers that they read. Upstream's.
+const WARNING_LETTERS: usize = 256;
+const ALL_WARNINGS_LETTERS: usize = 4096;
+
+/// Adds one header `Warning` for each, as far as there is room.
 fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    let mut room = ALL_WARNINGS_LETTERS;
     for warning in warnings {
-        let text: String = warning.chars().filter(|letter| !letter.is_control()).collect();
+        let letters = warning.chars().filter(|letter| !letter.is_control());
+        let text: String = letters.take(WARNING_LETTERS).collect();
+        let Some(left) = room.checked_sub(text.chars().count()) else { return };
+        room = left;
         let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(header::WARNING, value);

@@ -21,7 +21,7 @@ const SHOWN: usize = 3;
 
 /// The most of each in one slice, and in one of its endpoints.
 const MAX_ENDPOINTS: usize = 1000;
-const MAX_PORTS: usize = 100;
+const MAX_PORTS: usize = 20_000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_TOPOLOGY: usize = 16;
 const MAX_HINTS: usize = 8;

@@ -181,7 +181,12 @@ impl Registry {
         let version = metadata::text(object, "resourceVersion");
         let names_another =
             !version.is_empty() && version != "0" || !metadata::text(object, "uid").is_empty();
-        if names_another || self.newest(resource, namespace, name).await.is_ok() {
+        if self.newest(resource, namespace, name).await.is_ok() {
+            // Somebody else has created it meanwhile.
+            let change = Change::Replace(object.clone());
+            return self.update(pass, resource, (namespace, name), Part::Main, &change, options).await;
+        }
+        if names_another {
             return Err(missing);
         }
         check_name(object, name)?;

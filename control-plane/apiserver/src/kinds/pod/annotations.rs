@@ -34,9 +34,10 @@ pub(super) fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, annotation
     }
 }
 
-/// Without a plus sign or leading zeros.
+/// Without a plus sign, or a leading zero before any sign.
 fn is_cost(text: &str) -> bool {
-    text.parse::<i32>().is_ok_and(|number| number.to_string() == text || text == "-0")
+    let begins_well = text == "0" || matches!(text.as_bytes().first(), Some(b'-' | b'1'..=b'9'));
+    begins_well && text.parse::<i32>().is_ok()
 }
 
 fn seccomp(errors: &mut Vec<FieldError>, path: &Path<'_>, profile: &str) {

@@ -99,10 +99,7 @@ pub(super) fn image_of_pod(errors: &mut Vec<FieldError>, path: &Path<'_>, contai
 
 fn init_container(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value, spec: &Value) {
     if container.text("restartPolicy") == "Always" {
-        if !container.list("restartPolicyRules").is_empty() {
-            let detail = "restartPolicyRules are not allowed for init containers with restart policy Always";
-            errors.push(FieldError::forbidden(path.field("restartPolicyRules"), detail));
-        }
+        restarts(errors, path, container);
         handlers::validate(errors, path, container, spec);
         return;
     }
@@ -123,6 +120,9 @@ fn init_container(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Val
     }
 }
 
+/// What has all containers of the pod start over (KEP-5532; beta, and on, in v1.36).
+pub(super) const RESTART_ALL: &str = "RestartAllContainers";
+
 /// Restarts of a container of its own, by what it exits with (KEP-5307).
 fn restarts(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
     let (of_policy, list) = (path.field("restartPolicy"), path.field("restartPolicyRules"));
@@ -136,7 +136,7 @@ fn restarts(errors: &mut Vec<FieldError>, path: &Path<'_>, container: &Value) {
     rules::at_most(errors, &list, all.len(), MAX_RULES);
     for (index, rule) in all.iter().enumerate() {
         let path = list.index(index);
-        rules::one_of(errors, &path.field("action"), rule.text("action"), &["Restart"]);
+        rules::one_of(errors, &path.field("action"), rule.text("action"), &["Restart", RESTART_ALL]);
         let (codes_path, codes) = (path.field("exitCodes"), rule.at("exitCodes"));
         if codes.is_null() {
             errors.push(FieldError::required(codes_path, "must be specified"));

@@ -1,5 +1,7 @@
 //! Validation of what steers a pod to nodes: affinity, tolerations, spreading.
 
+use std::collections::HashMap;
+
 use hawser_api::FieldError;
 use serde_json::Value;
 
@@ -37,19 +39,23 @@ pub(super) fn validate(errors: &mut Vec<FieldError>, path: &Path<'_>, spec: &Val
     }
     let list = path.field("topologySpreadConstraints");
     let constraints = spec.list("topologySpreadConstraints");
+    // How many of each kind are still to come.
+    let mut left: HashMap<(&str, &str), usize> = HashMap::new();
+    constraints.iter().for_each(|constraint| *left.entry(what_spreads(constraint)).or_default() += 1);
     for (index, constraint) in constraints.iter().enumerate() {
-        let path = list.index(index);
+        let (path, what) = (list.index(index), what_spreads(constraint));
         spread(errors, &path, constraint, pod);
-        let what = |constraint: &Value| {
-            format!("{{{}, {}}}", constraint.text("topologyKey"), constraint.text("whenUnsatisfiable"))
-        };
-        if constraints[index + 1..].iter().any(|other| what(other) == what(constraint)) {
-            errors.push(FieldError::duplicate(
-                path.field("{topologyKey, whenUnsatisfiable}"),
-                what(constraint),
-            ));
+        let left = left.entry(what).or_default();
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            let path = path.field("{topologyKey, whenUnsatisfiable}");
+            errors.push(FieldError::duplicate(path, format!("{{{}, {}}}", what.0, what.1)));
         }
     }
+}
+
+fn what_spreads(constraint: &Value) -> (&str, &str) {
+    (constraint.text("topologyKey"), constraint.text("whenUnsatisfiable"))
 }
 
 fn node_affinity(errors: &mut Vec<FieldError>, path: &Path<'_>, affinity: &Value) {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use hawser_api::FieldError;
 use serde_json::Value;
 
-use super::annotations;
+use super::{annotations, containers::RESTART_ALL};
 use crate::kinds::{
     addresses::{address, loose_address},
     meta::invalid_all,
@@ -153,6 +153,12 @@ fn may_restart(pod: &Value, list: &str, status: &Value) -> bool {
         "initContainerStatuses" => pod.list("spec.initContainers"),
         _ => return false,
     };
+    let starts_all_over = |container: &Value| {
+        container.list("restartPolicyRules").iter().any(|rule| rule.text("action") == RESTART_ALL)
+    };
+    if pod.list("spec.containers").iter().chain(pod.list("spec.initContainers")).any(starts_all_over) {
+        return true;
+    }
     let own = containers.iter().find(|container| container.text("name") == status.text("name"));
     let code = status.at("state.terminated.exitCode");
     let is_ruled = own.is_some_and(|container| {

@@ -73,6 +73,8 @@ pub(super) fn validate<'a>(
 ) -> Volumes<'a> {
     let pod = meta.map_or("", |meta| meta.text("name"));
     let mut good = Volumes::new();
+    let ephemeral = volumes.iter().filter(|volume| volume.has("ephemeral"));
+    let made: HashSet<String> = ephemeral.map(|volume| format!("{pod}-{}", volume.text("name"))).collect();
     for (index, volume) in volumes.iter().enumerate() {
         let path = list.index(index);
         let (own, before) = (volume.text("name"), errors.len());
@@ -85,9 +87,7 @@ pub(super) fn validate<'a>(
             good.insert(own, volume);
         }
         let claim = volume.text("persistentVolumeClaim.claimName");
-        let is_made =
-            |other: &Value| other.has("ephemeral") && claim == format!("{pod}-{}", other.text("name"));
-        if !pod.is_empty() && !claim.is_empty() && volumes.iter().any(is_made) {
+        if !pod.is_empty() && made.contains(claim) {
             let path = path.field("persistentVolumeClaim.claimName");
             let detail = "must not reference a PVC that gets created for an ephemeral volume";
             errors.push(FieldError::invalid(path, claim, detail));

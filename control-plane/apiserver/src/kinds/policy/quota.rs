@@ -74,10 +74,9 @@ fn uses(scope: &str, resource: &str) -> bool {
 
 /// Those that quotas of any namespace know, and scopes do not reach, are refused; others are counted all the same.
 fn reaches(errors: &mut Vec<FieldError>, path: &Path<'_>, value: &Value, spec: &Value, scope: &str) {
-    for name in spec.map("hard").keys() {
-        if resource_names::is_quota_resource(name) && !uses(scope, name) {
-            errors.push(FieldError::invalid(path, value.clone(), "unsupported scope applied to resource"));
-        }
+    let is_out = |name: &String| resource_names::is_quota_resource(name) && !uses(scope, name);
+    if spec.map("hard").keys().any(is_out) {
+        errors.push(FieldError::invalid(path, value.clone(), "unsupported scope applied to resource"));
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::Value;
 
 use super::{claim, fractional, node_labels, old_label, old_source};
+use crate::admission::warnings::MAX_WARNINGS;
 use crate::kinds::{
     names::label_value,
     pod::each_container,
@@ -190,6 +191,9 @@ fn ports(said: &mut Vec<String>, path: &Path<'_>, spec: &Value) {
     each_container(spec, path, |path, container| {
         let list = path.field("ports");
         for (index, port) in container.list("ports").iter().enumerate() {
+            if said.len() >= MAX_WARNINGS {
+                return;
+            }
             let number = |port: &Value, field: &str| port.int(field).unwrap_or_default();
             let own = list.index(index).to_string();
             let key = (number(port, "containerPort"), port.text("protocol").to_owned());
@@ -206,6 +210,9 @@ fn ports(said: &mut Vec<String>, path: &Path<'_>, spec: &Value) {
                     () => continue,
                 };
                 said.push(format!("{own}: {what} port definition with {other}"));
+                if said.len() >= MAX_WARNINGS {
+                    return;
+                }
             }
             others.push((own, port.clone()));
         }
