@@ -236,6 +236,8 @@ impl Manager {
         }
         self.unclaimed = found.into_keys().collect();
         let mut relist = tokio::time::interval(RELIST);
+        let mut look_for_room = tokio::time::interval(LOOK_FOR_ROOM);
+        look_for_room.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.take_changes(&shutdown).await;
             tokio::select! {
@@ -258,7 +260,7 @@ impl Manager {
                     // A driver that has yet to come, a runtime that did not answer.
                     self.clean_up_at = (!matches!(done, Ok(true))).then(|| Instant::now() + CLEAN_UP_AGAIN);
                 }
-                () = tokio::time::sleep(LOOK_FOR_ROOM), if !self.making_room.is_empty() => self.look_for_room(),
+                _ = look_for_room.tick(), if !self.making_room.is_empty() => self.look_for_room(),
                 () = at(self.clean_up_at), if self.clean_up_at.is_some() => {
                     self.clean_up_at = None;
                     self.clean_up();
@@ -397,7 +399,12 @@ impl Manager {
             Ok(()) => self.grant(pod).await.map_or_else(Taking::Refused, |()| Taking::Taken),
             Err(verdict) if is_critical(pod) => {
                 let missing = missing(&self.node_as(&object, &others), pod);
-                let victims = preemption::victims(pod, &others, &missing);
+                // Those that are still to come have nothing to give.
+                let with_workers: Vec<DesiredPod> = {
+                    let workers = self.pods.workers.read();
+                    others.iter().filter(|pod| workers.contains_key(pod.uid())).cloned().collect()
+                };
+                let victims = preemption::victims(pod, &with_workers, &missing);
                 match (missing.into_keys().next(), victims) {
                     (Some(resource), Some(victims)) => Taking::AfterThese { victims, resource },
                     _ => Taking::Refused(verdict),

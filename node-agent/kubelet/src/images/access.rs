@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -200,12 +201,12 @@ pub struct ImageAccess {
 }
 
 /// A pull that is under way, until it is dropped: how it ended has been said by then, or is unknown.
-pub struct Intent<'a> {
-    access: &'a ImageAccess,
+pub struct Intent {
+    access: Arc<ImageAccess>,
     image: String,
 }
 
-impl Drop for Intent<'_> {
+impl Drop for Intent {
     fn drop(&mut self) {
         self.access.under_way.lock().remove(&self.image);
     }
@@ -236,9 +237,9 @@ impl ImageAccess {
     }
 
     /// Before a pull, one of an image at a time. Blocks.
-    pub fn begin(&self, image: &str) -> io::Result<Intent<'_>> {
+    pub fn begin(self: &Arc<Self>, image: &str) -> io::Result<Intent> {
         self.under_way.lock().insert(image.to_owned());
-        let intent = Intent { access: self, image: image.to_owned() };
+        let intent = Intent { access: Arc::clone(self), image: image.to_owned() };
         self.change(|records| records.pulling.insert(image.to_owned()))?;
         Ok(intent)
     }
@@ -388,7 +389,7 @@ mod tests {
     fn records_outlive_the_agent_and_go_with_their_images() {
         let dir = tempfile::tempdir().expect("a directory");
         let config = Config::new("n1", "10.0.0.1".parse().expect("address"), dir.path());
-        let access = ImageAccess::load(&config);
+        let access = Arc::new(ImageAccess::load(&config));
         let intent = access.begin("registry.test/app:1").expect("noted");
         assert!(access.interrupted().is_empty(), "it is under way");
         drop(intent);

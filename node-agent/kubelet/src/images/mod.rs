@@ -186,15 +186,30 @@ impl Images {
     /// credentials it came.
     async fn recover(&self) -> hawser_runtime::Result<()> {
         for image in self.access.interrupted() {
-            let noted = match self.runtime.image_status(&image).await {
-                Ok(Some(present)) => self.access.pulled(&image, &present.id, None),
+            let present = match self.runtime.image_status(&image).await {
+                Ok(present) => present,
                 // What has no name was never pulled.
-                Ok(None) | Err(hawser_runtime::Error::Pull { .. }) => self.access.failed(&image),
+                Err(hawser_runtime::Error::Pull { .. }) => None,
                 Err(error) => return Err(error),
             };
-            told(&image, noted);
+            let noted = self.note(&image, move |access, image| match present {
+                Some(present) => access.pulled(image, &present.id, None),
+                None => access.failed(image),
+            });
+            told(&image, noted.await);
         }
         Ok(())
+    }
+
+    /// Writes a record down, which may take as long as the disk does.
+    async fn note<T: Send + 'static>(
+        &self,
+        image: &str,
+        write: impl FnOnce(&Arc<ImageAccess>, &str) -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        let (access, image) = (Arc::clone(&self.access), image.to_owned());
+        let written = tokio::task::spawn_blocking(move || write(&access, &image)).await;
+        written.map_err(std::io::Error::other)?
     }
 
     async fn pull(&self, pod: &DesiredPod, container: &str, image: &str) -> Result<Image, PullFailure> {
@@ -216,7 +231,7 @@ impl Images {
         let mut auth: Vec<RegistryAuth> = secrets.iter().map(|(_, auth)| auth.clone()).collect();
         auth.extend(self.credentials.get(image).await);
         // Without it, an image could come whose credentials nobody knows of.
-        let _intent = self.access.begin(image).map_err(|error| PullFailure {
+        let _intent = self.note(image, ImageAccess::begin).await.map_err(|error| PullFailure {
             kind: FailureKind::ErrImagePull,
             message: format!("failed to record image pull intent for image {image:?}: {error}"),
         })?;
@@ -230,7 +245,9 @@ impl Images {
                 // Behind the secrets' there are the node's own, which are for every pod.
                 let secret = credential.and_then(|index| secrets.get(index));
                 let means = secret.map_or(Means::Everybody, |(used, _)| Means::Secret(used.clone()));
-                told(image, self.access.pulled(image, &pulled.id, Some(means)));
+                let id = pulled.id.clone();
+                let noted = self.note(image, move |access, image| access.pulled(image, &id, Some(means)));
+                told(image, noted.await);
                 let message = format!(
                     "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
                     go_duration(began.elapsed()),
@@ -241,7 +258,7 @@ impl Images {
                 Ok(pulled)
             }
             Err(error) => {
-                told(image, self.access.failed(image));
+                told(image, self.note(image, |access, image| access.failed(image)).await);
                 let failure = pull_failure(image, &error);
                 self.recorder.container(
                     pod,

@@ -61,6 +61,7 @@ pub fn node_status(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
         images: Some(observed.images.clone()),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).into()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         runtime_handlers: Some(runtime_handlers(config)),
         node_info: Some(machine.system_info(observed.runtime.clone())),
@@ -68,6 +69,9 @@ pub fn node_status(
         ..NodeStatus::default()
     }
 }
+
+/// What pods may ask for and not every kubelet does (KEP-5328), by upstream's names, in order.
+const DECLARED_FEATURES: [&str; 1] = ["RestartAllContainersOnContainerExits"];
 
 /// runc under its own name, and as what pods get that ask for none; others, of which it is not known what they can do.
 fn runtime_handlers(config: &Config) -> Vec<NodeRuntimeHandler> {

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1;
 use super::desired::{DesiredPod, MINIMUM_GRACE};
 use super::state::{Clock, PodState, TerminalPhase, Verdict};
 use crate::eviction::EVICTED;
+use crate::preemption::PREEMPTING;
 
 impl PodState {
     /// State of a pod that this agent has not worked on yet: new ones, and those that an earlier agent left.
@@ -34,10 +35,15 @@ impl PodState {
             Some(_) => Some(TerminalPhase::Failed),
             None => None,
         };
-        // A pod that was being evicted goes on being so.
-        if state.terminal.is_none() && known.reason.as_deref() == Some(EVICTED) {
+        // A pod that was to go for the node's sake goes on being so.
+        let grace = match known.reason.as_deref() {
+            Some(EVICTED) => Some(MINIMUM_GRACE),
+            Some(PREEMPTING) => Some(pod.spec_grace()),
+            _ => None,
+        };
+        if let (None, Some(reason), Some(grace)) = (state.terminal, &known.reason, grace) {
             let message = known.message.as_deref().unwrap_or_default();
-            state.verdict = Some(Verdict::eviction(EVICTED, message, MINIMUM_GRACE));
+            state.verdict = Some(Verdict::eviction(reason, message, grace));
         }
         if state.any_running() {
             state.ips = known.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();

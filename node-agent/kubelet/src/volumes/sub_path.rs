@@ -42,16 +42,17 @@ pub(super) fn bind(root: &Path, sub_path: &str, target: &Path) -> io::Result<()>
 /// as [`bind`] opens it, and never waited for: what is no plain file is an error.
 pub(crate) fn read(root: &Path, path: &str, most: u64) -> io::Result<Option<Vec<u8>>> {
     let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH);
-    let file = match openat2(&dir, path, how) {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
+    let found = match openat2(&dir, path, how) {
         Err(nix::Error::ENOENT) => return Ok(None),
-        opened => fs::File::from(opened?),
+        found => found?,
     };
-    if !file.metadata()?.is_file() {
+    // Looked at before it is opened: to open a device is to use it.
+    let is_file = SFlag::from_bits_truncate(fstat(&found)?.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
+    if !is_file {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
     }
+    let file = fs::File::open(path_of(&found))?;
     let mut bytes = Vec::new();
     file.take(most).read_to_end(&mut bytes)?;
     Ok(Some(bytes))

@@ -33,6 +33,7 @@ use crate::pod::state::{FailureKind, TerminalPhase, Verdict};
 use crate::pod::status::status;
 use crate::pod::{Action, DesiredPod, Outcome, PodState, decide};
 use crate::probes::{ProbeHandle, ProbeKind};
+use crate::static_pods::is_static;
 use crate::volumes::{MountOutcome, MountedVolumes};
 
 use actions::{Shared, StartRequest};
@@ -204,7 +205,10 @@ impl Worker {
         if self.pod.is_deleted() {
             self.state.deletion_seen.get_or_insert(clock.now);
         }
-        self.state.replace_changed(&self.pod);
+        // What a checkpoint says of an image may be older than what runs.
+        if self.shared.objects.pods.is_synced() || is_static(&self.pod.object) {
+            self.state.replace_changed(&self.pod);
+        }
         let decision = decide(&self.pod, &self.state, clock);
         if let Some(verdict) = decision.verdict {
             self.shared.recorder.pod(

@@ -343,7 +343,13 @@ impl Inner {
             Some(_) => found.stored.stop_signal,
         };
         if signal != SIGKILL && !timeout.is_zero() {
-            self.kill(id, signal, false).await?;
+            match self.kill(id, signal, false).await {
+                // What cannot be asked to end is ended, when its time is over.
+                Err(error) if !error.is_silence() => {
+                    tracing::warn!(%error, id, "a container could not be asked to end");
+                }
+                asked => asked?,
+            }
             if self.wait_for_exit(id, timeout).await? {
                 return self.status(id).await.map(|_| ());
             }

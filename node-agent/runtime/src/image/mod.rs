@@ -33,7 +33,7 @@ use crate::{
     Error, Image, ProgressSender, PullErrorKind, PullProgress, Pulled, Registries, RegistryAuth, Result,
 };
 use config::{Descriptor, Document, ImageConfig, Manifest, ProcessConfig};
-use registry::{Failure, Source};
+use registry::{Failure, Found, Source};
 
 /// Layers of one image that are fetched at a time: upstream's and Docker's number.
 const PARALLEL_LAYERS: usize = 3;
@@ -295,12 +295,24 @@ struct Pull<'a> {
 impl Pull<'_> {
     /// Returns what the reference points at, and which of `auth` the registry took.
     async fn run(&self, auth: &[RegistryAuth]) -> Result<(types::Descriptor, Option<usize>), Failure> {
-        let (source, bytes) = Source::find(self.reference, &self.images.registries, auth).await?;
-        let digest = digest_of(&bytes);
-        let (document, media_type) = Document::parse(&bytes).map_err(bad_image)?;
+        let mut tried = 0;
+        loop {
+            let Found { source, manifest, tries } =
+                Source::find(self.reference, &self.images.registries, auth, tried).await?;
+            match self.take(&source, &manifest).await {
+                // A mirror may have lost a part of what it shows; what has come by then is not fetched again.
+                Err(_) if source.is_mirror() => tried = tries,
+                taken => return taken.map(|target| (target, source.credential)),
+            }
+        }
+    }
+
+    async fn take(&self, source: &Source, bytes: &[u8]) -> Result<types::Descriptor, Failure> {
+        let digest = digest_of(bytes);
+        let (document, media_type) = Document::parse(bytes).map_err(bad_image)?;
         let labels = match document {
             Document::Manifest(manifest) => {
-                self.unpack_all(&source, &manifest).await?;
+                self.unpack_all(source, &manifest).await?;
                 config::gc_labels(&Document::Manifest(manifest), None)
             }
             Document::Index(index) => {
@@ -316,7 +328,7 @@ impl Pull<'_> {
                 let (Document::Manifest(manifest), _) = Document::parse(&child).map_err(bad_image)? else {
                     return Err(bad_image(format!("{} is an index inside an index", chosen.digest)));
                 };
-                self.unpack_all(&source, &manifest).await?;
+                self.unpack_all(source, &manifest).await?;
                 let (digest, labels) = (&chosen.digest, Document::Manifest(manifest.clone()));
                 content::write_document(&self.rpc, digest, &child, config::gc_labels(&labels, None))
                     .await
@@ -324,10 +336,9 @@ impl Pull<'_> {
                 config::gc_labels(&Document::Index(index.clone()), Some(digest))
             }
         };
-        content::write_document(&self.rpc, &digest, &bytes, labels).await.map_err(store)?;
+        content::write_document(&self.rpc, &digest, bytes, labels).await.map_err(store)?;
         let size = bytes.len() as i64;
-        let target = types::Descriptor { digest, media_type, size, annotations: HashMap::new() };
-        Ok((target, source.credential))
+        Ok(types::Descriptor { digest, media_type, size, annotations: HashMap::new() })
     }
 
     /// Fetches and unpacks all that a manifest names: layers arrive in parallel and are unpacked in

@@ -10,8 +10,10 @@ profile cri-containerd.apparmor.d flags=(attach_disconnected,mediate_deleted) {
   file,
   umount,
 
-  # The agent and runc are not confined.
+  # The agent is not confined; the runtime is where its distribution confines it.
   signal (receive) peer=unconfined,
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
   signal (send, receive) peer=cri-containerd.apparmor.d,
   ptrace (trace, read, tracedby, readby) peer=cri-containerd.apparmor.d,
 

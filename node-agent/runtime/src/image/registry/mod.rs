@@ -35,6 +35,14 @@ pub(super) struct Source {
     pub(super) credential: Option<usize>,
 }
 
+/// A registry that has an image's manifest.
+pub(super) struct Found {
+    pub(super) source: Source,
+    pub(super) manifest: Bytes,
+    /// How many tries it took, this one included.
+    pub(super) tries: usize,
+}
+
 /// A blob as it arrives.
 pub(super) struct Blob {
     pub(super) stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
@@ -44,22 +52,27 @@ pub(super) struct Blob {
 
 impl Source {
     /// Asks the mirrors and then the registry itself, each with every credential there is, for the
-    /// manifest of `image`. Returns the first that has it, with the manifest's bytes.
+    /// manifest of `image`. Returns the first that has it; the first `skipped` tries are left out.
     ///
     /// The failure is the registry's own, as mirrors are only an attempt.
     pub(super) async fn find(
         image: &Reference,
         registries: &Registries,
         pod_auth: &[RegistryAuth],
-    ) -> Result<(Self, Bytes), Failure> {
-        let mut last = None;
+        skipped: usize,
+    ) -> Result<Found, Failure> {
+        let (mut last, mut tries) = (None, 0);
         for endpoint in endpoints(image.registry(), registries)? {
             if image.digest().is_none() && !endpoint.can_resolve {
                 continue;
             }
             for (credential, auth) in credentials(&endpoint, image.registry(), registries, pod_auth) {
+                tries += 1;
+                if tries <= skipped {
+                    continue;
+                }
                 match Self::ask(endpoint.clone(), image, auth, credential).await {
-                    Ok(found) => return Ok(found),
+                    Ok((source, manifest)) => return Ok(Found { source, manifest, tries }),
                     Err(failure) => last = Some(failure),
                 }
             }
@@ -68,6 +81,10 @@ impl Source {
             kind: PullErrorKind::RegistryUnavailable,
             message: "no registry to ask".into(),
         }))
+    }
+
+    pub(super) fn is_mirror(&self) -> bool {
+        self.session.is_mirror()
     }
 
     async fn ask(

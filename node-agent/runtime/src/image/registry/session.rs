@@ -23,6 +23,8 @@ const CLIENT_ID: &str = "hawser";
 
 pub(super) struct Session {
     client: Client,
+    /// Sent with every request to the host.
+    headers: HeaderMap,
     endpoint: Endpoint,
     /// `library/busybox`
     repository: String,
@@ -63,12 +65,17 @@ impl Session {
         };
         Ok(Self {
             client: client(&endpoint)?,
+            headers: headers(&endpoint)?,
             endpoint,
             repository: repository.to_owned(),
             namespace: namespace.to_owned(),
             auth,
             authorization: Mutex::new(authorization),
         })
+    }
+
+    pub(super) fn is_mirror(&self) -> bool {
+        self.endpoint.is_mirror
     }
 
     /// `accept`: media types, where the answer's is to be one of them; `from`: the first byte that is wanted.
@@ -104,7 +111,8 @@ impl Session {
         from: u64,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Failure> {
-        let mut request = self.client.get(url);
+        // They are for the host alone, not for whoever gives its tokens.
+        let mut request = self.client.get(url).headers(self.headers.clone());
         for media_type in accept {
             request = request.header(ACCEPT, *media_type);
         }
@@ -186,17 +194,27 @@ fn secret(value: String) -> Result<HeaderValue, Failure> {
     Ok(value)
 }
 
-fn client(endpoint: &Endpoint) -> Result<Client, Failure> {
-    let failed = |what: &str, why: &dyn std::error::Error| Failure {
+fn unusable(endpoint: &Endpoint, what: &str, why: &dyn std::error::Error) -> Failure {
+    Failure {
         kind: PullErrorKind::RegistryUnavailable,
         message: format!("{}: {what}: {}", endpoint.host, with_causes(why)),
-    };
+    }
+}
+
+/// What the configuration has added to each request.
+fn headers(endpoint: &Endpoint) -> Result<HeaderMap, Failure> {
+    let failed = |what: &str, why: &dyn std::error::Error| unusable(endpoint, what, why);
     let mut headers = HeaderMap::new();
     for (name, value) in &endpoint.headers {
         let name: HeaderName = name.parse().map_err(|error| failed(&format!("header {name:?}"), &error))?;
         let value: HeaderValue = value.parse().map_err(|error| failed(&format!("header {name}"), &error))?;
         headers.append(name, value);
     }
+    Ok(headers)
+}
+
+fn client(endpoint: &Endpoint) -> Result<Client, Failure> {
+    let failed = |what: &str, why: &dyn std::error::Error| unusable(endpoint, what, why);
     let read =
         |path: &std::path::Path| fs::read(path).map_err(|error| failed(&path.display().to_string(), &error));
     let mut authorities = Vec::new();
@@ -208,7 +226,6 @@ fn client(endpoint: &Endpoint) -> Result<Client, Failure> {
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .user_agent(concat!("hawser/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
         .redirect(redirect::Policy::custom(follow))
         .tls_danger_accept_invalid_certs(endpoint.skip_verify);
     if !authorities.is_empty() {

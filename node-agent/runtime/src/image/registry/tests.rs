@@ -110,11 +110,13 @@ async fn a_refresh_token_is_exchanged_and_never_sent_as_it_is() {
     let (_root, registries) = configured(&registry.host, &text);
     let image: Reference = format!("{}/team/app:1", registry.host).parse().unwrap();
     let auth = [RegistryAuth::Identity { token: "secret".into() }];
-    let (source, manifest) = Source::find(&image, &registries, &auth).await.unwrap();
+    let Found { source, manifest, .. } = Source::find(&image, &registries, &auth, 0).await.unwrap();
     assert_eq!((&manifest[..], source.credential), (&b"manifest"[..], Some(0)));
     let asked = registry.asked.lock().unwrap().clone();
     assert_eq!(asked.len(), 3, "{asked:?}");
     assert_eq!(asked[1].line, "POST /token");
+    let told: Vec<bool> = asked.iter().map(|asked| !asked.header.is_empty()).collect();
+    assert_eq!(told, [true, false, true], "what is for the registry is not for its realm");
     let form: BTreeMap<&str, &str> =
         asked[1].body.split('&').filter_map(|pair| pair.split_once('=')).collect();
     assert_eq!((form["grant_type"], form["service"], form["client_id"]), ("refresh_token", "s", "hawser"));
@@ -135,13 +137,27 @@ async fn a_mirror_is_asked_first_without_the_pods_secrets_and_told_whose_image_i
     let (_root, registries) = configured(&registry.host, &text);
     let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
     let auth = [RegistryAuth::Bearer { token: "t".into() }];
-    let (source, _) = Source::find(&image, &registries, &auth).await.unwrap();
-    assert_eq!(source.credential, Some(0));
+    let Found { source, tries, .. } = Source::find(&image, &registries, &auth, 0).await.unwrap();
+    assert_eq!((source.credential, source.is_mirror(), tries), (Some(0), false, 2));
     assert_eq!(mirror.lines(), [format!("GET /hub/app/manifests/1?ns={}", registry.host)]);
     let asked = mirror.asked.lock().unwrap()[0].clone();
     assert_eq!((asked.authorization.as_str(), asked.header.as_str()), ("", "a"));
     assert_eq!(registry.lines(), ["GET /v2/app/manifests/1"]);
     assert_eq!(registry.asked.lock().unwrap()[0].authorization, "Bearer t");
+}
+
+#[tokio::test]
+async fn what_a_mirror_has_lost_is_asked_of_the_next() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mirror = Registry::start(Arc::new(|_: &Asked| (200, String::new(), "mirror's".to_owned()))).await;
+    let registry = Registry::start(Arc::new(|_: &Asked| (200, String::new(), "own".to_owned()))).await;
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", registry.host, mirror.host);
+    let (_root, registries) = configured(&registry.host, &text);
+    let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
+    let first = Source::find(&image, &registries, &[], 0).await.unwrap();
+    assert_eq!((&first.manifest[..], first.source.is_mirror()), (&b"mirror's"[..], true));
+    let second = Source::find(&image, &registries, &[], first.tries).await.unwrap();
+    assert_eq!((&second.manifest[..], second.source.is_mirror()), (&b"own"[..], false));
 }
 
 #[tokio::test]
@@ -156,9 +172,9 @@ async fn credentials_are_tried_one_after_the_other_and_nobody_last() {
     let registries = plain(&[&registry.host]);
     let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
     let basic = |name: &str| RegistryAuth::Basic { username: name.into(), password: "p".into() };
-    let found = Source::find(&image, &registries, &[basic("one"), basic("two")]).await.unwrap();
-    assert_eq!(found.0.credential, Some(1));
-    let failure = Source::find(&image, &registries, &[basic("one")]).await.err().unwrap();
+    let found = Source::find(&image, &registries, &[basic("one"), basic("two")], 0).await.unwrap();
+    assert_eq!(found.source.credential, Some(1));
+    let failure = Source::find(&image, &registries, &[basic("one")], 0).await.err().unwrap();
     assert_eq!(failure.kind, PullErrorKind::Unauthorized, "{}", failure.message);
 }
 
