@@ -443,8 +443,8 @@ impl ApiServer {
         Ok(Written { reply, created: false, warnings: deletion_warnings(&call.resource, request) })
     }
 
-    /// Admission reads some kinds from the cache: who was told that a namespace is going must not see it filled after, and
-    /// who was told of a limit finds it heeded.
+    /// Admission and RBAC read some kinds from the cache: who was told that a namespace is going must not see it filled
+    /// after, who was told of a limit finds it heeded, and who was given a right may use it.
     async fn settle(&self, resource: &Resource, written: &CachedObject) -> Result<(), Error> {
         if admission::is_read(resource) {
             self.registry().cache().wait_for(written.revision()).await?;
@@ -461,6 +461,9 @@ impl ApiServer {
         options::check_list(list)?;
         let list = narrowed(call, list);
         let deleted = self.registry().delete_collection(&call.pass, &call.resource, &list, request).await?;
+        if admission::is_read(&call.resource) {
+            self.registry().cache().consistent().await?;
+        }
         Ok((deleted, deletion_warnings(&call.resource, request)))
     }
 }
