@@ -35,6 +35,7 @@ mod pod;
 mod pod_group;
 mod policy;
 mod quantity;
+mod ratchet;
 mod rbac;
 mod registration;
 mod replication_controller;
