@@ -71,7 +71,7 @@ pub(super) async fn answer(
         // Before the request has its place: one that comes slowly must not hold up the others.
         let bytes = match verb {
             "get" | "list" | "watch" => Bytes::new(),
-            _ => body::read(&mut body, server.chain().body_room(&admitted.entry)).await?,
+            _ => body::read(&mut body, server.chain().read_body(&admitted.entry)).await?,
         };
         let call = server.begin(admitted)?;
         Front { server, call, query, output, include }.answer(&parts, bytes).await
