@@ -353,3 +353,36 @@ fn a_nomination_that_somebody_else_writes_is_followed() {
     scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), at(30));
     assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n2")]);
 }
+
+/// Nodes without the resource are looked at only to say why they are refused.
+#[test]
+fn a_resource_that_few_nodes_have_is_found_and_its_lack_is_told() {
+    let mut scheduler = scheduler();
+    let gpus = |count: &str| json!({ "status": { "allocatable": { "cpu": "4", "pods": "10", "example.com/gpu": count } } });
+    let with_gpu = |name: &str| {
+        let requests = json!({ "cpu": "1", "example.com/gpu": "1" });
+        pod(name, json!({ "containers": [{ "name": "c", "resources": { "requests": requests } }] }))
+    };
+    let tainted = json!({ "spec": { "taints": [{ "key": "k", "effect": "NoSchedule" }] } });
+    for (name, fields) in [("n1", json!({})), ("n2", gpus("1")), ("n3", tainted)] {
+        scheduler.node_changed(&node(name, fields), START);
+    }
+    scheduler.pod_changed(&with_gpu("a"), START);
+    assert_eq!(nodes_of(&scheduler.schedule(1, START)), [("a", "n2")]);
+    scheduler.pod_changed(&with_gpu("b"), START);
+    let told = |plan: &Plan| plan.rejected[0].message.split(" preemption").next().unwrap().to_owned();
+    let message =
+        "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient example.com/gpu.";
+    assert_eq!(told(&scheduler.schedule(1, START)), message);
+    // It comes to a node, and goes with it.
+    scheduler.node_changed(&node("n1", gpus("1")), at(20));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(20))), [("b", "n1")]);
+    scheduler.node_removed("n1", at(30));
+    scheduler.node_changed(&node("n1", gpus("2")), at(40));
+    scheduler.pod_changed(&with_gpu("c"), at(40));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(40))), [("c", "n1")]);
+    scheduler.node_changed(&node("n1", json!({})), at(50));
+    scheduler.pod_removed("a", at(50));
+    scheduler.pod_changed(&with_gpu("d"), at(50));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(50))), [("d", "n2")]);
+}
