@@ -327,16 +327,31 @@ fn replicas_spread_over_zones_and_hosts() {
     assert!(first.iter().all(|node| used.iter().filter(|used| used == node).count() == 2), "{used:?}");
 }
 
+/// A pod for which no other goes.
+fn ranked(name: &str, amount: &str, priority: i32, fields: &serde_json::Value) -> Pod {
+    let mut pod = cpu(name, amount);
+    let spec = pod.spec.as_mut().unwrap();
+    (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
+    spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
+    pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
+    pod
+}
+
+#[test]
+fn what_a_nominated_pod_asks_for_no_more_is_everyones() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let nominated = json!({ "nodeSelector": { "near": "yes" }, "status": { "nominatedNodeName": "n1" } });
+    scheduler.pod_changed(&ranked("high", "3", 10, &nominated), START);
+    scheduler.pod_changed(&ranked("low", "3", 0, &json!({})), START);
+    assert!(scheduler.schedule(10, START).bindings.is_empty());
+    scheduler.pod_changed(&ranked("high", "1", 10, &nominated), at(20));
+    assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n1")]);
+}
+
 #[test]
 fn a_nomination_that_somebody_else_writes_is_followed() {
-    let ranked = |name: &str, priority: i32, fields: serde_json::Value| {
-        let mut pod = cpu(name, "3");
-        let spec = pod.spec.as_mut().unwrap();
-        (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
-        spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
-        pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
-        pod
-    };
+    let ranked = |name: &str, priority: i32, fields: serde_json::Value| ranked(name, "3", priority, &fields);
     let near = json!({ "near": "yes" });
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({ "metadata": { "labels": near } })), START);
