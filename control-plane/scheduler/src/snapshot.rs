@@ -274,7 +274,7 @@ impl Snapshot {
             *self.groups.entry(group.key.clone()).or_default().entry(slot).or_default() += 1;
         }
         self.topology.add_pod(pod, slot, &self.nodes);
-        self.volumes.count(pod, 1);
+        self.volumes.count(pod, slot, 1);
         let entry = &mut self.nodes[slot];
         entry.taken.add(&pod.needs);
         entry.pods.push(pod.clone());
@@ -297,7 +297,7 @@ impl Snapshot {
             }
         }
         self.topology.remove_pod(&pod, slot, &self.nodes);
-        self.volumes.count(&pod, -1);
+        self.volumes.count(&pod, slot, -1);
         let entry = &mut self.nodes[slot];
         entry.taken.remove(&pod.needs);
         if let Some(index) = entry.place_of(&pod) {

@@ -246,17 +246,25 @@ impl Scheduler {
     }
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
-        self.snapshot.volumes.put_csi_node(node);
-        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+        let migrates = self.snapshot.volumes.put_csi_node(node);
+        self.csi_node_is_other(migrates, now);
     }
 
     pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
-        self.snapshot.volumes.remove_csi_node(name);
-        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+        let migrates = self.snapshot.volumes.remove_csi_node(name);
+        self.csi_node_is_other(migrates, now);
     }
 
-    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment) {
-        self.snapshot.volumes.put_attachment(attachment);
+    fn csi_node_is_other(&mut self, migrates: bool, now: Duration) {
+        let cause = Cause::CsiNodeUpdate;
+        self.wake(&if migrates { Event::StorageChanged(cause) } else { Event::LimitsChanged(cause) }, now);
+    }
+
+    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment, now: Duration) {
+        // One that another has taken the name of is gone, though nobody says so.
+        if self.snapshot.volumes.put_attachment(attachment) {
+            self.wake(&Event::LimitsChanged(Cause::VolumeAttachmentDelete), now);
+        }
     }
 
     pub(crate) fn attachment_removed(&mut self, name: &str, now: Duration) {
