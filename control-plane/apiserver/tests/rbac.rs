@@ -53,11 +53,6 @@ fn refusal(outcome: Result<Value, Error>) -> String {
     error.message().to_owned()
 }
 
-/// Makes sure that decisions are by all that was written until now.
-async fn settle(admin: &Api) {
-    admin.list(&ROLES, None, "").await;
-}
-
 #[tokio::test]
 async fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     let directory = Directory::new();
@@ -73,7 +68,6 @@ async fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     // The binding first: it grants nothing until its role is there.
     let bound = binding("readers", "Role", "reader", robot());
     admin.create(&BINDINGS, Some("shop"), bound).await.expect("a binding");
-    settle(&admin).await;
     let message = refusal(account.get(&CONFIG_MAPS, Some("shop"), "a").await);
     assert_eq!(
         message,
@@ -82,7 +76,6 @@ async fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     );
     let reader = role("reader", &[rule(&["configmaps"], &["get", "create"])]);
     admin.create(&ROLES, Some("shop"), reader).await.expect("a role");
-    settle(&admin).await;
     account.get(&CONFIG_MAPS, Some("shop"), "a").await.expect("it may get");
     account.create(&CONFIG_MAPS, Some("shop"), config_map("b", "1")).await.expect("it may create");
     refusal(account.delete(&CONFIG_MAPS, Some("shop"), "a", None).await);
@@ -92,10 +85,8 @@ async fn a_service_account_may_do_what_its_role_says_and_nothing_else() {
     // What is narrowed or taken away is so at once.
     let narrowed = json!({ "rules": [rule(&["configmaps"], &["create"])] });
     admin.merge(&ROLES, Some("shop"), "reader", narrowed).await.expect("patched");
-    settle(&admin).await;
     refusal(account.get(&CONFIG_MAPS, Some("shop"), "a").await);
     admin.delete(&BINDINGS, Some("shop"), "readers", None).await.expect("deleted");
-    settle(&admin).await;
     refusal(account.create(&CONFIG_MAPS, Some("shop"), config_map("c", "1")).await);
     running.stop().await;
 }
@@ -163,7 +154,6 @@ async fn nobody_grants_what_they_do_not_have() {
     admin.create(&BINDINGS, Some("shop"), bound).await.expect("a binding");
     let powerful = role("powerful", &[rule(&["secrets"], &["get", "list"])]);
     admin.create(&CLUSTER_ROLES, None, powerful).await.expect("a role");
-    settle(&admin).await;
     let ann = running.client("ann", &["staff"]);
 
     let held = role("held", &[rule(&["configmaps"], &["get"])]);
@@ -201,7 +191,6 @@ async fn nobody_grants_what_they_do_not_have() {
     admin.create(&ROLES, Some("shop"), role("granter", &[bind, escalate])).await.expect("a role");
     let bound = binding("granters", "Role", "granter", user("ann"));
     admin.create(&BINDINGS, Some("shop"), bound).await.expect("a binding");
-    settle(&admin).await;
     ann.create(&BINDINGS, Some("shop"), stolen).await.expect("she may bind this role");
     ann.create(&ROLES, Some("shop"), role("x", &[rule(&["pods"], &["*"])])).await.expect("she may escalate");
     running.stop().await;
@@ -219,7 +208,6 @@ async fn a_role_that_gathers_takes_an_administrator() {
     admin.create(&CLUSTER_BINDINGS, None, bound).await.expect("a binding");
     let bound = binding("admins", "ClusterRole", "cluster-admin", user("root"));
     admin.create(&CLUSTER_BINDINGS, None, bound).await.expect("a binding");
-    settle(&admin).await;
     let mut gathers = role("gathers", &[]);
     gathers["aggregationRule"] = json!({ "clusterRoleSelectors": [{ "matchLabels": { "a": "b" } }] });
     let message = refusal(running.client("ann", &[]).create(&CLUSTER_ROLES, None, gathers.clone()).await);
@@ -268,7 +256,6 @@ async fn reviews_answer_from_the_roles() {
     admin.create(&ROLES, Some("shop"), reader).await.expect("a role");
     let bound = binding("readers", "Role", "reader", robot());
     admin.create(&BINDINGS, Some("shop"), bound).await.expect("a binding");
-    settle(&admin).await;
     let account = running.client(ROBOT, &ROBOTS_GROUPS);
 
     let asked = |verb: &str, namespace: &str| json!({ "verb": verb, "resource": "configmaps", "namespace": namespace });
