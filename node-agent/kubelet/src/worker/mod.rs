@@ -274,6 +274,7 @@ impl Worker {
                     container: desired,
                     attempt,
                     ips: self.state.ips.clone(),
+                    round: self.state.round,
                     volumes: self.volumes.clone(),
                     join_pid_of: self.target_of(&pod, &container),
                     cancelled,
