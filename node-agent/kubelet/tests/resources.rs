@@ -285,6 +285,53 @@ async fn lower_pod_goes_for_a_critical_one() {
     assert_eq!(refused.reason.as_deref(), Some("OutOfpods"), "who is as critical stays");
 }
 
+/// A node with room for one pod, which `web` has and takes its time to give back, and a critical pod that waits for it.
+async fn with_a_critical_pod_that_waits() -> Node {
+    let node = Node::start_set(|config| config.max_pods = 1);
+    node.runtime.ignore_stop_signal("web");
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
+    let mut critical = spec("Always", vec![container("main")]);
+    critical.priority = Some(2_000_001_000);
+    node.bind("critical", critical);
+    node.wait("the other to be stopped", || {
+        let web = node.runtime.find(&uid("web"), "web").expect("known");
+        node.runtime.calls().contains(&format!("stop_container({})", web.id)).then_some(())
+    })
+    .await;
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_was_made_for_a_critical_pod_is_nobody_elses() {
+    let node = with_a_critical_pod_that_waits().await;
+    let runs =
+        || node.runtime.find(&uid("critical"), "main").is_some_and(|c| c.state == ContainerState::Running);
+    let mut others = Vec::new();
+    while !runs() {
+        assert!(others.len() < 500, "the critical pod does not run");
+        others.push(format!("a{:03}", others.len()));
+        node.bind(others.last().expect("one"), spec("Always", vec![container("main")]));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for other in others {
+        let refused = node.wait_status(&other, "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+        assert_eq!(refused.reason.as_deref(), Some("OutOfpods"), "{other}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_pod_that_is_deleted_while_it_waits_goes_at_once() {
+    let node = with_a_critical_pod_that_waits().await;
+    node.delete("critical", 30);
+    node.wait_gone("critical").await;
+    let web = node.runtime.find(&uid("web"), "web").expect("known");
+    assert_eq!(web.state, ContainerState::Running, "it still stops");
+    node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Failed")).await;
+    node.bind("next", spec("Always", vec![container("main")]));
+    node.wait_running("next").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn port_of_a_pod_that_was_deleted_by_force_is_free() {
     let node = Node::start();
