@@ -420,7 +420,13 @@ impl Manager {
             admitted = admit(&self.node_as(&object, &others), pod);
         }
         match admitted {
-            Ok(()) => self.grant(pod).await.map_or_else(Taking::Refused, |()| Taking::Taken),
+            Ok(()) => match self.grant(pod).await {
+                Ok(()) => {
+                    self.shared.metrics.taken(pod);
+                    Taking::Taken
+                }
+                Err(verdict) => Taking::Refused(verdict),
+            },
             Err(verdict) if is_critical(pod) => {
                 let missing = missing(&self.node_as(&object, &others), pod);
                 // Those that are still to come have nothing to give.

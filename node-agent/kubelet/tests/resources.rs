@@ -539,6 +539,13 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
         "kubelet_node_name{node=\"n1\"} 1\n",
         "kubelet_started_containers_total{container_type=\"container\"} 1\n",
         "kubelet_started_pods_total 1\n",
+        "kubelet_started_pods_errors_total 0\n",
+        "kubelet_pod_start_duration_seconds_count 1\n",
+        "kubelet_image_pull_duration_seconds_count{image_size_in_bytes=\"0-10MB\"} 1\n",
+        "kubelet_run_podsandbox_duration_seconds_count{runtime_handler=\"\"} 1\n",
+        "kubelet_containers_per_pod_count_sum 1\n",
+        "kubelet_active_pods{static=\"\"} 1\n",
+        "kubelet_mirror_pods 0\n",
         "kubelet_runtime_operations_total{operation_type=\"start_container\"} 1\n",
     ] {
         assert!(own.contains(line), "{line} in {own}");
