@@ -21,7 +21,7 @@ use hawser_kubelet::{
     cpus::{CpuPolicy, topology::Topology},
     credentials::Credentials,
     events::{Recorder, node_reference},
-    locality::Policy,
+    locality::{Distances, MAX_NODES, Policy, Scope},
     memory::{MemoryPolicy, machine as numa},
     node::Machine,
 };
@@ -48,7 +48,7 @@ use crate::{
     names,
     options::{
         CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, MemoryManagerPolicy, NetworkMode,
-        Options, TopologyManagerPolicy, Xdp, read,
+        Options, TopologyManagerPolicy, TopologyManagerScope, TopologyOption, Xdp, read,
     },
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
@@ -252,6 +252,21 @@ fn kubelet_config(
     };
     if let (Some(file), Some(dir)) =
         (&options.image_credential_provider_config, &options.image_credential_provider_bin_dir)
+    let nodes = numa::read(Path::new("/sys/devices/system/node")).len();
+    anyhow::ensure!(
+        config.topology_policy == Policy::None || nodes <= MAX_NODES,
+        "--topology-manager-policy: the machine has {nodes} NUMA nodes, more than the {MAX_NODES} that can be put together"
+    );
+    config.topology_scope = match options.topology_manager_scope {
+        TopologyManagerScope::Container => Scope::Container,
+        TopologyManagerScope::Pod => Scope::Pod,
+    };
+    if options.topology_manager_policy_options.contains(&TopologyOption::PreferClosestNumaNodes(true)) {
+        let distances = Distances::read(Path::new("/sys/devices/system/node"));
+        let distances =
+            distances.map_err(|why| anyhow::anyhow!("--topology-manager-policy-options: {why}"))?;
+        config.numa_distances = Some(distances);
+    }
     {
         let credentials = Credentials::load(file, dir);
         config.credentials =

@@ -60,10 +60,14 @@ pub struct Config {
     pub enforce_node_allocatable: bool,
     pub cpu_policy: CpuPolicy,
     pub memory_policy: MemoryPolicy,
-    /// Whether CPUs and devices of a container are to be near to each other.
+    /// Whether CPUs, memory and devices are to be near to each other.
     pub topology_policy: locality::Policy,
     /// Handlers that a RuntimeClass can name beside runc.
     pub runtime_handlers: Vec<String>,
+    /// Those of a container, or of a whole pod.
+    pub topology_scope: locality::Scope,
+    /// Where of as many nodes those nearest to each other are preferred.
+    pub numa_distances: Option<locality::Distances>,
     /// Plugins that know credentials for registries.
     pub credentials: Credentials,
     /// Processes that a pod may have; `None` for no limit.
@@ -141,6 +145,8 @@ impl Config {
             credentials: Credentials::default(),
             pod_pids_limit: None,
             allowed_unsafe_sysctls: Vec::new(),
+            topology_scope: locality::Scope::Container,
+            numa_distances: None,
             seccomp_default: false,
             single_process_oom_kill: false,
             max_parallel_pulls: 4,

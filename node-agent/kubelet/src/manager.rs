@@ -27,7 +27,7 @@ use crate::container::resources::NodeCapacity;
 use crate::devices::ledger::Wishes;
 use crate::events::EventType;
 use crate::eviction::rank::is_critical;
-use crate::locality::{Near, Policy, choose};
+use crate::locality::{Hint, Near, Policy, Scope, choose};
 use crate::node::new_node;
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
@@ -465,21 +465,44 @@ impl Manager {
 
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
     async fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+        let Shared { devices, cpus, memory, config, metrics, .. } = &*self.shared;
+        let placed = self.place(pod).await;
+        if config.topology_policy != Policy::None {
+            metrics.aligned(placed.is_err());
+        }
+        let (near, wishes) = placed?;
+        devices.grant(pod, &near, &wishes)?;
+        cpus.grant(pod, &near)?;
+        memory.grant(pod, &near)
+    }
+
+    /// The nodes that each container is to get things from, and which devices of theirs plugins prefer.
+    async fn place(&self, pod: &DesiredPod) -> Result<(Near, Wishes), Verdict> {
         let Shared { devices, cpus, memory, config, .. } = &*self.shared;
         let (mut near, mut wishes) = (Near::new(), Wishes::new());
+        let scope = Some(config.topology_scope).filter(|_| config.topology_policy != Policy::None);
+        let choose =
+            |hints: &[Vec<Hint>]| choose(config.topology_policy, config.numa_distances.as_ref(), hints);
+        if scope == Some(Scope::Pod) {
+            let mut hints = devices.hints_of_pod(pod);
+            hints.extend(cpus.hints_of_pod(pod));
+            hints.extend(memory.hints_of_pod(pod));
+            if let Some(nodes) = choose(&hints)? {
+                let containers = pod.containers.iter().map(|container| container.name().to_owned());
+                near = containers.map(|name| (name, nodes.clone())).collect();
+            }
+        }
         for (index, container) in pod.containers.iter().enumerate() {
-            if config.topology_policy != Policy::None {
+            if scope == Some(Scope::Container) {
                 let mut hints = devices.hints(pod, index, &near, &wishes);
                 hints.extend(cpus.hints(pod, index, &near));
                 hints.extend(memory.hints(pod, index, &near));
-                let nodes = choose(config.topology_policy, &hints)?;
+                let nodes = choose(&hints)?;
                 near.extend(nodes.map(|nodes| (container.name().to_owned(), nodes)));
             }
             devices.ask(pod, index, &near, &mut wishes).await;
         }
-        devices.grant(pod, &near, &wishes)?;
-        cpus.grant(pod, &near)?;
-        memory.grant(pod, &near)
+        Ok((near, wishes))
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.
