@@ -2,6 +2,7 @@
 //! KubeletConfiguration is about the server.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
@@ -34,6 +35,8 @@ const OLD_SUITES: [&str; 18] = [
 pub struct ServerSettings {
     /// Where it listens; the node's own address where it is not said.
     pub address: Option<IpAddr>,
+    /// Who signs the certificates of clients, for `/configz`: whoever makes the server reads it.
+    pub client_ca_file: Option<PathBuf>,
     pub tls: TlsLimits,
     pub reviews: Reviews,
 }
@@ -49,19 +52,16 @@ pub struct TlsLimits {
 }
 
 impl TlsLimits {
-    /// # Errors
-    /// A cipher suite that upstream does not know either.
-    pub fn new(only_tls13: bool, cipher_suites: Vec<String>) -> Result<Self, String> {
     /// Names of suites that upstream has and this server does not, all of them of old kinds, choose nothing: the caller says
     /// so of those in [`Self::missing`].
     ///
+    /// # Errors
+    /// A cipher suite that upstream does not know either.
+    pub fn new(only_tls13: bool, cipher_suites: Vec<String>) -> Result<Self, String> {
         let known: Vec<String> = here().into_iter().chain(OLD_SUITES.map(str::to_owned)).collect();
         if let Some(unknown) = cipher_suites.iter().find(|suite| !known.contains(suite)) {
             return Err(format!("{unknown:?} is none of {}", known.join(", ")));
         }
-    }
-
-    pub(super) fn versions(&self) -> &'static [&'static SupportedProtocolVersion] {
         let cipher_suites = cipher_suites.iter().map(|name| canonical(name).to_owned()).collect();
         Ok(Self { only_tls13, cipher_suites })
     }
@@ -71,6 +71,9 @@ impl TlsLimits {
         let here = here();
         let chosen = self.cipher_suites.iter().map(String::as_str);
         chosen.filter(|suite| here.iter().all(|known| known != suite)).collect()
+    }
+
+    pub(super) fn versions(&self) -> &'static [&'static SupportedProtocolVersion] {
         static ONLY_TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
         if self.only_tls13 { ONLY_TLS13 } else { rustls::DEFAULT_VERSIONS }
     }
