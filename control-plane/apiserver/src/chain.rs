@@ -10,7 +10,10 @@ use std::sync::Arc;
 use hawser_api::{Error, GroupVersionResource, error::Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::auth::{Attributes, Authorizer, COMPONENTS, Decision, NODES, SYSTEM_MASTERS, User, refusal};
+use crate::{
+    auth::{Attributes, Authorizer, COMPONENTS, Decision, NODES, SYSTEM_MASTERS, User, refusal},
+    bodies::{BodyRoom, Reading},
+};
 
 /// Bounds of what is worked on at once; what comes above is told 429 with Retry-After. Upstream's defaults where it has them.
 #[derive(Clone, Copy, Debug)]
@@ -21,17 +24,15 @@ pub struct Limits {
     pub writes: usize,
     /// Bytes of objects that lists of old versions, which are read from the store, hold together.
     pub old_list_bytes: usize,
+    /// Bytes of bodies that are being read, of all requests together; one user has a quarter of them at most.
+    pub body_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { reads: 400, writes: 200, old_list_bytes: 256 << 20 }
+        Self { reads: 400, writes: 200, old_list_bytes: 256 << 20, body_bytes: 192 << 20 }
     }
 }
-
-/// Bytes of bodies that are being read, of all requests together; those beyond are told 429. A request gets its place when
-/// its body is there, so a client that sends slowly holds what it has sent and nothing else.
-const BODY_BYTES: usize = 192 << 20;
 
 pub struct Chain {
     authorizer: Arc<dyn Authorizer>,
@@ -42,7 +43,7 @@ pub struct Chain {
     /// So have nodes for what shows that they live: a flood of other requests must not look like dead nodes.
     heartbeats: Arc<Semaphore>,
     /// Bodies on their way, and those of who is not held back.
-    bodies: (Arc<Semaphore>, Arc<Semaphore>),
+    bodies: (BodyRoom, BodyRoom),
     limits: Limits,
 }
 
@@ -108,7 +109,7 @@ impl Chain {
             writes: room(limits.writes),
             leases: room(limits.writes),
             heartbeats: room(limits.writes),
-            bodies: (room(BODY_BYTES), room(BODY_BYTES / 3)),
+            bodies: (BodyRoom::new(limits.body_bytes), BodyRoom::new(limits.body_bytes / 3)),
             limits,
         }
     }
@@ -154,11 +155,12 @@ impl Chain {
     }
 
     /// What the body of a request takes its bytes from while it is read.
-    pub fn body_room(&self, entry: &Entry) -> &Arc<Semaphore> {
-        match entry.room {
+    pub(crate) fn read_body<'a>(&'a self, entry: &'a Entry) -> Reading<'a> {
+        let room = match entry.room {
             Room::Reads | Room::Writes => &self.bodies.0,
             Room::Leases | Room::Heartbeats | Room::Exempt => &self.bodies.1,
-        }
+        };
+        room.begin(&entry.user)
     }
 
     /// Authorization alone: for what goes out on a stream that was let in, message by message. It takes no place in flow

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod allocator;
 pub mod auth;
+mod bodies;
 mod bootstrap;
 pub mod cache;
 pub mod chain;

@@ -211,9 +211,13 @@ pub(crate) async fn bind_all(
     stream::iter(bound).buffered(BINDINGS).collect().await
 }
 
+/// Where a pod's binding is made.
+pub(crate) fn binding_of(namespace: &str, pod: &str) -> Target {
+    Target::object(PODS, Some(namespace), pod).with_subresource("binding")
+}
+
 async fn bind_one(server: &Arc<ApiServer>, user: &Arc<User>, binding: &Binding) -> Result<(), Error> {
-    let target = Target::object(PODS, Some(&binding.namespace), &binding.pod).with_subresource("binding");
-    let call = server.enter(user, "create", target, "")?;
+    let call = server.enter(user, "create", binding_of(&binding.namespace, &binding.pod), "")?;
     server.bind(&call, &binding.node, &binding.uid, serde_json::Value::Null, &Options::default()).await
 }
 

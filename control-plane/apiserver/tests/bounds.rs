@@ -12,6 +12,7 @@ use hawser_apiserver::{
     registry::{DeleteRequest, ListRequest, Listed, VersionMatch},
 };
 use http::StatusCode;
+use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -86,6 +87,8 @@ async fn of_a_large_collection_that_is_deleted_only_the_number_is_told() {
     running.stop().await;
 }
 
+const MAPS: &str = "/api/v1/namespaces/shop/configmaps";
+
 /// Reads from a connection until what came ends in `end`.
 async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> String {
     let mut text = Vec::new();
@@ -95,11 +98,8 @@ async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> Stri
     String::from_utf8(text).expect("text")
 }
 
-#[tokio::test]
-async fn a_body_that_comes_slowly_holds_up_nobody() {
-    let directory = Directory::new();
-    let running = start_over(embedded(&directory).await, |config| config.limits.writes = 1).await;
-    running.namespace("shop").await;
+/// Lets the group `shop` make config maps in the namespace.
+async fn let_write(running: &Running) {
     let admin = running.admin();
     let group = "rbac.authorization.k8s.io";
     let [roles, bindings] = ["roles", "rolebindings"]
@@ -115,23 +115,77 @@ async fn a_body_that_comes_slowly_holds_up_nobody() {
     admin.create(&bindings, Some("shop"), binding).await.expect("a binding");
     // Who decides has seen it.
     admin.list(&bindings, None, "").await;
+}
+
+/// Begins a request for a new config map, and sends a part of its body.
+async fn begin(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), size: usize, part: &str) {
+    let head = format!(
+        "POST {MAPS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\
+         Expect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    // The server says so when it begins to read the body.
+    assert!(read_until(stream, "\r\n\r\n").await.starts_with("HTTP/1.1 100"));
+    stream.write_all(part.as_bytes()).await.expect("sent");
+}
+
+#[tokio::test]
+async fn a_body_that_comes_slowly_holds_up_nobody() {
+    let directory = Directory::new();
+    let running = start_over(embedded(&directory).await, |config| config.limits.writes = 1).await;
+    running.namespace("shop").await;
+    let_write(&running).await;
     let wire = Wire::start(&running).await;
-    let path = "/api/v1/namespaces/shop/configmaps";
     let mut slow = wire.dial("slow", &["shop"]).await;
     let body = config_map("slow", "1").to_string();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Expect: 100-continue\r\n\r\n",
-        body.len()
-    );
-    slow.write_all(head.as_bytes()).await.expect("sent");
-    // The server says so when it begins to read the body.
-    assert!(read_until(&mut slow, "\r\n\r\n").await.starts_with("HTTP/1.1 100"));
+    begin(&mut slow, body.len(), "").await;
     let mut quick = wire.connect("quick", &["shop"]).await;
-    let (status, made) = quick.send(request("POST", path, &config_map("quick", "1").to_string())).await;
+    let (status, made) = quick.send(request("POST", MAPS, &config_map("quick", "1").to_string())).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     slow.write_all(body.as_bytes()).await.expect("sent");
     assert!(read_until(&mut slow, "\r\n\r\n").await.starts_with("HTTP/1.1 201"), "in the end");
+    wire.stop().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_sends_slowly_on_many_connections_takes_room_from_nobody_else() {
+    let directory = Directory::new();
+    let bound = |config: &mut hawser_apiserver::Config| config.limits.body_bytes = 64 << 10;
+    let running = start_over(embedded(&directory).await, bound).await;
+    running.namespace("shop").await;
+    let_write(&running).await;
+    let wire = Wire::start(&running).await;
+    let mut slow = Vec::new();
+    for number in 0..3 {
+        let body = config_map(&format!("slow-{number}"), &"x".repeat(5 << 10)).to_string();
+        let (most, rest) = body.split_at(5 << 10);
+        let mut stream = wire.dial("slow", &["shop"]).await;
+        begin(&mut stream, body.len(), most).await;
+        slow.push((stream, rest.to_owned()));
+    }
+    let small = |name: &str| request("POST", MAPS, &config_map(name, &"x".repeat(2 << 10)).to_string());
+    let mut again = wire.connect("slow", &["shop"]).await;
+    let mut number = 0;
+    // As soon as all of it is read, its user's share is taken.
+    let refused = loop {
+        number += 1;
+        let answer = again.open(small(&format!("more-{number}"))).await;
+        if answer.status() != StatusCode::CREATED {
+            break answer;
+        }
+        answer.into_body().collect().await.expect("a body");
+    };
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let (status, made) = wire.connect("quick", &["shop"]).await.send(small("quick")).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    for (mut stream, rest) in slow {
+        stream.write_all(rest.as_bytes()).await.expect("sent");
+        assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 201"), "in the end");
+    }
+    let (status, made) = wire.connect("slow", &["shop"]).await.send(small("last")).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
     wire.stop().await;
     running.stop().await;
 }

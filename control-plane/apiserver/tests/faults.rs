@@ -7,7 +7,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use common::{
-    wire::{Connection, Wire, request},
+    wire::{Connection, Wire, maps, request},
     *,
 };
 use futures::stream;
@@ -153,16 +153,6 @@ async fn serve(directory: &Directory) -> Served {
     let http = wire.connect("admin", &[SYSTEM_MASTERS]).await;
     let channel = wire.channel("admin", &[SYSTEM_MASTERS]).await;
     Served { running, store, wire, http, channel }
-}
-
-fn maps(name: &str) -> Option<v1::Resource> {
-    Some(v1::Resource {
-        version: "v1".into(),
-        resource: "configmaps".into(),
-        namespace: "shop".into(),
-        name: name.into(),
-        ..v1::Resource::default()
-    })
 }
 
 fn create(name: &str) -> v1::CreateRequest {

@@ -4,7 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{wire::Wire, *};
+use common::{
+    wire::{Wire, maps},
+    *,
+};
 use hawser_api::{
     Client,
     client::{Binding, DeleteOptions},
@@ -25,16 +28,6 @@ fn options(wire: &Wire) -> RemoteOptions {
         ca_pem: wire.authority_pem().into_bytes(),
         identity: Some(wire.identity_pem("admin", &[SYSTEM_MASTERS])),
     }
-}
-
-fn maps(name: &str) -> Option<v1::Resource> {
-    Some(v1::Resource {
-        version: "v1".into(),
-        resource: "configmaps".into(),
-        namespace: "shop".into(),
-        name: name.into(),
-        ..v1::Resource::default()
-    })
 }
 
 async fn make(admin: &Api, name: &str, color: &str) {
@@ -73,6 +66,12 @@ async fn a_collection_is_deleted_only_by_who_says_so() {
     }
     let (left, _) = admin.list(&CONFIG_MAPS, Some("shop"), "color").await;
     assert_eq!(left.len(), 1, "the blue one");
+    make(&admin, "d", "green").await;
+    let sealed = v1::Encoding::Protobuf;
+    let one = v1::DeleteRequest { resource: maps("d"), encoding: sealed.into(), ..request };
+    let deleted = objects.delete(one).await.expect("deleted").into_inner().object.expect("a Status");
+    assert_eq!(deleted.encoding(), sealed);
+    assert!(deleted.body.starts_with(b"k8s\0"), "as it was asked for");
     let remote = Remote::new(&options(&wire)).expect("a client");
     let collection = Target::collection(CONFIG_MAPS, Some("shop"));
     let named = DeleteOptions { field_selector: "metadata.name=c".into(), ..DeleteOptions::default() };

@@ -85,6 +85,59 @@ async fn options_that_do_not_go_together_are_told_by_field() {
 }
 
 #[tokio::test]
+async fn options_are_named_for_what_they_are_of() {
+    let directory = Directory::new();
+    let (running, wire, mut admin) = serve(&directory).await;
+    let object = config_map("a", "1").to_string();
+    assert_eq!(admin.send(request("POST", MAPS, &object)).await.0, StatusCode::CREATED);
+    let (one, many) = (format!("{MAPS}/a"), MAPS.to_owned());
+    for (method, path, media, kind) in [
+        ("POST", &many, "application/json", "CreateOptions"),
+        ("PUT", &one, "application/json", "UpdateOptions"),
+        ("PATCH", &one, "application/merge-patch+json", "PatchOptions"),
+        ("PATCH", &one, "application/apply-patch+yaml", "PatchOptions"),
+    ] {
+        let mut long = request(method, &format!("{path}?fieldManager={}", "m".repeat(129)), &object);
+        long.headers_mut().insert(header::CONTENT_TYPE, media.parse().expect("a header"));
+        let (status, answer) = admin.send(long).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{method}: {answer}");
+        assert_eq!(answer["details"]["kind"], kind, "{method}: {answer}");
+        assert_eq!(answer["details"]["causes"][0]["field"], "fieldManager", "{method}: {answer}");
+    }
+    wire.stop().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn kinds_that_are_old_say_so_with_every_answer() {
+    let directory = Directory::new();
+    let (running, wire, mut admin) = serve(&directory).await;
+    let endpoints = "/api/v1/namespaces/shop/endpoints";
+    let object = json!({ "metadata": { "name": "a" } }).to_string();
+    let old = "299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\"";
+    let status = "299 - \"v1 ComponentStatus is deprecated in v1.19+\"";
+    for (method, path, body, expected) in [
+        ("POST", endpoints.to_owned(), object.as_str(), &[old][..]),
+        ("GET", format!("{endpoints}/a"), "", &[old]),
+        ("PUT", format!("{endpoints}/a"), &object, &[old]),
+        ("GET", endpoints.to_owned(), "", &[old]),
+        ("GET", format!("{endpoints}?watch=true&timeoutSeconds=1"), "", &[old]),
+        ("DELETE", format!("{endpoints}/a"), "", &[old]),
+        ("DELETE", endpoints.to_owned(), "", &[old]),
+        ("GET", "/api/v1/componentstatuses".to_owned(), "", &[status]),
+        ("GET", MAPS.to_owned(), "", &[]),
+    ] {
+        let answer = admin.open(request(method, &path, body)).await;
+        assert!(answer.status().is_success(), "{method} {path}: {}", answer.status());
+        let said: Vec<_> = answer.headers().get_all(header::WARNING).iter().cloned().collect();
+        assert_eq!(said, expected, "{method} {path}");
+        answer.into_body().collect().await.expect("a body");
+    }
+    wire.stop().await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_deletion_that_is_only_tried_shows_what_would_be() {
     let directory = Directory::new();
     let (running, wire, mut admin) = serve(&directory).await;

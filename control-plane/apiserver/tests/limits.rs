@@ -151,6 +151,47 @@ async fn what_fails_or_is_only_tried_is_not_charged() {
 }
 
 #[tokio::test]
+async fn a_pod_is_resized_as_a_whole() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    quota(&admin, "cpu", json!({ "requests.cpu": "4" }), json!({ "requests.cpu": "0" })).await;
+    let mut wanted = pod("web");
+    wanted["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "1" } });
+    wanted["spec"]["resources"] = json!({ "limits": { "cpu": "2", "memory": "1Gi" } });
+    let made = admin.create(&PODS, Some("shop"), wanted).await.expect("a pod");
+    let asked = json!({ "cpu": "1", "memory": "1Gi" });
+    assert_eq!(made["spec"]["resources"]["requests"], asked, "of its containers, or its limit");
+    let patch = async |resources: Value| {
+        let spec = json!({ "resources": resources, "nodeName": "elsewhere" });
+        admin.merge_at(&PODS, Some("shop"), "web", "resize", json!({ "spec": spec })).await
+    };
+    let resized =
+        patch(json!({ "requests": { "cpu": "3" }, "limits": { "cpu": "4" } })).await.expect("resized");
+    let amounts =
+        json!({ "requests": { "cpu": "3", "memory": "1Gi" }, "limits": { "cpu": "4", "memory": "1Gi" } });
+    assert_eq!(resized["spec"]["resources"], amounts);
+    assert_eq!(resized["spec"]["nodeName"], Value::Null, "nothing else changes");
+    assert_eq!(resized["metadata"]["generation"], 2);
+    assert_eq!(used(&admin, "cpu").await, json!({ "requests.cpu": "3" }));
+    for (refused, why) in [
+        (
+            json!({ "requests": { "cpu": "500m" } }),
+            "must be greater than or equal to aggregate container requests of 1",
+        ),
+        (json!({ "requests": { "cpu": "5" }, "limits": { "cpu": "6" } }), "exceeded quota: cpu"),
+        (json!({ "limits": { "cpu": null } }), "pod-level resource limits cannot be removed"),
+        (json!({ "limits": { "memory": "512Mi" } }), "must be less than or equal to memory limit of 512Mi"),
+        (json!({ "requests": { "cpu": "4" } }), "Pod QOS Class may not change as a result of resizing"),
+    ] {
+        let error = patch(refused).await.expect_err(why);
+        assert!(error.message().contains(why), "{}", error.message());
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_resize_is_charged_and_checked() {
     let directory = Directory::new();
     let running = start(&directory).await;

@@ -3,13 +3,18 @@
 //! A pod that names a ResourceClaimTemplate gets a claim of its own, which goes with it, and finds its name in
 //! `status.resourceClaimStatuses`; the name follows from the pod's uid, so that no claim is made twice. Pods that have ended
 //! are taken out of `reservedFor`; a claim that is reserved for nobody gives its devices back and loses the finalizer that
-//! kept it; one that a scheduler made for extended resources too. A pod that was put on its node by hand has its allocated
-//! claims reserved here, as no scheduler does it.
+//! kept it; one that a scheduler made for extended resources too. A claim that goes with its pod is deleted first, and gives
+//! its devices back by the write that lets it go. A pod that was put on its node by hand has its allocated claims reserved
+//! here, as no scheduler does it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
-use hawser_api::{Api, Error, error::Reason, resource::ObjectKey};
+use hawser_api::{Api, Error, client::DeleteOptions, error::Reason, resource::ObjectKey};
 use k8s_openapi::{
     api::{
         core::v1::{Pod, PodResourceClaim},
@@ -17,6 +22,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -24,7 +30,7 @@ use crate::{
     Context, Starts,
     caches::claim_term,
     events::Recorder,
-    meta::{MetaExt, controller_reference, only_this, pod_is_terminal, pod_node},
+    meta::{MetaExt, controller_reference, pod_is_terminal, pod_node},
     pods::namespace_is_ending,
     queue::Queue,
     template::hash,
@@ -41,6 +47,10 @@ const MOST_CONSUMERS: usize = 256;
 const NAMES: i32 = 8;
 /// Of the part of a name before the suffix, in bytes; as upstream's API server.
 const LONGEST_PREFIX: usize = 57;
+/// Upstream's default of `--concurrent-resource-claim-syncs`: they wait for writes, which the store commits together.
+const WORKERS: usize = 50;
+/// Pods that are remembered as gone. One that is forgotten is asked for.
+const MOST_GONE: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Key {
@@ -63,17 +73,20 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
     }
     let context = starts.context.clone();
     let queue = Queue::new();
-    let changed = queue.clone();
+    let gone = Arc::new(Mutex::new(Gone::default()));
+    let (changed, noted) = (queue.clone(), gone.clone());
     context.caches.pods.on_change(move |change| {
         let claims = |pod: &Arc<Pod>| claims_of(pod).map(Key::Claim).collect::<Vec<_>>();
-        if let Some(old) = change.old.filter(|old| change.new.is_none_or(|new| new.uid() != old.uid())) {
+        let uses_claims = |pod: &&Arc<Pod>| claims_in(pod).next().is_some() || extended(pod).is_some();
+        let is_gone = |old: &&Arc<Pod>| change.new.is_none_or(|new| new.uid() != old.uid());
+        if let Some(old) = change.old.filter(is_gone).filter(uses_claims) {
+            noted.lock().add(old.uid());
             claims(old).into_iter().for_each(|claim| changed.add(claim));
         }
-        let Some(pod) = change.new.filter(|pod| claims_in(pod).next().is_some() || extended(pod).is_some())
-        else {
-            return;
-        };
-        changed.add(Key::Pod(change.key.clone()));
+        let Some(pod) = change.new.filter(uses_claims) else { return };
+        if is_news(pod, change.old.map(|old| &**old)) {
+            changed.add(Key::Pod(change.key.clone()));
+        }
         if is_done(pod) {
             claims(pod).into_iter().for_each(|claim| changed.add(claim));
         }
@@ -110,8 +123,30 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
         }
     });
     let recorder = context.recorder.of("resource_claim");
-    let workers = context.config.workers;
-    starts.add(Controller { context, recorder }, queue, workers);
+    let workers = context.config.workers.max(WORKERS);
+    starts.add(Controller { context, recorder, gone }, queue, workers);
+}
+
+/// Pods with claims that are known to be gone, by uid: the last [`MOST_GONE`].
+#[derive(Default)]
+struct Gone {
+    uids: HashSet<String>,
+    /// The oldest first.
+    order: VecDeque<String>,
+}
+
+impl Gone {
+    fn add(&mut self, uid: &str) {
+        if !self.uids.insert(uid.to_owned()) {
+            return;
+        }
+        self.order.push_back(uid.to_owned());
+        if self.order.len() > MOST_GONE
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.uids.remove(&oldest);
+        }
+    }
 }
 
 fn claims_in(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
@@ -139,6 +174,18 @@ pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
     };
     let names = claims_in(pod).filter_map(name).chain(extended(pod).map(str::to_owned));
     names.map(move |name| ObjectKey::new(pod.namespace(), name))
+}
+
+/// Whether there may be something to do for the pod that was not when it was seen as `before`: its own claims are all made
+/// and noted, and what becomes of claims is heard of with them.
+fn is_news(pod: &Pod, before: Option<&Pod>) -> bool {
+    let Some(before) = before.filter(|before| before.uid() == pod.uid()) else { return true };
+    let is_unmade = |claim: &PodResourceClaim| {
+        claim.resource_claim_template_name.is_some() && noted(pod, &claim.name).is_none()
+    };
+    claims_in(pod).any(is_unmade)
+        || pod_node(before) != pod_node(pod)
+        || !claims_of(before).eq(claims_of(pod))
 }
 
 /// The pod will use no devices any more: it has ended, or is deleted before it began.
@@ -187,6 +234,7 @@ fn generated(pod: &Pod, claim: &str, template: &ResourceClaimTemplate, taken: i3
 struct Controller {
     context: Arc<Context>,
     recorder: Recorder,
+    gone: Arc<Mutex<Gone>>,
 }
 
 #[async_trait]
@@ -245,17 +293,22 @@ impl Controller {
     /// The name of the pod's claim; `None` where the namespace is ending.
     async fn ensure(&self, pod: &Pod, claim: &str, template: &str) -> Result<Option<String>, Error> {
         let namespace = pod.namespace();
-        if let Some(known) = noted(pod, claim).map(|name| ObjectKey::new(namespace, name))
-            && let Some(found) = self.context.caches.resource_claims.get(&known)
-        {
-            return is_own(pod, &found).map(|()| Some(known.name));
+        let claims: Api<ResourceClaim> = Api::namespaced(self.context.client.clone(), namespace);
+        if let Some(known) = noted(pod, claim).map(|name| ObjectKey::new(namespace, name)) {
+            let found = match self.context.caches.resource_claims.get(&known) {
+                // The cache may not have a claim that was made a moment ago.
+                None => claims.find(&known.name).await?.map(Arc::new),
+                found => found,
+            };
+            if let Some(found) = found {
+                return is_own(pod, &found).map(|()| Some(known.name));
+            }
         }
         let key = ObjectKey::new(namespace, template);
         let template = self.context.caches.resource_claim_templates.get(&key);
         let template = template.ok_or_else(|| {
             Error::new(Reason::NotFound, format!("resource claim template {:?}: not found", key.name))
         })?;
-        let claims: Api<ResourceClaim> = Api::namespaced(self.context.client.clone(), namespace);
         let mut outcome = Ok(None);
         for taken in 0..NAMES {
             let wanted = generated(pod, claim, &template, taken);
@@ -307,42 +360,55 @@ impl Controller {
             }
             return Ok(());
         }
-        let mut claim = (*claim).clone();
+        if self.is_of_no_use(&claim) {
+            return self.delete(&claim).await;
+        }
         let was_used = !consumers(&claim).is_empty();
-        if is_allocated(&claim) && (was_used || claim.is_deleting()) {
+        if !was_used && !claim.is_deleting() {
+            return Ok(());
+        }
+        let mut claim = (*claim).clone();
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|finalizer| finalizer != FINALIZER);
+        // Where nothing else keeps it, it goes with its allocation.
+        let goes = claim.is_deleting() && finalizers.is_empty() && has_finalizer(&claim);
+        if is_allocated(&claim) && !goes {
             let none = json!({ "allocation": null, "reservedFor": null, "devices": null });
             let Some(written) = self.write(&claim, none).await? else { return Ok(()) };
             claim = written;
-            info!(%key, "nobody uses the claim any more: its devices are free");
         }
         // Without an allocation, the finalizer is a scheduler's that is about to write one, unless the claim has had one.
-        if has_finalizer(&claim) && !is_allocated(&claim) && (was_used || claim.is_deleting()) {
-            let finalizers: Vec<&String> = claim
-                .metadata
-                .finalizers
-                .iter()
-                .flatten()
-                .filter(|finalizer| *finalizer != FINALIZER)
-                .collect();
-            let metadata = json!({ "resourceVersion": claim.resource_version(), "finalizers": finalizers });
-            match self.api(&claim).merge_patch(claim.name(), &json!({ "metadata": metadata })).await {
-                Err(error) if error.is_not_found() => return Ok(()),
-                outcome => claim = outcome?,
+        if has_finalizer(&claim) {
+            let metadata = json!({
+                "uid": claim.uid(), "resourceVersion": claim.resource_version(), "finalizers": finalizers,
+            });
+            let written = self.api(&claim).merge_patch(claim.name(), &json!({ "metadata": metadata })).await;
+            if !written.as_ref().is_err_and(Error::is_not_found) {
+                written?;
             }
+            info!(%key, "nobody uses the claim any more: its devices are free");
         }
-        self.delete_if_of_no_use(&claim).await
+        Ok(())
     }
 
-    /// A claim that was made for a pod that has ended goes before the pod does.
-    async fn delete_if_of_no_use(&self, claim: &ResourceClaim) -> Result<(), Error> {
-        let Some(owner) = claim.controller().filter(|owner| owner.kind == "Pod") else { return Ok(()) };
+    /// A claim that was made for a pod that has ended goes before the pod does, and with a pod that is gone.
+    fn is_of_no_use(&self, claim: &ResourceClaim) -> bool {
+        let Some(owner) = claim.controller().filter(|owner| owner.kind == "Pod") else { return false };
         let key = ObjectKey::new(claim.namespace(), owner.name.as_str());
-        // Where there is no such pod, the garbage collector knows it.
+        // Where the pod is not known at all, the garbage collector knows it.
         let pod = self.context.caches.pods.get(&key).filter(|pod| pod.uid() == owner.uid);
-        if claim.is_deleting() || !pod.is_some_and(|pod| is_done(&pod)) {
-            return Ok(());
-        }
-        self.api(claim).delete(claim.name(), &only_this(claim)).await
+        !claim.is_deleting()
+            && pod.map_or_else(|| self.gone.lock().uids.contains(&owner.uid), |pod| is_done(&pod))
+    }
+
+    /// Deletes the claim as it was seen: somebody may come to use it meanwhile.
+    async fn delete(&self, claim: &ResourceClaim) -> Result<(), Error> {
+        let options = DeleteOptions {
+            uid: claim.metadata.uid.clone(),
+            resource_version: claim.metadata.resource_version.clone(),
+            ..DeleteOptions::default()
+        };
+        self.api(claim).delete_if_there(claim.name(), &options).await.map(drop)
     }
 
     /// Whether the consumer still uses the claim. Others than pods are left alone.
@@ -359,6 +425,9 @@ impl Controller {
         let cached = self.context.caches.pods.get(&key).filter(|pod| pod.uid() == consumer.uid);
         if let Some(pod) = cached {
             return Ok(!is_done(&pod));
+        }
+        if self.gone.lock().uids.contains(&consumer.uid) {
+            return Ok(false);
         }
         // The cache may not have a pod that was made a moment ago.
         let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), claim.namespace());

@@ -118,6 +118,60 @@ async fn the_claim_of_a_pod_that_has_ended_goes() {
     assert_eq!(api.all::<ResourceClaim>().len(), 0, "it is not made again");
 }
 
+/// What was asked of claims, in order.
+fn noted_requests(api: &FakeApi) -> Arc<Mutex<Vec<String>>> {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let noted = requests.clone();
+    api.fault(move |verb, target| {
+        if target.resource.resource == "resourceclaims" {
+            noted.lock().push(verb.to_owned());
+        }
+        Fault::None
+    });
+    requests
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_pod_that_is_gone_goes_with_its_devices_in_two_writes() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    template(&api, "t");
+    let owner = pod(&api, "a", from_template());
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let name = noted_in(&api, "a").unwrap();
+    allocate(&api, &name, &[&owner]);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    let requests = noted_requests(&api);
+    api.remove::<Pod>("default", "a", &DeleteOptions::default());
+    api.until("it is gone", |api| read(api, &name).is_none()).await;
+    assert_eq!(*requests.lock(), ["delete", "patch"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_others_keep_gives_its_devices_back_before_it_goes() {
+    let api = FakeApi::new();
+    let _running = Running::start(&api, &[NAME]);
+    template(&api, "t");
+    let owner = pod(&api, "a", from_template());
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let name = noted_in(&api, "a").unwrap();
+    allocate(&api, &name, &[&owner]);
+    let metadata = json!({ "finalizers": [FINALIZER, "example.com/keep"] });
+    api.patch::<ResourceClaim>("default", &name, json!({ "metadata": metadata }));
+    api.remove::<Pod>("default", "a", &DeleteOptions::default());
+    api.until("it is free", |api| is_free(api, &name)).await;
+    assert!(read(&api, &name).is_some_and(|claim| claim.is_deleting()));
+}
+
+#[test]
+fn pods_that_are_gone_are_remembered_up_to_a_bound() {
+    let mut gone = Gone::default();
+    (0..=MOST_GONE).for_each(|number| gone.add(&number.to_string()));
+    gone.add("1");
+    assert_eq!((gone.uids.len(), gone.order.len()), (MOST_GONE, MOST_GONE));
+    assert!(!gone.uids.contains("0") && gone.uids.contains("1"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_claim_for_extended_resources_goes_with_the_end_of_its_pod() {
     let api = FakeApi::new();

@@ -1,8 +1,9 @@
 //! Evaluations: what every node is for pods with the same needs and priority, kept and brought up to date by what changed.
 //!
 //! The first pod of a workload costs a pass of filters and scores over all nodes; the next costs the nodes that
-//! changed since. Kept for a bounded number of nodes in all, least recently used ones go first; losing one costs
-//! time only.
+//! changed since. Of an extended resource that few nodes have, only those are looked at; why the others are refused is
+//! found out when somebody asks. Kept for a bounded number of nodes in all, least recently used ones go first; losing one
+//! costs time only.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,11 +27,13 @@ const MOST_NODES: usize = 1_280_000;
 /// More different refusals than one cluster has at a time; an evaluation that met more starts anew.
 const MOST_REFUSALS: usize = 4096;
 
-/// A verdict on a node: it can run the pod, it does not exist, or the number of a refusal.
+/// A verdict on a node: it can run the pod, it does not exist, it lacks a resource and was not looked at, or the number of
+/// a refusal.
 type Verdict = u16;
 const FITS: Verdict = 0;
 const ABSENT: Verdict = 1;
-const REFUSALS: usize = 2;
+const UNSEEN: Verdict = 2;
+const REFUSALS: usize = 3;
 
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -56,11 +59,31 @@ pub(crate) struct Evaluation {
     images_of: Option<(u64, usize)>,
     refusals: Vec<Refusal>,
     numbers: HashMap<Refusal, Verdict>,
+    /// The refusal that was numbered last: most nodes say what the one before them said.
+    last: Option<Verdict>,
+    /// There may be nodes that were not looked at.
+    has_unseen: bool,
 }
 
 impl Evaluations {
     /// What every node is for the needs now, beside pods of the priority or a higher one that it is kept for.
     pub(crate) fn of(&mut self, needs: &Arc<Needs>, priority: i32, snapshot: &Snapshot) -> &Evaluation {
+        self.updated(needs, priority, snapshot)
+    }
+
+    /// The same, with why nodes are refused.
+    pub(crate) fn explained(
+        &mut self,
+        needs: &Arc<Needs>,
+        priority: i32,
+        snapshot: &Snapshot,
+    ) -> &Evaluation {
+        let evaluation = self.updated(needs, priority, snapshot);
+        evaluation.look_at_unseen(needs, priority, snapshot);
+        evaluation
+    }
+
+    fn updated(&mut self, needs: &Arc<Needs>, priority: i32, snapshot: &Snapshot) -> &mut Evaluation {
         self.uses += 1;
         let key = (Same(needs.clone()), priority);
         if !self.by_needs.contains_key(&key) {
@@ -115,12 +138,12 @@ impl Evaluation {
         !self.images.is_empty()
     }
 
-    /// Nodes that exist and are refused, with what says no.
+    /// Nodes that exist and are refused, with what says no. Of an explained evaluation.
     pub(crate) fn refused(&self) -> impl Iterator<Item = (Slot, &Refusal)> {
         self.verdicts.iter().enumerate().filter_map(|(slot, verdict)| Some((slot, self.refusal(*verdict)?)))
     }
 
-    /// How many nodes each refusal is said of.
+    /// How many nodes each refusal is said of. Of an explained evaluation.
     pub(crate) fn refusals(&self) -> impl Iterator<Item = (&Refusal, usize)> {
         let mut counts = vec![0; self.refusals.len() + REFUSALS];
         self.verdicts.iter().for_each(|verdict| counts[usize::from(*verdict)] += 1);
@@ -147,10 +170,34 @@ impl Evaluation {
                 let slots: HashSet<Slot> = changes.collect();
                 slots.into_iter().for_each(|slot| self.evaluate(needs, priority, snapshot, slot));
             }
-            None => (0..snapshot.nodes.len()).for_each(|slot| self.evaluate(needs, priority, snapshot, slot)),
+            None => self.evaluate_all(needs, priority, snapshot),
         }
         self.version = Some(snapshot.version());
         self.update_images(needs, snapshot);
+    }
+
+    fn evaluate_all(&mut self, needs: &Needs, priority: i32, snapshot: &Snapshot) {
+        let Some(having) = filters::having_rarest(needs, snapshot) else {
+            (0..snapshot.nodes.len()).for_each(|slot| self.evaluate(needs, priority, snapshot, slot));
+            return;
+        };
+        // They cannot fit: what is kept of those that did is about what was.
+        self.by_resources = Ranking::default();
+        self.relative = 0;
+        self.verdicts.fill(UNSEEN);
+        self.has_unseen = true;
+        having.for_each(|slot| self.evaluate(needs, priority, snapshot, slot));
+    }
+
+    fn look_at_unseen(&mut self, needs: &Needs, priority: i32, snapshot: &Snapshot) {
+        if !std::mem::take(&mut self.has_unseen) {
+            return;
+        }
+        for slot in 0..self.verdicts.len() {
+            if self.verdicts[slot] == UNSEEN {
+                self.evaluate(needs, priority, snapshot, slot);
+            }
+        }
     }
 
     fn update_images(&mut self, needs: &Needs, snapshot: &Snapshot) {
@@ -193,10 +240,18 @@ impl Evaluation {
     }
 
     fn number(&mut self, refusal: Refusal) -> Verdict {
-        if let Some(number) = self.numbers.get(&refusal) {
-            return *number;
+        if let Some(last) = self.last
+            && self.refusal(last) == Some(&refusal)
+        {
+            return last;
         }
-        // Past the last number all are one: the next update starts anew.
+        let number = self.numbers.get(&refusal).copied().unwrap_or_else(|| self.number_anew(refusal));
+        self.last = Some(number);
+        number
+    }
+
+    /// Past the last number all are one: the next update starts anew.
+    fn number_anew(&mut self, refusal: Refusal) -> Verdict {
         let number = Verdict::try_from(self.refusals.len() + REFUSALS).unwrap_or(Verdict::MAX);
         if number < Verdict::MAX {
             self.refusals.push(refusal.clone());

@@ -46,7 +46,7 @@ pub async fn explain(
     all::<PodDisruptionBudget>(&client).await?.iter().for_each(|budget| core.budget_changed(budget));
     all::<StorageClass>(&client).await?.iter().for_each(|class| core.class_changed(class, NOW));
     all::<CSINode>(&client).await?.iter().for_each(|node| core.csi_node_changed(node, NOW));
-    all::<VolumeAttachment>(&client).await?.iter().for_each(|one| core.attachment_changed(one));
+    all::<VolumeAttachment>(&client).await?.iter().for_each(|one| core.attachment_changed(one, NOW));
     all::<CSIDriver>(&client).await?.iter().for_each(|driver| core.driver_changed(driver, NOW));
     all::<CSIStorageCapacity>(&client)
         .await?

@@ -12,7 +12,7 @@ use crate::{
     profile::Plugin,
     refusal::{Lack, Refusal},
     resources::{CPU, EPHEMERAL_STORAGE, MEMORY},
-    snapshot::{NodeEntry, Occupancy},
+    snapshot::{NodeEntry, Occupancy, Slot, Snapshot},
 };
 
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -45,6 +45,20 @@ pub(crate) fn refusal_with(needs: &Needs, node: &NodeEntry, taken: &Occupancy) -
         }
     }
     room(needs, node, taken)
+}
+
+/// The nodes that have the rarest of the extended resources that the pod asks nodes for: no other can run it. `None` where it
+/// asks for none.
+pub(crate) fn having_rarest<'a>(
+    needs: &Needs,
+    snapshot: &'a Snapshot,
+) -> Option<impl Iterator<Item = Slot> + use<'a>> {
+    let on = |plugin| needs.profile.filters.contains(plugin);
+    let from_class =
+        |name: &str| on(Plugin::DynamicResources) && snapshot.devices.providers().contains_key(name);
+    let counted = |name: &&String| !needs.profile.ignores(name) && !from_class(name);
+    let asked = needs.requests.extended.keys().filter(|_| on(Plugin::NodeResourcesFit)).filter(counted);
+    asked.map(|name| snapshot.having(name)).min_by_key(|having| having.len())
 }
 
 /// NodeDeclaredFeatures. Asked after all others, as upstream.

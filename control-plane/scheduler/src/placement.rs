@@ -154,7 +154,7 @@ impl Placement {
         };
         let more: HashMap<Slot, Refusal> = slots.map(|(slot, refused)| (slot, refusal(refused))).collect();
         let counters = snapshot.counters_of(&pod.terms);
-        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+        let evaluation = self.evaluations.explained(&pod.needs, pod.priority, snapshot);
         if let Ok(outlook) = Outlook::new(pod, snapshot, &counters) {
             let mut diagnosis = diagnosis(&outlook, evaluation, &more);
             // An extender may leave nodes out without a word.
@@ -187,7 +187,7 @@ impl Placement {
                 match only_name(pod) {
                     Some(name) => diagnosis_of_one(&outlook, name),
                     None => {
-                        let evaluation = self.evaluations.of(&pod.needs, pod.priority, snapshot);
+                        let evaluation = self.evaluations.explained(&pod.needs, pod.priority, snapshot);
                         diagnosis(&outlook, evaluation, &HashMap::new())
                     }
                 }

@@ -334,7 +334,7 @@ fn follow(shell: &Arc<Shell>, followers: &mut JoinSet<()>) -> impl Future<Output
             follow_set(core, ControllerKind::StatefulSet, change, selector);
         }),
         follow_kind(shell, followers, |core, change: &Change<'_, VolumeAttachment>, now| match change.new {
-            Some(attachment) => core.attachment_changed(attachment),
+            Some(attachment) => core.attachment_changed(attachment, now),
             None => core.attachment_removed(&change.key.name, now),
         }),
     ];

@@ -327,16 +327,31 @@ fn replicas_spread_over_zones_and_hosts() {
     assert!(first.iter().all(|node| used.iter().filter(|used| used == node).count() == 2), "{used:?}");
 }
 
+/// A pod for which no other goes.
+fn ranked(name: &str, amount: &str, priority: i32, fields: &serde_json::Value) -> Pod {
+    let mut pod = cpu(name, amount);
+    let spec = pod.spec.as_mut().unwrap();
+    (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
+    spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
+    pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
+    pod
+}
+
+#[test]
+fn what_a_nominated_pod_asks_for_no_more_is_everyones() {
+    let mut scheduler = scheduler();
+    scheduler.node_changed(&node("n1", json!({})), START);
+    let nominated = json!({ "nodeSelector": { "near": "yes" }, "status": { "nominatedNodeName": "n1" } });
+    scheduler.pod_changed(&ranked("high", "3", 10, &nominated), START);
+    scheduler.pod_changed(&ranked("low", "3", 0, &json!({})), START);
+    assert!(scheduler.schedule(10, START).bindings.is_empty());
+    scheduler.pod_changed(&ranked("high", "1", 10, &nominated), at(20));
+    assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n1")]);
+}
+
 #[test]
 fn a_nomination_that_somebody_else_writes_is_followed() {
-    let ranked = |name: &str, priority: i32, fields: serde_json::Value| {
-        let mut pod = cpu(name, "3");
-        let spec = pod.spec.as_mut().unwrap();
-        (spec.priority, spec.preemption_policy) = (Some(priority), Some("Never".to_owned()));
-        spec.node_selector = serde_json::from_value(fields["nodeSelector"].clone()).unwrap();
-        pod.status = serde_json::from_value(fields["status"].clone()).unwrap();
-        pod
-    };
+    let ranked = |name: &str, priority: i32, fields: serde_json::Value| ranked(name, "3", priority, &fields);
     let near = json!({ "near": "yes" });
     let mut scheduler = scheduler();
     scheduler.node_changed(&node("n1", json!({ "metadata": { "labels": near } })), START);
@@ -352,4 +367,37 @@ fn a_nomination_that_somebody_else_writes_is_followed() {
     // What is given up is everyone's.
     scheduler.pod_changed(&ranked("high", 10, json!({ "nodeSelector": near })), at(30));
     assert_eq!(nodes_of(&scheduler.schedule(10, at(40))), [("low", "n2")]);
+}
+
+/// Nodes without the resource are looked at only to say why they are refused.
+#[test]
+fn a_resource_that_few_nodes_have_is_found_and_its_lack_is_told() {
+    let mut scheduler = scheduler();
+    let gpus = |count: &str| json!({ "status": { "allocatable": { "cpu": "4", "pods": "10", "example.com/gpu": count } } });
+    let with_gpu = |name: &str| {
+        let requests = json!({ "cpu": "1", "example.com/gpu": "1" });
+        pod(name, json!({ "containers": [{ "name": "c", "resources": { "requests": requests } }] }))
+    };
+    let tainted = json!({ "spec": { "taints": [{ "key": "k", "effect": "NoSchedule" }] } });
+    for (name, fields) in [("n1", json!({})), ("n2", gpus("1")), ("n3", tainted)] {
+        scheduler.node_changed(&node(name, fields), START);
+    }
+    scheduler.pod_changed(&with_gpu("a"), START);
+    assert_eq!(nodes_of(&scheduler.schedule(1, START)), [("a", "n2")]);
+    scheduler.pod_changed(&with_gpu("b"), START);
+    let told = |plan: &Plan| plan.rejected[0].message.split(" preemption").next().unwrap().to_owned();
+    let message =
+        "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient example.com/gpu.";
+    assert_eq!(told(&scheduler.schedule(1, START)), message);
+    // It comes to a node, and goes with it.
+    scheduler.node_changed(&node("n1", gpus("1")), at(20));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(20))), [("b", "n1")]);
+    scheduler.node_removed("n1", at(30));
+    scheduler.node_changed(&node("n1", gpus("2")), at(40));
+    scheduler.pod_changed(&with_gpu("c"), at(40));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(40))), [("c", "n1")]);
+    scheduler.node_changed(&node("n1", json!({})), at(50));
+    scheduler.pod_removed("a", at(50));
+    scheduler.pod_changed(&with_gpu("d"), at(50));
+    assert_eq!(nodes_of(&scheduler.schedule(1, at(50))), [("d", "n2")]);
 }

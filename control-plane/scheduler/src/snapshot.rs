@@ -46,6 +46,8 @@ pub(crate) struct Snapshot {
     pub(crate) devices: Devices,
     pub(crate) nominations: Nominations,
     pods: HashMap<Arc<str>, Placed>,
+    /// Nodes by the extended resources that they have themselves.
+    having: HashMap<String, BTreeSet<Slot>>,
     /// Pods of each pod group that have a node and are to keep it, by node.
     groups: HashMap<ObjectKey, BTreeMap<Slot, usize>>,
     changes: VecDeque<Slot>,
@@ -143,6 +145,12 @@ impl Snapshot {
         self.pods.len()
     }
 
+    /// Nodes that have some of an extended resource themselves, in the order of their slots.
+    pub(crate) fn having<'a>(&'a self, resource: &str) -> impl ExactSizeIterator<Item = Slot> + use<'a> {
+        static NONE: BTreeSet<Slot> = BTreeSet::new();
+        self.having.get(resource).unwrap_or(&NONE).iter().copied()
+    }
+
     pub(crate) fn slot(&self, name: &str) -> Option<Slot> {
         self.slots.get(name).copied()
     }
@@ -185,7 +193,8 @@ impl Snapshot {
         let entry = &mut self.nodes[slot];
         entry.features = features.unwrap_or_default();
         entry.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or_default();
-        entry.allocatable = Requests::from_amounts(amounts);
+        let before = std::mem::replace(&mut entry.allocatable, Requests::from_amounts(amounts));
+        note_extended(&mut self.having, slot, &before, &entry.allocatable);
         entry.providers = self.devices.providers().clone();
         entry.images = self.images.put(slot, &entry.images, Some(node));
         if !entry.exists || entry.labels != labels || entry.taints != taints {
@@ -231,6 +240,7 @@ impl Snapshot {
         self.topology.node_leaves(slot, entry);
         self.known -= usize::from(entry.exists);
         entry.exists = false;
+        note_extended(&mut self.having, slot, &std::mem::take(&mut entry.allocatable), &entry.allocatable);
         entry.images = self.images.put(slot, &entry.images, None);
         self.topology.node_comes(slot, entry);
         self.log(slot);
@@ -264,7 +274,7 @@ impl Snapshot {
             *self.groups.entry(group.key.clone()).or_default().entry(slot).or_default() += 1;
         }
         self.topology.add_pod(pod, slot, &self.nodes);
-        self.volumes.count(pod, 1);
+        self.volumes.count(pod, slot, 1);
         let entry = &mut self.nodes[slot];
         entry.taken.add(&pod.needs);
         entry.pods.push(pod.clone());
@@ -287,7 +297,7 @@ impl Snapshot {
             }
         }
         self.topology.remove_pod(&pod, slot, &self.nodes);
-        self.volumes.count(&pod, -1);
+        self.volumes.count(&pod, slot, -1);
         let entry = &mut self.nodes[slot];
         entry.taken.remove(&pod.needs);
         if let Some(index) = entry.place_of(&pod) {
@@ -343,5 +353,28 @@ impl Snapshot {
         }
         self.changes.push_back(slot);
         self.changed += 1;
+    }
+}
+
+/// Follows what a node has of extended resources.
+fn note_extended(
+    having: &mut HashMap<String, BTreeSet<Slot>>,
+    slot: Slot,
+    before: &Requests,
+    now: &Requests,
+) {
+    if before.extended == now.extended {
+        return;
+    }
+    for resource in before.extended.keys() {
+        if let Some(slots) = having.get_mut(resource) {
+            slots.remove(&slot);
+            if slots.is_empty() {
+                having.remove(resource);
+            }
+        }
+    }
+    for (resource, _) in now.extended.iter().filter(|(_, amount)| **amount > 0) {
+        having.entry(resource.clone()).or_default().insert(slot);
     }
 }

@@ -247,6 +247,7 @@ impl Client for Remote {
             collection: target.name.is_none(),
             label_selector: options.label_selector.clone(),
             field_selector: options.field_selector.clone(),
+            encoding: v1::Encoding::Json.into(),
         };
         let answer =
             self.objects.clone().delete(request(message)).await.map_err(|status| from_grpc(&status))?;

@@ -106,13 +106,18 @@ pub trait Plugin: Send + Sync {
     }
 }
 
-/// Kinds that plugins read from the caches: who wrote one must find it heeded at once.
-const READ: [(&str, &str); 7] = [
+/// Kinds that plugins and authorization read from the caches: who wrote one must find it heeded at once. Who took a right
+/// away is answered when it is gone.
+const READ: [(&str, &str); 11] = [
     ("", "limitranges"),
     ("", "namespaces"),
     ("", "resourcequotas"),
     ("networking.k8s.io", "ingressclasses"),
     ("node.k8s.io", "runtimeclasses"),
+    ("rbac.authorization.k8s.io", "clusterrolebindings"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
+    ("rbac.authorization.k8s.io", "rolebindings"),
+    ("rbac.authorization.k8s.io", "roles"),
     ("scheduling.k8s.io", "priorityclasses"),
     ("storage.k8s.io", "storageclasses"),
 ];

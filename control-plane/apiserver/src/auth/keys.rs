@@ -1,6 +1,8 @@
 //! Public keys that service account tokens are checked with, beside the one that signs them: those of a control plane that
 //! this one takes over from, and those of before a change of keys.
 //!
+//! A file with private keys is as good: their public part is taken, as upstream does.
+//!
 //! RSA (RS256, from 2,048 bits on) and ECDSA on P-256 and P-384 (ES256, ES384). A key has one algorithm, whatever a token's
 //! header says. Its id is upstream's: the hash of its SubjectPublicKeyInfo.
 
@@ -20,6 +22,8 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
+use super::private_keys;
+
 /// Keys of one file.
 const MAX_KEYS: usize = 16;
 const MIN_RSA_BITS: usize = 2_048;
@@ -34,14 +38,16 @@ const P521: &str = "1.3.132.0.35";
 pub enum KeyFileError {
     #[error("not PEM")]
     Pem,
-    #[error("holds no public key")]
+    #[error("holds no key")]
     Empty,
     #[error("holds more than {MAX_KEYS} keys")]
     TooMany,
     #[error(
-        "holds a {0}: public keys (PUBLIC KEY) and certificates are needed, as `openssl pkey -pubout` writes them"
+        "holds a {0}: keys (PUBLIC KEY, PRIVATE KEY, RSA PRIVATE KEY, EC PRIVATE KEY) and certificates are needed"
     )]
     Label(String),
+    #[error("holds a {0} that is none of RSA (of 2048 to 4096 bits), P-256 or P-384 with its public key")]
+    Private(String),
     #[error("holds what is no public key")]
     Malformed,
     #[error("holds an RSA key of {0} bits: at least {MIN_RSA_BITS} are needed")]
@@ -104,6 +110,13 @@ impl VerifyingKey {
                     let (_, certificate) = X509Certificate::from_der(&block.contents).map_err(malformed)?;
                     Self::of(certificate.public_key())?
                 }
+                label @ ("PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY") => {
+                    let public = private_keys::public_part(label, &block.contents)
+                        .ok_or_else(|| KeyFileError::Private(label.to_owned()))?;
+                    Self::of(&SubjectPublicKeyInfo::from_der(&public).map_err(malformed)?.1)?
+                }
+                // Which curve the key behind it is on, which that key says too.
+                "EC PARAMETERS" => continue,
                 other => return Err(KeyFileError::Label(other.to_owned())),
             });
         }
@@ -186,7 +199,7 @@ impl VerifyingKey {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData};
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData};
     use ring::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair},
@@ -249,6 +262,8 @@ KRzEjl9NFDy1wFdoWl82gTbRuD7x0JsY1VtLiv/IA6KfLkCH6ymCJGGrWaYfl6bV
         ] {
             let made = KeyPair::generate_for(curve).expect("a key");
             let key = read(&made.public_key_pem()).expect("a key");
+            let private = read(&made.serialize_pem()).expect("its public part");
+            assert_eq!(private.jwk(), key.jwk());
             let random = SystemRandom::new();
             let pair = EcdsaKeyPair::from_pkcs8(signing, &made.serialize_der(), &random).expect("a key");
             let signature = pair.sign(&random, b"text").expect("signed");
@@ -266,11 +281,13 @@ KRzEjl9NFDy1wFdoWl82gTbRuD7x0JsY1VtLiv/IA6KfLkCH6ymCJGGrWaYfl6bV
             VerifyingKey::all_from_pem(&format!("{RSA}\n{RSA}\n")).map(|keys| keys.len()).ok(),
             Some(2)
         );
-        let made = KeyPair::generate().expect("a key");
+        let made = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
         let many = format!("{RSA}\n").repeat(MAX_KEYS + 1);
         for (pem, expected) in [
-            ("", "holds no public key"),
-            (made.serialize_pem().as_str(), "holds a PRIVATE KEY"),
+            ("", "holds no key"),
+            ("-----BEGIN EC PARAMETERS-----\nAAAA\n-----END EC PARAMETERS-----\n", "holds no key"),
+            ("-----BEGIN SECRET-----\nAAAA\n-----END SECRET-----\n", "holds a SECRET: keys"),
+            (made.serialize_pem().as_str(), "holds a PRIVATE KEY that is none of RSA"),
             (SHORT_RSA, "holds an RSA key of 1024 bits"),
             (ON_P521, "holds a key on the curve P-521"),
             (many.as_str(), "holds more than 16 keys"),

@@ -7,6 +7,7 @@ pub mod impersonation;
 pub mod jwt;
 pub mod keys;
 pub mod node;
+mod private_keys;
 pub mod rbac;
 pub mod tokens;
 

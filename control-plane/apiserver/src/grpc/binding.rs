@@ -5,13 +5,12 @@ use std::time::Instant;
 use hawser_api::{
     Error,
     client::Binding,
-    resource::Target,
     v1::{self, binding_service_server::BindingService},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Front, count, user_of};
-use crate::local::{PODS, bind_all};
+use super::{Front, count, labels, user_of};
+use crate::local::{bind_all, binding_of};
 
 #[tonic::async_trait]
 impl BindingService for Front {
@@ -30,10 +29,10 @@ impl BindingService for Front {
             .collect();
         let began = Instant::now();
         let results = bind_all(&self.server, &user, &bindings).await;
-        for (binding, result) in bindings.iter().zip(&results) {
-            let target = Target::object(PODS, Some(&binding.namespace), &binding.pod);
-            let code = result.as_ref().err().map_or(201, Error::code);
-            count(&self.server, "create", &target.with_subresource("binding"), code, began);
+        // All are counted alike, whichever pods they are of.
+        let labels = labels(&self.server, "create", &Ok(binding_of("", "")));
+        for result in &results {
+            count(&self.server, labels, result.as_ref().err().map_or(201, Error::code), began);
         }
         let results = results
             .into_iter()

@@ -27,10 +27,10 @@ const ENDING: [&str; 2] = ["/hawser.v1.ObjectService/", "/hawser.v1.BindingServi
 
 const TIMEOUT: &str = "grpc-timeout";
 
-/// Carries out a call within its deadlines.
+/// Carries out a call within its deadlines; `asked` is the client's ([`asked`]).
 pub(crate) async fn within<F, B>(
     path: &str,
-    headers: &HeaderMap,
+    asked: Result<Option<Duration>, Error>,
     call: impl FnOnce() -> F,
 ) -> Response<Answer>
 where
@@ -38,7 +38,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let asked = match asked(headers) {
+    let asked = match asked {
         Ok(asked) => asked,
         Err(error) => return refusal(&error),
     };
@@ -70,7 +70,7 @@ fn late() -> Error {
 }
 
 /// What the client allows: at most eight digits and a unit (gRPC over HTTP/2).
-fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+pub(crate) fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get(TIMEOUT) else { return Ok(None) };
     let read = || {
         let text = value.to_str().ok()?;
@@ -183,12 +183,12 @@ mod tests {
         let never = || std::future::pending::<Response<Full<Bytes>>>();
         let (object, watch) = ("/hawser.v1.ObjectService/Get", "/hawser.v1.WatchService/Watch");
         for (path, headers) in [(object, HeaderMap::new()), (object, headers("5S")), (watch, headers("5S"))] {
-            let ended = within(path, &headers, never).await;
+            let ended = within(path, asked(&headers), never).await;
             assert_eq!(code(ended.headers()), Some(Code::DeadlineExceeded), "{path}");
         }
-        let goes_on = timeout(DEADLINE * 2, within(watch, &HeaderMap::new(), never)).await;
+        let goes_on = timeout(DEADLINE * 2, within(watch, Ok(None), never)).await;
         assert!(goes_on.is_err(), "a watch has no deadline of the server's");
-        let refused = within(object, &headers("soon"), never).await;
+        let refused = within(object, asked(&headers("soon")), never).await;
         assert_eq!(code(refused.headers()), Some(Code::InvalidArgument));
     }
 
@@ -197,7 +197,7 @@ mod tests {
         let first = stream::iter([Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"a")))]);
         let body = StreamBody::new(futures::StreamExt::chain(first, stream::pending()));
         let path = "/hawser.v1.WatchService/Watch";
-        let answer = within(path, &headers("5S"), || std::future::ready(Response::new(body))).await;
+        let answer = within(path, asked(&headers("5S")), || std::future::ready(Response::new(body))).await;
         let ended = answer.into_body().collect().await.expect("no error");
         assert_eq!(ended.trailers().and_then(code), Some(Code::DeadlineExceeded));
         assert_eq!(ended.to_bytes(), "a");

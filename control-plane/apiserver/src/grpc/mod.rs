@@ -22,7 +22,6 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use hawser_api::{
     Error,
-    grpc::target_of,
     resource::Target,
     schema::FieldValidation,
     v1::{
@@ -82,35 +81,43 @@ struct Front {
 
 impl Front {
     /// Carries out a call about a resource, and counts it as HTTP's are counted.
-    async fn counted<T>(
+    async fn counted<T, F>(
         &self,
         verb: &'static str,
-        resource: Option<&v1::Resource>,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<Response<T>, Status> {
+        target: Result<Target, Error>,
+        work: impl FnOnce(Target) -> F,
+    ) -> Result<Response<T>, Status>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let began = Instant::now();
-        let target = resource.and_then(|resource| target_of(Some(resource.clone())).ok());
         let span = Span::current();
-        if let Some(target) = &target {
-            spans::describe(&span, verb, target);
-        }
-        let outcome = work.await;
+        let labels = labels(&self.server, verb, &target);
+        let outcome = match target {
+            Ok(target) => {
+                spans::describe(&span, verb, &target);
+                work(target).await
+            }
+            Err(error) => Err(error),
+        };
         let code = match &outcome {
             Ok(_) if verb == "create" => 201,
             Ok(_) => 200,
             Err(error) => error.code(),
         };
         spans::say_code(&span, code);
-        if let Some(target) = &target {
-            count(&self.server, verb, target, code, began);
-        }
+        count(&self.server, labels, code, began);
         outcome.map(Response::new).map_err(|error| status_of(&error))
     }
 }
 
-/// Counts a request about a resource that is served.
-fn count(server: &ApiServer, verb: &'static str, target: &Target, code: u16, began: Instant) {
-    if let Some(labels) = Labels::of(server.registry().resources(), verb, target) {
+/// How a request about a resource is counted; not at all where it is not served.
+fn labels(server: &ApiServer, verb: &'static str, target: &Result<Target, Error>) -> Option<Labels> {
+    Labels::of(server.registry().resources(), verb, target.as_ref().ok()?)
+}
+
+fn count(server: &ApiServer, labels: Option<Labels>, code: u16, began: Instant) {
+    if let Some(labels) = labels {
         server.metrics().record(labels, code, began.elapsed());
     }
 }

@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use super::{Front, count, node_writes::Writes, status_of, user_of, watch::event_type};
+use super::{Front, count, labels, node_writes::Writes, status_of, user_of, watch::event_type};
 use crate::{
     ApiServer,
     auth::{
@@ -139,7 +139,7 @@ async fn up(
 async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpdate) -> v1::StatusAnswer {
     let (id, began) = (update.id, Instant::now());
     let target = target_of(update.resource);
-    let counted = target.clone();
+    let labels = labels(server, "patch", &target);
     let outcome = async {
         let call = server.enter(user, "patch", target?, "")?;
         let (kind, body) = match update.strategic_merge_patch.is_empty() {
@@ -151,9 +151,7 @@ async fn write(server: &Arc<ApiServer>, user: &Arc<User>, update: v1::StatusUpda
         server.patch(&call, patch, &WriteOptions { uid, ..WriteOptions::default() }).await.map(drop)
     };
     let outcome = outcome.await;
-    if let Ok(target) = counted {
-        count(server, "patch", &target, outcome.as_ref().err().map_or(200, Error::code), began);
-    }
+    count(server, labels, outcome.as_ref().err().map_or(200, Error::code), began);
     let error = outcome.err().map_or_else(Default::default, |error| error.to_status().to_string().into());
     v1::StatusAnswer { id, error }
 }

@@ -5,6 +5,7 @@ use hawser_api::{
     Error,
     grpc::target_of,
     patch::PatchType,
+    resource::Target,
     v1::{self, object_service_server::ObjectService},
 };
 use tonic::{Request, Response, Status};
@@ -22,11 +23,15 @@ const PIECE: usize = 512 << 10;
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Front {
-    async fn get_object(&self, request: Request<v1::GetRequest>) -> Result<v1::GetResponse, Error> {
+    async fn get_object(
+        &self,
+        target: Target,
+        request: Request<v1::GetRequest>,
+    ) -> Result<v1::GetResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
         let encoding = message.encoding();
-        let call = self.server.enter(&user, "get", target_of(message.resource)?, "")?;
+        let call = self.server.enter(&user, "get", target, "")?;
         let reply = self.server.get(&call, &message.resource_version).await?;
         let object = Some(reply_of(&call.resource, &reply, encoding)?);
         Ok(v1::GetResponse { object, warnings: call.read_warnings() })
@@ -34,12 +39,12 @@ impl Front {
 
     async fn list_objects(
         &self,
+        target: Target,
         request: Request<v1::ListRequest>,
     ) -> Result<BoxStream<'static, Result<v1::ListResponse, Status>>, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
         let encoding = message.encoding();
-        let target = target_of(message.resource)?;
         let call = self.server.enter(&user, "list", target, &message.field_selector)?;
         let list = ListRequest {
             label_selector: message.label_selector,
@@ -76,11 +81,15 @@ impl Front {
         Ok(stream::iter(pieces.chain([Ok(end)])).boxed())
     }
 
-    async fn create_object(&self, request: Request<v1::CreateRequest>) -> Result<v1::CreateResponse, Error> {
+    async fn create_object(
+        &self,
+        target: Target,
+        request: Request<v1::CreateRequest>,
+    ) -> Result<v1::CreateResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let agent = user_agent_of(&request);
         let message = request.into_inner();
-        let call = self.server.enter(&user, "create", target_of(message.resource)?, "")?;
+        let call = self.server.enter(&user, "create", target, "")?;
         let (options, validation) = options_of("CreateOptions", &user, &agent, message.options)?;
         let (object, mut warnings, encoding) =
             decode(&call.resource, &call.target, message.object, validation)?;
@@ -90,11 +99,15 @@ impl Front {
         Ok(v1::CreateResponse { object, warnings })
     }
 
-    async fn update_object(&self, request: Request<v1::UpdateRequest>) -> Result<v1::UpdateResponse, Error> {
+    async fn update_object(
+        &self,
+        target: Target,
+        request: Request<v1::UpdateRequest>,
+    ) -> Result<v1::UpdateResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let agent = user_agent_of(&request);
         let message = request.into_inner();
-        let call = self.server.enter(&user, "update", target_of(message.resource)?, "")?;
+        let call = self.server.enter(&user, "update", target, "")?;
         let (options, validation) = options_of("UpdateOptions", &user, &agent, message.options)?;
         let (object, mut warnings, encoding) =
             decode(&call.resource, &call.target, message.object, validation)?;
@@ -104,12 +117,16 @@ impl Front {
         Ok(v1::UpdateResponse { object, warnings })
     }
 
-    async fn patch_object(&self, request: Request<v1::PatchRequest>) -> Result<v1::PatchResponse, Error> {
+    async fn patch_object(
+        &self,
+        target: Target,
+        request: Request<v1::PatchRequest>,
+    ) -> Result<v1::PatchResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let agent = user_agent_of(&request);
         let message = request.into_inner();
         let (kind, encoding) = (message.r#type(), message.encoding());
-        let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
+        let call = self.server.enter(&user, "patch", target, "")?;
         let (options, validation) = options_of("PatchOptions", &user, &agent, message.options)?;
         let kind = match kind {
             v1::PatchType::Json => PatchType::Json,
@@ -123,12 +140,16 @@ impl Front {
         Ok(v1::PatchResponse { object, warnings: written.warnings })
     }
 
-    async fn apply_object(&self, request: Request<v1::ApplyRequest>) -> Result<v1::ApplyResponse, Error> {
+    async fn apply_object(
+        &self,
+        target: Target,
+        request: Request<v1::ApplyRequest>,
+    ) -> Result<v1::ApplyResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let agent = user_agent_of(&request);
         let message = request.into_inner();
         let encoding = message.encoding();
-        let call = self.server.enter(&user, "patch", target_of(message.resource)?, "")?;
+        let call = self.server.enter(&user, "patch", target, "")?;
         let (options, validation) = options_of("PatchOptions", &user, &agent, message.options)?;
         let apply = Apply { body: message.configuration, force: message.force, validation };
         let written = self.server.apply(&call, apply, &options).await?;
@@ -136,9 +157,14 @@ impl Front {
         Ok(v1::ApplyResponse { object, warnings: written.warnings })
     }
 
-    async fn delete_object(&self, request: Request<v1::DeleteRequest>) -> Result<v1::DeleteResponse, Error> {
+    async fn delete_object(
+        &self,
+        target: Target,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<v1::DeleteResponse, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
+        let encoding = message.encoding();
         let some = |text: String| (!text.is_empty()).then_some(text);
         let policy = some(message.propagation_policy);
         let delete = DeleteRequest {
@@ -148,7 +174,6 @@ impl Front {
             resource_version: some(message.resource_version),
             dry_run: message.dry_run,
         };
-        let target = target_of(message.resource)?;
         if message.collection != target.name.is_none() {
             let why = "resource.name: required, but for a collection, which has none";
             return Err(Error::bad_request(why));
@@ -159,7 +184,7 @@ impl Front {
             let (deleted, warnings) = self.server.delete_collection(&call, &list, &delete).await?;
             let status = Reply::Value(deleted.to_status(&call.resource));
             return Ok(v1::DeleteResponse {
-                object: Some(reply_of(&call.resource, &status, v1::Encoding::Json)?),
+                object: Some(reply_of(&call.resource, &status, encoding)?),
                 warnings,
                 deleted_count: i64::try_from(deleted.count).unwrap_or(i64::MAX),
             });
@@ -169,7 +194,7 @@ impl Front {
         }
         let call = self.server.enter(&user, "delete", target, "")?;
         let deleted = self.server.delete(&call, &delete).await?;
-        let object = Some(reply_of(&call.resource, &deleted.reply, v1::Encoding::Json)?);
+        let object = Some(reply_of(&call.resource, &deleted.reply, encoding)?);
         Ok(v1::DeleteResponse { object, warnings: deleted.warnings, deleted_count: 0 })
     }
 }
@@ -178,39 +203,39 @@ impl Front {
 impl ObjectService for Front {
     type ListStream = BoxStream<'static, Result<v1::ListResponse, Status>>;
 
-    async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
-        let about = request.get_ref().resource.clone();
-        self.counted("get", about.as_ref(), self.get_object(request)).await
+    async fn get(&self, mut request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("get", target, |target| self.get_object(target, request)).await
     }
 
-    async fn list(&self, request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
-        let about = request.get_ref().resource.clone();
-        self.counted("list", about.as_ref(), self.list_objects(request)).await
+    async fn list(&self, mut request: Request<v1::ListRequest>) -> Answer<Self::ListStream> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("list", target, |target| self.list_objects(target, request)).await
     }
 
-    async fn create(&self, request: Request<v1::CreateRequest>) -> Answer<v1::CreateResponse> {
-        let about = request.get_ref().resource.clone();
-        self.counted("create", about.as_ref(), self.create_object(request)).await
+    async fn create(&self, mut request: Request<v1::CreateRequest>) -> Answer<v1::CreateResponse> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("create", target, |target| self.create_object(target, request)).await
     }
 
-    async fn update(&self, request: Request<v1::UpdateRequest>) -> Answer<v1::UpdateResponse> {
-        let about = request.get_ref().resource.clone();
-        self.counted("update", about.as_ref(), self.update_object(request)).await
+    async fn update(&self, mut request: Request<v1::UpdateRequest>) -> Answer<v1::UpdateResponse> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("update", target, |target| self.update_object(target, request)).await
     }
 
-    async fn patch(&self, request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {
-        let about = request.get_ref().resource.clone();
-        self.counted("patch", about.as_ref(), self.patch_object(request)).await
+    async fn patch(&self, mut request: Request<v1::PatchRequest>) -> Answer<v1::PatchResponse> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("patch", target, |target| self.patch_object(target, request)).await
     }
 
-    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
-        let about = request.get_ref().resource.clone();
-        self.counted("patch", about.as_ref(), self.apply_object(request)).await
+    async fn apply(&self, mut request: Request<v1::ApplyRequest>) -> Answer<v1::ApplyResponse> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("patch", target, |target| self.apply_object(target, request)).await
     }
 
-    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
-        let about = request.get_ref().resource.clone();
+    async fn delete(&self, mut request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
+        let target = target_of(request.get_mut().resource.take());
         let verb = if request.get_ref().collection { "deletecollection" } else { "delete" };
-        self.counted(verb, about.as_ref(), self.delete_object(request)).await
+        self.counted(verb, target, |target| self.delete_object(target, request)).await
     }
 }

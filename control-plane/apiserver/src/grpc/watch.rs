@@ -9,6 +9,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use hawser_api::{
     Error,
     grpc::target_of,
+    resource::Target,
     v1::{self, EventType, watch_service_server::WatchService},
 };
 use tokio::time::{Instant, sleep_until};
@@ -105,12 +106,11 @@ impl Drop for Open {
 }
 
 impl Front {
-    async fn open(&self, request: Request<v1::WatchRequest>) -> Result<Stream, Error> {
+    async fn open(&self, target: Target, request: Request<v1::WatchRequest>) -> Result<Stream, Error> {
         let user = user_of(&request).map_err(|_| Error::unauthorized())?;
         let message = request.into_inner();
         let encoding = message.encoding();
-        let call =
-            self.server.enter(&user, "watch", target_of(message.resource)?, &message.field_selector)?;
+        let call = self.server.enter(&user, "watch", target, &message.field_selector)?;
         let request = WatchRequest {
             label_selector: message.label_selector,
             resource_version: message.resource_version,
@@ -169,8 +169,8 @@ impl Front {
 impl WatchService for Front {
     type WatchStream = Stream;
 
-    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Stream>, Status> {
-        let about = request.get_ref().resource.clone();
-        self.counted("watch", about.as_ref(), self.open(request)).await
+    async fn watch(&self, mut request: Request<v1::WatchRequest>) -> Result<Response<Stream>, Status> {
+        let target = target_of(request.get_mut().resource.take());
+        self.counted("watch", target, |target| self.open(target, request)).await
     }
 }

@@ -8,12 +8,9 @@ use futures::{Stream, StreamExt, stream};
 use hawser_api::{Error, error::Reason};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use crate::chain::too_many;
+use crate::bodies::Reading;
 
 /// Upstream's bound of a request's body.
 const MAX_BODY_BYTES: usize = 3 << 20;
@@ -41,17 +38,16 @@ pub(super) fn streamed(pieces: Pieces) -> Body {
     StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
 }
 
-/// Reads a request's body. What is read of it takes its bytes from `room` until it is there.
+/// Reads a request's body. What is read of it takes its room until it is there.
 ///
 /// # Errors
 /// 413 beyond the bound, 429 where there is no room, 504 for a client that sends nothing for [`STALL`].
-pub(super) async fn read<B>(mut body: B, room: &Semaphore) -> Result<Bytes, Error>
+pub(super) async fn read<B>(mut body: B, mut room: Reading<'_>) -> Result<Bytes, Error>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
     let (mut first, mut joined, mut size) = (Bytes::new(), BytesMut::new(), 0);
-    let mut held: Option<SemaphorePermit<'_>> = None;
     loop {
         let frame = timeout(STALL, body.frame()).await.map_err(|_| {
             Error::timeout(format!(
@@ -68,18 +64,14 @@ where
         let before = size;
         size += data.len();
         if size > MAX_BODY_BYTES {
-            drop(held.take());
+            drop(room);
             drain(body).await;
             return Err(Error::new(
                 Reason::RequestEntityTooLarge,
                 format!("Request entity too large: limit is {MAX_BODY_BYTES}"),
             ));
         }
-        let more = room.try_acquire_many(data.len() as u32).map_err(|_| too_many())?;
-        match &mut held {
-            Some(held) => held.merge(more),
-            None => held = Some(more),
-        }
+        room.take(data.len())?;
         // Most bodies come as one piece, which is not copied.
         match before {
             0 => first = data,
@@ -135,6 +127,7 @@ pub(super) fn gzip(pieces: Pieces) -> Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{auth::User, bodies::BodyRoom};
 
     type Piece = Result<Frame<Bytes>, BoxError>;
 
@@ -144,24 +137,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_read_whole_within_its_bounds() {
-        let room = Semaphore::new(8 << 20);
+        let (room, user) = (BodyRoom::new(32 << 20), User::named("client", &[]));
         for (sizes, expected) in
             [(&[][..], Ok(0)), (&[5], Ok(5)), (&[1, 2, 3], Ok(6)), (&[MAX_BODY_BYTES, 1], Err(413))]
         {
-            let read = read(StreamBody::new(pieces(sizes)), &room).await;
+            let read = read(StreamBody::new(pieces(sizes)), room.begin(&user)).await;
             assert_eq!(read.map(|bytes| bytes.len()).map_err(|error| error.code()), expected, "{sizes:?}");
-            assert_eq!(room.available_permits(), 8 << 20, "nothing stays behind");
         }
-        let full = Semaphore::new(5);
-        let refused = read(StreamBody::new(pieces(&[4, 4])), &full).await.expect_err("no room");
-        assert_eq!((refused.code(), full.available_permits()), (429, 5));
+        let full = BodyRoom::new(20);
+        let refused = read(StreamBody::new(pieces(&[4, 4])), full.begin(&user)).await.expect_err("no room");
+        assert_eq!(refused.code(), 429);
+        full.begin(&user).take(5).expect("nothing stays behind");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_is_given_up() {
-        let room = Semaphore::new(100);
+        let (room, user) = (BodyRoom::new(16), User::named("client", &[]));
         let body = StreamBody::new(pieces(&[4]).chain(stream::pending()));
-        let stopped = read(body, &room).await.expect_err("it never ends");
-        assert_eq!((stopped.code(), room.available_permits()), (504, 100));
+        let stopped = read(body, room.begin(&user)).await.expect_err("it never ends");
+        assert_eq!(stopped.code(), 504);
+        room.begin(&user).take(4).expect("nothing stays behind");
     }
 }

@@ -102,13 +102,14 @@ async fn grpc_call(
         }
         Err(error) => return deadline::refusal(&error),
     }
-    let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
-    let traced = spans::Request::begin(request.method(), &path, &headers, server.adopt());
+    let path = request.uri().path().to_owned();
+    let asked = deadline::asked(request.headers());
+    let traced = spans::Request::begin(request.method(), &path, request.headers(), server.adopt());
     if let Some(user) = request.extensions().get::<Arc<User>>() {
         traced.span.record("user", user.name.as_str());
     }
     let call = || async move { grpc.call(request).await.unwrap_or_else(|never| match never {}) };
-    let mut response = deadline::within(&path, &headers, call).instrument(traced.span.clone()).await;
+    let mut response = deadline::within(&path, asked, call).instrument(traced.span.clone()).await;
     traced.end(None, response.headers_mut());
     response
 }

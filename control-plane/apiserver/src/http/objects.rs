@@ -71,7 +71,7 @@ pub(super) async fn answer(
         // Before the request has its place: one that comes slowly must not hold up the others.
         let bytes = match verb {
             "get" | "list" | "watch" => Bytes::new(),
-            _ => body::read(&mut body, server.chain().body_room(&admitted.entry)).await?,
+            _ => body::read(&mut body, server.chain().read_body(&admitted.entry)).await?,
         };
         let call = server.begin(admitted)?;
         Front { server, call, query, output, include }.answer(&parts, bytes).await
@@ -106,7 +106,7 @@ struct Front<'a> {
 impl Front<'_> {
     async fn answer(self, parts: &Parts, body: Bytes) -> Result<Response<Body>, Error> {
         let verb = self.call.pass.attributes().verb.clone();
-        let kind = options::kind(&verb);
+        let kind = crate::ops::options::kind(&verb);
         match &*verb {
             "get" => {
                 let reply = self.server.get(&self.call, self.query.get("resourceVersion")).await?;
@@ -169,6 +169,7 @@ impl Front<'_> {
         let request = options::watch(&self.query)?;
         let timeout = options::timeout(&self.query)?;
         let content_type = self.output.watch_content_type();
+        let warnings = self.call.read_warnings();
         let resource = &self.call.resource;
         let pieces: Pieces = match self.server.watch(&self.call, &request).await {
             Ok(watched) => {
@@ -180,7 +181,11 @@ impl Front<'_> {
                 };
                 let begun = watch::begin(self.server, resource, watched, options);
                 match socket {
-                    Some(socket) => return Ok(socket.begin(begun)),
+                    Some(socket) => {
+                        let mut response = socket.begin(begun);
+                        warn(&mut response, &warnings);
+                        return Ok(response);
+                    }
                     None => watch::body(begun),
                 }
             }
@@ -193,6 +198,7 @@ impl Front<'_> {
         let mut response = Response::new(body::streamed(pieces));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        warn(&mut response, &warnings);
         Ok(response)
     }
 

@@ -14,16 +14,7 @@ use crate::{
     registry::{DeleteRequest, ListRequest, VersionMatch},
 };
 
-/// The kind of the options that a verb has.
-pub(super) fn kind(verb: &str) -> &'static str {
-    match verb {
-        "create" => "CreateOptions",
-        "update" => "UpdateOptions",
-        "patch" => "PatchOptions",
-        "delete" | "deletecollection" => "DeleteOptions",
-        _ => "ListOptions",
-    }
-}
+const DELETE: &str = "DeleteOptions";
 
 fn number(query: &Query, name: &str) -> Result<Option<i64>, Error> {
     query.find(name).map(|text| options::number(name, text)).transpose()
@@ -83,11 +74,11 @@ pub(super) fn delete(query: &Query, headers: &HeaderMap, body: &Bytes) -> Result
         return Ok(DeleteRequest {
             grace_period_seconds: number(query, "gracePeriodSeconds")?,
             propagation: options::propagation(policy, orphan)?,
-            dry_run: options::dry_run(kind("delete"), query.all("dryRun"))?,
+            dry_run: options::dry_run(DELETE, query.all("dryRun"))?,
             ..DeleteRequest::default()
         });
     }
-    let expected = ("v1", "DeleteOptions");
+    let expected = ("v1", DELETE);
     let options = codec::decode(body, negotiate::input(headers)?, expected, FieldValidation::Ignore)?.object;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let dry_run = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -97,7 +88,7 @@ pub(super) fn delete(query: &Query, headers: &HeaderMap, body: &Bytes) -> Result
         propagation: options::propagation(policy, orphan)?,
         uid: text(&options["preconditions"]["uid"]),
         resource_version: text(&options["preconditions"]["resourceVersion"]),
-        dry_run: options::dry_run(kind("delete"), dry_run)?,
+        dry_run: options::dry_run(DELETE, dry_run)?,
     })
 }
 

@@ -19,6 +19,7 @@ use super::{
     human, meta,
     names::{dns_label, dns_subdomain},
     pod::or_none,
+    ratchet::newly_wrong,
     text,
     value::{Fields, Path},
 };
@@ -113,9 +114,9 @@ pub(crate) static SIGNING_REQUEST: Hooks = Hooks {
 
 /// Rules about a change through `approval`.
 pub fn validate_approval(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = meta::validate(kind, SIGNING_REQUEST.name, new);
+    let mut errors = newly_wrong(new, old, |object| meta::validate(kind, SIGNING_REQUEST.name, object));
     errors.extend(meta::validate_update(new, old));
-    errors.extend(conditions(new));
+    errors.extend(newly_wrong(new, old, conditions));
     errors.extend(keep_lasting(new, old));
     errors
 }

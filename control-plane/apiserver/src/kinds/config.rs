@@ -87,10 +87,10 @@ fn decoded_len(base64: &str) -> usize {
     (base64.len() / 4 * 3).saturating_sub(padding)
 }
 
-/// What a registry's credentials are in.
+/// What a registry's credentials are in: an object, or `null`, which is one without fields to upstream's decoder.
 fn json_object(errors: &mut Vec<FieldError>, path: &Path<'_>, base64: &Value) {
     let bytes = STANDARD.decode(base64.as_str().unwrap_or_default()).unwrap_or_default();
-    if let Err(why) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
+    if let Err(why) = serde_json::from_slice::<Option<serde_json::Map<String, Value>>>(&bytes) {
         errors.push(FieldError::invalid(path, "<secret contents redacted>", why.to_string()));
     }
 }

@@ -78,6 +78,7 @@ pub(crate) static ENDPOINTS: Hooks = Hooks {
         vec![object.at("metadata.name").clone(), some(&all, "<none>").into(), age(object, now)]
     },
     create_on_update: true,
+    deprecation: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     ..PLAIN
 };
 

@@ -7,7 +7,7 @@ use hawser_api::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Hooks, hooks, meta, value::Fields};
+use super::{Hooks, hooks, meta, ratchet::newly_wrong, value::Fields};
 
 /// Fields of `metadata` that only the server writes.
 const SERVERS: [&str; 3] = ["uid", "creationTimestamp", "generation"];
@@ -139,12 +139,12 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     errors
 }
 
-/// Rules for the new object, and rules about the change.
+/// Rules for the new object, and rules about the change. What was wrong before and stays as it is is let pass.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     validate_change(kind, new, old, hooks_of(kind).validate_update)
 }
 
-/// Rules for the new object, and `rules` about the change.
+/// Rules for the new object, and `rules` about the change. What was wrong before and stays as it is is let pass.
 pub(crate) fn validate_change(
     kind: &Kind,
     new: &Value,
@@ -152,9 +152,9 @@ pub(crate) fn validate_change(
     rules: fn(&Value, &Value) -> Vec<FieldError>,
 ) -> Vec<FieldError> {
     let hooks = hooks_of(kind);
-    let mut errors = meta::validate(kind, hooks.name, new);
+    let mut errors = newly_wrong(new, old, |object| meta::validate(kind, hooks.name, object));
     errors.extend(meta::validate_update(new, old));
-    errors.extend((hooks.validate_create)(new));
+    errors.extend(newly_wrong(new, old, hooks.validate_create));
     errors.extend(rules(new, old));
     errors
 }
@@ -162,9 +162,9 @@ pub(crate) fn validate_change(
 /// Rules about a change of the status.
 pub fn validate_status(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let hooks = hooks_of(kind);
-    let mut errors = meta::validate(kind, hooks.name, new);
+    let mut errors = newly_wrong(new, old, |object| meta::validate(kind, hooks.name, object));
     errors.extend(meta::validate_update(new, old));
-    errors.extend((hooks.validate_status)(new, old));
+    errors.extend(newly_wrong(new, old, |object| (hooks.validate_status)(object, old)));
     errors
 }
 

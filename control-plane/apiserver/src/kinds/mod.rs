@@ -35,6 +35,7 @@ mod pod;
 mod pod_group;
 mod policy;
 mod quantity;
+mod ratchet;
 mod rbac;
 mod registration;
 mod replication_controller;
@@ -102,9 +103,10 @@ pub struct Hooks {
     pub status_at_create: bool,
     /// PUT of a name that does not exist creates it.
     pub create_on_update: bool,
-    /// Said with the answer to every write of such an object: that what it asks for is not done. Kinds that are only read
-    /// say it with every read.
+    /// Said with the answer to every write of such an object: that what it asks for is not done.
     pub warning: Option<&'static str>,
+    /// Said with every answer about such objects: that the kind is old, and what to use instead.
+    pub deprecation: Option<&'static str>,
 }
 
 /// Translation between a kind and the one that its objects are stored as: `(to storage, from storage)`.
@@ -172,6 +174,7 @@ pub static PLAIN: Hooks = Hooks {
     status_at_create: false,
     create_on_update: false,
     warning: None,
+    deprecation: None,
 };
 
 /// The hooks of a kind; [`PLAIN`] for those that are data only.

@@ -56,7 +56,7 @@ pub(crate) static COMPONENT_STATUS: Hooks = Hooks {
         let said = |field: &str| Value::from(healthy.map_or("", |condition| condition.text(field)));
         vec![object.at("metadata.name").clone(), status.into(), said("message"), said("error")]
     },
-    warning: Some("v1 ComponentStatus is deprecated in v1.19+"),
+    deprecation: Some("v1 ComponentStatus is deprecated in v1.19+"),
     ..PLAIN
 };
 

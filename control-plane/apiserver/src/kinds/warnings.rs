@@ -67,11 +67,6 @@ pub(crate) fn of(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<String> {
             }
         }
         ("", "services") => service::of(&mut said, new),
-        ("", "endpoints") => {
-            said.push(
-                "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned(),
-            );
-        }
         ("", "persistentvolumes") => volume(&mut said, new),
         ("", "persistentvolumeclaims") => {
             annotation(

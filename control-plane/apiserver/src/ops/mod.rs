@@ -70,7 +70,7 @@ impl Call {
 
     /// What is said with the answer to a read.
     pub fn read_warnings(&self) -> Vec<String> {
-        if self.resource.row.has_verb("create") { Vec::new() } else { unheeded(&self.resource) }
+        deprecation(&self.resource).into_iter().collect()
     }
 
     /// The one that was authorized: never another of the request.
@@ -132,20 +132,22 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     fn for_create(&self, call: &Call) -> Result<CreateOptions, Error> {
-        let field_manager = self.manager(call.pass.user(), "CreateOptions")?;
+        let field_manager = self.manager(call)?;
         Ok(CreateOptions { dry_run: self.dry_run, field_manager })
     }
 
     fn for_update(&self, call: &Call) -> Result<UpdateOptions, Error> {
-        let field_manager = self.manager(call.pass.user(), "UpdateOptions")?;
+        let field_manager = self.manager(call)?;
         let (dry_run, uid) = (self.dry_run, self.uid.clone());
         Ok(UpdateOptions { dry_run, field_manager, uid })
     }
 
     /// Who owns what is written: as the request says, or the program that asks.
-    fn manager(&self, user: &User, options: &str) -> Result<String, Error> {
+    fn manager(&self, call: &Call) -> Result<String, Error> {
+        let (user, verb) = (call.pass.user(), &call.pass.attributes().verb);
         if !self.field_manager.is_empty() {
-            apply::validate_manager(&self.field_manager).map_err(|error| invalid_options(options, error))?;
+            apply::validate_manager(&self.field_manager)
+                .map_err(|error| invalid_options(options::kind(verb), error))?;
             return Ok(self.field_manager.clone());
         }
         let named = apply::manager_of_user_agent(&self.user_agent);
@@ -379,7 +381,7 @@ impl ApiServer {
         mut warnings: Vec<String>,
     ) -> Result<Written, Error> {
         self.settle(&call.resource, &object).await?;
-        warnings.extend(unheeded(&call.resource));
+        warnings.extend(about_kind(&call.resource));
         Ok(Written { reply: Reply::Object(object), created: true, warnings })
     }
 
@@ -422,7 +424,7 @@ impl ApiServer {
             _ => Reply::Object(updated.object),
         };
         let mut warnings = updated.warnings;
-        warnings.extend(unheeded(&call.resource));
+        warnings.extend(about_kind(&call.resource));
         Ok(Written { reply, created: updated.created, warnings })
     }
 
@@ -443,8 +445,8 @@ impl ApiServer {
         Ok(Written { reply, created: false, warnings: deletion_warnings(&call.resource, request) })
     }
 
-    /// Admission reads some kinds from the cache: who was told that a namespace is going must not see it filled after, and
-    /// who was told of a limit finds it heeded.
+    /// Admission and RBAC read some kinds from the cache: who was told that a namespace is going must not see it filled
+    /// after, who was told of a limit finds it heeded, and who was given a right may use it.
     async fn settle(&self, resource: &Resource, written: &CachedObject) -> Result<(), Error> {
         if admission::is_read(resource) {
             self.registry().cache().wait_for(written.revision()).await?;
@@ -461,6 +463,9 @@ impl ApiServer {
         options::check_list(list)?;
         let list = narrowed(call, list);
         let deleted = self.registry().delete_collection(&call.pass, &call.resource, &list, request).await?;
+        if admission::is_read(&call.resource) {
+            self.registry().cache().consistent().await?;
+        }
         Ok((deleted, deletion_warnings(&call.resource, request)))
     }
 }
@@ -536,21 +541,26 @@ fn check_verb(resource: &Resource, target: &Target, verb: &str) -> Result<(), Er
     if served { Ok(()) } else { Err(method_not_allowed()) }
 }
 
-/// Whoever deletes a Job without a word on its pods is told what becomes of them, in upstream's words.
+/// What is said of a deletion. Whoever deletes a Job without a word on its pods is told what becomes of them, in upstream's
+/// words.
 fn deletion_warnings(resource: &Resource, request: &DeleteRequest) -> Vec<String> {
     let is_job = resource.row.group == "batch" && resource.row.plural == "jobs";
-    if !is_job || request.propagation.is_some() {
-        return Vec::new();
-    }
-    let warning = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
-                   them or set propagationPolicy=Orphan to suppress this warning";
-    vec![warning.to_owned()]
+    let orphans = (is_job && request.propagation.is_none()).then(|| {
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or \
+         set propagationPolicy=Orphan to suppress this warning"
+            .to_owned()
+    });
+    deprecation(resource).into_iter().chain(orphans).collect()
 }
 
-/// Tells the author of an object that nothing acts on it, where that is so.
-fn unheeded(resource: &Resource) -> Vec<String> {
-    let warning = kinds::hooks(resource.row.group, resource.row.plural).warning;
-    warning.map(str::to_owned).into_iter().collect()
+/// What is said with every write of such objects: that the kind is old, or that nothing acts on it, where that is so.
+fn about_kind(resource: &Resource) -> impl Iterator<Item = String> {
+    let unheeded = kinds::hooks(resource.row.group, resource.row.plural).warning;
+    deprecation(resource).into_iter().chain(unheeded.map(str::to_owned))
+}
+
+fn deprecation(resource: &Resource) -> Option<String> {
+    kinds::hooks(resource.row.group, resource.row.plural).deprecation.map(str::to_owned)
 }
 
 fn scale_of(resource: &Resource, object: &CachedObject) -> Result<Reply, Error> {

@@ -10,6 +10,17 @@ use hawser_api::{Error, FieldError, client::Propagation, schema::FieldValidation
 use super::WatchRequest;
 use crate::registry::{ListRequest, VersionMatch};
 
+/// The kind of the options that a verb has.
+pub fn kind(verb: &str) -> &'static str {
+    match verb {
+        "create" => "CreateOptions",
+        "update" => "UpdateOptions",
+        "patch" => "PatchOptions",
+        "delete" | "deletecollection" => "DeleteOptions",
+        _ => "ListOptions",
+    }
+}
+
 fn invalid(kind: &str, errors: &[FieldError]) -> Result<(), Error> {
     if errors.is_empty() { Ok(()) } else { Err(Error::invalid("meta.k8s.io", kind, "", errors)) }
 }

@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use hawser_api::v1;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
@@ -179,4 +180,15 @@ pub(crate) fn request(method: &str, path: &str, body: &str) -> Request<Body> {
     let request =
         if body.is_empty() { request } else { request.header(header::CONTENT_TYPE, "application/json") };
     request.body(Full::from(body.to_owned()).boxed_unsync()).expect("a request")
+}
+
+/// The config maps of the namespace `shop`, or one of them, as gRPC names them.
+pub(crate) fn maps(name: &str) -> Option<v1::Resource> {
+    Some(v1::Resource {
+        version: "v1".into(),
+        resource: "configmaps".into(),
+        namespace: "shop".into(),
+        name: name.into(),
+        ..v1::Resource::default()
+    })
 }

@@ -208,8 +208,13 @@ impl<'a> Search<'a> {
     }
 
     /// How many devices of whole pools the alternative is about on the node, and how many of them are given out. None, where a
-    /// selector cannot tell.
+    /// selector cannot tell, or more devices are to be looked at than the decision has steps left.
     pub(super) fn count(mut self, alternative: &Alternative) -> (i64, i64) {
+        let usable = || self.seen.iter().filter(|seen| seen.state == State::Usable);
+        let devices: usize =
+            usable().flat_map(|seen| seen.slices.iter()).map(|slice| slice.devices.len()).sum();
+        let Some(left) = self.budget.steps.checked_sub(devices as u64) else { return (0, 0) };
+        self.budget.steps = left;
         let (mut all, mut taken) = (0, 0);
         for (pool, seen) in self.seen.iter().enumerate().filter(|(_, seen)| seen.state == State::Usable) {
             for (slice, of_slice) in seen.slices.iter().enumerate() {

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What one pod's decision may cost, a fraction of a second: selectors, and steps of searches (five searches that take as many
-/// as one may). What was found out by then is kept, so that the next attempt goes on from there.
+/// as one may), a step also for each device that is counted for scores. What was found out by then is kept, so that the next attempt goes on from there.
 const BUDGET: Budget = Budget { steps: 1_000_000, cost: 10_000_000, is_spent: false };
 /// Alternatives of a request (upstream's `FirstAvailableDeviceRequestMaxSize`).
 const MOST_ALTERNATIVES: i64 = 8;

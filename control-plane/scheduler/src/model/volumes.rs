@@ -533,8 +533,8 @@ impl Pair {
                 let (node, volume) = (format!("n{}", random.below(4)), format!("v{}", random.below(10)));
                 let source = json!({ "persistentVolumeName": volume });
                 let spec = json!({ "attacher": "d1", "nodeName": node, "source": source });
-                self.scheduler
-                    .attachment_changed(&typed(&json!({ "metadata": { "name": name }, "spec": spec })));
+                let attachment = json!({ "metadata": { "name": name }, "spec": spec });
+                self.scheduler.attachment_changed(&typed(&attachment), self.now);
                 self.twin.attachments.insert(name, (node, volume));
             }
             4 => {

@@ -12,7 +12,7 @@ use k8s_openapi::api::{
     storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment},
 };
 
-use super::{Scheduler, fit_before};
+use super::{Fits, Scheduler, fit_before};
 use crate::{
     devices::{Concerned, Provision},
     group::Known,
@@ -91,12 +91,26 @@ impl Scheduler {
                 if kept.is_some_and(|kept| kept != *node) {
                     self.denominate(&pod.uid, now);
                 }
-                self.snapshot.nominate(pod, node);
+                self.nominate_anew(pod, node, now);
             }
             (None, Some(kept)) if is_news && before == Some(&*kept) => _ = self.denominate(&pod.uid, now),
             // It takes another room by now.
-            (_, Some(kept)) if is_other => self.snapshot.nominate(pod, &kept),
+            (_, Some(kept)) if is_other => self.nominate_anew(pod, &kept, now),
             _ => (),
+        }
+    }
+
+    /// Keeps the node for the pod as it is now. What it leaves there of what it was kept by then may help others.
+    fn nominate_anew(&mut self, pod: &Arc<PodInfo>, node: &str, now: Duration) {
+        let before = self.snapshot.nominations.get(&pod.uid).cloned();
+        self.snapshot.nominate(pod, node);
+        let is_other =
+            |before: &Arc<PodInfo>| before.traits() != pod.traits() || before.priority > pod.priority;
+        if let Some(before) = before.filter(is_other)
+            && let Some(slot) = self.snapshot.slot(node)
+        {
+            self.node_event(slot, &Fits::new(), Cause::AssignedPodUpdate, now);
+            self.wake(&Event::PodGone(&before), now);
         }
     }
 
@@ -232,17 +246,25 @@ impl Scheduler {
     }
 
     pub(crate) fn csi_node_changed(&mut self, node: &CSINode, now: Duration) {
-        self.snapshot.volumes.put_csi_node(node);
-        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+        let migrates = self.snapshot.volumes.put_csi_node(node);
+        self.csi_node_is_other(migrates, now);
     }
 
     pub(crate) fn csi_node_removed(&mut self, name: &str, now: Duration) {
-        self.snapshot.volumes.remove_csi_node(name);
-        self.wake(&Event::LimitsChanged(Cause::CsiNodeUpdate), now);
+        let migrates = self.snapshot.volumes.remove_csi_node(name);
+        self.csi_node_is_other(migrates, now);
     }
 
-    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment) {
-        self.snapshot.volumes.put_attachment(attachment);
+    fn csi_node_is_other(&mut self, migrates: bool, now: Duration) {
+        let cause = Cause::CsiNodeUpdate;
+        self.wake(&if migrates { Event::StorageChanged(cause) } else { Event::LimitsChanged(cause) }, now);
+    }
+
+    pub(crate) fn attachment_changed(&mut self, attachment: &VolumeAttachment, now: Duration) {
+        // One that another has taken the name of is gone, though nobody says so.
+        if self.snapshot.volumes.put_attachment(attachment) {
+            self.wake(&Event::LimitsChanged(Cause::VolumeAttachmentDelete), now);
+        }
     }
 
     pub(crate) fn attachment_removed(&mut self, name: &str, now: Duration) {

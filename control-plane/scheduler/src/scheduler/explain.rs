@@ -120,7 +120,7 @@ impl Scheduler {
         let counters = snapshot.counters_of(&info.terms);
         let outlook = Outlook::new(info, snapshot, &counters)?;
         let mut evaluations = Evaluations::default();
-        let evaluation = evaluations.of(&info.needs, info.priority, snapshot);
+        let evaluation = evaluations.explained(&info.needs, info.priority, snapshot);
         let mut refused: HashMap<Slot, Refusal> =
             evaluation.refused().map(|(slot, refusal)| (slot, refusal.clone())).collect();
         refused.extend(refused_for_others(&outlook, evaluation));

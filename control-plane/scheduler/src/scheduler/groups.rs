@@ -31,7 +31,7 @@ use crate::{
 type Succeeded = (Arc<Group>, Timestamp);
 
 /// Pods of groups that succeeded: they have done their part, and the others of their run are not to wait for more. One that
-/// failed is made anew, and counts then.
+/// failed is made anew, and counts then. (Upstream's scheduler follows no pods that are over: neither counts there.)
 #[derive(Default)]
 pub(super) struct Done {
     groups: HashMap<Arc<str>, ObjectKey>,

@@ -22,7 +22,8 @@ use crate::{
 /// few domains takes next to nothing, however many nodes there are.
 const MOST_BYTES: usize = 128 << 20;
 
-/// What a counter's question takes is not counted, and all are walked where a node's labels change.
+/// What a counter's question takes is not counted, and all are walked where a node's labels change. No more terms than this
+/// hold counters, either: many may share one.
 const MOST_COUNTERS: usize = 16_384;
 
 pub(crate) type CounterId = usize;
@@ -74,7 +75,7 @@ pub(crate) struct Counter {
     /// Over all domains.
     pub(crate) total: i64,
     uses: usize,
-    /// What it took when it was made.
+    /// What it takes, as it was counted last.
     size: usize,
 }
 
@@ -129,6 +130,13 @@ impl Counter {
         }
     }
 
+    /// Brings its part of what all take up to date.
+    fn weigh(&mut self, all: &mut usize) {
+        let bytes = self.bytes();
+        *all = *all - self.size + bytes;
+        self.size = bytes;
+    }
+
     /// What it takes.
     fn bytes(&self) -> usize {
         size_of::<Self>() + 4 * (self.counts.capacity() + self.nodes.capacity()) + self.included.capacity()
@@ -138,11 +146,13 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     all: Vec<Option<Counter>>,
+    /// Places in `all` that are empty.
+    free: Vec<CounterId>,
     by_key: HashMap<CounterKey, CounterId>,
     index: Index,
     held: HashMap<Same<Terms>, Held>,
     uses: u64,
-    /// What all counters took when they were made: nodes that come later are few.
+    /// What all counters take.
     bytes: usize,
 }
 
@@ -166,20 +176,33 @@ impl Counters {
         nodes: &[NodeEntry],
     ) -> Arc<[CounterId]> {
         self.uses += 1;
-        let uses = self.uses;
-        if let Some(held) = self.held.get_mut(&Same(terms.clone())) {
-            held.last_use = uses;
-            return held.counters.clone();
-        }
-        let counters: Arc<[CounterId]> =
-            terms.counters().map(|key| self.hold(key, domains, namespaces, nodes)).collect();
-        self.held.insert(Same(terms.clone()), Held { counters: counters.clone(), last_use: uses });
-        while self.held.len() > 1 && (self.bytes > MOST_BYTES || self.by_key.len() > MOST_COUNTERS) {
+        let last_use = self.uses;
+        let counters = match self.held.get_mut(&Same(terms.clone())) {
+            Some(held) => {
+                held.last_use = last_use;
+                held.counters.clone()
+            }
+            None => {
+                let counters: Arc<[CounterId]> =
+                    terms.counters().map(|key| self.hold(key, domains, namespaces, nodes)).collect();
+                self.held.insert(Same(terms.clone()), Held { counters: counters.clone(), last_use });
+                counters
+            }
+        };
+        self.make_room(domains);
+        counters
+    }
+
+    /// Counters grow with the cluster, too. Those that were asked for last stay, whatever they take.
+    fn make_room(&mut self, domains: &mut Domains) {
+        let most = |count: usize| count > MOST_COUNTERS;
+        while self.held.len() > 1
+            && (self.bytes > MOST_BYTES || most(self.by_key.len()) || most(self.held.len()))
+        {
             let oldest =
                 self.held.iter().min_by_key(|(_, held)| held.last_use).map(|(terms, _)| terms.clone());
             oldest.into_iter().for_each(|terms| self.let_go(&terms, domains));
         }
-        counters
     }
 
     /// Forgets the counters that labels of namespaces decide on: they are made anew when asked for.
@@ -202,6 +225,7 @@ impl Counters {
             let counter = self.all[id].as_mut().expect("indexed counters exist");
             if counter.counts_pod(pod, namespaces) {
                 counter.add(slot, domains.at(counter.topology, slot), sign);
+                counter.weigh(&mut self.bytes);
             }
         }
     }
@@ -217,6 +241,7 @@ impl Counters {
     pub(crate) fn node_comes(&mut self, slot: Slot, node: &NodeEntry, domains: &Domains) {
         for counter in self.all.iter_mut().flatten() {
             counter.put_node(slot, node, domains.at(counter.topology, slot));
+            counter.weigh(&mut self.bytes);
         }
     }
 
@@ -260,12 +285,11 @@ impl Counters {
                 }
             }
         }
-        let id = self.all.iter().position(Option::is_none).unwrap_or_else(|| {
+        let id = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
             self.all.len() - 1
         });
-        counter.size = counter.bytes();
-        self.bytes += counter.size;
+        counter.weigh(&mut self.bytes);
         self.index.insert(&key.who, id);
         self.by_key.insert(key.clone(), id);
         self.all[id] = Some(counter);
@@ -284,6 +308,7 @@ impl Counters {
                 && let Some(counter) = place.take()
             {
                 self.bytes -= counter.size;
+                self.free.push(*id);
                 self.index.remove(&counter.key.who, *id);
                 self.by_key.remove(&counter.key);
                 domains.release(counter.topology);
@@ -299,5 +324,53 @@ struct Known(HashMap<Same<Identity>, bool>);
 impl Known {
     fn matches(&mut self, pod: &PodInfo, answer: impl FnOnce(&Identity) -> bool) -> bool {
         *self.0.entry(Same(pod.identity.clone())).or_insert_with(|| answer(&pod.identity))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::{
+        snapshot::Snapshot,
+        testing::{info, node, pod},
+    };
+
+    #[test]
+    fn what_counters_take_follows_them() {
+        let mut snapshot = Snapshot::default();
+        let add = |snapshot: &mut Snapshot, names: std::ops::Range<usize>| {
+            names.for_each(|name| _ = snapshot.put_node(&node(&format!("n{name}"), json!({}))));
+        };
+        let spread = |app: usize, skew: usize| {
+            let selector = json!({ "matchLabels": { "app": app.to_string() } });
+            let constraint = json!({
+                "maxSkew": skew, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": selector,
+            });
+            info(&pod("p", json!({ "containers": [], "topologySpreadConstraints": [constraint] })))
+        };
+        let check = |snapshot: &Snapshot, held: usize, counters: usize| {
+            let all = &snapshot.topology.counters;
+            assert_eq!((all.held.len(), all.by_key.len()), (held, counters));
+            let bytes: usize = all.all.iter().flatten().map(|counter| counter.bytes()).sum();
+            assert_eq!(all.bytes, bytes);
+            assert_eq!(all.all.iter().filter(|place| place.is_none()).count(), all.free.len());
+        };
+        add(&mut snapshot, 0..10);
+        // Equal questions share a counter.
+        snapshot.counters_of(&spread(0, 1).terms);
+        snapshot.counters_of(&spread(0, 2).terms);
+        snapshot.counters_of(&spread(1, 1).terms);
+        check(&snapshot, 3, 2);
+        let before = snapshot.topology.counters.bytes;
+        add(&mut snapshot, 10..2000);
+        check(&snapshot, 3, 2);
+        assert!(snapshot.topology.counters.bytes > before + 2 * 4 * 1000);
+        for name in 0..1990 {
+            snapshot.remove_node(&format!("n{name}"));
+        }
+        add(&mut snapshot, 2000..3000);
+        check(&snapshot, 3, 2);
     }
 }

@@ -1,13 +1,21 @@
-//! Volumes of in-tree plugins as the CSI drivers that took them over know them: which driver, and by which handle.
+//! Volumes of in-tree plugins as the CSI drivers that took them over know them: which driver, by which handle, and where.
 //!
 //! The names are those of `k8s.io/csi-translation-lib`, for the plugins of which upstream's NodeVolumeLimits counts the
 //! volumes. That a node runs the driver is not asked here: one without a CSINode has no limits.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeSpec, Volume,
+};
 
-use crate::pod::Labels;
+use crate::{affinity::NodeAffinity, pod::Labels};
 
-const ZONES: [&str; 2] = ["failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"];
+const ZONES: [&str; 2] = [BETA_ZONE, ZONE];
+const ZONE: &str = "topology.kubernetes.io/zone";
+const BETA_ZONE: &str = "failure-domain.beta.kubernetes.io/zone";
+const REGION: &str = "topology.kubernetes.io/region";
+const BETA_REGION: &str = "failure-domain.beta.kubernetes.io/region";
+/// Of a CSINode: the in-tree plugins that a driver stands for there, joined by commas.
+pub(super) const MIGRATED_PLUGINS: &str = "storage.alpha.kubernetes.io/migrated-plugins";
 /// What a handle says of a part that is not known.
 const UNSPECIFIED: &str = "UNSPECIFIED";
 
@@ -60,6 +68,85 @@ pub(super) fn of_persistent(spec: &PersistentVolumeSpec, labels: &Labels) -> Opt
     let portworx =
         || spec.portworx_volume.as_ref().map(|one| Attachable::new(PORTWORX, one.volume_id.as_str()));
     azure.or_else(cinder).or_else(portworx)
+}
+
+/// Where a volume of an in-tree plugin is, on nodes on which a driver stands for the plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Migrated {
+    pub(crate) plugin: &'static str,
+    /// In the driver's labels of nodes. Unset is everywhere.
+    pub(crate) affinity: Option<NodeAffinity>,
+}
+
+impl Migrated {
+    /// `None` where no driver takes the volume over, or keeps its labels.
+    pub(super) fn of(spec: &PersistentVolumeSpec, labels: &Labels) -> Option<Self> {
+        let (plugin, topology) = if spec.aws_elastic_block_store.is_some() {
+            ("kubernetes.io/aws-ebs", "topology.ebs.csi.aws.com/zone")
+        } else if spec.gce_persistent_disk.is_some() {
+            ("kubernetes.io/gce-pd", "topology.gke.io/zone")
+        } else if spec.cinder.is_some() {
+            ("kubernetes.io/cinder", "topology.cinder.csi.openstack.org/zone")
+        } else {
+            return None;
+        };
+        let required = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref());
+        let terms = required.map(|required| required.node_selector_terms.clone()).unwrap_or_default();
+        let terms = translated(terms, labels, topology);
+        let required = (!terms.is_empty()).then_some(NodeSelector { node_selector_terms: terms });
+        Some(Self { plugin, affinity: required.as_ref().map(NodeAffinity::selecting) })
+    }
+}
+
+/// Terms of a volume with the driver's label in place of the zone's. One that says nothing of zones is where its labels say.
+fn translated(mut terms: Vec<NodeSelectorTerm>, labels: &Labels, topology: &str) -> Vec<NodeSelectorTerm> {
+    let names = |key: &str| terms.iter().flat_map(expressions).any(|one| one.key == key);
+    // The new names first, and those of terms before those of labels.
+    let is_beta =
+        !names(ZONE) && (names(BETA_ZONE) || !labels.contains_key(ZONE) && labels.contains_key(BETA_ZONE));
+    let (zone, region) = if is_beta { (BETA_ZONE, BETA_REGION) } else { (ZONE, REGION) };
+    let has_values = |key: &str| {
+        let mut named = terms.iter().flat_map(expressions).filter(|one| one.key == key);
+        named.any(|one| one.values.as_ref().is_some_and(|values| !values.is_empty()))
+    };
+    let (has_zones, has_regions) = (has_values(zone), has_values(region));
+    if has_zones {
+        rename(&mut terms, zone, topology);
+    } else if let Some(zones) = labels.get(zone) {
+        let mut zones: Vec<String> = zones.split("__").map(|zone| zone.trim().to_owned()).collect();
+        zones.retain(|zone| !zone.is_empty());
+        zones.sort_unstable();
+        zones.dedup();
+        if !zones.is_empty() {
+            within(&mut terms, topology, &zones);
+        }
+    }
+    if is_beta && has_regions {
+        rename(&mut terms, BETA_REGION, REGION);
+    }
+    terms
+}
+
+fn expressions(term: &NodeSelectorTerm) -> impl Iterator<Item = &NodeSelectorRequirement> {
+    term.match_expressions.iter().flatten()
+}
+
+fn rename(terms: &mut [NodeSelectorTerm], from: &str, to: &str) {
+    let all = terms.iter_mut().flat_map(|term| term.match_expressions.iter_mut().flatten());
+    all.filter(|one| one.key == from).for_each(|one| one.key = to.to_owned());
+}
+
+fn within(terms: &mut Vec<NodeSelectorTerm>, key: &str, values: &[String]) {
+    if terms.is_empty() {
+        terms.push(NodeSelectorTerm::default());
+    }
+    for term in terms {
+        term.match_expressions.get_or_insert_default().push(NodeSelectorRequirement {
+            key: key.to_owned(),
+            operator: "In".to_owned(),
+            values: Some(values.to_vec()),
+        });
+    }
 }
 
 /// The same of a volume that a pod names itself.
@@ -122,6 +209,47 @@ mod tests {
             volume["name"] = json!("v");
             assert_eq!(of_pod(&serde_json::from_value(volume).unwrap()), expected);
         }
+    }
+
+    /// `terms` are lists of expressions, each a key and values.
+    #[track_caller]
+    fn check_place(labels: Value, terms: Value, expected: &[&[(&str, &[&str])]]) {
+        let expression = |one: &Value| json!({ "key": one[0], "operator": "In", "values": one[1] });
+        let term = |term: &Value| {
+            let all: Vec<Value> = term.as_array().unwrap().iter().map(expression).collect();
+            json!({ "matchExpressions": all })
+        };
+        let terms: Vec<NodeSelectorTerm> =
+            terms.as_array().unwrap().iter().map(|one| serde_json::from_value(term(one)).unwrap()).collect();
+        let labels: Labels = serde_json::from_value(labels).unwrap();
+        let found = translated(terms, &labels, "driver/zone");
+        let found: Vec<Value> = found
+            .iter()
+            .map(|term| expressions(term).map(|one| json!([one.key, one.values])).collect())
+            .collect();
+        assert_eq!(json!(found), json!(expected), "{labels:?}");
+    }
+
+    #[test]
+    fn places_are_named_as_drivers_name_them() {
+        let in_zone = |key: &str| json!([[[key, ["a"]]]]);
+        check_place(json!({}), in_zone(ZONE), &[&[("driver/zone", &["a"])]]);
+        check_place(json!({}), in_zone(BETA_ZONE), &[&[("driver/zone", &["a"])]]);
+        // What terms say comes before labels.
+        check_place(json!({ BETA_ZONE: "b" }), in_zone(ZONE), &[&[("driver/zone", &["a"])]]);
+        check_place(json!({ ZONE: "b__ a__b" }), json!([]), &[&[("driver/zone", &["a", "b"])]]);
+        check_place(
+            json!({ BETA_ZONE: "b" }),
+            json!([[["disk", ["ssd"]]], [["disk", ["hdd"]]]]),
+            &[&[("disk", &["ssd"]), ("driver/zone", &["b"])], &[("disk", &["hdd"]), ("driver/zone", &["b"])]],
+        );
+        check_place(
+            json!({}),
+            json!([[[BETA_ZONE, ["a"]], [BETA_REGION, ["r"]]]]),
+            &[&[("driver/zone", &["a"]), (REGION, &["r"])]],
+        );
+        check_place(json!({}), json!([]), &[]);
+        check_place(json!({ ZONE: "" }), json!([]), &[]);
     }
 
     #[test]

@@ -11,7 +11,10 @@ mod migration;
 mod objects;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+};
 
 use hawser_api::resource::ObjectKey;
 use k8s_openapi::api::{
@@ -24,10 +27,10 @@ pub(crate) use view::{Lacking, Trouble, VolumeView};
 
 use available::Available;
 use capacity::Capacities;
-use limits::Limits;
+use limits::{Limits, There};
 use objects::{Claim, Class, Volume};
 
-use crate::pod::PodInfo;
+use crate::{pod::PodInfo, snapshot::Slot};
 
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
@@ -38,6 +41,8 @@ pub(crate) struct Volumes {
     classes: HashMap<String, Class>,
     capacities: Capacities,
     limits: Limits,
+    /// What nodes have attached, as far as somebody asked: kept until their pods, or volumes and claims, change.
+    there: RefCell<Vec<Option<There>>>,
     /// Placed pods that use a claim.
     users: HashMap<ObjectKey, usize>,
     /// What was decided and the API does not show yet: volumes of claims, and nodes that others are made for.
@@ -159,18 +164,23 @@ impl Volumes {
         self.version += 1;
     }
 
-    pub(crate) fn put_csi_node(&mut self, node: &CSINode) {
-        self.limits.put_node(node);
+    /// True where volumes of in-tree plugins may reach the node that did not.
+    pub(crate) fn put_csi_node(&mut self, node: &CSINode) -> bool {
         self.version += 1;
+        self.limits.put_node(node)
     }
 
-    pub(crate) fn remove_csi_node(&mut self, name: &str) {
-        self.limits.remove_node(name);
+    /// The same.
+    pub(crate) fn remove_csi_node(&mut self, name: &str) -> bool {
         self.version += 1;
+        self.limits.remove_node(name)
     }
 
-    pub(crate) fn put_attachment(&mut self, attachment: &VolumeAttachment) {
-        self.version += u64::from(self.limits.put_attachment(attachment));
+    /// True where another attachment had the name, which is gone by that.
+    pub(crate) fn put_attachment(&mut self, attachment: &VolumeAttachment) -> bool {
+        let replaces = self.limits.put_attachment(attachment);
+        self.version += u64::from(replaces.is_some());
+        replaces.unwrap_or_default()
     }
 
     pub(crate) fn remove_attachment(&mut self, name: &str) {
@@ -179,7 +189,12 @@ impl Volumes {
     }
 
     /// A pod is placed, or taken off its node.
-    pub(crate) fn count(&mut self, pod: &PodInfo, sign: isize) {
+    pub(crate) fn count(&mut self, pod: &PodInfo, slot: Slot, sign: isize) {
+        if let Some(there) = self.there.get_mut().get_mut(slot)
+            && pod.volumes.may_attach()
+        {
+            *there = None;
+        }
         for claim in &pod.volumes.claims {
             let users = self.users.entry(claim.key.clone()).or_default();
             *users = users.saturating_add_signed(sign);

@@ -11,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity as Text, apis::meta::v1::ObjectMeta},
 };
 
-use super::migration::{self, Attachable};
+use super::migration::{self, Attachable, Migrated};
 use crate::{affinity::NodeAffinity, pod::Labels};
 
 const BOUND: &str = "pv.kubernetes.io/bind-completed";
@@ -56,6 +56,8 @@ pub(crate) struct Volume {
     pub(crate) resource_version: String,
     pub(crate) class: String,
     pub(crate) affinity: Option<NodeAffinity>,
+    /// Set for volumes of in-tree plugins that drivers take over.
+    pub(crate) migrated: Option<Migrated>,
     /// Old and new label, and the values that a node may have.
     pub(crate) zones: Vec<(&'static str, &'static str, BTreeSet<String>)>,
     /// The claim that it is for, and its uid where that is known.
@@ -134,6 +136,7 @@ impl Volume {
         let metadata = &volume.metadata;
         let labels = metadata.labels.clone().unwrap_or_default();
         let attachable = migration::of_persistent(&spec, &labels);
+        let migrated = Migrated::of(&spec, &labels);
         let zone = |(old, new): (&'static str, &'static str)| {
             let values = labels.get(old)?.split("__").map(|value| value.trim().to_owned()).collect();
             Some((old, new, values))
@@ -150,6 +153,7 @@ impl Volume {
                 .node_affinity
                 .and_then(|affinity| affinity.required)
                 .map(|required| NodeAffinity::selecting(&required)),
+            migrated,
             zones: ZONE_LABELS.into_iter().filter_map(zone).collect(),
             claim,
             available: volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Available"),

@@ -331,9 +331,9 @@ fn volumes_that_are_still_attached_count() {
             json!({ "metadata": { "name": "a" }, "spec": { "attacher": "d", "nodeName": node, "source": source } }),
         )
     };
-    scheduler.attachment_changed(&attachment("n2"));
+    scheduler.attachment_changed(&attachment("n2"), NOW);
     // Another got the name of the one before.
-    scheduler.attachment_changed(&attachment("n1"));
+    scheduler.attachment_changed(&attachment("n1"), NOW);
     too_many(&schedule(&mut scheduler, "p1", &["new"]));
     // What is attached is no more with the pod that uses it.
     assert_eq!(schedule(&mut scheduler, "p2", &["left"]).bindings.len(), 1);
@@ -341,4 +341,63 @@ fn volumes_that_are_still_attached_count() {
     too_many(&scheduler.schedule(1, Duration::from_secs(10)));
     scheduler.attachment_removed("a", Duration::from_secs(20));
     assert_eq!(scheduler.schedule(1, Duration::from_secs(20)).bindings[0].binding.pod, "p1");
+    // One whose name another takes is gone, too.
+    scheduler.pod_removed("p1", Duration::from_secs(30));
+    scheduler.attachment_changed(&attachment("n1"), Duration::from_secs(30));
+    scheduler.pod_changed(&user("p3", &["new"]), Duration::from_secs(30));
+    too_many(&scheduler.schedule(1, Duration::from_secs(30)));
+    scheduler.attachment_changed(&attachment("n2"), Duration::from_secs(60));
+    assert_eq!(scheduler.schedule(1, Duration::from_secs(60)).bindings[0].binding.pod, "p3");
+}
+
+#[test]
+fn what_a_node_has_attached_follows_its_pods_and_volumes() {
+    let mut scheduler = limited("d", 1);
+    for name in ["one", "other"] {
+        put_bound(&mut scheduler, name, "csi", json!({ "driver": "d", "volumeHandle": name }));
+    }
+    assert_eq!(schedule(&mut scheduler, "p1", &["one"]).bindings.len(), 1);
+    too_many(&schedule(&mut scheduler, "p2", &["other"]));
+    // It is another name of the one that is there.
+    let fields = json!({ "driver": "d", "volumeHandle": "one" });
+    let same = json!({ "metadata": { "name": "other" }, "spec": { "csi": fields } });
+    scheduler.volume_changed(&typed(same), Duration::from_secs(20));
+    assert_eq!(scheduler.schedule(1, Duration::from_secs(20)).bindings[0].binding.pod, "p2");
+    put_bound(&mut scheduler, "third", "csi", json!({ "driver": "d", "volumeHandle": "third" }));
+    scheduler.pod_changed(&user("p3", &["third"]), Duration::from_secs(30));
+    too_many(&scheduler.schedule(1, Duration::from_secs(30)));
+    scheduler.pod_removed("p1", Duration::from_secs(40));
+    scheduler.pod_removed("p2", Duration::from_secs(40));
+    assert_eq!(scheduler.schedule(1, Duration::from_secs(60)).bindings[0].binding.pod, "p3");
+}
+
+/// KEP-625: the labels are those of whoever attaches the volume on the node.
+#[test]
+fn bound_volumes_of_in_tree_plugins_are_where_their_drivers_say() {
+    let mut scheduler = Scheduler::new(&Config::default(), 7);
+    for (name, zone) in [("n1", "a"), ("n2", "b")] {
+        let labels = json!({ "topology.gke.io/zone": zone });
+        scheduler.node_changed(&node(name, json!({ "metadata": { "labels": labels } })), NOW);
+    }
+    let within =
+        json!({ "key": "failure-domain.beta.kubernetes.io/zone", "operator": "In", "values": ["b"] });
+    scheduler.claim_changed(&typed(claim("c", "", Some("v"))), NOW);
+    let affinity = json!({ "required": { "nodeSelectorTerms": [{ "matchExpressions": [within] }] } });
+    let spec = json!({ "gcePersistentDisk": { "pdName": "d" }, "nodeAffinity": affinity });
+    scheduler.volume_changed(&typed(json!({ "metadata": { "name": "v" }, "spec": spec })), NOW);
+    refused(
+        &schedule(&mut scheduler, "p", &["c"]),
+        "2 node(s) didn't match PersistentVolume's node affinity",
+    );
+    let migrated = |name: &str, plugins: &str| {
+        let annotations = json!({ "storage.alpha.kubernetes.io/migrated-plugins": plugins });
+        typed(json!({ "metadata": { "name": name, "annotations": annotations }, "spec": { "drivers": [] } }))
+    };
+    let later = Duration::from_secs(20);
+    scheduler.csi_node_changed(&migrated("n2", "kubernetes.io/aws-ebs"), later);
+    assert_eq!(scheduler.schedule(1, later).bindings.len(), 0);
+    let later = Duration::from_secs(40);
+    scheduler.csi_node_changed(&migrated("n1", "kubernetes.io/aws-ebs,kubernetes.io/gce-pd"), later);
+    scheduler.csi_node_changed(&migrated("n2", "kubernetes.io/aws-ebs,kubernetes.io/gce-pd"), later);
+    assert_eq!(scheduler.schedule(1, later).bindings[0].binding.node, "n2");
 }

@@ -140,11 +140,12 @@ impl<'a> VolumeView<'a> {
                 return Some(Refusal::DiskInUse);
             }
         }
-        if on(Plugin::NodeVolumeLimits) && self.exceeds(node, changes) {
+        if on(Plugin::NodeVolumeLimits) && self.exceeds(slot, node, changes) {
             return Some(Refusal::TooManyVolumes);
         }
         if on(Plugin::VolumeBinding) {
-            let conflict = self.bound.iter().any(|volume| !volume.reaches(&node.name, &node.labels));
+            let conflict =
+                self.bound.iter().any(|volume| !self.all.reaches(volume, &node.name, &node.labels));
             let lacking = self.provisions(node).err();
             if conflict || lacking.is_some() || self.missing {
                 return Some(Refusal::Volumes { conflict, lacking, missing: self.missing });
@@ -230,9 +231,9 @@ impl<'a> VolumeView<'a> {
         own.iter().any(|disk| other.volumes.disks.iter().any(|used| disk.conflicts(used)))
     }
 
-    fn exceeds(&self, node: &NodeEntry, changes: &[(&PodInfo, i64)]) -> bool {
+    fn exceeds(&self, slot: Slot, node: &NodeEntry, changes: &[(&PodInfo, i64)]) -> bool {
         let pods = self.pods(node, changes).map(|pod| &*pod.volumes);
-        self.all.exceed_limits(&node.name, &self.attached, pods)
+        self.all.exceed_limits((slot, &node.name), &self.attached, pods, !changes.is_empty())
     }
 
     /// Pods of the node, as changed.

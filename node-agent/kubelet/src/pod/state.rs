@@ -231,7 +231,7 @@ pub enum Progress {
 }
 
 /// It is made, in part or wholly, and was never started: by a start that is under way, or by an agent that died.
-pub fn never_ran(status: &ContainerStatus) -> bool {
+fn never_ran(status: &ContainerStatus) -> bool {
     let is_half_made = status.state == ContainerState::Unknown && status.started_at.is_none();
     status.state == ContainerState::Created || is_half_made && status.exit.is_none()
 }
@@ -359,7 +359,8 @@ impl ContainerTrack {
         match &mut self.current {
             Some(current) if current.status.id == status.id => {
                 // A start reads the status before it reports, and a list takes a while; more may have been heard of
-                // meanwhile. An id is never used for a second process, so that what has exited stays so.
+                // meanwhile. An id is never used for a second process that was started, so that what has exited
+                // stays so.
                 let known = current.status.state;
                 if known == ContainerState::Exited && status.state != ContainerState::Exited
                     || known == ContainerState::Running && status.state == ContainerState::Created

@@ -14,7 +14,7 @@ use crate::events::EventType;
 use crate::eviction::EVICTED;
 use crate::pod::decide::is_stopping;
 use crate::pod::resize::with_amounts;
-use crate::pod::state::{Kill, Verdict, never_ran};
+use crate::pod::state::{Kill, Verdict};
 use crate::pod::{DesiredContainer, DesiredPod, Instance};
 use crate::probes::{PodRef, ProbeKind, ProbeReport, ProbeTarget};
 
@@ -108,9 +108,9 @@ impl Worker {
 
     fn observe(&mut self, status: ContainerStatus) {
         let now = self.shared.clock.now().now;
-        // Half-made containers belong to the start that is making them.
+        // What was not started belongs to the start that is making it, which may remove it and make it anew.
         let starting = self.state.busy.starting.contains(&status.name);
-        if starting && never_ran(&status) {
+        if starting && status.started_at.is_none() {
             return;
         }
         self.state.containers.entry(status.name.clone()).or_default().observe(status, now);

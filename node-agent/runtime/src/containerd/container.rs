@@ -39,7 +39,8 @@ const RUNC: &str = "runc";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
-/// Stands in a container's directory while its task is asked for, and until it is known what came of that.
+/// Stands in a container's directory while its task is asked for, and until it is known what came of that; where that was
+/// an answer that did not come, until the container is removed.
 const TASK_ASKED_FOR: &str = "task-asked-for";
 
 /// How long a killed process may take to be gone; the kernel may first have to write its memory out.
@@ -151,8 +152,15 @@ impl Inner {
         let (directory, container, writer) =
             (self.paths.container(id), config.clone(), self.config.log_writer.clone());
         let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
+        if config.stdin && !config.tty {
+            self.outputs.watch_fifos(id);
+        }
         fault::point("container: streams made");
-        self.make_task(id, rootfs, io, config.tty, options).await?;
+        let made = self.make_task(id, rootfs, io, config.tty, options).await;
+        if !made.as_ref().is_err_and(Error::is_silence) {
+            remove_file(&self.task_mark(id))?;
+        }
+        made?;
         fault::point("container: task made");
         self.hold_output_or_warn(id).await;
         Ok(())
@@ -219,7 +227,7 @@ impl Inner {
             options,
             ..Default::default()
         };
-        let mark = self.paths.container(id).join(TASK_ASKED_FOR);
+        let mark = self.task_mark(id);
         let before = Before::unanswered_if(mark.exists());
         fs::write(&mark, "").map_err(io_error("write", &mark))?;
         fault::point("container: task asked for");
@@ -229,18 +237,23 @@ impl Inner {
             || async { rpc::call("create task", self.rpc.tasks().create(request.clone())).await.map(drop) },
             |_| async { Ok(self.task(id).await?.map(drop)) },
         );
-        let made = made.await;
-        if !made.as_ref().is_err_and(Error::is_silence) {
-            remove_file(&mark)?;
-        }
-        made.map_err(|error| start_error(id, "create", error))
+        made.await.map_err(|error| start_error(id, "create", error))
+    }
+
+    fn task_mark(&self, id: &str) -> PathBuf {
+        self.paths.container(id).join(TASK_ASKED_FOR)
+    }
+
+    /// Whether there may be a task that nobody will start: its creation was not answered, and its container is to be
+    /// removed, and made anew under the same id.
+    pub(super) fn is_half_made(&self, id: &str) -> bool {
+        self.records.get(id).started_at.is_none() && self.task_mark(id).exists()
     }
 
     /// A task whose creation was not answered is made, so that it can be deleted. The creation may have got as far as a shim
     /// that containerd does not know; asked again, containerd finds it there, and ends it with its last task.
     async fn end_task_asked_for(&self, id: &str) -> Result<()> {
-        let is_known = self.records.get(id).started_at.is_some();
-        if is_known || !self.paths.container(id).join(TASK_ASKED_FOR).exists() {
+        if !self.is_half_made(id) {
             return Ok(());
         }
         let rootfs = self.snapshot_mounts(id).await?.unwrap_or_default();

@@ -100,6 +100,10 @@ impl Inner {
     async fn tell(self: &Arc<Self>, id: &str, stored: &Stored, exit: ContainerExit) -> Result<()> {
         let pod_uid = stored.pod_uid.clone();
         self.change_record(id, move |owner, id| {
+            // No container has ended there: one of the same id is still to be started.
+            if owner.is_half_made(id) {
+                return Ok(());
+            }
             if owner.records.exited(id, &exit) {
                 fault::point("container: exit noted");
                 owner.tell_started(id, &pod_uid);

@@ -29,6 +29,12 @@ pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Outputs(Mutex<HashMap<ContainerId, Arc<Vec<File>>>>);
 
 impl Outputs {
+    /// The writer of a container with FIFOs is looked after before there is a task: it ends with a shim that gave one up,
+    /// and the shim that makes the next one waits half a minute for a reader, and then fails.
+    pub(super) fn watch_fifos(&self, id: &str) {
+        self.0.lock().insert(id.to_owned(), Arc::default());
+    }
+
     pub(super) fn let_go(&self, id: &str) {
         self.0.lock().remove(id);
     }
@@ -50,7 +56,7 @@ impl Inner {
         let directory = self.paths.container(id);
         let descriptors = read_config(&directory)?.source.descriptors();
         if descriptors.is_empty() {
-            self.outputs.0.lock().insert(id.to_owned(), Arc::default());
+            self.outputs.watch_fifos(id);
             return Ok(());
         }
         let writer = attach::connect(&directory).await?;

@@ -1,5 +1,6 @@
 //! Defaults of pods and pod templates.
 
+use hawser_api::usage::{Overhead, requests};
 use serde_json::{Value, json};
 
 use crate::kinds::value::Fields;
@@ -20,9 +21,7 @@ pub(crate) fn default_pod(pod: &mut Value) {
             }
         }
     }
-    if spec.has("resources") {
-        requests_from_limits(spec);
-    }
+    requests_of_pod(pod);
     if let Some(status) = pod.part_mut("status") {
         addresses(status);
     }
@@ -194,6 +193,22 @@ fn requests_from_limits(container: &mut Value) {
     for (name, limit) in limits {
         container.ensure("resources.requests").set(&name, limit);
     }
+}
+
+/// A pod that is limited as a whole asks for what its containers ask for together, and for its limits where none of them
+/// asks (KEP-2837).
+fn requests_of_pod(pod: &mut Value) {
+    if pod.map("spec.resources.limits").is_empty() {
+        return;
+    }
+    let together = requests(pod, Overhead::Excluded);
+    let asked = pod.ensure("spec.resources.requests");
+    for name in ["cpu", "memory"] {
+        if let Some(amount) = together.get(name) {
+            asked.set_default(name, amount.to_string());
+        }
+    }
+    requests_from_limits(pod.ensure("spec"));
 }
 
 fn host_ports(container: &mut Value) {

@@ -1,5 +1,5 @@
-//! The parts of a pod that have writers of their own: containers for debugging (KEP-277), and resources while it runs
-//! (KEP-1287).
+//! The parts of a pod that have writers of their own: containers for debugging (KEP-277), and resources while it runs, of
+//! its containers (KEP-1287) and of the pod as a whole (KEP-5419).
 
 use std::collections::HashSet;
 
@@ -17,6 +17,12 @@ use super::{
 use crate::kinds::value::{Fields, Path};
 
 const SPEC: Path<'static> = Path::Root("spec");
+
+/// The lists of containers that a resize reaches, in upstream's order.
+const RESIZED: [&str; 2] = ["initContainers", "containers"];
+
+/// The parts of resources that a resize reaches.
+const AMOUNTS: [&str; 2] = ["requests", "limits"];
 
 /// What an ephemeral container has none of: it is not served, not probed, not restarted, and not counted.
 const NOT_EPHEMERAL: [&str; 9] = [
@@ -44,12 +50,14 @@ pub(crate) const REACH_OF_RESIZE: Reach<'static> = Reach::Only(&[
     &["spec", "containers", ANY, "resizePolicy"],
     &["spec", "initContainers", ANY, "resources"],
     &["spec", "initContainers", ANY, "resizePolicy"],
+    &["spec", "resources"],
 ]);
 
 /// The old pod with the new one's resources; validation tells where the containers are not the same ones.
 pub(crate) fn prepare_resize(new: &mut Value, old: &Value) {
     let mut kept = keep(new, old);
-    for list in ["containers", "initContainers"] {
+    kept.ensure("spec").copy_field("resources", new.at("spec"));
+    for list in RESIZED {
         let (wanted, known) = (new.at("spec").list(list), kept.ensure("spec"));
         if same_names(wanted, known.list(list)) {
             for (container, wanted) in known.list_mut(list).iter_mut().zip(wanted) {
@@ -171,11 +179,12 @@ pub(crate) fn validate_resize(new: &Value, old: &Value) -> Vec<FieldError> {
     if !is_supported(old) {
         errors.push(FieldError::forbidden(SPEC, "Pod running on node without support for resize"));
     }
-    for list in ["containers", "initContainers"] {
-        resized(&mut errors, new.at("spec"), old.at("spec"), list);
-    }
-    if errors.is_empty() && without_amounts(new.at("spec")) != without_amounts(old.at("spec")) {
-        errors.push(FieldError::forbidden(SPEC, "only cpu and memory resources are mutable"));
+    let (new, old) = (new.at("spec"), old.at("spec"));
+    whole(&mut errors, new.at("resources"), old.at("resources"));
+    let known = errors.len();
+    RESIZED.iter().for_each(|list| same_containers(&mut errors, new, old, list));
+    if errors.len() == known {
+        RESIZED.iter().for_each(|list| resized(&mut errors, new, old, list));
     }
     errors
 }
@@ -186,7 +195,25 @@ fn is_supported(pod: &Value) -> bool {
     pod.text("status.phase") != "Running" || running().is_none_or(|status| status.has("resources"))
 }
 
-fn resized(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
+/// What the pod as a whole has may be added and changed, not taken away.
+fn whole(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
+    let asks = |resources: &Value| AMOUNTS.iter().any(|amounts| !resources.map(amounts).is_empty());
+    if !asks(new) && !asks(old) {
+        return;
+    }
+    let path = SPEC.field("resources");
+    if new.is_null() {
+        errors.push(FieldError::forbidden(path, "pod-level resources cannot be removed"));
+        return;
+    }
+    none_removed(errors, &path, (new, old), "pod-level resource");
+    if without_amounts(new) != without_amounts(old) {
+        errors.push(FieldError::forbidden(SPEC, "only cpu and memory resources are mutable at pod-level"));
+    }
+}
+
+/// The containers of a list are the same ones, in the same order.
+fn same_containers(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
     let path = SPEC.field(list);
     let (new, old) = (new.list(list), old.list(list));
     if new.len() != old.len() {
@@ -195,47 +222,64 @@ fn resized(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
         return;
     }
     for (index, (new, old)) in new.iter().zip(old).enumerate() {
-        let path = path.index(index);
         if new.text("name") != old.text("name") {
             let detail = format!("{list} may not be renamed or reordered on resize");
-            errors.push(FieldError::forbidden(path.field("name"), detail));
-            continue;
-        }
-        let path = path.field("resources");
-        if list == "initContainers" && old.text("restartPolicy") != "Always" {
-            if new.at("resources") != old.at("resources") {
-                let detail = "resources for non-sidecar init containers are immutable";
-                errors.push(FieldError::forbidden(path, detail));
-            }
-            continue;
-        }
-        for amounts in ["requests", "limits"] {
-            let kept = |name: &String| new.at("resources").map(amounts).contains_key(name);
-            if !old.at("resources").map(amounts).keys().all(kept) {
-                let detail = format!("resource {amounts} cannot be removed");
-                errors.push(FieldError::forbidden(path.field(amounts), detail));
-            }
+            errors.push(FieldError::forbidden(path.index(index).field("name"), detail));
         }
     }
 }
 
-/// The spec without what a resize may change.
-fn without_amounts(spec: &Value) -> Value {
-    let mut spec = spec.clone();
-    for list in ["containers", "initContainers"] {
-        for container in spec.list_mut(list) {
-            let Some(resources) = container.part_mut("resources") else { continue };
-            for amounts in ["requests", "limits"] {
-                let Some(left) = resources.part_mut(amounts) else { continue };
-                left.drop_field("cpu");
-                left.drop_field("memory");
-                if *left == json!({}) {
-                    resources.drop_field(amounts);
-                }
+/// Of the containers of a list, which are the same ones, amounts of cpu and memory alone are changed.
+fn resized(errors: &mut Vec<FieldError>, new: &Value, old: &Value, list: &str) {
+    let list_path = SPEC.field(list);
+    for (index, (new, old)) in new.list(list).iter().zip(old.list(list)).enumerate() {
+        let path = list_path.index(index);
+        let (resources, known) = (new.at("resources"), old.at("resources"));
+        none_removed(errors, &path.field("resources"), (resources, known), "resource");
+        let is_same = new.at("resizePolicy") == old.at("resizePolicy")
+            && without_amounts(resources) == without_amounts(known);
+        if list == "containers" {
+            if !is_same {
+                errors.push(FieldError::forbidden(SPEC, "only cpu and memory resources are mutable"));
             }
+            continue;
+        }
+        if !is_same {
+            let detail = "only cpu and memory resources for init or sidecar containers are mutable";
+            errors.push(FieldError::forbidden(path, detail));
+        }
+        let restarts = |policy: &Value| policy.text("restartPolicy") == "RestartContainer";
+        let is_sidecar = old.text("restartPolicy") == "Always";
+        if !is_sidecar && new != old && new.list("resizePolicy").iter().any(restarts) {
+            let detail =
+                "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+            errors.push(FieldError::forbidden(path, detail));
         }
     }
-    spec
+}
+
+fn none_removed(errors: &mut Vec<FieldError>, path: &Path<'_>, (new, old): (&Value, &Value), what: &str) {
+    for amounts in AMOUNTS {
+        let kept = |name: &String| new.map(amounts).contains_key(name);
+        if !old.map(amounts).keys().all(kept) {
+            let detail = format!("{what} {amounts} cannot be removed");
+            errors.push(FieldError::forbidden(path.field(amounts), detail));
+        }
+    }
+}
+
+/// Resources without what a resize may change; null where nothing else is said.
+fn without_amounts(resources: &Value) -> Value {
+    let mut left = resources.clone();
+    for amounts in AMOUNTS {
+        let Some(part) = left.part_mut(amounts) else { continue };
+        part.drop_field("cpu");
+        part.drop_field("memory");
+        if *part == json!({}) {
+            left.drop_field(amounts);
+        }
+    }
+    if left == json!({}) { Value::Null } else { left }
 }
 
 #[cfg(test)]
@@ -306,15 +350,75 @@ mod tests {
         });
         assert!(class[0].ends_with("Pod QOS Class may not change as a result of resizing"), "{class:?}");
 
-        let init =
-            resize(|new| new["spec"]["initContainers"][0]["resources"] = json!({ "limits": { "cpu": "1" } }));
-        let detail = "Forbidden: resources for non-sidecar init containers are immutable";
-        assert_eq!(init, [format!("spec.initContainers[0].resources: {detail}")]);
+        let init = resize(|new| {
+            let first = &mut new["spec"]["initContainers"][0];
+            first["resources"] = json!({ "limits": { "cpu": "1", "example.com/gpu": "1" } });
+            first["resizePolicy"] = json!([{ "resourceName": "cpu", "restartPolicy": "RestartContainer" }]);
+        });
+        let path = "spec.initContainers[0]: Forbidden:";
+        assert_eq!(
+            init,
+            [
+                format!("{path} only cpu and memory resources for init or sidecar containers are mutable"),
+                format!(
+                    "{path} non-sidecar init containers with a resize policy of RestartContainer cannot be resized"
+                ),
+            ]
+        );
 
         let storage = resize(|new| {
             new["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] = "1Gi".into();
         });
         assert_eq!(storage, ["spec: Forbidden: only cpu and memory resources are mutable"]);
+    }
+
+    #[test]
+    fn init_containers_are_resized_too() {
+        let amounts = json!({ "requests": { "cpu": "1" } });
+        assert!(resize(|new| new["spec"]["initContainers"][0]["resources"] = amounts).is_empty());
+    }
+
+    #[test]
+    fn a_pod_as_a_whole_is_resized() {
+        let whole = |resources: Value| {
+            let mut pod = pod();
+            pod["spec"]["resources"] = resources;
+            pod
+        };
+        let check = |old: &Value, resources: Value, expected: &[&str]| {
+            let mut new = old.clone();
+            new["spec"]["resources"] = resources.clone();
+            new["spec"]["nodeSelector"] = json!({ "a": "b" });
+            prepare_resize(&mut new, old);
+            assert_eq!(new["spec"]["resources"], resources);
+            assert_eq!(new["spec"]["nodeSelector"], Value::Null, "nothing else changes");
+            assert_eq!(texts(&validate_resize(&new, old)), expected, "{resources}");
+        };
+        let old = whole(json!({ "requests": { "cpu": "1" }, "limits": { "cpu": "2" } }));
+        check(&old, json!({ "requests": { "cpu": "2" }, "limits": { "cpu": "3" } }), &[]);
+        check(
+            &old,
+            json!({ "requests": { "cpu": "1", "memory": "1Gi" }, "limits": { "cpu": "2", "memory": "2Gi" } }),
+            &[],
+        );
+        check(&pod(), json!({ "requests": { "cpu": "1" } }), &[]);
+        check(&old, Value::Null, &["spec.resources: Forbidden: pod-level resources cannot be removed"]);
+        check(
+            &old,
+            json!({ "requests": { "cpu": "1" } }),
+            &["spec.resources.limits: Forbidden: pod-level resource limits cannot be removed"],
+        );
+        check(
+            &old,
+            json!({ "requests": { "cpu": "1" }, "limits": { "cpu": "2", "hugepages-2Mi": "2Mi" } }),
+            &["spec: Forbidden: only cpu and memory resources are mutable at pod-level"],
+        );
+        let all = json!({ "cpu": "2", "memory": "1Gi" });
+        check(
+            &old,
+            json!({ "requests": all, "limits": all }),
+            &[r#"spec: Invalid value: "Burstable": Pod QOS Class may not change as a result of resizing"#],
+        );
     }
 
     #[test]

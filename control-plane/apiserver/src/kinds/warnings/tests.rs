@@ -149,9 +149,4 @@ fn services_and_others() {
             "annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead",
         ],
     );
-    check(
-        "endpoints",
-        json!({ "metadata": { "name": "a" } }),
-        &["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"],
-    );
 }

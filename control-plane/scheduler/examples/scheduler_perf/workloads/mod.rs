@@ -37,6 +37,7 @@ pub(crate) fn own() -> Vec<Workload> {
             devices::shared_claims(500, 2, [2500, 500], [2500, 500]),
         ),
         workload("HundredThousandNodes", 0, misc::basic(100_000, 1000, 10_000)),
+        workload("HundredThousandNodesPreferredSpreading", 0, spreading::preferred(100_000)),
         workload(
             "SteadyArrival",
             0,
