@@ -12,6 +12,7 @@ use hawser_kubelet::Config;
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
+use hawser_kubelet::locality::{Policy, Scope};
 use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
@@ -252,6 +253,31 @@ async fn memory_comes_from_nodes_of_ones_own() {
     node.bind("four", sized("four", "6Mi"));
     node.wait_running("four").await;
     assert_eq!(mems(&node, "four").as_deref(), Some("0"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_or_containers_have_what_they_need_from_one_node() {
+    let two = || {
+        let half = |name: &str| asking(name, &[], &[("cpu", "1m"), ("memory", "5Mi")]);
+        spec("Always", vec![half("a"), half("b")])
+    };
+    for (scope, expected) in [(Scope::Container, None), (Scope::Pod, Some("TopologyAffinityError"))] {
+        let node = Node::start_set(|config| {
+            with_memory(config);
+            (config.topology_policy, config.topology_scope) = (Policy::SingleNumaNode, scope);
+        });
+        node.bind("two", two());
+        match expected {
+            None => {
+                node.wait_running("two").await;
+            }
+            Some(reason) => {
+                let refused =
+                    node.wait_status("two", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+                assert_eq!(refused.reason.as_deref(), Some(reason));
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
