@@ -164,6 +164,13 @@ pub(crate) struct Options {
     /// Whether the CPUs and devices of a container are to come from the same NUMA nodes
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) topology_manager_policy: TopologyManagerPolicy,
+    /// Whether they come from the same nodes for each container by itself, or for all containers of a pod
+    #[arg(long, value_enum, default_value = "container")]
+    pub(crate) topology_manager_scope: TopologyManagerScope,
+    /// Options of the policy, as name=value: prefer-closest-numa-nodes (true: of as many nodes those nearest to each other),
+    /// max-allowable-numa-nodes (8, which is how many there may be)
+    #[arg(long, value_delimiter = ',', value_parser = topology_option)]
+    pub(crate) topology_manager_policy_options: Vec<TopologyOption>,
     /// CPUs, as 0-1,4, that are kept for the system: no container has them to itself. In the place of what
     /// --kube-reserved and --system-reserved say of CPU
     #[arg(long)]
@@ -241,6 +248,34 @@ pub(crate) enum TopologyManagerPolicy {
     BestEffort,
     Restricted,
     SingleNumaNode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TopologyManagerScope {
+    Container,
+    Pod,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TopologyOption {
+    PreferClosestNumaNodes(bool),
+    /// It is what it is without the option.
+    MaxAllowableNumaNodes,
+}
+
+/// `prefer-closest-numa-nodes=true`
+pub(crate) fn topology_option(text: &str) -> Result<TopologyOption, String> {
+    match text.split_once('=') {
+        Some(("prefer-closest-numa-nodes", value)) => {
+            let value = value.parse().map_err(|_| format!("{text:?}: true or false is expected"))?;
+            Ok(TopologyOption::PreferClosestNumaNodes(value))
+        }
+        Some(("max-allowable-numa-nodes", "8")) => Ok(TopologyOption::MaxAllowableNumaNodes),
+        Some(("max-allowable-numa-nodes", other)) => {
+            Err(format!("max-allowable-numa-nodes: {other:?} is not supported: it is always 8"))
+        }
+        _ => Err(format!("{text:?} is none of prefer-closest-numa-nodes=, max-allowable-numa-nodes=")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

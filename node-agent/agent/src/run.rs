@@ -1,6 +1,7 @@
 //! `node-agent run`: what runs, in which order it starts, and how it stops.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -21,15 +22,16 @@ use hawser_kubelet::{
     cpus::{CpuPolicy, topology::Topology},
     credentials::Credentials,
     events::{Recorder, node_reference},
-    locality::Policy,
+    locality::{Distances, MAX_NODES, Policy, Scope},
     memory::{MemoryPolicy, machine as numa},
     node::Machine,
+    quantity::binary_si,
 };
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, Runtime};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -48,7 +50,7 @@ use crate::{
     names,
     options::{
         CpuManagerPolicy, EnforceNodeAllocatable, LoadBalancerMode, MemoryManagerPolicy, NetworkMode,
-        Options, TopologyManagerPolicy, Xdp, read,
+        Options, TopologyManagerPolicy, TopologyManagerScope, TopologyOption, Xdp, read,
     },
     pod_network::{self, AgentNetwork},
     service_path::ServicePath,
@@ -250,6 +252,21 @@ fn kubelet_config(
         TopologyManagerPolicy::Restricted => Policy::Restricted,
         TopologyManagerPolicy::SingleNumaNode => Policy::SingleNumaNode,
     };
+    let nodes = numa::read(Path::new("/sys/devices/system/node")).len();
+    anyhow::ensure!(
+        config.topology_policy == Policy::None || nodes <= MAX_NODES,
+        "--topology-manager-policy: the machine has {nodes} NUMA nodes, more than the {MAX_NODES} that can be put together"
+    );
+    config.topology_scope = match options.topology_manager_scope {
+        TopologyManagerScope::Container => Scope::Container,
+        TopologyManagerScope::Pod => Scope::Pod,
+    };
+    if options.topology_manager_policy_options.contains(&TopologyOption::PreferClosestNumaNodes(true)) {
+        let distances = Distances::read(Path::new("/sys/devices/system/node"));
+        let distances =
+            distances.map_err(|why| anyhow::anyhow!("--topology-manager-policy-options: {why}"))?;
+        config.numa_distances = Some(distances);
+    }
     if let (Some(file), Some(dir)) =
         (&options.image_credential_provider_config, &options.image_credential_provider_bin_dir)
     {
@@ -271,7 +288,30 @@ fn kubelet_config(
     config.runtime_handlers = options.runtime_handler.iter().map(|(name, _)| name.clone()).collect();
     config.image_gc.high_percent = options.image_gc_high_threshold;
     config.image_gc.low_percent = options.image_gc_low_threshold;
+    config.server.client_ca_file = Some(options.client_ca_file.as_ref().unwrap_or(&options.ca_file).clone());
+    config.of_others = shown_for_others(options);
     Ok(config)
+}
+
+/// Fields of a KubeletConfiguration that containerd's client and the server's certificates follow.
+fn shown_for_others(options: &Options) -> Map<String, Value> {
+    let reserved = options.reserved_memory.iter().map(|(node, amounts)| {
+        let limits: BTreeMap<&String, String> =
+            amounts.iter().map(|(name, amount)| (name, binary_si(*amount))).collect();
+        json!({ "numaNode": node, "limits": limits })
+    });
+    let fields = [
+        (
+            "containerRuntimeEndpoint",
+            json!(format!("unix://{}", options.container_runtime_endpoint.display())),
+        ),
+        ("containerLogMaxSize", json!(binary_si(options.container_log_max_size))),
+        ("containerLogMaxFiles", json!(options.container_log_max_files)),
+        ("tlsCertFile", json!(options.tls_cert_file)),
+        ("tlsPrivateKeyFile", json!(options.tls_private_key_file)),
+        ("reservedMemory", reserved.collect()),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Statuses go up the node's stream, each with its answer.

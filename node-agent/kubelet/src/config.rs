@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use crate::container::resources::NodeCapacity;
 use crate::cpus::CpuPolicy;
 use crate::credentials::Credentials;
@@ -60,8 +62,12 @@ pub struct Config {
     pub enforce_node_allocatable: bool,
     pub cpu_policy: CpuPolicy,
     pub memory_policy: MemoryPolicy,
-    /// Whether CPUs and devices of a container are to be near to each other.
+    /// Whether CPUs, memory and devices are to be near to each other.
     pub topology_policy: locality::Policy,
+    /// Those of a container, or of a whole pod.
+    pub topology_scope: locality::Scope,
+    /// Where of as many nodes those nearest to each other are preferred.
+    pub numa_distances: Option<locality::Distances>,
     /// Handlers that a RuntimeClass can name beside runc.
     pub runtime_handlers: Vec<String>,
     /// Plugins that know credentials for registries.
@@ -98,6 +104,8 @@ pub struct Config {
     pub logind: Places,
     /// How often pods' directories are measured.
     pub volume_stats_interval: Duration,
+    /// Fields of a KubeletConfiguration that others than the kubelet heed, as `/configz` shows them.
+    pub of_others: Map<String, Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,6 +145,8 @@ impl Config {
             cpu_policy: CpuPolicy::None,
             memory_policy: MemoryPolicy::None,
             topology_policy: locality::Policy::None,
+            topology_scope: locality::Scope::Container,
+            numa_distances: None,
             runtime_handlers: Vec::new(),
             credentials: Credentials::default(),
             pod_pids_limit: None,
@@ -158,6 +168,7 @@ impl Config {
             shutdown_graces: Graces::default(),
             logind: Places::default(),
             volume_stats_interval: Duration::from_secs(60),
+            of_others: Map::new(),
         }
     }
 

@@ -93,6 +93,7 @@ impl Kubelet {
             runtime.clone(),
             objects.secrets.clone(),
             recorder.clone(),
+            metrics.clone(),
             &config,
             last_use.clone(),
             access.clone(),

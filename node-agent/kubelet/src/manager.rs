@@ -27,7 +27,7 @@ use crate::container::resources::NodeCapacity;
 use crate::devices::ledger::Wishes;
 use crate::events::EventType;
 use crate::eviction::rank::is_critical;
-use crate::locality::{Near, Policy, choose};
+use crate::locality::{Hint, Near, Policy, Scope, choose};
 use crate::node::new_node;
 use crate::orphans::Orphans;
 use crate::pod::DesiredPod;
@@ -53,6 +53,8 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(500);
 #[derive(Clone, Default)]
 pub struct Pods {
     workers: Arc<RwLock<HashMap<String, WorkerHandle>>>,
+    /// Critical pods, by uid, that have no worker yet and for which others are ending: what these leave is theirs.
+    to_come: Arc<RwLock<BTreeMap<String, Arc<Pod>>>>,
 }
 
 impl Pods {
@@ -97,13 +99,24 @@ impl Pods {
         let workers = self.workers.write();
         let others = workers.iter().filter(|(uid, _)| *uid != wanted.uid());
         let others = others.map(|(_, worker)| DesiredPod::new(worker.view.lock().pod.clone()));
-        let others: Vec<DesiredPod> = others.filter(|pod| pod.terminal_phase().is_none()).collect();
+        let others: Vec<DesiredPod> =
+            others.filter(|pod| pod.terminal_phase().is_none()).chain(self.critical_to_come("")).collect();
         judge(wanted, allocatable, &others)?;
         if let Some(worker) = workers.get(wanted.uid()) {
             // The next one sees it.
             worker.view.lock().pod = wanted.object.clone();
         }
         Ok(())
+    }
+
+    /// Critical pods for which others are ending, but for the one that is asked about.
+    fn critical_to_come(&self, uid: &str) -> Vec<DesiredPod> {
+        let to_come = self.to_come.read();
+        to_come
+            .iter()
+            .filter(|(other, _)| *other != uid)
+            .map(|(_, pod)| DesiredPod::new(pod.clone()))
+            .collect()
     }
 
     /// Nothing of the pod runs any more, and it will not again.
@@ -166,7 +179,7 @@ pub struct Manager {
     /// Pods that wait, by uid: static ones for the end of one of the same name, others that came before the API's list was
     /// complete for what they name, which comes with it.
     waiting: BTreeMap<String, Arc<Pod>>,
-    /// Uids of critical pods among these, and of the pods that go for each.
+    /// Uids of critical pods that are to come, and of the pods that go for each.
     making_room: BTreeMap<String, BTreeSet<String>>,
     /// The clean-up under way, one at a time.
     cleanup: JoinSet<bool>,
@@ -260,7 +273,7 @@ impl Manager {
                     // A driver that has yet to come, a runtime that did not answer.
                     self.clean_up_at = (!matches!(done, Ok(true))).then(|| Instant::now() + CLEAN_UP_AGAIN);
                 }
-                _ = look_for_room.tick(), if !self.making_room.is_empty() => self.look_for_room(),
+                _ = look_for_room.tick(), if !self.making_room.is_empty() => self.look_for_room(&shutdown).await,
                 () = at(self.clean_up_at), if self.clean_up_at.is_some() => {
                     self.clean_up_at = None;
                     self.clean_up();
@@ -309,12 +322,15 @@ impl Manager {
             self.make_room(pod, victims, &resource);
             return;
         }
+        self.making_room.remove(&uid);
         let (mut worker, handle) = Worker::new(self.shared.clone(), pod, found);
         if let Taking::Refused(verdict) = taking {
             self.shared.metrics.rejected(&verdict.reason);
             worker.refuse(verdict);
         }
         self.pods.workers.write().insert(uid.clone(), handle);
+        // Only now: it counts itself from here on.
+        self.pods.to_come.write().remove(&uid);
         let shutdown = shutdown.child_token();
         let task = self.workers.spawn(worker.run(shutdown));
         self.uids.insert(task.id(), uid);
@@ -333,11 +349,17 @@ impl Manager {
         }
         let victims = victims.iter().map(|victim| victim.uid().to_owned()).collect();
         self.making_room.insert(uid.clone(), victims);
-        self.waiting.insert(uid, pod);
+        self.pods.to_come.write().insert(uid, pod);
     }
 
-    /// Critical pods for which there is room now are looked at anew.
-    fn look_for_room(&mut self) {
+    /// A critical pod does not come after all: what was held for it is free.
+    fn give_up_room(&mut self, uid: &str) {
+        self.making_room.remove(uid);
+        self.pods.to_come.write().remove(uid);
+    }
+
+    /// Critical pods for which there is room now are taken, before anybody who has come meanwhile.
+    async fn look_for_room(&mut self, shutdown: &CancellationToken) {
         let has_room = |victims: &BTreeSet<String>| victims.iter().all(|uid| self.pods.has_stopped(uid));
         let ready: Vec<String> = self
             .making_room
@@ -346,11 +368,13 @@ impl Manager {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in ready {
-            self.making_room.remove(&uid);
-            if let Some(pod) = self.waiting.remove(&uid) {
-                // What has come since is newer.
-                self.changes.pods.lock().entry(uid).or_insert(Some(pod));
-                self.changes.arrived.notify_one();
+            // What has come of it since is newer, and taken first.
+            if self.changes.pods.lock().contains_key(&uid) {
+                continue;
+            }
+            let pod = self.pods.to_come.read().get(&uid).cloned();
+            if let Some(pod) = pod {
+                self.start_worker(pod, Found::default(), shutdown).await;
             }
         }
     }
@@ -380,7 +404,7 @@ impl Manager {
         let others: Vec<DesiredPod> = others
             .filter(|p| p.terminal_phase().is_none() && p.uid() != pod.uid() && wanted.contains(p.uid()))
             // What is made free for a critical pod is not for whoever comes in between.
-            .chain(self.critical_to_come(pod.uid()))
+            .chain(self.pods.critical_to_come(pod.uid()))
             .collect();
         if *self.shared.shutting_down.borrow() {
             return Taking::Refused(shutdown::refusal());
@@ -396,7 +420,13 @@ impl Manager {
             admitted = admit(&self.node_as(&object, &others), pod);
         }
         match admitted {
-            Ok(()) => self.grant(pod).await.map_or_else(Taking::Refused, |()| Taking::Taken),
+            Ok(()) => match self.grant(pod).await {
+                Ok(()) => {
+                    self.shared.metrics.taken(pod);
+                    Taking::Taken
+                }
+                Err(verdict) => Taking::Refused(verdict),
+            },
             Err(verdict) if is_critical(pod) => {
                 let missing = missing(&self.node_as(&object, &others), pod);
                 // Those that are still to come have nothing to give.
@@ -426,12 +456,6 @@ impl Manager {
         }
     }
 
-    /// Critical pods for which others are ending, but for the one that is asked about.
-    fn critical_to_come<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = DesiredPod> + 'a {
-        let others = self.making_room.keys().filter(move |other| *other != uid);
-        others.filter_map(|other| self.waiting.get(other).cloned()).map(DesiredPod::new)
-    }
-
     /// The node as the API has it now, if it answers in time.
     async fn read_node(&self) -> Option<ApiNode> {
         let api: Api<ApiNode> = Api::all(self.shared.client.clone());
@@ -441,21 +465,44 @@ impl Manager {
 
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
     async fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
+        let Shared { devices, cpus, memory, config, metrics, .. } = &*self.shared;
+        let placed = self.place(pod).await;
+        if config.topology_policy != Policy::None {
+            metrics.aligned(placed.is_err());
+        }
+        let (near, wishes) = placed?;
+        devices.grant(pod, &near, &wishes)?;
+        cpus.grant(pod, &near)?;
+        memory.grant(pod, &near)
+    }
+
+    /// The nodes that each container is to get things from, and which devices of theirs plugins prefer.
+    async fn place(&self, pod: &DesiredPod) -> Result<(Near, Wishes), Verdict> {
         let Shared { devices, cpus, memory, config, .. } = &*self.shared;
         let (mut near, mut wishes) = (Near::new(), Wishes::new());
+        let scope = Some(config.topology_scope).filter(|_| config.topology_policy != Policy::None);
+        let choose =
+            |hints: &[Vec<Hint>]| choose(config.topology_policy, config.numa_distances.as_ref(), hints);
+        if scope == Some(Scope::Pod) {
+            let mut hints = devices.hints_of_pod(pod);
+            hints.extend(cpus.hints_of_pod(pod));
+            hints.extend(memory.hints_of_pod(pod));
+            if let Some(nodes) = choose(&hints)? {
+                let containers = pod.containers.iter().map(|container| container.name().to_owned());
+                near = containers.map(|name| (name, nodes.clone())).collect();
+            }
+        }
         for (index, container) in pod.containers.iter().enumerate() {
-            if config.topology_policy != Policy::None {
+            if scope == Some(Scope::Container) {
                 let mut hints = devices.hints(pod, index, &near, &wishes);
                 hints.extend(cpus.hints(pod, index, &near));
                 hints.extend(memory.hints(pod, index, &near));
-                let nodes = choose(config.topology_policy, &hints)?;
+                let nodes = choose(&hints)?;
                 near.extend(nodes.map(|nodes| (container.name().to_owned(), nodes)));
             }
             devices.ask(pod, index, &near, &mut wishes).await;
         }
-        devices.grant(pod, &near, &wishes)?;
-        cpus.grant(pod, &near)?;
-        memory.grant(pod, &near)
+        Ok((near, wishes))
     }
 
     /// Has the runtime's containers listed, from now on, and what was found told to all workers.
@@ -517,9 +564,7 @@ impl Manager {
 
     fn look_at_waiting(&mut self) {
         let mut changes = self.changes.pods.lock();
-        // Those for which others are ending have their own time.
-        let of_others = |uid: &String, _: &mut Arc<Pod>| !self.making_room.contains_key(uid);
-        for (uid, pod) in self.waiting.extract_if(.., of_others) {
+        for (uid, pod) in std::mem::take(&mut self.waiting) {
             // What has come since is newer.
             changes.entry(uid).or_insert(Some(pod));
         }
@@ -531,16 +576,21 @@ impl Manager {
             match pod {
                 None => {
                     self.waiting.remove(&uid);
-                    self.making_room.remove(&uid);
+                    self.give_up_room(&uid);
                     self.pods.mail(&uid, |mail| mail.gone = true);
                 }
                 Some(pod) if self.pods.workers.read().contains_key(&uid) => {
                     self.pods.mail(&uid, |mail| mail.pod = Some(pod));
                 }
                 Some(_) if self.takeovers.contains(&uid) => {}
-                Some(pod) if self.making_room.contains_key(&uid) => {
-                    self.waiting.insert(uid, pod);
-                }
+                Some(pod) if self.making_room.contains_key(&uid) => match pod.metadata.deletion_timestamp {
+                    None => drop(self.pods.to_come.write().insert(uid, pod)),
+                    // Nobody else goes for it.
+                    Some(_) => {
+                        self.give_up_room(&uid);
+                        self.start_worker(pod, Found::default(), shutdown).await;
+                    }
+                },
                 Some(pod) if !is_static(&pod) && !self.shared.objects.pods.is_synced() => {
                     self.waiting.insert(uid, pod);
                 }

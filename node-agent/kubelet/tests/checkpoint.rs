@@ -8,6 +8,7 @@ use common::{Node, container, is_ready, spec, uid};
 use hawser_api::GroupVersionResource;
 use hawser_api::resource::Target;
 use hawser_runtime::ContainerState;
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, PodSpec, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
     VolumeMount, VolumeProjection,
@@ -176,4 +177,33 @@ async fn pod_of_a_runtime_class_is_looked_after_without_the_api() {
     node.wait("the start", || running(&node)).await;
     let sandbox = node.runtime.sandbox_of(&uid("web")).expect("made");
     assert_eq!(sandbox.runtime_handler, "runc");
+}
+
+#[tokio::test(start_paused = true)]
+async fn trust_bundles_are_shown_without_the_api_as_they_were() {
+    let node = Node::start();
+    let bundle = Target::object(GroupVersionResource::of::<ClusterTrustBundle>(), None, "roots");
+    let certificate = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let metadata = json!({ "name": "roots" });
+    node.api.store(&bundle, json!({ "metadata": metadata, "spec": { "trustBundle": certificate } }));
+    let source = json!({ "clusterTrustBundle": { "name": "roots", "path": "ca.pem" } });
+    let volume = json!({ "name": "roots", "projected": { "sources": [source] } });
+    let volume = serde_json::from_value(volume).expect("a volume");
+    node.bind("web", PodSpec { volumes: Some(vec![volume]), ..spec("Always", vec![container("web")]) });
+    node.wait_ready("web").await;
+    let dir = node.dir.path().join("pods").join(uid("web")).join("volumes/kubernetes.io~projected/roots");
+    let shown = || std::fs::read_to_string(dir.join("ca.pem")).ok();
+    assert_eq!(shown().as_deref(), Some(certificate));
+    let stopped = node.stop().await;
+    // It was in memory.
+    for entry in std::fs::read_dir(&dir).expect("there").flatten() {
+        let path = entry.path();
+        let is_directory = entry.file_type().expect("known").is_dir();
+        if is_directory { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+            .expect("removed");
+    }
+    let node = stopped.reboot_offline_again();
+    node.runtime.preload_image("registry.test/web:1");
+    node.wait("the pod to run", || running(&node)).await;
+    assert_eq!(shown().as_deref(), Some(certificate));
 }

@@ -12,6 +12,7 @@ use hawser_kubelet::Config;
 use hawser_kubelet::cpus::CpuPolicy;
 use hawser_kubelet::cpus::topology::{Place, Topology};
 use hawser_kubelet::eviction::thresholds::{Amount, Signal, Threshold};
+use hawser_kubelet::locality::{Policy, Scope};
 use hawser_kubelet::memory::MemoryPolicy;
 use hawser_kubelet::memory::ledger::Amounts;
 use hawser_runtime::{ContainerState, ContainerStats, DiskUsage, Error};
@@ -255,6 +256,31 @@ async fn memory_comes_from_nodes_of_ones_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_or_containers_have_what_they_need_from_one_node() {
+    let two = || {
+        let half = |name: &str| asking(name, &[], &[("cpu", "1m"), ("memory", "5Mi")]);
+        spec("Always", vec![half("a"), half("b")])
+    };
+    for (scope, expected) in [(Scope::Container, None), (Scope::Pod, Some("TopologyAffinityError"))] {
+        let node = Node::start_set(|config| {
+            with_memory(config);
+            (config.topology_policy, config.topology_scope) = (Policy::SingleNumaNode, scope);
+        });
+        node.bind("two", two());
+        match expected {
+            None => {
+                node.wait_running("two").await;
+            }
+            Some(reason) => {
+                let refused =
+                    node.wait_status("two", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+                assert_eq!(refused.reason.as_deref(), Some(reason));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn pod_that_does_not_fit_is_refused() {
     let node = Node::start();
     node.bind("web", spec("Always", vec![asking("web", &[("cpu", "1000")], &[])]));
@@ -283,6 +309,53 @@ async fn lower_pod_goes_for_a_critical_one() {
     node.bind("peer", critical);
     let refused = node.wait_status("peer", "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
     assert_eq!(refused.reason.as_deref(), Some("OutOfpods"), "who is as critical stays");
+}
+
+/// A node with room for one pod, which `web` has and takes its time to give back, and a critical pod that waits for it.
+async fn with_a_critical_pod_that_waits() -> Node {
+    let node = Node::start_set(|config| config.max_pods = 1);
+    node.runtime.ignore_stop_signal("web");
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_running("web").await;
+    let mut critical = spec("Always", vec![container("main")]);
+    critical.priority = Some(2_000_001_000);
+    node.bind("critical", critical);
+    node.wait("the other to be stopped", || {
+        let web = node.runtime.find(&uid("web"), "web").expect("known");
+        node.runtime.calls().contains(&format!("stop_container({})", web.id)).then_some(())
+    })
+    .await;
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_was_made_for_a_critical_pod_is_nobody_elses() {
+    let node = with_a_critical_pod_that_waits().await;
+    let runs =
+        || node.runtime.find(&uid("critical"), "main").is_some_and(|c| c.state == ContainerState::Running);
+    let mut others = Vec::new();
+    while !runs() {
+        assert!(others.len() < 500, "the critical pod does not run");
+        others.push(format!("a{:03}", others.len()));
+        node.bind(others.last().expect("one"), spec("Always", vec![container("main")]));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for other in others {
+        let refused = node.wait_status(&other, "the refusal", |s| s.phase.as_deref() == Some("Failed")).await;
+        assert_eq!(refused.reason.as_deref(), Some("OutOfpods"), "{other}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_pod_that_is_deleted_while_it_waits_goes_at_once() {
+    let node = with_a_critical_pod_that_waits().await;
+    node.delete("critical", 30);
+    node.wait_gone("critical").await;
+    let web = node.runtime.find(&uid("web"), "web").expect("known");
+    assert_eq!(web.state, ContainerState::Running, "it still stops");
+    node.wait_status("web", "its end", |s| s.phase.as_deref() == Some("Failed")).await;
+    node.bind("next", spec("Always", vec![container("main")]));
+    node.wait_running("next").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -492,6 +565,13 @@ async fn metrics_tell_of_the_node_its_pods_and_the_kubelet() {
         "kubelet_node_name{node=\"n1\"} 1\n",
         "kubelet_started_containers_total{container_type=\"container\"} 1\n",
         "kubelet_started_pods_total 1\n",
+        "kubelet_started_pods_errors_total 0\n",
+        "kubelet_pod_start_duration_seconds_count 1\n",
+        "kubelet_image_pull_duration_seconds_count{image_size_in_bytes=\"0-10MB\"} 1\n",
+        "kubelet_run_podsandbox_duration_seconds_count{runtime_handler=\"\"} 1\n",
+        "kubelet_containers_per_pod_count_sum 1\n",
+        "kubelet_active_pods{static=\"\"} 1\n",
+        "kubelet_mirror_pods 0\n",
         "kubelet_runtime_operations_total{operation_type=\"start_container\"} 1\n",
     ] {
         assert!(own.contains(line), "{line} in {own}");

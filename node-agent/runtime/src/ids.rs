@@ -14,6 +14,12 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
+/// It has the form that [`digest_of`] gives.
+pub(crate) fn is_digest(text: &str) -> bool {
+    let is_hex = |hex: &str| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    text.strip_prefix("sha256:").is_some_and(is_hex)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -21,6 +27,14 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digests_are_told_from_other_texts() {
+        assert!(is_digest(&digest_of(b"x")));
+        for other in ["", "sha256:", "sha256:../x", &digest_of(b"x").to_uppercase(), &digest_of(b"x")[7..]] {
+            assert!(!is_digest(other), "{other}");
+        }
+    }
 
     #[test]
     fn ids_differ_by_each_part() {

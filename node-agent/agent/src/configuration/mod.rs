@@ -19,7 +19,7 @@ use clap::parser::ValueSource;
 use hawser_kubelet::{Config, eviction::thresholds::Threshold};
 use tracing::warn;
 
-use crate::options::{EnforceNodeAllocatable, Options, read, reserved};
+use crate::options::{EnforceNodeAllocatable, Options, read, reserved, topology_option};
 use fields::Fields;
 
 /// Fields of upstream's kubelet that change nothing of what pods get from this one: it has no such part, does it always,
@@ -236,6 +236,14 @@ fn resources(fields: &mut Fields<'_>, options: &mut Options, config: &mut Config
     if let Some(policy) = fields.text_unless("topology_manager_policy", "topologyManagerPolicy")? {
         options.topology_manager_policy = sections::choice("topologyManagerPolicy", &policy)?;
     }
+    if let Some(scope) = fields.text_unless("topology_manager_scope", "topologyManagerScope")? {
+        options.topology_manager_scope = sections::choice("topologyManagerScope", &scope)?;
+    }
+    let name = "topologyManagerPolicyOptions";
+    if let Some(given) = fields.unless("topology_manager_policy_options", name)? {
+        let given: Result<_, String> = pairs(&given, "=").iter().map(|pair| topology_option(pair)).collect();
+        options.topology_manager_policy_options = given.map_err(|why| anyhow::anyhow!("{name}: {why}"))?;
+    }
     fields.set("allowed_unsafe_sysctls", "allowedUnsafeSysctls", &mut options.allowed_unsafe_sysctls)?;
     config.seccomp_default = fields.take("seccompDefault")?.unwrap_or(config.seccomp_default);
     let alone = fields.take("singleProcessOOMKill")?;
@@ -289,8 +297,6 @@ fn refuse(fields: &mut Fields<'_>) -> anyhow::Result<()> {
     fields.only("cpuCFSQuota", true, "limits of CPU are always enforced")?;
     fields.only("cpuCFSQuotaPeriod", "100ms".to_owned(), "it is always 100ms")?;
     fields.only("cpuManagerPolicyOptions", none(), "the static policy has no options")?;
-    fields.only("topologyManagerScope", "container".to_owned(), "it is always the container")?;
-    fields.only("topologyManagerPolicyOptions", none(), "the policies have no options")?;
     fields.only("qosReserved", none(), "memory is not reserved by class")?;
     fields.only("tlsCurvePreferences", Vec::<i32>::new(), "curves cannot be chosen")?;
     fields.only("staticPodURL", String::new(), "static pods come from files alone")?;

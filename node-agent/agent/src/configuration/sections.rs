@@ -104,6 +104,10 @@ pub(super) fn server(
     let suites = fields.take("tlsCipherSuites")?.unwrap_or_default();
     config.server.tls =
         TlsLimits::new(only_tls13, suites).map_err(|error| anyhow::anyhow!("tlsCipherSuites: {error}"))?;
+    let missing = config.server.tls.missing();
+    if !missing.is_empty() {
+        warn!(?missing, "tlsCipherSuites: these are not here, and nobody is served with them");
+    }
 
     let Authentication { x509, webhook, anonymous } = fields.take("authentication")?.unwrap_or_default();
     if let Some(file) = x509.client_ca_file.filter(|file| !file.is_empty())

@@ -7,7 +7,7 @@ use hawser_kubelet::{
 };
 
 use super::*;
-use crate::options::CpuManagerPolicy;
+use crate::options::{CpuManagerPolicy, TopologyManagerScope, TopologyOption};
 
 #[derive(Parser)]
 struct Agent {
@@ -51,6 +51,9 @@ evictionSoft: {memory.available: 300Mi}
 evictionSoftGracePeriod: {memory.available: 1m30s}
 evictionMinimumReclaim: {memory.available: 50Mi}
 cpuManagerPolicy: static
+topologyManagerScope: pod
+topologyManagerPolicyOptions: {prefer-closest-numa-nodes: "true", max-allowable-numa-nodes: "8"}
+tlsCipherSuites: [TLS_AES_128_GCM_SHA256, TLS_RSA_WITH_AES_128_CBC_SHA]
 memoryManagerPolicy: Static
 reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]
 registerWithTaints: [{key: a, value: b, effect: NoSchedule}, {key: c, effect: NoExecute}]
@@ -73,6 +76,10 @@ authorization: {mode: Webhook, webhook: {cacheAuthorizedTTL: 0s, cacheUnauthoriz
     assert_eq!(options.pod_manifest_path.as_deref(), Some(Path::new("/etc/manifests")));
     assert_eq!((options.kube_reserved.cpu_millis, options.kube_reserved.memory_bytes), (200, 100 << 20));
     assert_eq!(options.cpu_manager_policy, CpuManagerPolicy::Static);
+    assert_eq!(options.topology_manager_scope, TopologyManagerScope::Pod);
+    let chosen = [TopologyOption::MaxAllowableNumaNodes, TopologyOption::PreferClosestNumaNodes(true)];
+    assert_eq!(options.topology_manager_policy_options, chosen);
+    assert_eq!(config.server.tls.missing(), ["TLS_RSA_WITH_AES_128_CBC_SHA"]);
     assert_eq!(options.reserved_memory, [(0, [("memory".to_owned(), 1 << 30)].into())]);
     assert_eq!(options.register_with_taints, ["a=b:NoSchedule", "c:NoExecute"]);
     assert_eq!(options.shutdown_grace_period, Some(Duration::from_secs(30)));
@@ -166,7 +173,11 @@ fn an_error_names_the_field() {
     check(&with("imageGCLowThresholdPercent: 90"), "imageGCLowThresholdPercent: must be less");
     check(&with("cpuManagerPolicy: dynamic"), "cpuManagerPolicy: \"dynamic\" is none of none, static");
     check(&with("enableDebuggingHandlers: false"), "enableDebuggingHandlers: false is not supported");
-    check(&with("topologyManagerScope: pod"), "topologyManagerScope: \"pod\" is not supported");
+    check(&with("topologyManagerScope: node"), "topologyManagerScope: \"node\" is none of container, pod");
+    let options = |option: &str| with(&format!("topologyManagerPolicyOptions: {{{option}}}"));
+    check(&options("max-allowable-numa-nodes: '9'"), "max-allowable-numa-nodes: \"9\" is not supported");
+    check(&options("prefer-closest-numa-nodes: 'yes'"), "true or false is expected");
+    check(&options("nearest: 'true'"), "topologyManagerPolicyOptions: \"nearest=true\" is none of");
     check(&with("memorySwap: {swapBehavior: LimitedSwap}"), "memorySwap.swapBehavior: \"LimitedSwap\"");
     check(&with("nodeStatusUpdateFrequency: soon"), "nodeStatusUpdateFrequency: \"soon\" is no time");
     check(&with("tlsCipherSuites: [RC4]"), "tlsCipherSuites: \"RC4\" is none of");

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use hawser_runtime::{ContainerConfig, Image, Mount};
 
 use crate::config::Config;
-use crate::pod::status::ANNOTATION_IMAGE;
+use crate::pod::status::{ANNOTATION_IMAGE, ANNOTATION_ROUND};
 use crate::pod::{DesiredContainer, DesiredPod};
 
 /// Why no configuration could be made; shown as `CreateContainerConfigError`.
@@ -55,6 +55,8 @@ pub struct PodContext<'a> {
     pub pod: &'a DesiredPod,
     pub config: &'a Config,
     pub ips: &'a [IpAddr],
+    /// How often all its containers have started over.
+    pub round: u32,
     pub node_memory_bytes: i64,
 }
 
@@ -116,6 +118,7 @@ pub fn build(
             ),
             // The reference as the pod spells it; the runtime is given the image's id.
             (ANNOTATION_IMAGE.into(), container.image().to_owned()),
+            (ANNOTATION_ROUND.into(), context.round.to_string()),
         ]),
         env,
     })

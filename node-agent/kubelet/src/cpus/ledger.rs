@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::set::CpuSet;
 use super::topology::Topology;
-use crate::locality::{Hint, Near, Nodes, hints};
+use crate::locality::{Hint, Near, Nodes, hints, of_pod};
 use crate::pod::qos::{QosClass, qos_class, request};
 use crate::pod::state::Verdict;
 use crate::pod::{ContainerKind, DesiredContainer, DesiredPod};
@@ -91,11 +91,23 @@ impl Ledger {
     pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Option<Vec<Hint>> {
         let wanted = Some(exclusive(pod, pod.containers.get(index)?)).filter(|wanted| *wanted > 0)?;
         let Ok(before) = self.allot(pod, &pod.containers[..index], near) else { return Some(Vec::new()) };
-        let free = before.free.and(&before.again);
+        Some(self.ways(wanted, &before.free.and(&before.again)))
+    }
+
+    /// Nodes that the CPUs of all containers of the pod could come from together; `None` where it asks for none.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Option<Vec<Hint>> {
+        let amounts =
+            pod.containers.iter().map(|container| (container.kind, exclusive(pod, container) as u64));
+        let wanted = usize::try_from(of_pod(amounts)).ok().filter(|wanted| *wanted > 0)?;
+        Some(self.ways(wanted, &self.shared().without(&self.reserved)))
+    }
+
+    /// Ways to take so many of the free CPUs.
+    fn ways(&self, wanted: usize, free: &CpuSet) -> Vec<Hint> {
         let count = |cpus: &CpuSet, node: u32| self.topology.on(&[node].into(), cpus).len();
         let assignable = self.topology.all().without(&self.reserved);
         let total = |node| count(&assignable, node);
-        Some(hints(&self.topology.nodes(), wanted, total, |node| count(&free, node)))
+        hints(&self.topology.nodes(), wanted, total, |node| count(free, node))
     }
 
     /// As many as can be had on these nodes, the rest from anywhere.
@@ -287,6 +299,23 @@ mod tests {
         assert_eq!(ledger.hints(&pod("q", vec![], vec![whole("a", "1500m")]), 0, &anywhere), None);
         ledger.grant(&two, &near).expect("there are");
         assert_eq!(of(&ledger, "p", "a"), "2,6");
+    }
+
+    #[test]
+    fn containers_of_a_pod_come_from_nodes_that_have_enough_for_all() {
+        let mut ledger = ledger();
+        // Node 0 has 1 and 5 to give, node 1 has 2, 3, 6 and 7.
+        let pod = pod("p", vec![whole("first", "4")], vec![whole("a", "2"), whole("b", "1")]);
+        let ways = ledger.hints_of_pod(&pod).expect("it asks for some");
+        let shown: Vec<_> = ways.iter().map(|hint| (hint.nodes.clone(), hint.is_preferred)).collect();
+        assert_eq!(shown, [([1].into(), true), ([0, 1].into(), false)]);
+        let near = pod.containers.iter().map(|c| (c.name().to_owned(), [1].into())).collect();
+        ledger.grant(&pod, &near).expect("there are");
+        assert_eq!(of(&ledger, "p", "first"), "2-3,6-7");
+        let together = ledger.of("p", "a").and(&ledger.of("p", "b"));
+        assert_eq!((together.len(), together.overlaps(&"0-1,4-5".parse().expect("a set"))), (3, false));
+        let small = self::pod("q", vec![], vec![whole("a", "500m")]);
+        assert_eq!(ledger.hints_of_pod(&small), None);
     }
 
     #[test]

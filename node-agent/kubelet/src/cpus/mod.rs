@@ -111,6 +111,11 @@ impl Cpus {
         self.inner.as_ref()?.ledger.lock().hints(pod, index, near)
     }
 
+    /// Where the CPUs of all containers of the pod could come from together.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Option<Vec<Hint>> {
+        self.inner.as_ref()?.ledger.lock().hints_of_pod(pod)
+    }
+
     /// Gives back what a pod had that has ended. Repeating it is harmless.
     pub fn release(&self, pod_uid: &str) {
         self.release_all(|uid| uid != pod_uid);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::locality::{Hint, Near, Nodes, hints};
+use crate::locality::{Hint, Near, Nodes, hints, of_pod};
 use crate::pod::qos::limit;
 use crate::pod::state::Verdict;
 use crate::pod::{ContainerKind, DesiredContainer, DesiredPod};
@@ -76,20 +76,32 @@ impl Ledger {
         let before = self.allot(&pod.containers[..index], near, wishes);
         let of_resource = self.devices.iter().filter_map(|(resource, devices)| {
             let wanted = wanted(container, resource)?;
-            if devices.values().any(|device| device.nodes.is_empty()) {
-                return None;
+            match &before {
+                Ok(before) => before.ways(resource, devices, wanted),
+                Err(_) => devices_have_places(devices).then(Vec::new),
             }
-            let Ok(before) = &before else { return Some(Vec::new()) };
-            let all: Nodes = devices.values().flat_map(|device| device.nodes.iter().copied()).collect();
-            // One that is near to several nodes counts once for each; it is the plugin's to say so of few.
-            let total = |node| devices.values().filter(|device| device.nodes.contains(&node)).count();
-            let free = |node| {
-                let there = devices.iter().filter(|(_, device)| device.nodes.contains(&node));
-                there.filter(|(id, device)| device.is_healthy && before.is_free(resource, id)).count()
-            };
-            Some(hints(&all, wanted, total, free))
         });
         of_resource.collect()
+    }
+
+    /// Nodes that the devices of all containers of the pod could come from together, for each resource whose devices all have
+    /// a place.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Vec<Vec<Hint>> {
+        let start = self.start();
+        let of_resource = self.devices.iter().filter_map(|(resource, devices)| {
+            let amounts = pod.containers.iter().map(|container| {
+                let wanted = wanted(container, resource).unwrap_or(0);
+                (container.kind, wanted as u64)
+            });
+            let wanted = usize::try_from(of_pod(amounts)).ok().filter(|wanted| *wanted > 0)?;
+            start.ways(resource, devices, wanted)
+        });
+        of_resource.collect()
+    }
+
+    /// Nothing is given to the pod yet.
+    fn start(&self) -> Allotment {
+        Allotment { taken: self.granted.all().collect(), ..Allotment::default() }
     }
 
     /// The first choice for the pod's container of that number, among the resources that are `asked` for, of which no
@@ -122,7 +134,7 @@ impl Ledger {
         near: &Near,
         wishes: &Wishes,
     ) -> Result<Allotment, Verdict> {
-        let mut allotment = Allotment { taken: self.granted.all().collect(), ..Allotment::default() };
+        let mut allotment = self.start();
         for container in containers {
             for (resource, devices) in &self.devices {
                 let Some(wanted) = wanted(container, resource) else { continue };
@@ -158,6 +170,10 @@ fn wanted(container: &DesiredContainer, resource: &str) -> Option<usize> {
     usize::try_from(limit(&container.spec, resource)).ok().filter(|wanted| *wanted > 0)
 }
 
+fn devices_have_places(devices: &BTreeMap<String, Device>) -> bool {
+    devices.values().all(|device| !device.nodes.is_empty())
+}
+
 /// What a pod's containers would get.
 #[derive(Default)]
 struct Allotment {
@@ -174,6 +190,21 @@ impl Allotment {
     fn is_free(&self, resource: &str, id: &str) -> bool {
         let key = (resource.to_owned(), id.to_owned());
         !self.taken.contains(&key) || self.again.contains(&key)
+    }
+
+    /// Ways to take so many of the resource's devices; `None` where not all have a place.
+    fn ways(&self, resource: &str, devices: &BTreeMap<String, Device>, wanted: usize) -> Option<Vec<Hint>> {
+        if !devices_have_places(devices) {
+            return None;
+        }
+        let all: Nodes = devices.values().flat_map(|device| device.nodes.iter().copied()).collect();
+        // One that is near to several nodes counts once for each; it is the plugin's to say so of few.
+        let total = |node| devices.values().filter(|device| device.nodes.contains(&node)).count();
+        let free = |node| {
+            let there = devices.iter().filter(|(_, device)| device.nodes.contains(&node));
+            there.filter(|(id, device)| device.is_healthy && self.is_free(resource, id)).count()
+        };
+        Some(hints(&all, wanted, total, free))
     }
 
     /// What there is for a container: those first that are free again, unless they would be too far away, then those that
@@ -322,6 +353,9 @@ mod tests {
         assert_eq!(preferred(ledger.hints(&pod, 1, &Near::new(), &Wishes::new())), [Nodes::from([1])]);
         let chosen = Near::from([("x".to_owned(), [1].into())]);
         assert_eq!(preferred(ledger.hints(&pod, 1, &chosen, &Wishes::new())), Vec::<Nodes>::new());
+        let two = asking("two", &[("x", "1"), ("y", "1")]);
+        assert_eq!(preferred(ledger.hints_of_pod(&two)), [Nodes::from([1])], "one node has two");
+        assert_eq!(preferred(ledger.hints_of_pod(&pod)), [Nodes::from([0, 1])]);
         ledger.grant(&pod, &chosen, &Wishes::new()).expect("there are");
         assert_eq!(ledger.of("one", "x")["test/gpu"], ["b"]);
     }

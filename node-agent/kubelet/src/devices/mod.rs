@@ -117,6 +117,11 @@ impl Devices {
         self.inner.ledger.lock().hints(pod, index, near, wishes)
     }
 
+    /// Where the devices of all containers of the pod could come from together, for each resource whose devices have a place.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Vec<Vec<Hint>> {
+        self.inner.ledger.lock().hints_of_pod(pod)
+    }
+
     /// Gives back what a pod had that has ended. Repeating it is harmless.
     pub fn release(&self, pod_uid: &str) {
         self.release_all(|uid| uid != pod_uid);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use hawser_api::informer::Informer;
 use hawser_api::resource::ObjectKey;
 use hawser_runtime::{Image, PullErrorKind, Pulled, RegistryAuth, Runtime};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ImageVolumeSource, Secret};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::events::{EventType, Recorder};
 use crate::image_gc::LastUse;
+use crate::metrics::Metrics;
 use crate::pod::back_off::go_duration;
 use crate::pod::state::FailureKind;
 use crate::pod::{DesiredContainer, DesiredPod};
@@ -66,6 +68,7 @@ pub struct Images {
     runtime: Arc<dyn Runtime>,
     secrets: Informer<Secret>,
     recorder: Recorder,
+    metrics: Metrics,
     /// Bounds what pulls take of memory and network.
     slots: Semaphore,
     /// How often pulls begin.
@@ -82,6 +85,7 @@ impl Images {
         runtime: Arc<dyn Runtime>,
         secrets: Informer<Secret>,
         recorder: Recorder,
+        metrics: Metrics,
         config: &Config,
         last_use: LastUse,
         access: Arc<ImageAccess>,
@@ -92,6 +96,7 @@ impl Images {
             runtime,
             secrets,
             recorder,
+            metrics,
             slots,
             rate,
             credentials,
@@ -213,7 +218,7 @@ impl Images {
     }
 
     async fn pull(&self, pod: &DesiredPod, container: &str, image: &str) -> Result<Image, PullFailure> {
-        let asked = Instant::now();
+        let (asked, asked_at) = (Instant::now(), Timestamp::now());
         let _slot = self.slots.acquire().await.map_err(|_| PullFailure {
             kind: FailureKind::ErrImagePull,
             message: "the agent is stopping".into(),
@@ -248,6 +253,7 @@ impl Images {
                 let id = pulled.id.clone();
                 let noted = self.note(image, move |access, image| access.pulled(image, &id, Some(means)));
                 told(image, noted.await);
+                self.metrics.pulled(pod, pulled.size_bytes, asked_at, Timestamp::now());
                 let message = format!(
                     "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
                     go_duration(began.elapsed()),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::locality::{Hint, Near, Nodes, hints};
+use crate::locality::{Hint, Near, Nodes, hints, of_pod};
 use crate::pod::qos::{QosClass, qos_class, request};
 use crate::pod::state::Verdict;
 use crate::pod::{ContainerKind, DesiredContainer, DesiredPod};
@@ -112,6 +112,23 @@ impl Ledger {
         };
         let of_resource = wanted.iter().map(|(resource, amount)| self.ways(&course, resource, *amount));
         of_resource.collect()
+    }
+
+    /// Nodes that the memory of all containers of the pod could come from together, for each resource that it asks for.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Vec<Vec<Hint>> {
+        let by_container: Vec<(ContainerKind, Amounts)> =
+            pod.containers.iter().map(|container| (container.kind, wanted(pod, container))).collect();
+        let resources: BTreeSet<&String> =
+            by_container.iter().flat_map(|(_, wanted)| wanted.keys()).collect();
+        let start = Course { entry: Entry::default(), kept: Allocatable::new() };
+        let ways = resources.into_iter().map(|resource| {
+            let amounts = by_container.iter().map(|(kind, wanted)| {
+                let amount = wanted.get(resource).copied().unwrap_or(0);
+                (*kind, amount)
+            });
+            self.ways(&start, resource, of_pod(amounts))
+        });
+        ways.collect()
     }
 
     /// Gives back what pods have that are not to keep it; true when there was something.

@@ -74,6 +74,11 @@ impl Memory {
         self.inner.as_ref().map_or_else(Vec::new, |inner| inner.ledger.lock().hints(pod, index, near))
     }
 
+    /// Where the memory of all containers of the pod could come from together, for each kind of it.
+    pub fn hints_of_pod(&self, pod: &DesiredPod) -> Vec<Vec<Hint>> {
+        self.inner.as_ref().map_or_else(Vec::new, |inner| inner.ledger.lock().hints_of_pod(pod))
+    }
+
     /// Gives back what a pod had that has ended. Repeating it is harmless.
     pub fn release(&self, pod_uid: &str) {
         self.release_all(|uid| uid != pod_uid);

@@ -7,12 +7,15 @@ pub mod cadvisor;
 mod process;
 pub mod resource;
 mod runtime;
+mod start;
 pub(crate) mod text;
 mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
     TextEncoder, exponential_buckets,
@@ -20,14 +23,19 @@ use prometheus::{
 
 use crate::config::{Config, KUBELET_VERSION};
 use crate::manager::Pods;
-use crate::pod::ContainerKind;
+use crate::pod::{ContainerKind, DesiredPod, PodState};
 use crate::probes::Prober;
 use crate::static_pods::is_static;
 use crate::stats::Collector;
 use hawser_runtime::ContainerState;
+use start::Starts;
 use text::Exposition;
+use tokio::time::Instant;
 
 pub use runtime::Metered;
+
+/// Of the machine: the runtime makes groups of the second version alone.
+const CGROUP_VERSION: f64 = 2.0;
 
 /// Counters of the kubelet. Cheap to clone.
 #[derive(Clone)]
@@ -38,10 +46,18 @@ pub struct Metrics {
 struct Inner {
     registry: Registry,
     started_pods: IntCounter,
-    pod_start_duration: Histogram,
-    pod_start_total: Histogram,
+    started_pods_errors: IntCounter,
+    starts: Starts,
+    containers_per_pod: Histogram,
     rejections: IntCounterVec,
     list_duration: Histogram,
+    list_interval: Histogram,
+    /// When containers were listed last.
+    listed_at: Mutex<Option<Instant>>,
+    sandbox_duration: HistogramVec,
+    sandbox_errors: IntCounterVec,
+    alignments: IntCounter,
+    alignment_errors: IntCounter,
     started_containers: IntCounterVec,
     started_containers_errors: IntCounterVec,
     operations: IntCounterVec,
@@ -70,24 +86,42 @@ impl Inner {
         let started_pods =
             IntCounter::new("kubelet_started_pods_total", "Cumulative number of pods started")?;
         registry.register(Box::new(started_pods.clone()))?;
-        let buckets = vec![
-            0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0,
-        ];
-        let help =
-            "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
-        let pod_start_duration = Histogram::with_opts(
-            HistogramOpts::new("kubelet_pod_start_duration_seconds", help).buckets(buckets.clone()),
-        )?;
-        registry.register(Box::new(pod_start_duration.clone()))?;
-        let help = "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch";
-        let pod_start_total = Histogram::with_opts(
-            HistogramOpts::new("kubelet_pod_start_total_duration_seconds", help).buckets(buckets),
-        )?;
-        registry.register(Box::new(pod_start_total.clone()))?;
         let help = "Duration in seconds for relisting pods in PLEG.";
         let list_duration =
             Histogram::with_opts(HistogramOpts::new("kubelet_pleg_relist_duration_seconds", help))?;
         registry.register(Box::new(list_duration.clone()))?;
+        let help = "Interval in seconds between relisting in PLEG.";
+        let list_interval =
+            Histogram::with_opts(HistogramOpts::new("kubelet_pleg_relist_interval_seconds", help))?;
+        registry.register(Box::new(list_interval.clone()))?;
+        let help = "The number of containers per pod.";
+        let containers_per_pod = Histogram::with_opts(
+            HistogramOpts::new("kubelet_containers_per_pod_count", help)
+                .buckets(exponential_buckets(1.0, 2.0, 5)?),
+        )?;
+        registry.register(Box::new(containers_per_pod.clone()))?;
+        let help =
+            "Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.";
+        let sandbox_duration = HistogramVec::new(
+            HistogramOpts::new("kubelet_run_podsandbox_duration_seconds", help),
+            &["runtime_handler"],
+        )?;
+        registry.register(Box::new(sandbox_duration.clone()))?;
+        let started_pods_errors = IntCounter::new(
+            "kubelet_started_pods_errors_total",
+            "Cumulative number of errors when starting pods",
+        )?;
+        registry.register(Box::new(started_pods_errors.clone()))?;
+        let alignments = IntCounter::new(
+            "kubelet_topology_manager_admission_requests_total",
+            "The number of admission requests where resources have to be aligned.",
+        )?;
+        registry.register(Box::new(alignments.clone()))?;
+        let alignment_errors = IntCounter::new(
+            "kubelet_topology_manager_admission_errors_total",
+            "The number of admission request failures where resources could not be aligned.",
+        )?;
+        registry.register(Box::new(alignment_errors.clone()))?;
         let help = "Duration in seconds of runtime operations. Broken down by operation type.";
         let operation_duration = HistogramVec::new(
             HistogramOpts::new("kubelet_runtime_operations_duration_seconds", help)
@@ -136,22 +170,53 @@ impl Inner {
                 "Cumulative number pod admission rejections by the Kubelet.",
                 &["reason"],
             )?,
+            sandbox_errors: counter(
+                "kubelet_run_podsandbox_errors_total",
+                "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.",
+                &["runtime_handler"],
+            )?,
+            starts: Starts::new(&registry)?,
             operation_duration,
             started_pods,
-            pod_start_duration,
-            pod_start_total,
+            started_pods_errors,
+            containers_per_pod,
+            sandbox_duration,
+            alignments,
+            alignment_errors,
             list_duration,
+            list_interval,
+            listed_at: Mutex::default(),
             registry,
         })
     }
 }
 
 impl Metrics {
-    /// A pod runs that came here, and was made, so many seconds ago. The second is told by two clocks.
-    pub(crate) fn pod_started(&self, seconds: f64, since_created: Option<f64>) {
+    /// The pod runs, `since_seen` seconds after it came here.
+    pub(crate) fn pod_started(&self, pod: &DesiredPod, state: &PodState, since_seen: f64, now: Timestamp) {
         self.inner.started_pods.inc();
-        self.inner.pod_start_duration.observe(seconds.max(0.0));
-        since_created.into_iter().for_each(|seconds| self.inner.pod_start_total.observe(seconds.max(0.0)));
+        self.inner.starts.started(pod, state, since_seen, now);
+    }
+
+    /// An image was pulled for the pod, in which time its turn is counted.
+    pub(crate) fn pulled(&self, pod: &DesiredPod, size_bytes: u64, began: Timestamp, ended: Timestamp) {
+        self.inner.starts.pulled(pod.uid(), size_bytes, (began, ended));
+    }
+
+    /// The node works on the pod no longer.
+    pub(crate) fn pod_gone(&self, pod_uid: &str) {
+        self.inner.starts.forget(pod_uid);
+    }
+
+    /// The node has taken a pod.
+    pub(crate) fn taken(&self, pod: &DesiredPod) {
+        self.inner.containers_per_pod.observe(pod.spec().containers.len() as f64);
+    }
+
+    /// What the pod asks for was to come from the same NUMA nodes.
+    pub(crate) fn aligned(&self, failed: bool) {
+        self.inner.alignments.inc();
+        self.inner.alignment_errors.inc_by(u64::from(failed));
     }
 
     /// `reason` is the one that the pod's status shows.
@@ -162,6 +227,10 @@ impl Metrics {
     /// All containers were listed.
     pub(crate) fn listed(&self, took: Duration) {
         self.inner.list_duration.observe(took.as_secs_f64());
+        let now = Instant::now();
+        if let Some(before) = self.inner.listed_at.lock().replace(now) {
+            self.inner.list_interval.observe(now.duration_since(before).as_secs_f64());
+        }
     }
 
     pub(crate) fn container_started(&self, kind: ContainerKind) {
@@ -184,6 +253,15 @@ impl Metrics {
 
     pub(crate) fn image_collected(&self, reason: &str) {
         self.inner.collected_images.with_label_values(&[reason]).inc();
+    }
+
+    /// A pod's sandbox was asked for.
+    fn sandbox(&self, handler: &str, seconds: f64, failed: bool) {
+        self.inner.sandbox_duration.with_label_values(&[handler]).observe(seconds);
+        if failed {
+            self.inner.sandbox_errors.with_label_values(&[handler]).inc();
+            self.inner.started_pods_errors.inc();
+        }
     }
 
     fn operation(&self, name: &str, seconds: f64, failed: bool) {
@@ -265,11 +343,28 @@ impl Telemetry {
         ] {
             family.sample(&[("container_state", name)], state(states), None);
         }
+        out.gauge("kubelet_cgroup_version", "cgroup version on the hosts.").sample(&[], CGROUP_VERSION, None);
+        let ephemeral = views.iter().filter_map(|view| view.pod.spec.as_ref()?.ephemeral_containers.as_ref());
+        let help = "Current number of ephemeral containers in pods managed by this kubelet.";
+        let count = ephemeral.map(Vec::len).sum::<usize>() as f64;
+        out.gauge("kubelet_managed_ephemeral_containers", help).sample(&[], count, None);
         let help = "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
         let is_static = |view: &&crate::worker::PodView| is_static(&view.pod);
         let from_files = views.iter().filter(is_static).count();
         let family = out.gauge("kubelet_desired_pods", help);
         family.sample(&[("static", "")], (views.len() - from_files) as f64, None);
+        family.sample(&[("static", "true")], from_files as f64, None);
+        let help = "The number of mirror pods the kubelet will try to create (one per admitted static pod)";
+        out.gauge("kubelet_mirror_pods", help).sample(&[], from_files as f64, None);
+        let has_ended = |view: &&crate::worker::PodView| {
+            let phase = view.pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        let active: Vec<_> = views.iter().filter(|view| !has_ended(view)).collect();
+        let from_files = active.iter().filter(|view| is_static(view)).count();
+        let help = "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.";
+        let family = out.gauge("kubelet_active_pods", help);
+        family.sample(&[("static", "")], (active.len() - from_files) as f64, None);
         family.sample(&[("static", "true")], from_files as f64, None);
     }
 }

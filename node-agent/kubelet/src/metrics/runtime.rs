@@ -73,7 +73,10 @@ impl Runtime for Metered {
     }
 
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
-        self.count("run_podsandbox", self.runtime.create_pod_sandbox(config)).await
+        let began = Instant::now();
+        let made = self.count("run_podsandbox", self.runtime.create_pod_sandbox(config)).await;
+        self.metrics.sandbox(&config.runtime_handler, began.elapsed().as_secs_f64(), made.is_err());
+        made
     }
 
     async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandbox>> {

@@ -29,6 +29,7 @@ impl PodState {
         for status in containers {
             state.containers.entry(status.name.clone()).or_default().observe(status, clock.now);
         }
+        state.adopt_round(pod);
         let Some(known) = &pod.object.status else { return state };
         state.terminal = match pod.terminal_phase() {
             Some("Succeeded") => Some(TerminalPhase::Succeeded),

@@ -1,6 +1,6 @@
 //! The machine's rules one by one, each a short history.
 
-use hawser_runtime::ContainerState;
+use hawser_runtime::{ContainerState, ContainerStatus};
 use k8s_openapi::api::core::v1::{
     ContainerRestartRule, ContainerRestartRuleOnExitCodes, Lifecycle, LifecycleHandler, PodStatus, Probe,
 };
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 use super::decide::{Action, Decision, decide};
 use super::desired::DesiredPod;
 use super::state::{FailureKind, Kill, Outcome, PodState, Progress, Step, TerminalPhase};
-use super::status::{ANNOTATION_IMAGE, phase, status};
+use super::status::{ANNOTATION_IMAGE, ANNOTATION_ROUND, phase, status};
 use super::testing::{at, container, deleted, pod, record, sidecar, spec};
 use crate::pod::state::Clock;
 use std::time::Duration;
@@ -410,13 +410,18 @@ fn post_start_hook_holds_back_the_next_container() {
     assert_eq!(starts(&decide(&pod, &state, at(2))), [("second", 0)]);
 }
 
-#[test]
-fn all_containers_start_over_where_a_rule_asks_for_it() {
+/// A pod that never starts anything again, but for all of it where `main` ends with 42.
+fn pod_that_starts_over() -> DesiredPod {
     let mut main = container("main");
     let codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
     let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(codes) };
     (main.restart_policy, main.restart_policy_rules) = (Some("Never".into()), Some(vec![rule]));
-    let pod = pod(spec("Never", vec![container("init")], vec![main, container("other")]));
+    pod(spec("Never", vec![container("init")], vec![main, container("other")]))
+}
+
+#[test]
+fn all_containers_start_over_where_a_rule_asks_for_it() {
+    let pod = pod_that_starts_over();
     let mut state = prepared();
     let restarting = |state: &PodState, clock| {
         let status = status_of(&pod, state, clock);
@@ -442,6 +447,60 @@ fn all_containers_start_over_where_a_rule_asks_for_it() {
     with(&mut state, "main", 1, ContainerState::Exited, Some(1), at(10));
     with(&mut state, "other", 1, ContainerState::Exited, Some(0), at(10));
     assert_eq!(decide(&pod, &state, at(10)).terminal, Some(TerminalPhase::Failed), "another code is an end");
+}
+
+#[test]
+fn new_agent_goes_on_where_containers_are_starting_over() {
+    use ContainerState::{Created, Exited, Running};
+    let pod = pod_that_starts_over();
+    let of = |name: &str, round: u32, state, code| {
+        let mut found = record(name, round, state, code);
+        found.annotations.insert(ANNOTATION_ROUND.into(), round.to_string());
+        found
+    };
+    let check =
+        |name: &str, newer: Vec<ContainerStatus>, stopped: &[&str], started: &[(&str, u32)], round| {
+            let mut found = vec![
+                of("init", 0, Exited, Some(0)),
+                of("main", 0, Exited, Some(42)),
+                of("other", 0, Exited, Some(137)),
+            ];
+            found.retain(|older| !newer.iter().any(|newer| newer.id == older.id));
+            found.extend(newer);
+            let adopted = PodState::adopt(&pod, found, at(9));
+            let mut state = PodState { sandbox: Step::Done, volumes: Step::Done, ..adopted };
+            let mut decision = decide(&pod, &state, at(9));
+            if decision.rerun {
+                state.rerun_all(&pod);
+                decision = decide(&pod, &state, at(9));
+            }
+            let stops: Vec<&str> = stops(&decision).into_iter().map(|(name, _)| name).collect();
+            assert_eq!((stops.as_slice(), starts(&decision).as_slice()), (stopped, started), "{name}");
+            assert_eq!((state.round, decision.terminal), (round, None), "{name}");
+        };
+    check("not all have stopped", vec![of("other", 0, Running, None)], &["other"], &[], 0);
+    check("none is started", vec![], &[], &[("init", 1)], 1);
+    let init = |state, code| of("init", 1, state, code);
+    check("the first is made", vec![init(Created, None)], &[], &[("init", 1)], 1);
+    check("the first runs", vec![init(Running, None)], &[], &[], 1);
+    let done = || init(Exited, Some(0));
+    check("the first has ended", vec![done()], &[], &[("main", 1), ("other", 1)], 1);
+    check("some are started", vec![done(), of("main", 1, Running, None)], &[], &[("other", 1)], 1);
+    let again = of("main", 1, Exited, Some(42));
+    check("once more, on the way", vec![done(), again], &[], &[("init", 2)], 2);
+    let all = vec![done(), of("main", 1, Running, None), of("other", 1, Running, None)];
+    check("all are started", all, &[], &[], 1);
+    let unmade = vec![of("main", 1, Exited, Some(42)), of("other", 1, Created, None), done()];
+    let adopted = PodState::adopt(&pod, unmade, at(9));
+    let mut state = PodState { sandbox: Step::Done, volumes: Step::Done, ..adopted };
+    assert!(decide(&pod, &state, at(9)).rerun);
+    state.rerun_all(&pod);
+    with(&mut state, "init", 2, Exited, Some(0), at(10));
+    assert_eq!(
+        starts(&decide(&pod, &state, at(10))),
+        [("main", 2), ("other", 2)],
+        "what was only made is left"
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::back_off::BackOff;
 use super::decide::Action;
 use super::desired::{ContainerKind, DesiredPod};
 use super::resize::{Pending, ResizeFailure, Resized};
-use super::status::ANNOTATION_IMAGE;
+use super::status::{ANNOTATION_IMAGE, ANNOTATION_ROUND};
 
 /// Both clocks of one step: the wall for what is reported, the monotonic one for delays.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,9 @@ pub struct PodState {
     /// Pod addresses, primary first; the node's own for pods on the host's network.
     pub ips: Vec<IpAddr>,
     pub containers: BTreeMap<String, ContainerTrack>,
+    /// How often all containers have started over. Each instance carries the round that it was made in, so that an agent
+    /// that comes in the middle of one knows whose turn is still to come.
+    pub round: u32,
     pub busy: Busy,
     /// Set once the pod has failed as a whole (deadline, eviction, refusal); never unset.
     pub verdict: Option<Verdict>,
@@ -277,6 +280,11 @@ impl Instance {
         self.kill.as_ref().is_some_and(|kill| kill.replaced)
     }
 
+    /// The round of [`PodState::round`] that it was made in.
+    pub fn round(&self) -> u32 {
+        self.status.annotations.get(ANNOTATION_ROUND).and_then(|round| round.parse().ok()).unwrap_or_default()
+    }
+
     /// The image, as the pod spelled it when the instance was made; the runtime itself goes by id.
     pub fn image(&self) -> &str {
         self.status.annotations.get(ANNOTATION_IMAGE).unwrap_or(&self.status.image)
@@ -333,7 +341,9 @@ impl ContainerTrack {
     /// Number of the instance that a start would make or finish.
     pub fn next_attempt(&self) -> u32 {
         match &self.current {
-            Some(instance) if instance.progress() == Progress::Created => instance.status.attempt,
+            Some(instance) if instance.progress() == Progress::Created && !instance.rerun => {
+                instance.status.attempt
+            }
             Some(instance) => self.attempt_floor.max(instance.status.attempt + 1),
             None => self.attempt_floor,
         }
@@ -642,11 +652,20 @@ impl PodState {
 
     /// All containers have been stopped, and start over from the first init container on; but those for debugging.
     pub fn rerun_all(&mut self, pod: &DesiredPod) {
-        for container in pod.containers.iter().filter(|c| c.kind != ContainerKind::Ephemeral) {
-            let track = self.containers.get_mut(container.name());
-            if let Some(instance) = track.and_then(|track| track.current.as_mut()) {
-                (instance.stale, instance.rerun) = (true, true);
-            }
+        self.round += 1;
+        self.rerun_older(pod);
+    }
+
+    /// Finds the round that an earlier agent was in, and which containers it had not started in it yet.
+    pub(super) fn adopt_round(&mut self, pod: &DesiredPod) {
+        let rounds = current_of(&mut self.containers, pod).map(|instance| instance.round());
+        self.round = rounds.max().unwrap_or_default();
+        self.rerun_older(pod);
+    }
+
+    fn rerun_older(&mut self, pod: &DesiredPod) {
+        for instance in current_of(&mut self.containers, pod).filter(|i| i.round() < self.round) {
+            (instance.stale, instance.rerun) = (true, true);
         }
     }
 
@@ -661,4 +680,14 @@ impl PodState {
             *retry_at = now;
         }
     }
+}
+
+/// The newest instances of containers that take part when all start over.
+fn current_of<'a>(
+    containers: &'a mut BTreeMap<String, ContainerTrack>,
+    pod: &DesiredPod,
+) -> impl Iterator<Item = &'a mut Instance> {
+    let takes_part = |name: &str| pod.container(name).is_some_and(|c| c.kind != ContainerKind::Ephemeral);
+    let tracks = containers.iter_mut().filter(move |(name, _)| takes_part(name));
+    tracks.filter_map(|(_, track)| track.current.as_mut())
 }

@@ -21,6 +21,8 @@ use super::state::{
 
 /// Annotation of a container with its image as the pod spells it.
 pub const ANNOTATION_IMAGE: &str = "hawser.dev/image";
+/// Annotation of a container: how often all containers of its pod had started over when it was made.
+pub const ANNOTATION_ROUND: &str = "hawser.dev/round";
 
 /// Status of the pod. `node_ips` are the host's addresses, primary first; `previous` is what was computed last,
 /// which is newer than what the API is known to have.

@@ -9,12 +9,13 @@ use crate::cpus::CpuPolicy;
 use crate::eviction::Eviction;
 use crate::eviction::thresholds::{Amount, Threshold};
 use crate::images::access::Verification;
-use crate::locality::Policy;
+use crate::locality::{Policy, Scope};
 use crate::memory::MemoryPolicy;
 use crate::node::parse_taint;
 use crate::pod::back_off::go_duration;
 use crate::quantity::binary_si;
 use crate::server::ServerSettings;
+use crate::shutdown::plan::Graces;
 
 pub(super) fn configz(config: &Config) -> Value {
     let dns: Vec<String> = config.cluster_dns.iter().map(ToString::to_string).collect();
@@ -30,21 +31,6 @@ pub(super) fn configz(config: &Config) -> Value {
         "resolvConf": config.resolv_conf,
         "maxPods": config.max_pods,
         "staticPodPath": config.static_pod_path,
-        "cpuManagerPolicy": match &config.cpu_policy {
-            CpuPolicy::None => "none",
-            CpuPolicy::Static { .. } => "static",
-        },
-        "topologyManagerPolicy": match config.topology_policy {
-            Policy::None => "none",
-            Policy::BestEffort => "best-effort",
-            Policy::Restricted => "restricted",
-            Policy::SingleNumaNode => "single-numa-node",
-        },
-        "topologyManagerScope": "container",
-        "reservedSystemCPUs": match &config.cpu_policy {
-            CpuPolicy::None => String::new(),
-            CpuPolicy::Static { reserved, .. } => reserved.to_string(),
-        },
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "seccompDefault": config.seccomp_default,
         "singleProcessOOMKill": config.single_process_oom_kill,
@@ -52,10 +38,6 @@ pub(super) fn configz(config: &Config) -> Value {
         "eventBurst": config.event_rate.burst,
         "registerWithTaints": config.taints.iter().filter_map(|taint| parse_taint(taint)).collect::<Vec<_>>(),
         "providerID": config.provider_id,
-        "memoryManagerPolicy": match &config.memory_policy {
-            MemoryPolicy::None => "None",
-            MemoryPolicy::Static(_) => "Static",
-        },
         "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
         "kubeReserved": reserved(&config.kube_reserved),
         "systemReserved": reserved(&config.system_reserved),
@@ -67,10 +49,80 @@ pub(super) fn configz(config: &Config) -> Value {
         "nodeStatusMaxImages": config.status_max_images.map_or(json!(-1), |most| json!(most)),
         "volumeStatsAggPeriod": go_duration(config.volume_stats_interval),
     });
-    for part in [others, image_settings(config), eviction_settings(&config.eviction)] {
+    let parts = [
+        others,
+        fixed_settings(),
+        manager_settings(config),
+        shutdown_settings(&config.shutdown_graces),
+        image_settings(config),
+        eviction_settings(&config.eviction),
+    ];
+    for part in parts {
         settings.extend(part.as_object().cloned().unwrap_or_default());
     }
+    settings.extend(config.of_others.clone());
     json!({ "kubeletconfig": settings })
+}
+
+/// What has one value here.
+fn fixed_settings() -> Value {
+    json!({
+        "enableServer": true,
+        "enableDebuggingHandlers": true,
+        "enableSystemLogHandler": true,
+        "registerNode": true,
+        "enableControllerAttachDetach": true,
+        "cpuCFSQuota": true,
+        "cpuCFSQuotaPeriod": "100ms",
+        "memorySwap": { "swapBehavior": "NoSwap" },
+    })
+}
+
+/// How CPUs, memory and devices are given out.
+fn manager_settings(config: &Config) -> Value {
+    json!({
+        "cpuManagerPolicy": match &config.cpu_policy {
+            CpuPolicy::None => "none",
+            CpuPolicy::Static { .. } => "static",
+        },
+        "topologyManagerPolicy": match config.topology_policy {
+            Policy::None => "none",
+            Policy::BestEffort => "best-effort",
+            Policy::Restricted => "restricted",
+            Policy::SingleNumaNode => "single-numa-node",
+        },
+        "topologyManagerScope": match config.topology_scope {
+            Scope::Container => "container",
+            Scope::Pod => "pod",
+        },
+        "topologyManagerPolicyOptions": match &config.numa_distances {
+            Some(_) => json!({ "prefer-closest-numa-nodes": "true" }),
+            None => json!({}),
+        },
+        "reservedSystemCPUs": match &config.cpu_policy {
+            CpuPolicy::None => String::new(),
+            CpuPolicy::Static { reserved, .. } => reserved.to_string(),
+        },
+        "memoryManagerPolicy": match &config.memory_policy {
+            MemoryPolicy::None => "None",
+            MemoryPolicy::Static(_) => "Static",
+        },
+    })
+}
+
+fn shutdown_settings(graces: &Graces) -> Value {
+    match graces.as_total() {
+        Some((total, critical)) => json!({
+            "shutdownGracePeriod": go_duration(total),
+            "shutdownGracePeriodCriticalPods": go_duration(critical),
+        }),
+        None => {
+            let by_priority = graces.all().iter().map(|grace| {
+                json!({ "priority": grace.priority, "shutdownGracePeriodSeconds": grace.time.as_secs() })
+            });
+            json!({ "shutdownGracePeriodByPodPriority": by_priority.collect::<Vec<_>>() })
+        }
+    }
 }
 
 fn image_settings(config: &Config) -> Value {
@@ -110,6 +162,8 @@ fn server_settings(server: &ServerSettings) -> Map<String, Value> {
     let reviews = server.reviews;
     let version = if server.tls.only_tls13 { "VersionTLS13" } else { "VersionTLS12" };
     let webhook = json!({ "enabled": reviews.tokens, "cacheTTL": go_duration(reviews.token_ttl) });
+    let x509 = json!({ "clientCAFile": server.client_ca_file });
+    let authentication = json!({ "anonymous": { "enabled": false }, "webhook": webhook, "x509": x509 });
     let authorization = json!({ "mode": "Webhook", "webhook": {
         "cacheAuthorizedTTL": go_duration(reviews.allowed_ttl),
         "cacheUnauthorizedTTL": go_duration(reviews.refused_ttl),
@@ -118,7 +172,7 @@ fn server_settings(server: &ServerSettings) -> Map<String, Value> {
         ("address", json!(server.address)),
         ("tlsMinVersion", json!(version)),
         ("tlsCipherSuites", json!(server.tls.cipher_suites)),
-        ("authentication", json!({ "anonymous": { "enabled": false }, "webhook": webhook })),
+        ("authentication", authentication),
         ("authorization", authorization),
     ];
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -146,4 +200,40 @@ fn reserved(reserved: &Reserved) -> BTreeMap<&'static str, String> {
         ("pid", reserved.pids, reserved.pids.to_string()),
     ];
     amounts.into_iter().filter(|(_, amount, _)| *amount > 0).map(|(name, _, text)| (name, text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown::plan::Grace;
+    use std::time::Duration;
+
+    #[test]
+    fn settings_are_shown_as_they_are_in_force() {
+        let mut config = Config::new("n1", "10.0.0.1".parse().expect("an address"), "/var/lib/hawser");
+        config.of_others.insert("containerLogMaxFiles".into(), json!(5));
+        config.server.client_ca_file = Some("/ca".into());
+        let seconds = Duration::from_secs;
+        config.shutdown_graces = Graces::of_total(seconds(30), seconds(10)).expect("fits");
+        let shown = |config: &Config| configz(config)["kubeletconfig"].clone();
+        let check = |fields: &[(&str, Value)]| {
+            let shown = shown(&config);
+            for (field, value) in fields {
+                assert_eq!(shown.pointer(&format!("/{field}")), Some(value), "{field}");
+            }
+        };
+        check(&[
+            ("containerLogMaxFiles", json!(5)),
+            ("authentication/x509/clientCAFile", json!("/ca")),
+            ("shutdownGracePeriod", json!("30s")),
+            ("shutdownGracePeriodCriticalPods", json!("10s")),
+            ("topologyManagerScope", json!("container")),
+            ("enableServer", json!(true)),
+        ]);
+        let graces = vec![Grace { priority: 7, time: seconds(3) }];
+        config.shutdown_graces = Graces::by_priority(graces).expect("each once");
+        let expected = json!([{ "priority": 7, "shutdownGracePeriodSeconds": 3 }]);
+        assert_eq!(shown(&config)["shutdownGracePeriodByPodPriority"], expected);
+        assert_eq!(shown(&config).get("shutdownGracePeriod"), None);
+    }
 }

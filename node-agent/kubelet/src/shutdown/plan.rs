@@ -53,6 +53,23 @@ impl Graces {
         }
     }
 
+    /// In the order of priorities.
+    pub fn all(&self) -> &[Grace] {
+        &self.0
+    }
+
+    /// What [`Self::of_total`] was given, where it made these.
+    pub fn as_total(&self) -> Option<(Duration, Duration)> {
+        match self.0[..] {
+            [] => Some((Duration::ZERO, Duration::ZERO)),
+            [
+                Grace { priority: DEFAULT_PRIORITY, time: others },
+                Grace { priority: CRITICAL_PRIORITY, time: critical },
+            ] => Some((others + critical, critical)),
+            _ => None,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

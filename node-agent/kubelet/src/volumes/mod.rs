@@ -47,6 +47,7 @@ use claim::{Claim, own_claim_name};
 pub use growth::Grown;
 use payload::{Fetched, Tokens, payload, token_in, tokens_of};
 use token::TokenManager;
+use trust_bundle::Roots;
 
 /// Why a volume could not be made; the kubelet tries again with back-off.
 #[derive(Debug, thiserror::Error)]
@@ -221,8 +222,9 @@ impl Volumes {
             let left = renew_at.duration_since(Instant::now());
             outcome.refresh_within(left.max(Duration::from_secs(10)));
         }
-        let roots = trust_bundle::roots_of(&*self.client, volume).await?;
+        let mut roots = Roots::new();
         if trust_bundle::projections(volume).next().is_some() {
+            roots = self.roots_for(pod, volume).await?;
             outcome.refresh_within(ROOTS_AGAIN);
         }
         let shown = self.mount_one(pod, ips, volume, &Fetched { tokens, roots }).await?;
@@ -252,6 +254,20 @@ impl Volumes {
             tokens.insert(key, token);
         }
         Ok((tokens, first))
+    }
+
+    /// What the API has of trust bundles, noted for a start without it; then what was noted.
+    async fn roots_for(&self, pod: &DesiredPod, volume: &Volume) -> Result<Roots, VolumeError> {
+        let note = self.config.pod_dir(pod.uid()).join(trust_bundle::NOTES).join(&volume.name);
+        if !self.objects.pods.is_synced() {
+            return trust_bundle::noted(&note, volume);
+        }
+        let roots = trust_bundle::roots_of(&*self.client, volume).await?;
+        let (path, noting) = (note.clone(), roots.clone());
+        let written = tokio::task::spawn_blocking(move || trust_bundle::write_note(&path, &noting)).await;
+        let written = written.map_err(io::Error::other).flatten();
+        written.map_err(|source| VolumeError::Io { path: note, source })?;
+        Ok(roots)
     }
 
     async fn mount_one(

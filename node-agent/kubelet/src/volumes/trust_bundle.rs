@@ -1,9 +1,13 @@
 //! Roots of trust for projected volumes: ClusterTrustBundles (KEP-3257), by name or by their signer and labels.
 //!
 //! The API server serves them where it was told to (`certificates.k8s.io/v1beta1`). They are read whenever the volume is
-//! written, and again after a while; a file has each certificate once, without what stands around it.
+//! written, and again after a while; a file has each certificate once, without what stands around it. What was read is noted
+//! beside the pod's volumes, for a start without the API.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::VolumeError;
+use crate::durable;
 
 const RESOURCE: GroupVersionResource =
     GroupVersionResource::fixed("certificates.k8s.io", "v1beta1", "clustertrustbundles");
@@ -25,6 +30,34 @@ const LINE: usize = 64;
 
 /// What projections show, by the path of their file.
 pub type Roots = BTreeMap<String, String>;
+
+/// Directory of a pod in which each volume's roots are noted: the volume itself is in memory, and lost with the machine's.
+pub(super) const NOTES: &str = "trust-bundles";
+
+/// Notes what a volume shows, unless that is on disk. Blocks.
+pub(super) fn write_note(path: &Path, roots: &Roots) -> io::Result<()> {
+    let content = serde_json::to_vec(roots)?;
+    match fs::read(path) {
+        Ok(known) if known == content => Ok(()),
+        _ => durable::write(path, &content),
+    }
+}
+
+/// What was noted of the volume by an agent that had the API.
+///
+/// # Errors
+/// Nothing, or not all that the volume asks for now.
+pub(super) fn noted(path: &Path, volume: &Volume) -> Result<Roots, VolumeError> {
+    let missing = |why: &dyn std::fmt::Display| {
+        VolumeError::TrustBundle(format!("the API does not answer, and no trust bundles are noted: {why}"))
+    };
+    let content = fs::read(path).map_err(|error| missing(&error))?;
+    let roots: Roots = serde_json::from_slice(&content).map_err(|error| missing(&error))?;
+    match projections(volume).find(|projection| !roots.contains_key(&projection.path)) {
+        Some(projection) => Err(missing(&format_args!("none for {:?}", projection.path))),
+        None => Ok(roots),
+    }
+}
 
 pub(super) fn projections(volume: &Volume) -> impl Iterator<Item = &ClusterTrustBundleProjection> {
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
@@ -156,6 +189,25 @@ mod tests {
         assert_eq!(told(json!({ "name": "roots", "optional": true })), Ok(String::new()));
         let none = told(json!({ "signerName": "a.test/b" })).unwrap_err();
         assert!(none.contains("matched zero"), "{none}");
+    }
+
+    #[test]
+    fn what_was_shown_is_known_without_the_api() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let note = dir.path().join(NOTES).join("roots");
+        let volume = |path: &str| -> Volume {
+            let source = json!({ "clusterTrustBundle": { "name": "b", "path": path } });
+            serde_json::from_value(json!({ "name": "roots", "projected": { "sources": [source] } }))
+                .expect("a volume")
+        };
+        let told = noted(&note, &volume("ca.pem")).unwrap_err().to_string();
+        assert!(told.starts_with("the API does not answer, and no trust bundles are noted"), "{told}");
+        let roots = Roots::from([("ca.pem".to_owned(), pem(&[1; 10]))]);
+        for _ in 0..2 {
+            write_note(&note, &roots).expect("written");
+            assert_eq!(noted(&note, &volume("ca.pem")).expect("as noted"), roots);
+        }
+        assert!(noted(&note, &volume("other.pem")).is_err(), "the volume asks for another file");
     }
 
     #[test]

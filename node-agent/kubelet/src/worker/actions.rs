@@ -127,6 +127,8 @@ pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Mount
 pub struct StartRequest {
     pub container: DesiredContainer,
     pub attempt: u32,
+    /// How often all containers of the pod have started over.
+    pub round: u32,
     pub ips: Vec<IpAddr>,
     pub volumes: MountedVolumes,
     /// The container whose processes it sees.
@@ -249,8 +251,13 @@ async fn create_and_start(
     let env = env::environment(&fields, container, &shared.objects, volumes)?;
     let mounts = shared.volumes.container_mounts(pod, container, *attempt, volumes, &env)?;
     make_termination_file(&container::termination_file(&shared.config, pod.uid(), name, *attempt))?;
-    let context =
-        PodContext { pod, config: &shared.config, ips, node_memory_bytes: shared.capacity.memory_bytes };
+    let context = PodContext {
+        pod,
+        config: &shared.config,
+        ips,
+        round: request.round,
+        node_memory_bytes: shared.capacity.memory_bytes,
+    };
     let mut config = container::build(&context, container, *attempt, image, env, mounts)?;
     config.devices = shared.volumes.container_devices(container, volumes)?;
     config.join_pid_of = request.join_pid_of.clone();

@@ -175,6 +175,7 @@ impl Worker {
             let wake_at = self.step();
             if self.is_over() {
                 self.shared.prober.forget(self.pod.uid());
+                self.shared.metrics.pod_gone(self.pod.uid());
                 return;
             }
             let wake = async {
@@ -273,6 +274,7 @@ impl Worker {
                 let request = StartRequest {
                     container: desired,
                     attempt,
+                    round: self.state.round,
                     ips: self.state.ips.clone(),
                     volumes: self.volumes.clone(),
                     join_pid_of: self.target_of(&pod, &container),
@@ -433,10 +435,8 @@ impl Worker {
         let changed = self.status.as_ref() != Some(&fresh);
         if !self.has_started && fresh.phase.as_deref() == Some("Running") {
             self.has_started = true;
-            let created = self.pod.object.metadata.creation_timestamp.as_ref();
-            let since_created = created.map(|at| clock.wall.duration_since(at.0).as_secs_f64());
             let seconds = self.state.active_for(clock.now).as_secs_f64();
-            self.shared.metrics.pod_started(seconds, since_created);
+            self.shared.metrics.pod_started(&self.pod, &self.state, seconds, clock.wall);
         }
         if changed {
             self.tell_back_offs(&fresh);

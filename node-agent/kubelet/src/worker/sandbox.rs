@@ -1,6 +1,5 @@
 //! What comes before a pod's containers: its network, its files, and what its containers share.
 
-use std::fs;
 use std::net::IpAddr;
 
 use hawser_api::Api;
@@ -106,7 +105,9 @@ async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, St
         return Ok(known.runtime_handler);
     }
     let note = shared.config.pod_dir(pod.uid()).join(HANDLER_NOTE);
-    let handler = match fs::read_to_string(&note) {
+    let noted = tokio::fs::read_to_string(&note).await;
+    let is_noted = noted.is_ok();
+    let handler = match noted {
         Ok(handler) => handler,
         Err(_) => {
             let classes: Api<RuntimeClass> = Api::all(shared.client.clone());
@@ -117,8 +118,12 @@ async fn runtime_handler(shared: &Shared, pod: &DesiredPod) -> Result<String, St
     if handler != RUNC && !shared.config.runtime_handlers.contains(&handler) {
         return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
     }
-    durable::write(&note, handler.as_bytes())
-        .map_err(|error| format!("cannot write {}: {error}", note.display()))?;
+    if !is_noted {
+        let (path, content) = (note.clone(), handler.clone());
+        let written = tokio::task::spawn_blocking(move || durable::write(&path, content.as_bytes())).await;
+        let written = written.map_err(std::io::Error::other).flatten();
+        written.map_err(|error| format!("cannot write {}: {error}", note.display()))?;
+    }
     Ok(handler)
 }
 

@@ -458,6 +458,11 @@ impl Node {
         self
     }
 
+    /// The machine starts again after [`Self::stop`], and the API is away.
+    pub(crate) fn reboot_offline_again(self) -> Self {
+        Self { runtime: FakeRuntime::new(), network: Arc::default(), ..self }.start_offline_again()
+    }
+
     /// It starts again after [`Self::stop`], and the API is away.
     pub(crate) fn start_offline_again(self) -> Self {
         let objects = Objects::default();

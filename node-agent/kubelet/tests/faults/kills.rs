@@ -16,7 +16,8 @@ use hawser_runtime::testing::{ImagePack, TestNode, config_in as runtime_config};
 use hawser_runtime::{Containerd, Runtime, fault};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, ObjectFieldSelector, Pod, Volume,
+    ContainerRestartRule, ContainerRestartRuleOnExitCodes, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, ObjectFieldSelector, Pod, PodStatus, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -208,10 +209,15 @@ fn delete(node: &TestNode) -> Result<()> {
     put(&pod_file(node.dir()), &pod)
 }
 
+/// The volume in which the pod's containers count.
+fn count_dir(node: &TestNode) -> PathBuf {
+    let dir = config_in(node.dir(), node.cgroup()).pod_dir(&uid("web"));
+    dir.join("volumes/kubernetes.io~empty-dir/count")
+}
+
 /// How often the pod's containers were started, in all.
 fn starts(node: &TestNode) -> usize {
-    let dir = config_in(node.dir(), node.cgroup()).pod_dir(&uid("web"));
-    let starts = fs::read_to_string(dir.join("volumes/kubernetes.io~empty-dir/count/starts"));
+    let starts = fs::read_to_string(count_dir(node).join("starts"));
     starts.unwrap_or_default().lines().count()
 }
 
@@ -296,6 +302,103 @@ fn killed_while_it_stops(node: &TestNode, image: &str, point: &str) -> Result<()
     kill_at(node, point)?;
     let _victim = Victim::start(node, &[])?;
     wait_gone(node)
+}
+
+/// Of the pod of [`bind_starting_over`]: `main` ends when it is told to, once.
+const MAIN: &str = "echo main >> /count/starts; [ $(grep -c main /count/starts) = 1 ] || exec sleep 1000000; until [ -e /count/go ]; do sleep 0.05; done; exit 42";
+const SECOND: &str = "echo second >> /count/starts; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+
+/// A pod that starts nothing again, but all of it where `main` ends with 42.
+fn bind_starting_over(node: &TestNode, image: &str) -> Result<()> {
+    let with_count = |name: &str, script: &str| {
+        let mut container = shell(name, image, script);
+        container.volume_mounts = Some(vec![mount("count", "/count", None)]);
+        container
+    };
+    let mut main = with_count("main", MAIN);
+    let exit_codes = ContainerRestartRuleOnExitCodes { operator: "In".into(), values: Some(vec![42]) };
+    let rule = ContainerRestartRule { action: "RestartAllContainers".into(), exit_codes: Some(exit_codes) };
+    (main.restart_policy, main.restart_policy_rules) = (Some("Never".into()), Some(vec![rule]));
+    let mut spec = spec("Never", vec![main, with_count("second", SECOND)]);
+    spec.init_containers = Some(vec![with_count("init", "echo init >> /count/starts")]);
+    let empty_dir = Some(EmptyDirVolumeSource::default());
+    spec.volumes = Some(vec![Volume { name: "count".into(), empty_dir, ..Volume::default() }]);
+    put(&pod_file(node.dir()), &pod("web", spec))
+}
+
+/// All containers run as they did when the pod was made, and each has started once more.
+fn wait_started_over(node: &TestNode) -> Result<()> {
+    wait(node, "all have started over", || {
+        let status = read_pod(node.dir()).and_then(|pod| pod.status).filter(is_ready);
+        let is_passing = |status: &PodStatus| {
+            status.conditions.iter().flatten().any(|c| c.type_ == "AllContainersRestarting")
+        };
+        let Some(status) = status.filter(|status| !is_passing(status)) else { return Ok(None) };
+        let statuses = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let counts: Vec<i32> = statuses.map(|status| status.restart_count).collect();
+        ensure!(counts.iter().all(|count| *count <= 1), "restarts: {counts:?}");
+        Ok((counts == [1, 1, 1]).then_some(()))
+    })
+    .with_context(|| format!("it is {:?}", read_pod(node.dir()).and_then(|pod| pod.status)))?;
+    wait(node, "all are counted", || Ok((starts(node) >= 6).then_some(())))?;
+    ensure!(starts(node) == 6, "{} starts", starts(node));
+    Ok(())
+}
+
+/// The pod runs, nobody looks after it, and its `main` is told to end.
+fn begin_to_start_over(node: &TestNode, image: &str) -> Result<()> {
+    bind_starting_over(node, image)?;
+    let victim = Victim::start(node, &[])?;
+    wait_ready(node)?;
+    wait(node, "all have started", || Ok((starts(node) == 3).then_some(())))?;
+    drop(victim);
+    Ok(fs::write(count_dir(node).join("go"), "")?)
+}
+
+/// Of a round in which all start over. The first container that starts is the one that initializes.
+const POINTS: [&str; 8] = [
+    "container: exit noted",
+    "container: task started",
+    "container: task asked for#3",
+    "container: record made",
+    "container: start noted",
+    "container: record made#2",
+    "container: task started#2",
+    "container: streams made#3",
+];
+/// So many of these are tried always.
+const SOME: usize = 3;
+
+/// The next agent starts what is left to be started, and nothing twice.
+async fn run_starting_over(points: &[&str]) -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let _network = LoopbackNetwork::of(node.cgroup());
+    for point in points {
+        let outcome = || -> Result<()> {
+            begin_to_start_over(&node, &image)?;
+            kill_at(&node, point)?;
+            let victim = Victim::start(&node, &[])?;
+            wait_started_over(&node)?;
+            drop(victim);
+            delete(&node)?;
+            let _victim = Victim::start(&node, &[])?;
+            wait_gone(&node)
+        };
+        outcome().with_context(|| format!("killed at {point:?}"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_that_all_start_over_do_so_once_whoever_dies_meanwhile() -> Result<()> {
+    run_starting_over(&POINTS[..SOME]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute; `cargo xtask test --all` has it"]
+async fn containers_that_all_start_over_do_so_once_whoever_dies_at_another_step() -> Result<()> {
+    run_starting_over(&POINTS[SOME..]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

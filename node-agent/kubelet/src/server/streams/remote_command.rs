@@ -64,6 +64,8 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = process => ended,
         () = feed(from_client, stdin, resize) => return,
+        // Where the process does not read its input, `feed` does not hear that the client has gone.
+        () = to_client.closed() => return,
     };
     let status = match (ended, outcome) {
         (Ok(0), _) | (Ok(_), Outcome::Success) => status::success(),
@@ -167,6 +169,28 @@ mod tests {
             messages
         };
         tokio::join!(run(channels, async { Ok(session) }, Outcome::ExitCode), read).1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_goes_while_its_input_is_not_read_ends_the_session() {
+        let (stdin, _unread) = tokio::io::duplex(1);
+        let session = Session {
+            stdin: Some(Box::new(stdin)),
+            stdout: None,
+            stderr: None,
+            resize: None,
+            exit: std::future::pending().boxed(),
+        };
+        let (client, from_client) = mpsc::channel(QUEUE);
+        let (to_client, output) = mpsc::channel(1);
+        client.send(FromClient::Stdin("much".into())).await.expect("taken");
+        let channels = Channels { from_client, to_client };
+        let gone = async {
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+            drop(output);
+        };
+        tokio::join!(run(channels, async { Ok(session) }, Outcome::ExitCode), gone);
+        drop(client);
     }
 
     fn output_bytes(messages: &[ToClient]) -> usize {

@@ -5,18 +5,23 @@
 //! client gets that names no protocol.
 
 use std::future::Future;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
+use futures::stream::SplitStream;
+use futures::{Sink, SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Wanted;
 use super::channels::{Channels, FromClient, QUEUE, StatusForm, ToClient, parse_size};
 use crate::server::websocket::{CLOSE_TIMEOUT, WebSocket, normal_close};
+
+/// A client that has heard nothing for so long is pinged. One that has gone is found out by that, also where its input waits
+/// for the process, and nobody reads what it sent last.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -126,7 +131,7 @@ async fn read(mut stream: SplitStream<WebSocket>, encoding: Encoding, input: mps
 }
 
 async fn write(
-    mut sink: SplitSink<WebSocket, Message>,
+    mut sink: impl Sink<Message> + Unpin,
     encoding: Encoding,
     wanted: Wanted,
     mut output: mpsc::Receiver<ToClient>,
@@ -135,7 +140,12 @@ async fn write(
         Some(message) => sink.send(message).await,
         None => Ok(()),
     };
-    while let (Ok(()), Some(event)) = (&result, output.recv().await) {
+    while result.is_ok() {
+        let Ok(event) = tokio::time::timeout(PING_INTERVAL, output.recv()).await else {
+            result = sink.send(Message::Ping(Bytes::new())).await;
+            continue;
+        };
+        let Some(event) = event else { break };
         let message = match event {
             ToClient::Stdout(bytes) => encoding.encode(STDOUT, &bytes),
             ToClient::Stderr(bytes) => encoding.encode(STDERR, &bytes),
@@ -176,6 +186,18 @@ mod tests {
         ] {
             assert_eq!(greeting(Encoding::of(protocol), wanted), expected, "{protocol}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_has_gone_is_found_out_where_nothing_is_said() {
+        let wanted = Wanted { stdin: true, stdout: false, stderr: false, tty: false };
+        let (sink, mut heard) = futures::channel::mpsc::channel(1);
+        let (to_client, output) = mpsc::channel(1);
+        let writing = tokio::spawn(write(sink, Encoding::of("v5.channel.k8s.io"), wanted, output));
+        assert_eq!(heard.next().await, Some(Message::Ping(Bytes::new())));
+        drop(heard);
+        to_client.closed().await;
+        writing.await.expect("ended");
     }
 
     #[test]

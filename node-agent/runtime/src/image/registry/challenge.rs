@@ -12,13 +12,11 @@ pub(super) enum Challenge {
     },
 }
 
-/// The first challenge that is known; a token is preferred.
+/// The first challenge that is known; a token is preferred. A header may have several, of which each begins with its scheme.
 pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut basic = None;
-    for header in headers {
-        let (scheme, rest) = header.trim().split_once(char::is_whitespace).unwrap_or((header.trim(), ""));
+    for (scheme, mut parameters) in headers.flat_map(challenges) {
         if scheme.eq_ignore_ascii_case("bearer") {
-            let mut parameters = parameters(rest);
             let mut take = |name: &str| {
                 let at = parameters.iter().position(|(known, _)| known == name)?;
                 Some(parameters.swap_remove(at).1)
@@ -33,23 +31,46 @@ pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challe
     basic
 }
 
-/// `name="value",other=value`, names in small letters. A comma inside quotes is part of the value.
-fn parameters(text: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some((name, after)) = rest.split_once('=') {
-        let name = name.trim_matches([' ', ',', '\t']).to_ascii_lowercase();
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => unquote(quoted),
+/// Names in small letters, and their values.
+type Parameters = Vec<(String, String)>;
+
+/// `Scheme name="value",other=value, Scheme ...`: each scheme with its parameters. A comma inside quotes is part of the
+/// value; a single token instead of parameters, as some schemes have it, is left out.
+fn challenges(header: &str) -> Vec<(&str, Parameters)> {
+    let mut found: Vec<(&str, Parameters)> = Vec::new();
+    let mut rest = header;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if word.is_empty() && after.is_empty() {
+            return found;
+        }
+        rest = match after.trim_start_matches([' ', '\t']).strip_prefix('=') {
+            Some(value) => {
+                let (value, next) = value_of(value.trim_start_matches([' ', '\t']));
+                if let Some((_, parameters)) = found.last_mut() {
+                    parameters.push((word.to_ascii_lowercase(), value));
+                }
+                next
+            }
             None => {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim().to_owned(), &after[end..])
+                found.push((word, Parameters::new()));
+                after
             }
         };
-        found.push((name, value));
-        rest = next;
     }
-    found
+}
+
+/// The value at the beginning of the text, and what comes after it.
+fn value_of(text: &str) -> (String, &str) {
+    match text.strip_prefix('"') {
+        Some(quoted) => unquote(quoted),
+        None => {
+            let end = text.find(',').unwrap_or(text.len());
+            (text[..end].trim().to_owned(), &text[end..])
+        }
+    }
 }
 
 /// What is before the closing quote, and what comes after it.
@@ -88,6 +109,17 @@ mod tests {
             Some(bearer("https://a", Some("b"), None)),
         );
         check(&["Basic realm=\"r\""], Some(Challenge::Basic));
+        check(
+            &[r#"Basic realm="one, two", Bearer realm="https://a",service="b", Negotiate"#],
+            Some(bearer("https://a", Some("b"), None)),
+        );
+        check(&[r#"Negotiate dG9rZW4=, Basic realm="r""#], Some(Challenge::Basic));
+        check(
+            &[r#"Bearer realm = "https://a" , scope="s", Basic realm="r""#],
+            Some(bearer("https://a", None, Some("s"))),
+        );
+        check(&[r#"Digest realm="r", nonce="x", BASIC"#], Some(Challenge::Basic));
+        check(&[", ,", "=", "Bearer =x", "realm=\"https://a\""], None);
         check(&["Bearer error=\"invalid\"", "Negotiate"], None);
         check(&[r#"Bearer realm="a\"b"#], Some(bearer("a\"b", None, None)));
     }

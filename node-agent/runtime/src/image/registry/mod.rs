@@ -16,10 +16,22 @@ use reqwest::StatusCode;
 
 use super::config::{ACCEPTED, Descriptor};
 use super::content::MAX_DOCUMENT_BYTES;
-use crate::ids::digest_of;
+use crate::ids::{digest_of, is_digest};
 use crate::{PullErrorKind, Registries, RegistryAuth};
 use hosts::{Endpoint, endpoints};
 use session::{Session, limited};
+
+/// The tag of an image that names none.
+const LATEST: &str = "latest";
+/// The header in which a registry says what it has (the distribution specification).
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// What a tag stands for.
+struct Resolved {
+    digest: String,
+    /// Which of the pod's credentials it took to learn that.
+    credential: Option<usize>,
+}
 
 /// Why one source did not give what was asked.
 #[derive(Debug)]
@@ -62,16 +74,26 @@ impl Source {
         skipped: usize,
     ) -> Result<Found, Failure> {
         let (mut last, mut tries) = (None, 0);
-        for endpoint in endpoints(image.registry(), registries)? {
-            if image.digest().is_none() && !endpoint.can_resolve {
-                continue;
-            }
-            for (credential, auth) in credentials(&endpoint, image.registry(), registries, pod_auth) {
+        let endpoints = endpoints(image.registry(), registries)?;
+        // What the tag means, once somebody has to be told who cannot say so.
+        let mut resolved: Option<Option<Resolved>> = None;
+        for endpoint in &endpoints {
+            for (credential, auth) in credentials(endpoint, image.registry(), registries, pod_auth) {
                 tries += 1;
                 if tries <= skipped {
                     continue;
                 }
-                match Self::ask(endpoint.clone(), image, auth, credential).await {
+                let mut told = None;
+                if image.digest().is_none() && !endpoint.can_resolve {
+                    if resolved.is_none() {
+                        resolved = Some(Self::resolve(&endpoints, image, registries, pod_auth).await);
+                    }
+                    told = resolved.as_ref().and_then(Option::as_ref);
+                    if told.is_none() {
+                        continue;
+                    }
+                }
+                match Self::ask(endpoint.clone(), image, auth, credential, told).await {
                     Ok((source, manifest)) => return Ok(Found { source, manifest, tries }),
                     Err(failure) => last = Some(failure),
                 }
@@ -87,19 +109,55 @@ impl Source {
         self.session.is_mirror()
     }
 
+    /// The digest that the image's tag stands for, from the first host that can say so. `None` where none does: those are
+    /// asked for the image itself, and what they say then is what is told.
+    async fn resolve(
+        endpoints: &[Endpoint],
+        image: &Reference,
+        registries: &Registries,
+        pod_auth: &[RegistryAuth],
+    ) -> Option<Resolved> {
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.can_resolve) {
+            for (credential, auth) in credentials(endpoint, image.registry(), registries, pod_auth) {
+                let session = Session::new(endpoint.clone(), image.registry(), image.repository(), auth);
+                let Ok(session) = session else { continue };
+                let source = Self { session, credential };
+                if let Ok(digest) = source.digest(image.tag().unwrap_or(LATEST)).await {
+                    return Some(Resolved { digest, credential });
+                }
+            }
+        }
+        None
+    }
+
+    /// `resolved` is what an image without a digest is asked for by, where the host cannot say what its tag means.
     async fn ask(
         endpoint: Endpoint,
         image: &Reference,
         auth: Option<RegistryAuth>,
         credential: Option<usize>,
+        resolved: Option<&Resolved>,
     ) -> Result<(Self, Bytes), Failure> {
         let session = Session::new(endpoint, image.registry(), image.repository(), auth)?;
+        // Whoever had to show credentials to learn what to ask for did not get it for nothing.
+        let credential = credential.or(resolved.and_then(|resolved| resolved.credential));
         let source = Self { session, credential };
-        let bytes = match (image.digest(), image.tag()) {
-            (Some(digest), _) => source.manifest_by_digest(digest).await?,
-            (None, tag) => source.manifest(tag.unwrap_or("latest")).await?,
+        let digest = image.digest().or(resolved.map(|resolved| resolved.digest.as_str()));
+        let bytes = match digest {
+            Some(digest) => source.manifest_by_digest(digest).await?,
+            None => source.manifest(image.tag().unwrap_or(LATEST)).await?,
         };
         Ok((source, bytes))
+    }
+
+    /// What a tag stands for: the registry's word, or, where it says nothing, what its manifest comes to.
+    async fn digest(&self, tag: &str) -> Result<String, Failure> {
+        let answer = self.session.head(&format!("manifests/{tag}"), ACCEPTED).await?;
+        let told = answer.headers().get(CONTENT_DIGEST).and_then(|value| value.to_str().ok());
+        match told.filter(|told| is_digest(told)) {
+            Some(digest) => Ok(digest.to_owned()),
+            None => self.manifest(tag).await.map(|bytes| digest_of(&bytes)),
+        }
     }
 
     /// A manifest or index by digest, which is checked.

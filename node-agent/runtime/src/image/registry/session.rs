@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RANGE, WWW_AUTHENTICATE};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -80,12 +80,27 @@ impl Session {
 
     /// `accept`: media types, where the answer's is to be one of them; `from`: the first byte that is wanted.
     pub(super) async fn get(&self, path: &str, accept: &[&str], from: u64) -> Result<Response, Failure> {
+        self.request(Method::GET, path, accept, from).await
+    }
+
+    /// The headers alone of what [`Self::get`] would give.
+    pub(super) async fn head(&self, path: &str, accept: &[&str]) -> Result<Response, Failure> {
+        self.request(Method::HEAD, path, accept, 0).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &[&str],
+        from: u64,
+    ) -> Result<Response, Failure> {
         let mut url = format!("{}/{}/{path}", self.endpoint.base, self.repository);
         if self.endpoint.is_mirror {
             url.push_str(&format!("?ns={}", self.namespace));
         }
         let known = self.authorization.lock().await.clone();
-        let answer = self.ask(&url, accept, from, known.clone()).await?;
+        let answer = self.ask(method.clone(), &url, accept, from, known.clone()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             return checked(&url, answer).await;
         }
@@ -101,18 +116,19 @@ impl Session {
         }
         let fresh = authorization.clone();
         drop(authorization);
-        checked(&url, self.ask(&url, accept, from, fresh).await?).await
+        checked(&url, self.ask(method, &url, accept, from, fresh).await?).await
     }
 
     async fn ask(
         &self,
+        method: Method,
         url: &str,
         accept: &[&str],
         from: u64,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Failure> {
         // They are for the host alone, not for whoever gives its tokens.
-        let mut request = self.client.get(url).headers(self.headers.clone());
+        let mut request = self.client.request(method, url).headers(self.headers.clone());
         for media_type in accept {
             request = request.header(ACCEPT, *media_type);
         }
@@ -222,27 +238,37 @@ fn client(endpoint: &Endpoint) -> Result<Client, Failure> {
         let found = Certificate::from_pem_bundle(&read(path)?);
         authorities.extend(found.map_err(|error| failed(&path.display().to_string(), &error))?);
     }
-    let mut builder = Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .user_agent(concat!("hawser/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::custom(follow))
-        .tls_danger_accept_invalid_certs(endpoint.skip_verify);
-    if !authorities.is_empty() {
-        builder = builder.tls_certs_merge(authorities);
-    }
     // A client has one certificate here; containerd takes the first that fits, too.
+    let mut identity = None;
     if let Some((certificate, key)) = endpoint.client_files.first() {
         let mut pem = read(certificate)?;
         if let Some(key) = key {
             pem.push(b'\n');
             pem.extend(read(key)?);
         }
-        let identity = Identity::from_pem(&pem);
-        builder =
-            builder.identity(identity.map_err(|error| failed(&certificate.display().to_string(), &error))?);
+        let found = Identity::from_pem(&pem);
+        identity = Some(found.map_err(|error| failed(&certificate.display().to_string(), &error))?);
     }
-    builder.build().map_err(|error| failed("client", &error))
+    let built = match builder(endpoint, &identity).tls_certs_merge(authorities.clone()).build() {
+        // A machine that trusts nobody can speak plain HTTP all the same; where that leads to TLS it fails there.
+        Err(_) if endpoint.is_plain() => builder(endpoint, &identity).tls_certs_only(authorities).build(),
+        built => built,
+    };
+    built.map_err(|error| failed("client", &error))
+}
+
+/// A client but for whom it trusts.
+fn builder(endpoint: &Endpoint, identity: &Option<Identity>) -> ClientBuilder {
+    let builder = Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .user_agent(concat!("hawser/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::custom(follow))
+        .tls_danger_accept_invalid_certs(endpoint.skip_verify);
+    match identity {
+        Some(identity) => builder.identity(identity.clone()),
+        None => builder,
+    }
 }
 
 /// Never from TLS to plain HTTP.
@@ -310,4 +336,17 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_for_plain_http_needs_nobody_to_trust() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plain = Endpoint { base: "http://a.test/v2".into(), ..Endpoint::default() };
+        assert!(builder(&plain, &None).tls_certs_only([]).build().is_ok());
+        assert!(client(&plain).is_ok());
+    }
 }

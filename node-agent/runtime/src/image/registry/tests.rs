@@ -146,6 +146,55 @@ async fn a_mirror_is_asked_first_without_the_pods_secrets_and_told_whose_image_i
     assert_eq!(registry.asked.lock().unwrap()[0].authorization, "Bearer t");
 }
 
+/// A mirror of `registry` that cannot say what tags mean.
+fn mirrored(registry: &Registry, mirror: &Registry) -> (tempfile::TempDir, Registries, Reference) {
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\"]",
+        registry.host, mirror.host
+    );
+    let (root, registries) = configured(&registry.host, &text);
+    (root, registries, format!("{}/app:1", registry.host).parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_mirror_that_resolves_no_tags_is_asked_by_the_digest_that_the_registry_told() {
+    let digest = digest_of(b"manifest");
+    let has_it = |asked: &Asked| {
+        (200, String::new(), if asked.line.starts_with("HEAD") { String::new() } else { "manifest".into() })
+    };
+    let told = format!("docker-content-digest: {digest}\r\n");
+    let check = async |headers: String, secret: bool, expected: &[&str]| {
+        let mirror = Registry::start(Arc::new(has_it)).await;
+        let registry =
+            Registry::start(Arc::new(move |asked: &Asked| match secret && asked.authorization.is_empty() {
+                true => (401, String::new(), String::new()),
+                false => (200, headers.clone(), has_it(asked).2),
+            }))
+            .await;
+        let (_root, registries, image) = mirrored(&registry, &mirror);
+        let auth = [RegistryAuth::Bearer { token: "t".into() }];
+        let auth = if secret { &auth[..] } else { &[] };
+        let Found { source, manifest, .. } = Source::find(&image, &registries, auth, 0).await.unwrap();
+        assert_eq!((&manifest[..], source.is_mirror()), (&b"manifest"[..], true));
+        assert_eq!(source.credential, secret.then_some(0), "who has it from where a secret was asked for");
+        assert_eq!(registry.lines(), expected);
+        assert_eq!(mirror.lines(), [format!("GET /v2/app/manifests/{digest}?ns={}", registry.host)]);
+        assert!(mirror.asked.lock().unwrap()[0].authorization.is_empty());
+    };
+    check(told.clone(), false, &["HEAD /v2/app/manifests/1"]).await;
+    check(told, true, &["HEAD /v2/app/manifests/1"]).await;
+    check(String::new(), false, &["HEAD /v2/app/manifests/1", "GET /v2/app/manifests/1"]).await;
+}
+
+#[tokio::test]
+async fn where_nobody_resolves_the_tag_the_registry_says_why() {
+    let mirror = Registry::start(Arc::new(|_: &Asked| (200, String::new(), "manifest".to_owned()))).await;
+    let registry = Registry::start(Arc::new(|_: &Asked| (404, String::new(), String::new()))).await;
+    let (_root, registries, image) = mirrored(&registry, &mirror);
+    let failure = Source::find(&image, &registries, &[], 0).await.err().unwrap();
+    assert_eq!((failure.kind, mirror.lines().len()), (PullErrorKind::NotFound, 0), "{}", failure.message);
+}
+
 #[tokio::test]
 async fn what_a_mirror_has_lost_is_asked_of_the_next() {
     let _ = rustls::crypto::ring::default_provider().install_default();
