@@ -42,6 +42,8 @@ const LINT: &str = "lint";
 
 /// How long new inputs are looked for; the same ones as ever are part of the suite `api`.
 const FUZZ_SECONDS: u32 = 300;
+/// An input that takes longer is a find. The whole time is looked at between inputs alone.
+const FUZZ_INPUT_SECONDS: u32 = 20;
 
 /// Generated runs of each of the scheduler's tests that are made of such; a few hundred where nobody asks for more.
 const SCHEDULER_SEEDS: &str = "5000";
@@ -141,7 +143,8 @@ fn fuzz(_: &Args) -> anyhow::Result<()> {
     ensure_tool("fuzz")?;
     let mut command = tool("fuzz");
     command.env("RUSTC_BOOTSTRAP", "1").args(["run", "api", "--", "-rss_limit_mb=2048", "-max_len=16384"]);
-    run_command(command.arg(format!("-max_total_time={FUZZ_SECONDS}")))
+    let times = [format!("-timeout={FUZZ_INPUT_SECONDS}"), format!("-max_total_time={FUZZ_SECONDS}")];
+    run_command(command.args(times))
 }
 
 /// Runs the tests that `filter` selects.
