@@ -53,14 +53,7 @@ const SUITES: [Suite; 10] = [
     Suite { name: LINT, run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
-    Suite {
-        name: "api",
-        run: |args| {
-            let packages = "package(hawser-api) | package(hawser-apiserver) | package(control-plane) \
-                            | package(hawser-controllers) | package(hawser-scheduler)";
-            nextest(&format!("({packages}) & kind(test)"), args)
-        },
-    },
+    Suite { name: "api", run: api },
     Suite { name: "datapath", run: |args| nextest(DATAPATH, args) },
     Suite {
         name: "node",
@@ -136,6 +129,17 @@ fn lint(_: &Args) -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ]))
+}
+
+fn api(args: &Args) -> anyhow::Result<()> {
+    let packages = "package(hawser-api) | package(hawser-apiserver) | package(control-plane) \
+                    | package(hawser-controllers) | package(hawser-scheduler)";
+    nextest(&format!("({packages}) & kind(test)"), args)?;
+    if !args.all {
+        return Ok(());
+    }
+    // What is off by default is built for this alone.
+    run_nextest("binary(otel)", args, &["--features", "control-plane/otel", "--test", "otel"], &[])
 }
 
 /// Looks for inputs that break what reads them, with sanitizers, which the stable compiler keeps behind a switch.
