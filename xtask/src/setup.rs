@@ -45,6 +45,8 @@ const TEST: &[Package] = &[
     package("etcd-client", "/usr/bin/etcdctl"),
     package("bpftool", "/usr/sbin/bpftool"),
     package("curl", "/usr/bin/curl"),
+    // libFuzzer is C++.
+    package("g++", "/usr/bin/c++"),
     package("iptables", "/usr/sbin/iptables-restore"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];

@@ -42,6 +42,8 @@ const LINT: &str = "lint";
 
 /// How long new inputs are looked for; the same ones as ever are part of the suite `api`.
 const FUZZ_SECONDS: u32 = 300;
+/// An input that takes longer is a find. The whole time is looked at between inputs alone.
+const FUZZ_INPUT_SECONDS: u32 = 20;
 
 /// Generated runs of each of the scheduler's tests that are made of such; a few hundred where nobody asks for more.
 const SCHEDULER_SEEDS: &str = "5000";
@@ -51,14 +53,7 @@ const SUITES: [Suite; 10] = [
     Suite { name: LINT, run: lint },
     Suite { name: "unit", run: |args| nextest("kind(lib) | kind(bin) | kind(proc-macro)", args) },
     Suite { name: "store", run: |args| nextest("package(hawser-store) & kind(test)", args) },
-    Suite {
-        name: "api",
-        run: |args| {
-            let packages = "package(hawser-api) | package(hawser-apiserver) | package(control-plane) \
-                            | package(hawser-controllers) | package(hawser-scheduler)";
-            nextest(&format!("({packages}) & kind(test)"), args)
-        },
-    },
+    Suite { name: "api", run: api },
     Suite { name: "datapath", run: |args| nextest(DATAPATH, args) },
     Suite {
         name: "node",
@@ -136,12 +131,24 @@ fn lint(_: &Args) -> anyhow::Result<()> {
     ]))
 }
 
+fn api(args: &Args) -> anyhow::Result<()> {
+    let packages = "package(hawser-api) | package(hawser-apiserver) | package(control-plane) \
+                    | package(hawser-controllers) | package(hawser-scheduler)";
+    nextest(&format!("({packages}) & kind(test)"), args)?;
+    if !args.all {
+        return Ok(());
+    }
+    // What is off by default is built for this alone.
+    run_nextest("binary(otel)", args, &["--features", "control-plane/otel", "--test", "otel"], &[])
+}
+
 /// Looks for inputs that break what reads them, with sanitizers, which the stable compiler keeps behind a switch.
 fn fuzz(_: &Args) -> anyhow::Result<()> {
     ensure_tool("fuzz")?;
     let mut command = tool("fuzz");
     command.env("RUSTC_BOOTSTRAP", "1").args(["run", "api", "--", "-rss_limit_mb=2048", "-max_len=16384"]);
-    run_command(command.arg(format!("-max_total_time={FUZZ_SECONDS}")))
+    let times = [format!("-timeout={FUZZ_INPUT_SECONDS}"), format!("-max_total_time={FUZZ_SECONDS}")];
+    run_command(command.args(times))
 }
 
 /// Runs the tests that `filter` selects.

@@ -3,7 +3,8 @@
 mod common;
 
 use common::*;
-use serde_json::json;
+use hawser_store::{Expect, Write};
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn objects_get_what_the_server_owes_them() {
@@ -191,6 +192,44 @@ async fn finalizers_hold_an_object_until_the_last_is_gone() {
     let none = json!({ "metadata": { "finalizers": null } });
     admin.merge(&CONFIG_MAPS, Some("default"), "a", none).await.expect("both are done");
     assert!(admin.get(&CONFIG_MAPS, Some("default"), "a").await.expect_err("gone").is_not_found());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_older_than_a_rule_changes_beside_what_is_wrong_with_it() {
+    let directory = Directory::new();
+    let running = start(&directory).await;
+    running.namespace("shop").await;
+    let admin = running.admin();
+    let mut made = config_map("old", "1");
+    made["metadata"]["finalizers"] = json!(["example.com/a", "example.com/b"]);
+    admin.create(&CONFIG_MAPS, Some("shop"), made).await.expect("made");
+    let key = "/registry/configmaps/shop/old";
+    let stored = running.store.get(key).await.expect("the store").expect("an object");
+    let mut object: Value = serde_json::from_slice(&stored.value).expect("JSON");
+    object["data"]["a b"] = "1".into();
+    object["metadata"]["finalizers"][0] = "a b".into();
+    let write = Write::put(key, object.to_string(), Expect::Revision(stored.mod_revision));
+    running.store.write(write).await.expect("stored as no server would today");
+
+    let merge = async |patch: Value| admin.merge(&CONFIG_MAPS, Some("shop"), "old", patch).await;
+    let changed = merge(json!({ "metadata": { "labels": { "a": "b" } }, "data": { "value": "2" } })).await;
+    assert_eq!(changed.expect("beside it")["data"], json!({ "value": "2", "a b": "1" }));
+    for (made_worse, field) in [
+        (json!({ "data": { "c d": "1" } }), "data[c d]"),
+        (json!({ "metadata": { "finalizers": ["a b", "c d"] } }), "metadata.finalizers"),
+    ] {
+        let error = merge(made_worse).await.expect_err(field);
+        assert!(error.message().contains(field), "{error}");
+        assert!(!error.message().contains("data[a b]"), "{error}");
+    }
+    merge(json!({ "immutable": true })).await.expect("beside it");
+    let error = merge(json!({ "data": { "value": "3" } })).await.expect_err("a rule about the change");
+    assert!(error.message().contains("field is immutable"), "{error}");
+    merge(json!({ "metadata": { "finalizers": ["a b"] } })).await.expect("the other one is gone");
+    admin.delete(&CONFIG_MAPS, Some("shop"), "old", None).await.expect("marked");
+    merge(json!({ "metadata": { "finalizers": null } })).await.expect("the last one");
+    admin.get(&CONFIG_MAPS, Some("shop"), "old").await.expect_err("it is gone");
     running.stop().await;
 }
 

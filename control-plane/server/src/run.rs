@@ -86,8 +86,8 @@ pub(crate) struct Flags {
     /// Issuer of service account tokens.
     #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
     service_account_issuer: String,
-    /// File with public keys (RSA, P-256, P-384) of other control planes, or of earlier times, whose service account tokens
-    /// are taken too.
+    /// File with public or private keys (RSA, P-256, P-384) of other control planes, or of earlier times, whose service
+    /// account tokens are taken too. Of a private key the public part is taken.
     #[arg(long)]
     service_account_key_file: Vec<PathBuf>,
     /// Addresses of pods; each node gets a block. Empty: nodes get none.

@@ -25,6 +25,10 @@ pub(super) fn newly_wrong(
         return errors;
     }
     let before = check(old);
+    // Of most objects nothing was wrong, and there may be many errors: each is looked up in the object below.
+    if before.is_empty() {
+        return errors;
+    }
     let mut known: Vec<Complaint<'_>> = before.iter().map(|error| Complaint::of(error, old)).collect();
     // Each is let pass once, so that a change does not repeat a mistake.
     errors.retain(|error| {

@@ -25,16 +25,21 @@ pub(crate) fn start(roles: &str) -> Option<ControlPlane> {
         eprintln!("skipped: kubectl is not installed");
         return None;
     }
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("hawser-kubectl-{}-{number}", std::process::id()));
-    let process = spawn(&directory, roles, 0);
-    let plane = ControlPlane { directory, process };
+    let plane = begin(roles, &[]);
     plane.wait_ready();
     Some(plane)
 }
 
-fn spawn(directory: &Path, roles: &str, port: u16) -> Child {
+/// A control plane with flags of its own, which is not waited for.
+pub(crate) fn begin(roles: &str, flags: &[String]) -> ControlPlane {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("hawser-kubectl-{}-{number}", std::process::id()));
+    let process = spawn(&directory, roles, 0, flags);
+    ControlPlane { directory, process }
+}
+
+fn spawn(directory: &Path, roles: &str, port: u16, flags: &[String]) -> Child {
     fs::create_dir_all(directory).expect("a directory");
     let log = fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log");
     Command::new(env!("CARGO_BIN_EXE_control-plane"))
@@ -42,6 +47,7 @@ fn spawn(directory: &Path, roles: &str, port: u16) -> Child {
         .arg(format!("--secure-port={port}"))
         .arg(format!("--roles={roles}"))
         .arg(format!("--data-dir={}", directory.display()))
+        .args(flags)
         .stderr(log)
         .spawn()
         .expect("the binary runs")
@@ -121,7 +127,7 @@ impl ControlPlane {
         let port = server.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         self.process.kill().expect("killed");
         self.process.wait().expect("it ended");
-        self.process = spawn(&self.directory, roles, port);
+        self.process = spawn(&self.directory, roles, port, &[]);
         self.wait_ready();
     }
 }
