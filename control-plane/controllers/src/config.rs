@@ -12,7 +12,7 @@ use crate::Signer;
 pub struct Config {
     /// `--controllers`: `*` enables all, `name` one, `-name` disables one.
     pub controllers: Vec<String>,
-    /// Loops per controller that works on many objects (`--concurrent-*-syncs`).
+    /// Loops per controller that works on many objects (`--concurrent-*-syncs`); claims of devices have upstream's fifty at least.
     pub workers: usize,
     /// `--cluster-cidr`: where nodes get their pod addresses from, at most one range of each family.
     /// Empty: nodes get none.

@@ -222,6 +222,12 @@ impl Queue {
         self.rest(waiting, PluginSet::default(), None, now);
     }
 
+    /// The pod is not to be tried before something helps, as if the plugins had refused it; it has no back-off for that.
+    pub(crate) fn give_back_early(&mut self, waiting: Waiting, refused_by: PluginSet, now: Duration) {
+        let waiting = Waiting { failed_at: now, helped: false, ..waiting };
+        self.rest(waiting, refused_by, None, now);
+    }
+
     /// The pod could not be tried yet: its turn comes again at once.
     pub(crate) fn give_back_untried(&mut self, waiting: Waiting, now: Duration) {
         self.put(waiting, Place::Active, None, now);
@@ -559,6 +565,20 @@ mod tests {
         assert_eq!(queue.next_wakeup(), Some(Duration::from_secs(300)));
         assert_eq!(pop(&mut queue, 299), None);
         assert_eq!(pop(&mut queue, 300).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn pods_that_were_not_to_be_tried_have_no_back_off_and_come_back_once() {
+        let mut queue = queue();
+        queue.add(info("a", 0), START);
+        for seconds in [0, 300] {
+            let now = Duration::from_secs(seconds);
+            let waiting = queue.pop(now).unwrap();
+            queue.give_back_early(waiting, PluginSet::ALL, now);
+            assert_eq!(pop(&mut queue, seconds), None);
+        }
+        queue.activate(Cause::ResourceClaimUpdate, Duration::from_secs(301), |_| true, |_, _| true);
+        assert_eq!(counts(&queue), (1, 0, 0));
     }
 
     #[test]

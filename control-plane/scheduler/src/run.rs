@@ -92,6 +92,8 @@ struct Shell {
     /// The same of claims of devices.
     device_claims_changed: Notify,
     claim_writes: Semaphore,
+    /// Pods that have what they were promised: whoever may write next binds them together. Each has a task that waits for that.
+    ready: Mutex<Vec<Decision>>,
     start: Instant,
     recorder: Recorder,
 }
@@ -145,6 +147,7 @@ pub async fn run(client: Arc<dyn Client>, config: Config, shutdown: Cancellation
         claims_changed: Notify::new(),
         device_claims_changed: Notify::new(),
         claim_writes: Semaphore::new(CLAIM_WRITES),
+        ready: Mutex::default(),
         start: Instant::now(),
         recorder,
     });
@@ -437,7 +440,7 @@ async fn schedule(
             bindings.spawn(ask(shell.clone(), question));
         }
         for provisioning in provisionings {
-            bindings.spawn(prepare(shell.clone(), provisioning, slots.clone()));
+            bindings.spawn(prepare(shell.clone(), provisioning, slots.clone(), config.batch));
         }
         plan.group_statuses.into_iter().for_each(|status| reports.add_group(status));
         for deallocation in plan.deallocations {
@@ -520,7 +523,7 @@ async fn deallocate(shell: Arc<Shell>, deallocation: Deallocation) {
 
 /// Binds a pod when it has what it was promised. As many of these wait as pods do whose volumes or devices take long: the
 /// room that they hold is what bounds them.
-async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>) {
+async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semaphore>, batch: usize) {
     let decision = provisioning.decision.clone();
     let Decision { binding, attempt, .. } = &decision;
     let start = shell.now();
@@ -533,8 +536,12 @@ async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semap
     match kept {
         Ok(()) if decision.binder.is_some() => bind_outside(shell, decision).await,
         Ok(()) => {
+            shell.ready.lock().push(decision);
             let permit = slots.acquire_owned().await.expect("the semaphore is never closed");
-            bind(shell, vec![decision], permit).await;
+            let ready = take_first(&mut shell.ready.lock(), batch);
+            if !ready.is_empty() {
+                bind(shell, ready, permit).await;
+            }
         }
         Err(error) => {
             let message = format!("running PreBind plugin {error}");
@@ -544,6 +551,12 @@ async fn prepare(shell: Arc<Shell>, provisioning: Provisioning, slots: Arc<Semap
             shell.tell(|core, now| core.bind_failed(&binding.uid, now));
         }
     }
+}
+
+/// Up to so many, the first that came.
+fn take_first(ready: &mut Vec<Decision>, most: usize) -> Vec<Decision> {
+    let rest = ready.split_off(most.min(ready.len()));
+    std::mem::replace(ready, rest)
 }
 
 /// Writes volumes and devices. The error names the plugin.

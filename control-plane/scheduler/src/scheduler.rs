@@ -213,6 +213,13 @@ impl Scheduler {
                 continue;
             }
             let pod = &waiting.pod;
+            // As upstream's PreEnqueue: nobody is told of the moment that a controller takes.
+            let is_on = pod.needs.profile.filters.contains(Plugin::DynamicResources);
+            if is_on && self.snapshot.devices.awaits(pod) {
+                let refused_by = PluginSet::of(&[Plugin::DynamicResources]);
+                self.queue.give_back_early(waiting, refused_by, now);
+                continue;
+            }
             if !pod.extenders.is_empty() {
                 if self.asked.is_some() {
                     // Its turn comes when the one before it has been answered.

@@ -39,7 +39,7 @@ pub(crate) use view::DeviceView;
 use crate::{
     devices::{
         evaluations::Evaluations,
-        objects::{Holding, Slice},
+        objects::{ClaimUse, Holding, Slice},
         pools::{Pool, PoolKey},
     },
     pod::PodInfo,
@@ -140,6 +140,15 @@ impl Devices {
     /// Classes by the extended resource that they provide.
     pub(crate) fn providers(&self) -> &Arc<Providers> {
         &self.providers
+    }
+
+    /// Whether the pod waits for a claim that is made for it.
+    pub(crate) fn awaits(&self, pod: &PodInfo) -> bool {
+        pod.claims.uses.iter().any(|used| match used {
+            ClaimUse::Named(_) => false,
+            ClaimUse::Generated(key) => self.claim(key).is_none(),
+            ClaimUse::Missing => true,
+        })
     }
 
     /// Whether the pod asks for devices, in one way or another.

@@ -220,12 +220,18 @@ fn claims_that_cannot_be_used_are_told() {
     let spec =
         json!({ "containers": [], "resourceClaims": [{ "name": "x", "resourceClaimTemplateName": "t" }] });
     scheduler.pod_changed(&pod("p2", spec.clone()), NOW);
-    refused(&round(&mut scheduler, 1, 0), "pod \"a/p2\": ResourceClaim not created yet");
+    // What a controller is about to make is waited for, and nobody is told.
+    let is_quiet = |scheduler: &mut Scheduler, seconds| {
+        assert!(round(scheduler, 1, seconds).rejected.is_empty());
+        assert!(scheduler.rests("p2"));
+    };
+    is_quiet(&mut scheduler, 130);
     let mut made = pod("p2", spec);
     made.status =
         Some(typed(json!({ "resourceClaimStatuses": [{ "name": "x", "resourceClaimName": "c2" }] })));
-    claim(&mut scheduler, "c2", json!([exactly(json!({}))]));
     scheduler.pod_changed(&made, NOW);
+    is_quiet(&mut scheduler, 140);
+    claim(&mut scheduler, "c2", json!([exactly(json!({}))]));
     refused(
         &round(&mut scheduler, 1, 200),
         "ResourceClaim a/c2 was not created for Pod a/p2 (Pod is not owner)",
