@@ -20,14 +20,21 @@ use crate::quantity::milli_value;
 /// What can be changed.
 const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 
-/// Amounts of a pod's containers, by name.
-pub type Amounts = BTreeMap<String, ResourceRequirements>;
+/// What a pod may use: as a whole, where it says so itself (KEP-2837), and its containers by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Amounts {
+    pub pod: Option<ResourceRequirements>,
+    pub containers: BTreeMap<String, ResourceRequirements>,
+}
 
 /// What the pod as it is asks for.
 pub fn amounts(pod: &Pod) -> Amounts {
-    let spec = pod.spec.iter();
-    let containers = spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
-    containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
+    let Some(spec) = &pod.spec else { return Amounts::default() };
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    Amounts {
+        pod: spec.resources.clone(),
+        containers: containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect(),
+    }
 }
 
 /// The pod with the amounts that it was granted.
@@ -38,28 +45,32 @@ pub fn with_amounts(pod: Arc<Pod>, granted: &Amounts) -> Arc<Pod> {
     let mut pod = (*pod).clone();
     let Some(spec) = &mut pod.spec else { return pod.into() };
     let set = |container: &mut Container| {
-        if let Some(granted) = granted.get(&container.name) {
+        if let Some(granted) = granted.containers.get(&container.name) {
             container.resources = Some(granted.clone());
         }
     };
     spec.init_containers.iter_mut().flatten().for_each(set);
     spec.containers.iter_mut().for_each(set);
+    spec.resources = granted.pod.clone();
     pod.into()
 }
 
-/// Amounts that a pod of an earlier agent has: what its running containers are reported with, else what it asks for.
+/// Amounts that a pod of an earlier agent has: what it and its running containers are reported with, else what it asks for.
 pub fn adopted(pod: &Pod) -> Amounts {
     let mut amounts = amounts(pod);
-    let status = pod.status.iter();
+    let Some(status) = &pod.status else { return amounts };
     let reported =
-        status.flat_map(|s| [&s.init_container_statuses, &s.container_statuses]).flatten().flatten();
+        [&status.init_container_statuses, &status.container_statuses].into_iter().flatten().flatten();
     for container in reported {
         let runs = container.state.as_ref().is_some_and(|state| state.running.is_some());
         if let (true, Some(resources), Some(known)) =
-            (runs, &container.resources, amounts.get_mut(&container.name))
+            (runs, &container.resources, amounts.containers.get_mut(&container.name))
         {
             *known = resources.clone();
         }
+    }
+    if let (Some(known), Some(resources)) = (&mut amounts.pod, &status.resources) {
+        *known = resources.clone();
     }
     amounts
 }
@@ -93,7 +104,12 @@ pub fn check_fixed(wanted: &DesiredPod, granted: &Amounts, fixed: Fixed) -> Resu
             let amount = |list: &Option<BTreeMap<String, _>>| list.as_ref()?.get(resource).map(milli_value);
             amount(&of.requests).or_else(|| amount(&of.limits))
         };
-        let changes = asked.iter().any(|(name, of)| granted.get(name).and_then(request) != request(of));
+        let of_pod = |amounts: &Amounts| amounts.pod.as_ref().and_then(request);
+        let changes = of_pod(&asked) != of_pod(granted)
+            || asked
+                .containers
+                .iter()
+                .any(|(name, of)| granted.containers.get(name).and_then(request) != request(of));
         if is_fixed && changes && qos_class(wanted.spec()) == QosClass::Guaranteed {
             let message = format!("Resize is infeasible for Guaranteed Pods alongside {policy}");
             return Err(Pending { reason: INFEASIBLE, message });
@@ -214,7 +230,7 @@ mod tests {
     use super::*;
     use crate::pod::testing::{at, pod, pod_object, record, spec, with_resources};
     use hawser_runtime::ContainerState;
-    use k8s_openapi::api::core::v1::ContainerResizePolicy;
+    use k8s_openapi::api::core::v1::{ContainerResizePolicy, PodStatus};
 
     const NODE: NodeCapacity = NodeCapacity { cpu_millis: 2000, memory_bytes: 1 << 30, ephemeral_bytes: 0 };
 
@@ -267,6 +283,26 @@ mod tests {
         assert_eq!(amounts(&with_amounts(after.clone(), &granted)), granted);
         let same = with_amounts(after.clone(), &amounts(&after));
         assert!(Arc::ptr_eq(&same, &after));
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_as_a_whole_is_granted_too() {
+        let whole = |cpu: &str| {
+            let mut spec = asking("100m").spec().clone();
+            spec.resources = with_resources("whole", &[("cpu", cpu)], &[]).resources;
+            spec
+        };
+        let refused = judge(&pod(whole("3")), NODE, &[]).expect_err("never");
+        assert_eq!(refused.reason, INFEASIBLE);
+        let granted = amounts(&pod_object(whole("1")));
+        let mut asked = pod_object(whole("3"));
+        let seen = with_amounts(Arc::new(asked.clone()), &granted);
+        assert_eq!(seen.spec.as_ref().and_then(|spec| spec.resources.clone()), whole("1").resources);
+        // The next agent knows it by what was reported.
+        assert_eq!(adopted(&asked).pod, whole("3").resources);
+        let status = PodStatus { resources: whole("1").resources, ..PodStatus::default() };
+        asked.status = Some(status);
+        assert_eq!(adopted(&asked), granted);
     }
 
     #[test]

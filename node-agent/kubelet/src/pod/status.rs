@@ -62,6 +62,8 @@ pub fn status(
         qos_class: Some(known.qos_class.unwrap_or_else(|| qos_class(pod.spec()).as_str().to_owned())),
         start_time: state.start_time.map(time),
         observed_generation: pod.object.metadata.generation,
+        allocated_resources: pod.spec().resources.as_ref().and_then(|whole| whole.requests.clone()),
+        resources: pod.spec().resources.clone(),
         reason,
         message,
         ..PodStatus::default()

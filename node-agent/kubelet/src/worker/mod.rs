@@ -77,7 +77,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     /// The pod as the API has it.
     asked: Arc<Pod>,
-    /// What its containers were granted, which is what [`Self::pod`] shows.
+    /// What it and its containers were granted, which is what [`Self::pod`] shows.
     granted: Amounts,
     /// When what the node had no room for is asked for again.
     ask_again_at: Option<Instant>,
