@@ -212,14 +212,11 @@ impl Scheduler {
                 self.queue.put_back(waiting, now);
                 continue;
             }
-            let pod = &waiting.pod;
-            // As upstream's PreEnqueue: nobody is told of the moment that a controller takes.
-            let is_on = pod.needs.profile.filters.contains(Plugin::DynamicResources);
-            if is_on && self.snapshot.devices.awaits(pod) {
-                let refused_by = PluginSet::of(&[Plugin::DynamicResources]);
-                self.queue.give_back_early(waiting, refused_by, now);
+            if self.awaits_claims(&waiting) {
+                self.give_back_for_claims(waiting, now);
                 continue;
             }
+            let pod = &waiting.pod;
             if !pod.extenders.is_empty() {
                 if self.asked.is_some() {
                     // Its turn comes when the one before it has been answered.
@@ -240,6 +237,17 @@ impl Scheduler {
         }
         plan.limited = true;
         plan
+    }
+
+    /// Whether a controller is still to make the pod's claims.
+    fn awaits_claims(&self, waiting: &Waiting) -> bool {
+        let is_on = waiting.pod.needs.profile.filters.contains(Plugin::DynamicResources);
+        is_on && self.snapshot.devices.awaits(&waiting.pod)
+    }
+
+    /// As upstream's PreEnqueue: nobody is told of the moment that a controller takes.
+    fn give_back_for_claims(&mut self, waiting: Waiting, now: Duration) {
+        self.queue.give_back_early(waiting, PluginSet::of(&[Plugin::DynamicResources]), now);
     }
 
     /// The pod is not on the node it was promised: the room is free again, and the pod waits.

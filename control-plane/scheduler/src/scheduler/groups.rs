@@ -168,6 +168,15 @@ impl Scheduler {
         let needed = min.saturating_sub(placed);
         // One that has what it needs stays so, whatever becomes of more pods.
         let lacks = needed > 0;
+        let (unready, members): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| self.awaits_claims(member));
+        let all_ready = unready.is_empty();
+        unready.into_iter().for_each(|member| self.give_back_for_claims(member, now));
+        if !all_ready && members.len() < needed {
+            // Each of them that gets its claims takes the others along.
+            members.into_iter().for_each(|member| self.give_back_for_claims(member, now));
+            return;
+        }
         if members.len() < needed {
             let there = members.len() + placed;
             let message = format!("pod group {name:?} has {there} of the {min} pods that it needs.");

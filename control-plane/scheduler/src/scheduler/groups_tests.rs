@@ -88,6 +88,23 @@ fn a_group_waits_until_it_is_complete() {
 }
 
 #[test]
+fn a_group_waits_without_a_word_for_claims_that_are_being_made() {
+    let mut scheduler = cluster(2);
+    let unmade = json!({ "resourceClaims": [{ "name": "x", "resourceClaimTemplateName": "t" }] });
+    for (name, fields) in [("a", json!({})), ("b", unmade)] {
+        scheduler.pod_changed(&member(name, "g", 2, 2, fields), START);
+    }
+    let plan = scheduler.schedule(10, START);
+    assert_eq!((placed(&plan).len(), messages(&plan).len()), (0, 0));
+    assert!(scheduler.rests("a") && scheduler.rests("b"));
+    // One that is ready makes the group complete, and the other goes on waiting.
+    scheduler.pod_changed(&member("c", "g", 2, 2, json!({})), START);
+    let plan = scheduler.schedule(10, START);
+    assert_eq!((placed(&plan), messages(&plan).len()), (vec!["a", "c"], 0));
+    assert!(scheduler.rests("b"));
+}
+
+#[test]
 fn a_group_that_fits_in_part_takes_nothing() {
     let mut scheduler = cluster(2);
     scheduler.pod_changed(&bound(alone("other", 2, json!({})), "n0"), START);

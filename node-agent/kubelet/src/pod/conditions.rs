@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 
 use super::decide::{init_step_done, is_stopping, mains_seen, starts_over};
 use super::desired::{ContainerKind, DesiredPod};
-use super::resize::unequal;
+use super::resize::{group_is_unequal, unequal};
 use super::state::{Clock, ContainerTrack, PodState};
 use super::status::time;
 
@@ -23,7 +23,10 @@ const DISRUPTION: &str = "DisruptionTarget";
 const BY_KUBELET: &str = "TerminationByKubelet";
 
 /// Conditions that are there only while they hold.
-pub(crate) const PASSING: [&str; 3] = ["PodResizePending", "PodResizeInProgress", "AllContainersRestarting"];
+pub(crate) const PASSING: [&str; 3] = [PENDING, "PodResizeInProgress", "AllContainersRestarting"];
+
+/// A resize that the node has not granted.
+pub(crate) const PENDING: &str = "PodResizePending";
 
 fn passing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
     let [pending, in_progress, restarting] = PASSING;
@@ -35,7 +38,7 @@ fn passing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
         let message = Some(why.message.clone());
         found.push((pending, Verdict { holds: true, reason: Some(why.reason), message }));
     }
-    if unequal(pod, state).next().is_some() {
+    if unequal(pod, state).next().is_some() || group_is_unequal(pod, state) {
         let failure = state.resize_failure.as_ref().map(|failure| failure.message.clone());
         let reason = failure.is_some().then_some("Error");
         found.push((in_progress, Verdict { holds: true, reason, message: failure }));

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerId, Resources};
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements};
 
+use super::conditions::PENDING;
 use super::desired::{DesiredContainer, DesiredPod};
 use super::qos::{QosClass, qos_class};
 use super::state::{Instance, Kill, PodState, RETRY_CONFIG};
@@ -69,8 +70,10 @@ pub fn adopted(pod: &Pod) -> Amounts {
             *known = resources.clone();
         }
     }
-    if let (Some(known), Some(resources)) = (&mut amounts.pod, &status.resources) {
-        *known = resources.clone();
+    // An agent that did not report them has granted what it did not put off.
+    let pending = |condition: &PodCondition| condition.type_ == PENDING && condition.status == "True";
+    if status.resources.is_some() || status.conditions.iter().flatten().any(pending) {
+        amounts.pod = status.resources.clone();
     }
     amounts
 }
@@ -153,16 +156,20 @@ pub fn unequal<'a>(pod: &'a DesiredPod, state: &'a PodState) -> impl Iterator<It
     })
 }
 
-/// True when the pod's cgroup has other limits than follow from what was granted, and nothing that runs has more than that:
-/// while a container runs with what it had, a change of its own brings the group along, or its end does.
+/// True when the pod's cgroup has other limits than follow from what was granted.
+pub fn group_differs(pod: &DesiredPod, state: &PodState) -> bool {
+    state.group.as_ref().is_some_and(|group| *group != pod_resources(pod.spec(), group.pids_limit))
+}
+
+/// The same, and nothing that runs has more than that: while a container runs with what it had, a change of its own brings
+/// the group along, or its end does.
 pub fn group_is_unequal(pod: &DesiredPod, state: &PodState) -> bool {
-    let Some(group) = &state.group else { return false };
     let settled = pod.containers.iter().all(|container| {
         let instance = state.track(container.name()).and_then(|track| track.current.as_ref());
         let running = instance.filter(|instance| instance.is_running());
         running.is_none_or(|instance| has_granted(instance, container))
     });
-    settled && *group != pod_resources(pod.spec(), group.pids_limit)
+    settled && group_differs(pod, state)
 }
 
 fn has_granted(instance: &Instance, container: &DesiredContainer) -> bool {
@@ -300,9 +307,15 @@ mod tests {
         assert_eq!(seen.spec.as_ref().and_then(|spec| spec.resources.clone()), whole("1").resources);
         // The next agent knows it by what was reported.
         assert_eq!(adopted(&asked).pod, whole("3").resources);
-        let status = PodStatus { resources: whole("1").resources, ..PodStatus::default() };
-        asked.status = Some(status);
+        let mut status = PodStatus { resources: whole("1").resources, ..PodStatus::default() };
+        asked.status = Some(status.clone());
         assert_eq!(adopted(&asked), granted);
+        // It had none, and is not granted those that it asks for now.
+        let condition =
+            PodCondition { type_: PENDING.into(), status: "True".into(), ..PodCondition::default() };
+        (status.resources, status.conditions) = (None, Some(vec![condition]));
+        asked.status = Some(status);
+        assert_eq!(adopted(&asked).pod, None);
     }
 
     #[test]

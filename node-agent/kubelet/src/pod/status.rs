@@ -14,6 +14,7 @@ use super::conditions::conditions;
 use super::decide::{SHOW_PULL_ERROR, init_step_done, is_stopping, mains_seen, restart_back_off};
 use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
 use super::qos::qos_class;
+use super::resize::group_differs;
 use super::restart::restarts;
 use super::state::{
     Clock, ContainerTrack, FailureKind, Instance, PodState, Progress, StartFailure, TerminalPhase,
@@ -48,7 +49,13 @@ pub fn status(
         None if pod.terminal_phase().is_some() => (known.reason.clone(), known.message.clone()),
         None => (None, None),
     };
-    let conditions = conditions(pod, state, phase, [&init, &main], &known, previous.unwrap_or(&known), clock);
+    let reported = previous.unwrap_or(&known);
+    let conditions = conditions(pod, state, phase, [&init, &main], &known, reported, clock);
+    let resources = match group_differs(pod, state) {
+        // What it had, until its cgroup follows.
+        true => reported.resources.clone(),
+        false => pod.spec().resources.clone(),
+    };
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions),
@@ -63,7 +70,7 @@ pub fn status(
         start_time: state.start_time.map(time),
         observed_generation: pod.object.metadata.generation,
         allocated_resources: pod.spec().resources.as_ref().and_then(|whole| whole.requests.clone()),
-        resources: pod.spec().resources.clone(),
+        resources,
         reason,
         message,
         ..PodStatus::default()

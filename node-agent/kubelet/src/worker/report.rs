@@ -17,7 +17,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(20);
 
 /// Fields of the status that the kubelet owns, and clears when they are unset.
-const OWNED: [&str; 14] = [
+const OWNED: [&str; 16] = [
     "phase",
     "conditions",
     "containerStatuses",
@@ -30,6 +30,8 @@ const OWNED: [&str; 14] = [
     "qosClass",
     "startTime",
     "observedGeneration",
+    "allocatedResources",
+    "resources",
     "reason",
     "message",
 ];

@@ -93,12 +93,14 @@ pub(super) async fn resize(
     running: Vec<Running>,
     group: Option<Resources>,
 ) -> Outcome {
+    let new = pod_resources(pod.spec(), shared.config.pod_pids_limit);
+    let is_change =
+        running.iter().any(|r| r.has.is_some()) || group.as_ref().is_some_and(|group| *group != new);
     let mut resized = Resized { group, ..Resized::default() };
-    let is_change = running.iter().any(|r| r.has.is_some());
     let (restart, change): (Vec<Running>, Vec<Running>) =
         running.into_iter().partition(|r| r.has.as_ref().is_some_and(|has| needs_restart(&r.container, has)));
     let is_complete = restart.is_empty();
-    if let Err(message) = try_resize(shared, pod, change, is_complete, &mut resized).await {
+    if let Err(message) = try_resize(shared, pod, (change, new), is_complete, &mut resized).await {
         shared.recorder.pod(pod, EventType::Warning, "ResizeError", message.clone());
         resized.failure = Some(message);
     } else if is_complete && is_change {
@@ -120,12 +122,10 @@ fn kill(pod: &DesiredPod, container: &DesiredContainer) -> Kill {
 async fn try_resize(
     shared: &Shared,
     pod: &DesiredPod,
-    change: Vec<Running>,
+    (change, new): (Vec<Running>, Resources),
     is_complete: bool,
     resized: &mut Resized,
 ) -> Result<(), String> {
-    let pids = shared.config.pod_pids_limit;
-    let new = pod_resources(pod.spec(), pids);
     let update = async |limits: Resources, resized: &mut Resized| -> Result<(), String> {
         let updated = shared.runtime.update_pod_sandbox(pod.uid(), &limits).await;
         updated.map_err(|error| with_source(&error))?;
@@ -143,7 +143,31 @@ async fn try_resize(
         resized.done.push((running.id, spec.resources.clone().unwrap_or_default()));
     }
     // What has to start anew still runs with what it had.
-    if is_complete { update(new, resized).await } else { Ok(()) }
+    if !is_complete {
+        return Ok(());
+    }
+    check_pod_shrink(shared, pod, resized.group.as_ref(), &new).await?;
+    update(new, resized).await
+}
+
+/// Less memory than the pod's processes use together would end some of them.
+async fn check_pod_shrink(
+    shared: &Shared,
+    pod: &DesiredPod,
+    group: Option<&Resources>,
+    new: &Resources,
+) -> Result<(), String> {
+    let has = group.and_then(|group| group.memory_limit_bytes);
+    let Some(limit) = new.memory_limit_bytes.filter(|limit| has.is_none_or(|has| has > *limit)) else {
+        return Ok(());
+    };
+    let usage = shared.runtime.pod_stats(pod.uid()).await.ok().flatten();
+    match i64::try_from(usage.map_or(0, |stats| stats.memory_working_set_bytes)) {
+        Ok(usage) if usage > limit => {
+            Err(format!("attempting to set pod memory limit ({limit}) below current usage ({usage})"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Less memory than is used would end processes.

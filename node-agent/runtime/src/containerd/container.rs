@@ -65,6 +65,8 @@ impl Inner {
         if let Some(status) = self.status(&id).await? {
             match status.state {
                 ContainerState::Unknown => self.remove_container(&id).await?,
+                // One that was made to be ended has no streams.
+                ContainerState::Created if self.is_half_made(&id) => self.remove_container(&id).await?,
                 _ => return Ok(id),
             }
         }
