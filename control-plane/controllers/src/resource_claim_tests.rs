@@ -50,6 +50,21 @@ fn is_free(api: &FakeApi, name: &str) -> bool {
     read(api, name).is_some_and(|claim| !is_allocated(&claim) && !has_finalizer(&claim))
 }
 
+/// The name of the claim that was made for pod `a` from a template, with devices that the pod uses.
+async fn allocated(api: &FakeApi) -> String {
+    template(api, "t");
+    let owner = pod(api, "a", from_template());
+    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
+    let name = noted_in(api, "a").unwrap();
+    allocate(api, &name, &[&owner]);
+    name
+}
+
+/// Lets everything happen that would: the clock stands still, and moves on only when nobody has anything to do.
+async fn a_quiet_minute() {
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn pods_get_claims_of_their_own_once_there_is_a_template() {
     let api = FakeApi::new();
@@ -62,7 +77,7 @@ async fn pods_get_claims_of_their_own_once_there_is_a_template() {
     });
     let _running = Running::start(&api, &[NAME]);
     let owner = pod(&api, "a", from_template());
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert_eq!(api.all::<ResourceClaim>().len(), 0);
     template(&api, "t");
     api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
@@ -97,7 +112,7 @@ async fn a_claim_is_free_when_its_last_pod_has_ended() {
     api.remove::<Pod>("default", "other", &DeleteOptions::default());
     api.until("it is free", |api| is_free(api, "shared")).await;
     // Nobody made it for a pod: it stays.
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert!(is_free(&api, "shared"));
 }
 
@@ -105,16 +120,12 @@ async fn a_claim_is_free_when_its_last_pod_has_ended() {
 async fn the_claim_of_a_pod_that_has_ended_goes() {
     let api = FakeApi::new();
     let _running = Running::start(&api, &[NAME]);
-    template(&api, "t");
-    let owner = pod(&api, "a", from_template());
-    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
-    let name = noted_in(&api, "a").unwrap();
-    allocate(&api, &name, &[&owner]);
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    let name = allocated(&api).await;
+    a_quiet_minute().await;
     assert!(is_allocated(&read(&api, &name).unwrap()));
     api.patch_status::<Pod>("default", "a", json!({ "status": { "phase": "Failed" } }));
     api.until("it is gone", |api| read(api, &name).is_none()).await;
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert_eq!(api.all::<ResourceClaim>().len(), 0, "it is not made again");
 }
 
@@ -135,12 +146,8 @@ fn noted_requests(api: &FakeApi) -> Arc<Mutex<Vec<String>>> {
 async fn the_claim_of_a_pod_that_is_gone_goes_with_its_devices_in_two_writes() {
     let api = FakeApi::new();
     let _running = Running::start(&api, &[NAME]);
-    template(&api, "t");
-    let owner = pod(&api, "a", from_template());
-    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
-    let name = noted_in(&api, "a").unwrap();
-    allocate(&api, &name, &[&owner]);
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    let name = allocated(&api).await;
+    a_quiet_minute().await;
     let requests = noted_requests(&api);
     api.remove::<Pod>("default", "a", &DeleteOptions::default());
     api.until("it is gone", |api| read(api, &name).is_none()).await;
@@ -151,11 +158,7 @@ async fn the_claim_of_a_pod_that_is_gone_goes_with_its_devices_in_two_writes() {
 async fn a_claim_that_others_keep_gives_its_devices_back_before_it_goes() {
     let api = FakeApi::new();
     let _running = Running::start(&api, &[NAME]);
-    template(&api, "t");
-    let owner = pod(&api, "a", from_template());
-    api.until("the name is noted", |api| noted_in(api, "a").is_some()).await;
-    let name = noted_in(&api, "a").unwrap();
-    allocate(&api, &name, &[&owner]);
+    let name = allocated(&api).await;
     let metadata = json!({ "finalizers": [FINALIZER, "example.com/keep"] });
     api.patch::<ResourceClaim>("default", &name, json!({ "metadata": metadata }));
     api.remove::<Pod>("default", "a", &DeleteOptions::default());
@@ -184,7 +187,7 @@ async fn a_claim_for_extended_resources_goes_with_the_end_of_its_pod() {
     allocate(&api, "made", &[&owner]);
     let noted = json!({ "resourceClaimName": "made", "requestMappings": [] });
     api.patch_status::<Pod>("default", "a", json!({ "status": { "extendedResourceClaimStatus": noted } }));
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert!(is_allocated(&read(&api, "made").unwrap()));
     api.patch_status::<Pod>("default", "a", json!({ "status": { "phase": "Succeeded" } }));
     api.until("it is gone", |api| read(api, "made").is_none()).await;
@@ -198,7 +201,7 @@ async fn a_claim_that_is_deleted_goes_when_nobody_uses_it() {
     let user = pod(&api, "a", json!([{ "name": "gpu", "resourceClaimName": "c" }]));
     allocate(&api, "c", &[&user]);
     api.remove::<ResourceClaim>("default", "c", &DeleteOptions::default());
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert!(read(&api, "c").is_some_and(|claim| is_allocated(&claim)));
     api.remove::<Pod>("default", "a", &DeleteOptions::default());
     api.until("it is gone", |api| read(api, "c").is_none()).await;
@@ -241,10 +244,10 @@ async fn a_claim_that_is_allocated_later_is_reserved_for_the_pods_that_have_a_no
     let api = FakeApi::new();
     let _running = Running::start(&api, &[NAME]);
     let by_hand = bound_by_hand(&api, "by-hand", "c");
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     api.put::<ResourceClaim>(json!({ "metadata": { "name": "c", "namespace": "default" }, "spec": {} }));
     let first = pod(&api, "first", json!([{ "name": "gpu", "resourceClaimName": "c" }]));
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     allocate(&api, "c", &[&first]);
     api.until("it is reserved", |api| users(api, "c") == [first.uid(), by_hand.uid()]).await;
 }
@@ -266,7 +269,7 @@ async fn a_claim_without_room_is_reserved_once_it_has_some() {
     api.patch_status::<ResourceClaim>("default", "full", json!({ "status": status }));
     let late = bound_by_hand(&api, "late", "full");
     bound_by_hand(&api, "too-late", "going");
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    a_quiet_minute().await;
     assert_eq!(users(&api, "full").len(), MOST_CONSUMERS);
     assert_eq!(users(&api, "going"), [first.uid()]);
     let fewer = json!({ "status": { "reservedFor": others[1..].to_vec() } });
