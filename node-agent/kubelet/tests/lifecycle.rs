@@ -46,6 +46,22 @@ async fn bound_pod_runs_and_is_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pod_that_somebody_else_has_failed_is_stopped_and_stays_failed() {
+    let node = Node::start();
+    node.bind("web", spec("Always", vec![container("web")]));
+    node.wait_ready("web").await;
+    let mut pod = node.api.pod("web").expect("there");
+    pod.status.get_or_insert_default().phase = Some("Failed".into());
+    node.api.put_pod(&pod);
+    let has_ended = |status: &PodStatus| {
+        let state = status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref());
+        state.is_some_and(|state| state.terminated.is_some())
+    };
+    let ended = node.wait_status("web", "the end", has_ended).await;
+    assert_eq!(ended.phase.as_deref(), Some("Failed"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn node_registers_itself_and_renews_its_lease() {
     let node = Node::start();
     let registered = node.wait("the node", || node.api.object("nodes", "n1")).await;

@@ -31,11 +31,7 @@ impl PodState {
         }
         state.adopt_round(pod);
         let Some(known) = &pod.object.status else { return state };
-        state.terminal = match pod.terminal_phase() {
-            Some("Succeeded") => Some(TerminalPhase::Succeeded),
-            Some(_) => Some(TerminalPhase::Failed),
-            None => None,
-        };
+        state.heed_phase(pod);
         // A pod that was to go for the node's sake goes on being so.
         let grace = match known.reason.as_deref() {
             Some(EVICTED) => Some(MINIMUM_GRACE),
@@ -60,6 +56,16 @@ impl PodState {
             }
         }
         state
+    }
+
+    /// A terminal phase is never left, whoever wrote it: its pod's work is given to others.
+    pub fn heed_phase(&mut self, pod: &DesiredPod) {
+        let written = match pod.terminal_phase() {
+            Some("Succeeded") => Some(TerminalPhase::Succeeded),
+            Some(_) => Some(TerminalPhase::Failed),
+            None => None,
+        };
+        self.terminal = self.terminal.or(written);
     }
 
     fn adopt_readiness(&mut self, reported: &v1::ContainerStatus) {

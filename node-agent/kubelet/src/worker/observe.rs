@@ -31,6 +31,7 @@ impl Worker {
             let fields_changed = desired.object.metadata.labels != self.pod.object.metadata.labels
                 || desired.object.metadata.annotations != self.pod.object.metadata.annotations;
             self.pod = desired;
+            self.state.heed_phase(&self.pod);
             self.state.deleted &= self.pod.is_deleted();
             self.grant();
             if fields_changed {

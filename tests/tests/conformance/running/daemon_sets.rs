@@ -7,14 +7,14 @@ use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet},
     core::v1::{Node, Pod as CorePod},
 };
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::{Pod, image, server, test, web};
 use crate::{
     coverage::texts,
-    steps::{as_json, create, list, patch},
+    steps::{as_json, create, list, patch, patch_status},
     support::{Bed, eventually, unique},
 };
 
@@ -148,18 +148,7 @@ fn should_retry_creating_failed_daemon_pods() {
         let set = start(bed, Value::Null).await;
         let pods = set.runs_on(&set.nodes, |_| true).await;
         let failed = &pods[0];
-        // The kubelet may be about to write what it last saw, over this: until it is heeded.
-        eventually("the failed pod goes", async || {
-            let is_there = set.pods().await.iter().any(|pod| pod.uid() == failed.uid());
-            if is_there {
-                let change = Patch::Merge(json!({ "status": { "phase": "Failed" } }));
-                // It may have gone since.
-                drop(set.pods.patch_status(&failed.name_any(), &PatchParams::default(), &change).await);
-            }
-            ensure!(!is_there, "it is there");
-            Ok(())
-        })
-        .await;
+        patch_status(&set.pods, &failed.name_any(), json!({ "status": { "phase": "Failed" } })).await;
         set.runs_on(&set.nodes, |pod| pod.uid() != failed.uid()).await;
         crate::steps::gone(&set.pods, &failed.name_any()).await;
     });
