@@ -125,7 +125,8 @@ impl PodSource for Source {
         };
         Ok(LogFile {
             path: chosen.log_path.clone(),
-            container_id: is_running(chosen).then(|| chosen.id.clone()),
+            container_id: chosen.id.clone(),
+            has_ended: matches!(chosen.state, ContainerState::Exited | ContainerState::Unknown),
         })
     }
 

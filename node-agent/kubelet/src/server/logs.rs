@@ -38,20 +38,21 @@ pub(super) async fn answer(
     let Target { namespace, pod, container } = target;
     let log = backend.pods.log(namespace, pod, container, attempt)?;
     let runtime = Arc::clone(&backend.runtime);
-    let ended = match log.container_id {
-        Some(id) if options.follow => async move {
+    let id = log.container_id;
+    let ended = if options.follow && !log.has_ended {
+        async move {
             wait_for_end(Arc::clone(&runtime), id.clone()).await;
             runtime.log_complete(&id).await;
         }
-        .boxed(),
-        Some(id) => {
-            // Who sees that a container has ended finds all that it wrote.
-            if matches!(runtime.container_status(&id).await, Ok(Some(status)) if !is_alive(&status)) {
-                runtime.log_complete(&id).await;
-            }
-            already_ended()
+        .boxed()
+    } else {
+        // Who sees that a container has ended finds all that it wrote.
+        let has_ended = log.has_ended
+            || matches!(runtime.container_status(&id).await, Ok(Some(status)) if !is_alive(&status));
+        if has_ended {
+            runtime.log_complete(&id).await;
         }
-        None => already_ended(),
+        already_ended()
     };
     let reader = open(log.path, options, ended).await?;
     let chunks = futures::stream::try_unfold(reader, |mut reader| async move {

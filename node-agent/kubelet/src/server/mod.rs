@@ -112,8 +112,9 @@ pub enum LogAttempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFile {
     pub path: PathBuf,
-    /// The container that may still be writing; `None` when it has ended.
-    pub container_id: Option<String>,
+    pub container_id: String,
+    /// The container is known to have ended. Its log writer may be behind all the same.
+    pub has_ended: bool,
 }
 
 /// Why a request is not served: an HTTP status, and a text that the client shows.

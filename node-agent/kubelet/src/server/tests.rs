@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// One pod `web` with one running container `main`, on the network of the test.
 struct OnePod {
     log: PathBuf,
+    has_ended: Arc<AtomicBool>,
 }
 
 impl PodSource for OnePod {
@@ -54,7 +56,8 @@ impl PodSource for OnePod {
             let message = format!("previous terminated container {container:?} in pod \"web\" not found");
             return Err(Refusal::bad_request(message));
         }
-        Ok(LogFile { path: self.log.clone(), container_id: Some(container_id("uid-web", "main", 0)) })
+        let has_ended = self.has_ended.load(Ordering::Relaxed);
+        Ok(LogFile { path: self.log.clone(), container_id: container_id("uid-web", "main", 0), has_ended })
     }
 
     fn log_folder(&self) -> PathBuf {
@@ -81,6 +84,8 @@ struct Fixture {
     backend: Arc<Backend>,
     runtime: FakeRuntime,
     dir: tempfile::TempDir,
+    /// The kubelet has heard that the container has ended.
+    has_ended: Arc<AtomicBool>,
 }
 
 async fn fixture() -> Fixture {
@@ -107,13 +112,14 @@ async fn fixture() -> Fixture {
             })
         }
     }));
+    let has_ended = Arc::new(AtomicBool::new(false));
     let backend = Backend {
         node_name: "node-1".into(),
         runtime: Arc::new(runtime.clone()),
-        pods: Arc::new(OnePod { log: dir.path().join("0.log") }),
+        pods: Arc::new(OnePod { log: dir.path().join("0.log"), has_ended: has_ended.clone() }),
         authorizer: Arc::new(AllowGroups(vec!["system:masters".into()])),
     };
-    Fixture { backend: Arc::new(backend), runtime, dir }
+    Fixture { backend: Arc::new(backend), runtime, dir, has_ended }
 }
 
 /// What the API server does: the pod, and its streams under the kubelet's paths.
@@ -311,6 +317,11 @@ async fn kubectl_reads_logs() {
     // Nor does anybody else read too early who knows that it has ended.
     let output = kubectl(&server, &[], &["logs", "web"], "").await.unwrap();
     assert_eq!(text(&output.stdout), "one\ntwo\nlast words\nlast words\n");
+    fixture.has_ended.store(true, Ordering::Relaxed);
+    for (arguments, times) in [(&["logs", "web"] as &[&str], 3), (&["logs", "web", "-f"], 4)] {
+        let output = kubectl(&server, &[], arguments, "").await.unwrap();
+        assert_eq!(text(&output.stdout), format!("one\ntwo\n{}", "last words\n".repeat(times)));
+    }
 }
 
 /// A client of one of the channel protocols.

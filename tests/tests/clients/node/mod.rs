@@ -135,8 +135,9 @@ impl PodSource for OnePod {
         self.find(namespace, pod).map(|()| container_id("uid-web", container, 0))
     }
 
-    fn log(&self, namespace: &str, pod: &str, _: &str, _: LogAttempt) -> Result<LogFile, Refusal> {
-        self.find(namespace, pod).map(|()| LogFile { path: self.log.clone(), container_id: None })
+    fn log(&self, namespace: &str, pod: &str, container: &str, _: LogAttempt) -> Result<LogFile, Refusal> {
+        let container_id = self.container_id(namespace, pod, container)?;
+        Ok(LogFile { path: self.log.clone(), container_id, has_ended: true })
     }
 
     fn log_folder(&self) -> PathBuf {
