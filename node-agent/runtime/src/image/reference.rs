@@ -142,7 +142,10 @@ fn check_digest(digest: &str) -> std::result::Result<(), &'static str> {
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
     };
-    if !algorithm.split(['+', '.', '-', '_']).all(is_part) || digits.len() < MIN_DIGEST_DIGITS || !is_hex(digits) {
+    if !algorithm.split(['+', '.', '-', '_']).all(is_part)
+        || digits.len() < MIN_DIGEST_DIGITS
+        || !is_hex(digits)
+    {
         return Err("invalid reference format");
     }
     match (algorithm, digits.len()) {
