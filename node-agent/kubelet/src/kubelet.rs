@@ -111,6 +111,7 @@ impl Kubelet {
             allocatable,
             csi.clone(),
         );
+        let certificates = volumes.certificates();
         let pid_max = machine::pids().map(|(max, _)| max);
         let bounds = Bounds::of(&config, machine.capacity(), pid_max);
         let qos_cgroups = QosCgroups::new(&config, bounds, runtime.clone(), pods.clone(), recorder.clone());
@@ -201,6 +202,7 @@ impl Kubelet {
             metrics,
             prober: prober.clone(),
             pods: pods.clone(),
+            certificates,
         };
         // After all that hears of pods, and before the API's word comes in.
         let checkpoint = Checkpoint::restore(&config, &noted);
