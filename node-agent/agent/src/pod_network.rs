@@ -27,6 +27,7 @@ use crate::service_path::{PodLink, ServicePath};
 pub(crate) struct AgentNetwork {
     network: OnceCell<Network>,
     on_network: Notify,
+    setting_nodes: tokio::sync::Mutex<()>,
     service_path: ServicePath,
     /// By pod uid; bounded by the node's pods.
     attached: Mutex<HashMap<String, Attached>>,
@@ -48,6 +49,7 @@ impl AgentNetwork {
         Arc::new(Self {
             network: OnceCell::new(),
             on_network: Notify::new(),
+            setting_nodes: tokio::sync::Mutex::default(),
             service_path,
             attached: Mutex::default(),
             leaving: Mutex::default(),
@@ -108,12 +110,21 @@ impl AgentNetwork {
         }
     }
 
-    /// Makes routes lead to the nodes that `nodes` holds, without this one.
-    pub(crate) async fn set_nodes(&self, nodes: &Informer<Node>, own_name: &str) {
-        let Some(network) = self.network.get() else { return };
+    /// Makes routes lead to the nodes that `nodes` holds, without this one. False where that has to be tried again.
+    pub(crate) async fn set_nodes(&self, nodes: &Informer<Node>, own_name: &str) -> bool {
+        let Some(network) = self.network.get() else { return true };
+        // An older list would take away the routes of a newer one.
+        let _alone = self.setting_nodes.lock().await;
         let routes: Vec<NodeRoute> = nodes.all().iter().filter_map(|node| route_of(node, own_name)).collect();
-        if let Err(error) = network.set_nodes(&routes).await {
-            warn!(error = &error as &dyn std::error::Error, "not every node can be reached");
+        match network.set_nodes(&routes).await {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "not every node can be reached, trying again"
+                );
+                false
+            }
         }
     }
 

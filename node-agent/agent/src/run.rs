@@ -64,6 +64,8 @@ const TUNNEL: Mode = Mode::Vxlan { vni: 1, port: 8472 };
 const USAGE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long an agent with a record of its pod range waits for what the API says of it.
 const API_WAIT: Duration = Duration::from_secs(3);
+/// When routes to nodes that could not be set are tried again.
+const NODES_AGAIN: Duration = Duration::from_secs(1);
 /// How long containerd may take to come up before the agent gives up, and whoever supervises it sees that.
 const CONTAINERD_WAIT: Duration = Duration::from_secs(60);
 
@@ -419,12 +421,14 @@ async fn run_network(
 
     let follow_nodes = async {
         loop {
+            let mut are_set = true;
             if caches.objects.nodes.is_synced() {
                 service_path.set_zone(zone_of(&caches.objects.nodes, &options.node_name));
-                pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
+                are_set = pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
             }
-            if node_changes.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = node_changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(NODES_AGAIN), if !are_set => {}
             }
         }
     };

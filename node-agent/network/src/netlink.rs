@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
+use tokio::sync::Mutex;
 
 use crate::Error;
 
@@ -51,6 +53,8 @@ pub(crate) struct Route {
 #[derive(Clone)]
 pub(crate) struct Netlink {
     handle: Handle,
+    /// Held while a list is read: a socket has one under way at a time, and the kernel refuses another (EBUSY).
+    listing: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -59,7 +63,7 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         // Ends when the last handle is dropped.
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::default() })
     }
 
     /// `None` where there is no such link.
@@ -82,13 +86,16 @@ impl Netlink {
             return self.link(name).await;
         }
         let failed = |source| Error::Netlink { action: "list addresses".into(), source };
-        let mut addresses = Box::pin(self.handle.address().get().execute());
-        while let Some(message) = addresses.try_next().await.map_err(failed)? {
-            if message.attributes.contains(&AddressAttribute::Address(address)) {
-                return self.link_by_index(message.header.index).await;
-            }
+        let addresses: Vec<_> = {
+            let _alone = self.listing.lock().await;
+            self.handle.address().get().execute().try_collect().await.map_err(failed)?
+        };
+        let carries =
+            |message: &&AddressMessage| message.attributes.contains(&AddressAttribute::Address(address));
+        match addresses.iter().find(carries) {
+            Some(message) => self.link_by_index(message.header.index).await,
+            None => Err(Error::NoUplink(address)),
         }
-        Err(Error::NoUplink(address))
     }
 
     async fn link_by_index(&self, index: u32) -> Result<Link, Error> {
@@ -186,6 +193,7 @@ impl Netlink {
     pub(crate) async fn addresses(&self, link: u32) -> Result<Vec<(IpAddr, AddressMessage, bool)>, Error> {
         let failed = |source| Error::Netlink { action: "list addresses".into(), source };
         let mut found = Vec::new();
+        let _alone = self.listing.lock().await;
         let mut addresses = Box::pin(self.handle.address().get().set_link_index_filter(link).execute());
         while let Some(message) = addresses.try_next().await.map_err(failed)? {
             let address = message.attributes.iter().find_map(|attribute| match attribute {
@@ -213,6 +221,7 @@ impl Netlink {
     pub(crate) async fn delete_address(&self, address: IpAddr) -> Result<(), Error> {
         let failed = |source| Error::Netlink { action: format!("delete address {address}"), source };
         let found: Vec<_> = {
+            let _alone = self.listing.lock().await;
             let request = self.handle.address().get().set_address_filter(address);
             request.execute().try_collect().await.map_err(failed)?
         };
@@ -246,6 +255,7 @@ impl Netlink {
     /// The permanent neighbours and forwarding entries of a link.
     pub(crate) async fn neighbours(&self, link: u32) -> Result<Vec<NeighbourMessage>, Error> {
         let mut found = Vec::new();
+        let _alone = self.listing.lock().await;
         for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
             let mut request = self.handle.neighbours().get();
             request.message_mut().header.family = family;
@@ -305,6 +315,7 @@ impl Netlink {
     /// Our routes over one link.
     pub(crate) async fn routes(&self, link: u32) -> Result<Vec<(IpNet, RouteMessage)>, Error> {
         let mut found = Vec::new();
+        let _alone = self.listing.lock().await;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;

@@ -98,7 +98,7 @@ pub struct ProbeReport {
 }
 
 /// A repeated probe is at most so much late.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 
 type Sink = Arc<dyn Fn(ProbeReport) + Send + Sync>;
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hawser_runtime::fault;
@@ -47,10 +48,17 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(mount_points(&table).any(|point| point == path))
 }
 
+/// True when `path` is not on the file system that it lies in. Cheap where a node has a thousand mounts, each pod some; but
+/// it asks the file system, which a server's may not answer.
+fn is_another_file_system(path: &Path) -> io::Result<bool> {
+    let Some(parent) = path.parent() else { return Ok(true) };
+    Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
+}
+
 /// A new file system of the kernel's own at `path`; false when something is mounted there already.
 pub fn mount_new(path: &Path, kind: &str, options: Option<&str>) -> io::Result<bool> {
     fs::create_dir_all(path)?;
-    if is_mount_point(path)? {
+    if is_another_file_system(path)? {
         return Ok(false);
     }
     mount(Some(kind), path, Some(kind), MsFlags::MS_NODEV | MsFlags::MS_NOSUID, options)?;
