@@ -229,7 +229,7 @@ impl PodNetwork for AgentNetwork {
             namespace: request.namespace.clone(),
             name: request.name.clone(),
         };
-        let interface = self.network_soon().await?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
+        let interface = self.network_soon().await?.attach_pod(&pod, None).await.map_err(|error| failed(&error))?;
         let link = PodLink {
             mac: interface.pod_mac,
             ips: interface.ips.clone(),
