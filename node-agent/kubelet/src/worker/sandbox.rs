@@ -69,6 +69,7 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<I
         cgroup_parent: pod_group(&config.cgroup_root, spec, pod.uid()),
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        users: None,
         runtime_handler,
         labels: Default::default(),
         annotations: file_of(&pod.object)
