@@ -536,7 +536,7 @@ async fn pod_that_asks_for_users_of_its_own_is_not_started_without() {
     node.bind("web", spec);
     node.wait("the event", || {
         let told = "FailedCreatePodSandBox: Failed to create pod sandbox: hostUsers: false: runtime handler \"\" does not \
-                    support user namespaces";
+                    support user namespaces: there is no kernel below";
         node.api.events().contains(&told.to_owned()).then_some(())
     })
     .await;
