@@ -127,11 +127,12 @@ fn key_of(key: &ObjectKey) -> Key {
     Key::new(&key.namespace, &key.name)
 }
 
-/// Without the owners of its fields, which nobody here asks for: kept, they would be most of a pod.
+/// Without the owners of its fields, which nobody here asks for: kept, they would be most of a pod. Copied, since lists that
+/// grew as they were read have room for items that never come: twice what the pod takes.
 fn put<K: Kind>(cache: &Informer<K>, object: &Bytes) -> Result<(), hawser_api::Error> {
     let mut object: K = decode(object)?;
     object.metadata_mut().managed_fields = None;
-    cache.put(object);
+    cache.put(object.clone());
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
 use super::decide::{init_step_done, is_stopping, mains_seen, starts_over};
 use super::desired::{ContainerKind, DesiredPod};
 use super::resize::{group_is_unequal, unequal};
-use super::state::{Clock, ContainerTrack, PodState};
+use super::state::{Clock, PodState};
 use super::status::time;
 
 const OWNED: [&str; 5] =
@@ -43,8 +43,8 @@ fn passing(pod: &DesiredPod, state: &PodState) -> Vec<(&'static str, Verdict)> {
         let reason = failure.is_some().then_some("Error");
         found.push((in_progress, Verdict { holds: true, reason, message: failure }));
     }
-    let is_to_rerun = |track: &ContainerTrack| track.current.as_ref().is_some_and(|instance| instance.rerun);
-    if starts_over(pod, state) || state.containers.values().any(is_to_rerun) {
+    let mut current = state.containers.values().filter_map(|track| track.current.as_ref());
+    if starts_over(pod, state) || current.any(|instance| instance.rerun) {
         found.push((restarting, Verdict::yes()));
     }
     found

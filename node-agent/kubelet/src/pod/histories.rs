@@ -1,5 +1,5 @@
-//! Generated histories: random containers, policies, failures, exits, probes, changed images, deadlines, deletions, agent
-//! restarts and wall clocks that jump, with what must hold after every step. A failing history prints its seed.
+//! Generated histories: random containers, policies, failures, exits, probes, changed images, deadlines, deletions, pods that
+//! start over, agent restarts and wall clocks that jump, with what must hold after every step. A failing history prints its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,9 +17,9 @@ use k8s_openapi::api::core::v1::{
 use super::decide::{Action, decide};
 use super::desired::{ContainerKind, DesiredContainer, DesiredPod};
 use super::resize::{Resized, unequal};
-use super::restart::restarts;
+use super::restart::{restarts, restarts_all};
 use super::state::{Clock, FailureKind, Instance, Kill, Outcome, PodState, Progress};
-use super::status::{ANNOTATION_IMAGE, status};
+use super::status::{ANNOTATION_IMAGE, ANNOTATION_ROUND, status};
 use super::testing::{UID, at, container, deleted, pod, record, sidecar, spec, with_resources};
 use crate::container::resources::pod_resources;
 
@@ -36,12 +36,10 @@ struct World {
     /// What each container may really use, by id.
     has: BTreeMap<String, ResourceRequirements>,
     under_way: Vec<Action>,
-    /// How the newest instance of a container ended.
-    ended: BTreeMap<String, i32>,
-    /// Containers whose startup probe has passed once.
-    passed: BTreeSet<String>,
-    /// Containers of which an instance has run.
-    ran: BTreeSet<String>,
+    /// What has happened since all containers started over last.
+    round: Round,
+    /// What had happened before that, while no container shows yet that they did.
+    before: Option<Round>,
     /// The wall clock has jumped since this agent, or an earlier one, found the pod.
     jumped: bool,
     /// The pod's deadline has passed; an agent that finds the pod ended does not know why.
@@ -52,6 +50,17 @@ struct World {
     deleted: bool,
 }
 
+#[derive(Clone, Default)]
+struct Round {
+    number: u32,
+    /// How the newest instance of a container ended.
+    ended: BTreeMap<String, i32>,
+    /// Containers whose startup probe has passed once.
+    passed: BTreeSet<String>,
+    /// Containers of which an instance has run.
+    ran: BTreeSet<String>,
+}
+
 /// A container that may have a policy, and rules, of its own.
 fn with_policy(random: &mut Random, name: &str) -> Container {
     let mut container = container(name);
@@ -60,7 +69,8 @@ fn with_policy(random: &mut Random, name: &str) -> Container {
         container.restart_policy_rules = random.one_in(2).then(|| {
             let operator = ["In", "NotIn"][random.index(2)].into();
             let exit_codes = Some(ContainerRestartRuleOnExitCodes { operator, values: Some(vec![1]) });
-            vec![ContainerRestartRule { action: "Restart".into(), exit_codes }]
+            let action = ["Restart", "RestartAllContainers"][random.index(2)].into();
+            vec![ContainerRestartRule { action, exit_codes }]
         });
     }
     container
@@ -93,9 +103,8 @@ impl World {
             containers: BTreeMap::new(),
             has: BTreeMap::new(),
             under_way: Vec::new(),
-            ended: BTreeMap::new(),
-            passed: BTreeSet::new(),
-            ran: BTreeSet::new(),
+            round: Round::default(),
+            before: None,
             jumped: false,
             is_late: false,
             phases: Vec::new(),
@@ -124,9 +133,32 @@ impl World {
             self.state.begin(&action, self.clock);
             self.under_way.push(action);
         }
+        if decision.rerun {
+            self.start_over();
+            return self.decide();
+        }
         let again = decide(&self.pod, &self.state, self.clock);
         assert_eq!(again.actions, [], "what is under way is not issued again");
         self.report();
+    }
+
+    /// All containers start over.
+    fn start_over(&mut self) {
+        let runs = |c: &ContainerStatus| c.state == ContainerState::Running;
+        assert!(!self.containers.values().any(runs), "all were stopped");
+        let asked =
+            |c: &DesiredContainer| self.round.ended.get(c.name()).is_some_and(|code| restarts_all(c, *code));
+        assert!(self.pod.containers.iter().any(asked), "a rule asked for it: {:?}", self.round.ended);
+        self.state.rerun_all(&self.pod);
+        let mut next = Round { number: self.round.number + 1, ..Round::default() };
+        next.ran.extend(self.round.ran.iter().filter(|name| self.is_ephemeral(name)).cloned());
+        next.ended.extend(self.round.ended.clone().into_iter().filter(|(name, _)| self.is_ephemeral(name)));
+        self.before = Some(std::mem::replace(&mut self.round, next));
+        assert_eq!(self.state.round, self.round.number);
+    }
+
+    fn is_ephemeral(&self, name: &str) -> bool {
+        self.pod.container(name).is_some_and(|c| c.kind == ContainerKind::Ephemeral)
     }
 
     fn check_action(&self, action: &Action) {
@@ -147,7 +179,7 @@ impl World {
                     made.is_none_or(|c| c.state == ContainerState::Created),
                     "attempt {attempt} was used up"
                 );
-                if let Some(code) = self.ended.get(container) {
+                if let Some(code) = self.round.ended.get(container) {
                     let replaced = self
                         .state
                         .track(container)
@@ -157,18 +189,23 @@ impl World {
                     assert!(again, "{container} was done");
                 }
                 if desired.kind == ContainerKind::Ephemeral {
-                    assert!(!self.ran.contains(container), "{container} runs once");
+                    assert!(!self.round.ran.contains(container), "{container} runs once");
                 }
-                if desired.kind == ContainerKind::Main && *attempt == 0 {
+                if desired.kind == ContainerKind::Main && !self.round.ran.contains(container) {
                     for sidecar in self.pod.of_kind(ContainerKind::Sidecar) {
                         let started = match sidecar.spec.startup_probe {
-                            Some(_) => self.passed.contains(sidecar.name()),
-                            None => self.ran.contains(sidecar.name()),
+                            Some(_) => self.round.passed.contains(sidecar.name()),
+                            None => self.round.ran.contains(sidecar.name()),
                         };
                         assert!(started, "{} has started before {container}", sidecar.name());
                     }
                     for init in self.pod.of_kind(ContainerKind::Init) {
-                        assert_eq!(self.ended.get(init.name()), Some(&0), "{} comes first", init.name());
+                        assert_eq!(
+                            self.round.ended.get(init.name()),
+                            Some(&0),
+                            "{} comes first",
+                            init.name()
+                        );
                     }
                 }
             }
@@ -289,7 +326,7 @@ impl World {
 
     fn pass(&mut self, name: &str) {
         self.instance(name).started = true;
-        self.passed.insert(name.to_owned());
+        self.round.passed.insert(name.to_owned());
     }
 
     fn instance(&mut self, name: &str) -> &mut Instance {
@@ -340,7 +377,7 @@ impl World {
         let c = self.containers.get_mut(id).expect("known");
         let annotations = std::mem::take(&mut c.annotations);
         *c = record(&c.name, c.attempt, ContainerState::Exited, Some(code));
-        self.ended.insert(c.name.clone(), code);
+        self.round.ended.insert(c.name.clone(), code);
         c.annotations = annotations;
         let seen = c.clone();
         let known = self.state.containers.get_mut(&seen.name);
@@ -410,23 +447,33 @@ impl World {
                 FailureKind::RunContainerError,
             ];
             let failure = kinds[self.random.index(kinds.len())];
-            let made = (failure == FailureKind::RunContainerError)
+            let mut made = (failure == FailureKind::RunContainerError)
                 .then(|| record(&container, attempt, ContainerState::Created, None));
-            if let Some(made) = &made {
+            if let Some(made) = &mut made {
+                self.mark(made);
                 self.containers.insert(id, made.clone());
-                self.ended.insert(container.clone(), 128);
+                self.round.ended.insert(container.clone(), 128);
             }
             return Outcome::StartFailed { container, failure, message: "failed".into(), status: made };
         }
         let desired = self.pod.container(&container).expect("part of the pod");
         let mut status = record(&container, attempt, ContainerState::Running, None);
         status.annotations.insert(ANNOTATION_IMAGE.into(), desired.image().to_owned());
-        self.ended.remove(&container);
-        self.ran.insert(container.clone());
         let resources = desired.spec.resources.clone().unwrap_or_default();
+        self.mark(&mut status);
+        self.round.ended.remove(&container);
+        self.round.ran.insert(container.clone());
         self.has.insert(id.clone(), resources.clone());
         self.containers.insert(id, status.clone());
         Outcome::Started { container, status, resources }
+    }
+
+    /// Each instance carries the round that it was made in.
+    fn mark(&mut self, made: &mut ContainerStatus) {
+        made.annotations.insert(ANNOTATION_ROUND.into(), self.state.round.to_string());
+        if !self.is_ephemeral(&made.name) {
+            self.before = None;
+        }
     }
 
     /// The agent dies in the middle of everything; what it had begun may have happened or not.
@@ -440,6 +487,11 @@ impl World {
         let found = self.containers.values().cloned().collect();
         self.state = PodState::adopt(&self.pod, found, self.clock);
         self.torn_down = false;
+        if let Some(before) = self.before.take() {
+            // Nobody knows that they were about to start over; the same end has them do it again.
+            self.round = before;
+        }
+        assert!(self.containers.is_empty() || self.state.round == self.round.number);
         if self.state.terminal.is_some() {
             return;
         }
@@ -454,7 +506,7 @@ impl World {
             .map(|c| c.name.clone())
             .collect();
         for name in unstarted {
-            self.ended.remove(&name);
+            self.round.ended.remove(&name);
         }
     }
 
@@ -511,15 +563,19 @@ fn run_history(seed: u64) {
     if world.state.terminal.is_some() {
         assert!(world.state.released);
         assert!(world.containers.values().all(|c| c.state != ContainerState::Running), "it has ended");
-        let goes_on =
-            |c: &DesiredContainer| world.ended.get(c.name()).is_none_or(|code| restarts(policy, c, *code));
+        let goes_on = |c: &DesiredContainer| {
+            world.round.ended.get(c.name()).is_none_or(|code| restarts(policy, c, *code))
+        };
         let failed_early =
-            world.pod.of_kind(ContainerKind::Init).any(|c| !goes_on(c) && world.ended[c.name()] != 0);
+            world.pod.of_kind(ContainerKind::Init).any(|c| !goes_on(c) && world.round.ended[c.name()] != 0);
         let by_itself = failed_early || !world.pod.of_kind(ContainerKind::Main).any(goes_on);
-        assert!(world.is_late || by_itself, "a container was to go on: {:?}", world.ended);
+        assert!(world.is_late || by_itself, "a container was to go on: {:?}", world.round.ended);
         return;
     }
+    let of_this_round = |instance: &Instance| instance.round() == world.round.number;
     for c in world.pod.of_kind(ContainerKind::Main) {
+        let instance = world.state.track(c.name()).and_then(|t| t.current.as_ref());
+        assert!(instance.is_some_and(of_this_round), "{} has started over", c.name());
         let progress = world.state.track(c.name()).and_then(|t| t.progress());
         let done = matches!(progress, Some(Progress::Exited(code)) if !restarts(policy, c, code));
         assert!(progress == Some(Progress::Running) || done, "{} is {progress:?}", c.name());

@@ -11,6 +11,7 @@ use super::state::{FailureKind, Kill, Outcome, PodState, Progress, Step, Termina
 use super::status::{ANNOTATION_IMAGE, ANNOTATION_ROUND, phase, status};
 use super::testing::{at, container, deleted, pod, record, sidecar, spec};
 use crate::pod::state::Clock;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A pod whose sandbox and volumes are there.
@@ -340,7 +341,7 @@ fn container_of_another_image_is_made_anew_whatever_its_policy() {
             with(&mut state, name, 0, ContainerState::Running, None, at(1));
             let instance = state.containers.get_mut(name).and_then(|t| t.current.as_mut()).expect("runs");
             let made_of = before.container(name).expect("there").image().to_owned();
-            instance.status.annotations.insert(ANNOTATION_IMAGE.into(), made_of);
+            Arc::make_mut(&mut instance.status).annotations.insert(ANNOTATION_IMAGE.into(), made_of);
         }
         state.replace_changed(&before);
         assert_eq!(stops(&decide(&before, &state, at(2))), [], "{policy}");

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_runtime::{ContainerId, ContainerState, ContainerStatus, Resources};
@@ -32,7 +33,8 @@ pub struct PodState {
     pub volumes: Step,
     /// Pod addresses, primary first; the node's own for pods on the host's network.
     pub ips: Vec<IpAddr>,
-    pub containers: BTreeMap<String, ContainerTrack>,
+    /// In boxes: a map keeps room for eleven, and most pods have one.
+    pub containers: BTreeMap<String, Box<ContainerTrack>>,
     /// How often all containers have started over. Each instance carries the round that it was made in, so that an agent
     /// that comes in the middle of one knows whose turn is still to come.
     pub round: u32,
@@ -186,7 +188,8 @@ pub struct ContainerTrack {
 /// One made container.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    pub status: ContainerStatus,
+    /// Shared with what others see of the pod.
+    pub status: Arc<ContainerStatus>,
     /// When this agent saw that it had ended.
     pub exit_noticed: Option<Duration>,
     /// Set when its process could not be started: it counts as ended with code 128.
@@ -244,7 +247,7 @@ impl Instance {
     pub fn new(status: ContainerStatus, now: Duration) -> Self {
         let ended = has_ended(&status);
         Self {
-            status,
+            status: Arc::new(status),
             exit_noticed: ended.then_some(now),
             start_error: None,
             termination_message: None,
@@ -371,7 +374,7 @@ impl ContainerTrack {
                 if ended && current.exit_noticed.is_none() {
                     current.exit_noticed = Some(now);
                 }
-                current.status = status;
+                current.status = Arc::new(status);
             }
             Some(current) if current.status.attempt < status.attempt => {
                 let older = self.current.replace(Instance::new(status, now));
@@ -384,10 +387,10 @@ impl ContainerTrack {
 
     fn observe_older(&mut self, status: ContainerStatus, now: Duration) {
         match &mut self.previous {
-            Some(previous) if previous.status.id == status.id => previous.status = status,
+            Some(previous) if previous.status.id == status.id => previous.status = Arc::new(status),
             Some(previous) if previous.status.attempt < status.attempt => {
                 let older = self.previous.replace(Instance::new(status, now));
-                self.outdated.extend(older.map(|i| i.status.id));
+                self.outdated.extend(older.map(|i| i.status.id.clone()));
             }
             Some(_) if self.outdated.contains(&status.id) => {}
             Some(_) => self.outdated.push(status.id),
@@ -397,7 +400,7 @@ impl ContainerTrack {
 
     fn retire(&mut self, instance: Option<Instance>) {
         let older = std::mem::replace(&mut self.previous, instance);
-        self.outdated.extend(older.map(|i| i.status.id));
+        self.outdated.extend(older.map(|i| i.status.id.clone()));
     }
 }
 
@@ -457,7 +460,7 @@ impl PodState {
     }
 
     pub fn track(&self, container: &str) -> Option<&ContainerTrack> {
-        self.containers.get(container)
+        self.containers.get(container).map(Box::as_ref)
     }
 
     pub fn any_running(&self) -> bool {
@@ -684,7 +687,7 @@ impl PodState {
 
 /// The newest instances of containers that take part when all start over.
 fn current_of<'a>(
-    containers: &'a mut BTreeMap<String, ContainerTrack>,
+    containers: &'a mut BTreeMap<String, Box<ContainerTrack>>,
     pod: &DesiredPod,
 ) -> impl Iterator<Item = &'a mut Instance> {
     let takes_part = |name: &str| pod.container(name).is_some_and(|c| c.kind != ContainerKind::Ephemeral);

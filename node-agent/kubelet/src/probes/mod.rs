@@ -1,7 +1,8 @@
 //! Probes of containers: liveness, readiness, startup.
 //!
-//! One task keeps all probes of the node in a heap by due time and runs each that is due in a task of its own,
-//! never two of the same probe at once. What a probe's results mean is counted in [`Tally`], purely; reports go
+//! One task keeps all probes of the node in a heap by due time and runs those that are due, side by side, never two of the
+//! same probe at once. Those that have run before come at the ticks of one clock: a node has hundreds a second, and to wake
+//! up for each would cost as much as the probe. What a probe's results mean is counted in [`Tally`], purely; reports go
 //! to whoever asked. Dropping a [`ProbeHandle`] ends its probe.
 
 pub mod check;
@@ -12,19 +13,23 @@ mod tally;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
 use hawser_runtime::{ContainerId, Runtime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerPort, Probe};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use metrics::{Counters, ProbeMetrics};
 pub use tally::Tally;
@@ -92,6 +97,9 @@ pub struct ProbeReport {
     pub verdict: Option<bool>,
 }
 
+/// A repeated probe is at most so much late.
+const TICK: Duration = Duration::from_millis(50);
+
 type Sink = Arc<dyn Fn(ProbeReport) + Send + Sync>;
 
 struct Entry {
@@ -120,13 +128,26 @@ pub struct Prober {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
+    /// Ticks are counted from here.
+    epoch: Instant,
     /// Probes that are waiting for their time.
     queue: Mutex<Queue>,
     changed: Notify,
     next_id: AtomicU64,
     metrics: ProbeMetrics,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            epoch: Instant::now(),
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            next_id: AtomicU64::new(0),
+            metrics: ProbeMetrics::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -178,7 +199,7 @@ impl Prober {
 
     /// Runs probes until the token is cancelled; probes under way are dropped then.
     pub async fn run(&self, runtime: Arc<dyn Runtime>, shutdown: CancellationToken) {
-        let mut under_way = JoinSet::new();
+        let mut under_way = FuturesUnordered::new();
         loop {
             let next = self.start_due(&runtime, &mut under_way);
             let sleep = async {
@@ -191,13 +212,17 @@ impl Prober {
                 () = shutdown.cancelled() => return,
                 () = self.shared.changed.notified() => {}
                 () = sleep => {}
-                Some(_) = under_way.join_next() => {}
+                Some(()) = under_way.next() => {}
             }
         }
     }
 
     /// Starts what is due; the time of the next one.
-    fn start_due(&self, runtime: &Arc<dyn Runtime>, under_way: &mut JoinSet<()>) -> Option<Instant> {
+    fn start_due(
+        &self,
+        runtime: &Arc<dyn Runtime>,
+        under_way: &mut FuturesUnordered<BoxFuture<'static, ()>>,
+    ) -> Option<Instant> {
         let now = Instant::now();
         let mut queue = self.shared.queue.lock();
         while let Some(Reverse((due, id))) = queue.by_time.peek().copied() {
@@ -209,14 +234,18 @@ impl Prober {
                 continue;
             };
             let (prober, runtime) = (self.clone(), runtime.clone());
-            under_way.spawn(async move { prober.run_one(entry, runtime, due).await });
+            under_way.push(async move { prober.run_one(entry, runtime, due).await }.boxed());
         }
         None
     }
 
     async fn run_one(&self, entry: Arc<Entry>, runtime: Arc<dyn Runtime>, due: Instant) {
         let began = Instant::now();
-        let result = check::check(&*runtime, &entry.target).await;
+        let check = AssertUnwindSafe(check::check(&*runtime, &entry.target)).catch_unwind();
+        let result = check.await.unwrap_or_else(|_| {
+            error!(pod = entry.target.pod.name, container = entry.target.container, "a probe panicked");
+            None
+        });
         if entry.ended.load(Ordering::Acquire) {
             return;
         }
@@ -238,6 +267,7 @@ impl Prober {
             }
         }
         let next = (due + period(&entry.target.probe)).max(Instant::now());
+        let next = on_tick(self.shared.epoch, next);
         self.schedule(entry, next);
     }
 }
@@ -252,6 +282,12 @@ pub(crate) fn period(probe: &Probe) -> Duration {
 
 pub(crate) fn timeout(probe: &Probe) -> Duration {
     seconds(probe.timeout_seconds, 1)
+}
+
+/// The first tick that is not before `due`.
+fn on_tick(epoch: Instant, due: Instant) -> Instant {
+    let ticks = due.duration_since(epoch).as_nanos().div_ceil(TICK.as_nanos());
+    epoch + TICK * u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
 /// `initialDelaySeconds` count from the container's start, which may be long ago for an adopted one.

@@ -158,7 +158,7 @@ impl Inner {
             let spec = PodSpec { host_network: Some(true), ..PodSpec::default() };
             PodView {
                 pod: Arc::new(Pod { metadata, spec: Some(spec), status: None }),
-                containers: mine.into_iter().map(|c| (c.name.clone(), (Some(c), None))).collect(),
+                containers: mine.into_iter().map(|c| (c.name.clone(), (Some(c.into()), None))).collect(),
                 ..PodView::default()
             }
         });
@@ -167,7 +167,7 @@ impl Inner {
 }
 
 fn running(view: &PodView) -> impl Iterator<Item = &ContainerStatus> {
-    let current = view.containers.values().filter_map(|(current, _)| current.as_ref());
+    let current = view.containers.values().filter_map(|(current, _)| current.as_deref());
     current.filter(|status| status.state == ContainerState::Running)
 }
 

@@ -387,7 +387,7 @@ pub async fn stop(
     shared: &Shared,
     pod: &DesiredPod,
     container: DesiredContainer,
-    known: ContainerStatus,
+    known: Arc<ContainerStatus>,
     grace: Duration,
     message: String,
     ip: Option<IpAddr>,
@@ -413,7 +413,7 @@ pub async fn stop(
     let status = match shared.runtime.container_status(&id).await {
         Ok(Some(status)) => Some(status),
         // It has ended, and nobody saw how.
-        Ok(None) => Some(ContainerStatus { state: ContainerState::Unknown, pid: None, ..known }),
+        Ok(None) => Some(ContainerStatus { state: ContainerState::Unknown, pid: None, ..(*known).clone() }),
         Err(_) => None,
     };
     Outcome::Stopped { container: name, status }

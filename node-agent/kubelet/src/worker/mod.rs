@@ -47,7 +47,7 @@ pub struct PodView {
     /// The object with the status as this node knows it.
     pub pod: Arc<Pod>,
     /// Newest and previous instance of each container.
-    pub containers: BTreeMap<String, (Option<ContainerStatus>, Option<ContainerStatus>)>,
+    pub containers: BTreeMap<String, (Option<Arc<ContainerStatus>>, Option<Arc<ContainerStatus>>)>,
     /// Where its volumes are.
     pub volumes: MountedVolumes,
 }
@@ -98,7 +98,7 @@ pub struct Worker {
     look_again_at: Option<Instant>,
     probes: BTreeMap<(String, ProbeKind), ProbeHandle>,
     reporter: Reporter,
-    status: Option<PodStatus>,
+    status: Option<Arc<PodStatus>>,
     /// Containers were found running: nothing is reported before the network is found too.
     adopting: bool,
     sandbox_lost: bool,
@@ -147,7 +147,7 @@ impl Worker {
             look_again_at: None,
             probes: BTreeMap::new(),
             reporter,
-            status: pod.object.status.clone().filter(|s| s.container_statuses.is_some()),
+            status: pod.object.status.clone().filter(|s| s.container_statuses.is_some()).map(Arc::new),
             sandbox_lost,
             told_ready: None,
             told_terminating: false,
@@ -424,7 +424,7 @@ impl Worker {
         self.adopting = false;
         let clock = self.shared.clock.now();
         let node_ips = self.shared.config.node_ip_texts();
-        let fresh = status(&self.pod, &self.state, &node_ips, self.status.as_ref(), clock);
+        let fresh = Arc::new(status(&self.pod, &self.state, &node_ips, self.status.as_deref(), clock));
         let ready = fresh.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         let news = self.told_ready != Some(ready) && (ready || self.told_ready.is_some());
         // Once it stops, a pod never gets new connections here, ready or not.

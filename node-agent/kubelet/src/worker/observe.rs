@@ -124,7 +124,7 @@ impl Worker {
         }
         let now = self.shared.clock.now().now;
         if let Some((_, instance)) = self.state.instance_mut(id).filter(|(_, i)| i.is_running()) {
-            instance.status.state = RuntimeState::Unknown;
+            Arc::make_mut(&mut instance.status).state = RuntimeState::Unknown;
             instance.exit_noticed = Some(now);
         }
     }

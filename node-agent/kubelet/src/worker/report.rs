@@ -50,15 +50,21 @@ pub fn patch(status: &PodStatus) -> Value {
     for name in OWNED {
         fields.entry(name).or_insert(Value::Null);
     }
+    let mut order = Value::Null;
     if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
         conditions.retain(|condition| {
             condition["type"].as_str().is_some_and(|type_| is_written(type_, condition["reason"].as_str()))
         });
+        order = conditions.iter().map(|condition| json!({ "type": condition["type"] })).collect();
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             for name in CONDITION_FIELDS {
                 condition.entry(name).or_insert(Value::Null);
             }
         }
+    }
+    if order.is_array() {
+        // As they are here, not as they came first: the API's object is then the one that is shown, and is kept once.
+        fields.insert("$setElementOrder/conditions".into(), order);
     }
     for type_ in PASSING {
         if let Some(Value::Array(conditions)) = fields.get_mut("conditions")
@@ -78,7 +84,7 @@ pub fn patch(status: &PodStatus) -> Value {
 
 /// What a worker reports through.
 pub struct Reporter {
-    wanted: watch::Sender<(u64, Option<PodStatus>)>,
+    wanted: watch::Sender<(u64, Option<Arc<PodStatus>>)>,
     done: watch::Receiver<u64>,
 }
 
@@ -94,7 +100,7 @@ impl Reporter {
         (Self { wanted, done }, write_all(writer, key, uid, receiver, done_sender))
     }
 
-    pub fn report(&self, status: PodStatus) {
+    pub fn report(&self, status: Arc<PodStatus>) {
         self.wanted.send_modify(|(version, wanted)| {
             *version += 1;
             *wanted = Some(status);
@@ -121,7 +127,7 @@ async fn write_all(
     writer: Arc<dyn StatusWriter>,
     key: ObjectKey,
     uid: String,
-    mut wanted: watch::Receiver<(u64, Option<PodStatus>)>,
+    mut wanted: watch::Receiver<(u64, Option<Arc<PodStatus>>)>,
     done: watch::Sender<u64>,
 ) {
     let target = Target::object(GroupVersionResource::of::<Pod>(), Some(&key.namespace), &key.name);
@@ -201,6 +207,17 @@ mod tests {
             { "type": "Ready", "status": "True" },
         ]);
         assert_eq!(patched["conditions"], expected);
+    }
+
+    #[test]
+    fn conditions_come_in_the_order_of_the_report() {
+        let of = |types: &[&str]| -> Value {
+            types.iter().map(|type_| json!({ "type": type_, "status": "True" })).collect()
+        };
+        let known = json!({ "conditions": of(&["PodScheduled", "example.com/gate", PASSING[0]]) });
+        let own = ["Initialized", "Ready", "PodScheduled"];
+        let patched = reported(known, json!({ "conditions": of(&own) }));
+        assert_eq!(patched["conditions"], of(&["Initialized", "Ready", "PodScheduled", "example.com/gate"]));
     }
 
     #[test]

@@ -21,7 +21,6 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -33,6 +32,7 @@ use crate::{
     Error, Image, ProgressSender, PullErrorKind, PullProgress, Pulled, Registries, RegistryAuth, Result,
 };
 use config::{Descriptor, Document, ImageConfig, Manifest, ProcessConfig};
+use reference::Reference;
 use registry::{Failure, Found, Source};
 
 /// Layers of one image that are fetched at a time: upstream's and Docker's number.

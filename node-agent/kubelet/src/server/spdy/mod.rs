@@ -14,7 +14,9 @@ pub(super) mod testing;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -42,6 +44,10 @@ const CANCEL: u32 = 5;
 
 /// Bytes in one data frame.
 const MAX_DATA_BYTES: usize = 32 << 10;
+
+/// A client that has heard nothing for so long is pinged. One that has gone is found out by that, also where the connection is
+/// held up by a stream that nobody reads, so that its end is not seen.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The other side does not speak SPDY/3.1, or the connection broke.
 #[derive(Debug, thiserror::Error)]
@@ -172,9 +178,13 @@ pub fn serve(
                 () = wanted.closed() => Ok(()),
             }
         };
-        // The writer ends when the reader and every stream have let go of the queue.
-        let (read, written) = tokio::join!(reading, writing);
-        read.and(written)
+        let (mut reading, mut writing) = (pin!(reading), pin!(writing));
+        tokio::select! {
+            // The writer ends when the reader and every stream have let go of the queue.
+            read = &mut reading => read.and(writing.await),
+            // Nobody hears what is written: the client has gone.
+            written = &mut writing => written,
+        }
     };
     (receiver, work)
 }
@@ -229,7 +239,7 @@ impl Reader {
                 }
             }
             Frame::Ping { id } => {
-                // Ours would be even, and we send none.
+                // The answer to ours, which are even, says no more than that the connection carried it.
                 if id % 2 == 1 {
                     let _ = self.frames.send(Frame::Ping { id }).await;
                 }
@@ -286,7 +296,13 @@ async fn write_frames(
 ) -> Result<(), Error> {
     let mut encoder = FrameEncoder::new();
     let mut buffer = BytesMut::new();
-    while let Some(frame) = frames.recv().await {
+    let mut pings = (2..=u32::MAX).step_by(2).cycle();
+    loop {
+        let frame = match tokio::time::timeout(PING_INTERVAL, frames.recv()).await {
+            Ok(None) => break,
+            Ok(Some(frame)) => frame,
+            Err(_) => Frame::Ping { id: pings.next().expect("it has no end") },
+        };
         encoder.encode(&frame, &mut buffer);
         // What else is ready goes out together.
         while let Ok(frame) = frames.try_recv() {
@@ -302,7 +318,6 @@ async fn write_frames(
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::time::Duration;
 
     use super::testing::Client;
     use super::*;
@@ -373,6 +388,36 @@ mod tests {
         }
         drop((first, streams));
         work.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_hears_nothing_is_pinged() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (streams, work) = serve(server);
+        let work = tokio::spawn(work);
+        let mut client = Client::new(client);
+        for id in [2, 4] {
+            assert_eq!(client.frames(1).await, [Frame::Ping { id }]);
+            client.write(Frame::Ping { id }).await;
+        }
+        drop(streams);
+        work.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_goes_while_nobody_reads_ends_the_connection() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (mut streams, work) = serve(server);
+        let work = tokio::spawn(work);
+        let mut client = Client::new(client);
+        client.open(1, &[]).await;
+        for _ in 0..=STREAM_QUEUE {
+            client.send(1, b"unread").await;
+        }
+        let stream = streams.recv().await.unwrap();
+        drop(client);
+        stream.output.abandoned().await;
+        work.await.unwrap().unwrap_err();
     }
 
     // On a paused clock a timeout means that nothing else can happen.

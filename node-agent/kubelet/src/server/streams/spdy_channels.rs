@@ -123,8 +123,16 @@ async fn read(
         // No more streams can come: the connection has ended.
         while streams.recv().await.is_some() {}
     };
-    // The end of the input is not the end: the client waits for output.
-    tokio::join!(stdin, sizes, ended);
+    let passing_on = async {
+        tokio::join!(stdin, sizes);
+        // The end of the input is not the end: the client waits for output.
+        std::future::pending().await
+    };
+    tokio::select! {
+        // Also where the process does not take what was sent last.
+        () = ended => {}
+        () = passing_on => {}
+    }
 }
 
 async fn write(
@@ -204,6 +212,25 @@ mod tests {
             String::from_utf8(client.read_to_end(1).await.to_vec()).expect("text")
         };
         tokio::join!(transport, process, reads).2
+    }
+
+    #[tokio::test]
+    async fn client_that_goes_while_its_input_is_not_taken_ends_the_session() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (streams, connection) = spdy::serve(server);
+        tokio::spawn(connection);
+        let mut client = Client::new(client);
+        for (id, kind) in [(1, "error"), (3, "stdin")] {
+            client.open(id, &[("streamtype", kind)]).await;
+        }
+        let wanted = Wanted { stdin: true, stdout: false, stderr: false, tty: false };
+        let (channels, transport) = serve(streams, wanted, "v4.channel.k8s.io").await.expect("all are there");
+        for _ in 0..=QUEUE {
+            client.send(3, b"unread").await;
+        }
+        drop(client);
+        transport.await;
+        channels.to_client.closed().await;
     }
 
     #[tokio::test]

@@ -11,11 +11,11 @@ mod tests;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use oci_spec::distribution::Reference;
 use reqwest::StatusCode;
 
 use super::config::{ACCEPTED, Descriptor};
 use super::content::MAX_DOCUMENT_BYTES;
+use super::reference::Reference;
 use crate::ids::{digest_of, is_digest};
 use crate::{PullErrorKind, Registries, RegistryAuth};
 use hosts::{Endpoint, endpoints};

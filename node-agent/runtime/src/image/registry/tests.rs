@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::image::reference::parse;
 
 /// What was asked: method and path, the authorization, and the body.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -108,7 +109,7 @@ async fn a_refresh_token_is_exchanged_and_never_sent_as_it_is() {
     let text =
         format!("[host.\"http://{0}\"]\n[host.\"http://{0}\".header]\nx-team = \"{0}\"", registry.host);
     let (_root, registries) = configured(&registry.host, &text);
-    let image: Reference = format!("{}/team/app:1", registry.host).parse().unwrap();
+    let image = parse(&format!("{}/team/app:1", registry.host)).unwrap();
     let auth = [RegistryAuth::Identity { token: "secret".into() }];
     let Found { source, manifest, .. } = Source::find(&image, &registries, &auth, 0).await.unwrap();
     assert_eq!((&manifest[..], source.credential), (&b"manifest"[..], Some(0)));
@@ -135,7 +136,7 @@ async fn a_mirror_is_asked_first_without_the_pods_secrets_and_told_whose_image_i
         registry.host, mirror.host, mirror.host
     );
     let (_root, registries) = configured(&registry.host, &text);
-    let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
+    let image = parse(&format!("{}/app:1", registry.host)).unwrap();
     let auth = [RegistryAuth::Bearer { token: "t".into() }];
     let Found { source, tries, .. } = Source::find(&image, &registries, &auth, 0).await.unwrap();
     assert_eq!((source.credential, source.is_mirror(), tries), (Some(0), false, 2));
@@ -153,7 +154,7 @@ fn mirrored(registry: &Registry, mirror: &Registry) -> (tempfile::TempDir, Regis
         registry.host, mirror.host
     );
     let (root, registries) = configured(&registry.host, &text);
-    (root, registries, format!("{}/app:1", registry.host).parse().unwrap())
+    (root, registries, parse(&format!("{}/app:1", registry.host)).unwrap())
 }
 
 #[tokio::test]
@@ -202,7 +203,7 @@ async fn what_a_mirror_has_lost_is_asked_of_the_next() {
     let registry = Registry::start(Arc::new(|_: &Asked| (200, String::new(), "own".to_owned()))).await;
     let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", registry.host, mirror.host);
     let (_root, registries) = configured(&registry.host, &text);
-    let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
+    let image = parse(&format!("{}/app:1", registry.host)).unwrap();
     let first = Source::find(&image, &registries, &[], 0).await.unwrap();
     assert_eq!((&first.manifest[..], first.source.is_mirror()), (&b"mirror's"[..], true));
     let second = Source::find(&image, &registries, &[], first.tries).await.unwrap();
@@ -219,7 +220,7 @@ async fn credentials_are_tried_one_after_the_other_and_nobody_last() {
     }))
     .await;
     let registries = plain(&[&registry.host]);
-    let image: Reference = format!("{}/app:1", registry.host).parse().unwrap();
+    let image = parse(&format!("{}/app:1", registry.host)).unwrap();
     let basic = |name: &str| RegistryAuth::Basic { username: name.into(), password: "p".into() };
     let found = Source::find(&image, &registries, &[basic("one"), basic("two")], 0).await.unwrap();
     assert_eq!(found.source.credential, Some(1));
