@@ -541,6 +541,8 @@ async fn pod_that_asks_for_users_of_its_own_is_not_started_without() {
     })
     .await;
     assert!(node.runtime.find(&uid("web"), "web").is_none());
+    let metrics = node.kubelet.telemetry().metrics();
+    assert!(metrics.contains("kubelet_started_user_namespaced_pods_errors_total 1\n"), "{metrics}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -152,6 +152,11 @@ async fn volumes_look_and_are_written_as_without() -> Result<()> {
     }
     assert_eq!(map_of(&agent, "plain").await?, [0, 0, u32::MAX]);
     assert_eq!(map_of(&agent, "web").await?, [0, 65536, 65536]);
+    let features = |node: serde_json::Value| node["status"]["runtimeHandlers"][0]["features"].clone();
+    let features = agent.wait("the node", || agent.api.object("nodes", "n1").map(features)).await?;
+    assert_eq!(features["userNamespaces"], true);
+    let metrics = agent.kubelet.telemetry().metrics();
+    ensure!(metrics.contains("kubelet_started_user_namespaced_pods_total 1\n"), "{metrics}");
     agent.delete_pod("plain", 1);
     agent.delete(1);
     agent.expect_gone(&node).await

@@ -84,7 +84,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn supports_users(&self, handler: &str) -> Result<(), String>;
 
     /// Makes the users of a pod that is to have its own, and a network namespace that belongs to them, whose path it
-    /// returns. It comes before the pod's network is set up, and that before the sandbox, which has the rest.
+    /// returns. It comes before the pod's network is set up, and that before the sandbox, which has the rest; what
+    /// `config` says of the network is not looked at.
     /// Idempotent per pod uid.
     async fn create_pod_users(&self, config: &PodSandboxConfig) -> Result<PathBuf>;
 

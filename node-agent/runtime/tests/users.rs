@@ -136,6 +136,11 @@ async fn streams_belong_to_whom_the_container_runs_as() -> Result<()> {
         assert_eq!(run_to_end(&runtime, &config).await?, "first\nsecond\n", "{name}");
     }
 
+    let terminal = node.container("own", "terminal", &image, "tty && echo on it > /dev/tty");
+    let terminal = ContainerConfig { tty: true, security: as_web.clone(), ..terminal };
+    let said = run_to_end(&runtime, &terminal).await?;
+    assert!(said.contains("/dev/") && said.contains("on it"), "{said}");
+
     let mut config = node.container("own", "stays", &image, "read x; echo got $x; sleep 1000000");
     (config.stdin, config.security) = (true, as_web);
     let (id, pid) = start(&runtime, &config).await?;

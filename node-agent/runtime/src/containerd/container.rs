@@ -113,16 +113,11 @@ impl Inner {
         }
         let user = user::resolve(&config.security, &process.user, accounts)?;
         let namespaces = self.sandboxes.shared(&pod);
-        let users = match (pod.users, &namespaces.users) {
-            (Some(ids), Some(namespace)) => {
-                user.check_within(ids.count)?;
-                Some(mapped::Users { namespace: namespace.clone(), ids })
-            }
-            _ => None,
-        };
+        let users = mapped::Users::of(&pod, &namespaces);
         let directory = self.paths.container(id);
         let mut asked_for = Vec::new();
-        if users.is_some() {
+        if let Some(users) = &users {
+            user.check_within(users.ids.count)?;
             asked_for = std::mem::take(&mut config.mounts);
             config.mounts = mapped::from_places(&directory, &asked_for);
         }

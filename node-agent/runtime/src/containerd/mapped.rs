@@ -18,7 +18,8 @@ use nix::mount::{MntFlags, mount, umount2};
 use super::image_volume::FLAGS as IMAGE_FLAGS;
 use crate::kernel::{Reach, copy_of_mount, mount_at, set_attributes};
 use crate::paths::io_error;
-use crate::{Error, IdRange, Mount, Result};
+use crate::sandbox::SharedNamespaces;
+use crate::{Error, IdRange, Mount, PodSandboxConfig, Result};
 
 /// Where all of it is mounted, in the container's directory.
 const PLACES: &str = "mapped";
@@ -54,7 +55,11 @@ pub(super) fn map_mounts(directory: &Path, users: &Users, mounts: &[Mount]) -> R
     let namespace = users.open()?;
     let mount_table = mount_table()?;
     for (number, mount) in mounts.iter().enumerate() {
-        if let Some(layers) = layers_of_view(&mount_table, &mount.host_path) {
+        // Images are always shown so; what is mounted elsewhere keeps its own ways.
+        if mount.read_only
+            && mount.no_exec
+            && let Some(layers) = layers_of_view(&mount_table, &mount.host_path)
+        {
             map_view(directory, number, &namespace, &layers)?;
             continue;
         }
@@ -188,6 +193,11 @@ pub(super) fn clear(directory: &Path) -> Result<()> {
 }
 
 impl Users {
+    /// `None` for a pod that has the node's.
+    pub(super) fn of(pod: &PodSandboxConfig, namespaces: &SharedNamespaces) -> Option<Self> {
+        Some(Self { ids: pod.users?, namespace: namespaces.users.clone()? })
+    }
+
     fn open(&self) -> Result<File> {
         File::open(&self.namespace).map_err(io_error("open", &self.namespace))
     }
