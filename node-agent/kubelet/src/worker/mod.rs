@@ -41,13 +41,16 @@ use mailbox::Mailbox;
 use refresh::Refresh;
 use report::Reporter;
 
+/// Newest and previous instance of a container.
+type Instances = (Option<Arc<ContainerStatus>>, Option<Arc<ContainerStatus>>);
+
 /// What others may see of a pod: the server, the node's summary.
 #[derive(Clone, Debug, Default)]
 pub struct PodView {
     /// The object with the status as this node knows it.
     pub pod: Arc<Pod>,
-    /// Newest and previous instance of each container.
-    pub containers: BTreeMap<String, (Option<Arc<ContainerStatus>>, Option<Arc<ContainerStatus>>)>,
+    /// By container.
+    pub containers: BTreeMap<String, Instances>,
     /// Where its volumes are.
     pub volumes: MountedVolumes,
 }
