@@ -263,7 +263,7 @@ mod tests {
         ("admissionregistration.k8s.io/v1alpha1", OLDER),
         ("admissionregistration.k8s.io/v1beta1", OLDER),
         ("certificates.k8s.io/v1alpha1", "trust bundles are off where upstream is not told otherwise"),
-        ("certificates.k8s.io/v1beta1", "trust bundles and pods' certificates are off likewise"),
+        ("certificates.k8s.io/v1beta1/clustertrustbundles", "the same"),
         ("coordination.k8s.io/v1alpha2", "candidates of coordinated elections are off likewise"),
         ("coordination.k8s.io/v1beta1", "the same"),
         ("internal.apiserver.k8s.io/v1alpha1", "one server: none else has a version of storage to tell"),

@@ -386,6 +386,12 @@ async fn a_mirror_pod_opens_nothing_to_its_node() {
         ("claim", volume(json!({ "name": "v", "persistentVolumeClaim": { "claimName": "a" } })), false),
         ("pull", json!({ "imagePullSecrets": [{ "name": "a" }] }), false),
         (
+            "certificate",
+            volume(json!({ "name": "v", "projected": { "sources": [{ "podCertificate": {
+                "signerName": "example.com/web", "keyType": "ED25519", "keyPath": "key" } }] } })),
+            false,
+        ),
+        (
             "token",
             volume(
                 json!({ "name": "v", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } }),

@@ -21,7 +21,7 @@ use k8s_openapi::{
         apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
         autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::{CronJob, Job},
-        certificates::v1::CertificateSigningRequest,
+        certificates::{v1::CertificateSigningRequest, v1beta1::PodCertificateRequest},
         coordination::v1::Lease,
         core::v1::{
             ConfigMap, Endpoints, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim,
@@ -123,6 +123,7 @@ pub(crate) struct Caches {
     pub(crate) resource_claims: Informer<ResourceClaim>,
     pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) signing_requests: Informer<CertificateSigningRequest>,
+    pub(crate) pod_certificate_requests: Informer<PodCertificateRequest>,
     /// Pods by [`claim_term`] of the claims that they mount.
     pub(crate) pods_by_claim: Index<Pod>,
     /// Pods by [`claim_term`] of the ResourceClaims that they use.
@@ -219,6 +220,7 @@ impl Caches {
             resource_claims: Informer::new(),
             resource_claim_templates: Informer::new(),
             signing_requests: Informer::new(),
+            pod_certificate_requests: Informer::new(),
         }
     }
 
@@ -250,6 +252,7 @@ impl Caches {
         start(&self.resource_claims, client, tasks);
         start(&self.resource_claim_templates, client, tasks);
         start(&self.signing_requests, client, tasks);
+        start(&self.pod_certificate_requests, client, tasks);
         start_some(&self.leases, client, tasks, Some(NODE_LEASES), String::new());
         start_some(&self.service_accounts, client, tasks, None, "metadata.name=default".to_owned());
         start_some(&self.root_ca, client, tasks, None, format!("metadata.name={ROOT_CA}"));
@@ -286,6 +289,7 @@ impl Caches {
         self.resource_claims.synced().await;
         self.resource_claim_templates.synced().await;
         self.signing_requests.synced().await;
+        self.pod_certificate_requests.synced().await;
     }
 
     /// The pods that have every pair of `wanted`, which is not empty.

@@ -53,6 +53,8 @@ pub(crate) fn start(flags: &Flags) -> anyhow::Result<Logging> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would print them, and panic where its own log cannot be written: on a full disk, say.
+        .log_internal_errors(false)
         .init();
     Ok(Logging {
         #[cfg(feature = "otel")]

@@ -52,6 +52,7 @@ impl Exporter {
         let log = fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal())
+            .log_internal_errors(false)
             .with_filter(filter);
         let requests = Targets::new().with_target(spans::TARGET, LevelFilter::DEBUG);
         let exported =

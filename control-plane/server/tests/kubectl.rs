@@ -207,6 +207,16 @@ fn what_was_acknowledged_survives_a_crash_and_a_watch_sees_it() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let Some(mut plane) = start("apiserver") else { return };
+    let log = plane.directory.join("log");
+    fs::remove_file(&log).expect("a log");
+    std::os::unix::fs::symlink("/dev/full", &log).expect("linked");
+    plane.crash_and_restart("apiserver");
+    plane.kubectl(&["create", "configmap", "still-here"]);
+}
+
+#[test]
 fn flags_that_cannot_work_are_refused_with_a_reason() {
     let Some(plane) = start("apiserver") else { return };
     let config = fs::read_to_string(plane.kubeconfig()).expect("a kubeconfig");

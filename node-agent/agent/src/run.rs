@@ -76,6 +76,8 @@ pub(crate) fn run(mut options: Options, given: &Given) -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // It would print them, and panic where its own log cannot be written: on a full disk, say.
+        .log_internal_errors(false)
         .init();
     let mut config =
         hawser_kubelet::Config::new(options.node_name.clone(), options.node_ip, options.root_dir.clone());

@@ -112,6 +112,7 @@ impl Kubelet {
             allocatable,
             csi.clone(),
         );
+        let certificates = volumes.certificates();
         let pid_max = machine::pids().map(|(max, _)| max);
         let bounds = Bounds::of(&config, machine.capacity(), pid_max);
         let qos_cgroups = QosCgroups::new(&config, bounds, runtime.clone(), pods.clone(), recorder.clone());
@@ -203,6 +204,7 @@ impl Kubelet {
             metrics,
             prober: prober.clone(),
             pods: pods.clone(),
+            certificates,
         };
         // After all that hears of pods, and before the API's word comes in.
         let checkpoint = Checkpoint::restore(&config, &noted);

@@ -313,6 +313,24 @@ pub static KINDS: &[Kind] = &[
             "certificatesigningrequest",
         )
     },
+    // After the other of its group, whose version is the preferred one.
+    Kind {
+        versions: V1BETA1,
+        storage: Some(Storage {
+            group: "certificates.k8s.io",
+            version: "v1beta1",
+            kind: "PodCertificateRequest",
+            plural: "podcertificaterequests",
+        }),
+        subresources: &[status("PodCertificateRequest")],
+        ..namespaced(
+            "certificates.k8s.io",
+            "PodCertificateRequest",
+            "PodCertificateRequestList",
+            "podcertificaterequests",
+            "podcertificaterequest",
+        )
+    },
     Kind {
         has_generation: true,
         ..cluster(NETWORKING, "IngressClass", "IngressClassList", "ingressclasses", "ingressclass")

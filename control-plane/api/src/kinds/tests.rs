@@ -9,7 +9,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("admissionregistration.k8s.io/v1alpha1", "off by default upstream"),
     ("admissionregistration.k8s.io/v1beta1", "off by default upstream"),
     ("certificates.k8s.io/v1alpha1", "off by default upstream"),
-    ("certificates.k8s.io/v1beta1", "off by default upstream"),
+    ("certificates.k8s.io/v1beta1/clustertrustbundles", "off by default upstream"),
     ("coordination.k8s.io/v1alpha2", "off by default upstream"),
     ("coordination.k8s.io/v1beta1", "off by default upstream"),
     ("internal.apiserver.k8s.io", "off by default upstream"),

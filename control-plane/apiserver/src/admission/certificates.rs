@@ -10,13 +10,13 @@ use hawser_api::Error;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Operation, Plugin, Request};
+use super::{Operation, Plugin, Request, elements};
 use crate::{
     auth::{Attributes, Authorizer, Decision, SYSTEM_MASTERS, User},
     kinds::certificates::organizations,
 };
 
-const GROUP: &str = "certificates.k8s.io";
+pub(super) const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 /// Whether this writes that part of a CertificateSigningRequest.
@@ -27,7 +27,7 @@ fn is_about(request: &Request<'_>, operation: Operation, subresource: &str) -> b
 }
 
 /// Whether the user may do `verb` for a signer, named itself or by its domain (`example.com/*`).
-fn may(authorizer: &dyn Authorizer, user: &User, verb: &'static str, signer: &str) -> bool {
+pub(super) fn may(authorizer: &dyn Authorizer, user: &User, verb: &'static str, signer: &str) -> bool {
     let allows = |name: String| {
         let attributes = Attributes {
             verb: verb.into(),
@@ -44,7 +44,7 @@ fn may(authorizer: &dyn Authorizer, user: &User, verb: &'static str, signer: &st
 }
 
 /// The signer of what is stored, not of what was sent.
-fn signer<'a>(request: &'a Request<'_>) -> &'a str {
+pub(super) fn signer<'a>(request: &'a Request<'_>) -> &'a str {
     request.old.and_then(|old| old["spec"]["signerName"].as_str()).unwrap_or_default()
 }
 
@@ -77,13 +77,18 @@ impl Plugin for SigningRequester {
 
 /// Gives conditions the times that their author left out.
 fn date_conditions(object: &mut Value, old: &Value, now: Timestamp) {
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
-    let before = old["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
-    for condition in conditions.into_iter().flatten().filter(|condition| condition.is_object()) {
+    for condition in conditions_of(object) {
         if !condition["lastUpdateTime"].is_string() {
-            condition["lastUpdateTime"] = json!(now);
+            condition["lastUpdateTime"] = json!(in_seconds(now));
         }
+    }
+    date_transitions(object, old, now);
+}
+
+/// Gives conditions the times of their transition that their author left out.
+pub(super) fn date_transitions(object: &mut Value, old: &Value, now: Timestamp) {
+    let before = elements(&old["status"]["conditions"]);
+    for condition in conditions_of(object) {
         if !condition["lastTransitionTime"].is_string() {
             let same = before.iter().find(|one| {
                 one["type"] == condition["type"]
@@ -91,9 +96,19 @@ fn date_conditions(object: &mut Value, old: &Value, now: Timestamp) {
                     && one["lastTransitionTime"].is_string()
             });
             condition["lastTransitionTime"] =
-                same.map_or_else(|| json!(now), |one| one["lastTransitionTime"].clone());
+                same.map_or_else(|| json!(in_seconds(now)), |one| one["lastTransitionTime"].clone());
         }
     }
+}
+
+pub(super) fn conditions_of(object: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    conditions.into_iter().flatten().filter(|condition| condition.is_object())
+}
+
+/// As objects have it.
+fn in_seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
 /// Deciding needs the verb `approve` for the signer.

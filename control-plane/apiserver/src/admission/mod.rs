@@ -13,6 +13,7 @@ mod lifecycle;
 mod limit_ranger;
 mod node_restriction;
 mod node_taint;
+mod pod_certificates;
 mod pod_security;
 mod pod_topology;
 mod priority;
@@ -108,10 +109,11 @@ pub trait Plugin: Send + Sync {
 
 /// Kinds that plugins and authorization read from the caches: who wrote one must find it heeded at once. Who took a right
 /// away is answered when it is gone.
-const READ: [(&str, &str); 11] = [
+const READ: [(&str, &str); 12] = [
     ("", "limitranges"),
     ("", "namespaces"),
     ("", "resourcequotas"),
+    ("certificates.k8s.io", "podcertificaterequests"),
     ("networking.k8s.io", "ingressclasses"),
     ("node.k8s.io", "runtimeclasses"),
     ("rbac.authorization.k8s.io", "clusterrolebindings"),
@@ -164,6 +166,7 @@ impl Admission {
             Arc::new(certificates::CertificateApproval::new(&authorizer)),
             Arc::new(certificates::CertificateSigning::new(&authorizer)),
             Arc::new(certificates::CertificateSubjectRestriction),
+            Arc::new(pod_certificates::PodCertificateSigning::new(&authorizer)),
             Arc::new(default_class::DefaultClass::ingress(resources)),
             Arc::new(pod_topology::PodTopology::new(resources)),
             Arc::new(socket_translation::SocketTranslation::new(resources)),

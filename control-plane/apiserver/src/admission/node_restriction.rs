@@ -35,13 +35,19 @@ pub(super) struct NodeRestriction {
     cache: Arc<Cache>,
     nodes: Arc<KindCache>,
     pods: Arc<KindCache>,
+    accounts: Arc<KindCache>,
 }
 
 impl NodeRestriction {
     pub(super) fn new(cache: &Arc<Cache>, resources: &Resources) -> Self {
         let kind =
             |plural| resources.builtin("", "v1", plural).cache().expect("a kind that is stored").clone();
-        Self { cache: cache.clone(), nodes: kind("nodes"), pods: kind("pods") }
+        Self {
+            cache: cache.clone(),
+            nodes: kind("nodes"),
+            pods: kind("pods"),
+            accounts: kind("serviceaccounts"),
+        }
     }
 
     fn check_mirror_pod(&self, request: &Request<'_>, node: &str) -> Result<(), Error> {
@@ -61,8 +67,11 @@ impl NodeRestriction {
             ));
         }
         let mut named: Vec<&str> = references(pod).into_iter().map(|reference| reference.resource).collect();
-        if has_token_volume(pod) {
+        if has_source(pod, "serviceAccountToken") {
             named.push("serviceaccounts");
+        }
+        if has_source(pod, "podCertificate") {
+            named.push("podcertificates");
         }
         // Templates count too.
         if pod["spec"]["resourceClaims"].as_array().is_some_and(|claims| !claims.is_empty()) {
@@ -118,6 +127,52 @@ impl NodeRestriction {
         }
         Ok(())
     }
+
+    /// A node asks for certificates of pods that it runs, and tells signers the truth about them.
+    async fn check_certificate_request(&self, request: &Request<'_>, node: &str) -> Result<(), Error> {
+        let refuse = |why: String| Err(request.forbidden(&why));
+        let spec = &request.object["spec"];
+        let text = |field: &str| spec[field].as_str().unwrap_or_default();
+        if text("nodeName") != node {
+            return refuse(format!(
+                "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+                text("nodeName")
+            ));
+        }
+        self.cache.consistent().await?;
+        let has_uid = |object: &Value, field: &str| object["metadata"]["uid"] == spec[field];
+        if !self.nodes.get("", node).is_some_and(|node| has_uid(&node.value(), "nodeUID")) {
+            return refuse(format!("node {node:?} is not there with uid {:?}", text("nodeUID")));
+        }
+        let name = text("podName");
+        let Some(pod) = self.pods.get(request.namespace, name) else {
+            return refuse(format!("pod {name:?} not found"));
+        };
+        if pod.node() != node {
+            return refuse(format!(
+                "pod {name:?} is not running on node {node:?} named in the PodCertificateRequest"
+            ));
+        }
+        let pod = pod.value();
+        if !has_uid(&pod, "podUID") {
+            return refuse(format!("pod {name:?} has another uid than {:?}", text("podUID")));
+        }
+        if is_mirror(&pod) {
+            return refuse(format!("pod {name:?} is a mirror pod"));
+        }
+        let account = text("serviceAccountName");
+        if pod["spec"]["serviceAccountName"] != account {
+            return refuse(format!("pod {name:?} has another service account than {account:?}"));
+        }
+        let known = self.accounts.get(request.namespace, account);
+        if !known.is_some_and(|known| has_uid(&known.value(), "serviceAccountUID")) {
+            return refuse(format!(
+                "service account {account:?} is not there with uid {:?}",
+                text("serviceAccountUID")
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -147,6 +202,9 @@ impl Plugin for NodeRestriction {
             ("", "persistentvolumeclaims", "status", Operation::Update) => check_claim_status(request, node),
             ("resource.k8s.io", "resourceslices", "", Operation::Create) => check_slice(request, node),
             ("", "serviceaccounts", "token", _) => self.check_token(request, node).await,
+            ("certificates.k8s.io", "podcertificaterequests", "", Operation::Create) => {
+                self.check_certificate_request(request, node).await
+            }
             _ => Ok(()),
         }
     }
@@ -249,11 +307,12 @@ fn is_forbidden(label: &str) -> bool {
     kubernetes && !kubelets
 }
 
-pub(super) fn has_token_volume(pod: &Value) -> bool {
+/// Whether a projected volume of the pod has a source of that kind.
+pub(super) fn has_source(pod: &Value, kind: &str) -> bool {
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
     let mut sources =
         volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
-    sources.any(|source| source["serviceAccountToken"].is_object())
+    sources.any(|source| source[kind].is_object())
 }
 
 #[cfg(test)]

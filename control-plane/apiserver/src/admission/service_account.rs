@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use hawser_api::Error;
 use serde_json::{Value, json};
 
-use super::{Plugin, Request, is_mirror, node_restriction::has_token_volume};
+use super::{Plugin, Request, is_mirror, node_restriction::has_source};
 use crate::{
     auth::node::references,
     cache::{Cache, CachedObject, KindCache},
@@ -93,7 +93,7 @@ impl Plugin for ServiceAccount {
                 _ => {}
             }
         }
-        if has_token_volume(request.object) {
+        if has_source(request.object, "serviceAccountToken") {
             return Err(request.forbidden("a mirror pod may not use ServiceAccountToken volume projections"));
         }
         Ok(())

@@ -24,6 +24,7 @@ pub struct NodeAuthorizer {
     claims: Arc<KindCache>,
     attachments: Arc<KindCache>,
     slices: Arc<KindCache>,
+    certificate_requests: Arc<KindCache>,
 }
 
 /// Secrets of a CSI driver's volume that its node needs.
@@ -106,15 +107,17 @@ fn list(value: &Value) -> &[Value] {
 
 impl NodeAuthorizer {
     pub fn new(resources: &Resources) -> Self {
-        let cache = |group, plural| {
-            resources.builtin(group, "v1", plural).cache().expect("a kind that is stored").clone()
+        let cache_of = |group, version, plural| {
+            resources.builtin(group, version, plural).cache().expect("a kind that is stored").clone()
         };
+        let cache = |group, plural| cache_of(group, "v1", plural);
         Self {
             pods: cache("", "pods"),
             volumes: cache("", "persistentvolumes"),
             claims: cache("", "persistentvolumeclaims"),
             attachments: cache("storage.k8s.io", "volumeattachments"),
             slices: cache("resource.k8s.io", "resourceslices"),
+            certificate_requests: cache_of("certificates.k8s.io", "v1beta1", "podcertificaterequests"),
         }
     }
 
@@ -207,6 +210,12 @@ impl NodeAuthorizer {
             ("", "endpoints", "") => verb == "get",
             // Its next certificate: it asks, and waits for the answer. Admission writes who asks.
             ("certificates.k8s.io", "certificatesigningrequests", "") => read || verb == "create",
+            // Certificates of its pods: admission sees to it that they are its own.
+            ("certificates.k8s.io", "podcertificaterequests", "") => match verb {
+                "create" => true,
+                "list" | "watch" => selects_node(&attributes.field_selector, node),
+                _ => verb == "get" && names_node(&self.certificate_requests, namespace, name, node),
+            },
             ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => read,
             ("networking.k8s.io", "networkpolicies", "") => read,
             ("coordination.k8s.io", "leases", "") => {
@@ -214,7 +223,7 @@ impl NodeAuthorizer {
                     && (verb == "create" || ((write || verb == "get") && name == node))
             }
             ("storage.k8s.io", "volumeattachments", "") => {
-                verb == "get" && names_node(&self.attachments, name, node)
+                verb == "get" && names_node(&self.attachments, "", name, node)
             }
             ("resource.k8s.io", "resourceclaims", "") => {
                 verb == "get" && self.is_referenced(node, resource, namespace, name)
@@ -223,7 +232,7 @@ impl NodeAuthorizer {
             ("resource.k8s.io", "resourceslices", "") => match verb {
                 "create" => true,
                 "list" | "watch" | "deletecollection" => selects_node(&attributes.field_selector, node),
-                _ => (read || write) && names_node(&self.slices, name, node),
+                _ => (read || write) && names_node(&self.slices, "", name, node),
             },
             ("storage.k8s.io", "csinodes", "") => {
                 verb == "create" || ((write || verb == "get") && name == node)
@@ -247,8 +256,8 @@ fn is_for(volume: &Value, claim: &Value) -> bool {
 }
 
 /// Whether the object there is about the node.
-fn names_node(kind: &KindCache, name: &str, node: &str) -> bool {
-    kind.get("", name).is_some_and(|object| object.value()["spec"]["nodeName"] == node)
+fn names_node(kind: &KindCache, namespace: &str, name: &str, node: &str) -> bool {
+    kind.get(namespace, name).is_some_and(|object| object.value()["spec"]["nodeName"] == node)
 }
 
 /// Whether a field selector restricts a list of pods to the node's. Read as the list itself reads it.

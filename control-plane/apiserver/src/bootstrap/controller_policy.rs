@@ -1,5 +1,6 @@
 //! The default roles of controllers, `system:controller:<name>`, each bound to the service account of its name in
-//! kube-system: what upstream's bootstrap policy has at v1.36 with its default features. The form is
+//! kube-system: what upstream's bootstrap policy has at v1.36 with its default features, and the cleaner of
+//! PodCertificateRequests. The form is
 //! [`super::policy`]'s; names are without the prefix.
 //!
 //! This cluster's own controllers do not use them (see [`crate::auth::authz`]); programs that run as these accounts do.
@@ -193,6 +194,8 @@ certificate-controller
     sign : certificates.k8s.io : signers : kubernetes.io/legacy-unknown kubernetes.io/kube-apiserver-client kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving
     create : authorization.k8s.io : subjectaccessreviews
     events
+podcertificaterequestcleaner
+    get list watch delete : certificates.k8s.io : podcertificaterequests
 pvc-protection-controller
     get list watch update : core : persistentvolumeclaims
     list watch get : core : pods

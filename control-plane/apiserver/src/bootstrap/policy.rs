@@ -1,4 +1,5 @@
-//! The default roles and bindings, as tables: what upstream's bootstrap policy has at v1.36 with its default features.
+//! The default roles and bindings, as tables: what upstream's bootstrap policy has at v1.36 with its default features, and
+//! for PodCertificateRequests.
 //!
 //! A line without indentation begins a role: its name, then words for what is particular to it (`+label`, `<label` for a
 //! role that gathers the rules of those with the label). Indented lines are its rules, with colons between the fields:
@@ -146,6 +147,7 @@ system:node
     get : core : persistentvolumeclaims persistentvolumes
     get : core : endpoints
     create get list watch : certificates.k8s.io : certificatesigningrequests
+    create get list watch : certificates.k8s.io : podcertificaterequests
     get create update patch delete : coordination.k8s.io : leases
     get : storage.k8s.io : volumeattachments
     create : core : serviceaccounts/token

@@ -272,7 +272,7 @@ mod tests {
         }
         let count = |plural: &str| names.iter().filter(|(known, ..)| *known == plural).count();
         assert_eq!((count("roles"), count("rolebindings")), (7, 7));
-        assert_eq!(count("clusterrolebindings"), policy::CLUSTER_BINDINGS.len() + 38);
+        assert_eq!(count("clusterrolebindings"), policy::CLUSTER_BINDINGS.len() + 39);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use x509_parser::{
     certification_request::X509CertificationRequest,
     pem::Pem,
-    prelude::{FromDer, X509Certificate},
+    prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate},
 };
 
 use super::{
@@ -36,7 +36,9 @@ const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 const REQUESTER: [&str; 4] = ["username", "uid", "groups", "extra"];
 
 /// `secp521r1` (RFC 5480): taken upstream, and not known to the library that checks signatures here.
-const P521: &str = "1.3.132.0.35";
+pub(super) const P521: &str = "1.3.132.0.35";
+pub(super) const NO_P521: &str =
+    "keys on the curve P-521 are not supported: ring, which checks signatures, lacks it";
 
 const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
 const SHORTEST_SECONDS: i64 = 600;
@@ -143,7 +145,11 @@ pub fn pem(request: &[u8]) -> Result<Pem, String> {
 
 /// What a block of [`pem`] asks for.
 pub fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
-    match X509CertificationRequest::from_der(&pem.contents) {
+    parse_der(&pem.contents)
+}
+
+pub(super) fn parse_der(request: &[u8]) -> Result<X509CertificationRequest<'_>, String> {
+    match X509CertificationRequest::from_der(request) {
         Ok(([], request)) => Ok(request),
         Ok(_) => Err("x509: trailing data".to_owned()),
         Err(error) => Err(format!("x509: malformed certificate request: {error}")),
@@ -152,15 +158,21 @@ pub fn parse(pem: &Pem) -> Result<X509CertificationRequest<'_>, String> {
 
 fn check_request(base64: &str) -> Result<(), String> {
     let pem = decode(base64)?;
-    let request = parse(&pem)?;
-    let key = &request.certification_request_info.subject_pki.algorithm;
-    let curve = key.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    if curve.is_some_and(|curve| curve.to_id_string() == P521) {
-        let detail =
-            "x509: keys on the curve P-521 are not supported: ring, which checks signatures, lacks it";
-        return Err(detail.to_owned());
+    verify(&parse(&pem)?)
+}
+
+/// Whether the key that the request names has signed it; an error says that it has not, or why nobody knows.
+pub(super) fn verify(request: &X509CertificationRequest<'_>) -> Result<(), String> {
+    if curve_of(&request.certification_request_info.subject_pki).as_deref() == Some(P521) {
+        return Err(format!("x509: {NO_P521}"));
     }
     request.verify_signature().map_err(|error| format!("x509: the signature is not valid: {error}"))
+}
+
+/// The curve that the key is on, as dotted numbers; `None` for keys of other kinds.
+pub(super) fn curve_of(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
+    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+    Some(curve.to_id_string())
 }
 
 fn state(request: &Value) -> String {
@@ -343,4 +355,4 @@ fn check_certificate(base64: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

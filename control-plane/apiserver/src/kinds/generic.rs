@@ -62,7 +62,9 @@ fn kept_with_status(kind: &Kind) -> &'static [Pattern<'static>] {
     match (kind.group, kind.plural) {
         ("", "pods") => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
         ("apps", "deployments") => &[&["spec"], &["metadata", "labels"]],
-        ("networking.k8s.io", "servicecidrs") => &[&["spec"], &["metadata"]],
+        ("certificates.k8s.io", "podcertificaterequests") | ("networking.k8s.io", "servicecidrs") => {
+            &[&["spec"], &["metadata"]]
+        }
         (
             "" | "apps" | "autoscaling" | "batch" | "certificates.k8s.io" | "networking.k8s.io" | "policy",
             _,
@@ -177,6 +179,7 @@ pub fn needs_version(kind: &Kind) -> bool {
         | "coordination.k8s.io"
         | "node.k8s.io"
         | "policy" => true,
+        "certificates.k8s.io" => kind.plural == "podcertificaterequests",
         "storage.k8s.io" => {
             matches!(kind.plural, "csidrivers" | "csinodes" | "csistoragecapacities" | "volumeattachments")
         }

@@ -32,6 +32,7 @@ mod namespace;
 mod networking;
 mod node;
 mod pod;
+pub(crate) mod pod_certificate;
 mod pod_group;
 mod policy;
 mod quantity;
@@ -216,6 +217,7 @@ pub fn hooks(group: &str, plural: &str) -> &'static Hooks {
         ("batch", "cronjobs") => &cron_job::CRON_JOB,
         ("batch", "jobs") => &batch::JOB,
         ("certificates.k8s.io", "certificatesigningrequests") => &certificates::SIGNING_REQUEST,
+        ("certificates.k8s.io", "podcertificaterequests") => &pod_certificate::POD_CERTIFICATE_REQUEST,
         ("coordination.k8s.io", "leases") => &lease::LEASE,
         ("discovery.k8s.io", "endpointslices") => &endpoints::ENDPOINT_SLICE,
         ("events.k8s.io", "events") => &event::EVENTS,

@@ -7,6 +7,7 @@
 mod approval;
 #[cfg(test)]
 mod fake_signer;
+mod pod_requests;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -63,6 +64,7 @@ pub(crate) fn register(starts: &mut Starts<'_>) {
     if starts.wants("csrcleaner") {
         starts.add(Cleaner { context: context.clone() }, queue(), 1);
     }
+    pod_requests::register(starts);
 }
 
 fn condition<'a>(

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -12,6 +12,9 @@ use std::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a failure shows of a log.
+const MAX_LOG_BYTES: u64 = 1 << 20;
 
 /// A control plane over a directory of its own; both go with the value.
 pub(crate) struct ControlPlane {
@@ -73,7 +76,11 @@ impl ControlPlane {
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        let mut text = String::new();
+        if let Ok(file) = fs::File::open(self.directory.join("log")) {
+            let _ = file.take(MAX_LOG_BYTES).read_to_string(&mut text);
+        }
+        text
     }
 
     pub(crate) fn command(&self) -> Command {

@@ -27,6 +27,7 @@ use crate::pod::{ContainerKind, DesiredPod, PodState};
 use crate::probes::Prober;
 use crate::static_pods::is_static;
 use crate::stats::Collector;
+use crate::volumes::pod_certificate::PodCertificates;
 use hawser_runtime::ContainerState;
 use start::Starts;
 use text::Exposition;
@@ -310,6 +311,7 @@ pub struct Telemetry {
     pub(crate) metrics: Metrics,
     pub(crate) prober: Prober,
     pub(crate) pods: Pods,
+    pub(crate) certificates: Arc<PodCertificates>,
 }
 
 impl Telemetry {
@@ -323,6 +325,7 @@ impl Telemetry {
             Some((meta.namespace.as_deref().unwrap_or_default(), disk.get(meta.uid.as_deref()?)?))
         });
         volumes::render(&mut out, measured);
+        volumes::render_certificates(&mut out, &self.certificates.states());
         process::render(&mut out);
         encode(&self.metrics.inner.registry) + &out.finish()
     }

@@ -1,4 +1,4 @@
-//! `kubelet_volume_stats_*`: space in the volumes behind claims.
+//! `kubelet_volume_stats_*`: space in the volumes behind claims. `kubelet_podcertificate_states`: certificates in volumes.
 
 use std::collections::BTreeMap;
 
@@ -42,6 +42,18 @@ pub(super) fn render<'a>(out: &mut Exposition, measured: impl Iterator<Item = (&
         for ((namespace, claim), fs) in &claims {
             out.sample(&[("namespace", namespace), ("persistentvolumeclaim", claim)], family.3(fs), None);
         }
+    }
+}
+
+/// `states`: how many sources there are, by signer and state.
+pub(super) fn render_certificates(out: &mut Exposition, states: &BTreeMap<(String, &'static str), usize>) {
+    if states.is_empty() {
+        return;
+    }
+    let help = "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.";
+    let family = out.gauge("kubelet_podcertificate_states", help);
+    for ((signer, state), count) in states {
+        family.sample(&[("signer_name", signer), ("state", state)], *count as f64, None);
     }
 }
 

@@ -114,6 +114,12 @@ impl DesiredPod {
         ObjectKey::new(self.namespace(), self.name())
     }
 
+    /// The account that it runs as, by name.
+    pub fn service_account(&self) -> &str {
+        let name = self.spec().service_account_name.as_deref();
+        name.filter(|name| !name.is_empty()).unwrap_or("default")
+    }
+
     /// `web_default(1234-...)`: how upstream's messages name a pod.
     pub fn full_name(&self) -> String {
         format!("{}_{}({})", self.name(), self.namespace(), self.uid())

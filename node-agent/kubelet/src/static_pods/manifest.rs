@@ -198,6 +198,7 @@ fn of_volume(volume: &Volume) -> Option<(String, &'static str)> {
         _ if sources().any(|source| source.secret.is_some()) => "secrets",
         _ if sources().any(|source| source.service_account_token.is_some()) => "serviceaccounts",
         _ if sources().any(|source| source.cluster_trust_bundle.is_some()) => "clustertrustbundles",
+        _ if sources().any(|source| source.pod_certificate.is_some()) => "podcertificates",
         _ => return None,
     };
     Some((format!("spec.volumes[{:?}]", volume.name), kind))

@@ -13,6 +13,7 @@ pub mod mounts;
 mod nfs;
 pub(crate) mod ownership;
 pub mod payload;
+pub mod pod_certificate;
 pub(crate) mod sub_path;
 pub mod token;
 pub mod trust_bundle;
@@ -46,6 +47,7 @@ use crate::worker::actions::with_source;
 use claim::{Claim, own_claim_name};
 pub use growth::Grown;
 use payload::{Fetched, Tokens, payload, token_in, tokens_of};
+use pod_certificate::{Bundles, PodCertificates, Warning};
 use token::TokenManager;
 use trust_bundle::Roots;
 
@@ -75,6 +77,9 @@ pub enum VolumeError {
     NoToken,
     #[error("{0}")]
     TrustBundle(String),
+    /// `index` is the source's place in the volume.
+    #[error("source {index}, podCertificate of signer {signer:?}: {message}")]
+    Certificate { index: usize, signer: String, message: String },
     #[error("the API server does not serve {0}")]
     Unserved(&'static str),
     #[error(transparent)]
@@ -144,6 +149,9 @@ pub(crate) const RETRY: Duration = Duration::from_secs(60);
 /// How often ClusterTrustBundles are read again for a volume that shows some.
 const ROOTS_AGAIN: Duration = Duration::from_secs(60);
 
+/// And how often, at most, a volume is written for the sake of its certificates.
+const CERTIFICATES_AGAIN: Duration = Duration::from_secs(1);
+
 /// What mounting gave: the volumes, and when their tokens have to be written anew.
 #[derive(Debug, Default)]
 pub struct MountOutcome {
@@ -153,6 +161,8 @@ pub struct MountOutcome {
     pub grown: Vec<Grown>,
     /// Volumes that could not be made or brought up to date.
     pub failed: Vec<MountError>,
+    /// What the pod's user is to know of its certificates.
+    pub warnings: Vec<Warning>,
 }
 
 impl MountOutcome {
@@ -181,6 +191,7 @@ pub struct Volumes {
     client: Arc<dyn Client>,
     runtime: Arc<dyn Runtime>,
     tokens: TokenManager,
+    certificates: Arc<PodCertificates>,
     capacity: NodeCapacity,
     csi: Csi,
 }
@@ -195,7 +206,15 @@ impl Volumes {
         csi: Csi,
     ) -> Self {
         let tokens = TokenManager::new(client.clone());
-        Self { config, objects, client, runtime, tokens, capacity, csi }
+        let certificates =
+            PodCertificates::new(client.clone(), config.node_name.clone(), objects.nodes.clone());
+        let certificates = Arc::new(certificates);
+        Self { config, objects, client, runtime, tokens, certificates, capacity, csi }
+    }
+
+    /// For the metric of their states.
+    pub(crate) fn certificates(&self) -> Arc<PodCertificates> {
+        self.certificates.clone()
     }
 
     /// Makes all volumes of the pod, or brings them up to date. Idempotent. One that fails holds up none of the others.
@@ -207,6 +226,7 @@ impl Volumes {
                 outcome.refresh_within(RETRY);
             }
         }
+        outcome.warnings = self.certificates.warnings(pod.uid());
         outcome
     }
 
@@ -227,7 +247,15 @@ impl Volumes {
             roots = self.roots_for(pod, volume).await?;
             outcome.refresh_within(ROOTS_AGAIN);
         }
-        let shown = self.mount_one(pod, ips, volume, &Fetched { tokens, roots }).await?;
+        let mut bundles = Bundles::new();
+        if pod_certificate::projections(volume).next().is_some() {
+            let dir = volume_dir(&self.config, pod.uid(), volume);
+            let is_online = self.objects.pods.is_synced();
+            let (shown, due) = self.certificates.bundles(pod, volume, &dir, is_online).await?;
+            bundles = shown;
+            due.into_iter().for_each(|left| outcome.refresh_within(left.max(CERTIFICATES_AGAIN)));
+        }
+        let shown = self.mount_one(pod, ips, volume, &Fetched { tokens, roots, bundles }).await?;
         shown.again_after.into_iter().for_each(|left| outcome.refresh_within(left));
         outcome.grown.extend(shown.grown);
         outcome.volumes.insert(volume.name.clone(), shown.mounted);
@@ -455,6 +483,7 @@ impl Volumes {
 
     fn unmount_own(&self, uid: &str) -> io::Result<()> {
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         let dir = self.config.pod_dir(uid);
         for part in ["volume-subpaths", "volumes"] {
             remove_tree(&dir.join(part))?;

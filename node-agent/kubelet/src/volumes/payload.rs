@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::VolumeError;
 use super::atomic_writer::{Payload, PayloadFile};
+use super::pod_certificate::Bundles;
 use super::trust_bundle::Roots;
 use crate::container::downward::Fields;
 use crate::container::env::Lookup;
@@ -23,6 +24,7 @@ pub type Tokens = BTreeMap<TokenKey, Option<String>>;
 pub struct Fetched {
     pub tokens: Tokens,
     pub roots: Roots,
+    pub bundles: Bundles,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,7 +177,7 @@ fn projected(
     out: &mut Payload,
 ) -> Result<(), VolumeError> {
     let mode = volume.default_mode.unwrap_or(DEFAULT_MODE);
-    for source in volume.sources.iter().flatten() {
+    for (index, source) in volume.sources.iter().flatten().enumerate() {
         if let Some(source) = &source.config_map {
             let optional = source.optional == Some(true);
             let data = config_map(fields, lookup, &source.name, optional)?;
@@ -192,23 +194,32 @@ fn projected(
         if let Some(source) = &source.service_account_token {
             let key = TokenKey::of(source);
             if let Some(token) = fetched.tokens.get(&key).ok_or(VolumeError::NoToken)? {
-                out.insert(PathBuf::from(&source.path), token_file(fields, token, mode));
+                out.insert(PathBuf::from(&source.path), own_file(fields, token.clone(), mode));
             }
         }
         if let Some(source) = &source.cluster_trust_bundle {
             let roots = fetched.roots.get(&source.path).cloned().unwrap_or_default();
             out.insert(PathBuf::from(&source.path), file(roots.into_bytes(), mode));
         }
-        if source.pod_certificate.is_some() {
-            return Err(VolumeError::Unsupported("a podCertificate projection"));
+        if let Some(source) = &source.pod_certificate {
+            let Some(bundle) = fetched.bundles.get(&index) else { continue };
+            for (path, content) in [
+                (&source.credential_bundle_path, bundle.key.clone() + &bundle.chain),
+                (&source.key_path, bundle.key.clone()),
+                (&source.certificate_chain_path, bundle.chain.clone()),
+            ] {
+                if let Some(path) = path.as_deref().filter(|path| !path.is_empty()) {
+                    out.insert(PathBuf::from(path), own_file(fields, content, mode));
+                }
+            }
         }
     }
     Ok(())
 }
 
 /// Readable by the pod's user alone where all its containers run as one, as upstream does.
-fn token_file(fields: &Fields<'_>, token: &str, mode: i32) -> PayloadFile {
-    let content = token.as_bytes().to_vec();
+fn own_file(fields: &Fields<'_>, text: String, mode: i32) -> PayloadFile {
+    let content = text.into_bytes();
     let spec = fields.pod.spec();
     if spec.security_context.as_ref().and_then(|c| c.fs_group).is_some() {
         return PayloadFile { content, mode: 0o600, uid: None };

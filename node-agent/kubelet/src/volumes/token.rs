@@ -65,8 +65,7 @@ impl TokenManager {
     }
 
     async fn request(&self, pod: &DesiredPod, key: &TokenKey) -> Result<Token, hawser_api::Error> {
-        let account =
-            pod.spec().service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+        let account = pod.service_account();
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: key.audience.clone().map(|audience| vec![audience]),

@@ -25,6 +25,7 @@ use crate::durable;
 
 const RESOURCE: GroupVersionResource =
     GroupVersionResource::fixed("certificates.k8s.io", "v1beta1", "clustertrustbundles");
+const CERTIFICATE: &str = "CERTIFICATE";
 /// Letters in a line of PEM (RFC 7468).
 const LINE: usize = 64;
 
@@ -142,17 +143,18 @@ fn combined(
             found.insert(certificate.map_err(unreadable)?.to_vec());
         }
     }
-    Ok(found.iter().map(|der| pem(der)).collect())
+    Ok(found.iter().map(|der| pem(CERTIFICATE, der)).collect())
 }
 
-fn pem(der: &[u8]) -> String {
+/// One block of PEM (RFC 7468).
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut out = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(LINE) {
         out.extend(line.iter().map(|letter| char::from(*letter)));
         out.push('\n');
     }
-    out + "-----END CERTIFICATE-----\n"
+    out + &format!("-----END {label}-----\n")
 }
 
 #[cfg(test)]
@@ -161,7 +163,8 @@ mod tests {
     use serde_json::json;
 
     fn bundle(certificates: &[&[u8]]) -> ClusterTrustBundle {
-        let text: String = certificates.iter().map(|der| format!("a remark\n{}", pem(der))).collect();
+        let text: String =
+            certificates.iter().map(|der| format!("a remark\n{}", pem(CERTIFICATE, der))).collect();
         let bundle = json!({ "metadata": { "name": "b" }, "spec": { "trustBundle": text } });
         serde_json::from_value(bundle).expect("a bundle")
     }
@@ -177,8 +180,8 @@ mod tests {
         let (one, two) = ([1; 100], [2; 10]);
         let bundles = [bundle(&[&two, &one]), bundle(&[&two])];
         let shown = combined(&projection(json!({ "signerName": "a.test/b" })), &bundles);
-        assert_eq!(shown.ok(), Some(pem(&one) + &pem(&two)));
-        assert!(pem(&one).lines().all(|line| line.len() <= LINE));
+        assert_eq!(shown.ok(), Some(pem(CERTIFICATE, &one) + &pem(CERTIFICATE, &two)));
+        assert!(pem(CERTIFICATE, &one).lines().all(|line| line.len() <= LINE));
     }
 
     #[test]
@@ -202,7 +205,7 @@ mod tests {
         };
         let told = noted(&note, &volume("ca.pem")).unwrap_err().to_string();
         assert!(told.starts_with("the API does not answer, and no trust bundles are noted"), "{told}");
-        let roots = Roots::from([("ca.pem".to_owned(), pem(&[1; 10]))]);
+        let roots = Roots::from([("ca.pem".to_owned(), pem(CERTIFICATE, &[1; 10]))]);
         for _ in 0..2 {
             write_note(&note, &roots).expect("written");
             assert_eq!(noted(&note, &volume("ca.pem")).expect("as noted"), roots);

@@ -112,6 +112,9 @@ pub async fn mount_volumes(shared: &Shared, pod: &DesiredPod) -> (Outcome, Mount
         };
         shared.recorder.pod(pod, of_type, reason, message);
     }
+    for (reason, message) in &mounted.warnings {
+        shared.recorder.pod(pod, EventType::Warning, *reason, message.clone());
+    }
     for error in &mounted.failed {
         shared.recorder.pod(pod, EventType::Warning, "FailedMount", error.to_string());
     }

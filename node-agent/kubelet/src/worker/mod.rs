@@ -41,16 +41,16 @@ use mailbox::Mailbox;
 use refresh::Refresh;
 use report::Reporter;
 
-/// Newest and previous instance of a container.
-type Instances = (Option<Arc<ContainerStatus>>, Option<Arc<ContainerStatus>>);
+/// An instance of a container, shared with the worker.
+type Shown = Arc<ContainerStatus>;
 
 /// What others may see of a pod: the server, the node's summary.
 #[derive(Clone, Debug, Default)]
 pub struct PodView {
     /// The object with the status as this node knows it.
     pub pod: Arc<Pod>,
-    /// By container.
-    pub containers: BTreeMap<String, Instances>,
+    /// Newest and previous instance of each container.
+    pub containers: BTreeMap<String, (Option<Shown>, Option<Shown>)>,
     /// Where its volumes are.
     pub volumes: MountedVolumes,
 }

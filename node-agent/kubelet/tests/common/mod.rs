@@ -133,6 +133,11 @@ impl FakeApi {
         object.to_string().into()
     }
 
+    /// An object is deleted, by somebody else.
+    pub(crate) fn remove(&self, resource: &str, key: &str) {
+        self.objects.lock().remove(&(resource.to_owned(), key.to_owned()));
+    }
+
     /// A pod is deleted for good, and the kubelet's cache does not hear of it.
     pub(crate) fn forget(&self, name: &str) {
         self.objects.lock().remove(&("pods".into(), format!("default/{name}")));
@@ -170,6 +175,13 @@ impl FakeApi {
 
     pub(crate) fn reads(&self, resource: &str) -> usize {
         self.reads.lock().get(resource).copied().unwrap_or(0)
+    }
+
+    /// All objects of a resource.
+    pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
+        let objects = self.objects.lock();
+        let found = objects.iter().filter(|((known, _), _)| known == resource);
+        found.map(|(_, object)| object.clone()).collect()
     }
 
     pub(crate) fn object(&self, resource: &str, key: &str) -> Option<Value> {
@@ -220,6 +232,10 @@ impl Client for FakeApi {
         let mut object = object;
         if &*target.resource.resource == "pods" {
             object["status"] = json!({ "phase": "Pending" });
+        }
+        if let Some(prefix) = object["metadata"]["generateName"].as_str() {
+            let version = *self.version.lock();
+            object["metadata"]["name"] = format!("{prefix}{version}").into();
         }
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let target = Target { name: Some(name.clone()), ..target.clone() };

@@ -126,7 +126,7 @@ fn a_request_with_a_changed_byte_is_refused() {
 }
 
 /// `openssl ecparam -name secp521r1`, `openssl req -subj "/O=team/CN=ann" -sha512`.
-const P521_REQUEST: &str = "-----BEGIN CERTIFICATE REQUEST-----
+pub(in crate::kinds) const P521_REQUEST: &str = "-----BEGIN CERTIFICATE REQUEST-----
 MIIBYDCBwgIBADAdMQ0wCwYDVQQKDAR0ZWFtMQwwCgYDVQQDDANhbm4wgZswEAYH
 KoZIzj0CAQYFK4EEACMDgYYABAC/YccriFQrxe8itUYBths5FB2rHlQ4DeM8D5Ed
 ujWfXQeiKv9ls5Y0dhpOGl+KgACshlYkCgXAizN+Ujjjfye41gCRd8oYujN5OgbY

@@ -15,6 +15,7 @@ use crate::kinds::{
     certificates::signer_name,
     meta::{annotations, invalid_all, labels},
     names::NameRule,
+    pod_certificate::{bounds_of_life, user_annotations},
     quantity, selector,
     storage::{claim_spec, driver_name},
     value::{Fields, Path},
@@ -61,8 +62,6 @@ const HOST_PATHS: [&str; 8] =
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
 /// Seconds that a token in a volume is good for.
 const TOKEN_SECONDS: std::ops::RangeInclusive<i64> = 600..=1 << 32;
-/// Seconds that a certificate is good for: at least, at most, and at most those of the cluster's own signers.
-const CERTIFICATE_SECONDS: (i64, i64, i64) = (3600, 91 * 86_400, 86_400);
 
 /// Returns the volumes that containers can use. `meta` is the pod's; none of a template.
 pub(super) fn validate<'a>(
@@ -295,13 +294,13 @@ fn pod_certificate<'a>(
     let signer = certificate.text("signerName");
     signer_name(errors, &path.field("signerName"), signer);
     crate::kinds::rules::one_of(errors, &path.field("keyType"), certificate.text("keyType"), &KEY_TYPES);
-    let (least, most, of_own) = CERTIFICATE_SECONDS;
-    let most = if signer.starts_with("kubernetes.io/") { of_own } else { most };
+    let (least, most) = bounds_of_life(signer);
     if let Some(seconds) = certificate.int("maxExpirationSeconds").filter(|it| !(least..=most).contains(it)) {
         let bound = if seconds < least { format!(">= {least}") } else { format!("<= {most}") };
         let detail = format!("if provided, maxExpirationSeconds must be {bound}");
         errors.push(FieldError::invalid(path.field("maxExpirationSeconds"), seconds, detail));
     }
+    user_annotations(errors, &path.field("userAnnotations"), certificate.at("userAnnotations"));
     let mut files = Vec::new();
     for field in ["credentialBundlePath", "keyPath", "certificateChainPath"] {
         let file = certificate.text(field);
