@@ -24,6 +24,7 @@ mod visibility;
 use std::{path::Path, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use hawser_runtime::{pod_init, pod_namespaces};
 
 /// First argument of the log writers that containers' shims start from this program.
 const LOG_WRITER: &str = "log-writer";
@@ -52,14 +53,12 @@ enum Command {
 
 fn main() -> ExitCode {
     // Before anything else: there is one such process for every container or pod, and it must stay small.
-    let mut words = std::env::args_os().skip(1);
-    if let (Some(mode), Some(file)) = (words.next(), words.next()) {
-        if mode == LOG_WRITER {
-            return hawser_runtime::logger::run(Path::new(&file));
-        }
-        if mode == hawser_runtime::pod_init::MODE {
-            return hawser_runtime::pod_init::run();
-        }
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    match words.as_slice() {
+        [mode, file, ..] if mode == LOG_WRITER => return hawser_runtime::logger::run(Path::new(file)),
+        [mode, _, ..] if mode == pod_init::MODE => return pod_init::run(),
+        [mode, words @ ..] if mode == pod_namespaces::MODE => return pod_namespaces::run(words),
+        _ => {}
     }
     memory::share_arenas();
     let matches = Cli::command().get_matches();

@@ -240,7 +240,12 @@ impl PodNetwork for AgentNetwork {
             namespace: request.namespace.clone(),
             name: request.name.clone(),
         };
-        let interface = self.network_soon().await?.attach_pod(&pod).await.map_err(|error| failed(&error))?;
+        let interface = self
+            .network_soon()
+            .await?
+            .attach_pod(&pod, request.netns.as_deref())
+            .await
+            .map_err(|error| failed(&error))?;
         let link = PodLink {
             mac: interface.pod_mac,
             ips: interface.ips.clone(),

@@ -26,6 +26,7 @@ use hawser_kubelet::{
     memory::{MemoryPolicy, machine as numa},
     node::Machine,
     quantity::binary_si,
+    users::IdPool,
 };
 use hawser_network::{Mode, Network, Uplink};
 use hawser_runtime::{Containerd, LogWriter, Registries, Runtime};
@@ -220,6 +221,16 @@ fn containerd_config(options: &Options) -> anyhow::Result<hawser_runtime::Config
     })
 }
 
+/// The numbers of users that pods with their own may have, as the machine's files say.
+fn users(each: u32, max_pods: u32) -> anyhow::Result<IdPool> {
+    let text = |path: &str| match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.with_context(|| format!("cannot read {path}")),
+    };
+    let pool = IdPool::new(each, max_pods, &text("/etc/subuid")?, &text("/etc/subgid")?);
+    pool.map_err(|why| anyhow::anyhow!("userNamespaces: {why}"))
+}
+
 fn kubelet_config(
     options: &Options,
     mut config: hawser_kubelet::Config,
@@ -230,6 +241,7 @@ fn kubelet_config(
     config.resolv_conf = options.resolv_conf.clone();
     config.port = options.port;
     config.max_pods = options.max_pods;
+    config.users = users(config.users.ids_per_pod(), options.max_pods)?;
     config.static_pod_path = options.pod_manifest_path.clone();
     config.checkpoint_secrets = options.checkpoint_secrets;
     config.api_wait = API_WAIT;

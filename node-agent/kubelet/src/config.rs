@@ -20,6 +20,7 @@ use crate::rate::Rate;
 use crate::server::ServerSettings;
 use crate::shutdown::logind::Places;
 use crate::shutdown::plan::Graces;
+use crate::users::IdPool;
 
 /// Version that the node announces: the API level, then the project.
 pub const KUBELET_VERSION: &str = concat!("v1.36.0+hawser-", env!("CARGO_PKG_VERSION"));
@@ -46,6 +47,8 @@ pub struct Config {
     pub port: u16,
     pub server: ServerSettings,
     pub max_pods: u32,
+    /// Numbers of users for pods that have their own.
+    pub users: IdPool,
     /// A file, or a directory of them, that describe static pods.
     pub static_pod_path: Option<PathBuf>,
     /// Secrets are noted for a start without the API, as pods and ConfigMaps are: they are on disk then.
@@ -134,6 +137,7 @@ impl Config {
             port: 10250,
             server: ServerSettings::default(),
             max_pods: 110,
+            users: IdPool::default(),
             static_pod_path: None,
             checkpoint_secrets: false,
             api_wait: Duration::from_secs(3),

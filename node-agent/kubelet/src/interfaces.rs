@@ -34,6 +34,9 @@ pub struct PodNetworkRequest {
     pub namespace: String,
     pub name: String,
     pub hostname: String,
+    /// A network namespace that is pinned there already, and is to be the pod's: it belongs to users of the pod's own.
+    /// `None`: one is made.
+    pub netns: Option<PathBuf>,
     pub host_ports: Vec<HostPort>,
     /// From the annotation `hawser.io/socket-translation: "off"`: the pod's sockets see service addresses as they asked
     /// for them, for a mesh that has ways of its own.

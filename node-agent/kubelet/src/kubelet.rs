@@ -33,6 +33,7 @@ use crate::static_pods::StaticPods;
 use crate::static_pods::mirror::{MirrorKeeper, MirrorStatus};
 use crate::static_pods::source::Source;
 use crate::stats::{Collector, disk};
+use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::worker::actions::Shared;
 
@@ -135,6 +136,7 @@ impl Kubelet {
             devices: devices.clone(),
             cpus: cpus.clone(),
             memory,
+            users: Users::default(),
             dra: dra.clone(),
             qos_cgroups: qos_cgroups.clone(),
             pressure: pressure_seen.clone(),

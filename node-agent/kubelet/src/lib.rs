@@ -41,6 +41,7 @@ pub mod shutdown;
 pub mod sockets;
 pub mod static_pods;
 pub mod stats;
+pub mod users;
 pub mod volumes;
 pub mod worker;
 

@@ -91,6 +91,15 @@ fn named(name: &str) -> ObjectMeta {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
+    runs_is_adopted_and_leaves_nothing(None).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pod_with_users_of_its_own_runs_is_adopted_and_leaves_nothing() -> Result<()> {
+    runs_is_adopted_and_leaves_nothing(Some(false)).await
+}
+
+async fn runs_is_adopted_and_leaves_nothing(host_users: Option<bool>) -> Result<()> {
     let Some(node) = test_node()? else { return Ok(()) };
     let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
     let agent = Agent::start(&node).await?;
@@ -104,7 +113,7 @@ async fn pod_runs_is_adopted_and_leaves_nothing() -> Result<()> {
         data: Some([("password".into(), ByteString(b"hunter2\n".to_vec()))].into()),
         ..Secret::default()
     });
-    agent.api.put_pod(&pod("web", everything(&image)));
+    agent.api.put_pod(&pod("web", PodSpec { host_users, ..everything(&image) }));
     let status = agent.wait_status("ready", is_ready).await?;
     let init = &status.init_container_statuses.as_ref().context("init")?[0];
     ensure!(init.ready && init.image == image, "{init:?}");

@@ -536,11 +536,13 @@ async fn pod_that_asks_for_users_of_its_own_is_not_started_without() {
     node.bind("web", spec);
     node.wait("the event", || {
         let told = "FailedCreatePodSandBox: Failed to create pod sandbox: hostUsers: false: runtime handler \"\" does not \
-                    support user namespaces";
+                    support user namespaces: there is no kernel below";
         node.api.events().contains(&told.to_owned()).then_some(())
     })
     .await;
     assert!(node.runtime.find(&uid("web"), "web").is_none());
+    let metrics = node.kubelet.telemetry().metrics();
+    assert!(metrics.contains("kubelet_started_user_namespaced_pods_errors_total 1\n"), "{metrics}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ mod sysctl;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use hawser_fault::point;
@@ -163,12 +163,13 @@ impl Network {
         announce::replace(&self.netlink, &self.config, addresses, &mut guarded).await
     }
 
-    /// Gives a pod its namespace, link and addresses; a pod that has them keeps them.
+    /// Gives a pod its namespace, link and addresses; a pod that has them keeps them. `netns`, where it is pinned
+    /// already, is a namespace to take in the place of a new one: one that belongs to users of the pod's own.
     ///
     /// # Errors
     /// [`Error::Exhausted`] where the node's block has no address left.
-    pub async fn attach_pod(&self, pod: &PodId) -> Result<PodInterface, Error> {
-        self.pods.lock().await.attach(&self.netlink, pod).await
+    pub async fn attach_pod(&self, pod: &PodId, netns: Option<&Path>) -> Result<PodInterface, Error> {
+        self.pods.lock().await.attach(&self.netlink, pod, netns).await
     }
 
     /// Removes all that a pod has; unknown pods are fine.

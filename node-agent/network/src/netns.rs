@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     thread,
 };
@@ -22,22 +22,36 @@ use crate::Error;
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// Makes the namespace unless it is pinned there already.
-pub(crate) fn ensure(path: &Path) -> Result<File, Error> {
+/// Makes the namespace unless it is pinned there already. `given` is pinned elsewhere, and is to be taken in its place.
+pub(crate) fn ensure(path: &Path, given: Option<&Path>) -> Result<File, Error> {
     if !is_pinned(path) {
         File::create(path).map_err(Error::file("cannot create", path))?;
         point("network: file for the namespace made");
         let target = path.to_owned();
+        let given = given.map(Path::to_owned);
         // A thread of its own: unshare changes the calling thread's namespace for good.
         let made = thread::spawn(move || -> nix::Result<()> {
-            unshare(CloneFlags::CLONE_NEWNET)?;
             let none: Option<&str> = None;
+            if let Some(given) = given {
+                return mount(Some(&given), &target, none, MsFlags::MS_BIND, none);
+            }
+            unshare(CloneFlags::CLONE_NEWNET)?;
             mount(Some("/proc/thread-self/ns/net"), &target, none, MsFlags::MS_BIND, none)
         });
         let made = made.join().unwrap_or(Err(Errno::ECANCELED));
         made.map_err(|errno| Error::Namespace { action: "make", source: errno.into() })?;
     }
     File::open(path).map_err(Error::file("cannot open", path))
+}
+
+/// Whether another namespace than `given` is pinned at `path`.
+pub(crate) fn is_another(path: &Path, given: &Path) -> Result<bool, Error> {
+    if !is_pinned(path) {
+        return Ok(false);
+    }
+    let number = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let given_number = number(given).map_err(Error::file("cannot look at", given))?;
+    Ok(number(path).map_err(Error::file("cannot look at", path))? != given_number)
 }
 
 fn is_pinned(path: &Path) -> bool {

@@ -142,14 +142,26 @@ impl Pods {
         self.records.iter().map(|(uid, record)| (uid.clone(), record.ips.clone())).collect()
     }
 
-    pub(crate) async fn attach(&mut self, netlink: &Netlink, pod: &PodId) -> Result<PodInterface, Error> {
+    pub(crate) async fn attach(
+        &mut self,
+        netlink: &Netlink,
+        pod: &PodId,
+        given: Option<&Path>,
+    ) -> Result<PodInterface, Error> {
         let record = match self.records.get(&pod.uid) {
             Some(record) => record.clone(),
             None => self.record(pod)?,
         };
         point("network: addresses noted");
         let netns_path = self.netns_dir.join(&record.uid);
-        let netns = netns::ensure(&netns_path)?;
+        if let Some(given) = given
+            && netns::is_another(&netns_path, given)?
+        {
+            // Of the pod's users before these; what is left of its link is in there.
+            netlink.delete_link(&record.host_ifname).await?;
+            netns::remove(&netns_path)?;
+        }
+        let netns = netns::ensure(&netns_path, given)?;
         point("network: namespace pinned");
         let host = match netlink.find_link(&record.host_ifname).await? {
             Some(link) => link,

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -119,7 +119,7 @@ impl Lan {
     }
 
     fn attach(&self, node: u8, uid: &str) -> PodInterface {
-        self.with(node, async |network| network.attach_pod(&pod(uid)).await).unwrap()
+        self.with(node, async |network| network.attach_pod(&pod(uid), None).await).unwrap()
     }
 }
 
@@ -264,6 +264,46 @@ fn connections_outlive_a_restart_and_pods_keep_their_addresses() {
     assert_ne!(other.ips, from.ips);
 }
 
+/// A network namespace that somebody else has made; gone on drop.
+struct Given(String);
+
+impl Given {
+    fn new(lan: &Lan, name: &str) -> Self {
+        let name = lan.netns(name);
+        ip(&format!("netns add {name}"));
+        Self(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn namespace_that_is_made_already_is_the_pods() {
+    let Some(lan) = Lan::new(Mode::Routes) else { return };
+    let given = ["g1", "g2"].map(|name| Given::new(&lan, name));
+    let attach = |given: &Given| {
+        let path = given.path();
+        lan.with(1, async move |network| network.attach_pod(&pod("a"), Some(&path)).await).unwrap()
+    };
+    let number = |path: &Path| fs::metadata(path).unwrap().ino();
+    let first = attach(&given[0]);
+    assert_eq!(number(&first.netns_path), number(&given[0].path()));
+    assert_eq!(attach(&given[0]), first, "nothing is made again");
+    let second = attach(&given[1]);
+    assert_eq!(number(&second.netns_path), number(&given[1].path()), "another takes its place");
+    assert_eq!(second.ips, first.ips);
+    let other = lan.attach(1, "b");
+    assert_eq!(seen_from(&second.netns_path, &other.netns_path, other.ips[0]), second.ips[0]);
+}
+
 #[test]
 fn node_that_left_is_reached_no_more() {
     let Some(lan) = Lan::new(VXLAN) else { return };
@@ -291,7 +331,7 @@ fn pods_that_come_and_go_leave_nothing() {
     let before = links();
     lan.with(1, async |network| {
         for round in 0..40 {
-            network.attach_pod(&pod(&format!("pod{round}"))).await?;
+            network.attach_pod(&pod(&format!("pod{round}")), None).await?;
             if round >= 4 {
                 network.detach_pod(&format!("pod{}", round - 4)).await?;
             }
@@ -386,13 +426,13 @@ fn full_block_is_a_clear_error_and_takes_nothing() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let network = Network::start(config).await.unwrap();
-            network.attach_pod(&pod("a")).await.unwrap();
-            network.attach_pod(&pod("b")).await.unwrap();
-            let error = network.attach_pod(&pod("c")).await.unwrap_err();
+            network.attach_pod(&pod("a"), None).await.unwrap();
+            network.attach_pod(&pod("b"), None).await.unwrap();
+            let error = network.attach_pod(&pod("c"), None).await.unwrap_err();
             assert_eq!(error.to_string(), "the node's pod range 10.250.9.0/30 has no address left");
             assert_eq!(network.list().await.len(), 2);
             network.detach_pod("a").await.unwrap();
-            network.attach_pod(&pod("c")).await.unwrap();
+            network.attach_pod(&pod("c"), None).await.unwrap();
             network.reconcile(&HashSet::new()).await.unwrap();
         });
     });

@@ -1,12 +1,13 @@
-//! Time to make a pod of one container: sandbox, create, start, stop, remove; medians of some rounds.
+//! Time to make a pod of one container: sandbox, create, start, stop, remove; medians of some rounds, without users of the
+//! pod's own and with them.
 //! `cargo run -p hawser-runtime --example start_time --features testing` (as root).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hawser_runtime::Runtime;
 use hawser_runtime::testing::{ImagePack, TestNode};
+use hawser_runtime::{Containerd, IdRange, PodNetwork, Runtime};
 
 const ROUNDS: usize = 15;
 
@@ -24,17 +25,29 @@ async fn measure() -> Result<()> {
     runtime.pull_image(&image, &[], None).await?;
     println!("pull (local registry)  {:>7.1} ms", ms(pulled.elapsed()));
 
+    println!("the node's users:");
+    rounds(&node, &runtime, &image, None).await?;
+    println!("users of its own:");
+    rounds(&node, &runtime, &image, Some(IdRange { first: 1 << 16, count: 1 << 16 })).await
+}
+
+async fn rounds(node: &TestNode, runtime: &Containerd, image: &str, users: Option<IdRange>) -> Result<()> {
     let mut steps: [Vec<Duration>; 5] = Default::default();
     for round in 0..ROUNDS {
         let name = format!("p{round}");
-        let mut config = node.container(&name, "main", &image, "");
+        let mut pod = node.pod(&name);
+        pod.users = users;
+        let mut config = node.container(&name, "main", image, "");
         config.command = vec!["sleep".into(), "600".into()];
         let mut step = Instant::now();
         let mut lap = |index: usize| {
             steps[index].push(step.elapsed());
             step = Instant::now();
         };
-        runtime.create_pod_sandbox(&node.pod(&name)).await?;
+        if users.is_some() {
+            pod.network = PodNetwork::Path(runtime.create_pod_users(&pod).await?);
+        }
+        runtime.create_pod_sandbox(&pod).await?;
         lap(0);
         let id = runtime.create_container(&config).await?;
         lap(1);

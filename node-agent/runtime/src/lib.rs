@@ -7,7 +7,7 @@
 //! Calls are idempotent: repeating one that was cut short finishes it. What to run, and when to run it
 //! again, is the kubelet's business.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cdi;
 mod cgroup;
@@ -16,11 +16,13 @@ pub mod durable;
 mod error;
 mod ids;
 mod image;
+mod kernel;
 pub mod keyed_lock;
 pub mod logger;
 pub mod logs;
 mod paths;
 pub mod pod_init;
+pub mod pod_namespaces;
 mod sandbox;
 mod spec;
 #[cfg(feature = "testing")]
@@ -76,6 +78,16 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Takes back what was shown at `target`. Absent is success; the directory stays.
     async fn unmount_image(&self, key: &str, target: &Path) -> Result<()>;
+
+    /// Whether pods of that handler can have users of their own; the error says why not. Says the same as long as the
+    /// runtime lives.
+    fn supports_users(&self, handler: &str) -> Result<(), String>;
+
+    /// Makes the users of a pod that is to have its own, and a network namespace that belongs to them, whose path it
+    /// returns. It comes before the pod's network is set up, and that before the sandbox, which has the rest; what
+    /// `config` says of the network is not looked at.
+    /// Idempotent per pod uid.
+    async fn create_pod_users(&self, config: &PodSandboxConfig) -> Result<PathBuf>;
 
     /// Makes (or completes) what the containers of a pod share. Idempotent per pod uid.
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox>;

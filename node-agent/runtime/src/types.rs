@@ -174,11 +174,22 @@ pub struct PodSandboxConfig {
     /// Limits of the pod's cgroup as a whole.
     pub resources: Resources,
     pub sysctls: BTreeMap<String, String>,
+    /// The users that the pod has to itself; `None`: the node's.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// What runs the pod, as its RuntimeClass names it; empty where none was asked for.
     #[serde(default)]
     pub runtime_handler: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Numbers of users, and of groups, of the node: what a pod that has users of its own knows as 0 and upward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// What is root in the pod.
+    pub first: u32,
+    pub count: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,7 +24,7 @@ use fields::Fields;
 
 /// Fields of upstream's kubelet that change nothing of what pods get from this one: it has no such part, does it always,
 /// or does without. Leaving them out takes away no protection.
-const WITHOUT_MEANING: [&str; 48] = [
+const WITHOUT_MEANING: [&str; 47] = [
     "syncFrequency",
     "fileCheckFrequency",
     "httpCheckFrequency",
@@ -72,7 +72,6 @@ const WITHOUT_MEANING: [&str; 48] = [
     "localStorageCapacityIsolation",
     "imageServiceEndpoint",
     "failCgroupV1",
-    "userNamespaces",
 ];
 
 /// The flags that are on the command line, by clap's ids.
@@ -142,6 +141,7 @@ fn node(fields: &mut Fields<'_>, options: &mut Options, config: &mut Config) -> 
         let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
         options.max_pods = options.max_pods.min(per_core.saturating_mul(cores));
     }
+    sections::users(fields, options, config)?;
     if let Some(limit) = fields.unless::<i64>("pod_max_pids", "podPidsLimit")? {
         ensure!(limit == -1 || limit > 0, "podPidsLimit: {limit} is neither -1 nor more than 0");
         options.pod_max_pids = (limit > 0).then_some(limit);

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use hawser_kubelet::{Config, images::access::Verification, server::TlsLimits, shutdown::plan::Grace};
+use hawser_kubelet::{
+    Config, images::access::Verification, server::TlsLimits, shutdown::plan::Grace, users::IdPool,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 use tracing::warn;
@@ -140,6 +142,22 @@ fn lasting(name: &str, text: Option<String>, target: &mut Duration) -> anyhow::R
         }
     }
     Ok(())
+}
+
+/// After `maxPods`. What the machine says of its users is read later.
+pub(super) fn users(fields: &mut Fields<'_>, options: &Options, config: &mut Config) -> anyhow::Result<()> {
+    let Some(users) = fields.take::<UserNamespaces>("userNamespaces")? else { return Ok(()) };
+    if let Some(each) = users.ids_per_pod {
+        let pool = IdPool::new(each, options.max_pods, "", "");
+        config.users = pool.map_err(|why| anyhow::anyhow!("userNamespaces.{why}"))?;
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct UserNamespaces {
+    ids_per_pod: Option<u32>,
 }
 
 pub(super) fn shutdown(fields: &mut Fields<'_>, given: &Given, options: &mut Options) -> anyhow::Result<()> {

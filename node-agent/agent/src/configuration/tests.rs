@@ -62,6 +62,7 @@ shutdownGracePeriodCriticalPods: 10s
 nodeStatusUpdateFrequency: 5s
 imageMaximumGCAge: 24h
 registryPullQPS: 0
+userNamespaces: {idsPerPod: 131072}
 serializeImagePulls: true
 tlsMinVersion: VersionTLS13
 authentication: {x509: {clientCAFile: /ca}, webhook: {enabled: false, cacheTTL: 10s}}
@@ -93,6 +94,7 @@ authorization: {mode: Webhook, webhook: {cacheAuthorizedTTL: 0s, cacheUnauthoriz
     assert_eq!(config.image_gc.max_age, Some(Duration::from_secs(86400)));
     assert_eq!(config.registry_rate, Rate { per_second: 0, burst: 10 });
     assert_eq!(config.max_parallel_pulls, 1);
+    assert_eq!(config.users.ids_per_pod(), 131072);
     assert!(config.server.tls.only_tls13 && !config.server.reviews.tokens);
     assert_eq!(config.server.reviews.allowed_ttl, Duration::from_secs(300), "zero says nothing");
     assert_eq!(config.server.reviews.refused_ttl, Duration::from_secs(1));

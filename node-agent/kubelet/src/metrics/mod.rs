@@ -48,6 +48,9 @@ struct Inner {
     registry: Registry,
     started_pods: IntCounter,
     started_pods_errors: IntCounter,
+    /// Of pods with users of their own.
+    started_user_namespaced_pods: IntCounter,
+    started_user_namespaced_pods_errors: IntCounter,
     starts: Starts,
     containers_per_pod: Histogram,
     rejections: IntCounterVec,
@@ -113,6 +116,16 @@ impl Inner {
             "Cumulative number of errors when starting pods",
         )?;
         registry.register(Box::new(started_pods_errors.clone()))?;
+        let started_user_namespaced_pods = IntCounter::new(
+            "kubelet_started_user_namespaced_pods_total",
+            "Cumulative number of pods with user namespaces started.",
+        )?;
+        registry.register(Box::new(started_user_namespaced_pods.clone()))?;
+        let started_user_namespaced_pods_errors = IntCounter::new(
+            "kubelet_started_user_namespaced_pods_errors_total",
+            "Cumulative number of errors when starting pods with user namespaces.",
+        )?;
+        registry.register(Box::new(started_user_namespaced_pods_errors.clone()))?;
         let alignments = IntCounter::new(
             "kubelet_topology_manager_admission_requests_total",
             "The number of admission requests where resources have to be aligned.",
@@ -180,6 +193,8 @@ impl Inner {
             operation_duration,
             started_pods,
             started_pods_errors,
+            started_user_namespaced_pods,
+            started_user_namespaced_pods_errors,
             containers_per_pod,
             sandbox_duration,
             alignments,
@@ -196,7 +211,13 @@ impl Metrics {
     /// The pod runs, `since_seen` seconds after it came here.
     pub(crate) fn pod_started(&self, pod: &DesiredPod, state: &PodState, since_seen: f64, now: Timestamp) {
         self.inner.started_pods.inc();
+        self.inner.started_user_namespaced_pods.inc_by(u64::from(pod.has_own_users()));
         self.inner.starts.started(pod, state, since_seen, now);
+    }
+
+    /// What comes before the pod's containers was not made.
+    pub(crate) fn sandbox_failed(&self, pod: &DesiredPod) {
+        self.inner.started_user_namespaced_pods_errors.inc_by(u64::from(pod.has_own_users()));
     }
 
     /// An image was pulled for the pod, in which time its turn is counted.

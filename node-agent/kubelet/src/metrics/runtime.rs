@@ -79,6 +79,14 @@ impl Runtime for Metered {
         made
     }
 
+    fn supports_users(&self, handler: &str) -> Result<(), String> {
+        self.runtime.supports_users(handler)
+    }
+
+    async fn create_pod_users(&self, config: &PodSandboxConfig) -> Result<PathBuf> {
+        self.runtime.create_pod_users(config).await
+    }
+
     async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandbox>> {
         self.count("list_podsandbox", self.runtime.list_pod_sandboxes()).await
     }

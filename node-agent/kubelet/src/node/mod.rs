@@ -191,6 +191,7 @@ impl NodeKeeper {
             not_ready,
             no_network: network.err(),
             runtime: version.map_or_else(|_| "containerd://unknown".into(), |v| runtime_uri(&v)),
+            own_users: self.runtime.supports_users(status::RUNC).is_ok(),
             images,
             pressure: *self.pressure.borrow(),
             devices: self.devices.borrow().clone(),

@@ -31,6 +31,8 @@ pub struct Observed {
     pub no_network: Option<String>,
     /// `containerd://1.6.20`
     pub runtime: String,
+    /// Pods that run with runc can have users of their own.
+    pub own_users: bool,
     pub images: Vec<ContainerImage>,
     pub pressure: Pressure,
     /// Of device plugins.
@@ -63,7 +65,7 @@ pub fn node_status(
         images: Some(observed.images.clone()),
         declared_features: Some(DECLARED_FEATURES.map(str::to_owned).into()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(runtime_handlers(config)),
+        runtime_handlers: Some(runtime_handlers(config, observed.own_users)),
         node_info: Some(machine.system_info(observed.runtime.clone())),
         volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..NodeStatus::default()
@@ -74,9 +76,11 @@ pub fn node_status(
 const DECLARED_FEATURES: [&str; 1] = ["RestartAllContainersOnContainerExits"];
 
 /// runc under its own name, and as what pods get that ask for none; others, of which it is not known what they can do.
-fn runtime_handlers(config: &Config) -> Vec<NodeRuntimeHandler> {
-    let features =
-        NodeRuntimeHandlerFeatures { recursive_read_only_mounts: Some(true), user_namespaces: Some(false) };
+fn runtime_handlers(config: &Config, own_users: bool) -> Vec<NodeRuntimeHandler> {
+    let features = NodeRuntimeHandlerFeatures {
+        recursive_read_only_mounts: Some(true),
+        user_namespaces: Some(own_users),
+    };
     let handler =
         |name: &str| NodeRuntimeHandler { name: Some(name.to_owned()), features: Some(features.clone()) };
     let unknown = |name: &String| NodeRuntimeHandler { name: Some(name.clone()), features: None };
@@ -227,6 +231,7 @@ mod tests {
             now: Timestamp::from_second(second).expect("valid"),
             not_ready: not_ready.map(str::to_owned),
             runtime: "containerd://1.6.20".into(),
+            own_users: true,
             images: vec![],
             no_network: not_ready.map(str::to_owned),
             pressure: Pressure::default(),

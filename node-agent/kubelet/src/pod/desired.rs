@@ -133,6 +133,11 @@ impl DesiredPod {
         self.spec().host_network == Some(true)
     }
 
+    /// It asks for users of its own (KEP-127).
+    pub fn has_own_users(&self) -> bool {
+        self.spec().host_users == Some(false)
+    }
+
     pub fn container(&self, name: &str) -> Option<&DesiredContainer> {
         self.containers.iter().find(|c| c.name() == name)
     }

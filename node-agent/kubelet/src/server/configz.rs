@@ -30,6 +30,7 @@ pub(super) fn configz(config: &Config) -> Value {
         "clusterDomain": config.cluster_domain,
         "resolvConf": config.resolv_conf,
         "maxPods": config.max_pods,
+        "userNamespaces": { "idsPerPod": config.users.ids_per_pod() },
         "staticPodPath": config.static_pod_path,
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "seccompDefault": config.seccomp_default,

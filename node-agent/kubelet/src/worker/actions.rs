@@ -38,6 +38,7 @@ use crate::pod::{DesiredContainer, DesiredPod, Outcome};
 use crate::probes::Prober;
 use crate::qos_cgroups::QosCgroups;
 use crate::static_pods::StaticPods;
+use crate::users::Users;
 use crate::volumes::{Grown, MountOutcome, MountedVolumes, Volumes};
 
 /// How long the runtime is asked for what it does not say, and how often.
@@ -67,6 +68,7 @@ pub struct Shared {
     pub cpus: Cpus,
     pub memory: Memory,
     pub dra: Dra,
+    pub(crate) users: Users,
     pub qos_cgroups: Arc<QosCgroups>,
     pub pressure: watch::Receiver<Pressure>,
     /// The machine goes down.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hawser_api::Api;
-use hawser_runtime::{PodSandboxConfig, Resources, fault};
+use hawser_runtime::{IdRange, PodSandboxConfig, Resources, fault};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::actions::{Shared, with_source};
@@ -11,7 +11,7 @@ use crate::container::files;
 use crate::container::resources::pod_resources;
 use crate::durable;
 use crate::events::EventType;
-use crate::interfaces::{HostPort, PodNetworkRequest, PodNetworkStatus};
+use crate::interfaces::{HostPort, PodNetworkRequest};
 use crate::node::status::RUNC;
 use crate::pod::{DesiredPod, Outcome};
 use crate::qos_cgroups::pod_group;
@@ -30,6 +30,7 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
     match try_prepare_sandbox(shared, pod).await {
         Ok((ips, group)) => Outcome::SandboxReady { ips, recreated: lost, group },
         Err(message) => {
+            shared.metrics.sandbox_failed(pod);
             let text = format!("Failed to create pod sandbox: {message}");
             shared.recorder.pod(pod, EventType::Warning, "FailedCreatePodSandBox", text);
             Outcome::SandboxFailed(message)
@@ -40,28 +41,16 @@ pub(super) async fn prepare_sandbox(shared: &Shared, pod: &DesiredPod, lost: boo
 /// The pod's addresses, and the limits of its cgroup.
 async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<IpAddr>, Resources), String> {
     let runtime_handler = runtime_handler(shared, pod).await?;
-    check_user_namespace(pod)?;
+    let users = own_users(shared, pod, &runtime_handler).await?;
     let config = &shared.config;
-    let hostname = files::hostname(pod, config);
-    let (network, ips) = if pod.host_network() {
-        (hawser_runtime::PodNetwork::Host, config.node_ips.clone())
-    } else {
-        let status = shared.network.setup(&network_request(pod, &hostname)).await;
-        let PodNetworkStatus { netns, ips } =
-            status.map_err(|e| format!("failed to set up the network: {e}"))?;
-        (hawser_runtime::PodNetwork::Path(netns), ips)
-    };
-    fault::point("pod: network made");
-    files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
-    fault::point("pod: files written");
     let spec = pod.spec();
     let sysctls = spec.security_context.as_ref().and_then(|c| c.sysctls.as_ref());
-    let sandbox = PodSandboxConfig {
+    let mut sandbox = PodSandboxConfig {
         pod_uid: pod.uid().to_owned(),
         pod_name: pod.name().to_owned(),
         pod_namespace: pod.namespace().to_owned(),
-        hostname,
-        network,
+        hostname: files::hostname(pod, config),
+        network: hawser_runtime::PodNetwork::Host,
         host_ipc: spec.host_ipc == Some(true),
         host_pid: spec.host_pid == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
@@ -69,6 +58,7 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<I
         cgroup_parent: pod_group(&config.cgroup_root, spec, pod.uid()),
         resources: pod_resources(spec, config.pod_pids_limit),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        users,
         runtime_handler,
         labels: Default::default(),
         annotations: file_of(&pod.object)
@@ -76,21 +66,44 @@ async fn try_prepare_sandbox(shared: &Shared, pod: &DesiredPod) -> Result<(Vec<I
             .into_iter()
             .collect(),
     };
+    let mut ips = config.node_ips.clone();
+    if !pod.host_network() {
+        let mut request = network_request(pod, &sandbox.hostname);
+        if users.is_some() {
+            // What is set in a network is set by whom it belongs to: the pod's users come first.
+            let made = shared.runtime.create_pod_users(&sandbox).await;
+            request.netns = Some(made.map_err(|error| with_source(&error))?);
+            fault::point("pod: users made");
+        }
+        let status = shared.network.setup(&request).await;
+        let status = status.map_err(|error| format!("failed to set up the network: {error}"))?;
+        (sandbox.network, ips) = (hawser_runtime::PodNetwork::Path(status.netns), status.ips);
+    }
+    fault::point("pod: network made");
+    files::write_pod_files(config, pod, &ips).map_err(|e| with_source(&e))?;
+    fault::point("pod: files written");
     shared.qos_cgroups.update().await;
     shared.runtime.create_pod_sandbox(&sandbox).await.map_err(|e| with_source(&e))?;
     Ok((ips, sandbox.resources))
 }
 
-/// The containers join namespaces that belong to the node's users, so they cannot have users of their own. A pod that
-/// asks for these (KEP-127) is not started with less.
-fn check_user_namespace(pod: &DesiredPod) -> Result<(), String> {
-    match pod.spec().host_users {
-        Some(false) => {
-            let handler = pod.spec().runtime_class_name.as_deref().unwrap_or_default();
-            Err(format!("hostUsers: false: runtime handler {handler:?} does not support user namespaces"))
-        }
-        _ => Ok(()),
+/// The users that the pod has to itself, where it asks for some: it is not started with less.
+async fn own_users(shared: &Shared, pod: &DesiredPod, handler: &str) -> Result<Option<IdRange>, String> {
+    if !pod.has_own_users() {
+        return Ok(None);
     }
+    let spec = pod.spec();
+    let of_node =
+        [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    // The API refuses such pods, but files can describe them.
+    if let Some((field, _)) = of_node.iter().find(|(_, wanted)| *wanted == Some(true)) {
+        return Err(format!("hostUsers: false: not with {field}, which belongs to the node's users"));
+    }
+    shared.runtime.supports_users(handler).map_err(|why| {
+        format!("hostUsers: false: runtime handler {handler:?} does not support user namespaces: {why}")
+    })?;
+    let users = shared.users.of_pod(&shared.config, pod.uid()).await;
+    users.map(Some).map_err(|why| format!("hostUsers: false: {why}"))
 }
 
 /// The handler that the pod's RuntimeClass names, which has to be here. A pod keeps the one that it was first made with, the
@@ -138,6 +151,7 @@ fn network_request(pod: &DesiredPod, hostname: &str) -> PodNetworkRequest {
         namespace: pod.namespace().to_owned(),
         name: pod.name().to_owned(),
         hostname: hostname.to_owned(),
+        netns: None,
         host_ports: HostPort::of(&pod.object),
         leaves_sockets: annotation("hawser.io/socket-translation").is_some_and(|value| value == "off"),
         ingress_bits_per_second: bandwidth("ingress"),

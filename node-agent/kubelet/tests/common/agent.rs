@@ -53,6 +53,12 @@ impl LoopbackNetwork {
     }
 }
 
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    std::fs::File::create(to)?;
+    let none = None::<&str>;
+    Ok(nix::mount::mount(Some(from), to, none, nix::mount::MsFlags::MS_BIND, none)?)
+}
+
 fn ip(args: &[&str]) -> Result<(), NetworkError> {
     let output = Command::new("ip").args(args).output().map_err(|e| NetworkError(e.to_string()))?;
     match output.status.success() {
@@ -66,10 +72,14 @@ impl PodNetwork for LoopbackNetwork {
     async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
         let name = self.name(&request.pod_uid);
         let netns = PathBuf::from("/run/netns").join(&name);
-        if !netns.exists() {
+        if let Some(given) = &request.netns {
+            // Another one than before, where the pod's users are others.
+            self.teardown(&request.pod_uid).await?;
+            bind(given, &netns).map_err(|error| NetworkError(error.to_string()))?;
+        } else if !netns.exists() {
             ip(&["netns", "add", &name])?;
-            ip(&["-n", &name, "link", "set", "lo", "up"])?;
         }
+        ip(&["-n", &name, "link", "set", "lo", "up"])?;
         Ok(PodNetworkStatus { netns, ips: vec![IpAddr::from([10, 1, 0, 7])] })
     }
 

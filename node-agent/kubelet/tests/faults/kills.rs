@@ -177,9 +177,17 @@ fn wait_gone(node: &TestNode) -> Result<()> {
         .with_context(|| format!("left: {:?}", left()))
 }
 
-fn bind(node: &TestNode, image: &str) -> Result<()> {
+/// The pod that is killed over.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    image: &'a str,
+    /// `Some(false)`: it has users of its own.
+    host_users: Option<bool>,
+}
+
+fn bind(node: &TestNode, asked: Asked<'_>) -> Result<()> {
     let with_count = |name: &str| {
-        let mut container = shell(name, image, SCRIPT);
+        let mut container = shell(name, asked.image, SCRIPT);
         container.volume_mounts =
             Some(["count", "memory", "about"].map(|name| mount(name, &format!("/{name}"), None)).into());
         container
@@ -189,6 +197,7 @@ fn bind(node: &TestNode, image: &str) -> Result<()> {
     second.stdin = Some(true);
     let mut spec = spec("Always", vec![with_count("main"), second]);
     spec.share_process_namespace = Some(true);
+    spec.host_users = asked.host_users;
     let memory = EmptyDirVolumeSource { medium: Some("Memory".into()), ..EmptyDirVolumeSource::default() };
     let volume =
         |name: &str, source| Volume { name: name.into(), empty_dir: Some(source), ..Volume::default() };
@@ -222,14 +231,17 @@ fn starts(node: &TestNode) -> usize {
 }
 
 /// The points that a pod passes while it starts, and while it stops.
-fn record(node: &TestNode, image: &str) -> Result<[Vec<String>; 2]> {
+fn record(node: &TestNode, asked: Asked<'_>) -> Result<[Vec<String>; 2]> {
     let logs = ["points-start", "points-stop"].map(|name| node.dir().join(name));
     let points = |log: &Path| -> Result<Vec<String>> {
         let mut seen = BTreeSet::new();
         let text = fs::read_to_string(log)?;
         Ok(text.lines().filter(|line| seen.insert(*line)).map(str::to_owned).collect())
     };
-    bind(node, image)?;
+    for log in &logs {
+        let _ = fs::remove_file(log);
+    }
+    bind(node, asked)?;
     let victim = Victim::start(node, &[(fault::LOG, &logs[0].to_string_lossy())])?;
     wait_ready(node)?;
     drop(victim);
@@ -250,9 +262,35 @@ async fn run(chosen: impl Fn(usize) -> bool) -> Result<()> {
     let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
     // Removes what a failed test has left.
     let _network = LoopbackNetwork::of(node.cgroup());
-    let [starting, stopping] = record(&node, &image)?;
+    let asked = Asked { image: &image, host_users: None };
+    let points = record(&node, asked)?;
+    ensure!(points[0].len() > 15 && points[1].len() > 8, "{points:?}");
+    kill_at_all(&node, asked, points, chosen).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agent_that_is_killed_while_a_pod_gets_users_of_its_own_is_followed_by_one_that_goes_on() -> Result<()>
+{
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let _network = LoopbackNetwork::of(node.cgroup());
+    let asked = Asked { image: &image, host_users: Some(false) };
+    // Points that others do not pass.
+    let [mut starting, mut stopping] = record(&node, asked)?;
+    let [other_starting, other_stopping] = record(&node, Asked { host_users: None, ..asked })?;
+    starting.retain(|point| !other_starting.contains(point));
+    stopping.retain(|point| !other_stopping.contains(point));
+    ensure!(starting.len() > 6, "{starting:?}");
+    kill_at_all(&node, asked, [starting, stopping], |_| true).await
+}
+
+async fn kill_at_all(
+    node: &TestNode,
+    asked: Asked<'_>,
+    [starting, stopping]: [Vec<String>; 2],
+    chosen: impl Fn(usize) -> bool,
+) -> Result<()> {
     println!("{} points while it starts, {} while it stops", starting.len(), stopping.len());
-    ensure!(starting.len() > 15 && stopping.len() > 8, "{starting:?} {stopping:?}");
     for (number, point) in starting.iter().enumerate().filter(|(number, _)| chosen(*number)) {
         if point.starts_with("image:") {
             // No agent runs: this one takes part in nothing.
@@ -261,18 +299,18 @@ async fn run(chosen: impl Fn(usize) -> bool) -> Result<()> {
                 runtime.remove_image(&image.id).await?;
             }
         }
-        let outcome = killed_while_it_starts(&node, &image, point, number % 3 != 0);
+        let outcome = killed_while_it_starts(node, asked, point, number % 3 != 0);
         outcome.with_context(|| format!("killed at {point:?}"))?;
     }
     for (_, point) in stopping.iter().enumerate().filter(|(number, _)| chosen(*number)) {
-        killed_while_it_stops(&node, &image, point).with_context(|| format!("killed at {point:?}"))?;
+        killed_while_it_stops(node, asked, point).with_context(|| format!("killed at {point:?}"))?;
     }
     Ok(())
 }
 
 /// The next agent brings the pod up, and what ran runs on; or, where the pod is deleted meanwhile, takes it down.
-fn killed_while_it_starts(node: &TestNode, image: &str, point: &str, stays: bool) -> Result<()> {
-    bind(node, image)?;
+fn killed_while_it_starts(node: &TestNode, asked: Asked<'_>, point: &str, stays: bool) -> Result<()> {
+    bind(node, asked)?;
     kill_at(node, point)?;
     let before = node.running()?;
     if stays {
@@ -293,8 +331,8 @@ fn killed_while_it_starts(node: &TestNode, image: &str, point: &str, stays: bool
 }
 
 /// The next agent takes it down.
-fn killed_while_it_stops(node: &TestNode, image: &str, point: &str) -> Result<()> {
-    bind(node, image)?;
+fn killed_while_it_stops(node: &TestNode, asked: Asked<'_>, point: &str) -> Result<()> {
+    bind(node, asked)?;
     let victim = Victim::start(node, &[])?;
     wait_ready(node)?;
     drop(victim);
@@ -406,7 +444,7 @@ async fn shim_of_a_task_whose_creation_nobody_heard_of_ends_with_its_pod() -> Re
     let Some(node) = test_node()? else { return Ok(()) };
     let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
     let _network = LoopbackNetwork::of(node.cgroup());
-    bind(&node, &image)?;
+    bind(&node, Asked { image: &image, host_users: None })?;
     kill_at(&node, "container: task asked for")?;
     let _log = node.start_unknown_shim(&uid("web"))?;
     delete(&node)?;

@@ -26,7 +26,7 @@ use super::ask::Before;
 use super::status::task_status;
 use super::stored::{Stored, signal_number};
 use super::task_io::TaskIo;
-use super::{Inner, ask, blocking, rpc, task_io};
+use super::{Inner, ask, blocking, mapped, rpc, task_io};
 use crate::paths::{check_name, io_error, remove_dir_all, remove_file};
 use crate::spec::{self, apparmor, devices, labels, seccomp, user};
 use crate::{
@@ -49,6 +49,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The options of runc's shim that are used: `containerd.runc.v1.Options`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RuncOptions {
+    /// Whose the streams are that the shim makes.
+    #[prost(uint32, tag = "4")]
+    io_uid: u32,
+    #[prost(uint32, tag = "5")]
+    io_gid: u32,
     /// Where runc keeps its state. A directory of this node, because several nodes on one machine would
     /// share runc's usual one.
     #[prost(string, tag = "7")]
@@ -106,6 +111,16 @@ impl Inner {
             // runc refuses what it cannot write.
             config.resources.hugepage_limits.clear();
         }
+        let user = user::resolve(&config.security, &process.user, accounts)?;
+        let namespaces = self.sandboxes.shared(&pod);
+        let users = mapped::Users::of(&pod, &namespaces);
+        let directory = self.paths.container(id);
+        let mut asked_for = Vec::new();
+        if let Some(users) = &users {
+            user.check_within(users.ids.count)?;
+            asked_for = std::mem::take(&mut config.mounts);
+            config.mounts = mapped::from_places(&directory, &asked_for);
+        }
         let config = &config;
         let wanted = config.security.apparmor.clone();
         let apparmor = blocking(move || apparmor::profile(&wanted)).await?;
@@ -114,8 +129,8 @@ impl Inner {
             pod: &pod,
             container: config,
             image: process,
-            user: user::resolve(&config.security, &process.user, accounts)?,
-            namespaces: &self.sandboxes.shared(&pod),
+            user: user.clone(),
+            namespaces: &namespaces,
             join_pid: join_pid.as_deref(),
             devices: &devices,
             seccomp: seccomp::profile(&config.security)?,
@@ -129,8 +144,8 @@ impl Inner {
             cdi::apply(&edits, &mut spec)?;
         }
 
-        let stored = Stored::new(id, &pod, config, image.image_ref.clone(), stop_signal);
-        let runtime = self.runtime_of(&pod.runtime_handler)?;
+        let stored = Stored::new(id, &pod, config, image.image_ref.clone(), stop_signal, user.uid);
+        let runtime = self.runtime_of(&pod.runtime_handler, users.as_ref())?;
         let options = runtime.options.clone();
         let container = Container {
             id: id.to_owned(),
@@ -148,11 +163,20 @@ impl Inner {
         };
         self.make_record(container).await?;
         fault::point("container: record made");
-        let rootfs = self.make_snapshot(id, &image.resolved.chain_id).await?;
+        let mut rootfs = self.make_snapshot(id, &image.resolved.chain_id).await?;
         fault::point("container: snapshot made");
+        if let Some(users) = users {
+            let directory = directory.clone();
+            let mapped = blocking(move || {
+                let rootfs = mapped::map_root(&directory, &users, rootfs)?;
+                fault::point("container: layers mapped");
+                mapped::map_mounts(&directory, &users, &asked_for).map(|()| rootfs)
+            });
+            rootfs = mapped.await?;
+            fault::point("container: mounts mapped");
+        }
 
-        let (directory, container, writer) =
-            (self.paths.container(id), config.clone(), self.config.log_writer.clone());
+        let (container, writer) = (config.clone(), self.config.log_writer.clone());
         let io = blocking(move || task_io::prepare(&directory, &container, &writer)).await?;
         if config.stdin && !config.tty {
             self.outputs.watch_fifos(id);
@@ -259,6 +283,7 @@ impl Inner {
             return Ok(());
         }
         let rootfs = self.snapshot_mounts(id).await?.unwrap_or_default();
+        let rootfs = mapped::root_again(&self.paths.container(id), rootfs);
         let record = self.container(id).await?;
         let options = record.and_then(|container| container.runtime).and_then(|runtime| runtime.options);
         match self.make_task(id, rootfs, TaskIo::default(), false, options).await {
@@ -307,7 +332,8 @@ impl Inner {
 
     pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
         let absent = || Error::NotFound { kind: "container", id: id.to_owned() };
-        let pod_uid = self.stored(id).await?.ok_or_else(absent)?.pod_uid.clone();
+        let stored = self.stored(id).await?.ok_or_else(absent)?;
+        let pod_uid = stored.pod_uid.clone();
         // A process may end before containerd has answered the start. Its task is then to be deleted after the
         // answer: containerd asks the shim once more for it, and the shim goes with its last task.
         let _alone = self.pod_locks.lock(&pod_uid).await;
@@ -319,6 +345,16 @@ impl Inner {
                 let state = format!("{state:?}").to_lowercase();
                 return Err(Error::WrongState { id: id.to_owned(), state, attempted: "start" });
             }
+        }
+        if let Some(uid) = stored.own_user {
+            let pid = self.task(id).await?.ok_or_else(absent)?.pid;
+            let directory = self.paths.container(id);
+            let finish = move || {
+                mapped::give_streams(pid, uid)?;
+                mapped::clear(&directory)
+            };
+            blocking(finish).await?;
+            fault::point("container: places of mounts cleared");
         }
         let before = Before::unanswered_if(self.records.get(id).started_at.is_some());
         // Before the start: a process that ends at once must find that it was started.
@@ -448,12 +484,16 @@ impl Inner {
     async fn remove_files(&self, id: &str) -> Result<()> {
         self.records.forget(id)?;
         let directory = self.paths.container(id);
-        blocking(move || remove_dir_all(&directory)).await
+        blocking(move || {
+            mapped::clear(&directory)?;
+            remove_dir_all(&directory)
+        })
+        .await
     }
 
     /// What containerd runs containers of a handler with. Shims that are not runc's have options of their own, which are
     /// theirs to know: they get none.
-    fn runtime_of(&self, handler: &str) -> Result<ContainerRuntime> {
+    fn runtime_of(&self, handler: &str, users: Option<&mapped::Users>) -> Result<ContainerRuntime> {
         let known = self.config.handlers.get(handler);
         if known.is_none() && !handler.is_empty() && handler != RUNC {
             let message = format!("no runtime for {handler:?} is configured");
@@ -461,7 +501,10 @@ impl Inner {
         }
         let shim = known.map_or(RuntimeHandler::RUNC_SHIM, |handler| handler.shim.as_str());
         let options = (shim == RuntimeHandler::RUNC_SHIM).then(|| {
+            let root = users.map_or(0, |users| users.ids.first);
             let options = RuncOptions {
+                io_uid: root,
+                io_gid: root,
                 root: self.paths.runc_root().to_string_lossy().into_owned(),
                 binary_name: known.and_then(|handler| handler.binary.clone()).unwrap_or_default(),
             };

@@ -24,7 +24,7 @@ const GC_ROOT_LABEL: &str = "containerd.io/gc.root";
 /// Id of the image that a view shows.
 const IMAGE_LABEL: &str = "hawser.dev/image-volume";
 /// An image's files are data here: nothing of them is run.
-const FLAGS: MsFlags =
+pub(super) const FLAGS: MsFlags =
     MsFlags::MS_RDONLY.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV);
 
 impl Inner {

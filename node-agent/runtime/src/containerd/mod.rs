@@ -9,6 +9,7 @@ mod exit;
 mod fifo;
 mod image_volume;
 mod log_writers;
+mod mapped;
 mod record;
 pub(crate) mod rpc;
 mod status;
@@ -56,6 +57,8 @@ struct Inner {
     snapshotter: String,
     images: Images,
     sandboxes: Sandboxes,
+    /// Whether pods can have users of their own, or why not.
+    users: Result<(), String>,
     cgroups: Cgroups,
     paths: Paths,
     records: Records,
@@ -91,10 +94,14 @@ impl Containerd {
         let paths = Paths::new(&config);
         let cgroups = Cgroups::find()?;
         let (events, _) = broadcast::channel(EVENT_QUEUE);
+        let sandboxes = Sandboxes::new(paths.clone(), cgroups.clone(), config.log_writer.program.clone());
+        let records = Records::load(paths.clone())?;
+        let users = probe_users(&rpc, &snapshotter, &config.state_dir, &sandboxes).await;
         let inner = Arc::new(Inner {
             images: Images::new(rpc.clone(), snapshotter.clone(), config.registries.clone()),
-            sandboxes: Sandboxes::new(paths.clone(), cgroups.clone(), config.log_writer.program.clone()),
-            records: Records::load(paths.clone())?,
+            sandboxes,
+            users,
+            records,
             known: Mutex::default(),
             exec_specs: Mutex::default(),
             starting: Mutex::default(),
@@ -137,6 +144,35 @@ async fn choose_snapshotter(rpc: &Rpc) -> Result<String> {
             message: "neither overlayfs nor native was loaded".into(),
         }),
     }
+}
+
+/// Where the snapshotter keeps layers.
+async fn snapshots_directory(rpc: &Rpc, snapshotter: &str) -> Result<PathBuf> {
+    let filters = vec![format!("type==io.containerd.snapshotter.v1,id=={snapshotter}")];
+    let answer = rpc::call("list plugins", rpc.introspection().plugins(PluginsRequest { filters })).await?;
+    let root = answer.plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
+    root.map(PathBuf::from).ok_or_else(|| Error::NotFound { kind: "snapshotter", id: snapshotter.to_owned() })
+}
+
+/// Whether pods can have users of their own here: told once, as it does not change.
+async fn probe_users(
+    rpc: &Rpc,
+    snapshotter: &str,
+    state_dir: &Path,
+    sandboxes: &Sandboxes,
+) -> Result<(), String> {
+    let probed = async {
+        // The last stands for volumes in memory, as secrets are.
+        let directories =
+            vec![state_dir.to_owned(), snapshots_directory(rpc, snapshotter).await?, "/dev/shm".into()];
+        let sandboxes = sandboxes.clone();
+        blocking(move || sandboxes.probe_users(&directories)).await
+    };
+    probed.await.map_err(|error: Error| {
+        let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        tracing::info!(%error, why, "pods cannot have users of their own");
+        format!("{error}{why}")
+    })
 }
 
 /// Runs what blocks (mounts, namespaces, cgroups) where blocking is allowed.
@@ -187,6 +223,20 @@ impl Runtime for Containerd {
 
     async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
         self.inner.unmount_image(key, target).await
+    }
+
+    fn supports_users(&self, handler: &str) -> Result<(), String> {
+        let known = self.inner.config.handlers.get(handler);
+        if known.is_some_and(|handler| handler.shim != crate::RuntimeHandler::RUNC_SHIM) {
+            return Err("they are made for runc alone".to_owned());
+        }
+        self.inner.users.clone()
+    }
+
+    async fn create_pod_users(&self, config: &PodSandboxConfig) -> Result<PathBuf> {
+        let (sandboxes, config) = (self.inner.sandboxes.clone(), config.clone());
+        let _alone = self.inner.pod_locks.lock(&config.pod_uid).await;
+        blocking(move || sandboxes.create_users(&config)).await
     }
 
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
@@ -295,11 +345,6 @@ impl Runtime for Containerd {
     }
 
     async fn image_directory(&self) -> Result<PathBuf> {
-        let filters = vec![format!("type==io.containerd.snapshotter.v1,id=={}", self.inner.snapshotter)];
-        let request = PluginsRequest { filters };
-        let answer = rpc::call("list plugins", self.inner.rpc.introspection().plugins(request)).await?;
-        let root = answer.plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
-        root.map(PathBuf::from)
-            .ok_or_else(|| Error::NotFound { kind: "snapshotter", id: self.inner.snapshotter.clone() })
+        snapshots_directory(&self.inner.rpc, &self.inner.snapshotter).await
     }
 }

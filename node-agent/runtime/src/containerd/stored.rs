@@ -31,6 +31,9 @@ pub(super) struct Stored {
     pub(super) stdin: bool,
     pub(super) stdin_once: bool,
     pub(super) stop_signal: i32,
+    /// The node's number for the user that it runs as, where that is one of the pod's own.
+    #[serde(default)]
+    pub(super) own_user: Option<u32>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) annotations: BTreeMap<String, String>,
 }
@@ -42,6 +45,7 @@ impl Stored {
         container: &ContainerConfig,
         image_ref: String,
         stop_signal: i32,
+        uid: u32,
     ) -> Self {
         Self {
             pod_uid: pod.pod_uid.clone(),
@@ -57,6 +61,7 @@ impl Stored {
             stdin: container.stdin,
             stdin_once: container.stdin_once,
             stop_signal,
+            own_user: pod.users.map(|ids| ids.first + uid),
             labels: container.labels.clone(),
             annotations: container.annotations.clone(),
         }

@@ -3,10 +3,11 @@
 //!
 //! All of it lies in one directory a pod, with the configuration it was made from. The configuration is
 //! written first: whatever a crash leaves behind can be listed and removed by the pod's uid. The network
-//! namespace is made and pinned by the network crate; here it is only a path.
+//! namespace is pinned by the network crate; here it is only a path, and made only for a pod with users of its own.
 
 mod namespaces;
 mod processes;
+mod users;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 /// Paths of the namespaces that a pod's containers join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SharedNamespaces {
+    /// `None`: the node's.
+    pub(crate) users: Option<PathBuf>,
     pub(crate) network: PathBuf,
     pub(crate) uts: PathBuf,
     /// `None`: the node's.
@@ -62,17 +65,50 @@ impl Sandboxes {
         fault::point("sandbox: cgroup made");
         let shared = self.shared(config);
         if !config.host_ipc && !is_tmpfs(&shared.shm) {
-            mount_shm(&shared.shm, config.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES))?;
+            let owner = config.users.map_or(0, |ids| ids.first);
+            mount_shm(&shared.shm, config.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES), owner)?;
         }
         fault::point("sandbox: memory mounted");
-        namespaces::pin(&shared.uts, shared.ipc.as_deref(), &config.hostname)?;
+        self.pin(&directory, config, &shared)?;
         fault::point("sandbox: namespaces pinned");
         if shared.pid.is_some() {
-            let (uid, parent) = (&config.pod_uid, &config.cgroup_parent);
-            processes::start(&directory, &self.program, uid, &self.cgroups, parent)?;
+            processes::start(&directory, &self.program, shared.users.as_deref(), config, &self.cgroups)?;
         }
         self.load(&config.pod_uid)?
             .ok_or_else(|| Error::NotFound { kind: "pod sandbox", id: config.pod_uid.clone() })
+    }
+
+    /// See [`crate::Runtime::create_pod_users`].
+    pub(crate) fn create_users(&self, config: &PodSandboxConfig) -> Result<PathBuf> {
+        check_name("podUid", &config.pod_uid)?;
+        let Some(ids) = config.users else {
+            let message = "the pod has none of its own".to_owned();
+            return Err(Error::Invalid { field: "users", message });
+        };
+        let directory = self.paths.sandbox(&config.pod_uid);
+        fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
+        if self.load(&config.pod_uid)?.is_none() {
+            self.write(config)?;
+        }
+        fault::point("sandbox: configuration for users written");
+        users::pin(&directory, &self.program, &config.pod_uid, ids)?;
+        Ok(directory.join(users::NETWORK))
+    }
+
+    /// Whether pods on this node can have users of their own, with files in these directories; see [`users::probe`].
+    pub(crate) fn probe_users(&self, directories: &[PathBuf]) -> Result<()> {
+        users::probe(&self.program, directories)
+    }
+
+    fn pin(&self, directory: &Path, config: &PodSandboxConfig, shared: &SharedNamespaces) -> Result<()> {
+        let (Some(ids), Some(own)) = (config.users, &shared.users) else {
+            return namespaces::pin(&shared.uts, shared.ipc.as_deref(), &config.hostname);
+        };
+        let (program, uid) = (&self.program, &config.pod_uid);
+        users::pin(directory, program, uid, ids)?;
+        let mut wanted = vec![("uts", shared.uts.as_path())];
+        wanted.extend(shared.ipc.as_deref().map(|ipc| ("ipc", ipc)));
+        users::pin_in(own, program, uid, &config.hostname, &wanted)
     }
 
     /// A pod that is there stays in the group that it was made in, wherever new ones are put: processes cannot be
@@ -137,7 +173,7 @@ impl Sandboxes {
         let cgroup = self.load(pod_uid)?.map(|sandbox| sandbox.config.cgroup_parent);
         processes::stop(&directory)?;
         fault::point("sandbox: first process ended");
-        for name in ["uts", "ipc", processes::NAMESPACE, "shm"] {
+        for name in ["uts", "ipc", processes::NAMESPACE, "shm", users::NETWORK, users::USERS] {
             unmount(&directory.join(name))?;
         }
         fault::point("sandbox: unmounted");
@@ -157,6 +193,7 @@ impl Sandboxes {
             PodNetwork::Host => format!("/proc/{}/ns/net", std::process::id()).into(),
         };
         SharedNamespaces {
+            users: config.users.map(|_| directory.join(users::USERS)),
             network,
             uts: directory.join("uts"),
             ipc: (!config.host_ipc).then(|| directory.join("ipc")),
@@ -171,14 +208,20 @@ impl Sandboxes {
         let pid = shared
             .pid
             .is_none_or(|_| processes::first_process(&self.paths.sandbox(&config.pod_uid)).is_some());
-        ipc && pid && namespaces::is_pinned(&shared.uts) && (config.host_ipc || is_tmpfs(&shared.shm))
+        let users = shared.users.as_deref().is_none_or(namespaces::is_pinned);
+        users
+            && ipc
+            && pid
+            && namespaces::is_pinned(&shared.uts)
+            && (config.host_ipc || is_tmpfs(&shared.shm))
     }
 }
 
-fn mount_shm(path: &Path, size_bytes: u64) -> Result<()> {
+/// `owner`: user and group.
+fn mount_shm(path: &Path, size_bytes: u64, owner: u32) -> Result<()> {
     fs::create_dir_all(path).map_err(io_error("create", path))?;
     let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let options = format!("mode=1777,size={size_bytes}");
+    let options = format!("mode=1777,size={size_bytes},uid={owner},gid={owner}");
     mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|e| io_error("mount a tmpfs at", path)(e.into()))
 }

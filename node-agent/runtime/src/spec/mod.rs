@@ -84,6 +84,12 @@ pub(crate) fn build(input: &SpecInput<'_>) -> Result<Value> {
         "maskedPaths": if unmasked { &[][..] } else { defaults::MASKED_PATHS },
         "readonlyPaths": if unmasked { &[][..] } else { defaults::READ_ONLY_PATHS },
     });
+    if let Some(ids) = pod.users {
+        // Beside the namespace's path: containerd reads from it whose the container's directory is.
+        let mapping = json!([{ "containerID": 0, "hostID": ids.first, "size": ids.count }]);
+        linux["uidMappings"] = mapping.clone();
+        linux["gidMappings"] = mapping;
+    }
     if !input.devices.is_empty() {
         linux["devices"] = json!(input.devices);
     }
@@ -174,6 +180,9 @@ fn working_dir(container: &ContainerConfig, image: &ProcessConfig) -> String {
 fn namespaces(input: &SpecInput<'_>) -> Vec<Value> {
     let shared = input.namespaces;
     let mut namespaces = vec![json!({ "type": "mount" })];
+    if let Some(users) = &shared.users {
+        namespaces.push(json!({ "type": "user", "path": users }));
+    }
     if !input.pod.host_pid {
         namespaces.push(match input.join_pid.or(shared.pid.as_deref()) {
             Some(path) => json!({ "type": "pid", "path": path }),

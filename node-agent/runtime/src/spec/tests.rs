@@ -31,6 +31,7 @@ fn image() -> ProcessConfig {
 
 fn shared() -> SharedNamespaces {
     SharedNamespaces {
+        users: None,
         network: "/ns/net".into(),
         uts: "/ns/uts".into(),
         ipc: Some(PathBuf::from("/ns/ipc")),

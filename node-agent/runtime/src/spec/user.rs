@@ -9,6 +9,23 @@ pub(crate) struct User {
     pub(crate) groups: Vec<u32>,
 }
 
+impl User {
+    /// Refuses numbers that a pod with `count` users and groups of its own does not have.
+    pub(crate) fn check_within(&self, count: u32) -> Result<()> {
+        let outside = |field, id: u32| {
+            let message = format!("{id} is not among the {count} that a pod with hostUsers: false has");
+            Err(Error::Invalid { field, message })
+        };
+        if self.uid >= count {
+            return outside("securityContext.runAsUser", self.uid);
+        }
+        match [self.gid].iter().chain(&self.groups).find(|group| **group >= count) {
+            Some(group) => outside("securityContext.runAsGroup", *group),
+            None => Ok(()),
+        }
+    }
+}
+
 /// `/etc/passwd` and `/etc/group` of an image; empty where it has none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Accounts {
@@ -143,6 +160,17 @@ mod tests {
         check("supplemental groups add up", extra, "web", (101, 102, &[102, 10, 103, 5]));
         let strict = Security { supplemental_groups: vec![5], merge_image_groups: false, ..none() };
         check("strict policy", strict, "web", (101, 102, &[102, 5]));
+    }
+
+    #[test]
+    fn numbers_beyond_the_pods_own_are_refused() {
+        let user = |uid, group| User { uid, gid: 1, groups: vec![1, group] };
+        assert!(user(65535, 65535).check_within(65536).is_ok());
+        let refused = |user: User| user.check_within(65536).unwrap_err().to_string();
+        assert!(refused(user(65536, 1)).starts_with("invalid securityContext.runAsUser: 65536 is not among"));
+        assert!(
+            refused(user(1, 70000)).starts_with("invalid securityContext.runAsGroup: 70000 is not among")
+        );
     }
 
     #[test]

@@ -302,6 +302,15 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    fn supports_users(&self, _: &str) -> Result<(), String> {
+        Err("there is no kernel below".to_owned())
+    }
+
+    async fn create_pod_users(&self, config: &PodSandboxConfig) -> Result<PathBuf> {
+        self.enter("create_pod_users", &config.pod_uid)?;
+        Err(not_found("users of", &config.pod_uid))
+    }
+
     async fn create_pod_sandbox(&self, config: &PodSandboxConfig) -> Result<PodSandbox> {
         self.enter("create_pod_sandbox", &config.pod_uid)?;
         let mut state = self.state.lock();

@@ -344,6 +344,8 @@ disabled_plugins = [
     );
     let path = dir.join("containerd.toml");
     fs::write(&path, config)?;
+    // Made by containerd, root alone could enter it, and the roots of containers are below: pods' own users would find none.
+    fs::create_dir_all(dir.join("containerd"))?;
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("containerd.log"))?;
     let socket = dir.join("containerd.sock");
     let mut child = Command::new("containerd")

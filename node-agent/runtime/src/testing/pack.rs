@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 
 use crate::ids::digest_of;
 
-/// An image with one layer.
+/// An image with one layer, or more.
 #[derive(Debug, Clone, Default)]
 pub struct ImagePack {
     entries: Vec<Entry>,
+    /// What is above this layer, from below to above. Their own layers and configurations do not count.
+    above: Vec<ImagePack>,
     /// The `config` object of the image configuration: `Cmd`, `Env`, `User`, ...
     pub config: Value,
 }
@@ -79,8 +81,14 @@ impl ImagePack {
         self
     }
 
+    /// With the files of another pack as a layer above all that are there.
+    pub fn layer(mut self, files: ImagePack) -> Self {
+        self.above.push(files);
+        self
+    }
+
     /// Writes the image as an OCI image layout into `directory`, tagged `tag`. Returns the digest of its
-    /// layer.
+    /// lowest layer.
     pub fn write_layout(&self, directory: &Path, tag: &str) -> Result<String> {
         let blobs = directory.join("blobs/sha256");
         fs::create_dir_all(&blobs)?;
@@ -89,16 +97,20 @@ impl ImagePack {
             fs::write(blobs.join(digest.trim_start_matches("sha256:")), bytes)?;
             Ok(digest)
         };
-        let tar = self.tar();
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(&tar)?;
-        let layer = encoder.finish()?;
-        let layer_digest = blob(&layer)?;
+        let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+        for pack in [self].into_iter().chain(&self.above) {
+            let tar = pack.tar();
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(&tar)?;
+            let layer = encoder.finish()?;
+            diff_ids.push(digest_of(&tar));
+            layers.push((blob(&layer)?, layer.len()));
+        }
         let config = json!({
             "architecture": crate::image::config::architecture(),
             "os": "linux",
             "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [digest_of(&tar)] },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = serde_json::to_vec(&config)?;
         let manifest = json!({
@@ -109,11 +121,11 @@ impl ImagePack {
                 "digest": blob(&config)?,
                 "size": config.len(),
             },
-            "layers": [{
+            "layers": layers.iter().map(|(digest, size)| json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-                "digest": layer_digest,
-                "size": layer.len(),
-            }],
+                "digest": digest,
+                "size": size,
+            })).collect::<Vec<_>>(),
         });
         let manifest = serde_json::to_vec(&manifest)?;
         let index = json!({
@@ -128,7 +140,7 @@ impl ImagePack {
         });
         fs::write(directory.join("index.json"), serde_json::to_vec(&index)?)?;
         fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        Ok(layer_digest)
+        Ok(layers.swap_remove(0).0)
     }
 
     /// The layer, uncompressed: POSIX ustar, the same bytes every time.
