@@ -205,6 +205,7 @@ impl Kubelet {
             prober: prober.clone(),
             pods: pods.clone(),
             certificates,
+            cpus: cpus.clone(),
         };
         // After all that hears of pods, and before the API's word comes in.
         let checkpoint = Checkpoint::restore(&config, &noted);

@@ -466,23 +466,33 @@ impl Manager {
     /// Gives a pod the devices, CPUs and memory that it asks for, from nodes near to each other where that is wanted.
     async fn grant(&self, pod: &DesiredPod) -> Result<(), Verdict> {
         let Shared { devices, cpus, memory, config, metrics, .. } = &*self.shared;
+        let began = Instant::now();
         let placed = self.place(pod).await;
         if config.topology_policy != Policy::None {
-            metrics.aligned(placed.is_err());
+            metrics.placed(began.elapsed(), placed.is_err());
         }
         let (near, wishes) = placed?;
         devices.grant(pod, &near, &wishes)?;
-        cpus.grant(pod, &near)?;
-        memory.grant(pod, &near)
+        let granted = cpus.grant(pod, &near);
+        metrics.pinned_cpus(cpus.asking(pod), granted.is_err());
+        granted?;
+        let granted = memory.grant(pod, &near);
+        metrics.pinned_memory(memory.asking(pod), granted.is_err());
+        granted
     }
 
     /// The nodes that each container is to get things from, and which devices of theirs plugins prefer.
     async fn place(&self, pod: &DesiredPod) -> Result<(Near, Wishes), Verdict> {
-        let Shared { devices, cpus, memory, config, .. } = &*self.shared;
+        let Shared { devices, cpus, memory, config, metrics, .. } = &*self.shared;
         let (mut near, mut wishes) = (Near::new(), Wishes::new());
         let scope = Some(config.topology_scope).filter(|_| config.topology_policy != Policy::None);
-        let choose =
-            |hints: &[Vec<Hint>]| choose(config.topology_policy, config.numa_distances.as_ref(), hints);
+        let choose = |hints: &[Vec<Hint>]| {
+            let chosen = choose(config.topology_policy, config.numa_distances.as_ref(), hints);
+            if config.topology_policy == Policy::SingleNumaNode {
+                metrics.aligned(config.topology_scope, chosen.is_err());
+            }
+            chosen
+        };
         if scope == Some(Scope::Pod) {
             let mut hints = devices.hints_of_pod(pod);
             hints.extend(cpus.hints_of_pod(pod));

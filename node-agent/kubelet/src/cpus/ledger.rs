@@ -63,6 +63,12 @@ impl Ledger {
         given.fold(self.topology.all(), |left, cpus| left.without(cpus))
     }
 
+    /// How many CPUs are shared, and how many are not.
+    pub fn counts(&self) -> (usize, usize) {
+        let shared = self.shared().len();
+        (shared, self.topology.all().len() - shared)
+    }
+
     /// What a container may run on.
     pub fn of(&self, pod_uid: &str, container: &str) -> CpuSet {
         let own = self.entries.get(pod_uid).and_then(|containers| containers.get(container));
@@ -185,6 +191,11 @@ struct Allotment {
     free: CpuSet,
     /// What init containers leave to those after them.
     again: CpuSet,
+}
+
+/// How many of the pod's containers ask for CPUs of their own.
+pub(super) fn asking(pod: &DesiredPod) -> usize {
+    pod.containers.iter().filter(|container| exclusive(pod, container) > 0).count()
 }
 
 /// Number of CPUs that a container gets to itself.

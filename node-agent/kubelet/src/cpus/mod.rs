@@ -106,6 +106,16 @@ impl Cpus {
         self.inner.as_ref().map_or(Ok(()), |inner| inner.ledger.lock().grant(pod, near))
     }
 
+    /// How many of the pod's containers ask for CPUs of their own.
+    pub fn asking(&self, pod: &DesiredPod) -> usize {
+        self.inner.as_ref().map_or(0, |_| ledger::asking(pod))
+    }
+
+    /// How many CPUs are shared, and how many are some container's own; `None` without a policy.
+    pub fn counts(&self) -> Option<(usize, usize)> {
+        Some(self.inner.as_ref()?.ledger.lock().counts())
+    }
+
     /// Where the CPUs of a container of the pod could come from; `None` where it has none to itself.
     pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Option<Vec<Hint>> {
         self.inner.as_ref()?.ledger.lock().hints(pod, index, near)

@@ -234,6 +234,11 @@ impl Ledger {
     }
 }
 
+/// How many of the pod's containers ask for memory of certain nodes.
+pub(super) fn asking(pod: &DesiredPod) -> usize {
+    pod.containers.iter().filter(|container| !wanted(pod, container).is_empty()).count()
+}
+
 /// What a container has to get from nodes of its own.
 fn wanted(pod: &DesiredPod, container: &DesiredContainer) -> Amounts {
     let spec = pod.spec();

@@ -69,6 +69,11 @@ impl Memory {
         self.inner.as_ref().map_or(Ok(()), |inner| inner.ledger.lock().grant(pod, near))
     }
 
+    /// How many of the pod's containers ask for memory of certain nodes.
+    pub fn asking(&self, pod: &DesiredPod) -> usize {
+        self.inner.as_ref().map_or(0, |_| ledger::asking(pod))
+    }
+
     /// Where the memory of a container of the pod could come from, for each kind of it.
     pub fn hints(&self, pod: &DesiredPod, index: usize, near: &Near) -> Vec<Vec<Hint>> {
         self.inner.as_ref().map_or_else(Vec::new, |inner| inner.ledger.lock().hints(pod, index, near))

@@ -4,6 +4,7 @@
 //! usage; probes count for themselves ([`crate::probes`]).
 
 pub mod cadvisor;
+mod pinning;
 mod process;
 pub mod resource;
 mod runtime;
@@ -22,6 +23,7 @@ use prometheus::{
 };
 
 use crate::config::{Config, KUBELET_VERSION};
+use crate::cpus::Cpus;
 use crate::manager::Pods;
 use crate::pod::{ContainerKind, DesiredPod, PodState};
 use crate::probes::Prober;
@@ -29,6 +31,7 @@ use crate::static_pods::is_static;
 use crate::stats::Collector;
 use crate::volumes::pod_certificate::PodCertificates;
 use hawser_runtime::ContainerState;
+use pinning::Pinning;
 use start::Starts;
 use text::Exposition;
 use tokio::time::Instant;
@@ -60,8 +63,7 @@ struct Inner {
     listed_at: Mutex<Option<Instant>>,
     sandbox_duration: HistogramVec,
     sandbox_errors: IntCounterVec,
-    alignments: IntCounter,
-    alignment_errors: IntCounter,
+    pinning: Pinning,
     started_containers: IntCounterVec,
     started_containers_errors: IntCounterVec,
     operations: IntCounterVec,
@@ -126,16 +128,6 @@ impl Inner {
             "Cumulative number of errors when starting pods with user namespaces.",
         )?;
         registry.register(Box::new(started_user_namespaced_pods_errors.clone()))?;
-        let alignments = IntCounter::new(
-            "kubelet_topology_manager_admission_requests_total",
-            "The number of admission requests where resources have to be aligned.",
-        )?;
-        registry.register(Box::new(alignments.clone()))?;
-        let alignment_errors = IntCounter::new(
-            "kubelet_topology_manager_admission_errors_total",
-            "The number of admission request failures where resources could not be aligned.",
-        )?;
-        registry.register(Box::new(alignment_errors.clone()))?;
         let help = "Duration in seconds of runtime operations. Broken down by operation type.";
         let operation_duration = HistogramVec::new(
             HistogramOpts::new("kubelet_runtime_operations_duration_seconds", help)
@@ -197,8 +189,7 @@ impl Inner {
             started_user_namespaced_pods_errors,
             containers_per_pod,
             sandbox_duration,
-            alignments,
-            alignment_errors,
+            pinning: Pinning::new(&registry)?,
             list_duration,
             list_interval,
             listed_at: Mutex::default(),
@@ -233,12 +224,6 @@ impl Metrics {
     /// The node has taken a pod.
     pub(crate) fn taken(&self, pod: &DesiredPod) {
         self.inner.containers_per_pod.observe(pod.spec().containers.len() as f64);
-    }
-
-    /// What the pod asks for was to come from the same NUMA nodes.
-    pub(crate) fn aligned(&self, failed: bool) {
-        self.inner.alignments.inc();
-        self.inner.alignment_errors.inc_by(u64::from(failed));
     }
 
     /// `reason` is the one that the pod's status shows.
@@ -312,6 +297,7 @@ pub struct Telemetry {
     pub(crate) prober: Prober,
     pub(crate) pods: Pods,
     pub(crate) certificates: Arc<PodCertificates>,
+    pub(crate) cpus: Cpus,
 }
 
 impl Telemetry {
@@ -326,6 +312,7 @@ impl Telemetry {
         });
         volumes::render(&mut out, measured);
         volumes::render_certificates(&mut out, &self.certificates.states());
+        pinning::render_cpus(&mut out, self.cpus.counts());
         process::render(&mut out);
         encode(&self.metrics.inner.registry) + &out.finish()
     }
