@@ -175,6 +175,9 @@ async fn a_node_asks_for_pods_that_it_runs_and_tells_the_truth_about_them() {
     check(&scene.node("n2").get(&REQUESTS, Some("shop"), name).await, Some(403), "another's");
     check(&node.delete(&REQUESTS, Some("shop"), name, None).await, Some(403), "taking it back");
     check(&node.update(&REQUESTS, &scene.issued(&asked), "status").await, Some(403), "answering itself");
+    let admin = scene.running.admin();
+    check(&admin.delete(&REQUESTS, Some("shop"), name, None).await, None, "an admin takes it back");
+    check(&node.get(&REQUESTS, Some("shop"), name).await, Some(403), "a node is not told that it is gone");
     scene.running.stop().await;
 }
 

@@ -65,8 +65,9 @@ const TUNNEL: Mode = Mode::Vxlan { vni: 1, port: 8472 };
 const USAGE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long an agent with a record of its pod range waits for what the API says of it.
 const API_WAIT: Duration = Duration::from_secs(3);
-/// When routes to nodes that could not be set are tried again.
+/// When routes to nodes that could not be set are tried again: twice as long after each time.
 const NODES_AGAIN: Duration = Duration::from_secs(1);
+const NODES_AGAIN_AT_LAST: Duration = Duration::from_secs(60);
 /// How long containerd may take to come up before the agent gives up, and whoever supervises it sees that.
 const CONTAINERD_WAIT: Duration = Duration::from_secs(60);
 
@@ -432,6 +433,7 @@ async fn run_network(
     let service_path_ended = service_path.start(proxy_config(options, uplink)?, &caches.objects.services)?;
 
     let follow_nodes = async {
+        let mut wait = NODES_AGAIN;
         loop {
             let mut are_set = true;
             if caches.objects.nodes.is_synced() {
@@ -439,8 +441,11 @@ async fn run_network(
                 are_set = pod_network.set_nodes(&caches.objects.nodes, &options.node_name).await;
             }
             tokio::select! {
-                changed = node_changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(NODES_AGAIN), if !are_set => {}
+                changed = node_changes.changed() => match changed {
+                    Ok(()) => wait = NODES_AGAIN,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(wait), if !are_set => wait = (2 * wait).min(NODES_AGAIN_AT_LAST),
             }
         }
     };

@@ -1,7 +1,8 @@
 //! Which users of the node a pod has to itself (`hostUsers: false`, KEP-127).
 //!
 //! Each such pod has a range of numbers, of users and groups alike, that no other has. It is noted in the pod's directory
-//! before anything is made with it, as upstream's kubelet notes it, and is the pod's as long as the directory is there.
+//! before anything is made with it, as upstream's kubelet notes it, and is the pod's until it has ended, or, where its
+//! processes are shared, as long as the directory is there.
 //! There is no other list: who gives one away reads the notes of all pods, of which there are few.
 
 use std::fs;
@@ -62,9 +63,11 @@ impl IdPool {
                 "the numbers of {DELEGATE:?} must begin at a multiple of {UNIT}, not at {first}"
             ));
         }
-        if of_users.is_some() && pods < max_pods {
+        if pods < max_pods {
+            let whose =
+                if of_users.is_some() { format!("of {DELEGATE:?}") } else { "of the node".to_owned() };
             return Err(format!(
-                "the {count} numbers of {DELEGATE:?} are too few for {max_pods} pods with {each} each"
+                "idsPerPod: the {count} numbers {whose} are too few for {max_pods} pods with {each} each"
             ));
         }
         Ok(Self { first, each, pods })
@@ -120,6 +123,28 @@ impl Users {
             give(&config, &uid)
         });
         given.await.map_err(|error| error.to_string())?
+    }
+
+    /// The range that the pod was given earlier.
+    pub(crate) async fn known(&self, config: &Arc<Config>, uid: &str) -> Result<Option<IdRange>, String> {
+        let note = config.pod_dir(uid).join(NOTE);
+        let known = tokio::task::spawn_blocking(move || read(&note));
+        known.await.map_err(|error| error.to_string())?
+    }
+
+    /// The pod has ended, and no process is left that has any of its numbers. Repeating it is harmless.
+    pub(crate) async fn release(&self, config: &Arc<Config>, uid: &str) -> Result<(), String> {
+        let (turn, note) = (self.turn.clone(), config.pod_dir(uid).join(NOTE));
+        let removed = tokio::task::spawn_blocking(move || {
+            let _alone = turn.lock();
+            match fs::remove_file(&note) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    Err(format!("cannot remove {}: {error}", note.display()))
+                }
+                _ => Ok(()),
+            }
+        });
+        removed.await.map_err(|error| error.to_string())?
     }
 }
 
@@ -188,7 +213,9 @@ impl Note {
     fn range(&self) -> Option<IdRange> {
         match (&self.uid_mappings[..], &self.gid_mappings[..]) {
             ([users], [groups]) if users == groups && users.container_id == 0 => {
-                Some(IdRange { first: users.host_id, count: users.length })
+                let range = IdRange { first: users.host_id, count: users.length };
+                let is_sound = range.first >= UNIT && range.count > 0;
+                Some(range).filter(|_| is_sound && range.first.checked_add(range.count).is_some())
             }
             _ => None,
         }
@@ -224,9 +251,20 @@ mod tests {
         let first = async |uid: &str| users.of_pod(&config, uid).await.map(|range| range.first / UNIT);
         assert_eq!((first("c").await, first("d").await, first("a").await), (Ok(3), Ok(2), Ok(1)));
 
-        fs::remove_dir_all(config.pod_dir("d")).expect("removed");
-        fs::write(config.pod_dir("c").join(NOTE), "{}").expect("written");
-        assert!(first("e").await.expect_err("whose are they?").contains("pods/c/userns"));
+        assert!(first("e").await.is_err());
+        users.release(&config, "d").await.expect("given back");
+        users.release(&config, "d").await.expect("given back before");
+        assert_eq!(users.known(&config, "d").await, Ok(None));
+        assert_eq!((first("e").await, first("d").await.is_err()), (Ok(2), true));
+        assert_eq!(users.known(&config, "e").await.map(|known| known.is_some()), Ok(true));
+
+        fs::remove_dir_all(config.pod_dir("e")).expect("removed");
+        for damaged in
+            ["{}".to_owned(), text.replace("131072", "0"), text.replace("\"length\":65536", "\"length\":0")]
+        {
+            fs::write(config.pod_dir("c").join(NOTE), damaged).expect("written");
+            assert!(first("f").await.expect_err("whose are they?").contains("pods/c/userns"));
+        }
     }
 
     #[test]
@@ -244,7 +282,9 @@ mod tests {
         let made = |first, each, pods| Ok(IdPool { first, each, pods });
         assert_eq!(pool(UNIT, 110, ""), made(UNIT, UNIT, 110));
         assert_eq!(pool(2 * UNIT, 110, "root:1:2\nkubelets:1:1\n"), made(UNIT, 2 * UNIT, 110));
-        assert_eq!(pool(UNIT, u32::MAX, "").map(|pool| pool.pods), Ok(65534), "there are no more numbers");
+        assert_eq!(pool(UNIT, 65534, "").map(|pool| pool.pods), Ok(65534));
+        assert!(pool(UNIT, 65535, "").is_err(), "there are no more numbers");
+        assert!(pool(u32::MAX - UNIT + 1, 110, "").is_err(), "for no pod at all");
         assert_eq!(pool(UNIT, 2, "a:1:2\nkubelet:1310720:196608\n"), made(20 * UNIT, UNIT, 3));
         for (name, each, text) in [
             ("no multiple", 1000, ""),

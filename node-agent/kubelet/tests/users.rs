@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::agent::{Agent, mount, shell, test_node};
 use common::{is_ready, pod, spec, uid};
+use hawser_kubelet::users::IdPool;
 use hawser_runtime::Runtime as _;
 use hawser_runtime::testing::ImagePack;
 use k8s_openapi::ByteString;
@@ -214,6 +215,36 @@ async fn ranges_are_the_pods_own_and_stay_theirs() -> Result<()> {
         .await?;
     assert_eq!(map_of(&agent, "other").await?[1], 131072, "kept");
     for name in ["other", "third"] {
+        agent.delete_pod(name, 1);
+    }
+    agent.wait("the pods to go", || agent.api.pods().is_empty().then_some(())).await?;
+    agent.expect_empty(&node).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_of_pods_that_have_ended_are_given_to_others() -> Result<()> {
+    let Some(node) = test_node()? else { return Ok(()) };
+    let (image, _) = node.push(&ImagePack::busybox()?, "busybox:1")?;
+    let agent = Agent::start_set(&node, |config| {
+        config.users = IdPool::new(1 << 16, 1, "", "").expect("a pool of one range");
+    })
+    .await?;
+    let own = |name: &str, script: &str| {
+        let mut spec = spec("Never", vec![shell("main", &image, script)]);
+        spec.host_users = Some(false);
+        pod(name, spec)
+    };
+    agent.api.put_pod(&own("web", "id; echo end"));
+    let has_ended = || {
+        let phase = agent.api.pod("web")?.status?.phase?;
+        (phase == "Succeeded").then_some(())
+    };
+    agent.wait("the first one to end", has_ended).await?;
+    agent.api.put_pod(&own("other", STAY));
+    wait_ready(&agent, "other").await?;
+    assert_eq!(map_of(&agent, "other").await?, [0, 65536, 65536]);
+    ensure!(log_of(&agent, "web", "main", "end").await?.contains("uid=0"), "its log is there");
+    for name in ["web", "other"] {
         agent.delete_pod(name, 1);
     }
     agent.wait("the pods to go", || agent.api.pods().is_empty().then_some(())).await?;

@@ -95,5 +95,7 @@ fn become_root() -> nix::Result<()> {
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     nix::unistd::setresgid(group, group, group)?;
     setgroups(&[])?;
-    nix::unistd::setresuid(user, user, user)
+    nix::unistd::setresuid(user, user, user)?;
+    // Whatever `fs.suid_dumpable` says: who could trace this process would be among the node's files.
+    nix::sys::prctl::set_dumpable(false)
 }

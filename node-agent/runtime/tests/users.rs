@@ -10,8 +10,11 @@ use anyhow::{Context, Result};
 use common::{eventually, node, run_to_end, wait_log, with_busybox};
 use hawser_runtime::testing::{ImagePack, TestNode};
 use hawser_runtime::{
-    ContainerConfig, Containerd, ExecRequest, IdRange, Mount, PodNetwork, PodSandboxConfig, Runtime, Security,
+    ContainerConfig, Containerd, ExecRequest, IdRange, Mount, MountPropagation, PodNetwork, PodSandboxConfig,
+    Runtime, Security,
 };
+
+use nix::mount::{MntFlags, MsFlags, mount as mount_, umount2};
 
 const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
@@ -184,6 +187,52 @@ async fn processes_that_are_shared_belong_to_the_pods_users_too() -> Result<()> 
         .with_context(|| format!("{:?}", node.left_behind()))
 }
 
+/// What is mounted there, and shared with all that is made of it, as most machines have theirs.
+struct SharedMount(std::path::PathBuf);
+
+impl SharedMount {
+    fn new(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)?;
+        let none = None::<&str>;
+        mount_(Some("test"), path, Some("tmpfs"), MsFlags::empty(), none)?;
+        let made = Self(path.to_owned());
+        mount_(none, path, none, MsFlags::MS_SHARED, none)?;
+        Ok(made)
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_mounted_below_a_shared_volume_stays_there() -> Result<()> {
+    let Some(node) = node()? else { return Ok(()) };
+    let (runtime, image) = with_busybox(&node).await?;
+    sandbox(&runtime, &node, "own", 1, |_| {}).await?;
+    let volume = SharedMount::new(&node.dir().join("shared"))?;
+    let below = SharedMount::new(&volume.0.join("below"))?;
+    fs::write(below.0.join("file"), "content\n")?;
+    for propagation in [MountPropagation::Private, MountPropagation::HostToContainer] {
+        let shown = Mount { propagation, ..mount(&volume.0, "/data") };
+        let script = format!("cat /data/below/file; {STAY}");
+        let container = node.container("own", "reads", &image, &script);
+        let config = ContainerConfig { mounts: vec![shown], ..container };
+        let (id, _) = start(&runtime, &config).await?;
+        assert!(wait_log(&config.log_path, 1).await?.contains("content"), "{propagation:?}");
+        let look = ["cat", "/data/below/file"].map(str::to_owned);
+        let seen = runtime.exec_sync(&id, &look, std::time::Duration::from_secs(20), 1000).await?;
+        assert_eq!(&*seen.stdout, b"content\n", "{propagation:?}: in the container");
+        assert!(below.0.join("file").exists(), "{propagation:?}: on the node");
+        runtime.remove_container(&id).await?;
+        assert!(below.0.join("file").exists(), "{propagation:?}: on the node, after it");
+        fs::remove_file(&config.log_path)?;
+    }
+    Ok(())
+}
+
 /// An image of many layers: the paths of their places are longer together than the kernel takes in one mount.
 fn many_layers() -> Result<ImagePack> {
     let layers = (0..50)
@@ -196,23 +245,38 @@ async fn image_of_many_layers_is_a_root_and_a_volume() -> Result<()> {
     let Some(node) = node()? else { return Ok(()) };
     let runtime = node.connect().await?;
     let (root, _) = node.push(&many_layers()?, "layers:1")?;
-    let two = ImagePack::default().directory("d").file("d/below", 0o600, "below\n");
-    let two = two.layer(ImagePack::default().directory("d").file("d/above", 0o600, "above\n"));
-    let (data, _) = node.push(&two, "data:1")?;
+    let deep = ImagePack::default().directory("d").file("d/below", 0o600, "below\n");
+    let between = (0..40).map(|number| ImagePack::default().file(&format!("{number}"), 0o600, "x"));
+    let deep = between.fold(deep, ImagePack::layer);
+    let deep = deep.layer(ImagePack::default().directory("d").file("d/above", 0o600, "above\n"));
+    let (data, _) = node.push(&deep, "data:1")?;
     for image in [&root, &data] {
         runtime.pull_image(image, &[], None).await?;
     }
     let volume = node.dir().join("volume");
     runtime.mount_image(&data, "a-data", &volume).await?;
+    // As a subPath shows them.
+    let parts = [node.dir().join("part"), node.dir().join("one-file")];
+    fs::create_dir(&parts[0])?;
+    fs::write(&parts[1], "")?;
+    for (part, within) in parts.iter().zip(["d", "d/above"]) {
+        mount_(Some(&volume.join(within)), part, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    }
     runtime.create_pod_sandbox(&node.pod("plain")).await?;
     sandbox(&runtime, &node, "own", 1, |_| {}).await?;
     let script = "ls /layers | wc -l; stat -c '%u:%g %a' /layers/0 /layers/49 /data/d/above; cat /data/d/above /data/d/below; \
-                  touch /data/d/new 2>/dev/null || echo read-only; echo own > /layers/0; cat /layers/0";
+                  touch /data/d/new 2>/dev/null || echo read-only; ls /part; cat /file; touch /part/new 2>/dev/null || echo read-only; echo own > /layers/0; cat /layers/0";
     for pod in ["plain", "own"] {
-        let shown = Mount { read_only: true, no_exec: true, ..mount(&volume, "/data") };
-        let config = ContainerConfig { mounts: vec![shown], ..node.container(pod, "reads", &root, script) };
-        let expected = "50\n0:0 640\n0:0 640\n0:0 600\nabove\nbelow\nread-only\nown\n";
+        let shown = [(&volume, "/data"), (&parts[0], "/part"), (&parts[1], "/file")];
+        let shown =
+            shown.map(|(on_node, path)| Mount { read_only: true, no_exec: true, ..mount(on_node, path) });
+        let config = ContainerConfig { mounts: shown.into(), ..node.container(pod, "reads", &root, script) };
+        let expected =
+            "50\n0:0 640\n0:0 640\n0:0 600\nabove\nbelow\nread-only\nabove\nbelow\nabove\nread-only\nown\n";
         assert_eq!(run_to_end(&runtime, &config).await?, expected, "{pod}");
+    }
+    for part in &parts {
+        umount2(part, MntFlags::MNT_DETACH)?;
     }
     runtime.unmount_image("a-data", &volume).await?;
     Ok(())

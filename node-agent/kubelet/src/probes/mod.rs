@@ -239,13 +239,19 @@ impl Prober {
         None
     }
 
+    /// Once, and again at its time. All probes share one task: what one does wrong is its own.
     async fn run_one(&self, entry: Arc<Entry>, runtime: Arc<dyn Runtime>, due: Instant) {
-        let began = Instant::now();
-        let check = AssertUnwindSafe(check::check(&*runtime, &entry.target)).catch_unwind();
-        let result = check.await.unwrap_or_else(|_| {
+        if AssertUnwindSafe(self.check(&entry, &*runtime)).catch_unwind().await.is_err() {
             error!(pod = entry.target.pod.name, container = entry.target.container, "a probe panicked");
-            None
-        });
+        }
+        let next = (due + period(&entry.target.probe)).max(Instant::now());
+        let next = on_tick(self.shared.epoch, next);
+        self.schedule(entry, next);
+    }
+
+    async fn check(&self, entry: &Entry, runtime: &dyn Runtime) {
+        let began = Instant::now();
+        let result = check::check(runtime, &entry.target).await;
         if entry.ended.load(Ordering::Acquire) {
             return;
         }
@@ -266,9 +272,6 @@ impl Prober {
                 });
             }
         }
-        let next = (due + period(&entry.target.probe)).max(Instant::now());
-        let next = on_tick(self.shared.epoch, next);
-        self.schedule(entry, next);
     }
 }
 

@@ -5,9 +5,9 @@
 //! of upstream's `pkg/volume/util/atomic_writer.go`, which programs rely on to notice changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use hawser_runtime::fault;
@@ -114,7 +114,8 @@ fn write_file(root: &Path, path: &Path, file: &PayloadFile, group: Option<u32>) 
     if let Some(parent) = full.parent() {
         DirBuilder::new().mode(0o755).recursive(true).create(parent)?;
     }
-    let mut out = File::create(&full)?;
+    // Nobody else's before its owner and mode are set: it may be a key.
+    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&full)?;
     out.write_all(&file.content)?;
     if file.uid.is_some() || group.is_some() {
         chown(&full, file.uid, group)?;

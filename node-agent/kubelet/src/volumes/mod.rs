@@ -220,8 +220,10 @@ impl Volumes {
     /// Makes all volumes of the pod, or brings them up to date. Idempotent. One that fails holds up none of the others.
     pub async fn mount(&self, pod: &DesiredPod, ips: &[std::net::IpAddr]) -> MountOutcome {
         let mut outcome = MountOutcome::default();
+        // All of them together wait so long for certificates.
+        let deadline = Instant::now() + pod_certificate::PATIENCE;
         for volume in pod.spec().volumes.iter().flatten() {
-            if let Err(source) = self.mount_into(&mut outcome, pod, ips, volume).await {
+            if let Err(source) = self.mount_into(&mut outcome, pod, ips, volume, deadline).await {
                 outcome.failed.push(MountError { volume: volume.name.clone(), source });
                 outcome.refresh_within(RETRY);
             }
@@ -236,6 +238,7 @@ impl Volumes {
         pod: &DesiredPod,
         ips: &[std::net::IpAddr],
         volume: &Volume,
+        deadline: Instant,
     ) -> Result<(), VolumeError> {
         let (tokens, renew_at) = self.tokens_for(pod, volume).await?;
         if let Some(renew_at) = renew_at {
@@ -250,8 +253,8 @@ impl Volumes {
         let mut bundles = Bundles::new();
         if pod_certificate::projections(volume).next().is_some() {
             let dir = volume_dir(&self.config, pod.uid(), volume);
-            let is_online = self.objects.pods.is_synced();
-            let (shown, due) = self.certificates.bundles(pod, volume, &dir, is_online).await?;
+            let deadline = self.objects.pods.is_synced().then_some(deadline);
+            let (shown, due) = self.certificates.bundles(pod, volume, &dir, deadline).await?;
             bundles = shown;
             due.into_iter().for_each(|left| outcome.refresh_within(left.max(CERTIFICATES_AGAIN)));
         }

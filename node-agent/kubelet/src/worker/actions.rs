@@ -455,7 +455,12 @@ async fn try_remove(
 }
 
 pub async fn release(shared: &Shared, pod: &DesiredPod) -> Outcome {
-    cleaned_up(pod, give_back(shared, pod, false).await, Outcome::Released)
+    let mut given_back = give_back(shared, pod, false).await;
+    // Where its processes are shared, their first one is there until the pod goes.
+    if given_back.is_ok() && pod.has_own_users() && pod.spec().share_process_namespace != Some(true) {
+        given_back = shared.users.release(&shared.config, pod.uid()).await;
+    }
+    cleaned_up(pod, given_back, Outcome::Released)
 }
 
 pub async fn tear_down(shared: &Shared, pod: &DesiredPod) -> Outcome {

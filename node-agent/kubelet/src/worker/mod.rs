@@ -96,6 +96,8 @@ pub struct Worker {
     volumes: MountedVolumes,
     /// When the volumes are brought up to date.
     refresh: Refresh,
+    /// What does so now, and what is cancelled when it has ended.
+    refreshing: Option<(AbortHandle, CancellationToken)>,
     /// Containers that could not be looked at, and when they are again.
     look_again: BTreeSet<ContainerId>,
     look_again_at: Option<Instant>,
@@ -146,6 +148,7 @@ impl Worker {
             stops: HashMap::new(),
             volumes: MountedVolumes::default(),
             refresh: Refresh::default(),
+            refreshing: None,
             look_again: BTreeSet::new(),
             look_again_at: None,
             probes: BTreeMap::new(),
@@ -315,9 +318,19 @@ impl Worker {
                 let (running, group) = (self.to_resize(), self.state.group.clone());
                 self.tasks.spawn(async move { (resize::resize(&shared, &pod, running, group).await, None) })
             }
-            Action::Release => self.tasks.spawn(async move { (actions::release(&shared, &pod).await, None) }),
+            Action::Release => {
+                let refresh_ended = self.end_refresh();
+                self.tasks.spawn(async move {
+                    refresh_ended.await;
+                    (actions::release(&shared, &pod).await, None)
+                })
+            }
             Action::TearDown => {
-                self.tasks.spawn(async move { (actions::tear_down(&shared, &pod).await, None) })
+                let refresh_ended = self.end_refresh();
+                self.tasks.spawn(async move {
+                    refresh_ended.await;
+                    (actions::tear_down(&shared, &pod).await, None)
+                })
             }
             Action::Delete => {
                 let reported = self.reporter.flushed();
@@ -397,10 +410,25 @@ impl Worker {
             return;
         }
         let (shared, pod) = (self.shared.clone(), self.pod.clone());
-        self.tasks.spawn(async move {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        let handle = self.tasks.spawn(async move {
+            let _guard = guard;
             let (_, mounted) = actions::mount_volumes(&shared, &pod).await;
             (Outcome::VolumesReady, Some(mounted))
         });
+        self.refreshing = Some((handle, ended));
+    }
+
+    /// Cuts short what brings the volumes up to date, and waits until it writes no more: they are about to go.
+    fn end_refresh(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let refreshing = self.refreshing.take();
+        async move {
+            if let Some((handle, ended)) = refreshing {
+                handle.abort();
+                ended.cancelled().await;
+            }
+        }
     }
 
     fn local_pod(&self) -> LocalPod {

@@ -99,6 +99,9 @@ async fn own_users(shared: &Shared, pod: &DesiredPod, handler: &str) -> Result<O
     if let Some((field, _)) = of_node.iter().find(|(_, wanted)| *wanted == Some(true)) {
         return Err(format!("hostUsers: false: not with {field}, which belongs to the node's users"));
     }
+    if let Some(known) = shared.users.known(&shared.config, pod.uid()).await? {
+        return Ok(Some(known));
+    }
     shared.runtime.supports_users(handler).map_err(|why| {
         format!("hostUsers: false: runtime handler {handler:?} does not support user namespaces: {why}")
     })?;

@@ -195,7 +195,12 @@ impl Client for FakeApi {
         *self.reads.lock().entry(target.resource.resource.to_string()).or_default() += 1;
         self.check_up().await?;
         let found = self.objects.lock().get(&place(target)).map(|v| v.to_string().into());
-        found.ok_or_else(|| Error::not_found(&target.resource, target.name.as_deref().unwrap_or("")))
+        let name = target.name.as_deref().unwrap_or("");
+        found.ok_or_else(|| match &*target.resource.resource {
+            // What a node may see of these follows from what they say.
+            "podcertificaterequests" => Error::forbidden(&target.resource, name, "no relationship found"),
+            _ => Error::not_found(&target.resource, name),
+        })
     }
 
     async fn list(&self, target: &Target, options: &ListOptions) -> Result<List, Error> {

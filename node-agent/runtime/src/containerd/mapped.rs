@@ -8,12 +8,16 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount as RootMount;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc::{MOUNT_ATTR_NOEXEC, MOUNT_ATTR_RDONLY};
-use nix::mount::{MntFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 use super::image_volume::FLAGS as IMAGE_FLAGS;
 use crate::kernel::{Reach, copy_of_mount, mount_at, set_attributes};
@@ -58,18 +62,23 @@ pub(super) fn map_mounts(directory: &Path, users: &Users, mounts: &[Mount]) -> R
         // Images are always shown so; what is mounted elsewhere keeps its own ways.
         if mount.read_only
             && mount.no_exec
-            && let Some(layers) = layers_of_view(&mount_table, &mount.host_path)
+            && let Some(view) = View::at(&mount_table, &mount.host_path)
         {
-            map_view(directory, number, &namespace, &layers)?;
+            map_view(directory, number, &namespace, &view)?;
             continue;
         }
         let mut attributes = if mount.read_only { MOUNT_ATTR_RDONLY } else { 0 };
         attributes |= if mount.no_exec { MOUNT_ATTR_NOEXEC } else { 0 };
         let source = &mount.host_path;
         let copy = copy_of_mount(source, Reach::Tree).map_err(io_error("copy the mount of", source))?;
-        let seen = set_attributes(&copy, 0, Some(&namespace), Reach::Tree).or_else(|_| {
-            // Something that is mounted below: it stays as it is, nobody's among the pod's users, as upstream.
-            set_attributes(&copy, 0, Some(&namespace), Reach::Top)
+        let seen = set_attributes(&copy, 0, Some(&namespace), Reach::Tree).or_else(|error| {
+            match error.raw_os_error().map(Errno::from_raw) {
+                // Something that is mounted below: it stays as it is, nobody's among the pod's users, as upstream.
+                Some(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP) => {
+                    set_attributes(&copy, 0, Some(&namespace), Reach::Top)
+                }
+                _ => Err(error),
+            }
         });
         seen.map_err(|error| Error::Invalid {
             field: "volumeMounts.mountPath",
@@ -116,20 +125,35 @@ fn map_part(path: &Path, place: &Path, namespace: &File, attributes: u64) -> Res
     mount_at(&copy, place).map_err(io_error("mount at", place))
 }
 
-/// An image that is a volume, mounted once more of its layers: an overlay itself cannot be seen through users, they can.
-fn map_view(directory: &Path, number: usize, namespace: &File, layers: &[String]) -> Result<()> {
-    let places: Vec<_> = (0..layers.len())
-        .map(|layer| directory.join(PLACES).join(format!("view-{number}-{layer}")))
-        .collect();
-    for (layer, place) in layers.iter().zip(&places) {
-        map_part(Path::new(layer), place, namespace, MOUNT_ATTR_RDONLY)?;
+/// An image that is a volume, or a part of it, mounted once more of its layers: an overlay itself cannot be seen through
+/// users, they can.
+fn map_view(directory: &Path, number: usize, namespace: &File, view: &View) -> Result<()> {
+    let mut layers = Vec::new();
+    for (layer, path) in view.layers.iter().enumerate() {
+        let place = directory.join(PLACES).join(format!("view-{number}-{layer}"));
+        map_part(Path::new(path), &place, namespace, MOUNT_ATTR_RDONLY)?;
+        let opened = open(&place, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        layers.push(opened.map_err(|error| io_error("open", &place)(error.into()))?);
     }
     let place = place_of_mount(directory, number);
-    make_place(&place, true)?;
-    let places: Vec<_> = places.iter().map(|place| place.to_string_lossy()).collect();
-    let options = format!("{LOWER}{}", places.join(":"));
-    mount(Some("overlay"), &place, Some("overlay"), IMAGE_FLAGS, Some(options.as_str()))
-        .map_err(|error| io_error("mount at", &place)(error.into()))
+    let whole = match view.part.as_os_str().is_empty() {
+        true => place.clone(),
+        false => directory.join(PLACES).join(format!("view-{number}")),
+    };
+    make_place(&whole, true)?;
+    // By descriptors: the paths of many layers are longer than the kernel takes in one mount.
+    let names: Vec<_> = layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
+    let options = format!("{LOWER}{}", names.join(":"));
+    mount(Some("overlay"), &whole, Some("overlay"), IMAGE_FLAGS, Some(options.as_str()))
+        .map_err(|error| io_error("mount at", &whole)(error.into()))?;
+    if whole == place {
+        return Ok(());
+    }
+    let part = whole.join(&view.part);
+    let is_directory = fs::metadata(&part).map_err(io_error("look at", &part))?.is_dir();
+    let copy = copy_of_mount(&part, Reach::Top).map_err(io_error("copy the mount of", &part))?;
+    make_place(&place, is_directory)?;
+    mount_at(&copy, &place).map_err(io_error("mount at", &place))
 }
 
 fn mount_table() -> Result<String> {
@@ -137,14 +161,26 @@ fn mount_table() -> Result<String> {
     fs::read_to_string(path).map_err(io_error("read", path))
 }
 
-/// The layers, from above to below, of an overlay that is mounted there and takes no writes; by mountinfo (proc(5)).
-fn layers_of_view(mount_table: &str, path: &Path) -> Option<Vec<String>> {
-    let is_there = |line: &&str| line.split(' ').nth(4).map(Path::new) == Some(path);
-    let (_, file_system) = mount_table.lines().rfind(is_there)?.split_once(" - ")?;
-    let options = file_system.strip_prefix("overlay ")?.split_once(' ')?.1;
-    let lower = options.split(',').find_map(|option| option.strip_prefix(LOWER))?;
-    let is_written = options.split(',').any(|option| option.starts_with(UPPER));
-    (!is_written).then(|| lower.split(':').map(str::to_owned).collect())
+/// An overlay that takes no writes.
+#[derive(Debug, PartialEq, Eq)]
+struct View {
+    /// From above to below.
+    layers: Vec<String>,
+    /// Which part of it is mounted, by its path in there; empty for all of it.
+    part: PathBuf,
+}
+
+impl View {
+    /// What is mounted there, where it is one; by mountinfo (proc(5)).
+    fn at(mount_table: &str, path: &Path) -> Option<Self> {
+        let is_there = |line: &&str| line.split(' ').nth(4).map(Path::new) == Some(path);
+        let line = mount_table.lines().rfind(is_there)?;
+        let part = line.split(' ').nth(3)?.trim_start_matches('/').into();
+        let options = line.split_once(" - ")?.1.strip_prefix("overlay ")?.split_once(' ')?.1;
+        let lower = options.split(',').find_map(|option| option.strip_prefix(LOWER))?;
+        let is_written = options.split(',').any(|option| option.starts_with(UPPER));
+        (!is_written).then(|| Self { layers: lower.split(':').map(str::to_owned).collect(), part })
+    }
 }
 
 /// What the root is mounted from, where [`map_root`] has been here for it.
@@ -158,14 +194,21 @@ pub(super) fn give_streams(pid: u32, uid: u32) -> Result<()> {
     for number in 0..=2 {
         let path = PathBuf::from(format!("/proc/{pid}/fd/{number}"));
         match fs::metadata(&path) {
-            Ok(stream) if stream.file_type().is_fifo() => {
-                chown(&path, Some(uid), None).map_err(io_error("give away", &path))?;
-            }
+            Ok(stream) if stream.file_type().is_fifo() => match chown(&path, Some(uid), None) {
+                Err(error) if !has_ended(&error) => return Err(io_error("give away", &path)(error)),
+                _ => {}
+            },
             // It has ended, or it is no pipe.
             _ => {}
         }
     }
     Ok(())
+}
+
+/// What is said of the files of a process that is no more.
+fn has_ended(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::ENOENT | Errno::ESRCH))
 }
 
 /// Clears all places. None is success.
@@ -178,9 +221,16 @@ pub(super) fn clear(directory: &Path) -> Result<()> {
     for entry in entries {
         let place = entry.map_err(io_error("list", &places))?.path();
         loop {
+            // A copy of what is shared is its peer: what is unmounted below it would go there too.
+            let apart = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            match mount(None::<&str>, &place, None::<&str>, apart, None::<&str>) {
+                Ok(()) => {}
+                Err(Errno::EINVAL) => break,
+                Err(error) => return Err(io_error("set apart the mount at", &place)(error.into())),
+            }
             match umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => {}
-                Err(nix::errno::Errno::EINVAL) => break,
+                Err(Errno::EINVAL) => break,
                 Err(error) => return Err(io_error("unmount", &place)(error.into())),
             }
         }
@@ -301,11 +351,14 @@ mod tests {
     fn layers_of_an_image_that_is_a_volume_are_found() {
         let table = "20 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
                      21 20 0:50 / /v/image ro,nosuid shared:7 - overlay overlay ro,lowerdir=/s/2/fs:/s/1/fs,index=off\n\
+                     23 20 0:50 /models /v/part ro,nosuid - overlay overlay ro,lowerdir=/s/2/fs:/s/1/fs\n\
                      22 20 0:51 / /v/other rw - overlay overlay rw,lowerdir=/s/1/fs,upperdir=/s/3/fs,workdir=/s/3/work\n";
-        let layers = |path: &str| layers_of_view(table, Path::new(path));
-        assert_eq!(layers("/v/image"), Some(vec!["/s/2/fs".into(), "/s/1/fs".into()]));
+        let view = |path: &str| View::at(table, Path::new(path));
+        let layers = || vec!["/s/2/fs".to_owned(), "/s/1/fs".to_owned()];
+        assert_eq!(view("/v/image"), Some(View { layers: layers(), part: PathBuf::new() }));
+        assert_eq!(view("/v/part"), Some(View { layers: layers(), part: "models".into() }));
         for none in ["/", "/v", "/v/other"] {
-            assert_eq!(layers(none), None, "{none}");
+            assert_eq!(view(none), None, "{none}");
         }
     }
 

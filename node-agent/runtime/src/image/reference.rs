@@ -5,7 +5,7 @@
 
 use crate::{Error, PullErrorKind, Result};
 
-/// Bytes of a name, its registry included.
+/// Bytes of a repository, without its registry.
 const MAX_NAME_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
 const MIN_DIGEST_DIGITS: usize = 32;
@@ -72,7 +72,7 @@ fn read(image: &str) -> std::result::Result<Reference, &'static str> {
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("invalid reference format: repository name must be lowercase");
     }
-    if path.len() == 64 && is_hex(path) {
+    if image.len() == 64 && is_digits(image) {
         return Err("invalid repository name: it cannot be 64 hexadecimal digits");
     }
     if !is_registry(registry) || !path.split('/').all(is_path_part) || !tag.is_none_or(is_tag) {
@@ -81,15 +81,16 @@ fn read(image: &str) -> std::result::Result<Reference, &'static str> {
     if let Some(digest) = digest {
         check_digest(digest)?;
     }
-    if name.len() > MAX_NAME_BYTES {
-        return Err("repository name must not be more than 255 characters");
-    }
     let registry = if registry == FORMER_REGISTRY { DEFAULT_REGISTRY } else { registry };
     let is_familiar = registry == DEFAULT_REGISTRY && !path.contains('/');
+    let repository = if is_familiar { format!("library/{path}") } else { path.to_owned() };
+    if repository.len() > MAX_NAME_BYTES {
+        return Err("repository name must not be more than 255 characters");
+    }
     let tag = tag.or(digest.is_none().then_some("latest"));
     Ok(Reference {
         registry: registry.to_owned(),
-        repository: if is_familiar { format!("library/{path}") } else { path.to_owned() },
+        repository,
         tag: tag.map(str::to_owned),
         digest: digest.map(str::to_owned),
     })
@@ -144,7 +145,7 @@ fn check_digest(digest: &str) -> std::result::Result<(), &'static str> {
     };
     if !algorithm.split(['+', '.', '-', '_']).all(is_part)
         || digits.len() < MIN_DIGEST_DIGITS
-        || !is_hex(digits)
+        || !is_digits(digits)
     {
         return Err("invalid reference format");
     }
@@ -155,8 +156,9 @@ fn check_digest(digest: &str) -> std::result::Result<(), &'static str> {
     }
 }
 
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_hexdigit())
+/// Hexadecimal digits, small ones.
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The name under which an image is recorded. A digest says more than a tag beside it.
@@ -178,7 +180,7 @@ fn repository(reference: &Reference) -> String {
 /// An image id rather than a reference: `sha256:<64 hex>`.
 pub(crate) fn is_image_id(image: &str) -> bool {
     let hex = image.strip_prefix("sha256:").unwrap_or("");
-    hex.len() == 64 && is_hex(hex)
+    hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -207,22 +209,36 @@ mod tests {
         check("[fd00::7]/app", "[fd00::7]/app:latest");
         check("a__b/c-----d/e.f_g:V1.2-x_", "docker.io/a__b/c-----d/e.f_g:V1.2-x_");
         check("my-registry:5000/x", "my-registry:5000/x:latest");
-        let longest = format!("h.io/{}", "a".repeat(250));
+        let longest = format!("h.io/{}", "a".repeat(255));
         check(&longest, &format!("{longest}:latest"));
+        let hex = "a".repeat(64);
+        check(&format!("h.io/{hex}"), &format!("h.io/{hex}:latest"));
+        check(&format!("{hex}:v1"), &format!("docker.io/library/{hex}:v1"));
     }
 
     #[test]
     fn nonsense_is_refused() {
         let (digits, tag) = ("a".repeat(64), "t".repeat(129));
-        let [unknown, too_long, digits_alone, twice, short, long_tag] = [
+        let [unknown, too_long, too_long_with_library, digits_alone, capitals, twice, short, long_tag] = [
             format!("busybox@md9:{digits}"),
-            format!("h.io/{}", "a".repeat(251)),
+            format!("h.io/{}", "a".repeat(256)),
+            "z".repeat(248),
             digits.clone(),
+            format!("x@sha256:{}", "A".repeat(64)),
             format!("x@sha256:{digits}@sha256:{digits}"),
             format!("x@sha512:{digits}"),
             format!("x:{tag}"),
         ];
-        let generated = [&unknown, &too_long, &digits_alone, &twice, &short, &long_tag];
+        let generated = [
+            &unknown,
+            &too_long,
+            &too_long_with_library,
+            &digits_alone,
+            &capitals,
+            &twice,
+            &short,
+            &long_tag,
+        ];
         #[rustfmt::skip]
         let written = [
             "", "UPPER/Case", "UPPER", "a b", "x:", ":1", "x:-1", "x:a:b", "busybox@sha256:abc", "busybox@", "@", "/", "/x",

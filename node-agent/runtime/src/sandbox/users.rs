@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use super::namespaces::{is_pinned, pin_from};
-use super::unmount;
+use super::{processes, unmount};
 use crate::fault;
 use crate::paths::io_error;
 use crate::pod_namespaces::{MODE, NEW_USERS};
@@ -26,7 +26,8 @@ pub(super) fn pin(directory: &Path, program: &Path, pod_uid: &str, ids: IdRange)
     let users = directory.join(USERS);
     if !is_pinned(&users) {
         // They would belong to users that are gone.
-        for name in [NETWORK, "uts", "ipc"] {
+        processes::stop(directory)?;
+        for name in [NETWORK, "uts", "ipc", processes::NAMESPACE] {
             unmount(&directory.join(name))?;
         }
         let maker = Maker::start(program, &[pod_uid.as_ref(), NEW_USERS.as_ref()])?;

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::Wanted;
@@ -19,6 +20,9 @@ pub(super) const VERSIONS: &[&str] =
 
 /// How long a client may take to open its streams.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the process may take to read what a client that has gone had sent.
+const LAST_INPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sizes are a few dozen bytes.
 const MAX_SIZE_BYTES: usize = 4096;
@@ -123,15 +127,15 @@ async fn read(
         // No more streams can come: the connection has ended.
         while streams.recv().await.is_some() {}
     };
-    let passing_on = async {
-        tokio::join!(stdin, sizes);
-        // The end of the input is not the end: the client waits for output.
-        std::future::pending().await
+    let ended = ended.shared();
+    let given_up = async {
+        ended.clone().await;
+        tokio::time::sleep(LAST_INPUT_TIMEOUT).await;
     };
     tokio::select! {
-        // Also where the process does not take what was sent last.
-        () = ended => {}
-        () = passing_on => {}
+        // The end of the input is not the end: the client waits for output.
+        _ = async { tokio::join!(stdin, sizes, ended.clone()) } => {}
+        () = given_up => {}
     }
 }
 
@@ -214,7 +218,7 @@ mod tests {
         tokio::join!(transport, process, reads).2
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn client_that_goes_while_its_input_is_not_taken_ends_the_session() {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (streams, connection) = spdy::serve(server);

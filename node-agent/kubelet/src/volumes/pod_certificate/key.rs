@@ -74,9 +74,12 @@ pub(super) fn jitter(most: Duration) -> Duration {
 }
 
 /// The certificates of a text, without what stands around and in their blocks; empty where there are none.
-pub(super) fn certificates(text: &str) -> String {
+///
+/// # Errors
+/// A block that cannot be read.
+pub(super) fn certificates(text: &str) -> Result<String, String> {
     let blocks = CertificateDer::pem_slice_iter(text.as_bytes());
-    blocks.map_while(Result::ok).map(|der| pem("CERTIFICATE", &der)).collect()
+    blocks.map(|der| Ok(pem("CERTIFICATE", &der.map_err(|error| error.to_string())?))).collect()
 }
 
 /// What the volume shows of the projection, and when that ends; `None` where it is not all there.
@@ -94,7 +97,7 @@ pub(super) fn shown_in(dir: &Path, projection: &PodCertificateProjection) -> Opt
     let (_, parsed) = X509Certificate::from_der(&leaf).ok()?;
     let ends = Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()?;
     let key = pem("PRIVATE KEY", key.secret_pkcs8_der());
-    Some((Bundle { key, chain: certificates(&chain) }, ends))
+    Some((Bundle { key, chain: certificates(&chain).ok()? }, ends))
 }
 
 #[cfg(test)]
@@ -132,7 +135,10 @@ mod tests {
         let mut params = CertificateParams::default();
         params.not_after = rcgen::date_time_ymd(2030, 1, 1);
         let chain = params.self_signed(&key).expect("a certificate").pem();
-        let bundle = Bundle { key: pem("PRIVATE KEY", key.serialized_der()), chain: certificates(&chain) };
+        let bundle = Bundle {
+            key: pem("PRIVATE KEY", key.serialized_der()),
+            chain: certificates(&chain).expect("a chain"),
+        };
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
         write("both", &(bundle.key.clone() + "a remark\n" + &chain));
         write("key", &bundle.key);

@@ -39,14 +39,14 @@ pub use key::Bundle;
 /// What sources show, by their place in the volume.
 pub type Bundles = BTreeMap<usize, Arc<Bundle>>;
 
-/// How long a volume waits for its first certificates before it is said to lack them: signers are programs.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a pod's volumes wait for their first certificates before they are said to lack them: signers are programs.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// A new certificate is asked for when the signer says so, or up to this much later. (The API sees to it that the old one is
 /// good for ten minutes more.)
 const MOST_JITTER: Duration = Duration::from_secs(300);
 /// Without the API, whether it is back is looked at so often.
 const OFFLINE: Duration = Duration::from_secs(10);
-/// Of one node. Who finds no room tries again as after an error.
+/// Of one node, of a signer. Who finds no room tries again as after an error.
 const MOST_OPEN_REQUESTS: usize = 256;
 
 /// A source of a pod: volume and place.
@@ -79,8 +79,8 @@ impl PodCertificates {
         Self { client, node_name, nodes, kept: Mutex::default() }
     }
 
-    /// What the volume's sources show now, and when it has to be written again. `dir` is where it is; `is_online` is
-    /// whether the API has answered since the agent began.
+    /// What the volume's sources show now, and when it has to be written again. `dir` is where it is; it is waited for first
+    /// certificates until `deadline`, `None` where the API has not answered since the agent began.
     ///
     /// # Errors
     /// A source without a certificate, or one whose signer refuses.
@@ -89,21 +89,21 @@ impl PodCertificates {
         pod: &DesiredPod,
         volume: &Volume,
         dir: &Path,
-        is_online: bool,
+        deadline: Option<Instant>,
     ) -> Result<(Bundles, Option<Duration>), VolumeError> {
-        let deadline = Instant::now() + PATIENCE;
         let mut bundles = Bundles::new();
         let mut due: Option<Instant> = None;
         let mut wrong = None;
         for (index, projection) in projections(volume) {
             let source = (volume.name.clone(), index);
             self.find(pod, &source, projection, dir);
-            if is_online {
+            if let Some(deadline) = deadline {
                 self.advance(pod, &source, projection, deadline).await;
             }
             let known = self.on(pod.uid(), &source, |record| (record.shown(), record.due_at()));
             let (shown, again) = known.unwrap_or_else(|| (Err("the pod is gone".to_owned()), None));
-            let again = again.map(|at| if is_online { at } else { at.max(Instant::now() + OFFLINE) });
+            let offline = Instant::now() + OFFLINE;
+            let again = again.map(|at| if deadline.is_some() { at } else { at.max(offline) });
             due = due.into_iter().chain(again).min();
             match shown {
                 Ok(bundle) => drop(bundles.insert(index, bundle)),
@@ -152,7 +152,12 @@ impl PodCertificates {
         let sources = kept.entry(pod.uid().to_owned()).or_default();
         sources.entry(source.clone()).or_insert_with(|| {
             let now = Instant::now();
-            let found = shown_in(dir, projection).map(|(bundle, ends)| (bundle, instant_of(ends, now)));
+            let found = shown_in(dir, projection).map(|(bundle, ends)| {
+                let expires_at = instant_of(ends, now);
+                // Not all of a cluster at once where all agents are replaced.
+                let may_wait = expires_at > now + 3 * MOST_JITTER;
+                (bundle, if may_wait { now + jitter(MOST_JITTER) } else { now }, expires_at)
+            });
             Kept { signer: projection.signer_name.clone(), record: Record::new(found, now) }
         });
     }
@@ -197,10 +202,10 @@ impl PodCertificates {
     }
 
     async fn ask(&self, pod: &DesiredPod, projection: &PodCertificateProjection) -> Result<Request, String> {
-        let open = |kept: &Kept| kept.record.is_asking();
+        let open = |kept: &Kept| kept.record.is_asking() && kept.signer == projection.signer_name;
         let count = self.kept.lock().values().flat_map(BTreeMap::values).filter(|kept| open(kept)).count();
         if count >= MOST_OPEN_REQUESTS {
-            return Err(format!("{count} certificates are asked for already, and none is issued"));
+            return Err(format!("{count} certificates of this signer are asked for already"));
         }
         let new = generate(&projection.key_type)?;
         let node = self.nodes.get(&ObjectKey::new("", &self.node_name));
@@ -261,7 +266,8 @@ impl PodCertificates {
         let target = Target::object(resource, Some(pod.namespace()), &request.name);
         let named = |error: hawser_api::Error| format!("PodCertificateRequest {:?}: {error}", request.name);
         let found = match self.client.get(&target).await {
-            Err(error) if error.is_not_found() => None,
+            // A node is not told of a request that is not there, only that it has no right to it.
+            Err(error) if error.is_not_found() || error.code() == 403 => None,
             found => Some(found.and_then(|found| decode::<PodCertificateRequest>(&found)).map_err(named)?),
         };
         let found = found.filter(|found| found.metadata.uid.as_deref() == Some(&request.uid));
@@ -278,8 +284,13 @@ impl PodCertificates {
         };
         let state = match answer.type_.as_str() {
             "Issued" => {
-                let (bundle, refresh_at, expires_at) = read(&status, request, now)?;
-                self.on(pod.uid(), source, |record| record.issued(bundle, refresh_at, expires_at, now));
+                self.on(pod.uid(), source, |record| match read(&status, request, now) {
+                    Ok((bundle, refresh_at, expires_at)) => {
+                        record.issued(bundle, refresh_at, expires_at, now)
+                    }
+                    // An answer does not change any more.
+                    Err(message) => record.refused("failed", message),
+                });
                 return Ok(());
             }
             "Denied" => "denied",
@@ -303,6 +314,7 @@ fn read(
     let lacking = |what: &str| format!("PodCertificateRequest {:?} is issued without {what}", request.name);
     let at = |time: &Option<Time>| time.as_ref().map(|time| instant_of(time.0, now));
     let chain = certificates(status.certificate_chain.as_deref().unwrap_or_default());
+    let chain = chain.map_err(|why| lacking(&format!("a chain that can be read: {why}")))?;
     if chain.is_empty() {
         return Err(lacking("a certificate"));
     }

@@ -12,7 +12,7 @@ use super::key::Bundle;
 
 /// Between looks at a request: as long as it is old, within these.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
-const LAST_LOOK: Duration = Duration::from_secs(60);
+const LAST_LOOK: Duration = Duration::from_secs(120);
 /// After errors: doubling.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(300);
@@ -66,9 +66,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// `found` is what the volume has from an earlier agent, and when it expires: it is shown until there is a new one.
-    pub(super) fn new(found: Option<(Bundle, Instant)>, now: Instant) -> Self {
-        let issued = |(bundle, expires_at)| Issued { bundle: Arc::new(bundle), refresh_at: now, expires_at };
+    /// `found` is what the volume has from an earlier agent, which is shown until there is a new one, when that is to be asked
+    /// for, and when what was found expires.
+    pub(super) fn new(found: Option<(Bundle, Instant, Instant)>, now: Instant) -> Self {
+        let issued =
+            |(bundle, refresh_at, expires_at)| Issued { bundle: Arc::new(bundle), refresh_at, expires_at };
         Self {
             issued: found.map(issued),
             asked: None,
@@ -116,8 +118,7 @@ impl Record {
     }
 
     pub(super) fn issued(&mut self, bundle: Bundle, refresh_at: Instant, expires_at: Instant, now: Instant) {
-        *self = Self::new(Some((bundle, expires_at)), now);
-        self.issued.iter_mut().for_each(|issued| issued.refresh_at = refresh_at);
+        *self = Self::new(Some((bundle, refresh_at, expires_at)), now);
     }
 
     /// `state` as the metric names it.
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn errors_wait_longer_and_longer_and_take_nothing_away() {
         let now = Instant::now();
-        let mut record = Record::new(Some((bundle("found"), now + HOUR)), now);
+        let mut record = Record::new(Some((bundle("found"), now, now + HOUR)), now);
         for delay in [1, 2, 4] {
             record.failed("down".to_owned(), now);
             assert_eq!(record.due_at(), Some(now + seconds(delay)));
@@ -287,7 +288,7 @@ mod tests {
     #[test]
     fn a_refusal_is_the_last_word() {
         let now = Instant::now();
-        let mut record = Record::new(Some((bundle("found"), now + HOUR)), now);
+        let mut record = Record::new(Some((bundle("found"), now, now + HOUR)), now);
         record.asked(request("a"), now);
         record.refused("denied", "no".to_owned());
         assert_eq!(record.shown().unwrap_err(), "no");
