@@ -251,7 +251,7 @@ mod tests {
                 looks += 1;
             }
         }
-        assert!((15..30).contains(&looks), "{looks} within a quarter of an hour");
+        assert!((10..20).contains(&looks), "{looks} within a quarter of an hour");
     }
 
     #[test]
