@@ -482,7 +482,9 @@ impl Inner {
     }
 
     async fn remove_files(&self, id: &str) -> Result<()> {
+        let alone = self.records.changing.lock(id).await;
         self.records.forget(id)?;
+        drop(alone);
         let directory = self.paths.container(id);
         blocking(move || {
             mapped::clear(&directory)?;

@@ -5,7 +5,7 @@
 //! An exit that cannot be written (the disk is full) has happened all the same: it is known in memory, and written later,
 //! before containerd is let forget it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 
 use jiff::Timestamp;
@@ -16,6 +16,9 @@ use crate::durable::{self, UNFINISHED};
 use crate::keyed_lock::KeyedLock;
 use crate::paths::{Paths, io_error, remove_file};
 use crate::{ContainerExit, Result};
+
+/// How many forgotten containers are remembered as such: late news of one comes within a list of containerd's.
+const FORGOTTEN: usize = 1024;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct ExitRecord {
@@ -31,6 +34,9 @@ pub(super) struct Records {
     pub(super) changing: KeyedLock,
     /// Ids of those that are not on disk as they are known; a part of `known`.
     unwritten: Mutex<HashSet<String>>,
+    /// The latest that were forgotten, and not started again. A list that was under way when one was removed, or an event,
+    /// may still tell of its end, which is to leave nothing.
+    forgotten: Mutex<VecDeque<String>>,
 }
 
 impl Records {
@@ -53,7 +59,8 @@ impl Records {
             known.insert(id.to_owned(), record.unwrap_or_default());
         }
         let changing = KeyedLock::default();
-        Ok(Self { paths, known: Mutex::new(known), changing, unwritten: Mutex::default() })
+        let (unwritten, forgotten) = (Mutex::default(), Mutex::default());
+        Ok(Self { paths, known: Mutex::new(known), changing, unwritten, forgotten })
     }
 
     pub(super) fn get(&self, id: &str) -> ExitRecord {
@@ -64,11 +71,15 @@ impl Records {
         let record = ExitRecord { started_at: Some(at), exit: None };
         self.write(id, &record)?;
         self.known.lock().insert(id.to_owned(), record);
+        self.forgotten.lock().retain(|forgotten| forgotten != id);
         Ok(())
     }
 
     /// True when this is news. Written here, or by [`Self::write_again`].
     pub(super) fn exited(&self, id: &str, exit: &ContainerExit) -> bool {
+        if self.forgotten.lock().iter().any(|forgotten| forgotten == id) {
+            return false;
+        }
         let mut known = self.known.lock();
         let record = known.entry(id.to_owned()).or_default();
         if record.exit.is_some() {
@@ -100,6 +111,10 @@ impl Records {
         remove_file(&self.paths.record(id))?;
         self.known.lock().remove(id);
         self.unwritten.lock().remove(id);
+        let mut forgotten = self.forgotten.lock();
+        forgotten.retain(|known| known != id);
+        forgotten.truncate(FORGOTTEN - 1);
+        forgotten.push_front(id.to_owned());
         Ok(())
     }
 
@@ -139,6 +154,28 @@ mod tests {
             relist_interval: Duration::ZERO,
         };
         Records::load(Paths::new(&config)).unwrap()
+    }
+
+    #[test]
+    fn late_news_of_a_container_that_was_forgotten_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let exit = ContainerExit {
+            exit_code: 3,
+            finished_at: Timestamp::UNIX_EPOCH,
+            oom_killed: false,
+            unobserved: false,
+        };
+        let records = load(dir.path());
+        records.started("one", Timestamp::UNIX_EPOCH).unwrap();
+        records.forget("one").unwrap();
+        assert!(!records.exited("one", &exit));
+        assert_eq!((records.ids(), load(dir.path()).ids()), (vec![], vec![]));
+        records.started("one", Timestamp::UNIX_EPOCH).unwrap();
+        assert!(records.exited("one", &exit), "it was made anew");
+        for number in 0..2 * FORGOTTEN {
+            records.forget(&number.to_string()).unwrap();
+        }
+        assert_eq!(records.forgotten.lock().len(), FORGOTTEN);
     }
 
     #[test]
