@@ -156,15 +156,19 @@ mod tests {
         Records::load(Paths::new(&config)).unwrap()
     }
 
-    #[test]
-    fn late_news_of_a_container_that_was_forgotten_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let exit = ContainerExit {
+    fn exit() -> ContainerExit {
+        ContainerExit {
             exit_code: 3,
             finished_at: Timestamp::UNIX_EPOCH,
             oom_killed: false,
             unobserved: false,
-        };
+        }
+    }
+
+    #[test]
+    fn late_news_of_a_container_that_was_forgotten_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let exit = exit();
         let records = load(dir.path());
         records.started("one", Timestamp::UNIX_EPOCH).unwrap();
         records.forget("one").unwrap();
@@ -181,12 +185,7 @@ mod tests {
     #[test]
     fn exit_that_cannot_be_written_is_known_and_written_later() {
         let dir = tempfile::tempdir().unwrap();
-        let exit = ContainerExit {
-            exit_code: 3,
-            finished_at: Timestamp::UNIX_EPOCH,
-            oom_killed: false,
-            unobserved: false,
-        };
+        let exit = exit();
         let records = load(dir.path());
         records.started("one", Timestamp::UNIX_EPOCH).unwrap();
         // No file can be made where one is written first.
